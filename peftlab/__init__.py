@@ -1,0 +1,1 @@
+"""peftlab: one bench for parameter-efficient fine-tuning."""

@@ -1,0 +1,1 @@
+"""Data: sources, formats, tokens, batches and their order."""

@@ -1,0 +1,95 @@
+"""The errors that a user can cause or meet, one class and one exit code for each kind."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+EXIT_CODES = {
+    0: "good",
+    1: "a fault inside peftlab (please report it; --debug shows where)",
+    2: "the recipe or the command line is wrong",
+    3: "the model cannot be found, read or built",
+    4: "the data cannot be found, read or used",
+    5: "the method cannot be applied to this model",
+    6: "training diverged: a loss or gradient is not finite",
+    7: "out of memory",
+    8: "the run directory, a checkpoint or an adapter cannot be read or written",
+    9: "a library or device that this recipe needs is missing",
+    10: "at least one run of a comparison failed",
+    130: "interrupted from the keyboard (SIGINT)",
+    143: "terminated (SIGTERM)",
+}
+
+
+class PeftlabError(Exception):
+    """A foreseeable fault; its message is one line with cause, place and remedy."""
+
+    exit_code = 1
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One fault in a recipe: key path, what is wrong, and where (line is 1-based, None if unknown)."""
+
+    path: str
+    message: str
+    file: str | None = None
+    line: int | None = None
+
+    def __str__(self) -> str:
+        place = f"{self.file}:{self.line}: " if self.file and self.line else f"{self.file}: " if self.file else ""
+        return f"{place}{self.path + ': ' if self.path else ''}{self.message}"
+
+
+class RecipeError(PeftlabError):
+    """Every problem found in one recipe, at once; one line each."""
+
+    exit_code = 2
+
+    def __init__(self, problems: list[Problem] | str):
+        self.problems = [Problem("", problems)] if isinstance(problems, str) else list(problems)
+        super().__init__("\n".join(str(problem) for problem in self.problems))
+
+
+class UsageError(PeftlabError):
+    exit_code = 2
+
+
+class ModelError(PeftlabError):
+    exit_code = 3
+
+
+class DataError(PeftlabError):
+    exit_code = 4
+
+
+class MethodError(PeftlabError):
+    exit_code = 5
+
+
+class DivergedError(PeftlabError):
+    exit_code = 6
+
+
+class OutOfMemoryError(PeftlabError):
+    exit_code = 7
+
+
+class StorageError(PeftlabError):
+    exit_code = 8
+
+
+class MissingRequirementError(PeftlabError):
+    exit_code = 9
+
+
+class ComparisonError(PeftlabError):
+    exit_code = 10
+
+
+def nearest(name: str, known) -> str:
+    """Return `; did you mean 'x'?` for the closest known name, or the empty string."""
+    from difflib import get_close_matches
+
+    close = get_close_matches(str(name), [str(k) for k in known], n=1, cutoff=0.6)
+    return f"; did you mean {close[0]!r}?" if close else ""

@@ -1,0 +1,1 @@
+"""Evaluation: losses, metrics and generated text on held-out rows."""

@@ -1,0 +1,1 @@
+"""Memory: measured while a run goes."""

@@ -1,0 +1,91 @@
+"""The report types that every command shares: parameters, memory and the result of a run."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, computed_field
+
+
+class Report(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class CountRow(Report):
+    """Parameters of one group: a kind or a layer."""
+
+    name: str
+    total: int
+    trainable: int
+
+
+class ParameterReport(Report):
+    """Logical counts: a 4-bit weight counts as what it stands for, a tied weight once.
+
+    `active` is what one token uses (less than `total` only with experts), `stored_bytes` what the result of
+    the run takes on disk as tensors.
+    """
+
+    total: int
+    trainable: int
+    active: int
+    stored_bytes: int
+    kinds: list[CountRow]
+    layers: list[CountRow]
+
+    @computed_field
+    @property
+    def fraction(self) -> float:
+        return self.trainable / self.total if self.total else 0.0
+
+
+class MemoryReport(Report):
+    """Peak memory in bytes, predicted or measured, by category (at the peak) and by phase (its own peak)."""
+
+    source: Literal["measured", "predicted"]
+    device: str
+    peak_bytes: int
+    categories: dict[str, int] = Field(default_factory=dict)
+    phases: dict[str, int] = Field(default_factory=dict)
+
+
+class Progress(Report):
+    """How far a run is: what resume needs beside the states themselves."""
+
+    step: int = 0
+    rows: int = 0
+    tokens: int = 0
+    best_metric: float | None = None
+    best_step: int | None = None
+
+
+class AuditReport(Report):
+    """What the first optimiser steps did to every tensor, by canonical name."""
+
+    steps: int
+    without_gradient: list[str]
+    unmoved: list[str]
+    frozen_changed: list[str]
+
+    @computed_field
+    @property
+    def clean(self) -> bool:
+        return not (self.without_gradient or self.unmoved or self.frozen_changed)
+
+
+class RunResult(Report):
+    """Everything that one run has to say; `result.json` in its directory."""
+
+    status: Literal["running", "finished", "interrupted", "out_of_memory", "diverged", "failed"]
+    name: str
+    recipe: dict[str, Any]
+    environment: dict[str, Any]
+    parameters: ParameterReport | None = None
+    memory: dict[str, MemoryReport] = Field(default_factory=dict)
+    audit: AuditReport | None = None
+    data: dict[str, Any] = Field(default_factory=dict)
+    progress: Progress = Field(default_factory=Progress)
+    metrics: dict[str, dict[str, float]] = Field(default_factory=dict)
+    examples: list[dict[str, str]] = Field(default_factory=list)
+    seconds: dict[str, float] = Field(default_factory=dict)
+    error: str | None = None

@@ -1,0 +1,1 @@
+"""Runs: one recipe from start to result, its directory, and several beside each other."""
