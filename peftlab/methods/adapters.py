@@ -2,15 +2,39 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from peftlab.methods.base import Method
+from peftlab.architectures import ARCHITECTURES
+from peftlab.errors import nearest
+from peftlab.methods.base import Method, Problems, describe_candidates, outermost
+from peftlab.shapes import ModelShape, ParameterSite
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+DEFAULT_REDUCTION = 16.0
+
+
+@dataclass(frozen=True)
+class Place:
+    """One adapter: the module whose output it changes, its widths, and for a parallel one what it reads."""
+
+    module: str
+    width_in: int
+    width_out: int
+    layer: int | None
+    entry: str | None = None
 
 
 class Adapters(Method):
-    """Small bottlenecks inside every layer, near the identity at the start."""
+    """Small bottlenecks inside every layer, near the identity at the start.
+
+    Each sits before the residual addition, and where the base has dropout on a sub-layer's output, after it.
+    A bottleneck is `adapter` beside the module that it changes: `….mlp.adapter.down.weight`.
+    """
 
     title: ClassVar[str] = "bottleneck adapters"
 
@@ -18,7 +42,7 @@ class Adapters(Method):
     bottleneck: int | None = Field(None, ge=1)
     """Width r of the bottleneck: each adapter has 2·d·r + r + d parameters."""
     reduction_factor: float | None = Field(None, gt=0)
-    """The width as hidden size divided by this; exactly one of the two is given (16 if neither)."""
+    """The width as hidden size divided by this; not both are given (16 if neither is)."""
     placement: Literal["houlsby", "pfeiffer", "parallel"] = "houlsby"
     """After attention and feed-forward, after feed-forward only (https://arxiv.org/abs/2005.00247), or beside
     the feed-forward (https://arxiv.org/abs/2110.04366)."""
@@ -29,4 +53,133 @@ class Adapters(Method):
     train_norms: bool = False
     """Train the normalisation layers as well, as Houlsby et al. do."""
     modules: tuple[str, ...] = ()
-    """Patterns over module names whose output is adapted, for architectures that peftlab does not know."""
+    """Patterns over module names whose output is adapted instead, for architectures that peftlab does not know."""
+
+    @model_validator(mode="after")
+    def _one_width(self) -> Adapters:
+        if self.bottleneck is not None and self.reduction_factor is not None:
+            raise ValueError("give bottleneck or reduction_factor, not both")
+        return self
+
+    @property
+    def starts_as_base(self) -> bool:
+        return self.init == "zero"
+
+    def width(self, shape: ModelShape) -> int:
+        """Return the bottleneck's width on a model of this shape."""
+        factor = self.reduction_factor or DEFAULT_REDUCTION
+        return self.bottleneck or max(1, round(shape.hidden_size / factor))
+
+    def check_own(self, shape: ModelShape) -> Problems:
+        if self.modules:
+            names = _module_names(shape)
+            return [
+                ("modules", f"{pattern!r} matches no module; {describe_candidates(pattern, names)}")
+                for pattern in self.modules
+                if not outermost(pattern, names)
+            ]
+        if shape.model_type not in ARCHITECTURES:
+            return [("type", _unknown(shape))]
+        if not self._places(shape):
+            return [("type", f"no layer of this {shape.model_type} model was recognised; name `modules` to adapt")]
+        return []
+
+    def trained_base(self, shape: ModelShape) -> set[str]:
+        return {site.name for site in shape.parameters if self.train_norms and site.kind == "norm"}
+
+    def added_parameters(self, shape: ModelShape) -> tuple[ParameterSite, ...]:
+        width = self.width(shape)
+        return tuple(
+            ParameterSite(f"{place.module}.adapter.{name}", size, "adapter", place.layer)
+            for place in self._places(shape)
+            for name, size in (
+                ("down.weight", (width, place.width_in)),
+                ("down.bias", (width,)),
+                ("up.weight", (place.width_out, width)),
+                ("up.bias", (place.width_out,)),
+            )
+        )
+
+    def _places(self, shape: ModelShape) -> list[Place]:
+        if self.modules:
+            return self._named_places(shape)
+        architecture, size = ARCHITECTURES[shape.model_type], shape.hidden_size
+        feed_forward = architecture.feed_forward_exit
+        exits = (architecture.attention_exit, feed_forward) if self.placement == "houlsby" else (feed_forward,)
+        entry = architecture.feed_forward_entry if self.placement == "parallel" else None
+        return [
+            Place(f"{prefix}.{name}", size, size, layer, entry and f"{prefix}.{entry}")
+            for layer, prefix in _layer_prefixes(shape).items()
+            for name in exits
+        ]
+
+    def _named_places(self, shape: ModelShape) -> list[Place]:
+        names, linears = _module_names(shape), {site.name: site for site in shape.linears}
+        layers = {name: site.layer for site in shape.parameters for name in _prefixes(site.name)}
+        found = dict.fromkeys(name for pattern in self.modules for name in outermost(pattern, names))
+        return [self._named_place(name, layers[name], linears, shape) for name in found]
+
+    def _named_place(self, name: str, layer: int | None, linears: dict, shape: ModelShape) -> Place:
+        linear = linears.get(name)
+        output = linear.n_out if linear else shape.hidden_size
+        parallel = self.placement == "parallel"
+        width_in = linear.n_in if linear and parallel else shape.hidden_size if parallel else output
+        return Place(name, width_in, output, layer, name if parallel else None)
+
+    def insert(self, model: nn.Module, shape: ModelShape) -> nn.Module:
+        from functools import partial
+
+        from peftlab.nn.bottleneck import Bottleneck, insert_bottleneck
+
+        device = next(model.parameters()).device
+        for place in self._places(shape):
+            build = partial(
+                Bottleneck,
+                place.width_in,
+                self.width(shape),
+                self.activation,
+                self.init,
+                width_out=place.width_out,
+                device=device,
+            )
+            insert_bottleneck(model, place.module, place.entry, build)
+        return model
+
+    def stored_tensors(self, model: nn.Module) -> dict[str, Tensor]:
+        from peftlab.parameters.trainable import named_parameters
+
+        return {
+            name: parameter
+            for name, parameter in named_parameters(model).items()
+            if parameter.requires_grad or ".adapter." in name
+        }
+
+
+def _layer_prefixes(shape: ModelShape) -> dict[int, str]:
+    """Return each layer's own name: what a known projection's name has before its name in the layer."""
+    roles = ARCHITECTURES[shape.model_type].roles
+    return {
+        site.layer: site.name.removesuffix(f".{inside}")
+        for site in shape.linears
+        if site.layer is not None
+        for inside in roles
+        if site.name.endswith(f".{inside}")
+    }
+
+
+def _prefixes(name: str) -> list[str]:
+    parts = name.split(".")
+    return [".".join(parts[:length]) for length in range(1, len(parts))]
+
+
+def _module_names(shape: ModelShape) -> list[str]:
+    """Return the modules that hold parameters, parents first."""
+    return list(dict.fromkeys(prefix for site in shape.parameters for prefix in _prefixes(site.name)))
+
+
+def _unknown(shape: ModelShape) -> str:
+    return (
+        f"peftlab does not know the layers of {shape.model_type or 'this model'!r}"
+        f"{nearest(shape.model_type, ARCHITECTURES)}; it knows {', '.join(sorted(ARCHITECTURES))}; "
+        "for others, name the modules whose output is adapted: `modules: [...]`"
+    )

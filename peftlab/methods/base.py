@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict
 
-from peftlab.patterns import matching
+from peftlab.errors import MethodError
+from peftlab.patterns import matches, matching, unmatched
 from peftlab.shapes import ModelShape, ParameterSite
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
+
+Problems = list[tuple[str, str]]
 
 
 class Method(BaseModel):
-    """A fine-tuning method. `apply` sets `requires_grad`, and nothing else decides what trains."""
+    """A fine-tuning method. `apply` sets `requires_grad`, and nothing else decides what trains.
+
+    A subclass says what cannot work (`check_own`), which base parameters it trains (`trained_base`), which it
+    adds (`added_parameters`) and how (`insert`), and which tensors it stores (`stored_tensors`).
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
     title: ClassVar[str]
     mergeable: ClassVar[bool] = False
     supports_gradient_checkpointing: ClassVar[bool] = True
+    weights_file: ClassVar[str] = "adapter.safetensors"
 
     type: str
     unfreeze: tuple[str, ...] = ()
@@ -35,13 +45,36 @@ class Method(BaseModel):
         return "plain"
 
     @property
+    def base_storage(self) -> dict[str, Any]:
+        """How the base must be stored, as keyword arguments of `models.load.load_model`."""
+        return {"base_format": self.base_format}
+
+    @property
     def starts_as_base(self) -> bool:
         """Whether the output equals the base model's before the first step."""
         return True
 
-    def check(self, shape: ModelShape) -> list[tuple[str, str]]:
+    def check_own(self, shape: ModelShape) -> Problems:
+        """Return (field, message) for what this method cannot do on a model of this shape."""
+        return []
+
+    def check(self, shape: ModelShape) -> Problems:
         """Return (field, message) for everything that cannot work on a model of this shape."""
-        raise NotImplementedError
+        return self.check_own(shape) or self._check_patterns(shape)
+
+    def _check_patterns(self, shape: ModelShape) -> Problems:
+        names = [site.name for site in (*shape.parameters, *self.added_parameters(shape))]
+        problems = [
+            (field, f"{pattern!r} matches no parameter; {describe_candidates(pattern, names)}")
+            for field, patterns in (("unfreeze", self.unfreeze), ("freeze", self.freeze))
+            for pattern in unmatched(patterns, names)
+        ]
+        lost = matching(self.freeze, sorted(shape.fresh))
+        if lost:
+            problems.append(("freeze", f"{lost[0]} is new and has random values: it cannot stay frozen"))
+        if not problems and not self.trainable_sites(shape):
+            problems.append(("freeze" if self.freeze else "type", "nothing would train"))
+        return problems
 
     def trained_base(self, shape: ModelShape) -> set[str]:
         """Return the names of the base parameters that this method itself trains."""
@@ -65,18 +98,81 @@ class Method(BaseModel):
         return sum(site.count for site in self.trainable_sites(shape))
 
     def apply(self, model: nn.Module, fresh: frozenset[str] = frozenset()) -> nn.Module:
-        """Add this method's modules to `model` and set `requires_grad` on exactly what trains.
+        """Add this method's modules to `model` and set `requires_grad` on exactly what trains, in float32.
 
         `fresh` names parameters that no checkpoint filled (a new head): they train with every method.
         Returns the model to use from now on (PEFT's methods wrap it). Works on the meta device.
         Raises MethodError where the method cannot be applied.
         """
+        from peftlab.parameters.shape import shape_of
+        from peftlab.parameters.trainable import set_trainable
+
+        shape = shape_of(model, fresh, task_of(model))
+        problems = self.check(shape)
+        if problems:
+            raise MethodError("; ".join(f"method.{field}: {message}" for field, message in problems))
+        model.requires_grad_(False)
+        model = self.insert(model, shape)
+        set_trainable(model, {site.name for site in self.trainable_sites(shape)})
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
+        return model
+
+    def insert(self, model: nn.Module, shape: ModelShape) -> nn.Module:
+        """Add this method's modules to the frozen `model` and return the model to use from now on."""
+        return model
+
+    def stored_tensors(self, model: nn.Module) -> dict[str, Tensor]:
+        """Return the live tensors that a saved copy holds, by their names in its file."""
         raise NotImplementedError
 
     def save(self, model: nn.Module, folder: Path, context: dict[str, Any]) -> None:
         """Write what trained to `folder` as safetensors and JSON; `context` describes the base model."""
-        raise NotImplementedError
+        from peftlab.methods.storage import write_manifest, write_tensors
 
-    def load(self, model: nn.Module, folder: Path) -> nn.Module:
-        """Return the base `model` with what `save` wrote. Raises StorageError unless all keys match."""
-        raise NotImplementedError
+        tensors = self.stored_tensors(model)
+        write_tensors(folder / self.weights_file, tensors)
+        write_manifest(folder, self, model, context, tensors)
+
+    def load(self, model: nn.Module, folder: Path, context: dict[str, Any] | None = None) -> nn.Module:
+        """Return the base `model` with what `save` wrote, its trainable parameters trainable.
+
+        `context` describes the base model as in `save`, and must then be the one that was saved.
+        Raises StorageError unless method, base model and all names and shapes match.
+        """
+        from peftlab.methods.storage import fill_tensors, read_manifest
+
+        manifest = read_manifest(folder, self, context)
+        model = self.without_training_parts().apply(model, manifest.fresh_for(model))
+        fill_tensors(folder / self.weights_file, self.stored_tensors(model))
+        return model
+
+    def without_training_parts(self) -> Self:
+        """Return this method as a saved copy of it is: without what only training needs."""
+        return self
+
+
+def task_of(model: nn.Module) -> str:
+    """Return the recipe's name of the task that a transformers model is built for."""
+    from peftlab.parameters.trainable import find_base
+
+    name = type(find_base(model)[1]).__name__
+    return "sequence-classification" if "SequenceClassification" in name else "causal-lm"
+
+
+def describe_candidates(pattern: str, names: Iterable[str]) -> str:
+    """Return the parts of dotted names that a pattern could have meant, the nearest first."""
+    parts = dict.fromkeys(part for name in names for part in name.split(".") if not part.isdigit())
+    near = get_close_matches(pattern.replace("*", "").split(".")[-1], parts, n=3, cutoff=0.5)
+    shown = list(dict.fromkeys([*near, *parts]))
+    return f"candidates: {', '.join(shown[:16])}{', …' if len(shown) > 16 else ''}"
+
+
+def outermost(pattern: str, names: Iterable[str]) -> list[str]:
+    """Return the names that a pattern matches, without those inside another of them."""
+    found: list[str] = []
+    for name in names:
+        if matches(pattern, name) and not any(name.startswith(f"{outer}.") for outer in found):
+            found.append(name)
+    return found

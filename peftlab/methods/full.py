@@ -2,18 +2,55 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from peftlab.methods.base import Method
+from peftlab.methods.base import Method, Problems
+from peftlab.shapes import ModelShape
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 class Full(Method):
-    """Full fine-tuning; with `layers: N` only the last N layers, the final norm and the head train."""
+    """Full fine-tuning; with `layers: N` only the last N layers (and a new head) train.
+
+    The final norm and a pretrained head stay frozen then, as in the LoRA paper's count of GPT-2 medium's
+    last two layers; `unfreeze` trains them too. A saved copy is a transformers folder.
+    """
 
     title: ClassVar[str] = "full fine-tuning"
 
     type: Literal["full"] = "full"
-    layers: Literal["all"] | int = Field("all")
+    layers: Literal["all"] | Annotated[int, Field(ge=1)] = "all"
     """`all`, or how many of the last layers train (the classic freeze baseline)."""
+
+    def check_own(self, shape: ModelShape) -> Problems:
+        if self.layers != "all" and self.layers > shape.layers:
+            return [("layers", f"{self.layers} layers are asked for, but the model has {shape.layers}")]
+        return []
+
+    def trained_base(self, shape: ModelShape) -> set[str]:
+        first = 0 if self.layers == "all" else shape.layers - self.layers
+        return {
+            site.name
+            for site in shape.parameters
+            if self.layers == "all" or (site.layer is not None and site.layer >= first)
+        }
+
+    def save(self, model: nn.Module, folder: Path, context: dict[str, Any]) -> None:
+        from peftlab.methods.storage import write_manifest
+
+        folder.mkdir(parents=True, exist_ok=True)
+        model.save_pretrained(folder)
+        write_manifest(folder, self, model, context, {})
+
+    def load(self, model: nn.Module, folder: Path, context: dict[str, Any] | None = None) -> nn.Module:
+        from peftlab.methods.storage import fill_from_transformers_folder, read_manifest
+
+        manifest = read_manifest(folder, self, context)
+        model = self.apply(model, manifest.fresh_for(model))
+        fill_from_transformers_folder(model, folder)
+        return model

@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from peftlab.methods.base import Method
+from peftlab.methods.base import Method, Problems, describe_candidates, task_of
+from peftlab.methods.peft_folder import WEIGHTS, base_tensors, write_config
+from peftlab.patterns import matching, unmatched
+from peftlab.shapes import LinearSite, ModelShape, ParameterSite
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+ATTENTION_ROLES = ("query", "key", "value", "query-key-value", "attention-output")
 
 
 class LoRA(Method):
-    """Low-rank updates beside frozen projections."""
+    """Low-rank updates beside frozen projections, through PEFT's LoRA layers.
+
+    Dense layers and GPT-2's Conv1D are targets; the head is none. A mixture's fused expert weights are no
+    dense layers and stay as they are.
+    """
 
     title: ClassVar[str] = "LoRA"
     mergeable: ClassVar[bool] = True
+    weights_file: ClassVar[str] = WEIGHTS
 
     type: Literal["lora"] = "lora"
     rank: int = Field(8, ge=1)
@@ -32,3 +46,87 @@ class LoRA(Method):
     """Scale by alpha/√rank (https://arxiv.org/abs/2312.03732)."""
     dora: bool = False
     """Train a magnitude per output beside the direction (https://arxiv.org/abs/2402.09353)."""
+
+    def targets_of(self, shape: ModelShape) -> list[LinearSite]:
+        """Return the projections that get an update."""
+        linears = [site for site in shape.linears if site.role != "head"]
+        if self.targets == "all-linear":
+            return linears
+        if self.targets == "attention":
+            return [site for site in linears if site.role in ATTENTION_ROLES]
+        wanted = set(matching(self.targets, [site.name for site in linears]))
+        return [site for site in linears if site.name in wanted]
+
+    def check_own(self, shape: ModelShape) -> Problems:
+        targets = self.targets_of(shape)
+        problems = self._check_targets(shape, targets)
+        narrow = [site for site in targets if self.rank > min(site.n_in, site.n_out)]
+        if narrow:
+            sizes = f"{narrow[0].n_in} × {narrow[0].n_out}"
+            problems.append(("rank", f"{self.rank} is above the smaller side of {narrow[0].name} ({sizes})"))
+        if self.init == "orthogonal" and self.rank % 2:
+            problems.append(("init", f"orthogonal needs an even rank, not {self.rank}"))
+        if self.bias != "none" and targets and not self._biases(shape):
+            problems.append(("bias", f"{self.bias} trains nothing: there is no such bias in this model"))
+        return problems
+
+    def _check_targets(self, shape: ModelShape, targets: list[LinearSite]) -> Problems:
+        names = [site.name for site in shape.linears if site.role != "head"]
+        heads = [site.name for site in shape.linears if site.role == "head"]
+        if isinstance(self.targets, str):
+            what = "linear layer" if self.targets == "all-linear" else "attention projection that peftlab knows"
+            return [] if targets else [("targets", f"no {what} here; {describe_candidates('', names)}")]
+        problems = []
+        for pattern in unmatched(self.targets, names):
+            head = "it is the head, which trains through `unfreeze`; " if matching([pattern], heads) else ""
+            told = f"{pattern!r} matches no linear layer; {head}{describe_candidates(pattern, names)}"
+            problems.append(("targets", told))
+        return problems or ([] if targets else [("targets", "no target is given")])
+
+    def _biases(self, shape: ModelShape) -> set[str]:
+        owners = {f"{site.name}.bias" for site in self.targets_of(shape)}
+        biases = {site.name for site in shape.parameters if site.name.endswith("bias")}
+        return {"none": set(), "all": biases, "lora-only": biases & owners}[self.bias]
+
+    def trained_base(self, shape: ModelShape) -> set[str]:
+        return self._biases(shape)
+
+    def added_parameters(self, shape: ModelShape) -> tuple[ParameterSite, ...]:
+        return tuple(site for target in self.targets_of(shape) for site in self._added_to(target))
+
+    def _added_to(self, target: LinearSite) -> list[ParameterSite]:
+        shapes = {"lora_A.weight": (self.rank, target.n_in), "lora_B.weight": (target.n_out, self.rank)}
+        if self.dora:
+            shapes["lora_magnitude_vector.weight"] = (target.n_out,)
+        return [ParameterSite(f"{target.name}.{name}", s, "adapter", target.layer) for name, s in shapes.items()]
+
+    def insert(self, model: nn.Module, shape: ModelShape) -> nn.Module:
+        from peft import LoraConfig, get_peft_model
+        from transformers.pytorch_utils import Conv1D
+
+        names = [site.name for site in self.targets_of(shape)]
+        on_meta = any(parameter.is_meta for parameter in model.parameters())
+        config = LoraConfig(
+            r=self.rank,
+            lora_alpha=self.alpha,
+            lora_dropout=self.dropout,
+            target_modules=names,
+            bias=self.bias.replace("-", "_"),
+            # Principal parts need real weights; on the meta device only the sizes count.
+            init_lora_weights=True if self.init == "default" or on_meta else self.init,
+            use_rslora=self.rslora,
+            use_dora=self.dora,
+            fan_in_fan_out=any(isinstance(model.get_submodule(name), Conv1D) for name in names),
+        )
+        return get_peft_model(model, config, low_cpu_mem_usage=on_meta)
+
+    def stored_tensors(self, model: nn.Module) -> dict[str, Tensor]:
+        from peft import get_peft_model_state_dict
+
+        own = {name: parameter for name, parameter in model.named_parameters() if ".lora_" in name}
+        own = get_peft_model_state_dict(model, state_dict=own, save_embedding_layers=False)
+        return {**own, **{k: v for k, v in base_tensors(model, task_of(model)).items() if ".lora_" not in k}}
+
+    def save(self, model: nn.Module, folder: Path, context: dict[str, Any]) -> None:
+        super().save(model, folder, context)
+        write_config(model, folder, task_of(model), context)

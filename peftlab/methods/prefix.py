@@ -5,18 +5,31 @@ Keys and values [P_k; K], [P_v; V] in every layer, or [P; E] at the input. Train
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from peftlab.methods.base import Method
+from peftlab.methods.base import Method, Problems, task_of
+from peftlab.methods.peft_folder import TASK_TYPES, WEIGHTS, base_tensors, unwrap_heads, write_config
+from peftlab.shapes import ModelShape, ParameterSite
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+ENCODERS = ("bert", "roberta", "xlm-roberta", "electra", "distilbert")
+ENCODER = "prompt_encoder"
 
 
 class Prefix(Method):
-    """Trained virtual tokens before the input; the base stays as it is."""
+    """Trained virtual tokens before the input, through PEFT; the base stays as it is.
+
+    Prompt tuning starts from the embeddings of tokens drawn at random.
+    """
 
     title: ClassVar[str] = "prefix tuning"
     supports_gradient_checkpointing: ClassVar[bool] = False
+    weights_file: ClassVar[str] = WEIGHTS
 
     type: Literal["prefix"] = "prefix"
     kind: Literal["prefix", "prompt"] = "prefix"
@@ -31,3 +44,91 @@ class Prefix(Method):
     @property
     def starts_as_base(self) -> bool:
         return False
+
+    def check_own(self, shape: ModelShape) -> Problems:
+        problems = []
+        if self.kind == "prompt" and self.projection:
+            problems.append(("projection", "prompt tuning has no projection"))
+        if self.projection_dim is not None and not self.projection:
+            problems.append(("projection_dim", "has no effect without `projection: true`"))
+        if not (shape.hidden_size and shape.kv_width and shape.vocabulary):
+            problems.append(("type", "prefixes need a transformers language model"))
+        if self.kind == "prefix" and shape.model_type == "distilbert":
+            problems.append(("kind", "DistilBERT takes no keys and values from outside; set `kind: prompt`"))
+        if self.kind == "prompt" and shape.task == "sequence-classification" and shape.model_type not in ENCODERS:
+            told = "a decoder's classifier cannot find the last token behind a prompt; set `kind: prefix`"
+            problems.append(("kind", told))
+        return problems
+
+    def added_parameters(self, shape: ModelShape) -> tuple[ParameterSite, ...]:
+        keys_and_values = 2 * shape.layers * shape.kv_width
+        hidden = self.projection_dim or shape.hidden_size
+        if self.kind == "prompt":
+            shapes = {"embedding.weight": (self.length, _embedding_width(shape))}
+        elif not self.projection:
+            shapes = {"embedding.weight": (self.length, keys_and_values)}
+        else:
+            shapes = {
+                "embedding.weight": (self.length, shape.kv_width),
+                "transform.0.weight": (hidden, shape.kv_width),
+                "transform.0.bias": (hidden,),
+                "transform.2.weight": (keys_and_values, hidden),
+                "transform.2.bias": (keys_and_values,),
+            }
+        return tuple(ParameterSite(f"{ENCODER}.{name}", size, "adapter") for name, size in shapes.items())
+
+    def insert(self, model: nn.Module, shape: ModelShape) -> nn.Module:
+        from peft import get_peft_model
+
+        wrapped = get_peft_model(model, self._peft_config(model, shape))
+        unwrap_heads(wrapped)
+        # PEFT looks for the first parameter with as many rows as the vocabulary, which others may have as well.
+        wrapped.word_embeddings = model.get_input_embeddings()
+        if self.kind == "prompt" and shape.task == "causal-lm":
+            wrapped.register_forward_hook(_drop_prompt_positions)
+        return wrapped
+
+    def _peft_config(self, model: nn.Module, shape: ModelShape):
+        from peft import PrefixTuningConfig, PromptTuningConfig
+
+        shared = {
+            "task_type": TASK_TYPES[shape.task],
+            "num_virtual_tokens": self.length,
+            "num_layers": shape.layers,
+            "num_attention_heads": model.config.num_attention_heads,
+        }
+        if self.kind == "prompt":
+            width = _embedding_width(shape)
+            return PromptTuningConfig(prompt_tuning_init="SAMPLE_VOCAB", token_dim=width, **shared)
+        # Where keys have fewer or wider heads than the hidden size, PEFT itself corrects the width.
+        return PrefixTuningConfig(
+            token_dim=shape.hidden_size,
+            prefix_projection=self.projection,
+            encoder_hidden_size=self.projection_dim or shape.hidden_size,
+            **shared,
+        )
+
+    def without_training_parts(self) -> Prefix:
+        return self.model_copy(update={"projection": False, "projection_dim": None})
+
+    def stored_tensors(self, model: nn.Module) -> dict[str, Tensor]:
+        own = model.prompt_encoder["default"].embedding.weight
+        if self.projection and hasattr(model.prompt_encoder["default"], "transform"):
+            own = model.get_prompt_embedding_to_save("default")
+        return {"prompt_embeddings": own, **base_tensors(model, task_of(model))}
+
+    def save(self, model: nn.Module, folder: Path, context: dict[str, Any]) -> None:
+        super().save(model, folder, context)
+        write_config(model, folder, task_of(model), context)
+
+
+def _embedding_width(shape: ModelShape) -> int:
+    """Return the width of the input embeddings, which a few models (OPT-350M) project to the hidden size."""
+    tables = (site.shape for site in shape.parameters if site.kind == "embedding")
+    return next((size[1] for size in tables if len(size) == 2 and size[0] == shape.vocabulary), shape.hidden_size)
+
+
+def _drop_prompt_positions(wrapped: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
+    """Forward hook: leave out the logits at the prompt, so that they align with the tokens as without it."""
+    output.logits = output.logits[:, wrapped.active_peft_config.num_virtual_tokens :]
+    return output

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
+from peftlab.methods.base import Problems
 from peftlab.methods.lora import LoRA
+from peftlab.patterns import matching
+from peftlab.shapes import ModelShape
 
 
 class QLoRA(LoRA):
-    """LoRA on a base that bitsandbytes holds quantised."""
+    """LoRA on a base that bitsandbytes holds quantised.
+
+    The model loader quantises the base before `apply`; norms, embeddings and the head keep their type.
+    """
 
     title: ClassVar[str] = "QLoRA"
 
@@ -23,3 +29,19 @@ class QLoRA(LoRA):
     @property
     def base_format(self) -> str:
         return self.quantization
+
+    @property
+    def base_storage(self) -> dict[str, Any]:
+        double, dtype = self.double_quantization, self.compute_dtype
+        return {"base_format": self.base_format, "double_quantization": double, "compute_dtype": dtype}
+
+    def check_own(self, shape: ModelShape) -> Problems:
+        problems = super().check_own(shape)
+        if self.init in ("pissa", "olora"):
+            problems.append(("init", f"{self.init} changes the base's weights, and quantised ones cannot change"))
+        quantised = [f"{site.name}.weight" for site in shape.linears if site.role != "head"]
+        for pattern in self.unfreeze:
+            stuck = matching([pattern], quantised)
+            if stuck:
+                problems.append(("unfreeze", f"{pattern!r} matches {stuck[0]}, which is quantised and cannot train"))
+        return problems

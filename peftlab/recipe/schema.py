@@ -8,13 +8,18 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from peftlab.methods import AnyMethod
 
-METRICS = ("loss", "perplexity", "accuracy", "f1", "matthews", "exact_match", "bleu", "rouge")
-OPTIMIZERS = ("adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit")
+COLUMN_ROLES = {
+    "text": ("text",),
+    "completion": ("prompt", "completion"),
+    "chat": ("messages",),
+    "classification": ("text", "text_pair", "label"),
+}
+TEMPLATE_ROLES = {"text": "text", "completion": "prompt", "classification": "text"}
 PositiveInt = Annotated[int, Field(ge=1)]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Model(Section):

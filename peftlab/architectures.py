@@ -1,0 +1,202 @@
+"""What the layers of each known model family are called: plain data, keyed by `config.model_type`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from peftlab.errors import MethodError, nearest
+
+ATTENTION_ROLES = ("query", "key", "value", "query-key-value", "attention-output")
+FEED_FORWARD_ROLES = ("feed-forward-input", "feed-forward-gate", "feed-forward-output")
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One layer of a family; all names are relative to the layer.
+
+    `roles` maps each dense projection to its role (those of `shapes.LinearSite`; a fused gate and input is a
+    feed-forward-input). The output of `attention_exit` is the attention sub-layer's output and the output of
+    `feed_forward_exit` the feed-forward's: a single tensor, before the residual addition, so before the norm
+    that follows it in post-norm families (BERT). The first input of `feed_forward_entry` is what the
+    feed-forward sub-layer reads; entry and exit are one module wherever the family has a feed-forward module.
+    """
+
+    roles: Mapping[str, str]
+    attention_exit: str
+    feed_forward_entry: str
+    feed_forward_exit: str
+    norms: tuple[str, ...]
+
+    def named(self, *roles: str) -> tuple[str, ...]:
+        """Return the projections that have one of the roles."""
+        return tuple(name for name, role in self.roles.items() if role in roles)
+
+
+def _decoder(
+    attention: Mapping[str, str],
+    feed_forward: Mapping[str, str],
+    exits: tuple[str, str],
+    norms: tuple[str, ...] = ("input_layernorm", "post_attention_layernorm"),
+) -> Architecture:
+    """Return a family whose attention is `self_attn` and whose feed-forward is `mlp`."""
+    roles = {f"self_attn.{name}": role for name, role in attention.items()}
+    roles |= {f"mlp.{name}": role for name, role in feed_forward.items()}
+    return Architecture(MappingProxyType(roles), exits[0], "mlp", exits[1], norms)
+
+
+_QUERY_KEY_VALUE = {"q_proj": "query", "k_proj": "key", "v_proj": "value"}
+_SEPARATE = {**_QUERY_KEY_VALUE, "o_proj": "attention-output"}
+_GATED = {
+    "gate_proj": "feed-forward-gate",
+    "up_proj": "feed-forward-input",
+    "down_proj": "feed-forward-output",
+}
+_TWO_LAYERS = {"fc1": "feed-forward-input", "fc2": "feed-forward-output"}
+_LLAMA_EXITS = ("self_attn.o_proj", "mlp")
+_NORMED_EXITS = ("post_attention_layernorm", "post_feedforward_layernorm")
+_GEMMA2_NORMS = (
+    "input_layernorm",
+    "post_attention_layernorm",
+    "pre_feedforward_layernorm",
+    "post_feedforward_layernorm",
+)
+_HEAD_NORMS = ("self_attn.q_norm", "self_attn.k_norm")
+
+_LLAMA = _decoder(_SEPARATE, _GATED, _LLAMA_EXITS)
+_QWEN3 = _decoder(_SEPARATE, _GATED, _LLAMA_EXITS, (*_LLAMA.norms, *_HEAD_NORMS))
+_BERT = Architecture(
+    roles=MappingProxyType(
+        {
+            "attention.self.query": "query",
+            "attention.self.key": "key",
+            "attention.self.value": "value",
+            "attention.output.dense": "attention-output",
+            "intermediate.dense": "feed-forward-input",
+            "output.dense": "feed-forward-output",
+        }
+    ),
+    attention_exit="attention.output.dropout",
+    feed_forward_entry="intermediate",
+    feed_forward_exit="output.dropout",
+    norms=("attention.output.LayerNorm", "output.LayerNorm"),
+)
+
+ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
+    {
+        "llama": _LLAMA,
+        "mistral": _LLAMA,
+        "qwen2": _LLAMA,
+        "qwen3": _QWEN3,
+        "gemma": _LLAMA,
+        # Gemma 2 and 3 normalise a sub-layer's output before adding it: the exit is that norm.
+        "gemma2": _decoder(_SEPARATE, _GATED, _NORMED_EXITS, _GEMMA2_NORMS),
+        "gemma3_text": _decoder(_SEPARATE, _GATED, _NORMED_EXITS, (*_GEMMA2_NORMS, *_HEAD_NORMS)),
+        # Phi drops out attention and feed-forward with one shared module, so that module is no exit.
+        "phi": _decoder(
+            {**_QUERY_KEY_VALUE, "dense": "attention-output"},
+            _TWO_LAYERS,
+            ("self_attn.dense", "mlp"),
+            ("input_layernorm",),
+        ),
+        "phi3": _decoder(
+            {"qkv_proj": "query-key-value", "o_proj": "attention-output"},
+            {"gate_up_proj": "feed-forward-input", "down_proj": "feed-forward-output"},
+            _LLAMA_EXITS,
+        ),
+        # The experts' projections are fused parameters, not dense layers: they have no role.
+        "mixtral": _decoder(_SEPARATE, {}, _LLAMA_EXITS),
+        "qwen3_moe": _decoder(_SEPARATE, {}, _LLAMA_EXITS, _QWEN3.norms),
+        "gpt2": Architecture(
+            roles=MappingProxyType(
+                {
+                    "attn.c_attn": "query-key-value",
+                    "attn.c_proj": "attention-output",
+                    "mlp.c_fc": "feed-forward-input",
+                    "mlp.c_proj": "feed-forward-output",
+                }
+            ),
+            attention_exit="attn.resid_dropout",
+            feed_forward_entry="mlp",
+            feed_forward_exit="mlp",
+            norms=("ln_1", "ln_2"),
+        ),
+        "gpt_neox": Architecture(
+            roles=MappingProxyType(
+                {
+                    "attention.query_key_value": "query-key-value",
+                    "attention.dense": "attention-output",
+                    "mlp.dense_h_to_4h": "feed-forward-input",
+                    "mlp.dense_4h_to_h": "feed-forward-output",
+                }
+            ),
+            attention_exit="post_attention_dropout",
+            feed_forward_entry="mlp",
+            feed_forward_exit="post_mlp_dropout",
+            norms=("input_layernorm", "post_attention_layernorm"),
+        ),
+        "opt": Architecture(
+            roles=MappingProxyType(
+                {
+                    **{f"self_attn.{name}": role for name, role in _QUERY_KEY_VALUE.items()},
+                    "self_attn.out_proj": "attention-output",
+                    **_TWO_LAYERS,
+                }
+            ),
+            attention_exit="self_attn.out_proj",
+            feed_forward_entry="fc1",
+            feed_forward_exit="fc2",
+            norms=("self_attn_layer_norm", "final_layer_norm"),
+        ),
+        "bert": _BERT,
+        "roberta": _BERT,
+        "xlm-roberta": _BERT,
+        "electra": _BERT,
+        "distilbert": Architecture(
+            roles=MappingProxyType(
+                {
+                    "attention.q_lin": "query",
+                    "attention.k_lin": "key",
+                    "attention.v_lin": "value",
+                    "attention.out_lin": "attention-output",
+                    "ffn.lin1": "feed-forward-input",
+                    "ffn.lin2": "feed-forward-output",
+                }
+            ),
+            attention_exit="attention.out_lin",
+            feed_forward_entry="ffn",
+            feed_forward_exit="ffn",
+            norms=("sa_layer_norm", "output_layer_norm"),
+        ),
+    }
+)
+
+
+def architecture_of(model_type: str) -> Architecture:
+    """Return the layer names of a family. Raises MethodError that lists the known ones."""
+    if model_type not in ARCHITECTURES:
+        raise MethodError(
+            f"unknown architecture {model_type!r}{nearest(model_type, ARCHITECTURES)}; "
+            f"known ones: {', '.join(sorted(ARCHITECTURES))}"
+        )
+    return ARCHITECTURES[model_type]
+
+
+def _roles_by_last_part() -> dict[str, str]:
+    """Return the role of each projection name that means the same in every family (`dense` does not)."""
+    roles: dict[str, set[str]] = {}
+    for architecture in ARCHITECTURES.values():
+        for name, role in architecture.roles.items():
+            roles.setdefault(name.rpartition(".")[2], set()).add(role)
+    return {name: next(iter(found)) for name, found in roles.items() if len(found) == 1}
+
+
+_ROLES_BY_LAST_PART = MappingProxyType(_roles_by_last_part())
+
+
+def role_of(model_type: str, name_in_layer: str) -> str:
+    """Return the role of a dense projection; in an unknown family, that of its namesakes, else `other`."""
+    if model_type in ARCHITECTURES:
+        return ARCHITECTURES[model_type].roles.get(name_in_layer, "other")
+    return _ROLES_BY_LAST_PART.get(name_in_layer.rpartition(".")[2], "other")

@@ -1,0 +1,1 @@
+"""The model and the data sets that ship with the package; each folder has its own README and licence note."""

@@ -1,0 +1,101 @@
+"""What a command answers with: tables or one JSON object, one line for each error, and the exit code."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from typing import Any
+
+from peftlab.errors import PeftlabError, RecipeError, UsageError
+
+FAULT = 1
+INTERRUPTED = 130
+
+
+def answers(command: Callable[..., Any]) -> Callable[..., None]:
+    """Make a function a command: its result is printed, its errors become lines and an exit code.
+
+    The function returns (answer, show, exit code): `answer` is the JSON object for `as_json`, `show` a
+    function that prints the same for people.
+    """
+
+    @functools.wraps(command)
+    def run(**arguments: Any) -> None:
+        import typer
+
+        as_json, debug = arguments.pop("as_json", False), arguments.pop("debug", False)
+        code = run_command(lambda: command(**arguments), as_json, debug)
+        if code:
+            raise typer.Exit(code)
+
+    return run
+
+
+def run_command(command: Callable[[], Any], as_json: bool, debug: bool) -> int:
+    """Run a command and answer; return the exit code."""
+    try:
+        with standard_output_kept_clean() if as_json else contextlib.nullcontext():
+            answer, show, code = command()
+    except KeyboardInterrupt:
+        print("peftlab: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except Exception as error:
+        return tell_error(error, as_json, debug)
+    if is_main_process():
+        print_json(answer) if as_json else show()
+    return code
+
+
+def tell_error(error: Exception, as_json: bool, debug: bool) -> int:
+    """Print an error in one line, or in one for each problem of a recipe; return its exit code."""
+    if debug:
+        traceback.print_exception(error)
+    foreseen = isinstance(error, PeftlabError)
+    code = error.exit_code if foreseen else FAULT
+    told_by_all = isinstance(error, RecipeError | UsageError)  # every process of a launch meets these alike
+    if told_by_all and not is_main_process():
+        return code
+    lines = str(error).splitlines() if foreseen else [describe_fault(error)]
+    for line in lines:
+        print(f"peftlab: error: {line}", file=sys.stderr)
+    if as_json and is_main_process():
+        problems = [asdict(problem) for problem in getattr(error, "problems", [])]
+        print_json({"error": {"kind": type(error).__name__, "exit_code": code, "lines": lines, "problems": problems}})
+    return code
+
+
+def describe_fault(error: Exception) -> str:
+    """Return the one line for what nobody foresaw."""
+    message = " ".join(str(error).split())
+    return f"{type(error).__name__}: {message} (a fault in peftlab: --debug shows where; please report it)"
+
+
+def print_json(answer: dict[str, Any]) -> None:
+    """Print one JSON object; numbers that JSON lacks (NaN, infinity) become null."""
+    from pydantic_core import to_json
+
+    print(to_json(answer, indent=2, inf_nan_mode="null", fallback=str).decode())
+
+
+def is_main_process() -> bool:
+    """Whether this is the process of a launch that speaks for all."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+@contextlib.contextmanager
+def standard_output_kept_clean() -> Iterator[None]:
+    """Send whatever is printed meanwhile, by libraries and child processes too, to standard error."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)

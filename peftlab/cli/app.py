@@ -1,0 +1,72 @@
+"""The commands of `peftlab`, its exit codes, and how a command line is run."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from peftlab import __version__
+from peftlab.cli.answer import INTERRUPTED, tell_error
+from peftlab.cli.check import check, schema
+from peftlab.cli.inspection import doctor, params
+from peftlab.cli.training import compare, train
+from peftlab.cli.use import evaluate, generate
+from peftlab.errors import EXIT_CODES, UsageError
+
+# The class is click's in older versions of typer and typer's own in newer ones.
+CommandLineError = typer.BadParameter.__base__
+
+EPILOG = "\b\nExit codes:\n" + "\n".join(f"  {code:>3}  {meaning}" for code, meaning in EXIT_CODES.items())
+
+app = typer.Typer(
+    name="peftlab",
+    help="One bench for parameter-efficient fine-tuning: a YAML recipe chooses between full fine-tuning, LoRA, "
+    "QLoRA, bottleneck adapters, prefix tuning and BitFit; peftlab trains, counts, evaluates and compares.",
+    epilog=EPILOG,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command in (check, train, params, evaluate, generate, compare, schema, doctor):
+    app.command()(command)
+
+
+def show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"peftlab {__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line; return its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")
+    try:
+        code = app(args=list(arguments), prog_name="peftlab", standalone_mode=False)
+        sys.stdout.flush()
+        return code or 0
+    except CommandLineError as error:
+        advice = f"see `{error.ctx.command_path} --help`" if error.ctx else "see `peftlab --help`"
+        message = f"{error.format_message().rstrip('.')}; {advice}"
+        return tell_error(UsageError(message), as_json="--json" in arguments, debug="--debug" in arguments)
+    except typer.Abort:
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0

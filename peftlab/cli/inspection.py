@@ -1,0 +1,41 @@
+"""`peftlab params` and `peftlab doctor`: what would train, and what this machine can do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from peftlab.cli.answer import answers
+from peftlab.cli.options import AsJson, Debug, Overrides, RecipePath
+
+
+@answers
+def params(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = False, debug: Debug = False) -> Any:
+    """Count what a recipe would train, from the model's config alone."""
+    from peftlab.recipe.load import load_recipe
+
+    loaded = load_recipe(recipe, overrides or ())
+    from peftlab.runs.params import count
+
+    report = count(loaded)
+    return report.model_dump(), lambda: show_parameters(report), 0
+
+
+def show_parameters(report: Any) -> None:
+    from peftlab.cli.render import render_parameters, show
+
+    show(render_parameters(report))
+
+
+@answers
+def doctor(as_json: AsJson = False, debug: Debug = False) -> Any:
+    """Say which versions and devices are here, and what each method can use."""
+    from peftlab.runs.doctor import report
+
+    found = report()
+    return found, lambda: show_doctor(found), 0
+
+
+def show_doctor(found: dict[str, Any]) -> None:
+    from peftlab.cli.render import render_doctor, show
+
+    show(render_doctor(found))

@@ -1,0 +1,57 @@
+"""`peftlab train` and `peftlab compare`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from peftlab.cli.answer import answers
+from peftlab.cli.options import AsJson, Debug, Overrides, RecipePath, RecipePaths, split_overrides
+from peftlab.errors import ComparisonError, UsageError
+
+Output = Annotated[
+    Path | None, typer.Option("--output", metavar="FOLDER", help="Folder for the runs and the comparison.")
+]
+
+
+@answers
+def train(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = False, debug: Debug = False) -> Any:
+    """Run a recipe: train, evaluate before and after, save."""
+    from peftlab.recipe.load import load_recipe, recipe_name
+
+    loaded = load_recipe(recipe, overrides or ())
+    from peftlab.runs.run import train as train_recipe
+
+    result = train_recipe(loaded, name=recipe_name(recipe))
+    return result.model_dump(), lambda: show_result(result), 0
+
+
+def show_result(result: Any) -> None:
+    from peftlab.cli.render import render_result, show
+
+    show(render_result(result))
+
+
+@answers
+def compare(recipes: RecipePaths, output: Output = None, as_json: AsJson = False, debug: Debug = False) -> Any:
+    """Run several recipes, each in its own process, and print one table."""
+    from peftlab.recipe.load import load_recipes
+
+    paths, overrides = split_overrides(recipes)
+    if not paths:
+        raise UsageError("name at least one recipe file to compare")
+    load_recipes(paths, overrides)  # all problems of all recipes are told before the first run starts
+    from peftlab.runs.compare import compare as compare_recipes
+
+    results = compare_recipes(paths, overrides, output)
+    good = all(result.status == "finished" for result in results)
+    answer = {"ok": good, "runs": [result.model_dump() for result in results]}
+    return answer, lambda: show_comparison(results), 0 if good else ComparisonError.exit_code
+
+
+def show_comparison(results: Any) -> None:
+    from peftlab.cli.render import render_comparison, show
+
+    show(render_comparison(results))

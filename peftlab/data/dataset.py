@@ -1,0 +1,196 @@
+"""A recipe's data, whole: rows chosen by the seed, tokenised, with a report of what was read and cut."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from peftlab.data.chat import render_prompt
+from peftlab.data.formats import Chat, Completion, Example, content_key, fingerprint, list_labels, read_examples
+from peftlab.data.sources import read_source
+from peftlab.data.tokens import (
+    TokenRow,
+    encode_chat_prompt,
+    encode_prompt,
+    split_prompt,
+    tokenise_labelled,
+    tokenise_texts,
+)
+from peftlab.errors import DataError
+from peftlab.recipe.schema import Data
+
+Task = Literal["causal-lm", "sequence-classification"]
+HELD_OUT, TRAIN_ROWS, EVALUATION_ROWS = 1, 2, 3
+
+
+@dataclass(frozen=True)
+class Examples:
+    """The rows of a recipe before any tokenizer: enough to know the labels, and so to build the model."""
+
+    section: Data
+    train: list[Example]
+    evaluation: list[Example]
+    labels: list[str] | None
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What text is generated from, and the texts that would be right (all rows with this same prompt)."""
+
+    text: str
+    input_ids: list[int]
+    references: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Tokenised rows. `labels` are the classes in the order of their numbers (None: not classification)."""
+
+    train: list[TokenRow]
+    evaluation: list[TokenRow]
+    labels: list[str] | None
+    prompts: list[Prompt]
+    pad_id: int
+    report: dict[str, Any]
+
+
+def load_data(section: Data, tokenizer: Any, task: Task, seed: int, vocabulary: int | None = None) -> Dataset:
+    """Read, choose and tokenise a recipe's data; see `load_examples` and `tokenise`. Raises DataError."""
+    return tokenise(load_examples(section, task, seed), tokenizer, vocabulary)
+
+
+def load_examples(section: Data, task: Task, seed: int) -> Examples:
+    """Read a recipe's rows, hold out and draw by `seed`, and list the labels of the whole training source."""
+    if (task == "sequence-classification") != (section.format == "classification"):
+        raise DataError(
+            f"data.format {section.format} does not suit model.task {task}:"
+            " format classification goes with task sequence-classification, every other with causal-lm"
+        )
+    train = read_examples(read_source(section.train, "train"), section)
+    labels = list_labels(train) if section.format == "classification" else None
+    if isinstance(section.evaluation, str):
+        evaluation = read_examples(read_source(section.evaluation, "test"), section)
+        _check_labels(evaluation, labels, section.evaluation)
+    else:
+        train, evaluation = _hold_out(train, section.evaluation, seed)
+    train = _draw(train, section.train_rows, seed, TRAIN_ROWS)
+    evaluation = _draw(evaluation, section.evaluation_rows, seed, EVALUATION_ROWS)
+    return Examples(section, train, evaluation, labels)
+
+
+def tokenise(examples: Examples, tokenizer: Any, vocabulary: int | None = None) -> Dataset:
+    """Tokenise rows and report on them. `vocabulary` is the model's: an id beyond it raises DataError."""
+    section = examples.section
+    train, train_report = _tokenise_part(examples, examples.train, tokenizer, "train")
+    evaluation, evaluation_report = _tokenise_part(examples, examples.evaluation, tokenizer, "evaluation")
+    _check_vocabulary([*train, *evaluation], vocabulary)
+    seen = {content_key(example) for example in examples.train}
+    report = {
+        "format": section.format,
+        "train": train_report,
+        "evaluation": evaluation_report,
+        "overlap": sum(content_key(example) in seen for example in examples.evaluation),
+    }
+    if examples.labels is not None:
+        report["labels"] = examples.labels
+    prompts = list_prompts(examples.evaluation, tokenizer, section.max_length)
+    return Dataset(train, evaluation, examples.labels, prompts, find_pad_id(tokenizer), report)
+
+
+def find_pad_id(tokenizer: Any) -> int:
+    """Return an id to pad with; any would do, since masks come from lengths."""
+    ids = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+    return next(i for i in ids if i is not None)
+
+
+def list_prompts(examples: Sequence[Example], tokenizer: Any, max_length: int) -> list[Prompt]:
+    """Return the distinct prompts of completions and chats in their order, each with all its references.
+
+    A chat's last assistant turn is the reference, what comes before it the prompt. Texts and labelled texts
+    have none.
+    """
+    references: dict[str, list[str]] = {}
+    for example in examples:
+        if isinstance(example, Completion):
+            prompt, completion = split_prompt(example)
+        elif isinstance(example, Chat) and (turn := _last_answer(example)) is not None:
+            prompt, completion = render_prompt(example.messages[:turn], tokenizer), example.messages[turn]["content"]
+        else:
+            continue
+        references.setdefault(prompt, []).append(completion.strip())
+    encode = encode_chat_prompt if examples and isinstance(examples[0], Chat) else encode_prompt
+    return [Prompt(text, encode(tokenizer, text, max_length), tuple(known)) for text, known in references.items()]
+
+
+def _last_answer(example: Chat) -> int | None:
+    turns = [i for i, message in enumerate(example.messages) if i and message["role"] == "assistant"]
+    return turns[-1] if turns else None
+
+
+def _tokenise_part(
+    examples: Examples, part: Sequence[Example], tokenizer: Any, name: str
+) -> tuple[list[TokenRow], dict[str, Any]]:
+    if not part:
+        return [], {"rows": 0}
+    section, counts = examples.section, Counter()
+    if examples.labels is not None:
+        rows = tokenise_labelled(part, examples.labels, tokenizer, section.max_length, counts)
+    else:
+        rows = tokenise_texts(part, tokenizer, section.max_length, counts)
+    if not rows:
+        raise DataError(
+            f"data.{name}: none of {len(part)} rows has a supervised token; raise data.max_length"
+            f" ({section.max_length}) or check which column is which"
+        )
+    lengths = [len(row.input_ids) for row in rows]
+    return rows, {
+        "rows": len(rows),
+        "tokens": sum(lengths),
+        "supervised": sum(row.supervised for row in rows),
+        "longest": max(lengths),
+        **{key: int(counts[key]) for key in ("truncated", "lost_supervised", "straddling", "dropped")},
+        "sha256": fingerprint(part),
+    }
+
+
+def _permute(n: int, seed: int, purpose: int) -> np.ndarray:
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence([purpose, seed]))).permutation(n)
+
+
+def _hold_out(rows: list[Example], amount: int | float | None, seed: int) -> tuple[list[Example], list[Example]]:
+    """Split rows into what stays for training and what is held out for evaluation (a number or a fraction)."""
+    if amount is None:
+        return rows, []
+    count = amount if isinstance(amount, int) else max(1, round(amount * len(rows)))
+    if count >= len(rows):
+        raise DataError(f"data.evaluation: holding out {amount} leaves no training row of {len(rows)}")
+    order = _permute(len(rows), seed, HELD_OUT)
+    return [rows[i] for i in order[count:]], [rows[i] for i in order[:count]]
+
+
+def _draw(rows: list[Example], count: int | None, seed: int, purpose: int) -> list[Example]:
+    if count is None or count >= len(rows):
+        return rows
+    return [rows[i] for i in _permute(len(rows), seed, purpose)[:count]]
+
+
+def _check_labels(evaluation: Sequence[Example], labels: list[str] | None, source: str) -> None:
+    if labels is None:
+        return
+    for row, example in enumerate(evaluation, start=1):
+        if example.label not in labels:
+            known = ", ".join(labels[:20])
+            raise DataError(f"{source}: row {row}: label {example.label!r} never occurs in training; there: {known}")
+
+
+def _check_vocabulary(rows: Sequence[TokenRow], vocabulary: int | None) -> None:
+    largest = max(int(row.input_ids.max()) for row in rows)
+    if vocabulary is not None and largest >= vocabulary:
+        raise DataError(
+            f"token id {largest} is beyond the model's vocabulary of {vocabulary}:"
+            " the tokenizer belongs to another model"
+        )

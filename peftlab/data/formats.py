@@ -1,0 +1,170 @@
+"""What a row is: columns become texts, prompts and completions, messages or labelled texts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from string import Formatter
+from typing import Any
+
+from peftlab.data.files import Table
+from peftlab.errors import DataError, nearest
+from peftlab.recipe.schema import COLUMN_ROLES, TEMPLATE_ROLES, Data
+
+OPTIONAL_ROLES = {"text_pair"}
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    prompt: str
+    completion: str
+
+
+@dataclass(frozen=True, slots=True)
+class Chat:
+    messages: list[dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    text: str
+    text_pair: str | None
+    label: str
+
+
+Example = Text | Completion | Chat | Labelled
+
+
+def content_key(example: Example) -> str:
+    """Return a text that is equal for, and only for, examples of equal content."""
+    return json.dumps(asdict(example), sort_keys=True, ensure_ascii=False, default=repr)
+
+
+def fingerprint(examples: Sequence[Example]) -> str:
+    """Return the sha256 of the examples' content in their order, whatever file format they came from."""
+    digest = sha256()
+    for example in examples:
+        digest.update(content_key(example).encode("utf-8", "surrogatepass") + b"\n")
+    return digest.hexdigest()
+
+
+def read_examples(table: Table, section: Data) -> list[Example]:
+    """Turn every row of a table into an example of `section.format`. Raises DataError with row and column."""
+    roles = _map_roles(table, section)
+    template = _parse_template(section.template, table) if section.template is not None else None
+    cells = {role: _read_role(table, role, column) for role, column in roles.items()}
+    if template is not None:
+        cells[TEMPLATE_ROLES[section.format]] = _fill_template(template, table)
+    if section.format == "classification":
+        cells.setdefault("text_pair", [None] * len(table))
+    build = {"text": Text, "completion": Completion, "chat": Chat, "classification": Labelled}[section.format]
+    return [build(*row) for row in zip(*(cells[role] for role in COLUMN_ROLES[section.format]), strict=True)]
+
+
+def list_labels(examples: Sequence[Labelled]) -> list[str]:
+    """Return the labels that occur, whole numbers in numeric order, else alphabetically."""
+    labels = {example.label for example in examples}
+    numeric = all(label.lstrip("-").isdecimal() for label in labels)
+    return sorted(labels, key=(lambda label: (int(label), label)) if numeric else None)
+
+
+def _map_roles(table: Table, section: Data) -> dict[str, str]:
+    """Return the column of every role that is read as it is (the template makes one role)."""
+    made = TEMPLATE_ROLES[section.format] if section.template is not None else None
+    roles = {}
+    for role in COLUMN_ROLES[section.format]:
+        column = section.columns.get(role, role)
+        if role == made or (role in OPTIONAL_ROLES and role not in section.columns and column not in table.columns):
+            continue
+        if column not in table.columns:
+            raise DataError(_missing_column(table, role, column))
+        roles[role] = column
+    return roles
+
+
+def _missing_column(table: Table, role: str, column: str) -> str:
+    there = ", ".join(table.columns)
+    hint = f"; set data.columns.{role}" if role == column else nearest(column, table.columns)
+    return f"{table.name}: has no column {column!r} for {role!r}{hint}; its columns: {there}"
+
+
+def _read_role(table: Table, role: str, column: str) -> list[Any]:
+    convert = {"messages": _check_messages, "label": _as_label}.get(role, _as_text)
+    return _convert_cells(table, column, convert, empty_allowed=False)
+
+
+def _convert_cells(table: Table, column: str, convert: Callable[[Any], Any], *, empty_allowed: bool) -> list[Any]:
+    values = table.columns[column]
+    bad = [row for row, value in enumerate(values, start=1) if _is_null(value, empty_allowed)]
+    if bad:
+        more = f" (and in {len(bad) - 1} more)" if len(bad) > 1 else ""
+        raise DataError(f"{table.name}: column {column!r} is empty in row {bad[0]}{more}: fill or delete such rows")
+    result = []
+    for row, value in enumerate(values, start=1):
+        try:
+            result.append(convert(value))
+        except ValueError as error:
+            raise DataError(f"{table.name}: column {column!r}, row {row}: {error}") from None
+    return result
+
+
+def _is_null(value: Any, empty_allowed: bool) -> bool:
+    if value is None or value != value:  # NaN differs from itself
+        return True
+    return not empty_allowed and (value == [] or (isinstance(value, str) and not value.strip()))
+
+
+def _as_text(value: Any) -> str:
+    if not isinstance(value, str | int | float):
+        raise ValueError(f"needs text, not {type(value).__name__}")
+    return str(value)
+
+
+def _as_label(value: Any) -> str:
+    if not isinstance(value, str | int):
+        raise ValueError(f"a label is a text or a whole number, not {type(value).__name__} {value!r}")
+    return str(value).strip()
+
+
+def _check_messages(value: Any) -> list[dict[str, Any]]:
+    if not isinstance(value, list):
+        raise ValueError(f"needs a list of messages {{role, content}}, not {type(value).__name__}")
+    for message in value:
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+            raise ValueError("each message needs a role and a content")
+        if not isinstance(message.get("content"), str):
+            raise ValueError(f"the content of a {message['role']!r} message must be text")
+    return value
+
+
+def _parse_template(template: str, table: Table) -> list[tuple[str, str | None]]:
+    """Split a template into (literal, column) pieces. Only `{column}` is known: no attributes, no formats."""
+    try:
+        pieces = list(Formatter().parse(template))
+    except ValueError as error:
+        raise DataError(f"data.template: {error}; write a brace itself as {{{{ or }}}}") from None
+    for _, name, spec, conversion in pieces:
+        if name is None:
+            continue
+        if spec or conversion:
+            raise DataError(f"data.template: {{{name}}} takes no ':' or '!' behind the name")
+        if name not in table.columns:
+            hint = f"{nearest(name, table.columns)}; its columns: {', '.join(table.columns)}"
+            raise DataError(f"data.template: {table.name} has no column {name!r}{hint}")
+    return [(literal, name) for literal, name, _, _ in pieces]
+
+
+def _fill_template(pieces: list[tuple[str, str | None]], table: Table) -> list[str]:
+    names = {name for _, name in pieces if name is not None}
+    cells = {name: _convert_cells(table, name, _as_text, empty_allowed=True) for name in names}
+    return [
+        "".join(literal + (cells[name][row] if name is not None else "") for literal, name in pieces)
+        for row in range(len(table))
+    ]

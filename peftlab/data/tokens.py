@@ -1,0 +1,190 @@
+"""Tokens of examples: which ids, which of them are supervised, and what is cut from rows that are too long."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from peftlab.data.chat import render_chats
+from peftlab.data.formats import Chat, Completion, Example, Labelled, Text
+from peftlab.errors import DataError
+from peftlab.loss import IGNORED
+
+TEXTS_AT_ONCE = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRow:
+    """One row: int32 ids, and labels as long as they (-100: not supervised) or one class."""
+
+    input_ids: np.ndarray
+    labels: np.ndarray | int
+    token_type_ids: np.ndarray | None = None
+
+    @property
+    def supervised(self) -> int:
+        """How many labels count in the loss; the first token of a row is never predicted."""
+        return 1 if isinstance(self.labels, int) else int((self.labels[1:] != IGNORED).sum())
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """A text as the tokenizer gets it, and the spans of its characters that are supervised.
+
+    `plain` texts get the special tokens that the tokenizer adds and the end-of-text token; a chat template
+    writes its own.
+    """
+
+    text: str
+    spans: Sequence[tuple[int, int]]
+    plain: bool = True
+
+
+def tokenise_texts(
+    examples: Sequence[Text | Completion | Chat], tokenizer: Any, max_length: int, counts: Counter
+) -> list[TokenRow]:
+    """Return one row for each example that keeps a supervised token.
+
+    `counts` gains: truncated (rows cut), lost_supervised (rows that lost supervised tokens), straddling
+    (rows in which a token crosses the boundary of prompt and completion; such a token is not supervised),
+    dropped (rows left out, without any supervised token). Raises DataError without a fast tokenizer.
+    """
+    if not tokenizer.is_fast:
+        raise DataError(f"{type(tokenizer).__name__} gives no character offsets; data needs a fast tokenizer")
+    rows = []
+    for ids, starts, ends, lead, rendered in _encode(_render(examples, tokenizer), tokenizer):
+        supervised, straddles = _mask(starts, ends, rendered.spans)
+        counts["straddling"] += straddles
+        eos = tokenizer.eos_token_id
+        if rendered.plain and eos is not None:
+            ids, supervised = np.append(ids, eos), np.append(supervised, True)
+        keep = _cut(supervised, lead, max_length)
+        counts["truncated"] += len(keep) < len(ids)
+        counts["lost_supervised"] += supervised[keep].sum() < supervised.sum()
+        ids, supervised = ids[keep].astype(np.int32), supervised[keep]
+        row = TokenRow(ids, np.where(supervised, ids, IGNORED).astype(np.int32))
+        if row.supervised:
+            rows.append(row)
+        else:
+            counts["dropped"] += 1
+    return rows
+
+
+def tokenise_labelled(
+    examples: Sequence[Labelled], labels: Sequence[str], tokenizer: Any, max_length: int, counts: Counter
+) -> list[TokenRow]:
+    """Return one row for each example: text (and pair) with the tokenizer's special tokens, cut at the end."""
+    number = {label: index for index, label in enumerate(labels)}
+    rows = []
+    for chunk in _chunks(examples):
+        pairs = [example.text_pair for example in chunk]
+        full = tokenizer([e.text for e in chunk], pairs if pairs[0] is not None else None, verbose=False)
+        cut = tokenizer(
+            [e.text for e in chunk],
+            pairs if pairs[0] is not None else None,
+            truncation=True,
+            max_length=max_length,
+            verbose=False,
+        )
+        types = cut.get("token_type_ids", [None] * len(chunk))
+        for example, ids, whole, kinds in zip(chunk, cut["input_ids"], full["input_ids"], types, strict=True):
+            counts["truncated"] += len(ids) < len(whole)
+            rows.append(
+                TokenRow(
+                    np.array(ids, dtype=np.int32),
+                    number[example.label],
+                    None if kinds is None or example.text_pair is None else np.array(kinds, dtype=np.int32),
+                )
+            )
+    return rows
+
+
+def encode_prompt(tokenizer: Any, text: str, max_length: int | None = None) -> list[int]:
+    """Return a prompt's ids as `completion` rows begin: the tokenizer's opening special tokens, no closing ones.
+
+    Trailing spaces go, as in training; what exceeds `max_length` goes at the beginning.
+    """
+    ids, _, _, lead, _ = next(_encode([Rendered(text.rstrip(" "), [])], tokenizer))
+    return _cut_prompt(ids, lead, max_length)
+
+
+def encode_chat_prompt(tokenizer: Any, text: str, max_length: int | None = None) -> list[int]:
+    """Return the ids of a prompt that the model's chat template wrote, special tokens and all."""
+    ids, _, _, lead, _ = next(_encode([Rendered(text, [], plain=False)], tokenizer))
+    return _cut_prompt(ids, lead, max_length)
+
+
+def split_prompt(example: Completion) -> tuple[str, str]:
+    """Move a prompt's trailing spaces to the completion, since BPE joins a space to the word behind it."""
+    prompt = example.prompt.rstrip(" ")
+    return prompt, example.prompt[len(prompt) :] + example.completion
+
+
+def _render(examples: Sequence[Example], tokenizer: Any) -> Iterator[Rendered]:
+    if isinstance(examples[0], Chat):
+        for text, spans in render_chats(examples, tokenizer):
+            yield Rendered(text, spans, plain=False)
+        return
+    for example in examples:
+        prompt, completion = ("", example.text) if isinstance(example, Text) else split_prompt(example)
+        yield Rendered(prompt + completion, [(len(prompt), len(prompt) + len(completion))])
+
+
+def _encode(
+    rendered: Iterator[Rendered] | Sequence[Rendered], tokenizer: Any
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, int, Rendered]]:
+    """Yield ids, character starts and ends, number of opening special tokens, and what was encoded.
+
+    Special tokens that the tokenizer adds have start and end -1; closing ones are left out.
+    """
+    for chunk in _chunks(list(rendered)):
+        encoded = tokenizer(
+            [one.text for one in chunk],
+            add_special_tokens=chunk[0].plain,
+            return_offsets_mapping=True,
+            return_special_tokens_mask=True,
+            verbose=False,  # else it warns of rows longer than the model's limit, which are cut after this
+        )
+        for i, one in enumerate(chunk):
+            ids = np.array(encoded["input_ids"][i], dtype=np.int64)
+            added = np.array(encoded["special_tokens_mask"][i], dtype=bool) & one.plain
+            offsets = np.array(encoded["offset_mapping"][i], dtype=np.int64).reshape(-1, 2)
+            offsets[added] = -1
+            text_at = np.flatnonzero(~added)
+            lead, stop = (int(text_at[0]), int(text_at[-1]) + 1) if len(text_at) else (int(added.sum()), len(ids))
+            if not one.plain and len(ids) and ids[0] == tokenizer.bos_token_id:
+                lead = 1
+            yield ids[:stop], offsets[:stop, 0], offsets[:stop, 1], lead, one
+
+
+def _mask(starts: np.ndarray, ends: np.ndarray, spans: Sequence[tuple[int, int]]) -> tuple[np.ndarray, bool]:
+    """Return which tokens begin within a span, and whether any token crosses the beginning of one."""
+    supervised = np.zeros(len(starts), dtype=bool)
+    straddles = False
+    for begin, end in spans:
+        supervised |= (starts >= begin) & (starts < end)
+        straddles |= bool(((starts >= 0) & (starts < begin) & (ends > begin)).any())
+    return supervised, straddles
+
+
+def _cut(supervised: np.ndarray, lead: int, max_length: int) -> np.ndarray:
+    """Return the positions to keep: first the prompt's beginning goes (behind `lead`), then the row's end."""
+    length = len(supervised)
+    first = int(supervised.argmax()) if supervised.any() else length
+    lead = min(lead, first)
+    drop = min(max(length - max_length, 0), first - lead)
+    return np.concatenate([np.arange(lead), np.arange(lead + drop, length)])[:max_length]
+
+
+def _cut_prompt(ids: np.ndarray, lead: int, max_length: int | None) -> list[int]:
+    keep = _cut(np.zeros(len(ids), dtype=bool), lead, max_length or len(ids))
+    return ids[keep].tolist()
+
+
+def _chunks(items: Sequence[Any]) -> Iterator[Sequence[Any]]:
+    for start in range(0, len(items), TEXTS_AT_ONCE):
+        yield items[start : start + TEXTS_AT_ONCE]

@@ -1,0 +1,160 @@
+"""Generated text: batches of prompts to answers, for every kind of causal model that peftlab trains."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import GenerationConfig
+
+from peftlab.data.dataset import Dataset, find_pad_id
+from peftlab.data.tokens import encode_prompt
+from peftlab.errors import UsageError
+from peftlab.recipe.schema import Evaluation, Generation
+
+
+def generate_text(
+    model: nn.Module,
+    tokenizer: Any,
+    prompts: Sequence[str | Sequence[int]],
+    settings: Generation,
+    batch_size: int = 8,
+    *,
+    seed: int = 0,
+    autocast: Callable[[], AbstractContextManager] = nullcontext,
+) -> list[str]:
+    """Return the text that `model` writes after each prompt (text, or ids from a chat template).
+
+    Each answer is what the prompt would get alone: prompts are padded at the left. Sampling is seeded by
+    `seed`, and the caller's random state is left as it was. Prompts that leave too few positions lose their
+    beginning. Raises UsageError where `max_new_tokens` alone exceeds the model's positions.
+    """
+    limit = _prompt_limit(model, settings)
+    ids = [encode_prompt(tokenizer, one, limit) if isinstance(one, str) else list(one)[-limit:] for one in prompts]
+    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+    answers = [""] * len(ids)
+    device = next(model.parameters()).device
+    config = _generation_config(model, tokenizer, settings)
+    with evaluation_mode(model), torch.no_grad(), _seeded(seed, device), autocast():
+        for batch in _split(order, ids, batch_size, padded=_takes_padding(model)):
+            for i, answer in zip(batch, _generate(model, [ids[i] for i in batch], config, device), strict=True):
+                answers[i] = tokenizer.decode(answer, skip_special_tokens=True).strip()
+    return answers
+
+
+def generate_examples(
+    model: nn.Module,
+    dataset: Dataset,
+    settings: Evaluation,
+    tokenizer: Any,
+    *,
+    batch_size: int = 8,
+    autocast: Callable[[], AbstractContextManager] = nullcontext,
+) -> list[dict[str, str]]:
+    """Return prompt, reference and output of the first `generation.examples` evaluation prompts."""
+    prompts = dataset.prompts[: settings.generation.examples]
+    ids = [prompt.input_ids for prompt in prompts]
+    outputs = generate_text(model, tokenizer, ids, settings.generation, batch_size, autocast=autocast)
+    return [
+        {"prompt": prompt.text, "reference": prompt.references[0], "output": output}
+        for prompt, output in zip(prompts, outputs, strict=True)
+    ]
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Put every module into evaluation mode, and each back into its own mode afterwards.
+
+    `model.train()` would not do: it would switch on the dropout of modules that a recipe keeps off.
+    """
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+@contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+def _learns_prompt(model: nn.Module) -> bool:
+    """Whether PEFT puts learned tokens before the input."""
+    return bool(getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False))
+
+
+def _takes_padding(model: nn.Module) -> bool:
+    """Whether prompts may be padded at the left without a change of their answers.
+
+    Not with prompt tuning in peft (measured with 0.21.2): its learned tokens come before the padding, and their
+    positions shift with it. Prefix tuning's keys and values have no such positions.
+    """
+    return not _learns_prompt(model) or model.active_peft_config.peft_type == "PREFIX_TUNING"
+
+
+def _prompt_limit(model: nn.Module, settings: Generation) -> int:
+    """Return how many tokens of a prompt leave room for the answer in the model's positions."""
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if positions is None:
+        return sys.maxsize
+    learned = model.active_peft_config.num_virtual_tokens if _learns_prompt(model) else 0
+    limit = positions - learned - settings.max_new_tokens
+    if limit < 1:
+        raise UsageError(
+            f"evaluation.generation.max_new_tokens: {settings.max_new_tokens} leave no room for a prompt in the"
+            f" model's {positions} positions"
+        )
+    return limit
+
+
+def _generation_config(model: nn.Module, tokenizer: Any, settings: Generation) -> GenerationConfig:
+    """Return settings that take nothing from the model's own but its end-of-text ids."""
+    own = model.generation_config.eos_token_id if getattr(model, "generation_config", None) else None
+    ends = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
+    sampling = {"temperature": settings.temperature, "top_p": settings.top_p} if settings.temperature else {}
+    return GenerationConfig(
+        max_new_tokens=settings.max_new_tokens,
+        num_beams=settings.beams,
+        do_sample=settings.temperature > 0,
+        top_k=0 if settings.temperature else None,
+        repetition_penalty=1.0,
+        eos_token_id=sorted(ends) or None,
+        pad_token_id=find_pad_id(tokenizer),
+        **sampling,
+    )
+
+
+def _split(order: list[int], ids: list[list[int]], batch_size: int, *, padded: bool) -> Iterator[list[int]]:
+    """Cut prompts, sorted by length, into batches; unpadded batches hold prompts of one length only."""
+    batch: list[int] = []
+    for i in order:
+        if len(batch) == batch_size or (batch and not padded and len(ids[i]) != len(ids[batch[0]])):
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch
+
+
+def _generate(
+    model: nn.Module, prompts: list[list[int]], config: GenerationConfig, device: torch.device
+) -> Iterator[list[int]]:
+    width = max(len(prompt) for prompt in prompts)
+    input_ids = torch.tensor([[config.pad_token_id] * (width - len(prompt)) + prompt for prompt in prompts])
+    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    sequences = model.generate(
+        input_ids=input_ids.to(device), attention_mask=mask.to(device), generation_config=config, use_cache=True
+    )
+    ends = set(config.eos_token_id or ())
+    for sequence in sequences[:, width:].tolist():
+        stop = next((i for i, token in enumerate(sequence) if token in ends), len(sequence))
+        yield sequence[:stop]

@@ -1,0 +1,55 @@
+"""Metrics over predicted classes and over generated texts, through well-kept libraries."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+LOSS_METRICS = ("loss", "perplexity")
+CLASS_METRICS = ("accuracy", "f1", "matthews")
+TEXT_METRICS = ("exact_match", "bleu", "rouge")
+
+
+def score_classes(predictions: Sequence[int], references: Sequence[int], metrics: Sequence[str]) -> dict[str, float]:
+    """Return the wanted ones of accuracy, f1 (macro) and matthews (Matthews' correlation)."""
+    from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+
+    functions = {
+        "accuracy": lambda: accuracy_score(references, predictions),
+        "f1": lambda: f1_score(references, predictions, average="macro", zero_division=0.0),
+        "matthews": lambda: matthews_corrcoef(references, predictions),
+    }
+    return {name: float(functions[name]()) for name in CLASS_METRICS if name in metrics}
+
+
+def score_texts(
+    outputs: Sequence[str], references: Sequence[Sequence[str]], metrics: Sequence[str]
+) -> dict[str, float]:
+    """Return the wanted ones of exact_match (0 to 1), bleu (sacrebleu's, 0 to 100), rouge (ROUGE-L F1, 0 to 1).
+
+    Each output may have several references: one that matches is enough, the best one counts for ROUGE, and
+    BLEU takes them all. White space around a text does not count.
+    """
+    outputs = [output.strip() for output in outputs]
+    references = [[one.strip() for one in known] for known in references]
+    functions = {"exact_match": _exact_match, "bleu": _bleu, "rouge": _rouge}
+    return {name: functions[name](outputs, references) for name in TEXT_METRICS if name in metrics}
+
+
+def _exact_match(outputs: list[str], references: list[list[str]]) -> float:
+    return sum(output in known for output, known in zip(outputs, references, strict=True)) / len(outputs)
+
+
+def _bleu(outputs: list[str], references: list[list[str]]) -> float:
+    from sacrebleu import corpus_bleu
+
+    most = max(len(known) for known in references)
+    streams = [[known[i] if i < len(known) else None for known in references] for i in range(most)]
+    return float(corpus_bleu(outputs, streams).score)
+
+
+def _rouge(outputs: list[str], references: list[list[str]]) -> float:
+    from rouge_score.rouge_scorer import RougeScorer
+
+    scorer = RougeScorer(["rougeL"])
+    pairs = zip(outputs, references, strict=True)
+    return sum(scorer.score_multi(known, output)["rougeL"].fmeasure for output, known in pairs) / len(outputs)

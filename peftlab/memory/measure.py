@@ -1,0 +1,105 @@
+"""Measures a run's memory while it goes: exact tensor bytes by category, peaks by phase."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import torch
+from torch import nn
+
+from peftlab.reports import MemoryReport
+
+PROC = Path("/proc/self")
+
+
+def tensor_bytes(tensors) -> int:
+    """Return the bytes of the tensors' distinct storages."""
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors if t is not None}
+    return sum(storages.values())
+
+
+def reset_resident_peak() -> None:
+    """Start the kernel's peak of resident memory anew (Linux; elsewhere the peak is the process's whole life's)."""
+    with contextlib.suppress(OSError):
+        (PROC / "clear_refs").write_text("5")
+
+
+def resident_peak_bytes() -> int:
+    """Return the process's peak resident bytes since the last reset."""
+    with contextlib.suppress(OSError):
+        for line in (PROC / "status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return psutil.Process().memory_info().rss
+
+
+class MemoryMeter:
+    """Peaks by phase: allocated bytes on CUDA, resident bytes of the process on the CPU."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.phases: dict[str, int] = {}
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Attribute the peak of what runs inside to `name`; a phase that comes again keeps its highest."""
+        self._reset()
+        try:
+            yield
+        finally:
+            self.phases[name] = max(self.phases.get(name, 0), self._peak())
+
+    def current(self) -> int:
+        """Return the bytes in use now: allocated on CUDA, resident on the CPU."""
+        if self.device.type == "cuda":
+            return torch.cuda.memory_allocated(self.device)
+        return psutil.Process().memory_info().rss
+
+    def report(self, model: nn.Module, optimizer: torch.optim.Optimizer | None) -> MemoryReport:
+        """Return the ledger; what the state's tensors do not explain of the peak stands under `other`."""
+        peak = max(self.phases.values(), default=0)
+        categories = state_bytes(model, optimizer)
+        categories["other"] = max(0, peak - sum(categories.values()))
+        return MemoryReport(
+            source="measured", device=self.device.type, peak_bytes=peak, categories=categories, phases=self.phases
+        )
+
+    def _reset(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        else:
+            reset_resident_peak()
+
+    def _peak(self) -> int:
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        return resident_peak_bytes()
+
+
+def state_bytes(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> dict[str, int]:
+    """Return the bytes that weights, gradients and optimiser states hold, each gradient as large as its weight."""
+    parameters = list(model.parameters())
+    trainable = [p for p in parameters if p.requires_grad]
+    states = [] if optimizer is None else [v for state in optimizer.state.values() for v in state.values()]
+    return {
+        "frozen_weights": tensor_bytes(p for p in parameters if not p.requires_grad),
+        "quantisation_state": tensor_bytes(quantisation_tensors(parameters)),
+        "trainable_weights": tensor_bytes(trainable),
+        "gradients": tensor_bytes(trainable) if optimizer is not None else 0,
+        "optimiser_state": tensor_bytes(v for v in states if torch.is_tensor(v)),
+    }
+
+
+def quantisation_tensors(parameters) -> Iterator[torch.Tensor]:
+    """Yield the scales and code books beside bitsandbytes' quantised weights."""
+    for parameter in parameters:
+        state = getattr(parameter, "quant_state", None)
+        while state is not None:
+            yield from (t for t in (state.absmax, state.code, state.offset) if torch.is_tensor(t))
+            state = state.state2
+        scales = getattr(parameter, "SCB", None)
+        if torch.is_tensor(scales):
+            yield scales

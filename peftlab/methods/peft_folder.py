@@ -1,0 +1,58 @@
+"""PEFT adapter folders: what PEFT's own loader must find there for the same outputs.
+
+Heads and unfrozen base parameters train in place. In the file they have the names that they have in the
+wrapped model, and `PeftModel.from_pretrained` puts each where it belongs: into its own copy for the head of a
+classifier (`modules_to_save`, which its task type implies), in place for all others, as it does for biases.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from torch import Tensor, nn
+
+WEIGHTS = "adapter_model.safetensors"
+TASK_TYPES = {"causal-lm": "CAUSAL_LM", "sequence-classification": "SEQ_CLS"}
+# PEFT wraps every module of a classifier whose name ends so, and fails where the file lacks one.
+CLASSIFIER_HEADS = ("classifier", "score")
+
+
+def base_tensors(wrapped: PeftModel, task: str) -> dict[str, Tensor]:
+    """Return what must be stored of the base: what trained, and all of a classifier's head."""
+    trained = {name for name, parameter in wrapped.named_parameters() if parameter.requires_grad}
+    heads = _head_prefixes(wrapped) if task == "sequence-classification" else ()
+    base = ("base_model.model.", "base_model.")[wrapped.active_peft_config.is_prompt_learning]
+    return {
+        name: parameter
+        for name, parameter in wrapped.named_parameters()
+        if name.startswith(base) and (name in trained or name.startswith(heads))
+    }
+
+
+def _head_prefixes(wrapped: PeftModel) -> tuple[str, ...]:
+    return tuple(f"{name}." for name, _ in wrapped.named_modules() if name.endswith(CLASSIFIER_HEADS))
+
+
+def write_config(wrapped: PeftModel, folder: Path, task: str, context: dict[str, Any]) -> None:
+    """Write `adapter_config.json` for inference with PEFT."""
+    from copy import deepcopy
+
+    config = deepcopy(wrapped.active_peft_config)
+    config.inference_mode = True
+    config.task_type = TASK_TYPES[task]
+    config.modules_to_save = list(CLASSIFIER_HEADS) if task == "sequence-classification" else None
+    config.base_model_name_or_path = context.get("name") or config.base_model_name_or_path
+    config.save_pretrained(str(folder))
+
+
+def unwrap_heads(wrapped: nn.Module) -> None:
+    """Put the modules that PEFT set aside for saving back in place, so that they train there."""
+    from peft.utils import ModulesToSaveWrapper
+
+    for name, module in list(wrapped.named_modules()):
+        if isinstance(module, ModulesToSaveWrapper):
+            parent, _, leaf = name.rpartition(".")
+            setattr(wrapped.get_submodule(parent), leaf, module.original_module)

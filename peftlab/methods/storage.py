@@ -1,0 +1,173 @@
+"""The files that a method writes: tensors as safetensors, and `peftlab_adapter.json`, which says what they are.
+
+Every folder holds `peftlab_adapter.json`: `schema` (1), `method` (all its fields), `base` (what describes the
+base model), `trained` (canonical names of what trained) and `tensors` (name in the weights file → shape).
+Adapters and BitFit keep their tensors in `adapter.safetensors` under canonical names. LoRA, QLoRA and prefix
+are PEFT adapter folders, full fine-tuning a transformers folder; the manifest lies beside their own files.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, Field, ValidationError
+
+from peftlab.errors import StorageError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from peftlab.methods.base import Method
+
+MANIFEST = "peftlab_adapter.json"
+SCHEMA = 1
+
+
+class Manifest(BaseModel):
+    """What a folder of trained weights holds."""
+
+    schema_version: int = Field(SCHEMA, alias="schema")
+    method: dict[str, Any]
+    base: dict[str, Any]
+    trained: list[str]
+    tensors: dict[str, list[int]]
+
+    def fresh_for(self, model: nn.Module) -> frozenset[str]:
+        """Return the base parameters of `model` that trained: to apply the method as if they were new."""
+        from peftlab.parameters.trainable import named_parameters
+
+        return frozenset(self.trained) & named_parameters(model).keys()
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write tensors to one safetensors file. Raises StorageError where the disk refuses."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        save_file(contiguous, path, metadata={"format": "pt"})
+    except (OSError, SafetensorError) as error:
+        raise StorageError(f"{path}: cannot be written: {error}") from error
+
+
+def write_manifest(
+    folder: Path, method: Method, model: nn.Module, context: dict[str, Any], tensors: dict[str, Tensor]
+) -> None:
+    """Write `peftlab_adapter.json` beside the weights."""
+    from peftlab.parameters.trainable import trainable_parameters
+
+    manifest = {
+        "schema": SCHEMA,
+        "method": method.model_dump(mode="json"),
+        "base": context,
+        "trained": sorted(trainable_parameters(model)),
+        "tensors": {name: list(tensor.shape) for name, tensor in tensors.items()},
+    }
+    write_json(folder / MANIFEST, manifest)
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    try:
+        path.write_text(json.dumps(content, indent=2, sort_keys=True, default=str) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be written: {error}") from error
+
+
+def read_manifest(folder: Path, method: Method, context: dict[str, Any] | None) -> Manifest:
+    """Read `peftlab_adapter.json`. Raises StorageError unless it tells of this method and this base model."""
+    path = folder / MANIFEST
+    try:
+        manifest = Manifest.model_validate_json(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise StorageError(f"{folder}: holds no {MANIFEST}, so it is no copy that peftlab saved") from error
+    except (OSError, ValidationError, ValueError) as error:
+        raise StorageError(f"{path}: cannot be read: {_first_line(error)}") from error
+    if manifest.schema_version != SCHEMA:
+        raise StorageError(f"{path}: has schema {manifest.schema_version}, this peftlab reads {SCHEMA}")
+    _compare_method(path, manifest.method, method)
+    _compare_base(path, manifest.base, context or {})
+    return manifest
+
+
+def _compare_method(path: Path, saved: dict[str, Any], method: Method) -> None:
+    wanted = method.model_dump(mode="json")
+    different = sorted(field for field in wanted if saved.get(field, wanted[field]) != wanted[field])
+    if different:
+        told = ", ".join(f"{field} {saved[field]!r} (here {wanted[field]!r})" for field in different)
+        raise StorageError(f"{path}: was saved by another method: {told}")
+
+
+def _compare_base(path: Path, saved: dict[str, Any], context: dict[str, Any]) -> None:
+    for key in ("fingerprint", "name"):
+        if saved.get(key) and context.get(key):
+            if saved[key] != context[key]:
+                raise StorageError(f"{path}: belongs to the base {key} {saved[key]!r}, not to {context[key]!r}")
+            return
+
+
+def fill_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Copy a safetensors file into live tensors. Raises StorageError unless names and shapes match exactly."""
+    import torch
+
+    stored = read_tensors(path)
+    _refuse_mismatch(path, stored, tensors)
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            tensor.copy_(stored[name])
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise StorageError(f"{path}: cannot be read: {_first_line(error)}") from error
+
+
+def _refuse_mismatch(path: Path, stored: dict[str, Tensor], tensors: dict[str, Tensor]) -> None:
+    missing, extra = sorted(tensors.keys() - stored.keys()), sorted(stored.keys() - tensors.keys())
+    wrong = [
+        f"{name} {tuple(stored[name].shape)} (the model's is {tuple(tensor.shape)})"
+        for name, tensor in tensors.items()
+        if name in stored and stored[name].shape != tensor.shape
+    ]
+    told = [
+        f"{what} {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
+        for what, names in (("lacks", missing), ("has unknown", extra), ("has the wrong shape of", wrong))
+        if names
+    ]
+    if told:
+        raise StorageError(f"{path}: does not fit this model and method: it {'; it '.join(told)}")
+
+
+def fill_from_transformers_folder(model: nn.Module, folder: Path) -> None:
+    """Copy a transformers folder into `model`, each tensor in the model's own dtype.
+
+    Raises StorageError unless the folder holds every parameter and no other.
+    """
+    import torch
+
+    try:
+        stored, report = type(model).from_pretrained(
+            folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise StorageError(f"{folder}: cannot be read as a model: {_first_line(error)}") from error
+    faults = {what: sorted(map(str, report[what])) for what in ("missing_keys", "unexpected_keys", "mismatched_keys")}
+    if any(faults.values()):
+        told = "; ".join(f"{what.replace('_', ' ')}: {', '.join(names[:3])}" for what, names in faults.items() if names)
+        raise StorageError(f"{folder}: does not fit this model: {told}")
+    _refuse_mismatch(folder, stored.state_dict(), model.state_dict())
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            tensor.copy_(stored.state_dict()[name])
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -1,0 +1,86 @@
+"""A model without weights, on the meta device, from its configuration alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from peftlab.device import resolve_dtype
+from peftlab.errors import ModelError
+from peftlab.models.checkpoint import stored_shapes
+from peftlab.models.config import AUTO_CLASSES, one_line_errors, read_config
+from peftlab.models.reference import Reference, resolve
+from peftlab.parameters.kinds import parameter_sites
+from peftlab.recipe.schema import Model
+
+
+def build_meta(section: Model, labels: Sequence[str] | None = None) -> tuple[PreTrainedModel, frozenset[str]]:
+    """Return the model on the meta device and the names of its fresh parameters.
+
+    Needs a `config.json` (a GGUF file's metadata, a hub's config), no weights. A head is fresh where the local
+    checkpoint does not hold it, or where there is none to look into. Raises ModelError.
+    """
+    reference = resolve(section.name, section.revision)
+    config = read_config(section, reference, labels)
+    with torch.device("meta"):
+        model = from_config(section, reference, config, resolve_dtype(section.dtype, torch.device("cpu")))
+    return model, _expected_fresh(model, section, reference)
+
+
+def from_config(
+    section: Model, reference: Reference, config: PreTrainedConfig, dtype: torch.dtype
+) -> PreTrainedModel:
+    """Return a model of this configuration with random weights, on the current default device."""
+    with one_line_errors(reference, "built"):
+        return AUTO_CLASSES[section.task].from_config(
+            config,
+            dtype=dtype,
+            trust_remote_code=section.trust_remote_code,
+            **attention_argument(section),
+        )
+
+
+def attention_argument(section: Model) -> dict[str, str]:
+    """Return the keyword argument that picks the attention implementation."""
+    return {} if section.attention == "auto" else {"attn_implementation": section.attention}
+
+
+def head_names(model: nn.Module) -> frozenset[str]:
+    """Return the names of the parameters outside the model's body."""
+    return frozenset(site.name for site, _ in parameter_sites(model) if site.kind == "head")
+
+
+def check_body(model: nn.Module, lacking: Iterable[str], reference: Reference) -> None:
+    """Raise ModelError if a checkpoint lacks parameters that no fresh head can stand for."""
+    body = sorted(set(lacking) - head_names(model))
+    if body:
+        raise ModelError(
+            f"model {reference.label!r}: the checkpoint lacks {len(body)} parameters of {type(model).__name__} "
+            f"or holds them in other sizes ({body[0]}, ...); is it another model's, or incomplete?"
+        )
+
+
+def random_fresh(model: nn.Module, section: Model) -> frozenset[str]:
+    """Return what counts as a fresh head in a randomly initialised model: a classifier, but no output embedding."""
+    return head_names(model) if section.task == "sequence-classification" else frozenset()
+
+
+def _expected_fresh(model: PreTrainedModel, section: Model, reference: Reference) -> frozenset[str]:
+    stored = stored_shapes(reference) if section.init == "pretrained" else None
+    if stored is None:
+        return random_fresh(model, section) - _in_body(model)
+    prefix = model.base_model_prefix + "."
+    parameters = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    return frozenset(
+        name
+        for name in head_names(model)
+        if parameters[name] not in (stored.get(name), stored.get(name.removeprefix(prefix)))
+    )
+
+
+def _in_body(model: PreTrainedModel) -> frozenset[str]:
+    prefix = model.base_model_prefix + "."
+    return frozenset(name for name, _ in model.named_parameters() if name.startswith(prefix))

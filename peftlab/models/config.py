@@ -1,0 +1,92 @@
+"""A model's configuration: read from its folder, file or hub id, and fitted to the recipe's task."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+import io
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedConfig
+
+from peftlab.errors import MissingRequirementError, ModelError, PeftlabError
+from peftlab.models.hub import must_stay_local
+from peftlab.models.reference import Reference
+from peftlab.recipe.schema import Model
+
+AUTO_CLASSES = {
+    "causal-lm": AutoModelForCausalLM,
+    "sequence-classification": AutoModelForSequenceClassification,
+}
+
+
+@contextlib.contextmanager
+def one_line_errors(reference: Reference, doing: str) -> Iterator[None]:
+    """Turn whatever transformers raises over a broken or foreign checkpoint into one line, and keep it quiet.
+
+    A damaged file can raise nearly anything (OSError, KeyError, SafetensorError, struct.error, ...).
+    """
+    try:
+        # transformers shows a progress bar for GGUF files that no setting of its own turns off.
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    except (PeftlabError, MemoryError):
+        raise
+    except ImportError as error:
+        raise MissingRequirementError(f"model {reference.label!r}: {_first_line(error)}") from error
+    except Exception as error:
+        if "out of memory" in str(error).lower():
+            raise
+        raise ModelError(
+            f"model {reference.label!r} cannot be {doing} ({reference.source}): {_first_line(error)}"
+        ) from error
+
+
+def hub_arguments(reference: Reference, section: Model) -> dict[str, Any]:
+    """Return the keyword arguments for transformers' `from_pretrained`. Raises ModelError if it must fail."""
+    local = reference.kind != "hub" or must_stay_local(reference)
+    return {**reference.arguments, "local_files_only": local, "trust_remote_code": section.trust_remote_code}
+
+
+def read_config(section: Model, reference: Reference, labels: Sequence[str] | None = None) -> PreTrainedConfig:
+    """Return the configuration, with the labels and the padding token that classification needs."""
+    arguments = hub_arguments(reference, section)
+    with one_line_errors(reference, "read"):
+        if reference.gguf_file:
+            file = reference.folder / reference.gguf_file
+            config = copy.deepcopy(_read_gguf(file, file.stat().st_mtime_ns))
+        else:
+            config = AutoConfig.from_pretrained(reference.source, **arguments)
+    if type(config) not in AUTO_CLASSES[section.task]._model_mapping and not section.trust_remote_code:
+        raise ModelError(
+            f"model {reference.label!r}: transformers has no {section.task} model of type {config.model_type!r}"
+        )
+    if section.task == "sequence-classification":
+        _fit_to_classification(config, labels)
+    return config
+
+
+@functools.lru_cache(maxsize=4)
+def _read_gguf(file: Path, modified_ns: int) -> PreTrainedConfig:
+    """Read a GGUF file's configuration; kept, because its vocabulary is parsed with it, which takes seconds."""
+    return AutoConfig.from_pretrained(str(file.parent), gguf_file=file.name, local_files_only=True)
+
+
+def _fit_to_classification(config: PreTrainedConfig, labels: Sequence[str] | None) -> None:
+    if labels is not None:
+        config.id2label = dict(enumerate(labels))
+        config.label2id = {label: index for index, label in enumerate(labels)}
+        config.problem_type = "single_label_classification"
+    if config.get_text_config().pad_token_id is None:
+        # Decoders read the class from the last token that is not padding; any id will do until the tokenizer
+        # names its own (`tokenizer.fit_tokenizer`).
+        end = config.get_text_config().eos_token_id
+        config.get_text_config().pad_token_id = end[0] if isinstance(end, list) else (end or 0)
+
+
+def _first_line(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 300 else text[:297] + "..."

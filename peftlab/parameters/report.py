@@ -1,0 +1,69 @@
+"""The parameter report of any `nn.Module`: totals, and rows by kind and by layer."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Literal
+
+from torch import nn
+
+from peftlab.parameters.kinds import parameter_sites
+from peftlab.parameters.trainable import find_base
+from peftlab.reports import CountRow, ParameterReport
+from peftlab.shapes import KINDS, ParameterSite
+
+EXPERTS = re.compile(r"(?:^|\.)experts\.")
+
+
+def parameter_report(model: nn.Module, *, stored: Literal["trainable", "all"] = "trainable") -> ParameterReport:
+    """Count the parameters of `model`; every kind of rows adds up to the totals.
+
+    `stored` says what the result of a run holds: the trainable tensors, or `all` for a full fine-tune. Biases
+    of dense layers and convolutions are of the kind `bias`; those of norms, heads and adapters count there.
+    """
+    counted = list(parameter_sites(model))
+    trainable = {site.name for site, parameter in counted if parameter.requires_grad}
+    sites = [site for site, _ in counted]
+    share = _active_share(getattr(find_base(model)[1], "config", None))
+    return ParameterReport(
+        total=sum(site.count for site in sites),
+        trainable=sum(site.count for site in sites if site.name in trainable),
+        active=sum(_active_count(site, share) for site in sites),
+        stored_bytes=sum(p.nbytes for site, p in counted if stored == "all" or site.name in trainable),
+        kinds=_rows([(site.kind, site) for site in sites], trainable, list(KINDS)),
+        layers=_rows([(_layer_name(site), site) for site in sites], trainable, _layer_names(sites)),
+    )
+
+
+def _rows(groups: list[tuple[str, ParameterSite]], trainable: set[str], order: list[str]) -> list[CountRow]:
+    totals: dict[str, list[int]] = {name: [0, 0] for name in order}
+    for name, site in groups:
+        totals[name][0] += site.count
+        totals[name][1] += site.count if site.name in trainable else 0
+    return [CountRow(name=name, total=t, trainable=n) for name, (t, n) in totals.items() if t]
+
+
+def _layer_name(site: ParameterSite) -> str:
+    return "outside" if site.layer is None else f"layers.{site.layer}"
+
+
+def _layer_names(sites: list[ParameterSite]) -> list[str]:
+    layers = sorted({site.layer for site in sites if site.layer is not None})
+    return [*(f"layers.{layer}" for layer in layers), "outside"]
+
+
+def _active_share(config: Any) -> tuple[int, int] | None:
+    """Return (experts of one token, all experts) of a mixture, or None."""
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    used = getattr(config, "num_experts_per_tok", None)
+    for name in ("num_local_experts", "num_experts", "n_routed_experts"):
+        if used and getattr(config, name, None):
+            return used, getattr(config, name)
+    return None
+
+
+def _active_count(site: ParameterSite, share: tuple[int, int] | None) -> int:
+    if share is None or not EXPERTS.search(site.name):
+        return site.count
+    used, experts = share
+    return site.count * used // experts

@@ -1,0 +1,83 @@
+"""The sizes of a built model, on any device, as a `ModelShape`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from peftlab.architectures import role_of
+from peftlab.parameters.kinds import module_layers, parameter_sites
+from peftlab.parameters.trainable import canonical_in, find_base
+from peftlab.shapes import LinearSite, ModelShape, ParameterSite
+
+
+def shape_of(model: nn.Module, fresh: frozenset[str] = frozenset(), task: str = "causal-lm") -> ModelShape:
+    """Return the sizes of `model`; `fresh` names the parameters that no checkpoint filled.
+
+    Works on the meta device and on quantised models (whose sizes are those of the plain ones). A plain
+    `nn.Module` without a config has hidden size, key width and vocabulary 0.
+    """
+    _, base = find_base(model)
+    sites = tuple(site for site, _ in parameter_sites(model, fresh))
+    config = getattr(base, "config", None)
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    model_type = getattr(config, "model_type", "")
+    return ModelShape(
+        model_type=model_type,
+        task=task,
+        hidden_size=getattr(config, "hidden_size", 0),
+        layers=getattr(config, "num_hidden_layers", None) or _count_layers(sites),
+        kv_width=_kv_width(config),
+        vocabulary=_vocabulary(base, config),
+        parameters=sites,
+        linears=linear_sites(model, model_type, {site.name: site for site in sites}),
+        fresh=fresh & {site.name for site in sites},
+    )
+
+
+def linear_sites(model: nn.Module, model_type: str, sites: dict[str, ParameterSite]) -> tuple[LinearSite, ...]:
+    """Return the dense projections of the plain model, those of adapters left out."""
+    canonical, layers = canonical_in(model), module_layers(model)
+    found = []
+    for own_name, module in model.named_modules():
+        sizes = _dense_sizes(module)
+        if sizes is None:
+            continue
+        name = canonical(own_name)
+        site = sites.get(f"{name}.weight")
+        # A weight that is tied to the embedding has no site of its own: that layer is the output head.
+        kind = site.kind if site else "head"
+        if kind != "adapter":
+            layer = layers[own_name]
+            role = "head" if kind == "head" else role_of(model_type, name.partition(f".{layer}.")[2] or name)
+            found.append(LinearSite(name, *sizes, module.bias is not None, role, layer))
+    return tuple(found)
+
+
+def _dense_sizes(module: nn.Module) -> tuple[int, int] | None:
+    """Return (n_in, n_out) of an `nn.Linear` (bitsandbytes' among them) or of GPT-2's Conv1D."""
+    from transformers.pytorch_utils import Conv1D
+
+    if isinstance(module, nn.Linear):
+        return module.in_features, module.out_features
+    if isinstance(module, Conv1D):
+        return module.nx, module.nf
+    return None
+
+
+def _kv_width(config: Any) -> int:
+    heads = getattr(config, "num_attention_heads", None)
+    if not heads:
+        return 0
+    size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return size * (getattr(config, "num_key_value_heads", None) or heads)
+
+
+def _vocabulary(base: nn.Module, config: Any) -> int:
+    embedding = base.get_input_embeddings() if hasattr(base, "get_input_embeddings") else None
+    return getattr(embedding, "num_embeddings", None) or getattr(config, "vocab_size", 0)
+
+
+def _count_layers(sites: tuple[ParameterSite, ...]) -> int:
+    return len({site.layer for site in sites if site.layer is not None})

@@ -1,0 +1,97 @@
+"""Which parameters a model has, under which name, and which of them train: the one predicate is `requires_grad`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from math import prod
+
+from torch import nn
+
+from peftlab.errors import MethodError, nearest
+from peftlab.patterns import canonical_name
+
+
+def find_base(model: nn.Module) -> tuple[str, nn.Module]:
+    """Return the dotted path and the module of the plain model inside any wrapper ("" if it is `model` itself).
+
+    The plain model is the outermost transformers model, or what PEFT wraps, or `model`.
+    """
+    from transformers import PreTrainedModel
+
+    for path, module in model.named_modules():
+        if isinstance(module, PreTrainedModel):
+            return path, module
+    return "", model
+
+
+def canonical_in(model: nn.Module) -> Callable[[str], str]:
+    """Return a function from names inside `model` to canonical names: those of the plain model.
+
+    The path of the plain model is looked up, not guessed from the name: PEFT wraps a model in
+    `base_model.model.` for LoRA but in `base_model.` for prefixes, and plain models begin with `model.` too.
+    """
+    path, _ = find_base(model)
+    prefix = path + "." if path else ""
+
+    def canonical(name: str) -> str:
+        if prefix and name.startswith(prefix):
+            # The plain model's own first component may be `base_model` or `module`: keep it from being stripped.
+            return canonical_name("." + name.removeprefix(prefix))[1:]
+        return canonical_name(name)
+
+    return canonical
+
+
+def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return every parameter by canonical name, a tied one once, without the copies that PEFT sets aside."""
+    canonical = canonical_in(model)
+    return {
+        canonical(name): parameter
+        for name, parameter in model.named_parameters()
+        if ".original_module." not in f".{name}"
+    }
+
+
+def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return what trains, by canonical name, a tied parameter once."""
+    return {name: parameter for name, parameter in named_parameters(model).items() if parameter.requires_grad}
+
+
+def is_quantized(parameter: nn.Parameter | None) -> bool:
+    """Whether bitsandbytes holds (or will hold) the parameter in 4 or 8 bits."""
+    return type(parameter).__name__ in ("Params4bit", "Int8Params")
+
+
+def logical_shape(parameter: nn.Parameter) -> tuple[int, ...]:
+    """Return the shape that a parameter stands for; a packed 4-bit weight stores two values a byte."""
+    state = getattr(parameter, "quant_state", None)
+    return tuple(state.shape if state is not None else parameter.shape)
+
+
+def logical_count(parameter: nn.Parameter) -> int:
+    """Return how many parameters a tensor stands for."""
+    return prod(logical_shape(parameter))
+
+
+def freeze_all(model: nn.Module) -> None:
+    """Make nothing train, PEFT's set-aside copies included."""
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+
+
+def set_trainable(model: nn.Module, names: Iterable[str]) -> None:
+    """Make exactly the parameters of these canonical names train.
+
+    Raises MethodError for a name that the model does not have and for a quantised weight.
+    """
+    parameters, names = named_parameters(model), set(names)
+    for name in sorted(names):
+        if name not in parameters:
+            raise MethodError(f"the model has no parameter {name!r}{nearest(name, parameters)}")
+        if is_quantized(parameters[name]):
+            raise MethodError(
+                f"{name} is quantised and cannot train; freeze it, or take a method whose base is not quantised"
+            )
+    freeze_all(model)
+    for name in names:
+        parameters[name].requires_grad_(True)

@@ -1,0 +1,229 @@
+"""Settings that contradict one another: one small function for each, with the fields that it reads."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+from peftlab.errors import nearest
+from peftlab.methods import LoRA, Prefix, QLoRA
+from peftlab.recipe.schema import COLUMN_ROLES, TEMPLATE_ROLES, Recipe
+from peftlab.recipe.yaml_source import KeyPath
+
+Found = Iterator[tuple[str, str]]
+
+
+class Check(NamedTuple):
+    reads: tuple[str, ...]
+    find: Callable[[Recipe], Found]
+
+
+CHECKS: list[Check] = []
+
+CLASSIFICATION_METRICS = {"accuracy", "f1", "matthews"}
+TEXT_METRICS = {"perplexity", "exact_match", "bleu", "rouge"}
+GENERATION_METRICS = {"exact_match", "bleu", "rouge"}
+
+
+def find_contradictions(recipe: Recipe, wrong: Sequence[KeyPath]) -> list[tuple[KeyPath, str]]:
+    """Return (key path, message) of every contradiction between fields that are right by themselves."""
+    return [
+        (tuple(path.split(".")), message)
+        for check in CHECKS
+        if not any(overlaps(tuple(field.split(".")), path) for field in check.reads for path in wrong)
+        for path, message in check.find(recipe)
+    ]
+
+
+def overlaps(field: KeyPath, wrong: KeyPath) -> bool:
+    """Whether a field is wrong itself, or lies in or around something wrong."""
+    length = min(len(field), len(wrong))
+    return field[:length] == wrong[:length]
+
+
+def reads(*fields: str) -> Callable[[Callable[[Recipe], Found]], Callable[[Recipe], Found]]:
+    """Enter a check into `CHECKS`; it is left out where one of its fields is wrong already."""
+
+    def enter(find: Callable[[Recipe], Found]) -> Callable[[Recipe], Found]:
+        CHECKS.append(Check(fields, find))
+        return find
+
+    return enter
+
+
+@reads("method.unfreeze", "method.freeze")
+def pattern_both_frozen_and_not(recipe: Recipe) -> Found:
+    for pattern in recipe.method.unfreeze:
+        if pattern in recipe.method.freeze:
+            yield "method.freeze", f"{pattern!r} is also in unfreeze; keep it in one of them"
+
+
+@reads("method.unfreeze", "method.freeze", "method.targets", "method.modules")
+def empty_pattern(recipe: Recipe) -> Found:
+    for field in ("unfreeze", "freeze", "targets", "modules"):
+        patterns = getattr(recipe.method, field, ())
+        if isinstance(patterns, tuple) and any(not pattern.strip() for pattern in patterns):
+            yield f"method.{field}", "an empty pattern; remove it or name something"
+
+
+@reads("method.targets")
+def no_targets(recipe: Recipe) -> Found:
+    if isinstance(recipe.method, LoRA) and recipe.method.targets == ():
+        yield "method.targets", "an empty list adapts nothing; write all-linear, attention or names"
+
+
+@reads("method.projection", "method.projection_dim", "method.kind")
+def prefix_projection(recipe: Recipe) -> Found:
+    method = recipe.method
+    if not isinstance(method, Prefix):
+        return
+    if method.projection_dim is not None and not method.projection:
+        yield "method.projection_dim", "has no meaning without projection: true"
+    if method.projection and method.kind == "prompt":
+        yield "method.projection", "works with kind: prefix only; prompt tuning has no projection"
+
+
+@reads("method.init")
+def init_from_quantised_weights(recipe: Recipe) -> Found:
+    method = recipe.method
+    if isinstance(method, QLoRA) and method.init not in ("default", "gaussian"):
+        yield "method.init", f"{method.init} needs the base's plain weights; with qlora use default or gaussian"
+
+
+@reads("method.quantization", "method.compute_dtype")
+def compute_type_of_int8(recipe: Recipe) -> Found:
+    method = recipe.method
+    if isinstance(method, QLoRA) and method.quantization == "int8" and method.compute_dtype != "auto":
+        yield "method.compute_dtype", "belongs to nf4 and fp4; int8 computes in the type of its input: leave it auto"
+
+
+@reads("training.steps", "training.epochs")
+def one_length_of_training(recipe: Recipe) -> Found:
+    if recipe.training.steps is None and recipe.training.epochs is None:
+        yield "training", "how long? Give steps or epochs"
+    if recipe.training.steps is not None and recipe.training.epochs is not None:
+        yield "training.epochs", "give steps or epochs, not both; null unsets one"
+
+
+@reads("training.warmup", "training.steps")
+def warmup_within_steps(recipe: Recipe) -> Found:
+    warmup, steps = recipe.training.warmup, recipe.training.steps
+    if steps is not None and warmup > steps:
+        yield "training.warmup", f"{warmup} steps of warm-up do not fit into {steps} steps of training"
+
+
+@reads("training.gradient_checkpointing")
+def checkpointing_of_virtual_tokens(recipe: Recipe) -> Found:
+    if recipe.training.gradient_checkpointing and not recipe.method.supports_gradient_checkpointing:
+        fault = f"does not work with {recipe.method.title}, which keeps its tokens in the attention cache"
+        yield "training.gradient_checkpointing", f"{fault}; set it to false"
+
+
+@reads("training.precision", "model.dtype")
+def precision_below_weights(recipe: Recipe) -> Found:
+    if recipe.training.precision == "float32" and recipe.model.dtype in ("bfloat16", "float16"):
+        fault = f"float32 computation does not go with {recipe.model.dtype} weights"
+        yield "training.precision", f"{fault}; set model.dtype to float32 or precision to auto"
+
+
+@reads("training.optimizer", "run.device")
+def optimizer_needs_cuda(recipe: Recipe) -> Found:
+    if recipe.training.optimizer != "adamw" and recipe.run.device == "cpu":
+        yield "training.optimizer", f"{recipe.training.optimizer} needs CUDA, and run.device is cpu; use adamw"
+
+
+@reads("model.attention", "run.device")
+def flash_attention_needs_cuda(recipe: Recipe) -> Found:
+    if recipe.model.attention == "flash_attention_2" and recipe.run.device == "cpu":
+        yield "model.attention", "flash_attention_2 needs CUDA, and run.device is cpu; use sdpa"
+
+
+@reads("model.task", "data.format")
+def format_suits_task(recipe: Recipe) -> Found:
+    task, layout = recipe.model.task, recipe.data.format
+    if task == "sequence-classification" and layout != "classification":
+        yield "data.format", f"task sequence-classification needs format classification, not {layout}"
+    if task == "causal-lm" and layout == "classification":
+        yield "data.format", "format classification needs model.task: sequence-classification"
+
+
+@reads("model.task", "data.format", "evaluation.metrics")
+def metrics_suit_task(recipe: Recipe) -> Found:
+    asked = list(dict.fromkeys(recipe.evaluation.metrics))
+    classifies = recipe.model.task == "sequence-classification"
+    misfits = [metric for metric in asked if metric in (TEXT_METRICS if classifies else CLASSIFICATION_METRICS)]
+    if misfits:
+        needed = "causal-lm" if classifies else "sequence-classification"
+        yield "evaluation.metrics", f"{', '.join(misfits)}: only for task {needed}, not {recipe.model.task}"
+    generated = [metric for metric in asked if metric in GENERATION_METRICS]
+    if generated and not classifies and recipe.data.format == "text":
+        yield "evaluation.metrics", f"{', '.join(generated)}: format text has no answer to compare with"
+
+
+@reads("evaluation.metrics")
+def metrics_named_once(recipe: Recipe) -> Found:
+    metrics = recipe.evaluation.metrics
+    if not metrics:
+        yield "evaluation.metrics", "an empty list measures nothing; name at least loss"
+    for metric in sorted({metric for metric in metrics if metrics.count(metric) > 1}):
+        yield "evaluation.metrics", f"{metric} is named twice"
+
+
+@reads("data.format", "data.columns")
+def columns_have_known_roles(recipe: Recipe) -> Found:
+    roles = COLUMN_ROLES[recipe.data.format]
+    for role in recipe.data.columns:
+        if role not in roles:
+            known = nearest(role, roles) or f"; it has {', '.join(roles)}"
+            yield f"data.columns.{role}", f"format {recipe.data.format} has no such column{known}"
+
+
+@reads("data.template")
+def template_names_columns(recipe: Recipe) -> Found:
+    if recipe.data.template is None:
+        return
+    try:
+        parts = [part[1:] for part in string.Formatter().parse(recipe.data.template) if part[1] is not None]
+    except ValueError as error:
+        yield "data.template", f"not a template: {error}; a brace itself is written twice, {{{{ or }}}}"
+        return
+    if not parts:
+        yield "data.template", "names no column, so that every row would read the same; write at least one {column}"
+    for name, layout, conversion in parts:
+        if not name:
+            yield "data.template", "an empty {}; name the column, as in {question}"
+        elif layout or conversion:
+            yield "data.template", f"{{{name}}} takes no ':' or '!' behind the name"
+
+
+@reads("data.template", "data.format", "data.columns")
+def template_suits_format(recipe: Recipe) -> Found:
+    layout = recipe.data.format
+    if recipe.data.template is None:
+        return
+    if layout == "chat":
+        yield "data.template", "format chat uses the model's own chat template; remove this one"
+    elif TEMPLATE_ROLES[layout] in recipe.data.columns:
+        role = TEMPLATE_ROLES[layout]
+        yield f"data.columns.{role}", f"the template makes the {role} already; give one of the two"
+
+
+@reads("data.evaluation", "data.evaluation_rows", "evaluation.every", "evaluation.metrics")
+def evaluation_has_rows(recipe: Recipe) -> Found:
+    if recipe.data.evaluation is not None:
+        return
+    remedy = "there is nothing to evaluate on; give data.evaluation"
+    if recipe.evaluation.every is not None:
+        yield "evaluation.every", remedy
+    if recipe.evaluation.metrics not in ((), ("loss",)):
+        yield "evaluation.metrics", remedy
+    if recipe.data.evaluation_rows is not None:
+        yield "data.evaluation_rows", remedy
+
+
+@reads("evaluation.generation.temperature", "evaluation.generation.top_p")
+def nucleus_needs_temperature(recipe: Recipe) -> Found:
+    generation = recipe.evaluation.generation
+    if generation.top_p < 1 and generation.temperature == 0:
+        yield "evaluation.generation.top_p", "has no effect while temperature is 0, which takes the likeliest token"

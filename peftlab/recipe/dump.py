@@ -1,0 +1,55 @@
+"""Writing a recipe as YAML: every resolved field, so that the file says what ran without knowing the defaults."""
+
+from __future__ import annotations
+
+from io import StringIO
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.nodes import ScalarNode
+from ruamel.yaml.representer import SafeRepresenter
+
+from peftlab.recipe.schema import Recipe
+from peftlab.recipe.yaml_source import parse_scalar
+
+# Texts that YAML 1.1 readers, PyYAML among them, take for booleans.
+OLD_BOOLEANS = {"y", "n", "yes", "no", "on", "off"}
+
+
+class Representer(SafeRepresenter):
+    """Quotes every text that any YAML version could take for something else."""
+
+    def represent_text(self, text: str) -> ScalarNode:
+        plain = text.isascii() and text.isprintable() and parse_scalar(text) == text
+        plain = plain and text.lower() not in OLD_BOOLEANS
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style=None if plain else '"')
+
+    def represent_nothing(self, _: None) -> ScalarNode:
+        return self.represent_scalar("tag:yaml.org,2002:null", "null")
+
+    def represent_number(self, number: float) -> ScalarNode:
+        return self.represent_scalar("tag:yaml.org,2002:float", repr(number))
+
+
+Representer.add_representer(str, Representer.represent_text)
+Representer.add_representer(type(None), Representer.represent_nothing)
+Representer.add_representer(float, Representer.represent_number)
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """Return YAML that loads back to an equal recipe."""
+    yaml = YAML(typ="safe", pure=True)
+    yaml.Representer = Representer
+    yaml.default_flow_style = False
+    yaml.sort_base_mapping_type_on_output = False
+    yaml.width = 2**20
+    stream = StringIO()
+    yaml.dump(as_plain(recipe.model_dump()), stream)
+    return stream.getvalue()
+
+
+def as_plain(value: Any) -> Any:
+    """Return the value with lists for tuples, as YAML has no tuples."""
+    if isinstance(value, dict):
+        return {key: as_plain(item) for key, item in value.items()}
+    return [as_plain(item) for item in value] if isinstance(value, tuple) else value

@@ -1,0 +1,119 @@
+"""Reading a recipe: YAML, overrides, schema and cross-field checks, with every problem told at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from peftlab.errors import Problem, RecipeError
+from peftlab.recipe.checks import find_contradictions
+from peftlab.recipe.overrides import COMMAND_LINE, apply_overrides
+from peftlab.recipe.schema import Recipe
+from peftlab.recipe.schema_errors import find_schema_errors
+from peftlab.recipe.yaml_source import KeyPath, dotted, fatal, parse_yaml, read_text
+
+# Stand in for required values that are missing or wrong, so that the rest can still be checked.
+PLACEHOLDERS = {
+    "model": {"name": "-"},
+    "method": {"type": "full"},
+    "data": {"train": "-"},
+    "training": {"learning_rate": 1.0},
+}
+
+
+@dataclass
+class Draft:
+    """The values of a recipe before they are checked, and where each came from."""
+
+    values: dict[str, Any]
+    file: str | None
+    lines: dict[KeyPath, int] = field(default_factory=dict)
+    overridden: set[KeyPath] = field(default_factory=set)
+
+    def problem(self, path: KeyPath, message: str) -> Problem:
+        """Return the problem with the nearest known place of `path`."""
+        for length in range(len(path), -1, -1):
+            if path[:length] in self.overridden:
+                return Problem(dotted(path), message, COMMAND_LINE)
+            if path[:length] in self.lines:
+                return Problem(dotted(path), message, self.file, self.lines[path[:length]])
+        return Problem(dotted(path), message, self.file)
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Return the recipe of a YAML file with `key.path=value` overrides.
+
+    Raises RecipeError with every problem of the file and of the overrides.
+    """
+    return parse_recipe(read_text(Path(path)), overrides, file=str(path))
+
+
+def load_recipes(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> list[Recipe]:
+    """Return the recipes of several files. Raises RecipeError with every problem of every file."""
+    recipes, problems = [], []
+    for path in paths:
+        try:
+            recipes.append(load_recipe(path, overrides))
+        except RecipeError as error:
+            problems += error.problems
+    if problems:
+        raise RecipeError(problems)
+    return recipes
+
+
+def parse_recipe(text: str, overrides: Sequence[str] = (), file: str | None = None) -> Recipe:
+    """Return the recipe of a YAML text; `file` is what problems name as their place."""
+    source = parse_yaml(text, file)
+    if source.value is None:
+        raise fatal("is empty; a recipe has the sections model, method, data and training", file)
+    if not isinstance(source.value, dict):
+        raise fatal("holds no mapping; a recipe starts with sections such as `model:`", file, source.lines[()])
+    overridden, problems = apply_overrides(source.value, overrides)
+    draft = Draft(source.value, file, source.lines, overridden)
+    recipe, found = check_values(draft)
+    if problems := [*source.problems, *problems, *found]:
+        raise RecipeError(sorted(problems, key=lambda problem: (problem.file == COMMAND_LINE, problem.line or 0)))
+    return recipe
+
+
+def recipe_name(path: str | Path) -> str:
+    """Return the name of a recipe file's runs, folder and stem: `tiny-lora` for `recipes/tiny/lora.yaml`."""
+    path = Path(path).absolute()
+    return f"{path.parent.name}-{path.stem}".lstrip("-")
+
+
+def check_values(draft: Draft) -> tuple[Recipe, list[Problem]]:
+    """Return the recipe, as far as it can be built, and every problem of its values."""
+    try:
+        recipe, errors = Recipe.model_validate(draft.values, strict=True), []
+    except ValidationError as error:
+        errors = find_schema_errors(error, draft.values)
+        recipe = Recipe.model_validate(without_errors(draft.values, [path for path, _ in errors]), strict=True)
+    wrong = [path for path, _ in errors]
+    errors += find_contradictions(recipe, wrong)
+    return recipe, [draft.problem(path, message) for path, message in errors]
+
+
+def without_errors(values: dict[str, Any], wrong: Sequence[KeyPath]) -> dict[str, Any]:
+    """Return the values that are right by themselves, with placeholders where a required one is missing."""
+    whole = {tuple(takewhile(lambda part: isinstance(part, str), path)) for path in wrong}
+    if ("method", "type") in whole:
+        whole.add(("method",))
+    kept = prune(values, whole, ())
+    for section, required in PLACEHOLDERS.items():
+        kept[section] = required | kept.get(section, {})
+    return kept
+
+
+def prune(values: dict[str, Any], wrong: set[KeyPath], path: KeyPath) -> dict[str, Any]:
+    """Return the values without those at the paths in `wrong`."""
+    return {
+        key: prune(value, wrong, (*path, key)) if isinstance(value, dict) else value
+        for key, value in values.items()
+        if (*path, key) not in wrong
+    }

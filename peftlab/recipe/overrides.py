@@ -1,0 +1,71 @@
+"""Overrides from the command line: `method.rank=16` set into the values of a recipe before they are checked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from peftlab.errors import Problem, RecipeError
+from peftlab.recipe.vocabulary import options, schema_at
+from peftlab.recipe.yaml_source import KeyPath, parse_yaml
+
+COMMAND_LINE = "command line"
+
+
+def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> tuple[set[KeyPath], list[Problem]]:
+    """Set every `key.path=value` into `values`; return the paths that came from here, and what is wrong.
+
+    A value is YAML (`run.trackers=[tensorboard]`); where only text fits, it is taken as it stands.
+    Whether a key or value suits the schema is left to the check of the whole recipe.
+    """
+    placed: set[KeyPath] = set()
+    given: set[KeyPath] = set()
+    problems: list[Problem] = []
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        path = tuple(part.strip() for part in key.split("."))
+        if not equals or not all(path):
+            fault = f"{override!r} is not an override; write key=value, such as method.rank=16"
+            problems.append(Problem("", fault, COMMAND_LINE))
+        elif path in given:
+            problems.append(Problem(key, "given twice", COMMAND_LINE))
+        else:
+            given.add(path)
+            try:
+                placed |= place_value(values, path, parse_value(text, path))
+            except RecipeError as error:
+                problems.append(Problem(key, error.problems[0].message, COMMAND_LINE))
+    return placed, problems
+
+
+def parse_value(text: str, path: KeyPath) -> Any:
+    """Return the value of an override. Raises RecipeError if it is not YAML and the field takes more than text."""
+    schema = schema_at(path, None)
+    only_text = schema is not None and {option.get("type") for option in options(schema)} <= {"string", "null"}
+    try:
+        source = parse_yaml(text, None)
+        if source.problems:
+            raise RecipeError(source.problems)
+    except RecipeError:
+        if only_text:
+            return text
+        raise
+    if only_text and not isinstance(source.value, str | None):
+        return text
+    return source.value
+
+
+def place_value(values: dict[str, Any], path: KeyPath, value: Any) -> set[KeyPath]:
+    """Set one value, with the sections that it needs; return the paths that are new or replaced."""
+    placed = {path}
+    section = values
+    for depth, part in enumerate(path[:-1], start=1):
+        inner = section.get(part)
+        if inner is None:
+            inner = section[part] = {}
+            placed.add(path[:depth])
+        if not isinstance(inner, dict):
+            raise RecipeError(f"{'.'.join(map(str, path[:depth]))} is a value and has no keys")
+        section = inner
+    section[path[-1]] = value
+    return placed

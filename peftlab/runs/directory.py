@@ -1,0 +1,108 @@
+"""The run directory: what lies where, and that nothing of anybody else's is ever touched."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from peftlab.errors import StorageError
+from peftlab.reports import RunResult
+
+MARKER = ".peftlab"
+OWN_FILES = ("result.json", "recipe.yaml", "metrics.jsonl", "loss.png", "log.txt")
+OWN_FOLDERS = ("weights", "checkpoints", "trackers")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write `text` beside `path` and rename, so that a reader sees the old file or the new one whole."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+class RunDirectory:
+    """One run's files. `create` makes it, `open` finds an existing one."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.recipe = path / "recipe.yaml"
+        self.result = path / "result.json"
+        self.metrics = path / "metrics.jsonl"
+        self.picture = path / "loss.png"
+        self.weights = path / "weights"
+        self.checkpoints = path / "checkpoints"
+        self.trackers = path / "trackers"
+
+    @classmethod
+    def create(cls, path: Path, overwrite: bool = False) -> RunDirectory:
+        """Make a fresh run directory. Raises StorageError rather than touch what is not this project's."""
+        directory = cls(path)
+        try:
+            directory._make_room(overwrite)
+        except OSError as error:
+            raise StorageError(f"run.output: cannot write to {path}: {error.strerror}; choose another folder") from None
+        return directory
+
+    @classmethod
+    def open(cls, path: Path) -> RunDirectory:
+        """Find a run. Raises StorageError where there is none."""
+        if not (path / MARKER).is_file() or not (path / "result.json").is_file():
+            raise StorageError(f"{path} is not a run directory of peftlab (no {MARKER} and result.json in it)")
+        return cls(path)
+
+    def _make_room(self, overwrite: bool) -> None:
+        if self.path.exists() and not self.path.is_dir():
+            raise StorageError(f"run.output: {self.path} is a file; choose a folder")
+        if self.path.is_dir() and any(self.path.iterdir()):
+            if not (self.path / MARKER).is_file():
+                raise StorageError(
+                    f"run.output: {self.path} holds files that are no run of peftlab; choose another folder"
+                )
+            if self.result.exists() and not overwrite:
+                raise StorageError(
+                    f"run.output: {self.path} already holds a run; set run.output=OTHER, or --overwrite to replace it"
+                )
+            self._clear()
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.path / MARKER, json.dumps({"schema": 1}) + "\n")
+
+    def _clear(self) -> None:
+        for name in (*OWN_FILES, *OWN_FOLDERS):
+            entry = self.path / name
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink(missing_ok=True)
+
+    def write_result(self, result: RunResult) -> None:
+        write_atomically(self.result, result.model_dump_json(indent=2) + "\n")
+
+    def read_result(self) -> RunResult:
+        try:
+            return RunResult.model_validate_json(self.result.read_text(encoding="utf-8"), extra="ignore")
+        except (OSError, ValueError) as error:
+            raise StorageError(f"{self.result}: cannot be read ({type(error).__name__}); the run is damaged") from None
+
+    @contextlib.contextmanager
+    def writing(self, folder: Path) -> Iterator[Path]:
+        """Give a temporary folder that takes the place of `folder` once everything in it is written."""
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+        try:
+            yield temporary
+            os.chmod(temporary, 0o755)
+            if folder.exists():
+                shutil.rmtree(folder)
+            os.replace(temporary, folder)
+        except OSError as error:
+            raise StorageError(f"{folder}: cannot be written: {error.strerror or error}; free some space") from None
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)

@@ -1,0 +1,88 @@
+"""What a person sees while a run goes: a progress bar in a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+
+def format_duration(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds + 0.5), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def format_line(line: dict[str, Any], steps: int) -> str:
+    """Return one line of numbers, under 80 columns."""
+    if line["event"] == "evaluation":
+        numbers = "  ".join(f"{name} {value:.4f}" for name, value in line.items() if name not in ("event", "step"))
+        return f"step {line['step']:>5}/{steps}  held out: {numbers}"
+    return (
+        f"step {line['step']:>5}/{steps}  loss {line['loss']:.4f}  rate {line['learning_rate']:.1e}  "
+        f"{line['tokens_per_second']:.0f} tok/s  {line['memory_bytes'] / 2**30:.2f} GiB  "
+        f"left {format_duration(line['seconds_left'])}"
+    )
+
+
+class LineDisplay:
+    """Plain lines on standard error, for logs and pipes."""
+
+    def __init__(self, stream: TextIO | None = None):
+        self.stream = stream or sys.stderr
+
+    def note(self, text: str) -> None:
+        print(text, file=self.stream, flush=True)
+
+    def update(self, line: dict[str, Any], steps: int) -> None:
+        self.note(format_line(line, steps))
+
+    def close(self) -> None:
+        pass
+
+
+class BarDisplay:
+    """A progress bar on a terminal, on standard error so that standard output stays the command's own."""
+
+    def __init__(self):
+        self.console = Console(stderr=True)
+        self.progress = Progress(BarColumn(bar_width=18), TextColumn("{task.description}"), console=self.console)
+        self.task = None
+
+    def note(self, text: str) -> None:
+        self.console.print(text, highlight=False, markup=False)
+
+    def update(self, line: dict[str, Any], steps: int) -> None:
+        if line["event"] == "evaluation":
+            return self.note(format_line(line, steps))
+        if self.task is None:
+            self.progress.start()
+            self.task = self.progress.add_task("", total=steps)
+        short = format_line(line, steps).split("  rate")[0]
+        left = f"{line['tokens_per_second']:.0f} tok/s  left {format_duration(line['seconds_left'])}"
+        self.progress.update(self.task, completed=line["step"], description=f"{short}  {left}")
+
+    def close(self) -> None:
+        self.progress.stop()
+
+
+class NoDisplay:
+    """Shows nothing: for processes beside the main one, and for callers that watch themselves."""
+
+    def note(self, text: str) -> None:
+        pass
+
+    def update(self, line: dict[str, Any], steps: int) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def open_display(shown: bool = True) -> LineDisplay | BarDisplay | NoDisplay:
+    """Return what suits this process: nothing if not `shown`, a bar on a terminal, lines otherwise."""
+    if not shown:
+        return NoDisplay()
+    return BarDisplay() if sys.stderr.isatty() else LineDisplay()

@@ -1,0 +1,86 @@
+"""What this machine can do: versions, devices, and whether each method trains here, found by trying."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterator
+from typing import Any, get_args
+
+import psutil
+import torch
+from torch import nn
+
+from peftlab.device import pick_device, quiet_libraries
+from peftlab.methods import METHODS, Method
+from peftlab.models.quantize import quantize_
+from peftlab.runs.environment import LIBRARIES, library_version
+
+OPTIONAL_LIBRARIES = ("gguf", "flash-attn", "tensorboard", "wandb")
+OFFLINE = ("1", "true", "yes", "on")
+
+
+def report() -> dict[str, Any]:
+    """Return versions, devices, memory and what each method can do; trying the methods takes seconds."""
+    quiet_libraries()
+    device = pick_device("auto")
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": {name: library_version(name) for name in (*LIBRARIES, *OPTIONAL_LIBRARIES)},
+        "devices": describe_devices(),
+        "threads": torch.get_num_threads(),
+        "memory_bytes": {"total": psutil.virtual_memory().total, "available": psutil.virtual_memory().available},
+        "hub": "offline" if os.environ.get("HF_HUB_OFFLINE", "").lower() in OFFLINE else "online",
+        "device": str(device),
+        "methods": {name: describe_method(cls, device) for name, cls in METHODS.items()},
+    }
+
+
+def describe_devices() -> list[dict[str, Any]]:
+    """Return the CPU and every CUDA device, with their memory."""
+    devices = [
+        {"device": "cpu", "name": platform.machine(), "cores": os.cpu_count(), "bytes": psutil.virtual_memory().total}
+    ]
+    for index in range(torch.cuda.device_count()):
+        found = torch.cuda.get_device_properties(index)
+        devices.append({"device": f"cuda:{index}", "name": found.name, "bytes": found.total_memory})
+    return devices
+
+
+def describe_method(cls: type[Method], device: torch.device) -> dict[str, Any]:
+    """Return what happened to each variant of a method when it trained a toy model: None, or why it cannot."""
+    variants = {label: try_method(method, device) for label, method in list_variants(cls)}
+    return {"title": cls.title, "usable": None in variants.values(), "variants": variants}
+
+
+def list_variants(cls: type[Method]) -> Iterator[tuple[str, Method]]:
+    """Yield a method as it comes, or once for each way in which it can store the base."""
+    storage = cls.model_fields.get("quantization")
+    if storage is None:
+        yield "default", cls()
+        return
+    for base_format in get_args(storage.annotation):
+        yield base_format, cls(quantization=base_format)
+
+
+def try_method(method: Method, device: torch.device) -> str | None:
+    """Train a toy model for one backward pass; return None if that works, else the reason in one line."""
+    try:
+        model = build_toy()
+        if method.base_format != "plain":
+            quantize_(model, method.base_format, device=device)
+        model = method.apply(model.to(device)).to(device)
+        tokens = torch.arange(8, device=device).reshape(1, 8)
+        loss = model(input_ids=tokens, labels=tokens).loss
+        loss.backward()
+        return None if loss.isfinite() else "the loss of a toy model is not finite"
+    except Exception as error:  # whatever a library does on this machine is the answer
+        return next(iter(str(error).splitlines()), "") or type(error).__name__
+
+
+def build_toy() -> nn.Module:
+    """Return a random two-layer GPT-2 of width 64: it has the biases that BitFit trains."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    return GPT2LMHeadModel(GPT2Config(vocab_size=32, n_positions=64, n_embd=64, n_layer=2, n_head=2))

@@ -1,0 +1,29 @@
+"""What a recipe would train, counted on the meta device: no weights, no training."""
+
+from __future__ import annotations
+
+from peftlab.data.dataset import load_examples
+from peftlab.device import quiet_libraries
+from peftlab.models.build import build_meta
+from peftlab.parameters.report import parameter_report
+from peftlab.parameters.shape import shape_of
+from peftlab.recipe.schema import Recipe
+from peftlab.reports import ParameterReport
+
+
+def count(recipe: Recipe) -> ParameterReport:
+    """Return the report of the recipe's model with its method applied, from the model's config alone.
+
+    Only a classifier needs the data too: its head has as many outputs as there are labels. Raises MethodError
+    for what the method cannot do on this model.
+    """
+    quiet_libraries()
+    classifies = recipe.model.task == "sequence-classification"
+    labels = load_examples(recipe.data, recipe.model.task, recipe.run.seed).labels if classifies else None
+    model, fresh = build_meta(recipe.model, labels)
+    shape = shape_of(model, fresh, recipe.model.task)
+    report = parameter_report(recipe.method.apply(model, fresh))
+    expected = recipe.method.count_trainable(shape)
+    if report.trainable != expected:
+        raise AssertionError(f"{report.trainable:,} parameters train, but the method's formula says {expected:,}")
+    return report

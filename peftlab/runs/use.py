@@ -1,0 +1,50 @@
+"""Using what a run has trained: evaluate it, generate with it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from peftlab.device import autocast, pick_device, quiet_libraries, resolve_precision
+from peftlab.errors import StorageError, UsageError
+from peftlab.evaluation.generate import generate_text
+from peftlab.models.load import load_model, load_tokenizer
+from peftlab.recipe.load import load_recipe
+from peftlab.recipe.schema import Recipe
+from peftlab.runs.accelerator import open_accelerator
+from peftlab.runs.bench import prepare
+from peftlab.runs.directory import RunDirectory
+
+
+def evaluate(folder: Path, overrides: Sequence[str] = ()) -> dict[str, float]:
+    """Return the metrics of a run's trained weights on its evaluation rows, or on others by `overrides`."""
+    quiet_libraries()
+    directory, recipe = open_run(folder, overrides)
+    bench = prepare(recipe, open_accelerator(recipe))
+    if not bench.dataset.evaluation:
+        raise UsageError("this recipe has no evaluation rows; name some, as in data.evaluation=FILE")
+    model = recipe.method.load(bench.model, directory.weights).to(bench.device)
+    return bench.evaluate(model)
+
+
+def generate(folder: Path, prompt: str, overrides: Sequence[str] = ()) -> str:
+    """Return what a run's trained weights write after `prompt`; needs no data."""
+    quiet_libraries()
+    directory, recipe = open_run(folder, overrides)
+    if recipe.model.task != "causal-lm":
+        raise UsageError(f"{folder} is a {recipe.model.task} run; only causal-lm models generate")
+    device = pick_device(recipe.run.device)
+    loaded = load_model(recipe.model, device=device, **recipe.method.base_storage)
+    model = recipe.method.load(loaded.model, directory.weights).to(device)
+    precision = resolve_precision(recipe.training.precision, recipe.model.dtype, device)
+    settings, tokenizer = recipe.evaluation.generation, load_tokenizer(recipe.model)
+    return generate_text(model, tokenizer, [prompt], settings, autocast=lambda: autocast(precision, device))[0]
+
+
+def open_run(folder: Path, overrides: Sequence[str]) -> tuple[RunDirectory, Recipe]:
+    """Return a run's directory and its recipe. Raises StorageError unless it has trained weights."""
+    directory = RunDirectory.open(folder)
+    if not directory.weights.is_dir():
+        status = directory.read_result().status
+        raise StorageError(f"{folder} has no trained weights (the run's status is {status!r})")
+    return directory, load_recipe(directory.recipe, overrides)

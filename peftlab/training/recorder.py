@@ -1,0 +1,81 @@
+"""What a run writes and shows while it trains: `metrics.jsonl`, trackers, the terminal."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+
+from peftlab.reports import AuditReport, Progress
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+class Display(Protocol):
+    """Shows one line of numbers at a time to whoever watches."""
+
+    def update(self, line: dict[str, Any], steps: int) -> None: ...
+
+
+class Recorder:
+    """Collects the losses of steps on the device and reads them, with one synchronisation, at log time."""
+
+    def __init__(self, accelerator: Accelerator, path: Path, display: Display, memory_bytes: Callable[[], int]):
+        self.accelerator, self.path, self.display, self.memory_bytes = accelerator, path, display, memory_bytes
+        self.steps = 0
+        self.audit: AuditReport | None = None
+        self.history: list[dict[str, Any]] = []
+        self._losses: list[torch.Tensor] = []
+        self._tokens: list[int] = []
+        self._started = self._last = time.perf_counter()
+
+    def start(self, steps: int) -> None:
+        """Begin the clock of a training of so many steps."""
+        self.steps = steps
+        self._started = self._last = time.perf_counter()
+
+    def add(self, loss: torch.Tensor, tokens: int) -> None:
+        """Take one step's loss (this process's share of the mean over `tokens`) without reading it."""
+        self._losses.append(loss * tokens)
+        self._tokens.append(tokens)
+
+    def log(self, progress: Progress, norm: torch.Tensor, rate: float) -> None:
+        """Write the mean since the last line: loss per token, gradient norm, rate, speed, memory, time left."""
+        tokens = sum(self._tokens)
+        loss = self.accelerator.reduce(torch.stack(self._losses).sum(), "sum").item() / tokens
+        now = time.perf_counter()
+        elapsed = now - self._started
+        line = {
+            "step": progress.step,
+            "loss": loss,
+            "gradient_norm": norm.item(),
+            "learning_rate": rate,
+            "tokens_per_second": tokens / max(now - self._last, 1e-9),
+            "memory_bytes": self.memory_bytes(),
+            "seconds": elapsed,
+            "seconds_left": elapsed / progress.step * (self.steps - progress.step),
+        }
+        self._losses, self._tokens, self._last = [], [], now
+        self._write("train", line)
+
+    def log_evaluation(self, step: int, metrics: dict[str, float]) -> None:
+        """Write the metrics of the evaluation rows after a step; the next line's speed starts here."""
+        self._write("evaluation", {"step": step, **metrics})
+        self._last = time.perf_counter()
+
+    def _write(self, event: str, line: dict[str, Any]) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        line = {"event": event, **line}
+        self.history.append(line)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        self.display.update(line, self.steps)
+        numbers = {f"{event}/{k}": v for k, v in line.items() if isinstance(v, (int, float)) and math.isfinite(v)}
+        self.accelerator.log(numbers, step=line["step"])

@@ -1,0 +1,116 @@
+"""The parts of one optimiser step: its rows, its losses and gradients, and their checks."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from peftlab.data.batches import collate, rows_for_micro_batch
+from peftlab.device import autocast
+from peftlab.errors import DivergedError
+from peftlab.loss import supervised_loss
+from peftlab.parameters.trainable import trainable_parameters
+
+if TYPE_CHECKING:
+    from peftlab.data.tokens import TokenRow
+    from peftlab.training.loop import Setup
+
+SMALLEST_SCALE = 1.0
+
+
+@dataclass
+class StepRows:
+    """Which rows each step takes, as a pure function of seed, step, micro-batch and process.
+
+    `rows` are all tokenised training rows; every process holds all of them, so that the number of tokens
+    of a step on all processes is known without communication.
+    """
+
+    rows: Sequence[TokenRow]
+    pad_id: int
+    batch_size: int
+    accumulation: int
+    process: int
+    processes: int
+    seed: int
+
+    @property
+    def per_step(self) -> int:
+        return self.batch_size * self.accumulation * self.processes
+
+    def indices(self, step: int, micro: int, process: int) -> list[int]:
+        """Return the rows of one micro-batch of one process; steps count from 1."""
+        return rows_for_micro_batch(
+            step - 1,
+            micro,
+            batch_size=self.batch_size,
+            accumulation=self.accumulation,
+            process=process,
+            processes=self.processes,
+            seed=self.seed,
+            n=len(self.rows),
+        )
+
+    def batch(self, step: int, micro: int) -> dict[str, torch.Tensor]:
+        return collate([self.rows[i] for i in self.indices(step, micro, self.process)], self.pad_id)
+
+    def count_tokens(self, step: int) -> int:
+        """Return what the loss of a whole step is a mean over: supervised tokens (or rows) on all processes."""
+        micros = ((micro, process) for micro in range(self.accumulation) for process in range(self.processes))
+        return sum(self.rows[i].supervised for micro, process in micros for i in self.indices(step, micro, process))
+
+
+def backward_micro_batches(setup: Setup, scaler: torch.amp.GradScaler, step: int, tokens: int) -> torch.Tensor:
+    """Accumulate the gradients of a step; return the micro-batches' losses, each a share of the step's mean.
+
+    DDP averages gradients over processes, hence the factor: the sum over all must be divided by `tokens` once.
+    """
+    accelerator, accumulation = setup.accelerator, setup.rows.accumulation
+    losses = []
+    for micro in range(accumulation):
+        batch = {k: v.to(accelerator.device, non_blocking=True) for k, v in setup.rows.batch(step, micro).items()}
+        last = micro == accumulation - 1
+        with contextlib.nullcontext() if last else accelerator.no_sync(setup.model):
+            with autocast(setup.precision, accelerator.device):
+                loss_sum, _ = supervised_loss(setup.model, batch)
+            share = loss_sum / tokens
+            scaler.scale(share * setup.rows.processes).backward()
+        losses.append(share.detach())
+    return torch.stack(losses)
+
+
+def clip_gradients(setup: Setup, scaler: torch.amp.GradScaler) -> torch.Tensor:
+    """Clip to the recipe's norm, if any, and return the norm before that."""
+    scaler.unscale_(setup.optimizer)
+    limit = setup.recipe.training.clip
+    parameters = list(trainable_parameters(setup.model).values())
+    return torch.nn.utils.clip_grad_norm_(parameters, float("inf") if limit is None else limit)
+
+
+def check_finite(
+    setup: Setup, scaler: torch.amp.GradScaler, step: int, losses: torch.Tensor, norm: torch.Tensor
+) -> None:
+    """Raise DivergedError, naming the step and its rows, unless loss and gradient are finite.
+
+    With float16 an overflow of the scaled gradient is part of the method: the scaler skips that step and
+    halves its scale; only when nothing is left to halve has training diverged.
+    """
+    total = losses.sum()
+    if setup.rows.processes > 1:  # every process must come to the same verdict, or one waits for ever
+        total = setup.accelerator.reduce(total, "sum")
+    if bool(torch.isfinite(total + norm)):
+        return
+    if scaler.is_enabled() and scaler.get_scale() > SMALLEST_SCALE:
+        return
+    bad = [m for m in range(len(losses)) if not bool(torch.isfinite(losses[m]))] or list(range(len(losses)))
+    rows = sorted(i for micro in bad for i in setup.rows.indices(step, micro, setup.rows.process))
+    what = "loss" if not bool(torch.isfinite(total)) else "gradient norm"
+    raise DivergedError(
+        f"step {step}: the {what} is not finite (loss {total.item():g}, gradient norm {norm.item():g}); "
+        f"training rows {', '.join(map(str, rows))}. Nothing was stepped; lower training.learning_rate "
+        "or look at these rows"
+    )

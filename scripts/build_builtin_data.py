@@ -1,0 +1,259 @@
+"""Builds `builtin:docstrings` and `builtin:topics` from the running Python's standard library.
+
+Run: python scripts/build_builtin_data.py            (writes peftlab/builtin/docstrings and peftlab/builtin/topics)
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import hashlib
+import json
+import platform
+import random
+import re
+import textwrap
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from stdlib_corpus import (
+    TASK_MARKER,
+    TOPICS,
+    is_test_file,
+    iterate_sources,
+    list_corpus_files,
+    standard_library,
+    top_level_module,
+)
+
+BUILTIN = Path(__file__).resolve().parent.parent / "peftlab" / "builtin"
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+PROMPT_CHARACTERS = 420
+COMPLETION_CHARACTERS = (16, 110)
+COMPLETION_WORDS = 3
+# No module may be more than this many rows of a split, so that no single package's house style is the task.
+ROWS_PER_MODULE = {"train": 450, "test": 110}
+
+TOPIC_CHARACTERS = (40, 320)
+TOPIC_ROWS = {"train": 260, "test": 70}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a definition stands: topic, split, dotted module and the names of the definitions around it."""
+
+    topic: str
+    split: str
+    module: str
+    outer: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Definition:
+    place: Place
+    node: ast.Module | ast.ClassDef | Function
+    lines: list[str]
+
+
+def split_of_modules() -> dict[str, tuple[str, str]]:
+    return {m: (topic, split) for topic, splits in TOPICS.items() for split, names in splits.items() for m in names}
+
+
+def iterate_definitions(root: Path) -> Iterator[Definition]:
+    """Yield modules, classes and functions of all task modules in the order of path and line."""
+    homes = split_of_modules()
+    for relative in iterate_sources(root):
+        home = homes.get(top_level_module(relative))
+        if home is None or is_test_file(relative):
+            continue
+        source = (root / relative).read_text(encoding="utf-8")
+        module = ".".join(relative.with_suffix("").parts).removesuffix(".__init__")
+        yield from walk_definitions(ast.parse(source), Place(*home, module), source.splitlines())
+
+
+def walk_definitions(node: ast.AST, place: Place, lines: list[str]) -> Iterator[Definition]:
+    if isinstance(node, ast.Module | ast.ClassDef | Function):
+        yield Definition(place, node, lines)
+    inner = place
+    if isinstance(node, ast.ClassDef | Function):
+        inner = Place(place.topic, place.split, place.module, (*place.outer, node.name))
+    for child in ast.iter_child_nodes(node):
+        yield from walk_definitions(child, inner, lines)
+
+
+def first_line(node: ast.AST) -> str | None:
+    """Return a docstring's first line if it is one whole sentence worth predicting."""
+    lines = (ast.get_docstring(node) or "").strip().splitlines()
+    if not lines:
+        return None
+    line = " ".join(lines[0].split())
+    plain = line.isascii() and line.isprintable() and line[0].isupper() and line.endswith(".") and "..." not in line
+    fits = COMPLETION_CHARACTERS[0] <= len(line) <= COMPLETION_CHARACTERS[1] and len(line.split()) >= COMPLETION_WORDS
+    return line if plain and fits else None
+
+
+def source_without_docstring(definition: Definition) -> str | None:
+    """Return a function's dedented source, docstring removed; None where nothing but the docstring is in it."""
+    node = definition.node
+    docstring = node.body[0]
+    if len(node.body) == 1 or docstring.lineno == node.lineno:
+        return None
+    start = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+    before = definition.lines[start - 1 : docstring.lineno - 1]
+    after = definition.lines[docstring.end_lineno : node.end_lineno]
+    kept = [line.rstrip().expandtabs(8) for line in before + after if line.strip()]
+    return textwrap.dedent("\n".join(kept))
+
+
+def cut_source(source: str, characters: int) -> str | None:
+    """Keep the whole lines that fit, with `...` where lines are missing; None if not even the body's start fits."""
+    if len(source) <= characters:
+        return source
+    kept = source[: characters - 8].rpartition("\n")[0]
+    return f"{kept}\n    ..." if kept.count("\n") >= 1 else None
+
+
+def docstring_row(definition: Definition) -> dict[str, str] | None:
+    completion = first_line(definition.node)
+    source = source_without_docstring(definition) if completion else None
+    if not source or source.lstrip().startswith("'") or completion in source:
+        return None
+    place = definition.place
+    name = ".".join((*place.outer, definition.node.name))
+    header = f"# {place.module}: {name}\n"
+    body = cut_source(source, PROMPT_CHARACTERS - len(header))
+    if body is None:
+        return None
+    prompt = f"{header}{body}\n{TASK_MARKER}"
+    return {"module": place.module, "name": name, "prompt": prompt, "completion": f" {completion}"}
+
+
+def build_docstrings(definitions: list[Definition], known: set[tuple[str, str]]) -> dict[str, list[dict[str, str]]]:
+    """Build both splits; a (name, completion) pair occurs once overall and nowhere in the pretraining text."""
+    seen, rows = set(known), {"train": [], "test": []}
+    per_module: Counter[str] = Counter()
+    for definition in shuffled(definitions):
+        if not isinstance(definition.node, Function):
+            continue
+        row, place = docstring_row(definition), definition.place
+        pair = (definition.node.name, row["completion"].strip()) if row else None
+        top = place.module.partition(".")[0]
+        if row and pair not in seen and per_module[top] < ROWS_PER_MODULE[place.split]:
+            seen.add(pair)
+            per_module[top] += 1
+            rows[place.split].append(row)
+    return {split: sort_rows(split_rows) for split, split_rows in rows.items()}
+
+
+def topic_text(node: ast.AST) -> str | None:
+    """Return a docstring's first paragraph on one line if it is long enough to tell a topic by."""
+    paragraph = re.split(r"\n\s*\n", (ast.get_docstring(node) or "").strip())[0]
+    text = " ".join(paragraph.split())
+    letters = sum(character.isalpha() or character == " " for character in text)
+    shortest, longest = TOPIC_CHARACTERS
+    return text if shortest <= len(text) <= longest and text.isascii() and letters / len(text) > 0.8 else None
+
+
+def build_topics(definitions: list[Definition]) -> dict[str, list[dict[str, str]]]:
+    """Build both splits, with the same number of rows for each topic as far as there are texts; no text twice."""
+    seen: set[str] = set()
+    rows: dict[str, list[dict[str, str]]] = {"train": [], "test": []}
+    counts: Counter[tuple[str, str]] = Counter()
+    for definition in shuffled(definitions):
+        text, place = topic_text(definition.node), definition.place
+        key = (place.split, place.topic)
+        if text and text.lower() not in seen and counts[key] < TOPIC_ROWS[place.split]:
+            seen.add(text.lower())
+            counts[key] += 1
+            rows[place.split].append({"text": text, "label": place.topic, "module": place.module})
+    return {split: sort_rows(split_rows) for split, split_rows in rows.items()}
+
+
+def shuffled(definitions: list[Definition]) -> list[Definition]:
+    """Fixed shuffle with the test split first, so that a text in both splits' reach goes to the held-out one."""
+    mixed = list(definitions)
+    random.Random(0).shuffle(mixed)
+    return sorted(mixed, key=lambda definition: definition.place.split)
+
+
+def sort_rows(rows: list[dict[str, str]]) -> list[dict[str, str]]:
+    return sorted(rows, key=lambda row: tuple(row.values()))
+
+
+def read_corpus_pairs(root: Path) -> set[tuple[str, str]]:
+    """Return (function name, docstring's first line) of every function in the pretraining text."""
+    pairs = set()
+    for relative in list_corpus_files(root):
+        try:
+            tree = ast.parse((root / relative).read_bytes())
+        except (SyntaxError, ValueError):
+            continue
+        functions = (node for node in ast.walk(tree) if isinstance(node, Function))
+        pairs |= {(node.name, line) for node in functions if (line := first_line(node))}
+    return pairs
+
+
+def write_split(path: Path, rows: list[dict[str, str]]) -> str:
+    """Write rows as json lines and return the line of the README's table about them."""
+    text = "".join(json.dumps(row, ensure_ascii=True) + "\n" for row in rows)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    modules = {row["module"].partition(".")[0] for row in rows}
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    return f"| `{path.name}` | {len(rows):,} | {len(modules)} | {len(text.encode()):,} | `{digest}` |"
+
+
+def write_readme(folder: Path, intro: str, lines: list[str]) -> None:
+    table = "\n".join(["| file | rows | top-level modules | bytes | SHA-256 |", "|---|---|---|---|---|", *lines])
+    text = f"{intro.strip()}\n\n{table}\n\n{SOURCE.format(python=platform.python_version()).strip()}\n"
+    (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+DOCSTRINGS_README = f"""# builtin:docstrings
+
+Write the first line of a function's docstring, given its source. Each row has `module`, `name`, `prompt` and
+`completion`: the prompt is a comment with the function's dotted name, its source without the docstring (whole lines,
+cut at {PROMPT_CHARACTERS} characters, `...` where lines are missing) and the line `{TASK_MARKER}`; the completion is a
+space and one sentence. The two files share no top-level module, and no pair of function name and sentence occurs twice
+or in the tiny model's pretraining text.
+"""
+TOPICS_README = f"""# builtin:topics
+
+Tell which part of the standard library a docstring speaks of:
+{", ".join(TOPICS)}.
+Each row has `text` (the first paragraph of the docstring of a module, class or function), `label` and `module`. The two
+files share no top-level module, and no text occurs twice, so what is measured is the topic and not the memory of a
+module.
+"""
+SOURCE = """
+Source: the standard library of CPython {python}, by `python scripts/build_builtin_data.py`; another version of Python
+gives somewhat different rows. `builtin:tiny` was pretrained on none of these modules.
+
+Licence: the text is copyright 2001 onwards Python Software Foundation, all rights reserved, used and distributed under
+the Python Software Foundation License Version 2 (https://docs.python.org/3/license.html). Changes made: docstrings
+taken out of their functions, blank lines dropped, tabs expanded, long functions cut.
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=BUILTIN, help="folder to write to (default: the package's own)")
+    output = parser.parse_args().output
+    root = standard_library()
+    definitions = list(iterate_definitions(root))
+    docstrings = build_docstrings(definitions, read_corpus_pairs(root))
+    topics = build_topics(definitions)
+    for name, intro, splits in (
+        ("docstrings", DOCSTRINGS_README, docstrings),
+        ("topics", TOPICS_README, topics),
+    ):
+        lines = [write_split(output / name / f"{split}.jsonl", rows) for split, rows in splits.items()]
+        write_readme(output / name, intro, lines)
+        print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,113 @@
+"""Columns become examples; templates know columns and nothing else."""
+
+from __future__ import annotations
+
+import pytest
+
+from peftlab.data.files import Table
+from peftlab.data.formats import Chat, Completion, Labelled, Text, fingerprint, list_labels, read_examples
+from peftlab.errors import DataError
+
+FACTS = Table("facts.csv", {"mr": ["a{b}", "{mr}"], "ref": ["one", "two"], "year": [1999, 2001.5], "note": ["", "x"]})
+TURNS = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+
+
+def test_columns_named_like_roles_need_no_mapping(section):
+    table = Table("t", {"prompt": ["p"], "completion": ["c"], "extra": [None]})
+    assert read_examples(table, section(format="completion")) == [Completion("p", "c")]
+    assert read_examples(Table("t", {"text": ["p"]}), section(format="text")) == [Text("p")]
+    assert read_examples(Table("t", {"messages": [TURNS]}), section(format="chat")) == [Chat(TURNS)]
+
+
+def test_template_fills_columns_as_they_are_and_braces_double(section):
+    data = section(format="completion", template="{{{mr}}} in {year}:{note}", columns={"completion": "ref"})
+    assert read_examples(FACTS, data) == [Completion("{a{b}} in 1999:", "one"), Completion("{{mr}} in 2001.5:x", "two")]
+
+
+def test_template_makes_the_text_of_texts_and_of_labelled_texts(section):
+    assert read_examples(FACTS, section(format="text", template="{ref}!")) == [Text("one!"), Text("two!")]
+    data = section(format="classification", template="{ref}!", columns={"label": "year"})
+    with pytest.raises(DataError, match=r"'year', row 2: a label is a text or a whole number, not float 2001\.5"):
+        read_examples(FACTS, data)
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{mr.__class__}", r"has no column 'mr\.__class__'.*its columns: mr, ref, year, note"),
+        ("{mr[0]}", r"has no column 'mr\[0\]'"),
+        ("{mrs}", r"has no column 'mrs'; did you mean 'mr'\?"),
+        ("{}", "has no column ''"),
+        ("{year:>1000000000}", "takes no ':' or '!'"),
+        ("{mr!r}", "takes no ':' or '!'"),
+        ("{mr", r"expected '}' before end of string; write a brace itself as {{ or }}"),
+        ("mr}", r"write a brace itself"),
+    ],
+)
+def test_template_knows_columns_only(section, template, message):
+    with pytest.raises(DataError, match=message):
+        read_examples(FACTS, section(format="completion", template=template, columns={"completion": "ref"}))
+
+
+def test_pairs_and_labels_are_read_as_text(section):
+    table = Table("t", {"a": ["x", "y"], "b": ["u", "v"], "gold": [1, 0]})
+    data = section(format="classification", columns={"text": "a", "text_pair": "b", "label": "gold"})
+    assert read_examples(table, data) == [Labelled("x", "u", "1"), Labelled("y", "v", "0")]
+
+
+def test_labels_are_ordered_as_numbers_or_as_words():
+    assert list_labels([Labelled("", None, label) for label in ("10", "9", "-1", "9")]) == ["-1", "9", "10"]
+    assert list_labels([Labelled("", None, label) for label in ("b", "10", "9")]) == ["10", "9", "b"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"columns": {"completion": "refs"}}, r"facts\.csv: has no column 'prompt'.*set data\.columns\.prompt"),
+        ({"columns": {"prompt": "mr", "completion": "refs"}}, r"no column 'refs'.*did you mean 'ref'\?; its columns:"),
+        ({"columns": {"prompt": "note", "completion": "ref"}}, r"column 'note' is empty in row 1: fill or delete"),
+    ],
+)
+def test_wrong_columns_are_named_with_those_there(section, fields, message):
+    with pytest.raises(DataError, match=message):
+        read_examples(FACTS, section(format="completion", **fields))
+
+
+@pytest.mark.parametrize("hole", [None, "", " \n", float("nan")])
+def test_empty_cells_are_told_with_row_and_number(section, hole):
+    table = Table("t.jsonl", {"prompt": ["a", "b", "c", "d"], "completion": ["a", hole, "c", hole]})
+    with pytest.raises(DataError, match=r"t\.jsonl: column 'completion' is empty in row 2 \(and in 1 more\)"):
+        read_examples(table, section(format="completion"))
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("text", "row 2: needs a list of messages"),
+        ([{"content": "x"}], "row 2: each message needs a role"),
+        ([{"role": "user", "content": None}], "row 2: the content of a 'user' message must be text"),
+        ([], "is empty in row 2"),
+    ],
+)
+def test_broken_messages_are_told_with_their_row(section, value, message):
+    with pytest.raises(DataError, match=message):
+        read_examples(Table("t", {"messages": [TURNS, value]}), section(format="chat"))
+
+
+def test_nested_cells_are_no_text(section):
+    with pytest.raises(DataError, match="column 'text', row 1: needs text, not dict"):
+        read_examples(Table("t", {"text": [{"a": 1}]}), section(format="text"))
+
+
+def test_fingerprint_tells_content_order_and_borders_apart():
+    prints = {
+        fingerprint(rows)
+        for rows in (
+            [Completion("a", "b"), Completion("c", "d")],
+            [Completion("c", "d"), Completion("a", "b")],
+            [Completion("ab", ""), Completion("c", "d")],
+            [Completion("a", "b")],
+        )
+    }
+    assert len(prints) == 4
+    assert fingerprint([Text("x")]) == fingerprint([Text("x")])

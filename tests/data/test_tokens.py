@@ -1,0 +1,144 @@
+"""What is supervised, told from characters by hand, on a real BPE whose end-of-text token is its padding."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import PreTrainedTokenizer
+
+from peftlab.data.formats import Completion, Labelled, Text
+from peftlab.data.tokens import encode_prompt, tokenise_labelled, tokenise_texts
+from peftlab.errors import DataError
+from peftlab.loss import IGNORED
+
+WORDS = st.text(alphabet="ab \n.é猫", min_size=1, max_size=12)
+
+
+def tokenise_one(example, tokenizer, max_length=64):
+    counts = Counter()
+    rows = tokenise_texts([example], tokenizer, max_length, counts)
+    return (rows[0] if rows else None), counts
+
+
+def supervised_text(row, tokenizer):
+    return tokenizer.decode(row.labels[row.labels != IGNORED])
+
+
+@pytest.mark.parametrize("prompt", ["Facts: the cat\nText:", "Facts: the cat\nText: ", "Facts: the cat\nText:   "])
+def test_completion_and_its_end_are_supervised_and_nothing_else(bpe, prompt):
+    row, counts = tokenise_one(Completion(prompt, "the cat sat" if prompt[-1] == " " else " the cat sat"), bpe)
+    spaces = max(len(prompt) - len(prompt.rstrip(" ")), 1)
+    assert supervised_text(row, bpe) == " " * spaces + "the cat sat<|eos|>"
+    assert bpe.decode(row.input_ids) == f"<|bos|>{prompt.rstrip(' ')}{' ' * spaces}the cat sat<|eos|>"
+    assert not counts["straddling"]
+
+
+def test_space_before_the_completion_joins_its_word_as_in_running_text(bpe):
+    row, _ = tokenise_one(Completion("Text: ", "the cat"), bpe)
+    assert row.input_ids[1:-1].tolist() == bpe.encode("Text: the cat", add_special_tokens=False)
+    assert row.input_ids[: row.input_ids.tolist().index(row.labels[row.labels >= 0][0])].tolist() == encode_prompt(
+        bpe, "Text: "
+    )
+
+
+def test_token_across_the_boundary_is_not_supervised_but_counted(bpe):
+    whole = bpe.encode("question", add_special_tokens=False)
+    row, counts = tokenise_one(Completion("What is the quest", "ion now"), bpe)
+    assert any(len(bpe.decode([one])) > 2 for one in whole)
+    assert supervised_text(row, bpe) == " now<|eos|>" or supervised_text(row, bpe).startswith("ion") is False
+    assert counts["straddling"] == 1
+
+
+@given(WORDS, WORDS)
+@settings(max_examples=150, deadline=None)
+def test_whole_row_is_tokenised_at_once_and_supervised_from_the_boundary(bpe, prompt, completion):
+    row, counts = tokenise_one(Completion(prompt, completion), bpe)
+    if row is None:
+        return
+    encoded = bpe(prompt + completion, return_offsets_mapping=True, add_special_tokens=False)
+    assert row.input_ids.tolist() == [bpe.bos_token_id, *encoded["input_ids"], bpe.eos_token_id]
+    boundary = len(prompt.rstrip(" "))
+    by_hand = [IGNORED if start < boundary else i for i, (start, _) in zip(*encoded.values(), strict=False)] if 0 else [
+        i if start >= boundary else IGNORED
+        for i, (start, _) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
+    ]
+    assert row.labels.tolist() == [IGNORED, *by_hand, bpe.eos_token_id]
+
+
+def test_running_text_is_supervised_whole_but_for_the_opening_token(bpe):
+    row, _ = tokenise_one(Text("the cat sat"), bpe)
+    assert bpe.decode(row.input_ids) == "<|bos|>the cat sat<|eos|>"
+    assert row.labels.tolist() == [IGNORED, *row.input_ids[1:]]
+    assert row.supervised == len(row.input_ids) - 1
+
+
+def test_without_opening_token_the_first_token_is_not_counted(bpe_without_specials):
+    row, _ = tokenise_one(Text("the cat sat"), bpe_without_specials)
+    assert bpe_without_specials.decode(row.input_ids) == "the cat sat"
+    assert row.supervised == len(row.input_ids) - 1
+
+
+def test_long_row_loses_its_prompts_beginning_but_not_its_opening_token(bpe):
+    full, _ = tokenise_one(Completion("one two three four five six:", " the cat sat"), bpe)
+    supervised = int((full.labels != IGNORED).sum())
+    row, counts = tokenise_one(Completion("one two three four five six:", " the cat sat"), bpe, supervised + 4)
+    assert row.input_ids.tolist() == [bpe.bos_token_id, *full.input_ids[-supervised - 3 :]]
+    assert row.labels.tolist() == [IGNORED, *full.labels[-supervised - 3 :]]
+    assert (counts["truncated"], counts["lost_supervised"], counts["dropped"]) == (1, 0, 0)
+
+
+def test_completion_longer_than_the_limit_is_cut_at_its_end(bpe):
+    row, counts = tokenise_one(Completion("one two:", " the cat sat on the mat"), bpe, 4)
+    assert row.input_ids[0] == bpe.bos_token_id
+    assert len(row.input_ids) == 4
+    assert bpe.decode(row.labels[1:]) == " the cat sat"
+    assert (counts["truncated"], counts["lost_supervised"]) == (1, 1)
+
+
+@given(WORDS, WORDS, st.integers(1, 30))
+@settings(max_examples=150, deadline=None)
+def test_no_row_is_longer_than_the_limit_and_every_kept_row_has_something_to_learn(bpe, prompt, completion, limit):
+    row, counts = tokenise_one(Completion(prompt, completion), bpe, limit)
+    assert (row is None) == bool(counts["dropped"])
+    if row is not None:
+        assert len(row.input_ids) == len(row.labels) <= limit
+        assert row.supervised > 0
+        kept = row.labels != IGNORED
+        assert (row.labels[kept] == row.input_ids[kept]).all()
+
+
+def test_prompt_is_encoded_as_rows_begin_and_cut_at_its_beginning(bpe):
+    ids = encode_prompt(bpe, "one two three four  ")
+    assert bpe.decode(ids) == "<|bos|>one two three four"
+    assert encode_prompt(bpe, "one two three four", 5) == [bpe.bos_token_id, *ids[-4:]]
+
+
+def test_labelled_texts_are_cut_at_the_end_and_keep_their_class(bpe):
+    examples = [Labelled("the cat sat on the mat", None, "b"), Labelled("the", None, "a")]
+    counts = Counter()
+    rows = tokenise_labelled(examples, ["a", "b"], bpe, 4, counts)
+    assert [row.labels for row in rows] == [1, 0]
+    assert rows[0].input_ids.tolist() == bpe("the cat sat on the mat")["input_ids"][:4]
+    assert counts["truncated"] == 1
+    assert all(row.token_type_ids is None for row in rows)
+
+
+def test_pairs_carry_their_segments(bpe):
+    from transformers import PreTrainedTokenizerFast
+
+    typed = PreTrainedTokenizerFast(
+        tokenizer_object=bpe.backend_tokenizer, model_input_names=["input_ids", "token_type_ids", "attention_mask"]
+    )
+    row = tokenise_labelled([Labelled("the", " cat", "a")], ["a"], typed, 64, Counter())[0]
+    second = len(bpe("the")["input_ids"])
+    assert row.token_type_ids.tolist() == [0] * second + [1] * (len(row.input_ids) - second)
+    assert isinstance(row.input_ids, np.ndarray) and row.input_ids.dtype == np.int32
+
+
+def test_tokenizer_without_offsets_is_refused():
+    with pytest.raises(DataError, match="gives no character offsets; data needs a fast tokenizer"):
+        tokenise_texts([Text("x")], PreTrainedTokenizer.__new__(PreTrainedTokenizer), 8, Counter())

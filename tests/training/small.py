@@ -1,0 +1,61 @@
+"""A loop's setup around a tiny random model and ragged rows, without recipe files."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from peftlab.data.tokens import TokenRow
+from peftlab.loss import IGNORED
+from peftlab.methods import Full
+from peftlab.recipe.schema import Recipe
+from peftlab.training.loop import Setup
+from peftlab.training.optimizer import build_optimizer, build_schedule
+from peftlab.training.step import StepRows
+
+CPU = torch.device("cpu")
+
+
+def tiny_llama(**changes) -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    return LlamaForCausalLM(LlamaConfig(**sizes, vocab_size=64, pad_token_id=0, **changes))
+
+
+def ragged_rows(count: int = 12, seed: int = 0) -> list[TokenRow]:
+    """Rows of 4 to 19 tokens, of which the last few are supervised."""
+    random = np.random.default_rng(seed)
+    rows = []
+    for length in random.integers(4, 20, count):
+        ids = random.integers(1, 64, length).astype(np.int32)
+        labels = np.where(np.arange(length) < random.integers(1, length), IGNORED, ids).astype(np.int32)
+        rows.append(TokenRow(ids, labels))
+    return rows
+
+
+def small_recipe(**training) -> Recipe:
+    settings = {"steps": 4, "learning_rate": 1e-2, "clip": None, "schedule": "constant"} | training
+    return Recipe.model_validate(
+        {"model": {"name": "-"}, "method": {"type": "full"}, "data": {"train": "-"}, "training": settings}
+    )
+
+
+def small_setup(model=None, rows=None, **training) -> Setup:
+    recipe = small_recipe(**training)
+    model = Full().apply(model or tiny_llama())
+    settings = recipe.training
+    optimizer = build_optimizer(model, settings, CPU)
+    return Setup(
+        accelerator=Accelerator(cpu=True),
+        recipe=recipe,
+        model=model,
+        optimizer=optimizer,
+        schedule=build_schedule(optimizer, settings, settings.steps),
+        rows=StepRows(rows or ragged_rows(), 0, settings.batch_size, settings.gradient_accumulation, 0, 1, seed=0),
+        precision=torch.float32,
+        steps=settings.steps,
+        evaluate=lambda: {},
+        save=lambda progress: None,
+    )

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from peftlab.errors import DivergedError
+from peftlab.loss import supervised_loss
+from peftlab.parameters.trainable import trainable_parameters
+from peftlab.training.step import StepRows, backward_micro_batches, check_finite, clip_gradients
+from tests.training.small import ragged_rows, small_setup, tiny_llama
+
+
+def gradients_of_first_step(**training) -> dict[str, torch.Tensor]:
+    setup = small_setup(**training)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    backward_micro_batches(setup, scaler, 1, setup.rows.count_tokens(1))
+    return {name: p.grad.clone() for name, p in trainable_parameters(setup.model).items()}
+
+
+def test_four_micro_batches_of_two_give_the_gradients_of_one_batch_of_eight():
+    whole = gradients_of_first_step(batch_size=8)
+    split = gradients_of_first_step(batch_size=2, gradient_accumulation=4)
+    assert whole.keys() == split.keys()
+    for name, gradient in whole.items():
+        torch.testing.assert_close(split[name], gradient, rtol=1e-5, atol=1e-7)
+
+
+def test_the_gradient_is_that_of_the_mean_over_all_supervised_tokens():
+    """Oracle: rows one by one, unpadded, their summed losses divided by their tokens together."""
+    setup = small_setup(batch_size=4)
+    model = setup.model
+    losses, tokens = [], 0
+    for i in setup.rows.indices(1, 0, 0):
+        row = setup.rows.rows[i]
+        ids, labels = (torch.tensor(x[None].astype("int64")) for x in (row.input_ids, row.labels))
+        logits = model(input_ids=ids).logits[0, :-1]
+        losses.append(torch.nn.functional.cross_entropy(logits, labels[0, 1:], reduction="sum", ignore_index=-100))
+        tokens += int((labels[0, 1:] != -100).sum())
+    (sum(losses) / tokens).backward()
+    for name, gradient in gradients_of_first_step(batch_size=4).items():
+        torch.testing.assert_close(gradient, trainable_parameters(model)[name].grad, rtol=1e-5, atol=1e-7)
+
+
+def test_a_step_takes_the_same_rows_however_it_is_split_over_processes_and_micro_batches():
+    rows = ragged_rows(13)
+
+    def rows_of(step, batch_size, accumulation, processes):
+        splits = [StepRows(rows, 0, batch_size, accumulation, p, processes, seed=3) for p in range(processes)]
+        assert len({split.count_tokens(step) for split in splits}) == 1
+        return sorted(i for s in splits for m in range(accumulation) for i in s.indices(step, m, s.process))
+
+    for step in (1, 2, 5):
+        assert rows_of(step, 4, 1, 1) == rows_of(step, 2, 2, 1) == rows_of(step, 2, 1, 2) == rows_of(step, 1, 2, 2)
+
+
+def test_an_epoch_of_steps_takes_every_row_once():
+    rows = StepRows(ragged_rows(12), 0, 2, 2, 0, 1, seed=0)
+    taken = [i for step in (1, 2, 3) for micro in (0, 1) for i in rows.indices(step, micro, 0)]
+    assert sorted(taken) == list(range(12))
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_step_and_names_its_rows():
+    model = tiny_llama()
+    setup = small_setup(model, batch_size=2, gradient_accumulation=2)
+    with torch.no_grad():
+        model.model.norm.weight[0] = float("nan")
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    losses = backward_micro_batches(setup, scaler, 1, setup.rows.count_tokens(1))
+    norm = clip_gradients(setup, scaler)
+    rows = sorted(i for micro in (0, 1) for i in setup.rows.indices(1, micro, 0))
+    with pytest.raises(DivergedError, match=f"step 1: the loss.*rows {', '.join(map(str, rows))}"):
+        check_finite(setup, scaler, 1, losses, norm)
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(p.detach(), before[name], rtol=0, atol=0, equal_nan=True)
+
+
+def test_only_the_bad_micro_batch_is_named():
+    setup = small_setup(batch_size=2, gradient_accumulation=2)
+    losses = torch.tensor([1.0, float("inf")])
+    bad = sorted(setup.rows.indices(1, 1, 0))
+    with pytest.raises(DivergedError, match=f"rows {bad[0]}, {bad[1]}\\."):
+        check_finite(setup, torch.amp.GradScaler("cpu", enabled=False), 1, losses, torch.tensor(1.0))
+
+
+def test_clipping_scales_to_the_limit_and_reports_the_norm_before():
+    setup = small_setup(batch_size=4, clip=0.01)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    loss_sum, count = supervised_loss(setup.model, setup.rows.batch(1, 0))
+    (loss_sum / count).backward()
+    gradients = [p.grad.clone() for p in setup.model.parameters()]
+    norm = clip_gradients(setup, scaler)
+    expected = torch.sqrt(sum((g.double() ** 2).sum() for g in gradients))
+    torch.testing.assert_close(norm.double(), expected, rtol=1e-5, atol=0)
+    after = torch.sqrt(sum((p.grad.double() ** 2).sum() for p in setup.model.parameters()))
+    assert after == pytest.approx(0.01, rel=1e-3)
