@@ -17,6 +17,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 def quiet_libraries() -> None:
     """Keep the libraries' progress bars and advice off the user's terminal; their errors still raise."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    for name in ("bitsandbytes", "accelerate", "peft", "httpx", "huggingface_hub"):
+        logging.getLogger(name).setLevel(logging.ERROR)  # before their import: bitsandbytes speaks up there
     import datasets
     import transformers
 
@@ -24,8 +26,6 @@ def quiet_libraries() -> None:
     transformers.logging.disable_progress_bar()
     datasets.logging.set_verbosity_error()
     datasets.disable_progress_bars()
-    for name in ("bitsandbytes", "accelerate", "peft", "httpx", "huggingface_hub"):
-        logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"(transformers|peft|bitsandbytes|datasets|accelerate|torch)\b")
 
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from peftlab.errors import PeftlabError, RecipeError, UsageError
 
+KEY_PATH = re.compile(r"((?:model|method|data|training|evaluation|run)(?:\.\w+)*): ")
 FAULT = 1
 INTERRUPTED = 130
 
@@ -67,6 +70,24 @@ def tell_error(error: Exception, as_json: bool, debug: bool) -> int:
         problems = [asdict(problem) for problem in getattr(error, "problems", [])]
         print_json({"error": {"kind": type(error).__name__, "exit_code": code, "lines": lines, "problems": problems}})
     return code
+
+
+@contextlib.contextmanager
+def naming_places(recipe: Path, overrides: Sequence[str]) -> Iterator[None]:
+    """Put the recipe's file and line before every line of an error that begins with a key path."""
+    try:
+        yield
+    except RecipeError:
+        raise
+    except PeftlabError as error:
+        from peftlab.recipe.load import place_of
+
+        lines = str(error).splitlines()
+        keys = [KEY_PATH.match(line) for line in lines]
+        placed = [f"{place_of(recipe, overrides, key[1])}: {line}" if key else line
+                  for key, line in zip(keys, lines, strict=True)]
+        error.args = ("\n".join(placed),)
+        raise
 
 
 def describe_fault(error: Exception) -> str:

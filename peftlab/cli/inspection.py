@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from peftlab.cli.answer import answers
+from peftlab.cli.answer import answers, naming_places
 from peftlab.cli.options import AsJson, Debug, Overrides, RecipePath
 
 
@@ -16,7 +16,8 @@ def params(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = Fa
     loaded = load_recipe(recipe, overrides or ())
     from peftlab.runs.params import count
 
-    report = count(loaded)
+    with naming_places(recipe, overrides or ()):
+        report = count(loaded)
     return report.model_dump(), lambda: show_parameters(report), 0
 
 
@@ -28,7 +29,7 @@ def show_parameters(report: Any) -> None:
 
 @answers
 def doctor(as_json: AsJson = False, debug: Debug = False) -> Any:
-    """Say which versions and devices are here, and what each method can use."""
+    """Say what is here, and which methods can run."""
     from peftlab.runs.doctor import report
 
     found = report()

@@ -10,10 +10,10 @@ import typer
 
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe file.", show_default=False)]
 RecipePaths = Annotated[
-    list[str], typer.Argument(metavar="RECIPE... [key=value ...]", help="Recipe files, and overrides for all of them.")
+    list[str], typer.Argument(metavar="RECIPE", help="Recipe files, and KEY=VALUE overrides for all of them.")
 ]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[key=value ...]", help="Overrides, such as method.rank=16.")
+    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Overrides, such as method.rank=16.")
 ]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Directory of a run.", show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output, nothing else.")]

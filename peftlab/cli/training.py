@@ -7,24 +7,32 @@ from typing import Annotated, Any
 
 import typer
 
-from peftlab.cli.answer import answers
+from peftlab.cli.answer import answers, naming_places
 from peftlab.cli.options import AsJson, Debug, Overrides, RecipePath, RecipePaths, split_overrides
 from peftlab.errors import ComparisonError, UsageError
 
 Output = Annotated[
-    Path | None, typer.Option("--output", metavar="FOLDER", help="Folder for the runs and the comparison.")
+    Path | None, typer.Option("--output", metavar="FOLDER", help="Folder of the runs (default: runs/comparison).")
 ]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a run that already lies there.")]
 
 
 @answers
-def train(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = False, debug: Debug = False) -> Any:
+def train(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> Any:
     """Run a recipe: train, evaluate before and after, save."""
     from peftlab.recipe.load import load_recipe, recipe_name
 
     loaded = load_recipe(recipe, overrides or ())
     from peftlab.runs.run import train as train_recipe
 
-    result = train_recipe(loaded, name=recipe_name(recipe))
+    with naming_places(recipe, overrides or ()):
+        result = train_recipe(loaded, name=recipe_name(recipe), overwrite=overwrite)
     return result.model_dump(), lambda: show_result(result), 0
 
 
@@ -35,8 +43,14 @@ def show_result(result: Any) -> None:
 
 
 @answers
-def compare(recipes: RecipePaths, output: Output = None, as_json: AsJson = False, debug: Debug = False) -> Any:
-    """Run several recipes, each in its own process, and print one table."""
+def compare(
+    recipes: RecipePaths,
+    output: Output = None,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> Any:
+    """Run several recipes, and print one table."""
     from peftlab.recipe.load import load_recipes
 
     paths, overrides = split_overrides(recipes)
@@ -45,7 +59,7 @@ def compare(recipes: RecipePaths, output: Output = None, as_json: AsJson = False
     load_recipes(paths, overrides)  # all problems of all recipes are told before the first run starts
     from peftlab.runs.compare import compare as compare_recipes
 
-    results = compare_recipes(paths, overrides, output)
+    results = compare_recipes(paths, overrides, output, overwrite=overwrite)
     good = all(result.status == "finished" for result in results)
     answer = {"ok": good, "runs": [result.model_dump() for result in results]}
     return answer, lambda: show_comparison(results), 0 if good else ComparisonError.exit_code

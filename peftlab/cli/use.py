@@ -15,7 +15,7 @@ Prompt = Annotated[str, typer.Argument(metavar="PROMPT", help="What to continue 
 @answers
 def evaluate(run: RunPath, overrides: Overrides = None, as_json: AsJson = False, debug: Debug = False) -> Any:
     """Evaluate a run's trained weights, with overrides of its recipe."""
-    from peftlab.runs.run import evaluate as evaluate_run
+    from peftlab.runs.use import evaluate as evaluate_run
 
     metrics = evaluate_run(run, overrides or ())
     return {"run": str(run), "metrics": metrics}, lambda: show_metrics(metrics), 0
@@ -32,7 +32,7 @@ def generate(
     run: RunPath, prompt: Prompt, overrides: Overrides = None, as_json: AsJson = False, debug: Debug = False
 ) -> Any:
     """Continue or answer a prompt with a run's trained weights."""
-    from peftlab.runs.run import generate as generate_text
+    from peftlab.runs.use import generate as generate_text
 
     text = generate_text(run, prompt, overrides or ())
     return {"run": str(run), "prompt": prompt, "text": text}, lambda: print(text), 0

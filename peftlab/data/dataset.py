@@ -72,6 +72,8 @@ def load_examples(section: Data, task: Task, seed: int) -> Examples:
         )
     train = read_examples(read_source(section.train, "train"), section)
     labels = list_labels(train) if section.format == "classification" else None
+    if labels is not None and len(labels) < 2:
+        raise DataError(f"{section.train}: every row has the label {labels[0]!r}; a classifier needs at least two")
     if isinstance(section.evaluation, str):
         evaluation = read_examples(read_source(section.evaluation, "test"), section)
         _check_labels(evaluation, labels, section.evaluation)

@@ -51,7 +51,7 @@ def fingerprint(examples: Sequence[Example]) -> str:
     """Return the sha256 of the examples' content in their order, whatever file format they came from."""
     digest = sha256()
     for example in examples:
-        digest.update(content_key(example).encode("utf-8", "surrogatepass") + b"\n")
+        digest.update(content_key(example).encode() + b"\n")
     return digest.hexdigest()
 
 
@@ -61,7 +61,9 @@ def read_examples(table: Table, section: Data) -> list[Example]:
     template = _parse_template(section.template, table) if section.template is not None else None
     cells = {role: _read_role(table, role, column) for role, column in roles.items()}
     if template is not None:
-        cells[TEMPLATE_ROLES[section.format]] = _fill_template(template, table)
+        role = TEMPLATE_ROLES[section.format]
+        cells[role] = _fill_template(template, table)
+        _check_filled(cells[role], f"{table.name}: data.template makes the {role}, which")
     if section.format == "classification":
         cells.setdefault("text_pair", [None] * len(table))
     build = {"text": Text, "completion": Completion, "chat": Chat, "classification": Labelled}[section.format]
@@ -102,10 +104,7 @@ def _read_role(table: Table, role: str, column: str) -> list[Any]:
 
 def _convert_cells(table: Table, column: str, convert: Callable[[Any], Any], *, empty_allowed: bool) -> list[Any]:
     values = table.columns[column]
-    bad = [row for row, value in enumerate(values, start=1) if _is_null(value, empty_allowed)]
-    if bad:
-        more = f" (and in {len(bad) - 1} more)" if len(bad) > 1 else ""
-        raise DataError(f"{table.name}: column {column!r} is empty in row {bad[0]}{more}: fill or delete such rows")
+    _check_filled(values, f"{table.name}: column {column!r}", empty_allowed)
     result = []
     for row, value in enumerate(values, start=1):
         try:
@@ -113,6 +112,13 @@ def _convert_cells(table: Table, column: str, convert: Callable[[Any], Any], *, 
         except ValueError as error:
             raise DataError(f"{table.name}: column {column!r}, row {row}: {error}") from None
     return result
+
+
+def _check_filled(values: Sequence[Any], what: str, empty_allowed: bool = False) -> None:
+    bad = [row for row, value in enumerate(values, start=1) if _is_null(value, empty_allowed)]
+    if bad:
+        more = f" (and in {len(bad) - 1} more)" if len(bad) > 1 else ""
+        raise DataError(f"{what} is empty in row {bad[0]}{more}: fill or delete such rows")
 
 
 def _is_null(value: Any, empty_allowed: bool) -> bool:
@@ -124,7 +130,12 @@ def _is_null(value: Any, empty_allowed: bool) -> bool:
 def _as_text(value: Any) -> str:
     if not isinstance(value, str | int | float):
         raise ValueError(f"needs text, not {type(value).__name__}")
-    return str(value)
+    text = str(value)
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # JSON can write half of a pair, which no tokenizer takes
+        raise ValueError(f"holds half a character ({text[error.start]!r}) at position {error.start}") from None
+    return text
 
 
 def _as_label(value: Any) -> str:
@@ -141,6 +152,7 @@ def _check_messages(value: Any) -> list[dict[str, Any]]:
             raise ValueError("each message needs a role and a content")
         if not isinstance(message.get("content"), str):
             raise ValueError(f"the content of a {message['role']!r} message must be text")
+        _as_text(message["content"])
     return value
 
 

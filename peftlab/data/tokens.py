@@ -53,8 +53,7 @@ def tokenise_texts(
     (rows in which a token crosses the boundary of prompt and completion; such a token is not supervised),
     dropped (rows left out, without any supervised token). Raises DataError without a fast tokenizer.
     """
-    if not tokenizer.is_fast:
-        raise DataError(f"{type(tokenizer).__name__} gives no character offsets; data needs a fast tokenizer")
+    check_tokenizer(tokenizer)
     rows = []
     for ids, starts, ends, lead, rendered in _encode(_render(examples, tokenizer), tokenizer):
         supervised, straddles = _mask(starts, ends, rendered.spans)
@@ -77,30 +76,31 @@ def tokenise_texts(
 def tokenise_labelled(
     examples: Sequence[Labelled], labels: Sequence[str], tokenizer: Any, max_length: int, counts: Counter
 ) -> list[TokenRow]:
-    """Return one row for each example: text (and pair) with the tokenizer's special tokens, cut at the end."""
+    """Return one row for each example: text (and pair) with the tokenizer's special tokens, cut at the end.
+
+    `counts` gains `truncated`. Raises DataError without a fast tokenizer, or where `max_length` leaves no text.
+    """
+    check_tokenizer(tokenizer)
+    paired = examples[0].text_pair is not None
+    if max_length <= (special := tokenizer.num_special_tokens_to_add(pair=paired)):
+        raise DataError(f"data.max_length: {max_length} leaves no room beside {special} special tokens")
     number = {label: index for index, label in enumerate(labels)}
     rows = []
     for chunk in _chunks(examples):
-        pairs = [example.text_pair for example in chunk]
-        full = tokenizer([e.text for e in chunk], pairs if pairs[0] is not None else None, verbose=False)
-        cut = tokenizer(
-            [e.text for e in chunk],
-            pairs if pairs[0] is not None else None,
-            truncation=True,
-            max_length=max_length,
-            verbose=False,
-        )
-        types = cut.get("token_type_ids", [None] * len(chunk))
-        for example, ids, whole, kinds in zip(chunk, cut["input_ids"], full["input_ids"], types, strict=True):
-            counts["truncated"] += len(ids) < len(whole)
-            rows.append(
-                TokenRow(
-                    np.array(ids, dtype=np.int32),
-                    number[example.label],
-                    None if kinds is None or example.text_pair is None else np.array(kinds, dtype=np.int32),
-                )
-            )
+        texts = [example.text for example in chunk]
+        pairs = [example.text_pair for example in chunk] if paired else None
+        encoded = tokenizer(texts, pairs, truncation=True, max_length=max_length, verbose=False)
+        for i, example in enumerate(chunk):
+            counts["truncated"] += bool(encoded.encodings[i].overflowing)
+            types = np.array(encoded["token_type_ids"][i], np.int32) if paired and "token_type_ids" in encoded else None
+            rows.append(TokenRow(np.array(encoded["input_ids"][i], np.int32), number[example.label], types))
     return rows
+
+
+def check_tokenizer(tokenizer: Any) -> None:
+    """Raise DataError unless the tokenizer tells which characters each token stands for."""
+    if not tokenizer.is_fast:
+        raise DataError(f"{type(tokenizer).__name__} gives no character offsets; data needs a fast tokenizer")
 
 
 def encode_prompt(tokenizer: Any, text: str, max_length: int | None = None) -> list[int]:

@@ -103,6 +103,8 @@ class Adapters(Method):
     def _places(self, shape: ModelShape) -> list[Place]:
         if self.modules:
             return self._named_places(shape)
+        if shape.model_type not in ARCHITECTURES:
+            return []
         architecture, size = ARCHITECTURES[shape.model_type], shape.hidden_size
         feed_forward = architecture.feed_forward_exit
         exits = (architecture.attention_exit, feed_forward) if self.placement == "houlsby" else (feed_forward,)

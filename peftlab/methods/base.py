@@ -37,7 +37,7 @@ class Method(BaseModel):
     unfreeze: tuple[str, ...] = ()
     """Patterns over parameter names that train as well (`classifier`, `embed_tokens`, `*norm*`)."""
     freeze: tuple[str, ...] = ()
-    """Patterns over parameter names that stay frozen, applied last."""
+    """Patterns over parameter names that stay frozen, applied last; a new head trains nevertheless."""
 
     @property
     def base_format(self) -> str:
@@ -69,9 +69,9 @@ class Method(BaseModel):
             for field, patterns in (("unfreeze", self.unfreeze), ("freeze", self.freeze))
             for pattern in unmatched(patterns, names)
         ]
-        lost = matching(self.freeze, sorted(shape.fresh))
-        if lost:
-            problems.append(("freeze", f"{lost[0]} is new and has random values: it cannot stay frozen"))
+        old = [name for name in names if name not in shape.fresh]
+        for pattern in unmatched(self.freeze, old) if not problems else ():
+            problems.append(("freeze", f"{pattern!r} matches only the new head, which always trains"))
         if not problems and not self.trainable_sites(shape):
             problems.append(("freeze" if self.freeze else "type", "nothing would train"))
         return problems
@@ -85,12 +85,15 @@ class Method(BaseModel):
         return ()
 
     def trainable_sites(self, shape: ModelShape) -> list[ParameterSite]:
-        """Return every parameter that trains, from sizes alone, after `unfreeze` and `freeze`."""
+        """Return every parameter that trains, from sizes alone, after `unfreeze` and `freeze`.
+
+        Fresh parameters always train: frozen, they would stay random.
+        """
         added = self.added_parameters(shape)
         sites = {site.name: site for site in (*shape.parameters, *added)}
         wanted = self.trained_base(shape) | shape.fresh | {site.name for site in added}
         wanted |= set(matching(self.unfreeze, sites))
-        wanted -= set(matching(self.freeze, sites))
+        wanted -= set(matching(self.freeze, sites)) - shape.fresh
         return [site for name, site in sites.items() if name in wanted]
 
     def count_trainable(self, shape: ModelShape) -> int:
@@ -128,7 +131,10 @@ class Method(BaseModel):
         raise NotImplementedError
 
     def save(self, model: nn.Module, folder: Path, context: dict[str, Any]) -> None:
-        """Write what trained to `folder` as safetensors and JSON; `context` describes the base model."""
+        """Write what trained to `folder` as safetensors and JSON.
+
+        `context` is kept beside it; its `base_model` (name, revision, fingerprint) identifies the base.
+        """
         from peftlab.methods.storage import write_manifest, write_tensors
 
         tensors = self.stored_tensors(model)
@@ -138,15 +144,22 @@ class Method(BaseModel):
     def load(self, model: nn.Module, folder: Path, context: dict[str, Any] | None = None) -> nn.Module:
         """Return the base `model` with what `save` wrote, its trainable parameters trainable.
 
-        `context` describes the base model as in `save`, and must then be the one that was saved.
+        Where `context` has a `base_model` as in `save`, it must be the one that was trained on.
         Raises StorageError unless method, base model and all names and shapes match.
         """
         from peftlab.methods.storage import fill_tensors, read_manifest
 
-        manifest = read_manifest(folder, self, context)
-        model = self.without_training_parts().apply(model, manifest.fresh_for(model))
+        trained = read_manifest(folder, self, context).trained
+        model = self.without_training_parts().apply(model, self.fresh_among(trained, model))
         fill_tensors(folder / self.weights_file, self.stored_tensors(model))
         return model
+
+    def fresh_among(self, trained: Iterable[str], model: nn.Module) -> frozenset[str]:
+        """Return the base parameters that trained although this method does not train them: a new head's."""
+        from peftlab.parameters.shape import shape_of
+
+        shape = shape_of(model, task=task_of(model))
+        return frozenset(trained) & shape.by_name.keys() - {site.name for site in self.trainable_sites(shape)}
 
     def without_training_parts(self) -> Self:
         """Return this method as a saved copy of it is: without what only training needs."""

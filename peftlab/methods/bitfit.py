@@ -32,7 +32,7 @@ class BitFit(Method):
     """Give linear layers without a bias a zero one to train."""
 
     def check_own(self, shape: ModelShape) -> Problems:
-        if self._biases(shape) or self.added_parameters(shape):
+        if self._biases(shape) - shape.fresh or self.added_parameters(shape):
             return []
         which = "biases" if self.terms == "all" else "query or feed-forward biases"
         ways = "terms: all, add_missing: true" if self.terms == "subset" else "add_missing: true"
@@ -58,7 +58,7 @@ class BitFit(Method):
         return [site for site in shape.linears if site.role != "head" and (roles is None or site.role in roles)]
 
     def _biases(self, shape: ModelShape) -> set[str]:
-        biases = {site.name for site in shape.parameters if site.name.endswith("bias")} - shape.fresh
+        biases = {site.name for site in shape.parameters if site.name.endswith("bias")}
         if self.terms == "all":
             return biases
         return biases & {f"{site.name}.bias" for site in self._projections(shape)}

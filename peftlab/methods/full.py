@@ -50,7 +50,7 @@ class Full(Method):
     def load(self, model: nn.Module, folder: Path, context: dict[str, Any] | None = None) -> nn.Module:
         from peftlab.methods.storage import fill_from_transformers_folder, read_manifest
 
-        manifest = read_manifest(folder, self, context)
-        model = self.apply(model, manifest.fresh_for(model))
+        trained = read_manifest(folder, self, context).trained
+        model = self.apply(model, self.fresh_among(trained, model))
         fill_from_transformers_folder(model, folder)
         return model

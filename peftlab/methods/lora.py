@@ -66,6 +66,8 @@ class LoRA(Method):
             problems.append(("rank", f"{self.rank} is above the smaller side of {narrow[0].name} ({sizes})"))
         if self.init == "orthogonal" and self.rank % 2:
             problems.append(("init", f"orthogonal needs an even rank, not {self.rank}"))
+        if self.init == "olora" and shape.model_type == "gpt2":
+            problems.append(("init", "olora fails in peft on GPT-2's transposed projections; use pissa or default"))
         if self.bias != "none" and targets and not self._biases(shape):
             problems.append(("bias", f"{self.bias} trains nothing: there is no such bias in this model"))
         return problems

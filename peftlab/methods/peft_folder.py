@@ -44,7 +44,9 @@ def write_config(wrapped: PeftModel, folder: Path, task: str, context: dict[str,
     config.inference_mode = True
     config.task_type = TASK_TYPES[task]
     config.modules_to_save = list(CLASSIFIER_HEADS) if task == "sequence-classification" else None
-    config.base_model_name_or_path = context.get("name") or config.base_model_name_or_path
+    source = context.get("base_model") or {}
+    config.base_model_name_or_path = source.get("name") or config.base_model_name_or_path
+    config.revision = source.get("revision") or config.revision
     config.save_pretrained(str(folder))
 
 

@@ -28,7 +28,6 @@ class Prefix(Method):
     """
 
     title: ClassVar[str] = "prefix tuning"
-    supports_gradient_checkpointing: ClassVar[bool] = False
     weights_file: ClassVar[str] = WEIGHTS
 
     type: Literal["prefix"] = "prefix"
@@ -44,6 +43,11 @@ class Prefix(Method):
     @property
     def starts_as_base(self) -> bool:
         return False
+
+    @property
+    def supports_gradient_checkpointing(self) -> bool:
+        """Checkpointing drops the cache that holds the prefix; a prompt needs none."""
+        return self.kind == "prompt"
 
     def check_own(self, shape: ModelShape) -> Problems:
         problems = []

@@ -1,7 +1,8 @@
 """The files that a method writes: tensors as safetensors, and `peftlab_adapter.json`, which says what they are.
 
-Every folder holds `peftlab_adapter.json`: `schema` (1), `method` (all its fields), `base` (what describes the
-base model), `trained` (canonical names of what trained) and `tensors` (name in the weights file → shape).
+Every folder holds `peftlab_adapter.json`: `schema` (1), `method` (all its fields), `context` (what the caller
+tells of the base model), `trained` (canonical names of what trained) and `tensors` (name in the weights file →
+shape).
 Adapters and BitFit keep their tensors in `adapter.safetensors` under canonical names. LoRA, QLoRA and prefix
 are PEFT adapter folders, full fine-tuning a transformers folder; the manifest lies beside their own files.
 """
@@ -30,15 +31,9 @@ class Manifest(BaseModel):
 
     schema_version: int = Field(SCHEMA, alias="schema")
     method: dict[str, Any]
-    base: dict[str, Any]
+    context: dict[str, Any]
     trained: list[str]
     tensors: dict[str, list[int]]
-
-    def fresh_for(self, model: nn.Module) -> frozenset[str]:
-        """Return the base parameters of `model` that trained: to apply the method as if they were new."""
-        from peftlab.parameters.trainable import named_parameters
-
-        return frozenset(self.trained) & named_parameters(model).keys()
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
@@ -63,7 +58,7 @@ def write_manifest(
     manifest = {
         "schema": SCHEMA,
         "method": method.model_dump(mode="json"),
-        "base": context,
+        "context": context,
         "trained": sorted(trainable_parameters(model)),
         "tensors": {name: list(tensor.shape) for name, tensor in tensors.items()},
     }
@@ -89,7 +84,7 @@ def read_manifest(folder: Path, method: Method, context: dict[str, Any] | None) 
     if manifest.schema_version != SCHEMA:
         raise StorageError(f"{path}: has schema {manifest.schema_version}, this peftlab reads {SCHEMA}")
     _compare_method(path, manifest.method, method)
-    _compare_base(path, manifest.base, context or {})
+    _compare_base(path, manifest.context.get("base_model") or {}, (context or {}).get("base_model") or {})
     return manifest
 
 
@@ -101,12 +96,13 @@ def _compare_method(path: Path, saved: dict[str, Any], method: Method) -> None:
         raise StorageError(f"{path}: was saved by another method: {told}")
 
 
-def _compare_base(path: Path, saved: dict[str, Any], context: dict[str, Any]) -> None:
-    for key in ("fingerprint", "name"):
-        if saved.get(key) and context.get(key):
-            if saved[key] != context[key]:
-                raise StorageError(f"{path}: belongs to the base {key} {saved[key]!r}, not to {context[key]!r}")
-            return
+def _compare_base(path: Path, saved: dict[str, Any], here: dict[str, Any]) -> None:
+    # A fingerprint survives a moved folder; a hub model has none, and its name and commit say what it is.
+    keys = ("fingerprint",) if saved.get("fingerprint") and here.get("fingerprint") else ("name", "revision")
+    for key in keys:
+        if saved.get(key) and here.get(key) and saved[key] != here[key]:
+            told = f"was trained on {saved.get('name')} ({key} {saved[key]}), not on {here.get('name')} ({here[key]})"
+            raise StorageError(f"{path}: {told}")
 
 
 def fill_tensors(path: Path, tensors: dict[str, Tensor]) -> None:

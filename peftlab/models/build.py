@@ -63,15 +63,18 @@ def check_body(model: nn.Module, lacking: Iterable[str], reference: Reference) -
         )
 
 
-def random_fresh(model: nn.Module, section: Model) -> frozenset[str]:
-    """Return what counts as a fresh head in a randomly initialised model: a classifier, but no output embedding."""
-    return head_names(model) if section.task == "sequence-classification" else frozenset()
+def random_fresh(model: PreTrainedModel, section: Model) -> frozenset[str]:
+    """Return what counts as fresh where no checkpoint says: everything outside the body of a classifier."""
+    if section.task != "sequence-classification":
+        return frozenset()
+    prefix = model.base_model_prefix + "."
+    return frozenset(name for name, _ in model.named_parameters() if not name.startswith(prefix))
 
 
 def _expected_fresh(model: PreTrainedModel, section: Model, reference: Reference) -> frozenset[str]:
     stored = stored_shapes(reference) if section.init == "pretrained" else None
     if stored is None:
-        return random_fresh(model, section) - _in_body(model)
+        return random_fresh(model, section)
     prefix = model.base_model_prefix + "."
     parameters = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     return frozenset(
@@ -79,8 +82,3 @@ def _expected_fresh(model: PreTrainedModel, section: Model, reference: Reference
         for name in head_names(model)
         if parameters[name] not in (stored.get(name), stored.get(name.removeprefix(prefix)))
     )
-
-
-def _in_body(model: PreTrainedModel) -> frozenset[str]:
-    prefix = model.base_model_prefix + "."
-    return frozenset(name for name, _ in model.named_parameters() if name.startswith(prefix))

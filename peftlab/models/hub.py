@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from peftlab.errors import ModelError
 from peftlab.models.reference import Reference
 
@@ -16,7 +18,7 @@ def must_stay_local(reference: Reference) -> bool:
     why_not = _why_unreachable()
     if why_not is None:
         return False
-    if not _is_cached(reference):
+    if cached_commit(reference) is None:
         raise ModelError(
             f"model {reference.label!r} is not in the Hugging Face cache and {why_not}: name a local folder, a "
             ".gguf file or builtin:tiny, or put the model into the cache that HF_HOME points to"
@@ -38,7 +40,9 @@ def _why_unreachable() -> str | None:
     return None
 
 
-def _is_cached(reference: Reference) -> bool:
+def cached_commit(reference: Reference) -> str | None:
+    """Return the commit of the hub model in the cache, or None where it is not there."""
     from huggingface_hub import try_to_load_from_cache
 
-    return isinstance(try_to_load_from_cache(reference.hub_id, "config.json", revision=reference.revision), str)
+    path = try_to_load_from_cache(reference.hub_id, "config.json", revision=reference.revision)
+    return Path(path).parent.name if isinstance(path, str) else None

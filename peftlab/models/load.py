@@ -13,6 +13,7 @@ from peftlab.device import resolve_dtype
 from peftlab.models.build import attention_argument, check_body, from_config, random_fresh
 from peftlab.models.checkpoint import fingerprint
 from peftlab.models.config import AUTO_CLASSES, hub_arguments, one_line_errors, read_config
+from peftlab.models.hub import cached_commit
 from peftlab.models.quantize import quantize_
 from peftlab.models.reference import Reference, resolve
 from peftlab.models.tokenizer import fit_tokenizer, load_tokenizer
@@ -105,7 +106,7 @@ def _source(
     """Return what identifies the base: its name, what it is, and a fingerprint of its content."""
     return {
         "name": section.name,
-        "revision": getattr(model.config, "_commit_hash", None) or section.revision,
+        "revision": cached_commit(reference) if reference.hub_id else None,
         "init": section.init,
         "class": type(model).__name__,
         "dtype": str(model.dtype).removeprefix("torch."),

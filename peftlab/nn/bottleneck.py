@@ -97,9 +97,7 @@ class _Reader:
         self.target.update = self.target.adapter(args[0])
 
 
-def insert_bottleneck(
-    model: nn.Module, module: str, entry: str | None, build: Callable[[], Bottleneck]
-) -> None:
+def insert_bottleneck(model: nn.Module, module: str, entry: str | None, build: Callable[[], Bottleneck]) -> None:
     """Adapt the output of `module`; with `entry`, by a bottleneck on what `entry` reads.
 
     Raises MethodError where `module` is a container, which has no output.

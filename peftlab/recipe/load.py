@@ -81,6 +81,14 @@ def parse_recipe(text: str, overrides: Sequence[str] = (), file: str | None = No
     return recipe
 
 
+def place_of(path: str | Path, overrides: Sequence[str], key: str) -> str:
+    """Return where a recipe sets `key` (or the section around it): `FILE:LINE` or `command line`."""
+    source = parse_yaml(read_text(Path(path)), str(path))
+    overridden, _ = apply_overrides(source.value, overrides)
+    problem = Draft(source.value, str(path), source.lines, overridden).problem(tuple(key.split(".")), "")
+    return f"{problem.file}:{problem.line}" if problem.line else str(problem.file)
+
+
 def recipe_name(path: str | Path) -> str:
     """Return the name of a recipe file's runs, folder and stem: `tiny-lora` for `recipes/tiny/lora.yaml`."""
     path = Path(path).absolute()

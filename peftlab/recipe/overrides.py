@@ -7,7 +7,7 @@ from typing import Any
 
 from peftlab.errors import Problem, RecipeError
 from peftlab.recipe.vocabulary import options, schema_at
-from peftlab.recipe.yaml_source import KeyPath, parse_yaml
+from peftlab.recipe.yaml_source import KeyPath, dotted, parse_yaml
 
 COMMAND_LINE = "command line"
 
@@ -28,13 +28,13 @@ def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> tuple[s
             fault = f"{override!r} is not an override; write key=value, such as method.rank=16"
             problems.append(Problem("", fault, COMMAND_LINE))
         elif path in given:
-            problems.append(Problem(key, "given twice", COMMAND_LINE))
+            problems.append(Problem(dotted(path), "given twice", COMMAND_LINE))
         else:
             given.add(path)
             try:
                 placed |= place_value(values, path, parse_value(text, path))
             except RecipeError as error:
-                problems.append(Problem(key, error.problems[0].message, COMMAND_LINE))
+                problems.append(Problem(dotted(path), error.problems[0].message, COMMAND_LINE))
     return placed, problems
 
 
@@ -65,7 +65,7 @@ def place_value(values: dict[str, Any], path: KeyPath, value: Any) -> set[KeyPat
             inner = section[part] = {}
             placed.add(path[:depth])
         if not isinstance(inner, dict):
-            raise RecipeError(f"{'.'.join(map(str, path[:depth]))} is a value and has no keys")
+            raise RecipeError(f"{dotted(path[:depth])} is a value and has no keys")
         section = inner
     section[path[-1]] = value
     return placed

@@ -28,6 +28,7 @@ LIMIT_BYTES = 1_000_000
 LIMIT_NODES = 10_000
 LIMIT_DEPTH = 20
 LIMIT_DIGITS = 40
+LIMIT_KEY_SHOWN = 60
 
 KeyPath = tuple[str | int, ...]
 
@@ -207,5 +208,9 @@ def line_of(event: Event) -> int:
 
 
 def dotted(path: KeyPath) -> str:
-    """Return a key path as people write it: `method.targets[0]`."""
-    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).removeprefix(".")
+    """Return a key path as people write it, in one line: `method.targets[0]`."""
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{one_line(part)}" for part in path).removeprefix(".")
+
+
+def one_line(key: str) -> str:
+    return key if key.isprintable() and len(key) <= LIMIT_KEY_SHOWN else repr(key[:LIMIT_KEY_SHOWN])

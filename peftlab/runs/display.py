@@ -19,7 +19,8 @@ def format_line(line: dict[str, Any], steps: int) -> str:
     """Return one line of numbers, under 80 columns."""
     if line["event"] == "evaluation":
         numbers = "  ".join(f"{name} {value:.4f}" for name, value in line.items() if name not in ("event", "step"))
-        return f"step {line['step']:>5}/{steps}  held out: {numbers}"
+        when = f"step {line['step']:>5}/{steps}" if line["step"] else "before training"
+        return f"{when}  held out: {numbers}"
     return (
         f"step {line['step']:>5}/{steps}  loss {line['loss']:.4f}  rate {line['learning_rate']:.1e}  "
         f"{line['tokens_per_second']:.0f} tok/s  {line['memory_bytes'] / 2**30:.2f} GiB  "

@@ -6,9 +6,9 @@ from peftlab.data.dataset import load_examples
 from peftlab.device import quiet_libraries
 from peftlab.models.build import build_meta
 from peftlab.parameters.report import parameter_report
-from peftlab.parameters.shape import shape_of
 from peftlab.recipe.schema import Recipe
 from peftlab.reports import ParameterReport
+from peftlab.runs.bench import check_method
 
 
 def count(recipe: Recipe) -> ParameterReport:
@@ -20,8 +20,8 @@ def count(recipe: Recipe) -> ParameterReport:
     quiet_libraries()
     classifies = recipe.model.task == "sequence-classification"
     labels = load_examples(recipe.data, recipe.model.task, recipe.run.seed).labels if classifies else None
+    shape = check_method(recipe, labels)
     model, fresh = build_meta(recipe.model, labels)
-    shape = shape_of(model, fresh, recipe.model.task)
     report = parameter_report(recipe.method.apply(model, fresh))
     expected = recipe.method.count_trainable(shape)
     if report.trainable != expected:

@@ -123,11 +123,12 @@ class Run:
         with self.in_phase("apply"):
             model = self.apply(bench)
         with self.in_phase("training"):
-            self.run_training(bench, model)
+            optimizer = self.run_training(bench, model)
         with self.in_phase("evaluation_after"):
             self.evaluate(bench, model, "after", result.progress.step)
         with self.in_phase("save"):
             self.save(bench, model, self.directory.weights)
+        result.memory["measured"] = self.meter.report(model, optimizer)
         result.status = "finished"
         result.seconds["total"] = sum(result.seconds.values())
         self.write()
@@ -178,7 +179,8 @@ class Run:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         return model.to(self.accelerator.device)
 
-    def run_training(self, bench: Bench, model: nn.Module) -> None:
+    def run_training(self, bench: Bench, model: nn.Module) -> torch.optim.Optimizer:
+        """Run the loop over the data and return the optimiser with its states."""
         recipe, accelerator = self.recipe, self.accelerator
         audit = Audit(model)
         training = recipe.training
@@ -210,7 +212,7 @@ class Run:
         )
         self.result.progress = run_loop(setup, self.recorder, audit)
         self.result.audit = self.recorder.audit
-        self.result.memory["measured"] = self.meter.report(model, optimizer)
+        return optimizer
 
     def save_checkpoint(self, bench: Bench, model: nn.Module, progress: Progress) -> None:
         self.save(bench, model, self.directory.checkpoints / f"step-{progress.step:06}")

@@ -35,7 +35,7 @@ def train_bpe(*, bos: bool = True, eos: bool = True) -> PreTrainedTokenizerFast:
     tokenizer.train_from_iterator(CORPUS * 4, trainer)
     if bos:
         tokenizer.post_processor = processors.TemplateProcessing(
-            single="<|bos|> $A", pair="<|bos|> $A <|bos|> $B:1", special_tokens=[("<|bos|>", 1)]
+            single="<|bos|> $A", pair="<|bos|> $A <|bos|>:1 $B:1", special_tokens=[("<|bos|>", 1)]
         )
     names = {"bos_token": "<|bos|>"} if bos else {}
     names |= {"eos_token": "<|eos|>", "pad_token": "<|eos|>"} if eos else {}

@@ -94,6 +94,20 @@ def test_broken_messages_are_told_with_their_row(section, value, message):
         read_examples(Table("t", {"messages": [TURNS, value]}), section(format="chat"))
 
 
+def test_template_that_makes_an_empty_prompt_is_told(section):
+    with pytest.raises(DataError, match=r"facts\.csv: data\.template makes the prompt, which is empty in row 1:"):
+        read_examples(FACTS, section(format="completion", template="{note} ", columns={"completion": "ref"}))
+
+
+@pytest.mark.parametrize("form", ["text", "chat"])
+def test_half_a_character_is_told_with_its_place(section, form):
+    broken = "ab\ud83d"
+    cell = broken if form == "text" else [{"role": "user", "content": broken}]
+    table = Table("t", {"text": [cell], "messages": [cell]})
+    with pytest.raises(DataError, match=r"row 1: holds half a character \('\\ud83d'\) at position 2"):
+        read_examples(table, section(format=form))
+
+
 def test_nested_cells_are_no_text(section):
     with pytest.raises(DataError, match="column 'text', row 1: needs text, not dict"):
         read_examples(Table("t", {"text": [{"a": 1}]}), section(format="text"))

@@ -14,7 +14,7 @@ from pyarrow import parquet
 from peftlab.data.sources import read_source
 from peftlab.errors import DataError
 
-ROWS = [{"a": "one", "b": 1}, {"a": "two, \"quoted\"\nand more", "b": 2}, {"a": "drei \u2028 \u00fc", "b": 3}]
+ROWS = [{"a": "one", "b": 1}, {"a": 'two, "quoted"\nand more', "b": 2}, {"a": "drei \u2028 \u00fc", "b": 3}]
 
 
 def write_lines(path, rows=ROWS, newline="\n"):

@@ -36,7 +36,7 @@ def tiny_model(family: str, task: str = "causal-lm", seed: int = 0, **changes):
     auto = AutoModelForCausalLM if task == "causal-lm" else AutoModelForSequenceClassification
     model = auto.from_config(tiny_config(family, **changes)).eval()
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
+        for parameter in model.parameters():
             if parameter.ndim == 1:
                 parameter.add_(0.1 * torch.randn_like(parameter))
     return model

@@ -1,0 +1,210 @@
+"""Reports as tables for people, 80 columns wide; plain text where there is no terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from peftlab.reports import CountRow, ParameterReport, RunResult
+
+WIDTH = 80
+EXAMPLE_CHARACTERS = 320
+
+
+def show(renderable: RenderableType) -> None:
+    """Print to standard output, in the width of the terminal but 80 columns where there is none."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=WIDTH)
+    with console.capture() as capture:
+        console.print(renderable)
+    print("\n".join(line.rstrip() for line in capture.get().splitlines()))
+
+
+def render_parameters(report: ParameterReport) -> RenderableType:
+    """Return totals, then rows by kind and by layer; equal neighbours among layers are one line."""
+    totals = Table.grid(padding=(0, 2))
+    totals.add_column()
+    totals.add_column(justify="right")
+    totals.add_column()
+    totals.add_row("total", f"{report.total:,}", "")
+    totals.add_row("trainable", f"{report.trainable:,}", format_share(report.fraction))
+    totals.add_row("active", f"{report.active:,}", "of one token" if report.active < report.total else "")
+    totals.add_row("stored bytes", f"{report.stored_bytes:,}", format_bytes(report.stored_bytes))
+    return Group(totals, "", count_table("kind", report.kinds), "", count_table("layer", collapse(report.layers)))
+
+
+def count_table(title: str, rows: Sequence[CountRow]) -> Table:
+    table = plain_table(title, "total", "trainable", "fraction")
+    for row in rows:
+        share = format_share(row.trainable / row.total) if row.trainable else "-"
+        table.add_row(row.name, f"{row.total:,}", f"{row.trainable:,}", share)
+    return table
+
+
+def collapse(rows: Sequence[CountRow]) -> list[CountRow]:
+    """Return the rows with runs of equal neighbours as one: `layers.0-29, each`."""
+    runs: list[list[CountRow]] = []
+    for row in rows:
+        if runs and (runs[-1][-1].total, runs[-1][-1].trainable) == (row.total, row.trainable):
+            runs[-1].append(row)
+        else:
+            runs.append([row])
+    return [run[0] if len(run) == 1 else run[0].model_copy(update={"name": range_name(run)}) for run in runs]
+
+
+def range_name(run: Sequence[CountRow]) -> str:
+    return f"{run[0].name}-{run[-1].name.rpartition('.')[2]}, each"
+
+
+def render_result(result: RunResult) -> RenderableType:
+    """Return what one run trained, cost and achieved."""
+    facts = Table.grid(padding=(0, 2))
+    facts.add_row("run", f"{result.name}: {result.status}" + (f" ({result.error})" if result.error else ""))
+    if result.parameters:
+        parameters = result.parameters
+        share = format_share(parameters.fraction)
+        facts.add_row("trainable", f"{parameters.trainable:,} of {parameters.total:,} ({share})")
+    facts.add_row("peak memory", peak_memory(result))
+    if "total" in result.seconds:
+        training = format_seconds(result.seconds.get("training"))
+        facts.add_row("seconds", f"{format_seconds(result.seconds['total'])}, {training} of them training")
+    parts: list[RenderableType] = [facts]
+    if result.metrics:
+        parts += ["", metrics_table(result.metrics)]
+    for example in result.examples[:1]:
+        parts += ["", render_example(example)]
+    return Group(*parts)
+
+
+def metrics_table(metrics: dict[str, dict[str, float]]) -> Table:
+    """Return one row a metric and one column for each time that it was measured."""
+    table = plain_table("held out", *metrics)
+    for name in dict.fromkeys(name for values in metrics.values() for name in values):
+        table.add_row(name, *(format_metric(values.get(name)) for values in metrics.values()))
+    return table
+
+
+def render_metrics(metrics: dict[str, float]) -> RenderableType:
+    return metrics_table({"value": metrics})
+
+
+def render_comparison(results: Sequence[RunResult]) -> RenderableType:
+    """Return one row a run, why any failed, and an example of each."""
+    table = plain_table("method", "trainable", "fraction", "memory", "seconds", "loss before", "after")
+    for result in results:
+        table.add_row(label(result, results), *comparison_cells(result))
+    parts: list[RenderableType] = [table]
+    parts += [Text(f"{result.name} {result.status}: {result.error}") for result in results if result.error]
+    with_examples = [result for result in results if result.examples]
+    if with_examples:
+        parts += ["", render_examples(with_examples, results)]
+    return Group(*parts)
+
+
+def label(result: RunResult, results: Sequence[RunResult]) -> str:
+    """Return the method's name where it tells the runs apart, else the run's."""
+    types = [other.recipe["method"]["type"] for other in results]
+    return types[results.index(result)] if len(set(types)) == len(types) else result.name
+
+
+def comparison_cells(result: RunResult) -> list[str]:
+    parameters, metrics = result.parameters, result.metrics
+    return [
+        f"{parameters.trainable:,}" if parameters else "-",
+        format_share(parameters.fraction) if parameters else "-",
+        peak_memory(result),
+        format_seconds(result.seconds.get("total")),
+        format_metric(metrics.get("before", {}).get("loss")),
+        format_metric(metrics.get("after", {}).get("loss")) if result.status == "finished" else result.status,
+    ]
+
+
+def render_examples(results: Sequence[RunResult], among: Sequence[RunResult]) -> RenderableType:
+    """Return the first example of every run; what they share (prompt, reference, base) is shown once."""
+    parts: list[RenderableType] = []
+    shown: dict[str, str] = {}
+    for result in results:
+        example = result.examples[0]
+        common = {key: text for key, text in example.items() if key != "after"}
+        if common != shown:
+            parts.append(render_example(common))
+            shown = common
+        parts.append(render_example({label(result, among): example.get("after", "")}))
+    return Group(*parts)
+
+
+def render_example(example: dict[str, str]) -> RenderableType:
+    table = Table.grid(padding=(0, 2))
+    table.add_column(width=10, overflow="fold")
+    table.add_column(overflow="fold")
+    for name, text in example.items():
+        table.add_row(name, Text(shorten(text)))
+    return table
+
+
+def render_doctor(found: dict[str, Any]) -> RenderableType:
+    """Return versions, devices and what each method can do here."""
+    facts = Table.grid(padding=(0, 2))
+    facts.add_row("python", f"{found['python']} on {found['platform']}")
+    for device in found["devices"]:
+        cores = f", {device['cores']} cores, {found['threads']} threads in use" if "cores" in device else ""
+        facts.add_row(device["device"], f"{device['name']}, {format_bytes(device['bytes'])}{cores}")
+    facts.add_row("free memory", format_bytes(found["memory_bytes"]["available"]))
+    facts.add_row("model hub", found["hub"])
+    versions = plain_table("library", "version")
+    for name, version in found["versions"].items():
+        versions.add_row(name, version or "not installed")
+    return Group(facts, "", versions, "", methods_table(found))
+
+
+def methods_table(found: dict[str, Any]) -> Table:
+    table = plain_table("method", f"trains a toy model on {found['device']}", right=False)
+    for name, method in found["methods"].items():
+        for variant, reason in method["variants"].items():
+            title = name if variant == "default" else f"{name} {variant}"
+            table.add_row(title, Text("yes" if reason is None else f"no: {reason}"))
+    return table
+
+
+def plain_table(*titles: str, right: bool = True) -> Table:
+    """Return a table whose first column is text and whose others are numbers."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1))
+    for position, title in enumerate(titles):
+        table.add_column(title, justify="right" if position and right else "left", overflow="fold")
+    return table
+
+
+def peak_memory(result: RunResult) -> str:
+    measured = result.memory.get("measured")
+    return format_bytes(measured.peak_bytes) if measured else "-"
+
+
+def format_share(share: float) -> str:
+    return f"{100 * share:.3g} %" if share < 1 else "100 %"
+
+
+def format_bytes(count: int) -> str:
+    for exponent, unit in ((3, "GiB"), (2, "MiB"), (1, "KiB")):
+        if count >= 1024**exponent:
+            return f"{count / 1024**exponent:.1f} {unit}"
+    return f"{count} B"
+
+
+def format_seconds(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{seconds:.1f}" if seconds < 100 else f"{seconds:.0f}"
+
+
+def format_metric(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def shorten(text: str) -> str:
+    """Return a text whose beginning and end fit on a few lines."""
+    half = EXAMPLE_CHARACTERS // 2
+    return text if len(text) <= EXAMPLE_CHARACTERS else f"{text[:half]} [...] {text[-half:]}"

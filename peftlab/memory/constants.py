@@ -1,0 +1,36 @@
+"""What CUDA adds to tensors: sizes of context, workspaces and allocations, each with its source."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+MIB = 1024**2
+
+# PyTorch's caching allocator (c10/core/AllocatorConfig.h, torch 2.13).
+ALLOCATION_ROUNDING = 512
+SMALL_ALLOCATION = 1 * MIB  # the largest that comes from a shared small segment
+SMALL_SEGMENT = 2 * MIB
+LARGE_SEGMENT = 20 * MIB  # shared by allocations below `OWN_SEGMENT`
+OWN_SEGMENT = 10 * MIB
+OWN_SEGMENT_ROUNDING = 2 * MIB
+
+
+@dataclass(frozen=True)
+class CudaConstants:
+    """Bytes of one process on one architecture. `measured` says whether peftlab has checked them on a device."""
+
+    context: int
+    cublas_workspace: int
+    source: str
+    measured: bool = False
+
+
+_WORKSPACES = "workspace: aten/src/ATen/cuda/CublasHandlePool.cpp (torch 2.13)"
+_CONTEXT = "context: common report of nvidia-smi for an idle torch process, not yet measured here"
+BEFORE_HOPPER = CudaConstants(450 * MIB, (2 * 4096 + 8 * 16) * 1024, f"{_WORKSPACES}; {_CONTEXT}")
+SINCE_HOPPER = CudaConstants(550 * MIB, 32 * MIB, f"{_WORKSPACES}; {_CONTEXT}")
+
+
+def cuda_constants(capability: tuple[int, int]) -> CudaConstants:
+    """Return the constants of a compute capability."""
+    return SINCE_HOPPER if capability >= (9, 0) else BEFORE_HOPPER

@@ -1,0 +1,231 @@
+"""Which tensor storage lives when, and what for: the one tracker behind measured and predicted memory."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Hashable, Iterable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+from peftlab.memory.measure import quantisation_tensors
+from peftlab.reports import MemoryReport
+
+CATEGORIES = (
+    "frozen_weights",
+    "quantisation_state",
+    "trainable_weights",
+    "gradients",
+    "optimiser_state",
+    "saved_activations",
+    "logits_and_loss",
+    "workspace",
+)
+ALIVE = -1
+
+
+class Ledger(TorchDispatchMode):
+    """Records birth and death of every storage that an operation makes, real or fake, while it is entered.
+
+    What a storage was for follows from where it was born and how long it lived, so it is settled at the end.
+    Bytes that an operation takes and gives back within itself (a library's scratch space) are not seen.
+    `resolution` rounds every storage up, as an allocator does.
+    """
+
+    def __init__(self, resolution: int = 1):
+        super().__init__()
+        self.resolution = resolution
+        self.region = "step"
+        self._sizes: list[int] = []
+        self._births: list[int] = []
+        self._deaths: list[int] = []
+        self._regions: list[str] = []
+        self._tags: dict[int, str] = {}
+        self._known: dict[int, tuple[int, weakref.ref]] = {}
+        self._marks: list[tuple[int, Hashable]] = []
+        self._backward_starts: list[int] = []
+        self._in_backward = False
+        self._now = 0
+
+    def mark(self, key: Hashable) -> None:
+        """Begin a segment of the timeline, named `key`."""
+        self._marks.append((self._now, key))
+
+    def track(self, tensor: torch.Tensor, category: str | None = None) -> int:
+        """Enter a tensor's storage, if it is new, under a category that is certain; return its number."""
+        storage = tensor.untyped_storage()
+        address = storage._cdata
+        if address not in self._known:
+            self._known[address] = self._enter(storage, address)
+        number = self._known[address][0]
+        if category is not None:
+            self._tags[number] = category
+        return number
+
+    def adopt(self, model: nn.Module) -> None:
+        """Enter what a model holds: weights, the scales beside quantised ones, buffers."""
+        for parameter in model.parameters():
+            self.track(parameter, "trainable_weights" if parameter.requires_grad else "frozen_weights")
+        self.track_all(quantisation_tensors(model.parameters()), "quantisation_state")
+        self.track_all(model.buffers(), "frozen_weights")
+
+    def track_all(self, tensors: Iterable[torch.Tensor], category: str) -> None:
+        for tensor in tensors:
+            self.track(tensor, category)
+
+    @contextmanager
+    def watch(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[None]:
+        """Tell apart gradients, optimiser states, and the logits that come after the model's body."""
+        handles = [
+            *self._watch_body(model),
+            optimizer.register_step_pre_hook(lambda optimizer, *_: self._before_step(optimizer)),
+            optimizer.register_step_post_hook(lambda optimizer, *_: self._after_step(optimizer)),
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _before_step(self, optimizer: torch.optim.Optimizer) -> None:
+        self.region = "step"
+        gradients = (p.grad for group in optimizer.param_groups for p in group["params"])
+        self.track_all((g for g in gradients if g is not None), "gradients")
+
+    def _after_step(self, optimizer: torch.optim.Optimizer) -> None:
+        states = (value for state in optimizer.state.values() for value in state.values())
+        self.track_all((value for value in states if torch.is_tensor(value)), "optimiser_state")
+
+    def segments(self) -> dict[Hashable, np.ndarray]:
+        """Return the bytes in use after every event, (categories, events), of each marked segment."""
+        timeline = self._timeline()
+        ends = [time for time, _ in self._marks[1:]] + [timeline.shape[1]]
+        found: dict[Hashable, np.ndarray] = {}
+        for (start, key), end in zip(self._marks, ends, strict=True):
+            # What lives when a segment begins counts in it.
+            part = timeline[:, max(start - 1, 0) : end]
+            found[key] = np.concatenate([found[key], part], axis=1) if key in found else part
+        return found
+
+    def report(self, device: str) -> MemoryReport:
+        """Return the measured ledger; the segments' keys are its phases."""
+        phases = {str(key): int(part.sum(0).max()) for key, part in self.segments().items()}
+        timeline = self._timeline()
+        at_peak = timeline[:, timeline.sum(0).argmax()]
+        return MemoryReport(
+            source="measured",
+            device=device,
+            peak_bytes=int(at_peak.sum()),
+            categories=dict(zip(CATEGORIES, map(int, at_peak), strict=True)),
+            phases=phases,
+        )
+
+    def events(self) -> list[tuple[int, int]]:
+        """Return (storage number, bytes) in order, bytes negative where a storage is given back."""
+        ordered = sorted(
+            [(time, number, size) for number, (time, size) in enumerate(zip(self._births, self._sizes, strict=True))]
+            + [(time, n, -size) for n, (time, size) in enumerate(zip(self._deaths, self._sizes, strict=True)) if time >= 0]
+        )
+        return [(number, size) for _, number, size in ordered]
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self._note_backward()
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_iter(result):
+            if isinstance(leaf, torch.Tensor):
+                self.track(leaf)
+        if func is torch.ops.aten.index_put.default and self._in_backward:
+            self._undo_copy(args[0], result)
+        return result
+
+    def _note_backward(self) -> None:
+        running = torch._C._current_graph_task_id() >= 0
+        if running and not self._in_backward:
+            self._backward_starts.append(self._now)
+        self._in_backward = running
+
+    def _enter(self, storage: torch.UntypedStorage, address: int) -> tuple[int, weakref.ref]:
+        number = len(self._sizes)
+        self._sizes.append(-(-storage.nbytes() // self.resolution) * self.resolution)
+        self._births.append(self._tick())
+        self._deaths.append(ALIVE)
+        self._regions.append(self._place())
+        return number, weakref.ref(storage, lambda _: self._leave(number, address))
+
+    def _leave(self, number: int, address: int) -> None:
+        self._deaths[number] = self._tick()
+        del self._known[address]
+
+    def _tick(self) -> int:
+        self._now += 1
+        return self._now - 1
+
+    def _place(self) -> str:
+        """Return where the program is: before, in or after the backward pass; `head` beyond the model's body."""
+        if self.region == "head":
+            return "head"
+        if not torch.is_grad_enabled():
+            return "workspace"
+        return "recomputed" if self._in_backward else "forward"
+
+    def _undo_copy(self, old: torch.Tensor, new: torch.Tensor) -> None:
+        """Let a gradient's `index_put` write in place, as autograd does unless a mode like this one watches."""
+        old_number, new_number = self.track(old), self.track(new)
+        if old_number != new_number:
+            self._sizes[new_number], self._sizes[old_number] = self._sizes[old_number], 0
+
+    def _watch_body(self, model: nn.Module) -> list:
+        body = find_body(model)
+        if body is None:
+            return []
+        return [
+            model.register_forward_pre_hook(lambda *_: self._enter_region("step")),
+            body.register_forward_hook(lambda _, __, output: self._leave_body(output)),
+        ]
+
+    def _enter_region(self, region: str) -> None:
+        self.region = region
+
+    def _leave_body(self, output) -> None:
+        hidden = output[0]
+        self.region = "head"
+        if hidden.requires_grad:
+            hidden.register_hook(lambda gradient: self._enter_region("step"))
+
+    def _category(self, number: int) -> str:
+        if number in self._tags:
+            return self._tags[number]
+        region = self._regions[number]
+        if region == "head":
+            return "logits_and_loss"
+        if region == "forward":
+            return "saved_activations" if self._survives_forward(number) else "workspace"
+        return "saved_activations" if region == "recomputed" else "workspace"
+
+    def _survives_forward(self, number: int) -> bool:
+        start = int(np.searchsorted(self._backward_starts, self._births[number]))
+        if start == len(self._backward_starts):
+            return False
+        return self._deaths[number] == ALIVE or self._deaths[number] > self._backward_starts[start]
+
+    def _timeline(self) -> np.ndarray:
+        changes = np.zeros((len(CATEGORIES), self._now + 1), dtype=np.int64)
+        for number, size in enumerate(self._sizes):
+            row = CATEGORIES.index(self._category(number))
+            changes[row, self._births[number]] += size
+            if self._deaths[number] != ALIVE:
+                changes[row, self._deaths[number]] -= size
+        return changes.cumsum(axis=1)[:, : max(self._now, 1)]
+
+
+def find_body(model: nn.Module) -> nn.Module | None:
+    """Return the part of a transformers model below its head, or None where there is none."""
+    from peftlab.parameters.trainable import find_base
+
+    plain = find_base(model)[1]
+    body = getattr(plain, getattr(plain, "base_model_prefix", None) or "", None)
+    return body if isinstance(body, nn.Module) and body is not plain else None

@@ -1,0 +1,201 @@
+"""What commands print where, and the exit code of each kind of error."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+
+import pytest
+
+from peftlab.cli.app import run
+from peftlab.errors import EXIT_CODES
+from peftlab.reports import ParameterReport
+from peftlab.runs import params
+
+from .commands import TINY
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    """A good recipe in a folder of its own."""
+    return shutil.copy(TINY, tmp_path / "lora.yaml")
+
+
+@pytest.fixture
+def answer(capfd):
+    """Run a command line in this process; return exit code, standard output, lines of standard error."""
+
+    def call(*arguments):
+        code = run([str(argument) for argument in arguments])
+        captured = capfd.readouterr()
+        return code, captured.out, captured.err.splitlines()
+
+    return call
+
+
+def test_help_names_every_command_and_every_exit_code(answer):
+    code, out, errors = answer("--help")
+    assert (code, errors) == (0, [])
+    for command in ("check", "train", "params", "evaluate", "generate", "compare", "schema", "doctor"):
+        assert f"\n  {command} " in out
+    for number, meaning in EXIT_CODES.items():
+        assert f"{number}  {meaning}\n" in out
+    assert max(map(len, out.splitlines())) <= 80
+
+
+def test_no_arguments_show_the_help(answer):
+    assert answer() == answer("--help")
+
+
+def test_version(answer):
+    from peftlab import __version__
+
+    assert answer("--version") == (0, f"peftlab {__version__}\n", [])
+
+
+def test_check_says_ok_of_every_good_recipe(answer, recipe):
+    assert answer("check", recipe, TINY) == (0, f"ok  {recipe}\nok  {TINY}\n", [])
+
+
+def test_check_tells_the_problems_of_every_bad_recipe(answer, recipe, tmp_path):
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("model: {name: x}\nmethod: {type: full, x: 1}\ndata: {train: y}\n")
+    code, out, errors = answer("check", recipe, bad, tmp_path / "none.yaml")
+    assert (code, errors) == (2, [])
+    assert [line.partition(" ")[0] for line in out.splitlines()] == [
+        "ok", f"{bad}:1:", f"{bad}:2:", f"{tmp_path / 'none.yaml'}:"
+    ]  # fmt: skip
+
+
+def test_check_as_json_is_one_object(answer, recipe):
+    code, out, _ = answer("check", recipe, "method.rank=0", "--json")
+    found = json.loads(out)
+    assert code == 2
+    assert found["ok"] is False
+    (problem,) = found["recipes"][0]["problems"]
+    assert problem == {
+        "path": "method.rank",
+        "message": "must be a whole number of at least 1, got 0",
+        "file": "command line",
+        "line": None,
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["trian"], "No such command 'trian'"),
+        (["train"], "Missing argument 'RECIPE'"),
+        (["check", "--jsn"], "No such option: --jsn"),
+        (["check", "method.rank=3"], "name at least one recipe file to check"),
+        (["compare", "method.rank=3"], "name at least one recipe file to compare"),
+        (["generate", "folder"], "Missing argument 'PROMPT'"),
+    ],
+)
+def test_a_usage_error_is_one_line_and_exit_code_2(answer, arguments, line):
+    code, out, errors = answer(*arguments)
+    assert (code, out, len(errors)) == (2, "", 1)
+    assert errors[0].startswith(f"peftlab: error: {line}")
+
+
+def test_a_usage_error_as_json_is_one_object(answer):
+    code, out, errors = answer("params", "--json")
+    assert (code, len(errors)) == (2, 1)
+    assert json.loads(out)["error"]["exit_code"] == 2
+
+
+ERRORS = [
+    ("params", ["method.rank=0"], 2, "command line: method.rank: must be a whole number"),
+    ("params", ["model.name=builtin:nothing"], 3, "model 'builtin:nothing' does not ship with peftlab"),
+    ("params", ["model.name=no/such/model"], 3, "model 'no/such/model': there is no such file or folder"),
+    ("params", ["model.name=some/model"], 3, "model 'some/model' is not in the Hugging Face cache"),
+    ("train", ["data.train=nothing.jsonl"], 4, "nothing.jsonl: no such file"),
+    ("params", ["method.rank=999"], 5, "command line: method.rank: 999 is above"),
+]
+
+
+@pytest.mark.parametrize(("command", "overrides", "code", "line"), ERRORS)
+def test_a_foreseeable_error_is_one_line_with_its_exit_code(
+    answer, recipe, tmp_path, command, overrides, code, line
+):
+    output = [f"run.output={tmp_path / 'run'}"] if command == "train" else []
+    found, out, errors = answer(command, recipe, *overrides, *output)
+    assert (found, out, len(errors)) == (code, "", 1)
+    assert errors[0].startswith(f"peftlab: error: {line}")
+
+
+def test_a_folder_that_is_no_run_is_one_line(answer, tmp_path):
+    for command in (["evaluate", tmp_path], ["generate", tmp_path, "prompt"]):
+        code, out, errors = answer(*command)
+        assert (code, out, len(errors)) == (8, "", 1)
+
+
+def test_a_method_that_does_not_fit_names_file_and_line(answer, recipe):
+    text = open(recipe).read()
+    assert text.count("rank: 8") == 1
+    with open(recipe, "w") as file:
+        file.write(text.replace("rank: 8", "rank: 999"))
+    line = text[: text.index("rank: 8")].count("\n") + 1
+    code, _, errors = answer("params", recipe)
+    assert code == 5
+    assert errors[0].startswith(f"peftlab: error: {recipe}:{line}: method.rank: 999 is above")
+
+
+def test_an_error_as_json_is_one_object_beside_the_line(answer, recipe):
+    code, out, errors = answer("params", recipe, "method.rank=0", "method.alpha=0", "--json")
+    error = json.loads(out)["error"]
+    assert (code, error["exit_code"], error["kind"]) == (2, 2, "RecipeError")
+    assert [problem["path"] for problem in error["problems"]] == ["method.rank", "method.alpha"]
+    assert [f"peftlab: error: {line}" for line in error["lines"]] == errors
+
+
+def test_a_fault_inside_peftlab_says_so_in_one_line_and_debug_shows_where(answer, recipe, monkeypatch):
+    def fail(_):
+        raise KeyError("a\nb")
+
+    monkeypatch.setattr(params, "count", fail)
+    code, out, errors = answer("params", recipe)
+    assert (code, out, len(errors)) == (1, "", 1)
+    assert errors[0].startswith("peftlab: error: KeyError: ") and "--debug" in errors[0]
+    code, _, errors = answer("params", recipe, "--debug")
+    assert code == 1 and errors[0].startswith("Traceback") and len(errors) > 5
+
+
+def test_an_interrupt_is_one_line_and_exit_code_130(answer, recipe, monkeypatch):
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(params, "count", interrupt)
+    assert answer("params", recipe) == (130, "", ["peftlab: interrupted"])
+
+
+REPORT = ParameterReport(total=10, trainable=1, active=10, stored_bytes=4, kinds=[], layers=[])
+
+
+def test_standard_output_holds_nothing_but_the_object_whoever_prints(answer, recipe, monkeypatch):
+    def chatter(_):
+        print("from python")
+        os.write(1, b"from a library in C\n")
+        os.system("echo from a child process")
+        return REPORT
+
+    monkeypatch.setattr(params, "count", chatter)
+    code, out, errors = answer("params", recipe, "--json")
+    assert json.loads(out) == REPORT.model_dump()
+    assert {"from python", "from a library in C", "from a child process"} <= set(errors)
+
+
+def test_numbers_that_json_lacks_are_null(answer, recipe, monkeypatch):
+    monkeypatch.setattr(params, "count", lambda _: REPORT.model_copy(update={"total": float("nan")}))
+    _, out, _ = answer("params", recipe, "--json")
+    assert json.loads(out, parse_constant=pytest.fail)["total"] is None
+
+
+def test_only_the_main_process_of_a_launch_answers(answer, recipe, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr(params, "count", lambda _: REPORT)
+    assert answer("params", recipe, "--json") == (0, "", [])
+    assert answer("params", recipe, "method.rank=0", "--json") == (2, "", [])
+    code, out, errors = answer("params", recipe, "model.name=builtin:nothing", "--json")
+    assert (code, out) == (0, "") and not errors

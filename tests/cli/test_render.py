@@ -1,0 +1,103 @@
+"""Tables: within 80 columns, equal layers as one line, failed runs as rows that say so."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+from peftlab.cli.render import collapse, render_comparison, render_doctor, render_parameters, render_result
+from peftlab.reports import CountRow, MemoryReport, ParameterReport, RunResult
+
+LARGE = 405_853_388_800
+
+
+def text_of(renderable) -> str:
+    console = Console(width=80, highlight=False)
+    with console.capture() as capture:
+        console.print(renderable)
+    return capture.get()
+
+
+def report(layers: int = 126) -> ParameterReport:
+    rows = [CountRow(name=f"layers.{i}", total=LARGE // 126, trainable=2_473_984) for i in range(layers)]
+    rows.append(CountRow(name="outside", total=4_202_708_992, trainable=0))
+    kinds = [CountRow(name="feed-forward", total=LARGE, trainable=0)]
+    return ParameterReport(
+        total=LARGE, trainable=311_721_984, active=LARGE // 3, stored_bytes=10**12, kinds=kinds, layers=rows
+    )
+
+
+def result(name: str, type: str, **fields) -> RunResult:
+    example = {"prompt": "p " * 400, "reference": "the reference", "before": "the base's answer"}
+    defaults = {
+        "status": "finished",
+        "recipe": {"method": {"type": type}},
+        "environment": {},
+        "parameters": report(),
+        "memory": {"measured": MemoryReport(source="measured", device="cpu", peak_bytes=3 * 2**30)},
+        "metrics": {"before": {"loss": 3.25}, "after": {"loss": 1.5}},
+        "seconds": {"training": 120.0, "total": 1234.5},
+        "examples": [example | {"after": f"answer of {name}"}],
+    }
+    return RunResult(name=name, **(defaults | fields))
+
+
+def test_equal_neighbours_are_one_row():
+    sizes = [5, 5, 5, 7, 5]
+    rows = [CountRow(name=f"layers.{i}", total=total, trainable=1) for i, total in enumerate(sizes)]
+    assert [(row.name, row.total) for row in collapse(rows)] == [
+        ("layers.0-2, each", 5),
+        ("layers.3", 7),
+        ("layers.4", 5),
+    ]
+
+
+def test_parameters_of_a_large_model_are_a_few_lines_of_80_columns():
+    text = text_of(render_parameters(report()))
+    assert len(text.splitlines()) < 20
+    assert max(map(len, text.splitlines())) <= 80
+    assert "405,853,388,800" in text and "layers.0-125, each" in text
+
+
+def test_a_comparison_has_a_row_for_every_run_and_an_answer_of_each():
+    runs = [result("tiny-lora", "lora"), result("tiny-full", "full")]
+    text = text_of(render_comparison(runs))
+    assert max(map(len, text.splitlines())) <= 80
+    (row,) = (line for line in text.splitlines() if line.startswith("full") and "answer" not in line)
+    assert row.split() == ["full", "311,721,984", "0.0768", "%", "3.0", "GiB", "1234", "3.2500", "1.5000"]
+    assert text.count("the reference") == 1
+    assert "answer of tiny-lora" in text and "answer of tiny-full" in text
+
+
+def test_runs_of_one_method_are_told_apart_by_their_names():
+    text = text_of(render_comparison([result("a-lora", "lora"), result("b-lora", "lora")]))
+    assert text.splitlines()[2].startswith("a-lora") and text.splitlines()[3].startswith("b-lora")
+
+
+def test_a_failed_run_is_a_row_that_says_why():
+    failed = result("tiny-full", "full", status="diverged", error="[1] loss is nan", metrics={}, examples=[], memory={})
+    text = text_of(render_comparison([result("tiny-lora", "lora"), failed]))
+    assert "tiny-full diverged: [1] loss is nan" in text
+
+
+def test_a_result_of_a_run_that_failed_early_prints_too():
+    empty = RunResult(status="failed", name="x", recipe={}, environment={}, error="no data [b]")
+    assert "x: failed (no data [b])" in text_of(render_result(empty))
+
+
+def test_brackets_in_an_answer_are_text_and_no_markup():
+    example = {"prompt": "[red]p[/red]", "after": "[/]"}
+    text = text_of(render_result(result("x", "lora", examples=[example])))
+    assert "[red]p[/red]" in text and "[/]" in text
+
+
+def test_doctor_shows_the_reason_of_what_cannot_run():
+    found = {
+        "python": "3.11.7", "platform": "Linux", "device": "cpu", "threads": 2, "hub": "offline",
+        "versions": {"torch": "2.13.0", "flash-attn": None},
+        "devices": [{"device": "cpu", "name": "x86_64", "cores": 2, "bytes": 2**34}],
+        "memory_bytes": {"total": 2**34, "available": 2**33},
+        "methods": {"qlora": {"variants": {"nf4": None, "int8": "no [int8] kernels"}}},
+    }  # fmt: skip
+    text = text_of(render_doctor(found))
+    assert "flash-attn   not installed" in text
+    assert "no: no [int8] kernels" in text

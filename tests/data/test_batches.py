@@ -1,0 +1,128 @@
+"""Order as a pure function of seed and step; batches whose masks come from lengths."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from peftlab.data.batches import collate, evaluation_batches, row_at, rows_for_micro_batch
+from peftlab.data.formats import Completion
+from peftlab.data.tokens import TokenRow, tokenise_texts
+from peftlab.loss import IGNORED, count_supervised
+
+SMALL = st.integers(1, 4)
+
+
+def token_row(*ids, prompt=0):
+    ids = np.array(ids, dtype=np.int32)
+    return TokenRow(ids, np.where(np.arange(len(ids)) < prompt, IGNORED, ids).astype(np.int32))
+
+
+def rows_of_step(step, batch_size, accumulation, processes, seed, n):
+    return Counter(
+        row
+        for micro in range(accumulation)
+        for process in range(processes)
+        for row in rows_for_micro_batch(
+            step,
+            micro,
+            batch_size=batch_size,
+            accumulation=accumulation,
+            process=process,
+            processes=processes,
+            seed=seed,
+            n=n,
+        )
+    )
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 60), st.integers(0, 3))
+def test_every_epoch_is_a_permutation(seed, n, epoch):
+    assert sorted(row_at(seed, n, epoch * n + place) for place in range(n)) == list(range(n))
+
+
+def test_epochs_and_seeds_have_their_own_order_and_positions_need_no_history():
+    def order(seed, epoch):
+        return [row_at(seed, 50, epoch * 50 + place) for place in range(50)]
+
+    orders = [order(0, 0), order(0, 1), order(0, 2), order(1, 0), order(1, 1)]
+    assert all(orders[i] != orders[j] for i in range(5) for j in range(i))
+    assert row_at(0, 50, 17) == orders[0][17] and row_at(0, 50, 67) == orders[1][17]
+    assert orders[0] != sorted(orders[0])
+
+
+@given(SMALL, SMALL, SMALL, st.integers(0, 9), st.integers(1, 30), st.integers(0, 99))
+def test_a_step_takes_the_same_rows_however_it_is_split(batch_size, accumulation, processes, step, n, seed):
+    product = batch_size * accumulation * processes
+    assert (
+        rows_of_step(step, batch_size, accumulation, processes, seed, n)
+        == rows_of_step(step, product, 1, 1, seed, n)
+        == rows_of_step(step, 1, product, 1, seed, n)
+        == rows_of_step(step, 1, 1, product, seed, n)
+    )
+
+
+@given(SMALL, SMALL, st.integers(1, 30), st.integers(0, 99))
+def test_steps_go_through_the_rows_without_gap_or_repeat(batch_size, accumulation, n, seed):
+    per_step = batch_size * accumulation
+    seen = [row for step in range(n) for row in rows_of_step(step, batch_size, accumulation, 1, seed, n).elements()]
+    assert Counter(seen) == Counter({row: per_step for row in range(n)})
+
+
+@given(st.lists(st.integers(1, 9), max_size=40), SMALL, SMALL)
+def test_evaluation_takes_every_row_once_over_all_processes(lengths, batch_size, processes):
+    rows = [token_row(*range(length)) for length in lengths]
+    parts = [evaluation_batches(rows, batch_size, process=p, processes=processes) for p in range(processes)]
+    together = sorted(batch for part in parts for batch in part)
+    assert together == evaluation_batches(rows, batch_size)
+    assert sorted(row for _, batch in together for row in batch) == list(range(len(rows)))
+    widths = [lengths[row] for _, batch in together for row in batch]
+    assert widths == sorted(widths, reverse=True)
+
+
+def test_padding_is_at_the_right_and_masked_by_length_though_pad_is_a_real_id():
+    batch = collate([token_row(5, 0, 0, prompt=1), token_row(7, 0)], pad_id=0, pad_to=4)
+    assert batch["input_ids"].tolist() == [[5, 0, 0, 0], [7, 0, 0, 0]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1, 0], [1, 1, 0, 0]]
+    assert batch["labels"].tolist() == [[-100, 0, 0, -100], [7, 0, -100, -100]]
+    assert batch["supervised"].tolist() == [0, 1, 4]
+    assert {value.dtype for value in batch.values()} == {torch.int64}
+    assert count_supervised(batch) == 3
+
+
+def test_end_of_text_is_learned_though_it_is_also_the_padding(bpe):
+    assert bpe.pad_token_id == bpe.eos_token_id
+    rows = tokenise_texts([Completion("a", " b"), Completion("the cat sat", " on")], bpe, 64, Counter())
+    batch = collate(rows, bpe.pad_token_id)
+    for row, labels, mask in zip(rows, batch["labels"], batch["attention_mask"], strict=True):
+        last = len(row.input_ids) - 1
+        assert labels[last] == bpe.eos_token_id and mask[last] == 1
+        assert (labels[last + 1 :] == IGNORED).all() and not mask[last + 1 :].any()
+    assert batch["supervised"].tolist() == [
+        number * batch["labels"].shape[1] + place - 1
+        for number, row in enumerate(rows)
+        for place in range(1, len(row.labels))
+        if row.labels[place] != IGNORED
+    ]
+
+
+def test_classes_are_one_label_a_row_and_segments_are_padded():
+    rows = [
+        TokenRow(np.array([1, 2, 3]), 2, np.array([0, 1, 1])),
+        TokenRow(np.array([4]), 0, np.array([0])),
+    ]
+    batch = collate(rows, pad_id=9)
+    assert batch["labels"].tolist() == [2, 0]
+    assert batch["token_type_ids"].tolist() == [[0, 1, 1], [0, 0, 0]]
+    assert count_supervised(batch) == 2
+    assert "supervised" not in batch
+
+
+@pytest.mark.parametrize("rows", [[token_row(1, 2)], [token_row(1, 2), token_row(1, 2, 3, prompt=2)]])
+def test_row_and_batch_count_alike(rows):
+    assert sum(row.supervised for row in rows) == count_supervised(collate(rows, 0))

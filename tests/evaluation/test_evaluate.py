@@ -1,0 +1,151 @@
+"""Held-out metrics of real models: exact, alike however rows are batched or spread, and without side effects."""
+
+from __future__ import annotations
+
+import math
+from contextlib import contextmanager
+
+import pytest
+import torch
+from transformers import BertConfig, BertForSequenceClassification
+
+from peftlab.data.dataset import load_data
+from peftlab.errors import DataError
+from peftlab.evaluation.evaluate import evaluate
+from peftlab.evaluation.generate import generate_examples
+from peftlab.recipe.schema import Data, Evaluation
+
+TEXT = Evaluation(
+    metrics=("loss", "perplexity", "exact_match", "bleu", "rouge"),
+    generation={"max_new_tokens": 6, "rows": 5, "examples": 2},
+)
+
+
+@pytest.fixture(scope="module")
+def summaries(tokenizer):
+    data = Data(train="builtin:docstrings", evaluation="builtin:docstrings", train_rows=1, evaluation_rows=12)
+    return load_data(data, tokenizer, "causal-lm", 0)
+
+
+@pytest.fixture(scope="module")
+def topics(tokenizer):
+    source = "builtin:topics"
+    data = Data(train=source, evaluation=source, format="classification", evaluation_rows=30, train_rows=1)
+    return load_data(data, tokenizer, "sequence-classification", 0)
+
+
+@pytest.fixture(scope="module")
+def classifier(topics, tokenizer):
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2
+    )
+    config.num_labels = len(topics.labels)
+    return BertForSequenceClassification(config)
+
+
+def run(model, dataset, settings, tokenizer, task="causal-lm", batch_size=4, **options):
+    return evaluate(
+        model, dataset, settings, tokenizer=tokenizer, task=task, device="cpu", batch_size=batch_size, **options
+    )
+
+
+def test_loss_is_that_of_every_supervised_token_alone(tiny, tokenizer, summaries):
+    total, count = 0.0, 0
+    for row in summaries.evaluation:
+        with torch.no_grad():
+            logits = tiny(input_ids=torch.tensor(row.input_ids[None], dtype=torch.long)).logits[0].double()
+        for place in range(1, len(row.labels)):
+            if row.labels[place] >= 0:
+                total -= logits[place - 1].log_softmax(-1)[row.labels[place]].item()
+                count += 1
+    measured = run(tiny, summaries, Evaluation(metrics=("loss", "perplexity")), tokenizer)
+    assert measured["loss"] == pytest.approx(total / count, rel=1e-6)
+    assert measured["perplexity"] == pytest.approx(math.exp(total / count), rel=1e-5)
+    assert list(measured) == ["loss", "perplexity"]
+
+
+def test_batch_size_does_not_change_the_loss(tiny, tokenizer, summaries):
+    losses = [run(tiny, summaries, Evaluation(), tokenizer, batch_size=size)["loss"] for size in (1, 5, 12)]
+    assert losses == pytest.approx([losses[0]] * 3, rel=1e-6)
+
+
+def test_two_processes_measure_exactly_what_one_does(tiny, tokenizer, summaries):
+    whole, second = [], []
+
+    def record_alone(items):
+        whole.append(items)
+        return items
+
+    def record_second(items):
+        second.append(items)
+        return whole[len(second) - 1]
+
+    def join(items):
+        other = second.pop(0)
+        assert items and other
+        return other + items
+
+    alone = run(tiny, summaries, TEXT, tokenizer, batch_size=3, gather=record_alone)
+    assert run(tiny, summaries, TEXT, tokenizer, batch_size=3, gather=record_second, process=1, processes=2) == alone
+    assert run(tiny, summaries, TEXT, tokenizer, batch_size=3, gather=join, processes=2) == alone
+    assert not second
+
+
+def test_class_metrics_are_those_of_each_row_alone(classifier, tokenizer, topics):
+    settings = Evaluation(metrics=("accuracy", "loss", "f1", "matthews"))
+    measured = run(classifier, topics, settings, tokenizer, "sequence-classification", batch_size=7)
+    classifier.eval()
+    with torch.no_grad():
+        logits = [classifier(torch.tensor(r.input_ids[None], dtype=torch.long)).logits[0] for r in topics.evaluation]
+    right = [one.argmax().item() == row.labels for one, row in zip(logits, topics.evaluation, strict=True)]
+    losses = [-one.log_softmax(-1)[row.labels].item() for one, row in zip(logits, topics.evaluation, strict=True)]
+    assert measured["accuracy"] == pytest.approx(sum(right) / 30)
+    assert measured["loss"] == pytest.approx(sum(losses) / 30, rel=1e-5)
+    assert list(measured) == ["accuracy", "loss", "f1", "matthews"]
+
+
+def test_dropout_and_random_state_are_left_as_they_were(classifier, tokenizer, topics):
+    classifier.train()
+    classifier.bert.encoder.eval()
+    state, modes = torch.get_rng_state(), [module.training for module in classifier.modules()]
+    first = run(classifier, topics, Evaluation(), tokenizer, "sequence-classification")
+    assert first == run(classifier, topics, Evaluation(), tokenizer, "sequence-classification")
+    assert [module.training for module in classifier.modules()] == modes
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_no_gradient_is_kept(tiny, tokenizer, summaries):
+    run(tiny, summaries, Evaluation(), tokenizer)
+    assert all(parameter.grad is None for parameter in tiny.parameters())
+
+
+def test_examples_show_prompt_reference_and_output(tiny, tokenizer, summaries):
+    examples = generate_examples(tiny, summaries, TEXT, tokenizer)
+    assert [one["prompt"] for one in examples] == [prompt.text for prompt in summaries.prompts[:2]]
+    assert [one["reference"] for one in examples] == [prompt.references[0] for prompt in summaries.prompts[:2]]
+    assert all(isinstance(one["output"], str) for one in examples)
+
+
+def test_autocast_is_entered_for_losses_and_for_text(tiny, tokenizer, summaries):
+    entered = []
+
+    @contextmanager
+    def autocast():
+        entered.append(True)
+        yield
+
+    run(tiny, summaries, Evaluation(metrics=("loss", "bleu"), generation=TEXT.generation), tokenizer, autocast=autocast)
+    assert len(entered) == 2
+
+
+def test_without_evaluation_rows_there_is_nothing_to_measure(tiny, tokenizer):
+    dataset = load_data(Data(train="builtin:docstrings", train_rows=2), tokenizer, "causal-lm", 0)
+    assert run(tiny, dataset, Evaluation(), tokenizer) == {}
+
+
+def test_text_metric_without_a_prompt_is_one_line(tiny, tokenizer):
+    data = Data(train="builtin:topics", evaluation="builtin:topics", format="text", train_rows=2, evaluation_rows=2)
+    dataset = load_data(data, tokenizer, "causal-lm", 0)
+    with pytest.raises(DataError, match="text metrics need evaluation rows with a prompt and its answer"):
+        run(tiny, dataset, Evaluation(metrics=("bleu",)), tokenizer)

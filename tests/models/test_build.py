@@ -1,0 +1,57 @@
+"""Building from a config alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from peftlab.errors import ModelError
+from peftlab.models.build import build_meta
+from peftlab.recipe.schema import Model
+
+LLAMA_405B = {
+    "model_type": "llama",
+    "hidden_size": 16384,
+    "intermediate_size": 53248,
+    "num_hidden_layers": 126,
+    "num_attention_heads": 128,
+    "num_key_value_heads": 8,
+    "vocab_size": 128256,
+    "tie_word_embeddings": False,
+}
+# Prints the count, the seconds of building and counting, and the process's peak memory.
+COUNT = """
+import resource, sys, time
+from peftlab.models.build import build_meta
+from peftlab.parameters.report import parameter_report
+from peftlab.recipe.schema import Model
+started = time.monotonic()
+total = parameter_report(build_meta(Model(name=sys.argv[1]))[0]).total
+print(total, time.monotonic() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
+
+
+def test_405_billion_parameters_are_counted_in_seconds_and_little_memory(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA_405B))
+    command = [sys.executable, "-c", COUNT, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ)
+    total, seconds, peak_bytes = done.stdout.split()
+    assert int(total) == 405_853_388_800
+    assert float(seconds) < 10 and int(peak_bytes) < 2 * 1024**3
+
+
+def test_config_alone_makes_the_head_of_a_classifier_fresh(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({**LLAMA_405B, "num_hidden_layers": 1}))
+    section = Model(name=str(tmp_path), task="sequence-classification")
+    assert build_meta(section, ["a", "b"])[1] == {"score.weight"}
+
+
+def test_impossible_sizes_are_one_line(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({**LLAMA_405B, "hidden_size": "wide"}))
+    with pytest.raises(ModelError) as caught:
+        build_meta(Model(name=str(tmp_path)))
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,152 @@
+"""Contradictions between fields: each is told, at the line of one of them, and its remedy is accepted."""
+
+from __future__ import annotations
+
+import pytest
+
+from peftlab.recipe.checks import CHECKS
+
+from .texts import VALID, only_problem, problems_of
+
+CLASSIFY = ("model.task=sequence-classification", "data.format=classification")
+CASES = [
+    # (overrides that contradict, key path, words of the message, override that mends it)
+    (["training.epochs=1"], "training.epochs", "give steps or epochs, not both", "training.steps=null"),
+    (["training.steps=null"], "training", "Give steps or epochs", "training.epochs=1"),
+    (["training.warmup=11"], "training.warmup", "11 steps of warm-up do not fit into 10", "training.steps=11"),
+    (
+        ["method={type: prefix}", "training.gradient_checkpointing=true"],
+        "training.gradient_checkpointing",
+        "does not work with prefix tuning",
+        "method={type: lora}",
+    ),
+    (
+        ["method={type: adapters, bottleneck: 8, reduction_factor: 4}"],
+        "method",
+        "give bottleneck or reduction_factor, not both",
+        "method={type: adapters, bottleneck: 8}",
+    ),
+    (
+        ["method={type: prefix, projection_dim: 8}"],
+        "method.projection_dim",
+        "has no meaning without projection: true",
+        "method.projection=true",
+    ),
+    (
+        ["method={type: prefix, kind: prompt, projection: true}"],
+        "method.projection",
+        "kind: prefix only",
+        "method.kind=prefix",
+    ),
+    (["method={type: qlora, init: pissa}"], "method.init", "plain weights", "method={type: lora, init: pissa}"),
+    (["method={type: qlora, init: orthogonal}"], "method.init", "plain weights", "method.init=gaussian"),
+    (
+        ["method={type: qlora, quantization: int8, compute_dtype: float32}"],
+        "method.compute_dtype",
+        "leave it auto",
+        "method.compute_dtype=auto",
+    ),
+    (["method.targets=[]"], "method.targets", "adapts nothing", "method.targets=[q_proj]"),
+    (["method.targets=['']"], "method.targets", "an empty pattern", "method.targets=[q_proj]"),
+    (["method.freeze=[a]", "method.unfreeze=[a]"], "method.freeze", "'a' is also in unfreeze", "method.unfreeze=[]"),
+    (
+        ["training.precision=float32", "model.dtype=bfloat16"],
+        "training.precision",
+        "does not go with bfloat16 weights",
+        "model.dtype=float32",
+    ),
+    (["training.optimizer=adamw_8bit", "run.device=cpu"], "training.optimizer", "needs CUDA", "run.device=cuda"),
+    (["model.attention=flash_attention_2", "run.device=cpu"], "model.attention", "needs CUDA", "run.device=auto"),
+    (["data.format=classification"], "data.format", "needs model.task", "model.task=sequence-classification"),
+    (["model.task=sequence-classification"], "data.format", "needs format classification", CLASSIFY[1]),
+    (["evaluation.metrics=[loss, f1]"], "evaluation.metrics", "f1: only for task seq", "evaluation.metrics=[loss]"),
+    (
+        [*CLASSIFY, "evaluation.metrics=[bleu, accuracy]"],
+        "evaluation.metrics",
+        "bleu: only for task causal-lm",
+        "evaluation.metrics=[accuracy, matthews]",
+    ),
+    (
+        ["data.format=text", "evaluation.metrics=[rouge]"],
+        "evaluation.metrics",
+        "format text has no answer",
+        "data.format=completion",
+    ),
+    (["evaluation.metrics=[]"], "evaluation.metrics", "measures nothing", "evaluation.metrics=[loss]"),
+    (["evaluation.metrics=[loss, loss]"], "evaluation.metrics", "loss is named twice", "evaluation.metrics=[loss]"),
+    (["data.columns.promt=x"], "data.columns.promt", "did you mean 'prompt'?", "data.columns={prompt: x}"),
+    (["data.columns.label=x"], "data.columns.label", "it has prompt, completion", "data.columns={}"),
+    (["data.template=no column"], "data.template", "names no column", "data.template={x}"),
+    (["data.template={x"], "data.template", "not a template", "data.template={x}"),
+    (["data.template={}: {x}"], "data.template", "an empty {}", "data.template={x}"),
+    (["data.template={x:>8}"], "data.template", "takes no ':' or '!'", "data.template={x}"),
+    (["data.template={x}", "data.format=chat"], "data.template", "own chat template", "data.template=null"),
+    (
+        ["data.template={x}", "data.columns.prompt=y"],
+        "data.columns.prompt",
+        "the template makes the prompt already",
+        "data.template=null",
+    ),
+    (["data.evaluation=null", "evaluation.every=5"], "evaluation.every", "nothing to evaluate on", "data.evaluation=9"),
+    (
+        ["data.evaluation=null", "evaluation.metrics=[bleu]"],
+        "evaluation.metrics",
+        "nothing to evaluate on",
+        "data.evaluation=0.1",
+    ),
+    (
+        ["data.evaluation=null", "data.evaluation_rows=5"],
+        "data.evaluation_rows",
+        "nothing to evaluate on",
+        "data.evaluation=10",
+    ),
+    (
+        ["evaluation.generation.top_p=0.9"],
+        "evaluation.generation.top_p",
+        "has no effect while temperature is 0",
+        "evaluation.generation.temperature=0.7",
+    ),
+]
+
+
+@pytest.mark.parametrize(("overrides", "path", "words", "remedy"), CASES)
+def test_a_contradiction_is_told_and_its_remedy_accepted(overrides, path, words, remedy):
+    (problem,) = problems_of(VALID, tuple(overrides))
+    assert problem.path == path
+    assert words in problem.message
+    key = remedy.partition("=")[0]
+    kept = [override for override in overrides if override.partition("=")[0] != key]
+    if key == "data.columns":
+        kept = [override for override in kept if not override.startswith("data.columns.")]
+    assert problems_of(VALID, (*kept, remedy)) == []
+
+
+def test_every_check_has_a_case():
+    found = {
+        check.find.__name__
+        for check in CHECKS
+        for overrides, path, words, _ in CASES
+        if any(words in message for message in messages_of(check, overrides))
+    }
+    assert found == {check.find.__name__ for check in CHECKS}
+
+
+def messages_of(check, overrides):
+    from peftlab.recipe import load
+
+    draft_values = load.parse_yaml(VALID, None).value
+    load.apply_overrides(draft_values, overrides)
+    try:
+        recipe = load.Recipe.model_validate(draft_values, strict=True)
+    except ValueError:
+        return []
+    return [message for _, message in check.find(recipe)]
+
+
+def test_a_contradiction_in_a_file_names_its_line():
+    line = only_problem(VALID + "  epochs: 2\n")
+    assert line == "r.yaml:12: training.epochs: give steps or epochs, not both; null unsets one"
+
+
+def test_qlora_takes_a_gguf_file():
+    assert problems_of(VALID, ("method.type=qlora", "model.name=package:some_package/model.gguf")) == []

@@ -1,0 +1,31 @@
+"""The recipes that ship are right, complete and about what their folder says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from peftlab.methods import METHODS
+from peftlab.recipe import load_recipe
+
+FOLDER = Path(__file__).parents[2] / "recipes"
+RECIPES = sorted(FOLDER.glob("*/*.yaml"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_a_shipped_recipe_has_no_problem(path):
+    assert path.stem.startswith(load_recipe(path).method.type)
+
+
+def test_the_tiny_model_has_a_recipe_for_every_method():
+    assert {path.stem for path in (FOLDER / "tiny").glob("*.yaml")} == set(METHODS)
+
+
+def test_recipes_for_one_model_differ_in_nothing_but_the_method_and_its_rate():
+    for folder in ("tiny", "minilm"):
+        rest = {
+            load_recipe(path).model_copy(update={"method": None, "training": None}).model_dump_json()
+            for path in (FOLDER / folder).glob("*.yaml")
+        }
+        assert len(rest) == 1

@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from peftlab.errors import StorageError
+from peftlab.reports import RunResult
+from peftlab.runs.directory import RunDirectory, write_atomically
+
+
+def finished(path):
+    directory = RunDirectory.create(path)
+    directory.write_result(RunResult(status="finished", name="x", recipe={}, environment={}))
+    return directory
+
+
+def test_a_result_reads_back_as_it_was_written(tmp_path):
+    directory = finished(tmp_path / "run")
+    assert RunDirectory.open(tmp_path / "run").read_result() == directory.read_result()
+    assert directory.read_result().status == "finished"
+
+
+def test_a_finished_run_is_not_replaced_unasked(tmp_path):
+    finished(tmp_path / "run")
+    with pytest.raises(StorageError, match="already holds a run; set run.output=OTHER, or --overwrite"):
+        RunDirectory.create(tmp_path / "run")
+
+
+def test_overwriting_removes_the_run_and_nothing_else(tmp_path):
+    directory = finished(tmp_path / "run")
+    directory.weights.mkdir()
+    (directory.path / "notes.txt").write_text("mine")
+    RunDirectory.create(tmp_path / "run", overwrite=True)
+    assert not directory.result.exists() and not directory.weights.exists()
+    assert (directory.path / "notes.txt").read_text() == "mine"
+
+
+def test_a_folder_of_somebody_else_is_refused_even_with_overwrite(tmp_path):
+    (tmp_path / "result.json").write_text("{}")
+    with pytest.raises(StorageError, match="holds files that are no run of peftlab"):
+        RunDirectory.create(tmp_path, overwrite=True)
+    assert (tmp_path / "result.json").read_text() == "{}"
+
+
+def test_a_file_is_no_run_directory(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="is a file; choose a folder"):
+        RunDirectory.create(tmp_path / "file")
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="cannot write to .*file/run: Not a directory"):
+        RunDirectory.create(tmp_path / "file" / "run")
+
+
+def test_opening_what_is_no_run_is_one_line(tmp_path):
+    with pytest.raises(StorageError, match="is not a run directory of peftlab"):
+        RunDirectory.open(tmp_path)
+
+
+def test_a_damaged_result_is_named(tmp_path):
+    directory = finished(tmp_path / "run")
+    directory.result.write_text('{"status": "fin')
+    with pytest.raises(StorageError, match="result.json: cannot be read"):
+        directory.read_result()
+
+
+def test_a_folder_takes_its_name_only_when_it_is_whole(tmp_path):
+    directory = RunDirectory(tmp_path)
+    with pytest.raises(RuntimeError), directory.writing(directory.weights) as temporary:
+        (temporary / "a").write_text("half")
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+    for text in ("first", "second"):
+        with directory.writing(directory.weights) as temporary:
+            (temporary / "a").write_text(text)
+    assert (directory.weights / "a").read_text() == "second"
+    assert os.listdir(tmp_path) == ["weights"]
+
+
+def test_a_failed_write_keeps_the_former_file(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    write_atomically(path, "old")
+    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(OSError):
+        write_atomically(path, "new")
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["file"]
