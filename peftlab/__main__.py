@@ -6,9 +6,12 @@ import sys
 
 
 def main() -> None:
-    from peftlab.cli.app import run
+    try:
+        from peftlab.cli.app import run
 
-    sys.exit(run(sys.argv[1:]))
+        sys.exit(run(sys.argv[1:]))
+    except KeyboardInterrupt:  # before a command has begun, while modules load
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -40,13 +40,58 @@ class ParameterReport(Report):
 
 
 class MemoryReport(Report):
-    """Peak memory in bytes, predicted or measured, by category (at the peak) and by phase (its own peak)."""
+    """Peak memory in bytes, predicted or measured, by category (at the peak) and by phase (its own peak).
+
+    `peak_bytes` is what tensors take; `overheads` is what the device loses besides (the allocator's slack, the
+    CUDA context), `capacity_bytes` what it has. A plan also says what it maximised and what would make it fit.
+    """
 
     source: Literal["measured", "predicted"]
     device: str
     peak_bytes: int
     categories: dict[str, int] = Field(default_factory=dict)
     phases: dict[str, int] = Field(default_factory=dict)
+    overheads: dict[str, int] = Field(default_factory=dict)
+    capacity_bytes: int | None = None
+    maximized: dict[str, int] = Field(default_factory=dict)
+    remedies: list[str] = Field(default_factory=list)
+    notes: list[str] = Field(default_factory=list)
+
+    @computed_field
+    @property
+    def needed_bytes(self) -> int:
+        return self.peak_bytes + sum(self.overheads.values())
+
+    @computed_field
+    @property
+    def residual_bytes(self) -> int:
+        """What the categories do not explain of the peak."""
+        return self.peak_bytes - sum(self.categories.values()) if self.categories else 0
+
+    @computed_field
+    @property
+    def fits(self) -> bool | None:
+        return None if self.capacity_bytes is None else self.needed_bytes <= self.capacity_bytes
+
+    @computed_field
+    @property
+    def spare_bytes(self) -> int | None:
+        return None if self.capacity_bytes is None else self.capacity_bytes - self.needed_bytes
+
+
+class MethodPlan(Report):
+    """One method on one model, planned: what it trains, takes and costs, or why it cannot be applied.
+
+    `relative_step_time` is the floating-point operations of a step as a part of full fine-tuning's.
+    """
+
+    method: str
+    title: str
+    trainable: int = 0
+    fraction: float = 0.0
+    relative_step_time: float = 0.0
+    memory: MemoryReport | None = None
+    error: str | None = None
 
 
 class Progress(Report):

@@ -1,6 +1,6 @@
 """Pretrains `builtin:tiny`, a small Llama-style decoder with biases, from Python's own library and manual.
 
-Run: python scripts/pretrain_tiny.py --output tiny-out            (about an hour on two cores)
+Run: python scripts/pretrain_tiny.py --output tiny-out            (under an hour on two quiet cores)
      python scripts/pretrain_tiny.py --output tiny-out --resume   (goes on after an interruption)
 """
 
@@ -32,6 +32,7 @@ HELD_OUT_EVERY = 50
 HELD_OUT_ROWS = 256
 WARMUP_STEPS = 100
 DECAY_SHARE = 0.3
+REPORT_EVERY = 20
 CHECKPOINT = "resume.pt"
 CARD = Path(__file__).with_name("tiny_model_card.md")
 
@@ -39,7 +40,7 @@ CARD = Path(__file__).with_name("tiny_model_card.md")
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="folder for the model, the log and the checkpoint")
-    parser.add_argument("--steps", type=int, default=7000, help="optimiser steps (default %(default)s)")
+    parser.add_argument("--steps", type=int, default=3000, help="optimiser steps (default %(default)s)")
     parser.add_argument("--batch", type=int, default=8, help=f"rows of {SEQUENCE} tokens (default %(default)s)")
     parser.add_argument("--learning-rate", type=float, default=4e-3, help="peak rate of AdamW (default %(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default %(default)s)")
@@ -47,7 +48,8 @@ def parse_arguments() -> argparse.Namespace:
                         help="of the matrix products; weights and optimiser stay float32 (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of weights and order (default %(default)s)")
     parser.add_argument("--save-every", type=int, default=250, help="steps between checkpoints (default %(default)s)")
-    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --output")
+    parser.add_argument("--resume", action="store_true",
+                        help="go on from the checkpoint in --output; repeat the other options")
     arguments = parser.parse_args()
     if min(arguments.steps, arguments.batch, arguments.threads, arguments.save_every) < 1:
         parser.error("--steps, --batch, --threads and --save-every must be at least 1")
@@ -226,47 +228,62 @@ def describe_model(model: LlamaForCausalLM, clock: Clock, arguments: argparse.Na
     )
 
 
-def main() -> None:
-    arguments = parse_arguments()
-    torch.set_num_threads(arguments.threads)
-    torch.manual_seed(arguments.seed)
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    documents = read_corpus()
-    texts = [text for _, text in documents]
+@dataclass
+class Corpus:
+    """The text as two streams of tokens, and the numbers about it that the card gives."""
+
+    tokenizer: PreTrainedTokenizerFast
+    training: np.ndarray
+    held_out: np.ndarray
+    sizes: dict[str, int]
+
+
+def prepare_corpus() -> Corpus:
+    texts = [text for _, text in read_corpus()]
     tokenizer = train_tokenizer(texts)
-    training = encode_stream(tokenizer, [t for i, t in enumerate(texts) if i % HELD_OUT_EVERY])
+    training = encode_stream(tokenizer, [text for i, text in enumerate(texts) if i % HELD_OUT_EVERY])
     held_out = encode_stream(tokenizer, texts[::HELD_OUT_EVERY])
-    sizes = {"documents": len(texts), "characters": sum(map(len, texts)), "held_out_every": HELD_OUT_EVERY,
-             "stream_tokens": len(training) + len(held_out)}
-    model = build_model(tokenizer)
+    sizes = {
+        "documents": len(texts),
+        "characters": sum(map(len, texts)),
+        "held_out_every": HELD_OUT_EVERY,
+        "stream_tokens": len(training) + len(held_out),
+    }
+    return Corpus(tokenizer, training, held_out, sizes)
+
+
+def train_step(model: LlamaForCausalLM, optimizer: torch.optim.Optimizer, rows: torch.Tensor, mixed: bool) -> float:
+    with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+        loss = next_token_loss(model, rows)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad()
+    return loss.item()
+
+
+def pretrain(arguments: argparse.Namespace, corpus: Corpus) -> None:
+    """Train for a fixed number of steps; at every checkpoint the output folder holds a model that loads."""
+    model = build_model(corpus.tokenizer)
     optimizer = build_optimizer(model, arguments.learning_rate)
     clock = load_checkpoint(arguments.output, model, optimizer) if arguments.resume else Clock()
-    order = Order(training, arguments.batch, arguments.seed)
-    print(f"{sizes}, {sum(p.numel() for p in model.parameters()):,} parameters, {order.steps_per_epoch} steps an epoch",
-          flush=True)
-
+    order = Order(corpus.training, arguments.batch, arguments.seed)
     started = time.perf_counter() - clock.seconds
     while clock.step < arguments.steps:
         for group in optimizer.param_groups:
             group["lr"] = arguments.learning_rate * rate_share(clock.step, arguments.steps)
-        rows = order.rows(clock.step)
-        with torch.autocast("cpu", torch.bfloat16, enabled=arguments.precision == "bfloat16"):
-            loss = next_token_loss(model, rows)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        value = loss.item()
+        loss = train_step(model, optimizer, order.rows(clock.step), arguments.precision == "bfloat16")
         clock.step += 1
         clock.seconds = time.perf_counter() - started
-        clock.loss = value if math.isnan(clock.loss) else 0.98 * clock.loss + 0.02 * value
-        if clock.step % 20 == 0:
-            report(arguments.output, clock, optimizer.param_groups[0]["lr"], arguments.batch)
-        if clock.step % arguments.save_every == 0 or clock.step == arguments.steps:
-            clock.held_out = held_out_loss(model, held_out)
-            report(arguments.output, clock, optimizer.param_groups[0]["lr"], arguments.batch)
+        clock.loss = loss if math.isnan(clock.loss) else 0.98 * clock.loss + 0.02 * loss
+        checkpoint_due = clock.step % arguments.save_every == 0 or clock.step == arguments.steps
+        if checkpoint_due:
+            clock.held_out = held_out_loss(model, corpus.held_out)
             save_checkpoint(arguments.output, model, optimizer, clock)
-            export_model(arguments.output, model, tokenizer, describe_model(model, clock, arguments, sizes))
+            card = describe_model(model, clock, arguments, corpus.sizes)
+            export_model(arguments.output, model, corpus.tokenizer, card)
+        if checkpoint_due or clock.step % REPORT_EVERY == 0:
+            report(arguments.output, clock, optimizer.param_groups[0]["lr"], arguments.batch)
 
 
 def report(folder: Path, clock: Clock, rate: float, batch: int) -> None:
@@ -276,6 +293,14 @@ def report(folder: Path, clock: Clock, rate: float, batch: int) -> None:
     print(line, flush=True)
     with (folder / "log.jsonl").open("a", encoding="utf-8") as log:
         log.write(line + "\n")
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(arguments.seed)
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    pretrain(arguments, prepare_corpus())
 
 
 if __name__ == "__main__":

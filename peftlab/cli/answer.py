@@ -68,7 +68,9 @@ def tell_error(error: Exception, as_json: bool, debug: bool) -> int:
         print(f"peftlab: error: {line}", file=sys.stderr)
     if as_json and is_main_process():
         problems = [asdict(problem) for problem in getattr(error, "problems", [])]
-        print_json({"error": {"kind": type(error).__name__, "exit_code": code, "lines": lines, "problems": problems}})
+        print_json(
+            {"error": {"kind": type(error).__name__, "exit_code": code, "lines": lines, "problems": problems}}
+        )
     return code
 
 
@@ -84,8 +86,10 @@ def naming_places(recipe: Path, overrides: Sequence[str]) -> Iterator[None]:
 
         lines = str(error).splitlines()
         keys = [KEY_PATH.match(line) for line in lines]
-        placed = [f"{place_of(recipe, overrides, key[1])}: {line}" if key else line
-                  for key, line in zip(keys, lines, strict=True)]
+        placed = [
+            f"{place_of(recipe, overrides, key[1])}: {line}" if key else line
+            for key, line in zip(keys, lines, strict=True)
+        ]
         error.args = ("\n".join(placed),)
         raise
 

@@ -8,7 +8,6 @@ from typing import Any
 from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
-from rich.text import Text
 
 from peftlab.reports import CountRow, ParameterReport, RunResult
 
@@ -18,9 +17,10 @@ EXAMPLE_CHARACTERS = 320
 
 def show(renderable: RenderableType) -> None:
     """Print to standard output, in the width of the terminal but 80 columns where there is none."""
-    console = Console(highlight=False)
+    # Texts of models and data hold brackets and colons that are no markup.
+    console = Console(highlight=False, markup=False, emoji=False)
     if not console.is_terminal:
-        console = Console(highlight=False, width=WIDTH)
+        console.width = WIDTH
     with console.capture() as capture:
         console.print(renderable)
     print("\n".join(line.rstrip() for line in capture.get().splitlines()))
@@ -36,7 +36,9 @@ def render_parameters(report: ParameterReport) -> RenderableType:
     totals.add_row("trainable", f"{report.trainable:,}", format_share(report.fraction))
     totals.add_row("active", f"{report.active:,}", "of one token" if report.active < report.total else "")
     totals.add_row("stored bytes", f"{report.stored_bytes:,}", format_bytes(report.stored_bytes))
-    return Group(totals, "", count_table("kind", report.kinds), "", count_table("layer", collapse(report.layers)))
+    return Group(
+        totals, "", count_table("kind", report.kinds), "", count_table("layer", collapse(report.layers))
+    )
 
 
 def count_table(title: str, rows: Sequence[CountRow]) -> Table:
@@ -100,7 +102,7 @@ def render_comparison(results: Sequence[RunResult]) -> RenderableType:
     for result in results:
         table.add_row(label(result, results), *comparison_cells(result))
     parts: list[RenderableType] = [table]
-    parts += [Text(f"{result.name} {result.status}: {result.error}") for result in results if result.error]
+    parts += [f"{result.name} {result.status}: {result.error}" for result in results if result.error]
     with_examples = [result for result in results if result.examples]
     if with_examples:
         parts += ["", render_examples(with_examples, results)]
@@ -144,7 +146,7 @@ def render_example(example: dict[str, str]) -> RenderableType:
     table.add_column(width=10, overflow="fold")
     table.add_column(overflow="fold")
     for name, text in example.items():
-        table.add_row(name, Text(shorten(text)))
+        table.add_row(name, shorten(text))
     return table
 
 
@@ -168,7 +170,7 @@ def methods_table(found: dict[str, Any]) -> Table:
     for name, method in found["methods"].items():
         for variant, reason in method["variants"].items():
             title = name if variant == "default" else f"{name} {variant}"
-            table.add_row(title, Text("yes" if reason is None else f"no: {reason}"))
+            table.add_row(title, "yes" if reason is None else f"no: {reason}")
     return table
 
 

@@ -12,7 +12,8 @@ from peftlab.cli.options import AsJson, Debug, Overrides, RecipePath, RecipePath
 from peftlab.errors import ComparisonError, UsageError
 
 Output = Annotated[
-    Path | None, typer.Option("--output", metavar="FOLDER", help="Folder of the runs (default: runs/comparison).")
+    Path | None,
+    typer.Option("--output", metavar="FOLDER", help="Folder of the runs (default: runs/comparison)."),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a run that already lies there.")]
 

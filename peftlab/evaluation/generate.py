@@ -129,6 +129,7 @@ def _generation_config(model: nn.Module, tokenizer: Any, settings: Generation) -
         repetition_penalty=1.0,
         eos_token_id=sorted(ends) or None,
         pad_token_id=find_pad_id(tokenizer),
+        use_cache=True,  # whatever a run that checkpoints gradients set in the model
         **sampling,
     )
 
@@ -151,9 +152,7 @@ def _generate(
     width = max(len(prompt) for prompt in prompts)
     input_ids = torch.tensor([[config.pad_token_id] * (width - len(prompt)) + prompt for prompt in prompts])
     mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
-    sequences = model.generate(
-        input_ids=input_ids.to(device), attention_mask=mask.to(device), generation_config=config, use_cache=True
-    )
+    sequences = model.generate(input_ids=input_ids.to(device), attention_mask=mask.to(device), generation_config=config)
     ends = set(config.eos_token_id or ())
     for sequence in sequences[:, width:].tolist():
         stop = next((i for i, token in enumerate(sequence) if token in ends), len(sequence))

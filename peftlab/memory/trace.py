@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -12,6 +12,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from peftlab.loss import IGNORED, sum_loss, supervised_loss, supervised_scores
+from peftlab.memory.allocator import slack_bytes
 from peftlab.memory.constants import ALLOCATION_ROUNDING
 from peftlab.memory.depth import LayerPlace, Segments, Stack
 from peftlab.memory.fakes import FakeModel
@@ -51,20 +52,33 @@ class Workload:
         return {**ids, "labels": labels, "supervised": torch.empty(supervised, dtype=torch.int64)}
 
 
-def trace_whole(fake: FakeModel, work: Workload) -> tuple[Segments, Ledger]:
-    """Return the segments of a run of a model (with its method) in full depth, and the last ledger.
+@dataclass(frozen=True)
+class Trace:
+    """Segments in full depth, keyed (phase, place, ...); the one under ("state",) ends with what lives before.
 
-    Keys of segments are (phase, place, ...); the one under ("state",) ends with what lives before the run.
+    `slack` is what CUDA's allocator would keep beyond the traced peak, for each byte that is not a weight.
     """
+
+    segments: Segments
+    slack: float = 0.0
+
+
+def trace_whole(fake: FakeModel, work: Workload) -> Trace:
+    """Trace a run of a model with its method; of alike layers only a few, however many there are."""
     stack = Stack(fake.model)
     try:
         with fake.running(work.padded):
             base, ledger = _trace(fake.model, work, stack, None)
-            longer = {run: _trace(fake.model, work, stack, run) for run in stack.long_runs}
+            longer = {run: _trace(fake.model, work, stack, run)[0] for run in stack.long_runs}
     finally:
         stack.restore()
-    segments = stack.extend(base, {run: found[0] for run, found in longer.items()})
-    return segments, longer[stack.long_runs[-1]][1] if longer else ledger
+    return Trace(stack.extend(base, longer), _slack(base, ledger) if work.cuda else 0.0)
+
+
+def _slack(segments: Segments, ledger: Ledger) -> float:
+    weights = segments[("state",)][:, -1].sum()
+    passing = max(part.sum(0).max() for part in segments.values()) - weights
+    return slack_bytes(ledger.events()) / max(int(passing), 1)
 
 
 def _trace(model: nn.Module, work: Workload, stack: Stack, longer: int | None) -> tuple[Segments, Ledger]:
@@ -74,11 +88,9 @@ def _trace(model: nn.Module, work: Workload, stack: Stack, longer: int | None) -
     with ledger.watch(model, optimizer), _marking(model, kept, ledger) as marker, ledger:
         ledger.mark(("state",))
         ledger.adopt(model)
-        batch = work.batch(work.rows, work.length)
         for phase in PHASES[:2]:
             marker.enter(phase)
-            _step(model, optimizer, batch, work, marker)
-        del batch
+            _step(model, optimizer, work, marker)
         marker.enter(PHASES[2])
         _evaluate(model, work)
     return _by_place(ledger.segments()), ledger
@@ -95,13 +107,11 @@ def _by_place(segments: Segments) -> Segments:
     return found
 
 
-def _step(
-    model: nn.Module, optimizer: torch.optim.Optimizer, batch: dict, work: Workload, marker: _Marker
-) -> None:
+def _step(model: nn.Module, optimizer: torch.optim.Optimizer, work: Workload, marker: _Marker) -> None:
     """Do what the training loop does in one step."""
     model.train()
     for _ in range(work.micro_batches):
-        _backward(model, batch, work, marker)
+        _backward(model, work, marker)
     marker.mark("clip")
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     torch.nn.utils.clip_grad_norm_(parameters, 1.0, foreach=work.cuda or None)
@@ -110,7 +120,8 @@ def _step(
     optimizer.zero_grad(set_to_none=True)
 
 
-def _backward(model: nn.Module, batch: dict, work: Workload, marker: _Marker) -> None:
+def _backward(model: nn.Module, work: Workload, marker: _Marker) -> None:
+    batch = work.batch(work.rows, work.length)
     with _autocast(work):
         loss_sum, tokens = supervised_loss(model, batch)
     share = loss_sum / tokens
@@ -260,9 +271,3 @@ class _CudaWidening(TorchFunctionMode):
 def _widen(value):
     narrow = isinstance(value, torch.Tensor) and value.dtype in (torch.bfloat16, torch.float16)
     return value.float() if narrow else value
-
-
-def with_sizes(work: Workload, rows: int | None = None, length: int | None = None) -> Workload:
-    """Return the workload with other batches, evaluation following training."""
-    rows, length = rows or work.rows, length or work.length
-    return replace(work, rows=rows, length=length, evaluation_rows=rows, evaluation_length=length)

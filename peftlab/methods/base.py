@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict
 
@@ -26,12 +26,13 @@ class Method(BaseModel):
     adds (`added_parameters`) and how (`insert`), and which tensors it stores (`stored_tensors`).
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     title: ClassVar[str]
     mergeable: ClassVar[bool] = False
     supports_gradient_checkpointing: ClassVar[bool] = True
     weights_file: ClassVar[str] = "adapter.safetensors"
+    stores: ClassVar[Literal["trainable", "all"]] = "trainable"
 
     type: str
     unfreeze: tuple[str, ...] = ()
@@ -48,6 +49,11 @@ class Method(BaseModel):
     def base_storage(self) -> dict[str, Any]:
         """How the base must be stored, as keyword arguments of `models.load.load_model`."""
         return {"base_format": self.base_format}
+
+    @property
+    def virtual_tokens(self) -> int:
+        """Positions that the method takes beside a row's own tokens."""
+        return 0
 
     @property
     def starts_as_base(self) -> bool:
@@ -117,9 +123,13 @@ class Method(BaseModel):
         model.requires_grad_(False)
         model = self.insert(model, shape)
         set_trainable(model, {site.name for site in self.trainable_sites(shape)})
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.data = parameter.data.float()
+        for module in model.modules():
+            own = list(module.parameters(recurse=False))
+            # A norm computes with its scale and bias in one type, so that a frozen one follows a trained one.
+            together = "Norm" in type(module).__name__ and any(parameter.requires_grad for parameter in own)
+            for parameter in own:
+                if parameter.requires_grad or together:
+                    parameter.data = parameter.data.float()
         return model
 
     def insert(self, model: nn.Module, shape: ModelShape) -> nn.Module:

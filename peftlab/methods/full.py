@@ -22,6 +22,7 @@ class Full(Method):
     """
 
     title: ClassVar[str] = "full fine-tuning"
+    stores: ClassVar[Literal["trainable", "all"]] = "all"
 
     type: Literal["full"] = "full"
     layers: Literal["all"] | Annotated[int, Field(ge=1)] = "all"

@@ -41,6 +41,10 @@ class Prefix(Method):
     """Hidden width of that network (default: the model's hidden size)."""
 
     @property
+    def virtual_tokens(self) -> int:
+        return self.length
+
+    @property
     def starts_as_base(self) -> bool:
         return False
 

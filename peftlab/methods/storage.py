@@ -150,8 +150,9 @@ def fill_from_transformers_folder(model: nn.Module, folder: Path) -> None:
     import torch
 
     try:
+        # The model's own config: with the folder's, another kind of folder would build a model of default size.
         stored, report = type(model).from_pretrained(
-            folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
+            folder, config=model.config, dtype=torch.float32, local_files_only=True, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise StorageError(f"{folder}: cannot be read as a model: {_first_line(error)}") from error

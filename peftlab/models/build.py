@@ -30,9 +30,7 @@ def build_meta(section: Model, labels: Sequence[str] | None = None) -> tuple[Pre
     return model, _expected_fresh(model, section, reference)
 
 
-def from_config(
-    section: Model, reference: Reference, config: PreTrainedConfig, dtype: torch.dtype
-) -> PreTrainedModel:
+def from_config(section: Model, reference: Reference, config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
     """Return a model of this configuration with random weights, on the current default device."""
     with one_line_errors(reference, "built"):
         return AUTO_CLASSES[section.task].from_config(

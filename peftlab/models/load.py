@@ -100,9 +100,7 @@ def _quantize(
     return f"{base_format}{', double' if double and base_format != 'int8' else ''}, computes in {dtype}"
 
 
-def _source(
-    section: Model, reference: Reference, model: PreTrainedModel, quantization: str | None
-) -> dict[str, Any]:
+def _source(section: Model, reference: Reference, model: PreTrainedModel, quantization: str | None) -> dict[str, Any]:
     """Return what identifies the base: its name, what it is, and a fingerprint of its content."""
     return {
         "name": section.name,

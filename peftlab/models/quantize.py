@@ -11,6 +11,8 @@ from peftlab.models.build import head_names
 
 # LLM.int8()'s own default: input columns with larger values are computed in 16 bits.
 OUTLIER_THRESHOLD = 6.0
+# Weights that share one scale in the 4-bit formats.
+BLOCK = 64
 FORMATS = ("nf4", "fp4", "int8")
 
 
@@ -79,8 +81,11 @@ def _four_bit(
 ) -> nn.Module:
     from bitsandbytes.nn import Linear4bit, Params4bit
 
+    from peftlab.models.four_bit import UnalignedLinear4bit
+
     n_out, n_in = weight.shape
-    new = Linear4bit(n_in, n_out, bias=False, compute_dtype=compute_dtype, device="meta")
+    layer = UnalignedLinear4bit if device.type == "cpu" and n_in % BLOCK else Linear4bit
+    new = layer(n_in, n_out, bias=False, compute_dtype=compute_dtype, device="meta")
     # On CPUs with AVX512-BF16 an evaluation would repack the frozen weight in place, into a form that only
     # inference reads: the bytes must stay as they are.
     new.support_avx512bf16_for_cpu = False
@@ -95,9 +100,7 @@ def _int8(weight: torch.Tensor, device: torch.device) -> nn.Module:
     from bitsandbytes.nn import Int8Params, Linear8bitLt
 
     n_out, n_in = weight.shape
-    new = Linear8bitLt(
-        n_in, n_out, bias=False, has_fp16_weights=False, threshold=OUTLIER_THRESHOLD, device="meta"
-    )
+    new = Linear8bitLt(n_in, n_out, bias=False, has_fp16_weights=False, threshold=OUTLIER_THRESHOLD, device="meta")
     # Int8Params quantises only what comes from the CPU.
     new.weight = Int8Params(weight.cpu(), requires_grad=False, has_fp16_weights=False).to(device)
     return new

@@ -88,14 +88,20 @@ def prefix_projection(recipe: Recipe) -> Found:
 def init_from_quantised_weights(recipe: Recipe) -> Found:
     method = recipe.method
     if isinstance(method, QLoRA) and method.init not in ("default", "gaussian"):
-        yield "method.init", f"{method.init} needs the base's plain weights; with qlora use default or gaussian"
+        yield (
+            "method.init",
+            f"{method.init} needs the base's plain weights; with qlora use default or gaussian",
+        )
 
 
 @reads("method.quantization", "method.compute_dtype")
 def compute_type_of_int8(recipe: Recipe) -> Found:
     method = recipe.method
     if isinstance(method, QLoRA) and method.quantization == "int8" and method.compute_dtype != "auto":
-        yield "method.compute_dtype", "belongs to nf4 and fp4; int8 computes in the type of its input: leave it auto"
+        yield (
+            "method.compute_dtype",
+            "belongs to nf4 and fp4; int8 computes in the type of its input: leave it auto",
+        )
 
 
 @reads("training.steps", "training.epochs")
@@ -130,7 +136,10 @@ def precision_below_weights(recipe: Recipe) -> Found:
 @reads("training.optimizer", "run.device")
 def optimizer_needs_cuda(recipe: Recipe) -> Found:
     if recipe.training.optimizer != "adamw" and recipe.run.device == "cpu":
-        yield "training.optimizer", f"{recipe.training.optimizer} needs CUDA, and run.device is cpu; use adamw"
+        yield (
+            "training.optimizer",
+            f"{recipe.training.optimizer} needs CUDA, and run.device is cpu; use adamw",
+        )
 
 
 @reads("model.attention", "run.device")
@@ -152,7 +161,9 @@ def format_suits_task(recipe: Recipe) -> Found:
 def metrics_suit_task(recipe: Recipe) -> Found:
     asked = list(dict.fromkeys(recipe.evaluation.metrics))
     classifies = recipe.model.task == "sequence-classification"
-    misfits = [metric for metric in asked if metric in (TEXT_METRICS if classifies else CLASSIFICATION_METRICS)]
+    misfits = [
+        metric for metric in asked if metric in (TEXT_METRICS if classifies else CLASSIFICATION_METRICS)
+    ]
     if misfits:
         needed = "causal-lm" if classifies else "sequence-classification"
         yield "evaluation.metrics", f"{', '.join(misfits)}: only for task {needed}, not {recipe.model.task}"
@@ -189,7 +200,10 @@ def template_names_columns(recipe: Recipe) -> Found:
         yield "data.template", f"not a template: {error}; a brace itself is written twice, {{{{ or }}}}"
         return
     if not parts:
-        yield "data.template", "names no column, so that every row would read the same; write at least one {column}"
+        yield (
+            "data.template",
+            "names no column, so that every row would read the same; write at least one {column}",
+        )
     for name, layout, conversion in parts:
         if not name:
             yield "data.template", "an empty {}; name the column, as in {question}"
@@ -226,4 +240,7 @@ def evaluation_has_rows(recipe: Recipe) -> Found:
 def nucleus_needs_temperature(recipe: Recipe) -> Found:
     generation = recipe.evaluation.generation
     if generation.top_p < 1 and generation.temperature == 0:
-        yield "evaluation.generation.top_p", "has no effect while temperature is 0, which takes the likeliest token"
+        yield (
+            "evaluation.generation.top_p",
+            "has no effect while temperature is 0, which takes the likeliest token",
+        )

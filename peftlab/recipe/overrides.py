@@ -41,7 +41,10 @@ def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> tuple[s
 def parse_value(text: str, path: KeyPath) -> Any:
     """Return the value of an override. Raises RecipeError if it is not YAML and the field takes more than text."""
     schema = schema_at(path, None)
-    only_text = schema is not None and {option.get("type") for option in options(schema)} <= {"string", "null"}
+    only_text = schema is not None and {option.get("type") for option in options(schema)} <= {
+        "string",
+        "null",
+    }
     try:
         source = parse_yaml(text, None)
         if source.problems:

@@ -13,13 +13,15 @@ from torch import nn
 
 from peftlab.data.dataset import Dataset, load_examples, tokenise
 from peftlab.device import autocast, resolve_precision
-from peftlab.errors import MethodError
+from peftlab.errors import DataError, MethodError
 from peftlab.evaluation.evaluate import evaluate
 from peftlab.evaluation.generate import generate_examples
 from peftlab.models.build import build_meta
-from peftlab.models.load import load_model, load_tokenizer
+from peftlab.models.load import fit_tokenizer, load_model, load_tokenizer
+from peftlab.parameters.report import parameter_report
 from peftlab.parameters.shape import shape_of
 from peftlab.recipe.schema import Recipe
+from peftlab.reports import ParameterReport
 from peftlab.shapes import ModelShape
 
 
@@ -88,6 +90,29 @@ def check_method(recipe: Recipe, labels: list[str] | None) -> ModelShape:
     return shape
 
 
+def apply_method(recipe: Recipe, model: nn.Module, fresh: frozenset[str]) -> tuple[nn.Module, ParameterReport]:
+    """Apply the recipe's method and report what trains; the count must equal the method's own formula."""
+    method = recipe.method
+    expected = method.count_trainable(shape_of(model, fresh, recipe.model.task))
+    model = method.apply(model, fresh)
+    report = parameter_report(model, stored=method.stores)
+    if report.trainable != expected:
+        raise AssertionError(f"{report.trainable:,} parameters train, but the method's formula says {expected:,}")
+    return model, report
+
+
+def check_positions(recipe: Recipe, dataset: Dataset, model: nn.Module) -> None:
+    """Raise DataError for rows that are longer than the model has positions for."""
+    positions = getattr(model.config, "max_position_embeddings", None)
+    longest = max(part.get("longest", 0) for part in (dataset.report["train"], dataset.report["evaluation"]))
+    if positions and longest + recipe.method.virtual_tokens > positions:
+        learned = f" and {recipe.method.virtual_tokens} virtual ones" if recipe.method.virtual_tokens else ""
+        raise DataError(
+            f"data.max_length: the longest row has {longest} tokens{learned}, but the model has {positions} positions; "
+            f"set data.max_length={positions - recipe.method.virtual_tokens}"
+        )
+
+
 def prepare(recipe: Recipe, accelerator: Accelerator) -> Bench:
     """Read the data, check the method against the model's sizes, and only then load weights."""
     examples = load_examples(recipe.data, recipe.model.task, recipe.run.seed)
@@ -96,4 +121,6 @@ def prepare(recipe: Recipe, accelerator: Accelerator) -> Bench:
     dataset = tokenise(examples, tokenizer, shape.vocabulary)
     torch.manual_seed(recipe.run.seed)
     loaded = load_model(recipe.model, device=accelerator.device, labels=examples.labels, **recipe.method.base_storage)
+    check_positions(recipe, dataset, loaded.model)
+    fit_tokenizer(loaded.model, tokenizer)
     return Bench(recipe, accelerator, tokenizer, dataset, loaded.model, loaded.fresh, loaded.source)

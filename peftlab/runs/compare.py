@@ -44,7 +44,7 @@ def unique_names(recipes: Sequence[Path]) -> list[str]:
 
 def refuse_finished(output: Path, names: Sequence[str], overwrite: bool) -> None:
     """Raise StorageError before the first run rather than after it if a later one has no place."""
-    taken = [name for name in names if (output / name / "result.json").exists()]
+    taken = [name for name in names if RunDirectory(output / name).holds_work()]
     if taken and not overwrite:
         raise StorageError(
             f"{output} already holds {len(taken)} of these runs ({taken[0]}, ...); name another --output, or "

@@ -69,13 +69,19 @@ class RunDirectory:
                 raise StorageError(
                     f"run.output: {self.path} holds files that are no run of peftlab; choose another folder"
                 )
-            if self.result.exists() and not overwrite:
+            if self.holds_work() and not overwrite:
                 raise StorageError(
                     f"run.output: {self.path} already holds a run; set run.output=OTHER, or --overwrite to replace it"
                 )
             self._clear()
         self.path.mkdir(parents=True, exist_ok=True)
         write_atomically(self.path / MARKER, json.dumps({"schema": 1}) + "\n")
+
+    def holds_work(self) -> bool:
+        """Whether there is anything that a user could miss: a run that failed before it saved holds nothing."""
+        if self.weights.exists() or self.checkpoints.exists():
+            return True
+        return self.result.exists() and self.read_result().status in ("running", "finished")
 
     def _clear(self) -> None:
         for name in (*OWN_FILES, *OWN_FOLDERS):

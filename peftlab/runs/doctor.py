@@ -30,7 +30,10 @@ def report() -> dict[str, Any]:
         "versions": {name: library_version(name) for name in (*LIBRARIES, *OPTIONAL_LIBRARIES)},
         "devices": describe_devices(),
         "threads": torch.get_num_threads(),
-        "memory_bytes": {"total": psutil.virtual_memory().total, "available": psutil.virtual_memory().available},
+        "memory_bytes": {
+            "total": psutil.virtual_memory().total,
+            "available": psutil.virtual_memory().available,
+        },
         "hub": "offline" if os.environ.get("HF_HUB_OFFLINE", "").lower() in OFFLINE else "online",
         "device": str(device),
         "methods": {name: describe_method(cls, device) for name, cls in METHODS.items()},
@@ -40,7 +43,12 @@ def report() -> dict[str, Any]:
 def describe_devices() -> list[dict[str, Any]]:
     """Return the CPU and every CUDA device, with their memory."""
     devices = [
-        {"device": "cpu", "name": platform.machine(), "cores": os.cpu_count(), "bytes": psutil.virtual_memory().total}
+        {
+            "device": "cpu",
+            "name": platform.machine(),
+            "cores": os.cpu_count(),
+            "bytes": psutil.virtual_memory().total,
+        }
     ]
     for index in range(torch.cuda.device_count()):
         found = torch.cuda.get_device_properties(index)

@@ -12,7 +12,9 @@ from typing import Any
 
 import torch
 
-LIBRARIES = ("peftlab", "torch", "transformers", "peft", "accelerate", "bitsandbytes", "datasets", "safetensors")
+from peftlab import __version__
+
+LIBRARIES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "datasets", "safetensors")
 
 
 def describe_environment(device: torch.device, processes: int) -> dict[str, Any]:
@@ -20,7 +22,7 @@ def describe_environment(device: torch.device, processes: int) -> dict[str, Any]
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "versions": {name: library_version(name) for name in LIBRARIES},
+        "versions": {"peftlab": __version__} | {name: library_version(name) for name in LIBRARIES},
         "commit": source_commit(),
         "device": device_name(device),
         "threads": torch.get_num_threads(),

@@ -5,10 +5,9 @@ from __future__ import annotations
 from peftlab.data.dataset import load_examples
 from peftlab.device import quiet_libraries
 from peftlab.models.build import build_meta
-from peftlab.parameters.report import parameter_report
 from peftlab.recipe.schema import Recipe
 from peftlab.reports import ParameterReport
-from peftlab.runs.bench import check_method
+from peftlab.runs.bench import apply_method, check_method
 
 
 def count(recipe: Recipe) -> ParameterReport:
@@ -20,10 +19,5 @@ def count(recipe: Recipe) -> ParameterReport:
     quiet_libraries()
     classifies = recipe.model.task == "sequence-classification"
     labels = load_examples(recipe.data, recipe.model.task, recipe.run.seed).labels if classifies else None
-    shape = check_method(recipe, labels)
-    model, fresh = build_meta(recipe.model, labels)
-    report = parameter_report(recipe.method.apply(model, fresh))
-    expected = recipe.method.count_trainable(shape)
-    if report.trainable != expected:
-        raise AssertionError(f"{report.trainable:,} parameters train, but the method's formula says {expected:,}")
-    return report
+    check_method(recipe, labels)
+    return apply_method(recipe, *build_meta(recipe.model, labels))[1]

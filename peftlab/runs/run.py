@@ -19,13 +19,11 @@ from peftlab.device import quiet_libraries, synchronize
 from peftlab.errors import DivergedError, OutOfMemoryError
 from peftlab.memory.measure import MemoryMeter
 from peftlab.parameters.audit import Audit
-from peftlab.parameters.report import parameter_report
-from peftlab.parameters.shape import shape_of
 from peftlab.recipe.dump import dump_recipe
 from peftlab.recipe.schema import Recipe, Training
 from peftlab.reports import Progress, RunResult
 from peftlab.runs.accelerator import open_accelerator
-from peftlab.runs.bench import Bench, prepare
+from peftlab.runs.bench import Bench, apply_method, prepare
 from peftlab.runs.directory import RunDirectory
 from peftlab.runs.display import open_display
 from peftlab.runs.environment import describe_environment
@@ -164,17 +162,12 @@ class Run:
             self.result.examples = [old | {when: new["output"]} for old, new in zip(kept, examples, strict=True)]
 
     def apply(self, bench: Bench) -> nn.Module:
-        """Apply the method and report what trains; the count must equal the method's own formula."""
+        """Apply the method to the base and report what trains."""
         recipe = self.recipe
-        shape = shape_of(bench.model, bench.fresh, recipe.model.task)
         if recipe.training.frozen_dropout == "off":
             disable_dropout(bench.model)
         set_seed(recipe.run.seed)
-        model = recipe.method.apply(bench.model, bench.fresh)
-        self.result.parameters = report = parameter_report(model)
-        expected = recipe.method.count_trainable(shape)
-        if report.trainable != expected:
-            raise AssertionError(f"{report.trainable:,} parameters train, but the method's formula says {expected:,}")
+        model, self.result.parameters = apply_method(recipe, bench.model, bench.fresh)
         if recipe.training.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         return model.to(self.accelerator.device)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from peftlab.data.chat import render_prompt
+from peftlab.data.tokens import encode_chat_prompt
 from peftlab.device import autocast, pick_device, quiet_libraries, resolve_precision
 from peftlab.errors import StorageError, UsageError
 from peftlab.evaluation.generate import generate_text
@@ -23,7 +25,7 @@ def evaluate(folder: Path, overrides: Sequence[str] = ()) -> dict[str, float]:
     bench = prepare(recipe, open_accelerator(recipe))
     if not bench.dataset.evaluation:
         raise UsageError("this recipe has no evaluation rows; name some, as in data.evaluation=FILE")
-    model = recipe.method.load(bench.model, directory.weights).to(bench.device)
+    model = recipe.method.load(bench.model, directory.weights, {"base_model": bench.source}).to(bench.device)
     return bench.evaluate(model)
 
 
@@ -35,9 +37,12 @@ def generate(folder: Path, prompt: str, overrides: Sequence[str] = ()) -> str:
         raise UsageError(f"{folder} is a {recipe.model.task} run; only causal-lm models generate")
     device = pick_device(recipe.run.device)
     loaded = load_model(recipe.model, device=device, **recipe.method.base_storage)
-    model = recipe.method.load(loaded.model, directory.weights).to(device)
+    model = recipe.method.load(loaded.model, directory.weights, {"base_model": loaded.source}).to(device)
     precision = resolve_precision(recipe.training.precision, recipe.model.dtype, device)
     settings, tokenizer = recipe.evaluation.generation, load_tokenizer(recipe.model)
+    if recipe.data.format == "chat":
+        messages = [{"role": "user", "content": prompt}]
+        prompt = encode_chat_prompt(tokenizer, render_prompt(messages, tokenizer))
     return generate_text(model, tokenizer, [prompt], settings, autocast=lambda: autocast(precision, device))[0]
 
 

@@ -187,9 +187,11 @@ def test_standard_output_holds_nothing_but_the_object_whoever_prints(answer, rec
 
 
 def test_numbers_that_json_lacks_are_null(answer, recipe, monkeypatch):
-    monkeypatch.setattr(params, "count", lambda _: REPORT.model_copy(update={"total": float("nan")}))
-    _, out, _ = answer("params", recipe, "--json")
-    assert json.loads(out, parse_constant=pytest.fail)["total"] is None
+    from peftlab.runs import use
+
+    monkeypatch.setattr(use, "evaluate", lambda *_: {"loss": float("nan")})
+    _, out, _ = answer("evaluate", recipe, "--json")
+    assert json.loads(out, parse_constant=pytest.fail)["metrics"] == {"loss": None}
 
 
 def test_only_the_main_process_of_a_launch_answers(answer, recipe, monkeypatch):
@@ -197,5 +199,22 @@ def test_only_the_main_process_of_a_launch_answers(answer, recipe, monkeypatch):
     monkeypatch.setattr(params, "count", lambda _: REPORT)
     assert answer("params", recipe, "--json") == (0, "", [])
     assert answer("params", recipe, "method.rank=0", "--json") == (2, "", [])
-    code, out, errors = answer("params", recipe, "model.name=builtin:nothing", "--json")
-    assert (code, out) == (0, "") and not errors
+
+
+def test_params_as_json_holds_exact_whole_numbers(answer):
+    found = json.loads(answer("params", TINY, "--json")[1])
+    assert set(found) == {"total", "trainable", "fraction", "active", "stored_bytes", "kinds", "layers"}
+    # builtin:tiny: 6 layers, width 192, feed-forward 512; rank 8 on four square and three 192 x 512 projections.
+    assert found["trainable"] == 6 * (4 * 8 * (192 + 192) + 3 * 8 * (192 + 512))
+    assert found["stored_bytes"] == 4 * found["trainable"]
+    for rows in (found["kinds"], found["layers"]):
+        assert sum(row["total"] for row in rows) == found["total"]
+        assert sum(row["trainable"] for row in rows) == found["trainable"]
+
+
+def test_doctor_says_what_each_method_can_do(answer):
+    found = json.loads(answer("doctor", "--json")[1])
+    assert set(found["methods"]) == {"full", "lora", "qlora", "adapters", "prefix", "bitfit"}
+    assert set(found["methods"]["qlora"]["variants"]) == {"nf4", "fp4", "int8"}
+    assert all(method["usable"] for method in found["methods"].values())
+    assert found["versions"]["torch"] and found["devices"][0]["device"] == "cpu"

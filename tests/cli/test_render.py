@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
-from rich.console import Console
+import pytest
 
-from peftlab.cli.render import collapse, render_comparison, render_doctor, render_parameters, render_result
+from peftlab.cli.render import (
+    collapse,
+    render_comparison,
+    render_doctor,
+    render_parameters,
+    render_result,
+    show,
+)
 from peftlab.reports import CountRow, MemoryReport, ParameterReport, RunResult
 
 LARGE = 405_853_388_800
 
 
-def text_of(renderable) -> str:
-    console = Console(width=80, highlight=False)
-    with console.capture() as capture:
-        console.print(renderable)
-    return capture.get()
+@pytest.fixture
+def text_of(capsys):
+    """Print a table as a command does where there is no terminal, and return the text."""
+
+    def call(renderable) -> str:
+        show(renderable)
+        return capsys.readouterr().out
+
+    return call
 
 
 def report(layers: int = 126) -> ParameterReport:
@@ -51,14 +62,14 @@ def test_equal_neighbours_are_one_row():
     ]
 
 
-def test_parameters_of_a_large_model_are_a_few_lines_of_80_columns():
+def test_parameters_of_a_large_model_are_a_few_lines_of_80_columns(text_of):
     text = text_of(render_parameters(report()))
     assert len(text.splitlines()) < 20
     assert max(map(len, text.splitlines())) <= 80
     assert "405,853,388,800" in text and "layers.0-125, each" in text
 
 
-def test_a_comparison_has_a_row_for_every_run_and_an_answer_of_each():
+def test_a_comparison_has_a_row_for_every_run_and_an_answer_of_each(text_of):
     runs = [result("tiny-lora", "lora"), result("tiny-full", "full")]
     text = text_of(render_comparison(runs))
     assert max(map(len, text.splitlines())) <= 80
@@ -68,29 +79,31 @@ def test_a_comparison_has_a_row_for_every_run_and_an_answer_of_each():
     assert "answer of tiny-lora" in text and "answer of tiny-full" in text
 
 
-def test_runs_of_one_method_are_told_apart_by_their_names():
+def test_runs_of_one_method_are_told_apart_by_their_names(text_of):
     text = text_of(render_comparison([result("a-lora", "lora"), result("b-lora", "lora")]))
     assert text.splitlines()[2].startswith("a-lora") and text.splitlines()[3].startswith("b-lora")
 
 
-def test_a_failed_run_is_a_row_that_says_why():
-    failed = result("tiny-full", "full", status="diverged", error="[1] loss is nan", metrics={}, examples=[], memory={})
+def test_a_failed_run_is_a_row_that_says_why(text_of):
+    failed = result(
+        "tiny-full", "full", status="diverged", error="[1] loss is nan", metrics={}, examples=[], memory={}
+    )
     text = text_of(render_comparison([result("tiny-lora", "lora"), failed]))
     assert "tiny-full diverged: [1] loss is nan" in text
 
 
-def test_a_result_of_a_run_that_failed_early_prints_too():
+def test_a_result_of_a_run_that_failed_early_prints_too(text_of):
     empty = RunResult(status="failed", name="x", recipe={}, environment={}, error="no data [b]")
     assert "x: failed (no data [b])" in text_of(render_result(empty))
 
 
-def test_brackets_in_an_answer_are_text_and_no_markup():
+def test_brackets_in_an_answer_are_text_and_no_markup(text_of):
     example = {"prompt": "[red]p[/red]", "after": "[/]"}
     text = text_of(render_result(result("x", "lora", examples=[example])))
     assert "[red]p[/red]" in text and "[/]" in text
 
 
-def test_doctor_shows_the_reason_of_what_cannot_run():
+def test_doctor_shows_the_reason_of_what_cannot_run(text_of):
     found = {
         "python": "3.11.7", "platform": "Linux", "device": "cpu", "threads": 2, "hub": "offline",
         "versions": {"torch": "2.13.0", "flash-attn": None},

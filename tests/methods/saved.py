@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from tests.methods.tiny import head_names, tiny_batch, tiny_model
 
 from peftlab.methods import Adapters, BitFit, Full, LoRA, Method, Prefix, QLoRA
 from peftlab.models.quantize import quantize_
+from tests.methods.tiny import head_names, tiny_batch, tiny_model
 
 CLASSIFY = "sequence-classification"
 PLAIN_PEFT = ("lora", "qlora", "prefix")

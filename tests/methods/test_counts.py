@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from tests.methods.tiny import CONFIGS, ENCODERS, head_names, tiny_batch, tiny_config, tiny_model
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from peftlab.methods import METHODS, Adapters, BitFit, Full, LoRA, Prefix, QLoRA
 from peftlab.parameters.shape import shape_of
 from peftlab.parameters.trainable import logical_shape, named_parameters, trainable_parameters
+from tests.methods.tiny import CONFIGS, ENCODERS, head_names, tiny_batch, tiny_config, tiny_model
 
 METHODS_TO_COUNT = {
     "full": Full(),

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.methods.saved import CASES, PLAIN_PEFT, base_of, logits_of
-from tests.methods.tiny import tiny_batch
 
 from peftlab.errors import StorageError
 from peftlab.methods import Adapters, BitFit, LoRA
 from peftlab.parameters.trainable import trainable_parameters
+from tests.methods.saved import CASES, PLAIN_PEFT, base_of, logits_of
+from tests.methods.tiny import tiny_batch
 
 CONTEXT = {"base_model": {"name": "tiny", "revision": None, "fingerprint": "abc"}, "labels": None}
 
@@ -183,7 +183,8 @@ def test_loaded_parameters_train_as_before(saved):
     for label in ("bitfit added", "lora two-part classifier", "adapters classifier"):
         place = folder / label.replace(" ", "_")
         model = CASES[label][2].load(base_of(label, head_seed=5)[0], place)
-        assert sorted(trainable_parameters(model)) == json.loads((place / "peftlab_adapter.json").read_text())["trained"]
+        manifest = json.loads((place / "peftlab_adapter.json").read_text())
+        assert sorted(trainable_parameters(model)) == manifest["trained"]
 
 
 def test_a_full_disk_or_missing_right_is_a_storage_error(tmp_path):

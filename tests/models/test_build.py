@@ -23,15 +23,16 @@ LLAMA_405B = {
     "vocab_size": 128256,
     "tie_word_embeddings": False,
 }
-# Prints the count, the seconds of building and counting, and the process's peak memory.
+# Prints the count, the processor seconds of building and counting (a busy machine has others to serve), and the
+# peak memory of the process.
 COUNT = """
 import resource, sys, time
 from peftlab.models.build import build_meta
 from peftlab.parameters.report import parameter_report
 from peftlab.recipe.schema import Model
-started = time.monotonic()
+started = time.process_time()
 total = parameter_report(build_meta(Model(name=sys.argv[1]))[0]).total
-print(total, time.monotonic() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+print(total, time.process_time() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 """
 
 

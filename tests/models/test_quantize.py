@@ -56,6 +56,22 @@ def test_quantised_layers_compute_nearly_what_the_plain_ones_do(family, base_for
             assert error < CLOSENESS[base_format], (name, float(error))
 
 
+@pytest.mark.parametrize("base_format", ["nf4", "fp4"])
+@pytest.mark.parametrize("n_in", [16, 30, 48, 64, 96, 100, 160, 576])
+def test_weights_whose_rows_fill_no_whole_blocks_unpack_right(n_in, base_format):
+    model = nn.ModuleDict({"body": nn.ModuleList([nn.Linear(n_in, 24)]), "out": nn.Linear(24, 2)})
+    weight = nn.init.normal_(model["body"][0].weight, generator=torch.Generator().manual_seed(0)).data.clone()
+    quantised = quantize_(model, base_format)["body"][0]
+    with torch.no_grad():
+        found = quantised(torch.eye(n_in)).T - quantised.bias[:, None]
+    # Independent of bitsandbytes' layout: one block of 64 in turn, each with its own largest value.
+    flat, blocks = weight.flatten(), found.flatten()
+    for start in range(0, flat.numel(), 64):
+        block, got = flat[start : start + 64], blocks[start : start + 64]
+        assert torch.isclose(got.abs().max(), block.abs().max(), rtol=0.03)
+    assert (found - weight).norm() / weight.norm() < CLOSENESS[base_format]
+
+
 @pytest.mark.parametrize("base_format", FORMATS)
 def test_gradients_reach_through_a_quantised_layer(base_format):
     layer = nn.ModuleDict({"body": nn.ModuleList([nn.Linear(48, 20)]), "out": nn.Linear(20, 2)})

@@ -13,7 +13,12 @@ CASES = [
     # (overrides that contradict, key path, words of the message, override that mends it)
     (["training.epochs=1"], "training.epochs", "give steps or epochs, not both", "training.steps=null"),
     (["training.steps=null"], "training", "Give steps or epochs", "training.epochs=1"),
-    (["training.warmup=11"], "training.warmup", "11 steps of warm-up do not fit into 10", "training.steps=11"),
+    (
+        ["training.warmup=11"],
+        "training.warmup",
+        "11 steps of warm-up do not fit into 10",
+        "training.steps=11",
+    ),
     (
         ["method={type: prefix}", "training.gradient_checkpointing=true"],
         "training.gradient_checkpointing",
@@ -38,7 +43,12 @@ CASES = [
         "kind: prefix only",
         "method.kind=prefix",
     ),
-    (["method={type: qlora, init: pissa}"], "method.init", "plain weights", "method={type: lora, init: pissa}"),
+    (
+        ["method={type: qlora, init: pissa}"],
+        "method.init",
+        "plain weights",
+        "method={type: lora, init: pissa}",
+    ),
     (["method={type: qlora, init: orthogonal}"], "method.init", "plain weights", "method.init=gaussian"),
     (
         ["method={type: qlora, quantization: int8, compute_dtype: float32}"],
@@ -48,18 +58,38 @@ CASES = [
     ),
     (["method.targets=[]"], "method.targets", "adapts nothing", "method.targets=[q_proj]"),
     (["method.targets=['']"], "method.targets", "an empty pattern", "method.targets=[q_proj]"),
-    (["method.freeze=[a]", "method.unfreeze=[a]"], "method.freeze", "'a' is also in unfreeze", "method.unfreeze=[]"),
+    (
+        ["method.freeze=[a]", "method.unfreeze=[a]"],
+        "method.freeze",
+        "'a' is also in unfreeze",
+        "method.unfreeze=[]",
+    ),
     (
         ["training.precision=float32", "model.dtype=bfloat16"],
         "training.precision",
         "does not go with bfloat16 weights",
         "model.dtype=float32",
     ),
-    (["training.optimizer=adamw_8bit", "run.device=cpu"], "training.optimizer", "needs CUDA", "run.device=cuda"),
-    (["model.attention=flash_attention_2", "run.device=cpu"], "model.attention", "needs CUDA", "run.device=auto"),
+    (
+        ["training.optimizer=adamw_8bit", "run.device=cpu"],
+        "training.optimizer",
+        "needs CUDA",
+        "run.device=cuda",
+    ),
+    (
+        ["model.attention=flash_attention_2", "run.device=cpu"],
+        "model.attention",
+        "needs CUDA",
+        "run.device=auto",
+    ),
     (["data.format=classification"], "data.format", "needs model.task", "model.task=sequence-classification"),
     (["model.task=sequence-classification"], "data.format", "needs format classification", CLASSIFY[1]),
-    (["evaluation.metrics=[loss, f1]"], "evaluation.metrics", "f1: only for task seq", "evaluation.metrics=[loss]"),
+    (
+        ["evaluation.metrics=[loss, f1]"],
+        "evaluation.metrics",
+        "f1: only for task seq",
+        "evaluation.metrics=[loss]",
+    ),
     (
         [*CLASSIFY, "evaluation.metrics=[bleu, accuracy]"],
         "evaluation.metrics",
@@ -73,7 +103,12 @@ CASES = [
         "data.format=completion",
     ),
     (["evaluation.metrics=[]"], "evaluation.metrics", "measures nothing", "evaluation.metrics=[loss]"),
-    (["evaluation.metrics=[loss, loss]"], "evaluation.metrics", "loss is named twice", "evaluation.metrics=[loss]"),
+    (
+        ["evaluation.metrics=[loss, loss]"],
+        "evaluation.metrics",
+        "loss is named twice",
+        "evaluation.metrics=[loss]",
+    ),
     (["data.columns.promt=x"], "data.columns.promt", "did you mean 'prompt'?", "data.columns={prompt: x}"),
     (["data.columns.label=x"], "data.columns.label", "it has prompt, completion", "data.columns={}"),
     (["data.template=no column"], "data.template", "names no column", "data.template={x}"),
@@ -87,7 +122,12 @@ CASES = [
         "the template makes the prompt already",
         "data.template=null",
     ),
-    (["data.evaluation=null", "evaluation.every=5"], "evaluation.every", "nothing to evaluate on", "data.evaluation=9"),
+    (
+        ["data.evaluation=null", "evaluation.every=5"],
+        "evaluation.every",
+        "nothing to evaluate on",
+        "data.evaluation=9",
+    ),
     (
         ["data.evaluation=null", "evaluation.metrics=[bleu]"],
         "evaluation.metrics",

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from peftlab.errors import RecipeError
 from peftlab.recipe import parse_recipe
+from peftlab.recipe.load import load_recipes
 
 from .texts import VALID, only_problem, problems_of
 
@@ -46,7 +48,10 @@ def test_a_value_is_yaml_or_the_text_itself(override, value):
         ("rank=4", "command line: rank: unknown key; 'rank' belongs under `method`"),
         ("modle.name=4", "command line: modle: unknown key; did you mean 'model'?"),
         ("model.name.x=4", "command line: model.name.x: model.name is a value and has no keys"),
-        ("method.rank", "command line: 'method.rank' is not an override; write key=value, such as method.rank=16"),
+        (
+            "method.rank",
+            "command line: 'method.rank' is not an override; write key=value, such as method.rank=16",
+        ),
         ("=4", "command line: '=4' is not an override; write key=value, such as method.rank=16"),
         ("method.targets=[a", "command line: method.targets: not valid YAML: "),
         ("method.length=3", "command line: method.length: not a field of method lora, only of prefix"),
@@ -75,3 +80,12 @@ def test_problems_of_the_file_come_before_those_of_the_command_line():
 
 def test_an_override_mends_a_fault_of_the_file():
     assert problems_of(VALID.replace("rank: 8", "rank: 0"), ("method.rank=4",)) == []
+
+
+def test_a_bad_override_of_several_recipes_is_told_once(tmp_path):
+    paths = [tmp_path / "a.yaml", tmp_path / "b.yaml"]
+    for path in paths:
+        path.write_text(VALID)
+    with pytest.raises(RecipeError) as caught:
+        load_recipes(paths, ["method.rank=0"])
+    assert len(caught.value.problems) == 1

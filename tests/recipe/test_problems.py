@@ -26,7 +26,11 @@ def test_the_valid_recipe_has_no_problem():
         ("rank: 8", "dropout: 1", "5: method.dropout: must be a number of at least 0 and below 1, got 1"),
         ("rank: 8", "dora: no", "5: method.dora: must be true or false, got 'no'"),
         ("rank: 8", "dora: 1", "5: method.dora: must be true or false, got 1"),
-        ("rank: 8", "targets: 3", "5: method.targets: must be one of all-linear, attention or a list, each text, got 3"),
+        (
+            "rank: 8",
+            "targets: 3",
+            "5: method.targets: must be one of all-linear, attention or a list, each text, got",
+        ),
         ("rank: 8", "targets: [a, 3]", "5: method.targets[1]: must be text, got 3"),
         (
             "rank: 8",
@@ -41,18 +45,38 @@ def test_the_valid_recipe_has_no_problem():
             "'1e-4'",
             "11: training.learning_rate: must be a number greater than 0, got '1e-4'; without quotes it is a number",
         ),
-        ("steps: 10", "steps: 1e1", "10: training.steps: must be a whole number of at least 1 or null, got 10.0"),
+        (
+            "steps: 10",
+            "steps: 1e1",
+            "10: training.steps: must be a whole number of at least 1 or null, got 10.0",
+        ),
         ("builtin:tiny", "''", "2: model.name: must be text that is not empty, got ''"),
         ("builtin:tiny", "[a]", "2: model.name: must be text that is not empty, got ['a']"),
-        ("model:\n  name: builtin:tiny", "model: x", "1: model: must be a mapping with the keys name, revision, "),
+        (
+            "model:\n  name: builtin:tiny",
+            "model: x",
+            "1: model: must be a mapping with the keys name, revision, ",
+        ),
         ("rank: 8", "rnak: 8", "5: method.rnak: unknown key; did you mean 'rank'?"),
         ("rank: 8", "length: 8", "5: method.length: not a field of method lora, only of prefix"),
         ("rank: 8", "max_length: 8", "5: method.max_length: unknown key; 'max_length' belongs under `data`"),
         ("rank: 8", "zzz: 8", "5: method.zzz: unknown key; known here: type, unfreeze, freeze, rank, "),
         ("steps: 10", "step: 10\n  epochs: 1", "10: training.step: unknown key; did you mean 'steps'?"),
-        ("type: lora", "type: lroa", "4: method.type: must be one of full, lora, qlora, adapters, prefix, bitfit, "),
-        ("type: lora", "kind: lora", "3: method.type: is required: one of full, lora, qlora, adapters, prefix, bitfit"),
-        ("type: lora", "type: 3", "4: method.type: must be one of full, lora, qlora, adapters, prefix, bitfit, got 3"),
+        (
+            "type: lora",
+            "type: lroa",
+            "4: method.type: must be one of full, lora, qlora, adapters, prefix, bitfit, ",
+        ),
+        (
+            "type: lora",
+            "kind: lora",
+            "3: method.type: is required: one of full, lora, qlora, adapters, prefix, bitfit",
+        ),
+        (
+            "type: lora",
+            "type: 3",
+            "4: method.type: must be one of full, lora, qlora, adapters, prefix, bitfit, got 3",
+        ),
     ],
 )
 def test_each_fault_is_one_line_with_its_place(old, new, line):
@@ -82,7 +106,8 @@ def test_a_union_complains_once_and_says_all_that_it_takes():
 
 
 def test_every_problem_is_told_at_once_in_the_order_of_lines():
-    text = VALID.replace("rank: 8", "rank: 0").replace("1e-4", "-1").replace("name:", "nmae:").replace("steps: 10", "steps: 3\n  epochs: 2")
+    text = VALID.replace("rank: 8", "rank: 0").replace("1e-4", "-1").replace("name:", "nmae:")
+    text = text.replace("steps: 10", "steps: 3\n  epochs: 2")
     assert [(problem.line, problem.path) for problem in problems_of(text + "sede: 1\n")] == [
         (1, "model.name"),
         (2, "model.nmae"),

@@ -42,7 +42,7 @@ def test_scalars_follow_the_core_schema_of_yaml_1_2(text, value):
     assert type(parse_scalar(text)) is type(value)
 
 
-@pytest.mark.parametrize("text", ["1e-4", "12", "0x1f", "true", "null", "~", "no", "text", "-0.5", ".inf", "-.inf", "+1"])
+@pytest.mark.parametrize("text", "1e-4 12 0x1f true null ~ no text -0.5 .inf -.inf +1".split())
 def test_scalars_agree_with_ruamel_where_versions_of_yaml_do(text):
     assert parse_scalar(text) == YAML(typ="safe", pure=True).load(text)
 
@@ -71,7 +71,10 @@ def test_a_duplicate_section_is_told_and_the_first_one_is_checked():
     [
         ("model:\n\tname: x\n", "r.yaml:2: not valid YAML: a tab where YAML wants spaces"),
         ("model: {name: x\n", "r.yaml:2: not valid YAML: "),
-        ("a: b: c\n", "r.yaml:1: not valid YAML: a second ': ' on one line; quote the text or mind the indentation"),
+        (
+            "a: b: c\n",
+            "r.yaml:1: not valid YAML: a second ': ' on one line; quote the text or mind the indentation",
+        ),
         ("a: 1\n---\nb: 2\n", "r.yaml:2: holds a second YAML document; one recipe a file"),
         ("a: *nothing\n", "r.yaml:1: alias *nothing has no anchor before it"),
         ("? [a, b]\n: 1\n", "r.yaml:1: a key must be a plain name"),
@@ -130,7 +133,8 @@ def test_a_file_that_is_no_recipe_is_one_line(tmp_path, content, message):
 
 
 def test_missing_files_and_folders_are_one_line(tmp_path):
-    for path, message in ((tmp_path / "no.yaml", "there is no such file"), (tmp_path, "is a folder, not a recipe file")):
+    faults = {tmp_path / "no.yaml": "there is no such file", tmp_path: "is a folder, not a recipe file"}
+    for path, message in faults.items():
         with pytest.raises(RecipeError) as caught:
             load_recipe(path)
         assert str(caught.value) == f"{path}: {message}"

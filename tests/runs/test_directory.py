@@ -88,3 +88,18 @@ def test_a_failed_write_keeps_the_former_file(tmp_path, monkeypatch):
         write_atomically(path, "new")
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_run_that_failed_before_it_saved_anything_makes_room(tmp_path):
+    directory = RunDirectory.create(tmp_path / "run")
+    directory.write_result(RunResult(status="failed", name="x", recipe={}, environment={}, error="no such file"))
+    RunDirectory.create(tmp_path / "run")
+    assert not directory.result.exists()
+
+
+def test_a_run_that_failed_after_a_checkpoint_is_kept(tmp_path):
+    directory = RunDirectory.create(tmp_path / "run")
+    directory.write_result(RunResult(status="failed", name="x", recipe={}, environment={}))
+    directory.checkpoints.mkdir()
+    with pytest.raises(StorageError, match="already holds a run"):
+        RunDirectory.create(tmp_path / "run")

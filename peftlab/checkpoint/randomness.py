@@ -1,0 +1,41 @@
+"""The state of every random generator that training draws from: Python, NumPy, torch on the CPU and on CUDA."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import torch
+
+from peftlab.errors import StorageError
+
+
+def capture_random_state() -> dict[str, Any]:
+    """Return the states of this process's generators, as `save_state` takes them."""
+    return {
+        "python": random.getstate(),
+        "numpy": np.random.get_state(),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def restore_random_state(state: dict[str, Any]) -> list[str]:
+    """Put the generators where they were and return why that is not exact: nothing if it is.
+
+    CUDA devices that are only there or only here are told, the others restored. Raises StorageError for a
+    state that a generator refuses.
+    """
+    try:
+        random.setstate(state["python"])
+        np.random.set_state(state["numpy"])
+        torch.set_rng_state(state["torch"])
+        here = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        for device, device_state in enumerate(state["cuda"][:here]):
+            torch.cuda.set_rng_state(device_state, device)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise StorageError(f"the random state of the checkpoint cannot be restored: {reason}") from None
+    saved = len(state["cuda"])
+    return [] if saved == here else [f"random states of {saved} CUDA devices were saved, {here} are here"]

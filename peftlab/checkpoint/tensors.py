@@ -1,0 +1,144 @@
+"""State as safetensors and JSON: any nest of plain values and tensors, back to the bit, and never a pickle.
+
+`NAME.safetensors` holds tensors and arrays under running numbers. `NAME.json` holds the structure: null, true,
+strings, whole and finite numbers and lists stand for themselves, an object with one member for the rest:
+{"tensor": number}, {"array": number}, {"scalar": number} (NumPy's), {"tuple": [...]}, {"dict": [[key, value], ...]},
+{"float": 8 bytes in hex} (infinite or NaN), {"int": hex} (beyond 64 bits).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from peftlab.errors import StorageError
+
+SCHEMA = 1
+
+
+def save_state(folder: Path, name: str, state: Any) -> None:
+    """Write `state` to `NAME.safetensors` and `NAME.json` in `folder`.
+
+    A tensor that occurs twice is written once, and is one object again after loading. Devices, strides and
+    gradients are not kept. Raises StorageError where the disk refuses, TypeError with the place for
+    a value that has no exact form here.
+    """
+    writer = _Writer()
+    structure = {"schema": SCHEMA, "state": writer.encode(state, name)}
+    try:
+        save_file(writer.tensors, folder / f"{name}.safetensors")
+        (folder / f"{name}.json").write_text(json.dumps(structure, allow_nan=False), encoding="utf-8")
+    except (OSError, SafetensorError) as error:
+        raise StorageError(f"{folder / name}: cannot be written: {_first_line(error)}; free some space") from None
+
+
+def load_state(folder: Path, name: str) -> Any:
+    """Return the state that `save_state` wrote, its tensors on the CPU. Raises StorageError where it is damaged."""
+    path = folder / f"{name}.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict) or content.get("schema") != SCHEMA:
+            raise StorageError(f"{path}: is no state that this peftlab reads (schema {SCHEMA})")
+        return _decode(content["state"], _read_tensors(folder / f"{name}.safetensors"))
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, struct.error, RecursionError) as error:
+        raise StorageError(f"{folder / name}: cannot be read: {_first_line(error)}") from None
+
+
+class _Writer:
+    """Collects tensors while it turns a state into JSON."""
+
+    def __init__(self):
+        self.tensors: dict[str, Tensor] = {}
+        self._numbers: dict[int, str] = {}
+        self._kept: list[Tensor] = []
+        self._storages: set[int] = set()
+
+    def encode(self, value: Any, place: str) -> Any:
+        # Exact types only: a subclass (np.float64 of float, OrderedDict of dict) would come back as its base.
+        kind = type(value)
+        if value is None or kind in (bool, str):
+            return value
+        if kind is int:
+            return value if value.bit_length() < 64 else {"int": hex(value)}
+        if kind is float:
+            return value if math.isfinite(value) else {"float": struct.pack(">d", value).hex()}
+        if kind in (list, tuple):
+            items = [self.encode(item, f"{place}[{index}]") for index, item in enumerate(value)]
+            return items if kind is list else {"tuple": items}
+        if kind is dict:
+            return {"dict": [[self.encode(k, place), self.encode(v, f"{place}[{k!r}]")] for k, v in value.items()]}
+        return self._encode_tensor(value, place)
+
+    def _encode_tensor(self, value: Any, place: str) -> dict[str, str]:
+        if type(value) in (Tensor, nn.Parameter):
+            return {"tensor": self._number(value, place)}
+        if type(value) is np.ndarray or isinstance(value, np.generic):
+            return {"array" if type(value) is np.ndarray else "scalar": self._number(_from_numpy(value, place), place)}
+        raise TypeError(f"{place}: a {type(value).__module__}.{type(value).__qualname__} cannot be saved exactly")
+
+    def _number(self, tensor: Tensor, place: str) -> str:
+        """Return the number of a tensor, the same for the same object (bitsandbytes shares its code books)."""
+        if id(tensor) not in self._numbers:
+            number = str(len(self.tensors))
+            self.tensors[number] = self._whole(tensor, place)
+            self._numbers[id(tensor)] = number
+            self._kept.append(tensor)  # its id stays its own as long as it lives
+        return self._numbers[id(tensor)]
+
+    def _whole(self, tensor: Tensor, place: str) -> Tensor:
+        """Return the tensor in memory that it shares with no other of the file, which safetensors asks for."""
+        if tensor.layout is not torch.strided or tensor.is_quantized or tensor.dtype is torch.complex128:
+            raise TypeError(f"{place}: a {tensor.layout} tensor of {tensor.dtype} cannot be saved exactly")
+        whole = tensor.detach().cpu().contiguous().resolve_conj().resolve_neg()
+        storage = whole.untyped_storage().data_ptr()
+        if storage in self._storages:
+            whole = whole.clone()
+        self._storages.add(storage)
+        return whole
+
+
+def _from_numpy(value: np.ndarray | np.generic, place: str) -> Tensor:
+    array = np.array(value, order="C")
+    if array.dtype.kind not in "biufc" or not array.dtype.isnative:
+        raise TypeError(f"{place}: a NumPy array of {array.dtype} cannot be saved exactly")
+    return torch.from_numpy(array)
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    # Cloned: what safetensors gives is mapped from the file. That would keep a rotated checkpoint's space in
+    # use, die with SIGBUS when the file shrinks, and lie less aligned than memory that torch allocates.
+    with safe_open(path, framework="pt") as file:
+        return {number: file.get_tensor(number).clone() for number in file.keys()}  # noqa: SIM118
+
+
+def _decode(value: Any, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(value, list):
+        return [_decode(item, tensors) for item in value]
+    if not isinstance(value, dict):
+        return value
+    ((tag, content),) = value.items()
+    return _DECODERS[tag](content, tensors)
+
+
+_DECODERS = {
+    "tensor": lambda content, tensors: tensors[content],
+    "array": lambda content, tensors: tensors[content].numpy(),
+    "scalar": lambda content, tensors: tensors[content].numpy()[()],
+    "tuple": lambda content, tensors: tuple(_decode(item, tensors) for item in content),
+    "dict": lambda content, tensors: {_decode(key, tensors): _decode(item, tensors) for key, item in content},
+    "float": lambda content, tensors: struct.unpack(">d", bytes.fromhex(content))[0],
+    "int": lambda content, tensors: int(content, 16),
+}
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -1,0 +1,99 @@
+"""What CUDA's caching allocator keeps beyond what tensors use: a simulation of its pools.
+
+Rules: c10/cuda/CUDACachingAllocator.cpp of torch 2.13, one stream, default settings.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Iterable
+
+from peftlab.memory.constants import (
+    ALLOCATION_ROUNDING,
+    LARGE_SEGMENT,
+    OWN_SEGMENT,
+    OWN_SEGMENT_ROUNDING,
+    SMALL_ALLOCATION,
+    SMALL_SEGMENT,
+)
+
+
+class CachingAllocator:
+    """Segments and the blocks in them; `reserved` and `allocated` in bytes."""
+
+    def __init__(self):
+        self.reserved = self.allocated = 0
+        self._free: dict[bool, list[tuple[int, int]]] = {True: [], False: []}  # by pool: (size, start)
+        self._used: dict[int, tuple[int, int, bool]] = {}  # by owner: (start, size, small)
+        self._starts: dict[int, tuple[int, bool]] = {}  # free blocks: start to size and pool
+        self._ends: dict[int, int] = {}  # free blocks: end to start
+        self._borders: set[int] = set()  # where segments begin: blocks do not merge across
+
+    def allocate(self, owner: int, size: int) -> None:
+        size = max(-(-size // ALLOCATION_ROUNDING), 1) * ALLOCATION_ROUNDING
+        small = size <= SMALL_ALLOCATION
+        pool = self._free[small]
+        place = bisect_left(pool, (size, 0))
+        if place == len(pool):
+            self._add_segment(size, small)
+            place = bisect_left(pool, (size, 0))
+        found, start = pool[place]
+        self._forget(found, start, small)
+        rest = found - size
+        if rest >= ALLOCATION_ROUNDING if small else rest > SMALL_ALLOCATION:
+            self._remember(rest, start + size, small)
+            found = size
+        self._used[owner] = (start, found, small)
+        self.allocated += found
+
+    def release(self, owner: int) -> None:
+        start, size, small = self._used.pop(owner)
+        self.allocated -= size
+        end = start + size
+        if end in self._starts and end not in self._borders:
+            following = self._starts[end][0]
+            self._forget(following, end, small)
+            size += following
+        if start in self._ends and start not in self._borders:
+            before = self._ends[start]
+            length = self._starts[before][0]
+            self._forget(length, before, small)
+            start, size = before, size + length
+        self._remember(size, start, small)
+
+    def _add_segment(self, size: int, small: bool) -> None:
+        if small:
+            length = SMALL_SEGMENT
+        elif size < OWN_SEGMENT:
+            length = LARGE_SEGMENT
+        else:
+            length = -(-size // OWN_SEGMENT_ROUNDING) * OWN_SEGMENT_ROUNDING
+        self._borders.add(self.reserved)
+        self._remember(length, self.reserved, small)
+        self.reserved += length
+        self._borders.add(self.reserved)
+
+    def _remember(self, size: int, start: int, small: bool) -> None:
+        insort(self._free[small], (size, start))
+        self._starts[start] = (size, small)
+        self._ends[start + size] = start
+
+    def _forget(self, size: int, start: int, small: bool) -> None:
+        pool = self._free[small]
+        del pool[bisect_left(pool, (size, start))]
+        del self._starts[start], self._ends[start + size]
+
+
+def slack_bytes(events: Iterable[tuple[int, int]]) -> int:
+    """Return what the allocator has reserved at the end beyond the most that was in use at once.
+
+    `events` are (owner, bytes) in order, bytes negative where the owner gives them back.
+    """
+    allocator, peak = CachingAllocator(), 0
+    for owner, size in events:
+        if size > 0:
+            allocator.allocate(owner, size)
+            peak = max(peak, allocator.allocated)
+        elif size < 0:
+            allocator.release(owner)
+    return allocator.reserved - peak

@@ -1,0 +1,109 @@
+"""The memory that a recipe will take, before a weight is loaded: by category and by phase."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from peftlab.memory.blueprint import Blueprint
+from peftlab.memory.constants import cuda_constants
+from peftlab.memory.depth import Segments
+from peftlab.memory.ledger import CATEGORIES
+from peftlab.memory.sizes import DEFAULT_CAPABILITY
+from peftlab.memory.strategies import State, Strategy
+from peftlab.memory.trace import PHASES, Workload, trace_whole
+from peftlab.reports import MemoryReport
+
+NOT_MEASURED = "CUDA's constants and the allocator's slack are not yet measured on a device"
+STRATEGY_NOT_MEASURED = "the {} formula for {} devices is not yet measured"
+
+
+def predict(
+    blueprint: Blueprint,
+    work: Workload | None = None,
+    *,
+    devices: int = 1,
+    strategy: Strategy | None = None,
+    capability: tuple[int, int] = DEFAULT_CAPABILITY,
+    capacity_bytes: int | None = None,
+) -> MemoryReport:
+    """Return what one device holds at its peak; `work` defaults to the largest batches that the recipe allows.
+
+    With several devices `strategy` says how they share. Takes seconds, whatever the sizes.
+    """
+    work = work or blueprint.workload()
+    trace = trace_whole(blueprint.fake, work)
+    segments = trace.segments
+    phases = {phase: _joined(segments, phase) for phase in PHASES}
+    if strategy is not None and devices > 1:
+        state = _state(blueprint, phases)
+        phases = {phase: _shared(part, strategy, state, devices) for phase, part in phases.items()}
+    phases |= _other_phases(blueprint, segments, phases)
+    constants = cuda_constants(capability) if work.cuda else None
+    if constants is not None:
+        for phase in PHASES:
+            phases[phase][CATEGORIES.index("workspace")] += constants.cublas_workspace
+    peaks = {phase: part[:, part.sum(0).argmax()] for phase, part in phases.items()}
+    peak = max(peaks.values(), key=lambda column: column.sum())
+    overheads = {}
+    if constants is not None:
+        passing = peak.sum() - segments[("state",)][:, -1].sum()
+        overheads = {"allocator_slack": int(trace.slack * max(passing, 0)), "cuda_context": constants.context}
+    return MemoryReport(
+        source="predicted",
+        device=blueprint.device.type,
+        peak_bytes=int(peak.sum()),
+        categories=dict(zip(CATEGORIES, map(int, peak), strict=True)),
+        phases={phase: int(column.sum()) for phase, column in peaks.items()},
+        overheads=overheads,
+        capacity_bytes=capacity_bytes,
+        notes=_notes(work, strategy, devices),
+    )
+
+
+def _joined(segments: Segments, phase: str) -> np.ndarray:
+    return np.concatenate([part for key, part in segments.items() if key[0] == phase], axis=1)
+
+
+def _state(blueprint: Blueprint, phases: dict[str, np.ndarray]) -> State:
+    highest = {name: int(phases["steady_step"][row].max()) for row, name in enumerate(CATEGORIES)}
+    return State(highest, *blueprint.unit_bytes)
+
+
+def _shared(part: np.ndarray, strategy: Strategy, state: State, devices: int) -> np.ndarray:
+    shared = (part * strategy.shares(devices)[:, None]).astype(np.int64)
+    shared[CATEGORIES.index("workspace")] += strategy.added_bytes(state, devices)
+    return shared
+
+
+def _other_phases(
+    blueprint: Blueprint, segments: Segments, phases: dict[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Return the peaks of loading, of generating and of saving, which are not traced, as columns of categories."""
+    weights = segments[("state",)][:, [-1]].copy()
+    load = np.zeros_like(weights)
+    load[CATEGORIES.index("frozen_weights")] = _load_peak(blueprint, int(weights.sum()))
+    after = weights.copy()
+    row = CATEGORIES.index("optimiser_state")
+    after[row] = phases["evaluation"][row].max()
+    found = {"load": load, "save": after}
+    if blueprint.generates:
+        generation = after.copy()
+        generation[CATEGORIES.index("workspace")] += blueprint.generation_bytes()
+        found["generation"] = generation
+    return found
+
+
+def _load_peak(blueprint: Blueprint, state_bytes: int) -> int:
+    """The plain model is on the CPU first; on CUDA only one dense weight at a time is plain beside its copy."""
+    load = blueprint.load
+    if blueprint.recipe.method.base_format == "plain":
+        return load.plain
+    return state_bytes + load.largest if blueprint.device.type == "cuda" else load.plain + load.largest
+
+
+def _notes(work: Workload, strategy: Strategy | None, devices: int) -> list[str]:
+    notes = [NOT_MEASURED] if work.cuda else []
+    if strategy is not None and devices > 1:
+        notes.append(STRATEGY_NOT_MEASURED.format(strategy.name, devices))
+    return notes

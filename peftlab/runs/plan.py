@@ -1,0 +1,174 @@
+"""`peftlab plan`: what a recipe will take and whether it fits, or all methods on one model side by side."""
+
+from __future__ import annotations
+
+import torch
+
+from peftlab.data.dataset import load_examples
+from peftlab.device import quiet_libraries
+from peftlab.errors import MethodError
+from peftlab.memory.blueprint import Blueprint, build_blueprint
+from peftlab.memory.fit import Predict, maximize, remedies
+from peftlab.memory.predict import predict
+from peftlab.memory.sizes import DEFAULT_CAPABILITY, Budget, format_bytes, parse_budget
+from peftlab.memory.strategies import Strategy, find_strategy
+from peftlab.methods import METHODS, Method
+from peftlab.recipe.schema import Recipe
+from peftlab.reports import MemoryReport, MethodPlan
+from peftlab.shapes import ModelShape, ParameterSite
+from peftlab.training.dropout import disable_dropout
+
+
+def plan(
+    recipe: Recipe,
+    memory: str | None = None,
+    *,
+    maximized: str | None = None,
+    device: str = "auto",
+    devices: int = 1,
+    strategy: str = "ddp",
+) -> MemoryReport:
+    """Return what the recipe will take on one device, from the model's config alone.
+
+    `memory` is a size or a GPU's name: the report then says whether it fits, and what would make it fit.
+    `maximized` (batch_size, max_length or rank) asks for the largest that fits. `device` is `cpu`, `cuda` (none
+    is needed), or `auto`: the recipe's, else CUDA if there is one or a GPU is named. Raises UsageError.
+    """
+    quiet_libraries()
+    budget = parse_budget(memory) if memory is not None else None
+    target = _target(recipe, device, budget)
+    predicting = _predictor(target, budget, devices, find_strategy(strategy))
+    if maximized is None:
+        report = predicting(recipe)
+    else:
+        value, report = maximize(recipe, maximized, _capacity(budget, target), predicting)
+        report = report.model_copy(update={"maximized": {maximized: value}})
+    if report.fits is False:
+        changes = remedies(recipe, report.capacity_bytes, predicting)
+        lines = [f"{change} needs {format_bytes(change.report.needed_bytes)}" for change in changes]
+        report = report.model_copy(update={"remedies": lines})
+    return report
+
+
+def plan_methods(
+    model: str,
+    memory: str | None = None,
+    *,
+    task: str = "causal-lm",
+    batch_size: int = 1,
+    max_length: int = 512,
+    gradient_checkpointing: bool = False,
+    device: str = "auto",
+) -> list[MethodPlan]:
+    """Return one plan for each method with its defaults on `model` (a hub id, a folder, ...)."""
+    quiet_libraries()
+    found = []
+    for name, method in METHODS.items():
+        checkpointing = gradient_checkpointing and method(type=name).supports_gradient_checkpointing
+        recipe = Recipe.model_validate(
+            {
+                "model": {"name": model, "task": task},
+                "method": {"type": name},
+                "data": {"train": "-", "max_length": max_length},
+                "training": {
+                    "steps": 1,
+                    "learning_rate": 1e-4,
+                    "batch_size": batch_size,
+                    "gradient_checkpointing": checkpointing,
+                },
+            }
+        )
+        found.append(_plan_method(recipe, memory, device))
+    return found
+
+
+def relative_step_time(method: Method, shape: ModelShape, length: int) -> float:
+    """Return a step's floating-point operations as a part of full fine-tuning's, without checkpointing.
+
+    For each token: 2 for every weight of a matrix forward, 2 backward to its input, 2 for its own gradient where
+    it trains, and the attention's own products. Below the first layer that trains nothing goes backward.
+    """
+    base = [site for site in shape.parameters if _multiplies(site)]
+    added = [site for site in method.added_parameters(shape) if _multiplies(site)]
+    trained = [site for site in method.trainable_sites(shape)]
+    matrices = sum(site.count for site in base)
+    attention = 2 * length * shape.hidden_size * shape.layers
+    first = min((site.layer if site.layer is not None else 0 for site in trained), default=0)
+    below = sum(site.count for site in base if site.layer is not None and site.layer < first)
+    reached = 1 - first / max(shape.layers, 1)
+    own = sum(site.count for site in trained if _multiplies(site))
+    extra = sum(site.count for site in added)
+    cost = 2 * (matrices + extra) + 2 * (matrices + extra - below) + 2 * own + attention * (1 + 2 * reached)
+    return cost / (6 * matrices + 3 * attention)
+
+
+def _multiplies(site: ParameterSite) -> bool:
+    return len(site.shape) == 2 and site.kind != "embedding" and not site.name.startswith("prompt_encoder.embedding")
+
+
+def _plan_method(recipe: Recipe, memory: str | None, device: str) -> MethodPlan:
+    method = recipe.method
+    row = MethodPlan(method=method.type, title=method.title)
+    budget = parse_budget(memory) if memory is not None else None
+    target = _target(recipe, device, budget)
+    try:
+        blueprint = _blueprint(recipe, target)
+    except MethodError as error:
+        return row.model_copy(update={"error": str(error)})
+    trainable = method.count_trainable(blueprint.shape)
+    return row.model_copy(
+        update={
+            "trainable": trainable,
+            "fraction": trainable / blueprint.shape.total,
+            "relative_step_time": relative_step_time(method, blueprint.shape, recipe.data.max_length),
+            "memory": _report(blueprint, budget, 1, find_strategy("ddp")),
+        }
+    )
+
+
+def _predictor(target: torch.device, budget: Budget | None, devices: int, strategy: Strategy) -> Predict:
+    """Return a function from recipes to reports that builds a model once for each way to build it."""
+    built: dict[str, Blueprint] = {}
+
+    def predicting(recipe: Recipe) -> MemoryReport:
+        key = recipe.model_dump_json(include={"model": True, "method": True, "training": {"gradient_checkpointing"}})
+        if key not in built:
+            built.clear()
+            built[key] = _blueprint(recipe, target)
+        return _report(built[key].for_recipe(recipe), budget, devices, strategy)
+
+    return predicting
+
+
+def _blueprint(recipe: Recipe, target: torch.device) -> Blueprint:
+    classifies = recipe.model.task == "sequence-classification" and recipe.data.train != "-"
+    labels = load_examples(recipe.data, recipe.model.task, recipe.run.seed).labels if classifies else None
+    return build_blueprint(recipe, target, labels, disable_dropout)
+
+
+def _report(blueprint: Blueprint, budget: Budget | None, devices: int, strategy: Strategy) -> MemoryReport:
+    return predict(
+        blueprint,
+        devices=devices,
+        strategy=strategy,
+        capability=budget.capability if budget else DEFAULT_CAPABILITY,
+        capacity_bytes=budget.bytes if budget else None,
+    )
+
+
+def _target(recipe: Recipe, device: str, budget: Budget | None) -> torch.device:
+    wanted = recipe.run.device if device == "auto" else device
+    if wanted == "auto":
+        named = budget is not None and budget.gpu is not None
+        wanted = "cuda" if named or torch.cuda.is_available() else "cpu"
+    return torch.device(wanted)
+
+
+def _capacity(budget: Budget | None, target: torch.device) -> int:
+    if budget is not None:
+        return budget.bytes
+    if target.type == "cuda" and torch.cuda.is_available():
+        return torch.cuda.get_device_properties(0).total_memory
+    import psutil
+
+    return psutil.virtual_memory().available
