@@ -18,7 +18,7 @@ def quiet_libraries() -> None:
     """Keep the libraries' progress bars and advice off the user's terminal; their errors still raise."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     for name in ("bitsandbytes", "accelerate", "peft", "httpx", "huggingface_hub"):
-        logging.getLogger(name).setLevel(logging.ERROR)  # before their import: bitsandbytes speaks up there
+        logging.getLogger(name).setLevel(logging.ERROR)
     import datasets
     import transformers
 

@@ -16,6 +16,7 @@ EXIT_CODES = {
     8: "the run directory, a checkpoint or an adapter cannot be read or written",
     9: "a library or device that this recipe needs is missing",
     10: "at least one run of a comparison failed",
+    11: "stopped before its last step, as run.max_seconds or run.stop_after asked; train --resume goes on",
     130: "interrupted from the keyboard (SIGINT)",
     143: "terminated (SIGTERM)",
 }
@@ -85,6 +86,17 @@ class MissingRequirementError(PeftlabError):
 
 class ComparisonError(PeftlabError):
     exit_code = 10
+
+
+class StoppedError(PeftlabError):
+    """A run that saved itself and ended before its last step; a signal's exit code is 128 and its number."""
+
+    exit_code = 11
+
+    def __init__(self, message: str, signal: int | None = None):
+        super().__init__(message)
+        if signal is not None:
+            self.exit_code = 128 + signal
 
 
 def nearest(name: str, known) -> str:

@@ -118,6 +118,14 @@ class AuditReport(Report):
         return not (self.without_gradient or self.unmoved or self.frozen_changed)
 
 
+class ResumeReport(Report):
+    """One continuation of a run: from which step, and whether it equals a run that never stopped, or why not."""
+
+    step: int
+    exact: bool
+    reasons: list[str] = Field(default_factory=list)
+
+
 class RunResult(Report):
     """Everything that one run has to say; `result.json` in its directory."""
 
@@ -133,4 +141,5 @@ class RunResult(Report):
     metrics: dict[str, dict[str, float]] = Field(default_factory=dict)
     examples: list[dict[str, str]] = Field(default_factory=list)
     seconds: dict[str, float] = Field(default_factory=dict)
+    resumes: list[ResumeReport] = Field(default_factory=list)
     error: str | None = None

@@ -34,7 +34,7 @@ def restore_random_state(state: dict[str, Any]) -> list[str]:
         here = torch.cuda.device_count() if torch.cuda.is_available() else 0
         for device, device_state in enumerate(state["cuda"][:here]):
             torch.cuda.set_rng_state(device_state, device)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (LookupError, TypeError, ValueError, RuntimeError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise StorageError(f"the random state of the checkpoint cannot be restored: {reason}") from None
     saved = len(state["cuda"])

@@ -15,6 +15,7 @@ Output = Annotated[
     Path | None,
     typer.Option("--output", metavar="FOLDER", help="Folder of the runs (default: runs/comparison)."),
 ]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from the run's latest whole checkpoint.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a run that already lies there.")]
 
 
@@ -23,17 +24,20 @@ def train(
     recipe: RecipePath,
     overrides: Overrides = None,
     overwrite: Overwrite = False,
+    resume: Resume = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> Any:
     """Run a recipe: train, evaluate before and after, save."""
     from peftlab.recipe.load import load_recipe, recipe_name
 
+    if resume and overwrite:
+        raise UsageError("--resume goes on with a run and --overwrite replaces it; give one of them")
     loaded = load_recipe(recipe, overrides or ())
     from peftlab.runs.run import train as train_recipe
 
     with naming_places(recipe, overrides or ()):
-        result = train_recipe(loaded, name=recipe_name(recipe), overwrite=overwrite)
+        result = train_recipe(loaded, name=recipe_name(recipe), overwrite=overwrite, resume=resume)
     return result.model_dump(), lambda: show_result(result), 0
 
 

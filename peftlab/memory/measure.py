@@ -59,12 +59,13 @@ class MemoryMeter:
         return psutil.Process().memory_info().rss
 
     def report(self, model: nn.Module, optimizer: torch.optim.Optimizer | None) -> MemoryReport:
-        """Return the ledger; what the state's tensors do not explain of the peak stands under `other`."""
-        peak = max(self.phases.values(), default=0)
-        categories = state_bytes(model, optimizer)
-        categories["other"] = max(0, peak - sum(categories.values()))
+        """Return the ledger; what the state's tensors do not explain of the peak is its residual."""
         return MemoryReport(
-            source="measured", device=self.device.type, peak_bytes=peak, categories=categories, phases=self.phases
+            source="measured",
+            device=self.device.type,
+            peak_bytes=max(self.phases.values(), default=0),
+            categories=state_bytes(model, optimizer),
+            phases=self.phases,
         )
 
     def _reset(self) -> None:

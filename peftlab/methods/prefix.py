@@ -24,7 +24,9 @@ ENCODER = "prompt_encoder"
 class Prefix(Method):
     """Trained virtual tokens before the input, through PEFT; the base stays as it is.
 
-    Prompt tuning starts from the embeddings of tokens drawn at random.
+    It starts from tokens drawn at random: a prompt from their embeddings, a prefix from their keys and values
+    (as the prefix paper advises: noise instead made SmolLM2-135M's loss 14.5 where the base's is 3.1). Only a
+    prefix with a projection starts from noise.
     """
 
     title: ClassVar[str] = "prefix tuning"
@@ -88,13 +90,28 @@ class Prefix(Method):
     def insert(self, model: nn.Module, shape: ModelShape) -> nn.Module:
         from peft import get_peft_model
 
+        start = self._start(model, shape)
         wrapped = get_peft_model(model, self._peft_config(model, shape))
         unwrap_heads(wrapped)
+        if start is not None:
+            wrapped.prompt_encoder["default"].embedding.weight.data.copy_(start)
         # PEFT looks for the first parameter with as many rows as the vocabulary, which others may have as well.
         wrapped.word_embeddings = model.get_input_embeddings()
         if self.kind == "prompt" and shape.task == "causal-lm":
             wrapped.register_forward_hook(_drop_prompt_positions)
         return wrapped
+
+    def _start(self, model: nn.Module, shape: ModelShape) -> Tensor | None:
+        """Return the first keys and values, or None where PEFT sets the start or there are no weights."""
+        import torch
+
+        from peftlab.nn.prefix import read_keys_and_values
+
+        if self.kind == "prompt" or self.projection or next(model.parameters()).is_meta:
+            return None
+        ids = torch.randint(0, shape.vocabulary, (self.length,))
+        projections = [site.name for site in shape.linears if site.role in ("key", "value")]
+        return read_keys_and_values(model, ids, projections)
 
     def _peft_config(self, model: nn.Module, shape: ModelShape):
         from peft import PrefixTuningConfig, PromptTuningConfig

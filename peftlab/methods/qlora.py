@@ -37,8 +37,8 @@ class QLoRA(LoRA):
 
     def check_own(self, shape: ModelShape) -> Problems:
         problems = super().check_own(shape)
-        if self.init in ("pissa", "olora"):
-            problems.append(("init", f"{self.init} changes the base's weights, and quantised ones cannot change"))
+        if self.init not in ("default", "gaussian"):
+            problems.append(("init", f"{self.init} computes with the base's weights, which are quantised here"))
         quantised = [f"{site.name}.weight" for site in shape.linears if site.role != "head"]
         for pattern in self.unfreeze:
             stuck = matching([pattern], quantised)

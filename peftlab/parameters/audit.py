@@ -26,6 +26,10 @@ class Audit:
         self._before = _fingerprints(model)
         self._has_gradient: dict[str, torch.Tensor | None] = dict.fromkeys(trainable_parameters(model))
 
+    def frozen_fingerprints(self) -> dict[str, tuple[int, ...]]:
+        """Return the fingerprint of every frozen tensor as it was at the beginning. Waits for the device."""
+        return {name: tuple(value.tolist()) for name, value in self._before.items() if name not in self._has_gradient}
+
     def observe_gradients(self, model: nn.Module) -> None:
         """Note which trainable tensors have a gradient; call it after the backward pass, before the step."""
         self.steps += 1

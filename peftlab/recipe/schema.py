@@ -123,7 +123,13 @@ class Run(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to run: auto takes CUDA where there is one."""
     save_every: PositiveInt | None = None
-    """Steps between saved copies of the trained weights; the last is always saved."""
+    """Steps between checkpoints, from which `train --resume` goes on exactly; the trained weights are always saved."""
+    keep_checkpoints: PositiveInt = 2
+    """How many of the latest checkpoints are kept; the best by held-out loss is kept beside them."""
+    max_seconds: Annotated[float, Field(gt=0)] | None = None
+    """Seconds after which the run saves a checkpoint and ends, for jobs with a time limit."""
+    stop_after: PositiveInt | None = None
+    """Step after which the run saves a checkpoint and ends, as a time limit would."""
     log_every: PositiveInt = 10
     """Steps between lines of `metrics.jsonl`."""
     trackers: tuple[str, ...] = ()

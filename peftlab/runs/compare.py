@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from peftlab.errors import StorageError
+from peftlab.files import write_atomically
 from peftlab.recipe.load import load_recipe, recipe_name
 from peftlab.reports import RunResult
-from peftlab.runs.directory import RunDirectory, write_atomically
+from peftlab.runs.directory import RunDirectory
 
 SUMMARY = "comparison.json"
 

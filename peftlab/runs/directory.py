@@ -10,7 +10,9 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from peftlab.checkpoint.lock import RunLock
 from peftlab.errors import StorageError
+from peftlab.files import write_atomically
 from peftlab.reports import RunResult
 
 MARKER = ".peftlab"
@@ -18,21 +20,8 @@ OWN_FILES = ("result.json", "recipe.yaml", "metrics.jsonl", "loss.png", "log.txt
 OWN_FOLDERS = ("weights", "checkpoints", "trackers")
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write `text` beside `path` and rename, so that a reader sees the old file or the new one whole."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 class RunDirectory:
-    """One run's files. `create` makes it, `open` finds an existing one."""
+    """One run's files. `claim` makes the directory or takes it up again, `open` finds a run in it."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -45,11 +34,11 @@ class RunDirectory:
         self.trackers = path / "trackers"
 
     @classmethod
-    def create(cls, path: Path, overwrite: bool = False) -> RunDirectory:
-        """Make a fresh run directory. Raises StorageError rather than touch what is not this project's."""
+    def claim(cls, path: Path) -> RunDirectory:
+        """Make or find a run directory. Raises StorageError rather than touch what is not this project's."""
         directory = cls(path)
         try:
-            directory._make_room(overwrite)
+            directory._mark()
         except OSError as error:
             raise StorageError(f"run.output: cannot write to {path}: {error.strerror}; choose another folder") from None
         return directory
@@ -61,21 +50,28 @@ class RunDirectory:
             raise StorageError(f"{path} is not a run directory of peftlab (no {MARKER} and result.json in it)")
         return cls(path)
 
-    def _make_room(self, overwrite: bool) -> None:
+    def _mark(self) -> None:
         if self.path.exists() and not self.path.is_dir():
             raise StorageError(f"run.output: {self.path} is a file; choose a folder")
-        if self.path.is_dir() and any(self.path.iterdir()):
-            if not (self.path / MARKER).is_file():
-                raise StorageError(
-                    f"run.output: {self.path} holds files that are no run of peftlab; choose another folder"
-                )
-            if self.holds_work() and not overwrite:
-                raise StorageError(
-                    f"run.output: {self.path} already holds a run; set run.output=OTHER, or --overwrite to replace it"
-                )
-            self._clear()
+        if self.path.is_dir() and any(self.path.iterdir()) and not (self.path / MARKER).is_file():
+            raise StorageError(
+                f"run.output: {self.path} holds files that are no run of peftlab; choose another folder"
+            )
         self.path.mkdir(parents=True, exist_ok=True)
         write_atomically(self.path / MARKER, json.dumps({"schema": 1}) + "\n")
+
+    def lock(self) -> RunLock:
+        """Return the lock that a run holds while it writes here."""
+        return RunLock(self.path / ".lock")
+
+    def make_room(self, overwrite: bool = False) -> None:
+        """Empty the directory for a new run. Raises StorageError if a run's work is here, unless told to go on."""
+        if self.holds_work() and not overwrite:
+            ways = "set run.output=OTHER, or --overwrite to replace it"
+            if self.checkpoints.exists():
+                ways = f"--resume to go on with it, {ways}"
+            raise StorageError(f"run.output: {self.path} already holds a run; {ways}")
+        self._clear()
 
     def holds_work(self) -> bool:
         """Whether there is anything that a user could miss: a run that failed before it saved holds nothing."""

@@ -8,7 +8,7 @@ from peftlab.data.dataset import load_examples
 from peftlab.device import quiet_libraries
 from peftlab.errors import MethodError
 from peftlab.memory.blueprint import Blueprint, build_blueprint
-from peftlab.memory.fit import Predict, maximize, remedies
+from peftlab.memory.fit import maximize, remedies
 from peftlab.memory.predict import predict
 from peftlab.memory.sizes import DEFAULT_CAPABILITY, Budget, format_bytes, parse_budget
 from peftlab.memory.strategies import Strategy, find_strategy
@@ -37,14 +37,15 @@ def plan(
     quiet_libraries()
     budget = parse_budget(memory) if memory is not None else None
     target = _target(recipe, device, budget)
-    predicting = _predictor(target, budget, devices, find_strategy(strategy))
+    planner = _Planner(target, budget, devices, find_strategy(strategy))
     if maximized is None:
-        report = predicting(recipe)
+        report = planner(recipe)
     else:
-        value, report = maximize(recipe, maximized, _capacity(budget, target), predicting)
+        longest = planner.blueprint(recipe).positions
+        value, report = maximize(recipe, maximized, _capacity(budget, target), planner, longest)
         report = report.model_copy(update={"maximized": {maximized: value}})
     if report.fits is False:
-        changes = remedies(recipe, report.capacity_bytes, predicting)
+        changes = remedies(recipe, report.capacity_bytes, planner)
         lines = [f"{change} needs {format_bytes(change.report.needed_bytes)}" for change in changes]
         report = report.model_copy(update={"remedies": lines})
     return report
@@ -126,18 +127,22 @@ def _plan_method(recipe: Recipe, memory: str | None, device: str) -> MethodPlan:
     )
 
 
-def _predictor(target: torch.device, budget: Budget | None, devices: int, strategy: Strategy) -> Predict:
-    """Return a function from recipes to reports that builds a model once for each way to build it."""
-    built: dict[str, Blueprint] = {}
+class _Planner:
+    """Turns recipes into reports; builds a model anew only for a recipe that needs another one."""
 
-    def predicting(recipe: Recipe) -> MemoryReport:
-        key = recipe.model_dump_json(include={"model": True, "method": True, "training": {"gradient_checkpointing"}})
-        if key not in built:
-            built.clear()
-            built[key] = _blueprint(recipe, target)
-        return _report(built[key].for_recipe(recipe), budget, devices, strategy)
+    def __init__(self, target: torch.device, budget: Budget | None, devices: int, strategy: Strategy):
+        self.target, self.budget, self.devices, self.strategy = target, budget, devices, strategy
+        self._built: tuple[str, Blueprint] | None = None
 
-    return predicting
+    def __call__(self, recipe: Recipe) -> MemoryReport:
+        return _report(self.blueprint(recipe), self.budget, self.devices, self.strategy)
+
+    def blueprint(self, recipe: Recipe) -> Blueprint:
+        parts = {"model": True, "method": True, "training": {"gradient_checkpointing", "frozen_dropout"}}
+        key = recipe.model_dump_json(include=parts)
+        if self._built is None or self._built[0] != key:
+            self._built = key, _blueprint(recipe, self.target)
+        return self._built[1].for_recipe(recipe)
 
 
 def _blueprint(recipe: Recipe, target: torch.device) -> Blueprint:

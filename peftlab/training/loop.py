@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from peftlab.parameters.audit import Audit
     from peftlab.recipe.schema import Recipe
     from peftlab.training.recorder import Recorder
+    from peftlab.training.stop import Stop
 
 AUDITED_STEPS = 3
 
@@ -33,28 +34,33 @@ class Setup:
     rows: StepRows
     precision: torch.dtype
     steps: int
+    stop: Stop
     evaluate: Callable[[], dict[str, float]]
-    save: Callable[[Progress], None]
+    save: Callable[[Setup], None]
+    scaler: torch.amp.GradScaler = field(init=False)
     progress: Progress = field(default_factory=Progress)
+
+    def __post_init__(self):
+        self.scaler = torch.amp.GradScaler(self.accelerator.device.type, enabled=self.precision == torch.float16)
 
 
 def train(setup: Setup, recorder: Recorder, audit: Audit) -> Progress:
-    """Run the optimiser steps of a recipe and return how far they went.
+    """Run the optimiser steps of a recipe, from where `setup.progress` is, and return how far they went.
 
     The loss of a step is the sum over its supervised tokens on all processes and micro-batches, divided by
     their number, so that neither accumulation nor the number of processes changes the gradients.
     Raises DivergedError before the step whose loss or gradient is not finite.
     """
-    recipe, progress = setup.recipe, setup.progress
-    scaler = torch.amp.GradScaler(setup.accelerator.device.type, enabled=setup.precision == torch.float16)
+    recipe, progress, scaler = setup.recipe, setup.progress, setup.scaler
+    last_audited = min(progress.step + AUDITED_STEPS, setup.steps)
     setup.model.train()
     for step in range(progress.step + 1, setup.steps + 1):
         tokens = setup.rows.count_tokens(step)
-        losses = backward_micro_batches(setup, scaler, step, tokens)
-        if step <= AUDITED_STEPS:
+        losses = backward_micro_batches(setup, step, tokens)
+        if step <= last_audited:
             audit.observe_gradients(setup.model)
-        norm = clip_gradients(setup, scaler)
-        check_finite(setup, scaler, step, losses, norm)
+        norm = clip_gradients(setup)
+        check_finite(setup, step, losses, norm)
         rate = setup.schedule.get_last_lr()[0]
         scaler.step(setup.optimizer)
         scaler.update()
@@ -62,17 +68,40 @@ def train(setup: Setup, recorder: Recorder, audit: Audit) -> Progress:
         setup.optimizer.zero_grad(set_to_none=True)
         progress.step, progress.rows, progress.tokens = step, step * setup.rows.per_step, progress.tokens + tokens
         recorder.add(losses.sum(), tokens)
-        if step == min(AUDITED_STEPS, setup.steps):
+        if step == last_audited:
             recorder.audit = audit.finish(setup.model)
         if step % recipe.run.log_every == 0 or step in (1, setup.steps):
             recorder.log(progress, norm, rate)
-        if step < setup.steps and is_due(step, recipe.evaluation.every):
-            recorder.log_evaluation(step, setup.evaluate())
-        if step < setup.steps and is_due(step, recipe.run.save_every):
-            setup.save(progress)
+        if step == setup.steps:
+            break
+        if is_due(step, recipe.evaluation.every):
+            metrics = setup.evaluate()
+            recorder.log_evaluation(step, metrics)
+            note_best(progress, metrics)
+        stopping = agree_to_stop(setup, step)
+        if stopping or is_due(step, recipe.run.save_every):
+            setup.save(setup)
+        if stopping:
+            break
     return progress
 
 
 def is_due(step: int, every: int | None) -> bool:
     """Whether an action that comes every so many steps comes after this one."""
     return every is not None and step % every == 0
+
+
+def note_best(progress: Progress, metrics: dict[str, float]) -> None:
+    """Remember the step of the lowest held-out loss."""
+    loss = metrics.get("loss")
+    if loss is not None and (progress.best_metric is None or loss < progress.best_metric):
+        progress.best_metric, progress.best_step = loss, progress.step
+
+
+def agree_to_stop(setup: Setup, step: int) -> bool:
+    """Whether to stop after this step: a signal reaches processes at different steps, so they ask each other."""
+    wanted = setup.stop.wanted or step == setup.recipe.run.stop_after
+    if setup.rows.processes == 1:
+        return wanted
+    flag = torch.tensor(float(wanted), device=setup.accelerator.device)
+    return bool(setup.accelerator.reduce(flag, "sum"))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
+from peftlab.files import write_atomically
 from peftlab.reports import AuditReport, Progress
 
 if TYPE_CHECKING:
@@ -28,17 +29,32 @@ class Recorder:
 
     def __init__(self, accelerator: Accelerator, path: Path, display: Display, memory_bytes: Callable[[], int]):
         self.accelerator, self.path, self.display, self.memory_bytes = accelerator, path, display, memory_bytes
-        self.steps = 0
+        self.steps = self._done = 0
         self.audit: AuditReport | None = None
         self.history: list[dict[str, Any]] = []
         self._losses: list[torch.Tensor] = []
         self._tokens: list[int] = []
         self._started = self._last = time.perf_counter()
 
-    def start(self, steps: int) -> None:
-        """Begin the clock of a training of so many steps."""
-        self.steps = steps
+    def start(self, steps: int, done: int = 0) -> None:
+        """Begin the clock of a training of so many steps, some of them already done."""
+        self.steps, self._done = steps, done
         self._started = self._last = time.perf_counter()
+
+    def state(self) -> dict[str, Any]:
+        """Return what is not logged yet, so that a resumed run logs the same means."""
+        return {"losses": [loss.cpu() for loss in self._losses], "tokens": list(self._tokens)}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take back what `state` returned."""
+        self._losses = [loss.to(self.accelerator.device) for loss in state["losses"]]
+        self._tokens = list(state["tokens"])
+
+    def rewind(self, step: int) -> None:
+        """Drop the lines after `step` from the file, which a resumed run writes again."""
+        lines = [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+        self.history = [line for line in lines if line["step"] <= step]
+        write_atomically(self.path, "".join(json.dumps(line) + "\n" for line in self.history))
 
     def add(self, loss: torch.Tensor, tokens: int) -> None:
         """Take one step's loss (this process's share of the mean over `tokens`) without reading it."""
@@ -59,7 +75,7 @@ class Recorder:
             "tokens_per_second": tokens / max(now - self._last, 1e-9),
             "memory_bytes": self.memory_bytes(),
             "seconds": elapsed,
-            "seconds_left": elapsed / progress.step * (self.steps - progress.step),
+            "seconds_left": elapsed / (progress.step - self._done) * (self.steps - progress.step),
         }
         self._losses, self._tokens, self._last = [], [], now
         self._write("train", line)

@@ -1,4 +1,4 @@
-"""Everything that a run's next step depends on, as one tree of tensors and plain values."""
+"""Everything that a run's next step depends on, as trees of tensors and plain values."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from peftlab.reports import Progress
 
 if TYPE_CHECKING:
     from peftlab.training.loop import Setup
+    from peftlab.training.recorder import Recorder
 
 
-def capture_state(setup: Setup) -> dict[str, Any]:
+def capture_shared_state(setup: Setup) -> dict[str, Any]:
     """Return what is the same on every process: trained weights, optimiser, schedule, scaler, progress."""
     return {
-        "weights": {name: p.detach() for name, p in trainable_parameters(setup.model).items()},
+        "weights": {name: parameter.detach() for name, parameter in trainable_parameters(setup.model).items()},
         "optimizer": setup.optimizer.state_dict(),
         "schedule": setup.schedule.state_dict(),
         "scaler": setup.scaler.state_dict(),
@@ -26,25 +27,28 @@ def capture_state(setup: Setup) -> dict[str, Any]:
     }
 
 
-def restore_state(setup: Setup, state: dict[str, Any]) -> None:
-    """Put a captured state back, in place. Raises StorageError unless it is of this very setup."""
-    parameters = trainable_parameters(setup.model)
-    if parameters.keys() != state["weights"].keys():
-        odd = sorted(parameters.keys() ^ state["weights"].keys())
-        raise StorageError(f"the checkpoint's trained weights are others than this run's ({odd[0]}, ...)")
+def restore_shared_state(setup: Setup, state: dict[str, Any]) -> None:
+    """Put a captured state back, in place. Raises StorageError unless it is of the same parameters."""
+    parameters, weights = trainable_parameters(setup.model), state["weights"]
+    odd = [name for name in parameters if name not in weights or weights[name].shape != parameters[name].shape]
+    odd += sorted(weights.keys() - parameters.keys())
+    if odd:
+        raise StorageError(f"the checkpoint's trained weights are not those of this run ({odd[0]}, ...)")
     with torch.no_grad():
         for name, parameter in parameters.items():
-            parameter.copy_(state["weights"][name])
+            parameter.copy_(weights[name])
     setup.optimizer.load_state_dict(state["optimizer"])
     setup.schedule.load_state_dict(state["schedule"])
     setup.scaler.load_state_dict(state["scaler"])
     setup.progress = Progress(**state["progress"])
 
 
-def capture_process_state() -> dict[str, Any]:
-    """Return what each process has of its own: its random states."""
-    return capture_random_state()
+def capture_process_state(recorder: Recorder) -> dict[str, Any]:
+    """Return what each process has of its own: its random states and what it has not logged yet."""
+    return {"random": capture_random_state(), "recorder": recorder.state()}
 
 
-def restore_process_state(state: dict[str, Any]) -> None:
-    restore_random_state(state)
+def restore_process_state(recorder: Recorder, state: dict[str, Any]) -> list[str]:
+    """Put a process's state back; return why that is not exact: nothing if it is."""
+    recorder.restore(state["recorder"])
+    return restore_random_state(state["random"])

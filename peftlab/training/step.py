@@ -64,7 +64,7 @@ class StepRows:
         return sum(self.rows[i].supervised for micro, process in micros for i in self.indices(step, micro, process))
 
 
-def backward_micro_batches(setup: Setup, scaler: torch.amp.GradScaler, step: int, tokens: int) -> torch.Tensor:
+def backward_micro_batches(setup: Setup, step: int, tokens: int) -> torch.Tensor:
     """Accumulate the gradients of a step; return the micro-batches' losses, each a share of the step's mean.
 
     DDP averages gradients over processes, hence the factor: the sum over all must be divided by `tokens` once.
@@ -78,22 +78,20 @@ def backward_micro_batches(setup: Setup, scaler: torch.amp.GradScaler, step: int
             with autocast(setup.precision, accelerator.device):
                 loss_sum, _ = supervised_loss(setup.model, batch)
             share = loss_sum / tokens
-            scaler.scale(share * setup.rows.processes).backward()
+            setup.scaler.scale(share * setup.rows.processes).backward()
         losses.append(share.detach())
     return torch.stack(losses)
 
 
-def clip_gradients(setup: Setup, scaler: torch.amp.GradScaler) -> torch.Tensor:
+def clip_gradients(setup: Setup) -> torch.Tensor:
     """Clip to the recipe's norm, if any, and return the norm before that."""
-    scaler.unscale_(setup.optimizer)
+    setup.scaler.unscale_(setup.optimizer)
     limit = setup.recipe.training.clip
     parameters = list(trainable_parameters(setup.model).values())
     return torch.nn.utils.clip_grad_norm_(parameters, float("inf") if limit is None else limit)
 
 
-def check_finite(
-    setup: Setup, scaler: torch.amp.GradScaler, step: int, losses: torch.Tensor, norm: torch.Tensor
-) -> None:
+def check_finite(setup: Setup, step: int, losses: torch.Tensor, norm: torch.Tensor) -> None:
     """Raise DivergedError, naming the step and its rows, unless loss and gradient are finite.
 
     With float16 an overflow of the scaled gradient is part of the method: the scaler skips that step and
@@ -104,7 +102,7 @@ def check_finite(
         total = setup.accelerator.reduce(total, "sum")
     if bool(torch.isfinite(total + norm)):
         return
-    if scaler.is_enabled() and scaler.get_scale() > SMALLEST_SCALE:
+    if setup.scaler.is_enabled() and setup.scaler.get_scale() > SMALLEST_SCALE:
         return
     bad = [m for m in range(len(losses)) if not bool(torch.isfinite(losses[m]))] or list(range(len(losses)))
     rows = sorted(i for micro in bad for i in setup.rows.indices(step, micro, setup.rows.process))

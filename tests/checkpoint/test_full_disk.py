@@ -109,43 +109,60 @@ def test_a_checkpoint_that_cannot_be_removed_is_told(root, monkeypatch):
         rotate(root, keep=1, protected=set())
 
 
-# Runs inside a file system of 24 MB of its own: two files of each size, until no size fits any more.
-REAL_DISK = """
-import shutil, sys, torch
+# Runs inside a file system of its own. A file of ballast leaves so many pages free that the disk fills during
+# each file of the checkpoint in turn (they take a page each), then during large ones.
+REAL_DISK = r"""
+import os, shutil, sys, torch
 from pathlib import Path
-from peftlab.checkpoint.store import find_latest, write_checkpoint
+from peftlab.checkpoint import store
 from peftlab.checkpoint.tensors import load_state, save_state
 from peftlab.errors import StorageError
 
-root, told = Path(sys.argv[1]) / "checkpoints", set()
+root, ballast, written = Path(sys.argv[1]) / "checkpoints", Path(sys.argv[1]) / "ballast", []
+store.SPARE_BYTES = 0
 
 def write(folder):
     for name in ("first", "second"):
-        save_state(folder, name, torch.full((megabytes * 250_000,), float(megabytes)))
+        save_state(folder, name, torch.full((values,), float(values)))
+        written.append(name)
 
-for megabytes in (1, 5, 6, 7, 8, 12, 20, 40):
+def attempt(step):
+    written.clear()
     try:
-        write_checkpoint(root, megabytes, write, {})
-        whole = megabytes
+        store.write_checkpoint(root, step, write, {})
     except StorageError as error:
-        assert str(error).count("No space left on device") == 1 and "\\n" not in str(error), error
-        told.add("first" if "first" in str(error) else "second" if "second" in str(error) else "other")
-    latest, faults = find_latest(root)
-    assert latest.step == whole and not faults and len(list(root.iterdir())) == (1 if whole == 1 else 2), faults
-    assert load_state(latest.path, "second").eq(whole).all()
-assert told == {"first", "second"} and whole == 5, (told, whole)
+        assert "No space left on device" in str(error) and "\n" not in str(error), error
+        latest, faults = store.find_latest(root)
+        assert latest.step == 1 and not faults and os.listdir(root) == ["step-000001"], faults
+        assert load_state(latest.path, "second").eq(100).all()
+        return len(written)
+    return None
+
+values = 100
+assert attempt(1) is None
+files_before_the_end = []
+for pages in range(7):
+    free = os.statvfs(root).f_bavail - pages
+    ballast.write_bytes(bytes(free * os.statvfs(root).f_bsize))
+    files_before_the_end.append(attempt(2))
+    ballast.unlink()
+    shutil.rmtree(root / "step-000002", ignore_errors=True)
+assert files_before_the_end == [0, 0, 1, 1, 2, None, None], files_before_the_end
+for values, done in ((2_000_000, 1), (10_000_000, 0)):
+    assert attempt(2) == done, values
+store.SPARE_BYTES = 1_000_000
 try:
-    write_checkpoint(root, 50, write, {}, needed_bytes=5_000_000)
+    store.write_checkpoint(root, 2, write, {}, needed_bytes=12_000_000)
 except StorageError as error:
-    assert "are free" in str(error)
+    assert "are free" in str(error), error
 else:
-    raise AssertionError("needed more than there was")
+    raise AssertionError("more was needed than there was")
 """
 
 
 def test_a_disk_that_is_really_full(tmp_path):
     namespace = ["unshare", "--user", "--map-root-user", "--mount"]
-    mount = f"mount -t tmpfs -o size=24m none {tmp_path}"
+    mount = f"mount -t tmpfs -o size=12m none {tmp_path}"
     if not shutil.which("unshare") or subprocess.run([*namespace, "sh", "-c", mount], capture_output=True).returncode:
         pytest.skip("this system does not allow mounting a small tmpfs in a namespace of one's own")
     command = [*namespace, "sh", "-c", f'{mount} && exec "$@"', "sh", sys.executable, "-c", REAL_DISK, str(tmp_path)]

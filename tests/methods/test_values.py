@@ -11,6 +11,8 @@ from peftlab.methods import Adapters, BitFit, Full, LoRA, Prefix
 from peftlab.parameters.trainable import named_parameters, trainable_parameters
 from tests.methods.tiny import head_names, tiny_batch, tiny_model
 
+CLASSIFY = "sequence-classification"
+
 
 def randomise(model) -> None:
     """Give what trains random values, so that it matters."""
@@ -189,6 +191,32 @@ def test_prefix_is_keys_and_values_before_the_tokens():
         model.prompt_encoder["default"].embedding.weight.copy_(torch.cat(flat, dim=1))
     logits = model(input_ids=rest, attention_mask=torch.ones_like(rest)).logits
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("family", "task"), [("llama", "causal-lm"), ("gemma", CLASSIFY), ("gpt_neox", "causal-lm")])
+def test_prefix_starts_as_tokens_before_the_input(family, task):
+    """The oracle is the plain model that reads the drawn tokens first."""
+    base, ids = tiny_model(family, task), tiny_batch()["input_ids"][:1]
+    prefixed = tiny_model(family, task)
+    torch.manual_seed(4)
+    drawn = torch.randint(0, 67, (3,))
+    torch.manual_seed(4)
+    model = Prefix(length=3).apply(prefixed).eval()
+    expected = base(input_ids=torch.cat([drawn[None], ids], dim=1)).logits
+    logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+    torch.testing.assert_close(logits, expected[:, 3:] if task == "causal-lm" else expected, rtol=1e-4, atol=1e-5)
+
+
+def test_encoder_prefix_starts_as_keys_and_values_of_tokens():
+    base = tiny_model("bert", CLASSIFY)
+    torch.manual_seed(4)
+    drawn = torch.randint(0, 67, (3,))
+    hidden = base.bert.embeddings(drawn[None])[0]
+    attention = base.bert.encoder.layer[0].attention.self
+    expected = torch.cat([attention.key(hidden), attention.value(hidden)], dim=1)
+    torch.manual_seed(4)
+    model = Prefix(length=3).apply(base)
+    torch.testing.assert_close(model.prompt_encoder["default"].embedding.weight[:, :64], expected)
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta"])

@@ -5,12 +5,19 @@ import os
 import pytest
 
 from peftlab.errors import StorageError
+from peftlab.files import write_atomically
 from peftlab.reports import RunResult
-from peftlab.runs.directory import RunDirectory, write_atomically
+from peftlab.runs.directory import RunDirectory
+
+
+def create(path, overwrite=False):
+    directory = RunDirectory.claim(path)
+    directory.make_room(overwrite)
+    return directory
 
 
 def finished(path):
-    directory = RunDirectory.create(path)
+    directory = create(path)
     directory.write_result(RunResult(status="finished", name="x", recipe={}, environment={}))
     return directory
 
@@ -24,14 +31,14 @@ def test_a_result_reads_back_as_it_was_written(tmp_path):
 def test_a_finished_run_is_not_replaced_unasked(tmp_path):
     finished(tmp_path / "run")
     with pytest.raises(StorageError, match="already holds a run; set run.output=OTHER, or --overwrite"):
-        RunDirectory.create(tmp_path / "run")
+        create(tmp_path / "run")
 
 
 def test_overwriting_removes_the_run_and_nothing_else(tmp_path):
     directory = finished(tmp_path / "run")
     directory.weights.mkdir()
     (directory.path / "notes.txt").write_text("mine")
-    RunDirectory.create(tmp_path / "run", overwrite=True)
+    create(tmp_path / "run", overwrite=True)
     assert not directory.result.exists() and not directory.weights.exists()
     assert (directory.path / "notes.txt").read_text() == "mine"
 
@@ -39,20 +46,20 @@ def test_overwriting_removes_the_run_and_nothing_else(tmp_path):
 def test_a_folder_of_somebody_else_is_refused_even_with_overwrite(tmp_path):
     (tmp_path / "result.json").write_text("{}")
     with pytest.raises(StorageError, match="holds files that are no run of peftlab"):
-        RunDirectory.create(tmp_path, overwrite=True)
+        create(tmp_path, overwrite=True)
     assert (tmp_path / "result.json").read_text() == "{}"
 
 
 def test_a_file_is_no_run_directory(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="is a file; choose a folder"):
-        RunDirectory.create(tmp_path / "file")
+        create(tmp_path / "file")
 
 
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="cannot write to .*file/run: Not a directory"):
-        RunDirectory.create(tmp_path / "file" / "run")
+        create(tmp_path / "file" / "run")
 
 
 def test_opening_what_is_no_run_is_one_line(tmp_path):
@@ -91,15 +98,15 @@ def test_a_failed_write_keeps_the_former_file(tmp_path, monkeypatch):
 
 
 def test_a_run_that_failed_before_it_saved_anything_makes_room(tmp_path):
-    directory = RunDirectory.create(tmp_path / "run")
+    directory = create(tmp_path / "run")
     directory.write_result(RunResult(status="failed", name="x", recipe={}, environment={}, error="no such file"))
-    RunDirectory.create(tmp_path / "run")
+    create(tmp_path / "run")
     assert not directory.result.exists()
 
 
 def test_a_run_that_failed_after_a_checkpoint_is_kept(tmp_path):
-    directory = RunDirectory.create(tmp_path / "run")
+    directory = create(tmp_path / "run")
     directory.write_result(RunResult(status="failed", name="x", recipe={}, environment={}))
     directory.checkpoints.mkdir()
     with pytest.raises(StorageError, match="already holds a run"):
-        RunDirectory.create(tmp_path / "run")
+        create(tmp_path / "run")

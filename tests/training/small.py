@@ -14,6 +14,7 @@ from peftlab.recipe.schema import Recipe
 from peftlab.training.loop import Setup
 from peftlab.training.optimizer import build_optimizer, build_schedule
 from peftlab.training.step import StepRows
+from peftlab.training.stop import Stop
 
 CPU = torch.device("cpu")
 
@@ -56,6 +57,7 @@ def small_setup(model=None, rows=None, **training) -> Setup:
         rows=StepRows(rows or ragged_rows(), 0, settings.batch_size, settings.gradient_accumulation, 0, 1, seed=0),
         precision=torch.float32,
         steps=settings.steps,
+        stop=Stop(),
         evaluate=lambda: {},
-        save=lambda progress: None,
+        save=lambda setup: None,
     )

@@ -12,8 +12,7 @@ from tests.training.small import ragged_rows, small_setup, tiny_llama
 
 def gradients_of_first_step(**training) -> dict[str, torch.Tensor]:
     setup = small_setup(**training)
-    scaler = torch.amp.GradScaler("cpu", enabled=False)
-    backward_micro_batches(setup, scaler, 1, setup.rows.count_tokens(1))
+    backward_micro_batches(setup, 1, setup.rows.count_tokens(1))
     return {name: p.grad.clone() for name, p in trainable_parameters(setup.model).items()}
 
 
@@ -64,13 +63,12 @@ def test_a_loss_that_is_not_finite_stops_before_the_step_and_names_its_rows():
     setup = small_setup(model, batch_size=2, gradient_accumulation=2)
     with torch.no_grad():
         model.model.norm.weight[0] = float("nan")
-    scaler = torch.amp.GradScaler("cpu", enabled=False)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    losses = backward_micro_batches(setup, scaler, 1, setup.rows.count_tokens(1))
-    norm = clip_gradients(setup, scaler)
+    losses = backward_micro_batches(setup, 1, setup.rows.count_tokens(1))
+    norm = clip_gradients(setup)
     rows = sorted(i for micro in (0, 1) for i in setup.rows.indices(1, micro, 0))
     with pytest.raises(DivergedError, match=f"step 1: the loss.*rows {', '.join(map(str, rows))}"):
-        check_finite(setup, scaler, 1, losses, norm)
+        check_finite(setup, 1, losses, norm)
     for name, p in model.named_parameters():
         torch.testing.assert_close(p.detach(), before[name], rtol=0, atol=0, equal_nan=True)
 
@@ -80,16 +78,15 @@ def test_only_the_bad_micro_batch_is_named():
     losses = torch.tensor([1.0, float("inf")])
     bad = sorted(setup.rows.indices(1, 1, 0))
     with pytest.raises(DivergedError, match=f"rows {bad[0]}, {bad[1]}\\."):
-        check_finite(setup, torch.amp.GradScaler("cpu", enabled=False), 1, losses, torch.tensor(1.0))
+        check_finite(setup, 1, losses, torch.tensor(1.0))
 
 
 def test_clipping_scales_to_the_limit_and_reports_the_norm_before():
     setup = small_setup(batch_size=4, clip=0.01)
-    scaler = torch.amp.GradScaler("cpu", enabled=False)
     loss_sum, count = supervised_loss(setup.model, setup.rows.batch(1, 0))
     (loss_sum / count).backward()
     gradients = [p.grad.clone() for p in setup.model.parameters()]
-    norm = clip_gradients(setup, scaler)
+    norm = clip_gradients(setup)
     expected = torch.sqrt(sum((g.double() ** 2).sum() for g in gradients))
     torch.testing.assert_close(norm.double(), expected, rtol=1e-5, atol=0)
     after = torch.sqrt(sum((p.grad.double() ** 2).sum() for p in setup.model.parameters()))

@@ -1,0 +1,34 @@
+"""Where a prefix starts: the keys and values that real tokens give in every layer."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+
+@torch.no_grad()
+def read_keys_and_values(model: nn.Module, ids: torch.Tensor, projections: list[str]) -> torch.Tensor:
+    """Return what the tokens `ids` (P,) leave in the attention: (P, layers · 2 · key width), float32.
+
+    Each layer's keys come before its values. Decoders tell them by their cache, with positions applied;
+    for encoders, which have none, `projections` names the key and value projections in that order.
+    """
+    outputs: list[torch.Tensor] = []
+    hooks = [
+        model.get_submodule(name).register_forward_hook(lambda module, args, output: outputs.append(output))
+        for name in projections
+    ]
+    was_training = model.training
+    body = model.eval().base_model
+    try:
+        cache = getattr(body(input_ids=ids[None].to(model.device)), "past_key_values", None)
+    finally:
+        model.train(was_training)
+        for hook in hooks:
+            hook.remove()
+    if cache is None:
+        parts = [output[0] for output in outputs]
+    else:
+        # (1, heads, P, head size) → (P, heads · head size)
+        parts = [part[0].transpose(0, 1).flatten(1) for layer in cache.layers for part in (layer.keys, layer.values)]
+    return torch.cat(parts, dim=1).float()

@@ -1,0 +1,53 @@
+"""From a bench and a model with its method applied to what the training loop steps with."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from peftlab.recipe.schema import Training
+from peftlab.runs.bench import Bench
+from peftlab.training.loop import Setup
+from peftlab.training.optimizer import build_optimizer, build_schedule
+from peftlab.training.step import StepRows
+from peftlab.training.stop import Stop
+
+
+def build_setup(bench: Bench, model: nn.Module, stop: Stop, save: Callable[[Setup], None]) -> Setup:
+    """Return the loop's setup at step 0, with a fresh optimiser and seeded random states."""
+    recipe, accelerator, training = bench.recipe, bench.accelerator, bench.recipe.training
+    steps = count_steps(training, len(bench.dataset.train), accelerator.num_processes)
+    optimizer = build_optimizer(model, training, accelerator.device)
+    # Dropout must differ between processes, while data order and initialisation must not.
+    torch.manual_seed(recipe.run.seed + accelerator.process_index)
+    return Setup(
+        accelerator=accelerator,
+        recipe=recipe,
+        model=accelerator.prepare_model(model),
+        optimizer=optimizer,
+        schedule=build_schedule(optimizer, training, steps),
+        rows=StepRows(
+            bench.dataset.train,
+            bench.dataset.pad_id,
+            training.batch_size,
+            training.gradient_accumulation,
+            accelerator.process_index,
+            accelerator.num_processes,
+            recipe.run.seed,
+        ),
+        precision=bench.precision,
+        steps=steps,
+        stop=stop,
+        evaluate=lambda: bench.evaluate(model),
+        save=save,
+    )
+
+
+def count_steps(training: Training, rows: int, processes: int) -> int:
+    """Return the optimiser steps; epochs are rounded up to whole steps."""
+    if training.steps is not None:
+        return training.steps
+    return math.ceil(training.epochs * rows / (training.batch_size * training.gradient_accumulation * processes))
