@@ -9,7 +9,7 @@ import typer
 
 from peftlab.cli.answer import answers, naming_places
 from peftlab.cli.options import AsJson, Debug, Overrides, RecipePath, RecipePaths, split_overrides
-from peftlab.errors import ComparisonError, UsageError
+from peftlab.errors import ComparisonError, StorageError, UsageError
 
 Output = Annotated[
     Path | None,
@@ -45,6 +45,34 @@ def show_result(result: Any) -> None:
     from peftlab.cli.render import render_result, show
 
     show(render_result(result))
+
+
+@answers
+def verify_resume(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    steps: Annotated[int, typer.Option("--steps", help="Optimiser steps of the proof.")] = 6,
+    stop_after: Annotated[int, typer.Option("--stop-after", help="Step after which it is stopped.")] = 3,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> Any:
+    """Prove on a recipe that a stopped and resumed run equals a straight one."""
+    from peftlab.recipe.load import load_recipe
+
+    load_recipe(recipe, overrides or ())
+    from peftlab.runs.verify import verify_resume as verify
+
+    found = verify(recipe, overrides or (), steps=steps, stop_after=stop_after)
+    return found, lambda: show_proof(found), 0 if found["exact"] else StorageError.exit_code
+
+
+def show_proof(found: dict[str, Any]) -> None:
+    same = found["compared"] - len(found["differ"])
+    print(f"{found['steps']} steps straight against a stop after step {found['stop_after']} and a resume:")
+    print(f"{same} of {found['compared']} states are the same bytes (weights, moments, schedule, random states)")
+    for line in [*(f"differs: {name}" for name in found["differ"][:8]), *found["reasons"]]:
+        print(line)
+    print("exact" if found["exact"] else "not exact")
 
 
 @answers

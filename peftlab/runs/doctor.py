@@ -11,6 +11,7 @@ import psutil
 import torch
 from torch import nn
 
+from peftlab import __version__
 from peftlab.device import pick_device, quiet_libraries
 from peftlab.methods import METHODS, Method
 from peftlab.models.quantize import quantize_
@@ -27,7 +28,8 @@ def report() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "versions": {name: library_version(name) for name in (*LIBRARIES, *OPTIONAL_LIBRARIES)},
+        "versions": {"peftlab": __version__}
+        | {name: library_version(name) for name in (*LIBRARIES, *OPTIONAL_LIBRARIES)},
         "devices": describe_devices(),
         "threads": torch.get_num_threads(),
         "memory_bytes": {

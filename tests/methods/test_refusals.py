@@ -23,7 +23,7 @@ REFUSED = [
     ("llama", LoRA(unfreeze=("embd_tokens",)), "unfreeze", "'embd_tokens' matches no parameter; candidates: embed_tok"),
     ("llama", LoRA(freeze=("nothing",)), "freeze", "'nothing' matches no parameter; candidates: "),
     ("llama", LoRA(freeze=("lora_*",)), "freeze", "nothing would train"),
-    ("llama", QLoRA(init="pissa"), "init", "quantised ones cannot change"),
+    ("llama", QLoRA(init="pissa"), "init", "which are quantised here"),
     ("llama", QLoRA(unfreeze=("mlp",)), "unfreeze", r"matches model.layers.0.mlp.gate_proj.weight, which is quantised"),
     ("llama", Full(layers=3), "layers", "3 layers are asked for, but the model has 2"),
     ("llama", BitFit(), "terms", "has no biases to train; set add_missing: true, or use lora or adapters"),

@@ -13,18 +13,19 @@ from safetensors.torch import load_file
 from peftlab.recipe.dump import dump_recipe
 from peftlab.runs.display import NoDisplay
 from peftlab.runs.run import train
+from peftlab.runs.verify import differing, load_final
 from tests.conftest import REPOSITORY
 from tests.runs.recipes import short_recipe
 
 
-def launch_two(recipe, folder):
+def launch_two(recipe, folder, *options):
     path = folder / "recipe.yaml"
     path.write_text(dump_recipe(recipe))
     config = REPOSITORY / "configs" / "cpu_two_processes.yaml"
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
     return subprocess.run(
-        [*command, "-m", "peftlab", "train", str(path), "--json"],
+        [*command, "-m", "peftlab", "train", str(path), "--json", *options],
         env=environment,
         capture_output=True,
         text=True,
@@ -53,3 +54,18 @@ def test_both_processes_stop_at_a_divergence(tmp_path):
     assert done.returncode != 0
     assert json.loads((tmp_path / "run" / "result.json").read_text())["status"] == "diverged"
     assert "step 2" in done.stderr
+
+
+def test_two_processes_resume_to_the_same_bytes(tmp_path):
+    def recipe(name, **run):
+        one = short_recipe("lora", tmp_path / name, steps=4, batch_size=2)
+        method = one.method.model_copy(update={"dropout": 0.1})
+        settings = one.run.model_copy(update={"save_every": 4} | run)
+        return one.model_copy(update={"method": method, "run": settings})
+
+    assert launch_two(recipe("a"), tmp_path).returncode == 0
+    assert launch_two(recipe("b", stop_after=2), tmp_path).returncode != 0
+    done = launch_two(recipe("b"), tmp_path, "--resume")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads(done.stdout)["resumes"] == [{"step": 2, "exact": True, "reasons": []}]
+    assert all(differing(load_final(tmp_path / "a"), load_final(tmp_path / "b")).values())

@@ -1,0 +1,83 @@
+"""Proof on a user's own recipe and machine: a run that is stopped and resumed equals one that never stopped."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from peftlab.checkpoint.store import find_latest
+from peftlab.checkpoint.tensors import load_state
+from peftlab.errors import StoppedError, StorageError, UsageError
+from peftlab.runs.directory import RunDirectory
+
+
+def verify_resume(
+    recipe: Path, overrides: Sequence[str] = (), *, steps: int = 6, stop_after: int = 3
+) -> dict[str, Any]:
+    """Train `steps` steps straight, and again with a stop after `stop_after`, each in processes of their own.
+
+    Returns `exact` (whether weights, moments, schedule and random states are the same bytes), the names that
+    `differ`, `compared`, `steps`, `stop_after`, and the `reasons` that the resumed run itself gave. The recipe's
+    own run directory is not touched. Raises UsageError for steps that leave nothing to resume, and StorageError
+    if a run does not end as it should.
+    """
+    if not 0 < stop_after < steps:
+        raise UsageError(f"--stop-after must lie between 0 and --steps ({steps}), not {stop_after}")
+    shortened = [f"training.steps={steps}", "training.epochs=null", f"run.save_every={steps}", "run.max_seconds=null"]
+    arguments = [str(recipe), *overrides, *shortened]
+    with tempfile.TemporaryDirectory(prefix="peftlab-verify-") as folder:
+        straight, resumed = Path(folder) / "straight", Path(folder) / "resumed"
+        run_training([*arguments, "run.stop_after=null", f"run.output={straight}"], 0)
+        run_training([*arguments, f"run.stop_after={stop_after}", f"run.output={resumed}"], StoppedError.exit_code)
+        run_training([*arguments, "run.stop_after=null", f"run.output={resumed}", "--resume"], 0)
+        names = differing(load_final(straight), load_final(resumed))
+        (report,) = RunDirectory.open(resumed).read_result().resumes
+    differ = sorted(name for name, same in names.items() if not same)
+    return {
+        "exact": not differ and report.exact,
+        "differ": differ,
+        "compared": len(names),
+        "steps": steps,
+        "stop_after": stop_after,
+        "reasons": report.reasons,
+    }
+
+
+def run_training(arguments: Sequence[str], expected: int) -> None:
+    """Run `peftlab train` in a process of its own. Raises StorageError unless its exit code is as expected."""
+    done = subprocess.run([sys.executable, "-m", "peftlab", "train", *arguments], capture_output=True, text=True)
+    if done.returncode != expected:
+        last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        raise StorageError(f"a run of the proof ended with exit code {done.returncode}: {last}")
+
+
+def load_final(folder: Path) -> dict[str, Any]:
+    """Return the state at the end of a run, all processes' own states in it."""
+    checkpoint, _ = find_latest(RunDirectory(folder).checkpoints)
+    if checkpoint is None:
+        raise StorageError(f"{folder}: the run left no whole checkpoint")
+    names = sorted(path.stem for path in checkpoint.path.glob("*.json") if path.stem != "MANIFEST")
+    return {name: load_state(checkpoint.path, name) for name in names}
+
+
+def differing(one: Any, other: Any, path: str = "") -> dict[str, bool]:
+    """Return for every leaf of two trees whether both have the very same value there."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        keys = dict.fromkeys([*one, *other])
+        leaves = [differing(one.get(key), other.get(key), f"{path}.{key}" if path else str(key)) for key in keys]
+        return {name: same for found in leaves for name, same in found.items()}
+    if torch.is_tensor(one) and torch.is_tensor(other):
+        return {path: one.dtype == other.dtype and one.shape == other.shape and same_bytes(one, other)}
+    return {path: repr(one) == repr(other)}
+
+
+def same_bytes(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two tensors hold the same bytes; not-a-number equals itself, and zero is not minus zero."""
+    bits = [tensor.contiguous().view(-1).view(torch.uint8) for tensor in (one, other)]
+    return torch.equal(*bits)

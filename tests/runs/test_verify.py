@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+import torch
+
+from peftlab.errors import UsageError
+from peftlab.recipe.dump import dump_recipe
+from peftlab.runs.verify import differing, verify_resume
+from tests.runs.recipes import short_recipe
+
+
+def test_verify_resume_proves_a_recipe(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(dump_recipe(short_recipe("adapters", tmp_path / "run")))
+    found = verify_resume(path, steps=3, stop_after=1)
+    assert found["exact"] and found["compared"] > 50 and not found["differ"] and not found["reasons"]
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_stop_outside_the_steps_is_refused(tmp_path):
+    for stop_after in (0, 6):
+        try:
+            verify_resume(tmp_path / "recipe.yaml", stop_after=stop_after)
+        except UsageError as error:
+            assert "--stop-after must lie between 0 and --steps (6)" in str(error)
+        else:
+            raise AssertionError("not refused")
+
+
+def test_a_single_flipped_bit_is_a_difference():
+    one = {"weights": {"a": torch.zeros(3), "b": torch.ones(2)}, "step": 3}
+    other = {"weights": {"a": torch.tensor([0.0, -0.0, 0.0]), "b": torch.ones(2)}, "step": 3}
+    assert differing(one, other) == {"weights.a": False, "weights.b": True, "step": True}
+    assert all(differing(one, one).values())
+    assert differing({"a": 1}, {"a": 1, "b": 2}) == {"a": True, "b": False}
