@@ -16,7 +16,7 @@ EXIT_CODES = {
     8: "the run directory, a checkpoint or an adapter cannot be read or written",
     9: "a library or device that this recipe needs is missing",
     10: "at least one run of a comparison failed",
-    11: "stopped before its last step, as run.max_seconds or run.stop_after asked; train --resume goes on",
+    11: "stopped early, as the recipe asked; train --resume goes on",
     130: "interrupted from the keyboard (SIGINT)",
     143: "terminated (SIGTERM)",
 }

@@ -55,8 +55,8 @@ def train(setup: Setup, recorder: Recorder, audit: Audit) -> Progress:
     last_audited = min(progress.step + AUDITED_STEPS, setup.steps)
     setup.model.train()
     for step in range(progress.step + 1, setup.steps + 1):
-        tokens = setup.rows.count_tokens(step)
-        losses = backward_micro_batches(setup, step, tokens)
+        supervised, tokens = setup.rows.count(step)
+        losses = backward_micro_batches(setup, step, supervised)
         if step <= last_audited:
             audit.observe_gradients(setup.model)
         norm = clip_gradients(setup)
@@ -67,7 +67,7 @@ def train(setup: Setup, recorder: Recorder, audit: Audit) -> Progress:
         setup.schedule.step()
         setup.optimizer.zero_grad(set_to_none=True)
         progress.step, progress.rows, progress.tokens = step, step * setup.rows.per_step, progress.tokens + tokens
-        recorder.add(losses.sum(), tokens)
+        recorder.add(losses.sum(), supervised, tokens)
         if step == last_audited:
             recorder.audit = audit.finish(setup.model)
         if step % recipe.run.log_every == 0 or step in (1, setup.steps):

@@ -33,7 +33,7 @@ class Recorder:
         self.audit: AuditReport | None = None
         self.history: list[dict[str, Any]] = []
         self._losses: list[torch.Tensor] = []
-        self._tokens: list[int] = []
+        self._counts: list[tuple[int, int]] = []
         self._started = self._last = time.perf_counter()
 
     def start(self, steps: int, done: int = 0) -> None:
@@ -43,12 +43,12 @@ class Recorder:
 
     def state(self) -> dict[str, Any]:
         """Return what is not logged yet, so that a resumed run logs the same means."""
-        return {"losses": [loss.cpu() for loss in self._losses], "tokens": list(self._tokens)}
+        return {"losses": [loss.cpu() for loss in self._losses], "counts": list(self._counts)}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take back what `state` returned."""
         self._losses = [loss.to(self.accelerator.device) for loss in state["losses"]]
-        self._tokens = list(state["tokens"])
+        self._counts = list(state["counts"])
 
     def rewind(self, step: int) -> None:
         """Drop the lines after `step` from the file, which a resumed run writes again."""
@@ -56,15 +56,15 @@ class Recorder:
         self.history = [line for line in lines if line["step"] <= step]
         write_atomically(self.path, "".join(json.dumps(line) + "\n" for line in self.history))
 
-    def add(self, loss: torch.Tensor, tokens: int) -> None:
-        """Take one step's loss (this process's share of the mean over `tokens`) without reading it."""
-        self._losses.append(loss * tokens)
-        self._tokens.append(tokens)
+    def add(self, loss: torch.Tensor, supervised: int, tokens: int) -> None:
+        """Take one step's loss (this process's share of the mean over `supervised`) without reading it."""
+        self._losses.append(loss * supervised)
+        self._counts.append((supervised, tokens))
 
     def log(self, progress: Progress, norm: torch.Tensor, rate: float) -> None:
         """Write the mean since the last line: loss per token, gradient norm, rate, speed, memory, time left."""
-        tokens = sum(self._tokens)
-        loss = self.accelerator.reduce(torch.stack(self._losses).sum(), "sum").item() / tokens
+        supervised, tokens = (sum(counts) for counts in zip(*self._counts, strict=True))
+        loss = self.accelerator.reduce(torch.stack(self._losses).sum(), "sum").item() / supervised
         now = time.perf_counter()
         elapsed = now - self._started
         line = {
@@ -77,7 +77,7 @@ class Recorder:
             "seconds": elapsed,
             "seconds_left": elapsed / (progress.step - self._done) * (self.steps - progress.step),
         }
-        self._losses, self._tokens, self._last = [], [], now
+        self._losses, self._counts, self._last = [], [], now
         self._write("train", line)
 
     def log_evaluation(self, step: int, metrics: dict[str, float]) -> None:

@@ -58,16 +58,17 @@ class StepRows:
     def batch(self, step: int, micro: int) -> dict[str, torch.Tensor]:
         return collate([self.rows[i] for i in self.indices(step, micro, self.process)], self.pad_id)
 
-    def count_tokens(self, step: int) -> int:
-        """Return what the loss of a whole step is a mean over: supervised tokens (or rows) on all processes."""
+    def count(self, step: int) -> tuple[int, int]:
+        """Return what a whole step, on all processes, is a mean over (supervised tokens or rows), and its tokens."""
         micros = ((micro, process) for micro in range(self.accumulation) for process in range(self.processes))
-        return sum(self.rows[i].supervised for micro, process in micros for i in self.indices(step, micro, process))
+        rows = [self.rows[i] for micro, process in micros for i in self.indices(step, micro, process)]
+        return sum(row.supervised for row in rows), sum(len(row.input_ids) for row in rows)
 
 
-def backward_micro_batches(setup: Setup, step: int, tokens: int) -> torch.Tensor:
+def backward_micro_batches(setup: Setup, step: int, supervised: int) -> torch.Tensor:
     """Accumulate the gradients of a step; return the micro-batches' losses, each a share of the step's mean.
 
-    DDP averages gradients over processes, hence the factor: the sum over all must be divided by `tokens` once.
+    DDP averages gradients over processes, hence the factor: the sum over all must be divided by `supervised` once.
     """
     accelerator, accumulation = setup.accelerator, setup.rows.accumulation
     losses = []
@@ -77,7 +78,7 @@ def backward_micro_batches(setup: Setup, step: int, tokens: int) -> torch.Tensor
         with contextlib.nullcontext() if last else accelerator.no_sync(setup.model):
             with autocast(setup.precision, accelerator.device):
                 loss_sum, _ = supervised_loss(setup.model, batch)
-            share = loss_sum / tokens
+            share = loss_sum / supervised
             setup.scaler.scale(share * setup.rows.processes).backward()
         losses.append(share.detach())
     return torch.stack(losses)

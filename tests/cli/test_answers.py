@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -132,10 +133,9 @@ def test_a_folder_that_is_no_run_is_one_line(answer, tmp_path):
 
 
 def test_a_method_that_does_not_fit_names_file_and_line(answer, recipe):
-    text = open(recipe).read()
+    text = Path(recipe).read_text()
     assert text.count("rank: 8") == 1
-    with open(recipe, "w") as file:
-        file.write(text.replace("rank: 8", "rank: 999"))
+    Path(recipe).write_text(text.replace("rank: 8", "rank: 999"))
     line = text[: text.index("rank: 8")].count("\n") + 1
     code, _, errors = answer("params", recipe)
     assert code == 5

@@ -12,7 +12,7 @@ from tests.training.small import ragged_rows, small_setup, tiny_llama
 
 def gradients_of_first_step(**training) -> dict[str, torch.Tensor]:
     setup = small_setup(**training)
-    backward_micro_batches(setup, 1, setup.rows.count_tokens(1))
+    backward_micro_batches(setup, 1, setup.rows.count(1)[0])
     return {name: p.grad.clone() for name, p in trainable_parameters(setup.model).items()}
 
 
@@ -45,7 +45,7 @@ def test_a_step_takes_the_same_rows_however_it_is_split_over_processes_and_micro
 
     def rows_of(step, batch_size, accumulation, processes):
         splits = [StepRows(rows, 0, batch_size, accumulation, p, processes, seed=3) for p in range(processes)]
-        assert len({split.count_tokens(step) for split in splits}) == 1
+        assert len({split.count(step) for split in splits}) == 1
         return sorted(i for s in splits for m in range(accumulation) for i in s.indices(step, m, s.process))
 
     for step in (1, 2, 5):
@@ -64,7 +64,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_step_and_names_its_rows():
     with torch.no_grad():
         model.model.norm.weight[0] = float("nan")
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    losses = backward_micro_batches(setup, 1, setup.rows.count_tokens(1))
+    losses = backward_micro_batches(setup, 1, setup.rows.count(1)[0])
     norm = clip_gradients(setup)
     rows = sorted(i for micro in (0, 1) for i in setup.rows.indices(1, micro, 0))
     with pytest.raises(DivergedError, match=f"step 1: the loss.*rows {', '.join(map(str, rows))}"):
