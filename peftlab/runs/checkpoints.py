@@ -25,8 +25,8 @@ from peftlab.training.state import (
 )
 
 if TYPE_CHECKING:
-    from peftlab.training.loop import Setup
     from peftlab.training.recorder import Recorder
+    from peftlab.training.setup import Setup
 
 # Moments and master copies beside each trained weight, for the check of free space.
 BYTES_PER_WEIGHT_BYTE = 3

@@ -30,9 +30,9 @@ from peftlab.runs.environment import describe_environment
 from peftlab.runs.picture import draw_losses
 from peftlab.runs.setup import build_setup
 from peftlab.training.dropout import disable_dropout
-from peftlab.training.loop import Setup
 from peftlab.training.loop import train as run_loop
 from peftlab.training.recorder import Recorder
+from peftlab.training.setup import Setup
 from peftlab.training.stop import Stop
 
 

@@ -10,9 +10,9 @@ from torch import nn
 
 from peftlab.recipe.schema import Training
 from peftlab.runs.bench import Bench
-from peftlab.training.loop import Setup
 from peftlab.training.optimizer import build_optimizer, build_schedule
-from peftlab.training.step import StepRows
+from peftlab.training.rows import StepRows
+from peftlab.training.setup import Setup
 from peftlab.training.stop import Stop
 
 

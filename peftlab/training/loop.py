@@ -2,46 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
-from accelerate import Accelerator
-from torch import nn
 
 from peftlab.reports import Progress
-from peftlab.training.step import StepRows, backward_micro_batches, check_finite, clip_gradients
+from peftlab.training.setup import Setup
+from peftlab.training.step import backward_micro_batches, check_finite, clip_gradients
 
 if TYPE_CHECKING:
     from peftlab.parameters.audit import Audit
-    from peftlab.recipe.schema import Recipe
     from peftlab.training.recorder import Recorder
-    from peftlab.training.stop import Stop
 
 AUDITED_STEPS = 3
-
-
-@dataclass
-class Setup:
-    """What the loop steps with. `model` is prepared (and wrapped) by the accelerator."""
-
-    accelerator: Accelerator
-    recipe: Recipe
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-    schedule: torch.optim.lr_scheduler.LRScheduler
-    rows: StepRows
-    precision: torch.dtype
-    steps: int
-    stop: Stop
-    evaluate: Callable[[], dict[str, float]]
-    save: Callable[[Setup], None]
-    scaler: torch.amp.GradScaler = field(init=False)
-    progress: Progress = field(default_factory=Progress)
-
-    def __post_init__(self):
-        self.scaler = torch.amp.GradScaler(self.accelerator.device.type, enabled=self.precision == torch.float16)
 
 
 def train(setup: Setup, recorder: Recorder, audit: Audit) -> Progress:

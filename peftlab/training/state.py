@@ -12,8 +12,8 @@ from peftlab.parameters.trainable import trainable_parameters
 from peftlab.reports import Progress
 
 if TYPE_CHECKING:
-    from peftlab.training.loop import Setup
     from peftlab.training.recorder import Recorder
+    from peftlab.training.setup import Setup
 
 
 def capture_shared_state(setup: Setup) -> dict[str, Any]:

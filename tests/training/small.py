@@ -11,9 +11,9 @@ from peftlab.data.tokens import TokenRow
 from peftlab.loss import IGNORED
 from peftlab.methods import Full
 from peftlab.recipe.schema import Recipe
-from peftlab.training.loop import Setup
 from peftlab.training.optimizer import build_optimizer, build_schedule
-from peftlab.training.step import StepRows
+from peftlab.training.rows import StepRows
+from peftlab.training.setup import Setup
 from peftlab.training.stop import Stop
 
 CPU = torch.device("cpu")

@@ -6,7 +6,8 @@ import torch
 from peftlab.errors import DivergedError
 from peftlab.loss import supervised_loss
 from peftlab.parameters.trainable import trainable_parameters
-from peftlab.training.step import StepRows, backward_micro_batches, check_finite, clip_gradients
+from peftlab.training.rows import StepRows
+from peftlab.training.step import backward_micro_batches, check_finite, clip_gradients
 from tests.training.small import ragged_rows, small_setup, tiny_llama
 
 

@@ -1,0 +1,37 @@
+"""What the training loop steps with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from peftlab.recipe.schema import Recipe
+from peftlab.reports import Progress
+from peftlab.training.rows import StepRows
+from peftlab.training.stop import Stop
+
+
+@dataclass
+class Setup:
+    """What the loop steps with. `model` is prepared (and wrapped) by the accelerator."""
+
+    accelerator: Accelerator
+    recipe: Recipe
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.LRScheduler
+    rows: StepRows
+    precision: torch.dtype
+    steps: int
+    stop: Stop
+    evaluate: Callable[[], dict[str, float]]
+    save: Callable[[Setup], None]
+    scaler: torch.amp.GradScaler = field(init=False)
+    progress: Progress = field(default_factory=Progress)
+
+    def __post_init__(self):
+        self.scaler = torch.amp.GradScaler(self.accelerator.device.type, enabled=self.precision == torch.float16)
