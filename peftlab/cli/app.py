@@ -13,6 +13,7 @@ from peftlab import __version__
 from peftlab.cli.answer import INTERRUPTED, tell_error
 from peftlab.cli.check import check, schema
 from peftlab.cli.inspection import doctor, params
+from peftlab.cli.plan import plan
 from peftlab.cli.training import compare, train, verify_resume
 from peftlab.cli.use import evaluate, generate
 from peftlab.errors import EXIT_CODES, UsageError
@@ -32,7 +33,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (check, train, params, evaluate, generate, compare, verify_resume, schema, doctor):
+for command in (check, plan, train, params, evaluate, generate, compare, verify_resume, schema, doctor):
     app.command()(command)
 
 

@@ -17,14 +17,15 @@ from peftlab.checkpoint.lock import RunLock
 from peftlab.errors import StorageError
 from tests.conftest import REPOSITORY
 
+# Lines are single writes: two processes write to one pipe.
 HOLD = """
 import os, sys, time
 from peftlab.checkpoint.lock import RunLock
 with RunLock(sys.argv[1]):
     if len(sys.argv) > 2 and os.fork() == 0:
-        print("child", os.getpid(), flush=True)
+        os.write(1, b"child %d\\n" % os.getpid())
         time.sleep(60)
-    print("held", flush=True)
+    os.write(1, b"held\\n")
     time.sleep(60)
 """
 

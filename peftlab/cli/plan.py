@@ -1,0 +1,79 @@
+"""`peftlab plan`: the memory of a recipe, or of all methods on one model, before a weight is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from peftlab.cli.answer import answers, naming_places
+from peftlab.cli.options import AsJson, Debug, Overrides
+from peftlab.errors import UsageError
+
+What = Annotated[
+    str,
+    typer.Argument(metavar="RECIPE|MODEL", help="Recipe file; or a model, for all methods on it.", show_default=False),
+]
+Memory = Annotated[str | None, typer.Option("--memory", metavar="SIZE", help="What there is: 24GiB, or a GPU's name.")]
+Maximize = Annotated[
+    str | None,
+    typer.Option("--maximize", metavar="FIELD", help="Find the largest batch_size, max_length or rank that fits."),
+]
+Device = Annotated[str, typer.Option("--device", help="cpu, cuda (none is needed here) or auto.")]
+Devices = Annotated[int, typer.Option("--devices", metavar="N", help="Devices that share the work.")]
+Strategy = Annotated[str, typer.Option("--strategy", help="How they share it: ddp, fsdp2, zero1, zero2 or zero3.")]
+
+
+@answers
+def plan(
+    what: What,
+    overrides: Overrides = None,
+    memory: Memory = None,
+    maximize: Maximize = None,
+    device: Device = "auto",
+    devices: Devices = 1,
+    strategy: Strategy = "ddp",
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> Any:
+    """Predict what a run will take: by category, by phase, and whether it fits."""
+    if not is_recipe(what):
+        return plan_model(what, overrides, memory, maximize, device)
+    from peftlab.recipe.load import load_recipe
+
+    recipe = load_recipe(Path(what), overrides or ())
+    from peftlab.runs.plan import plan as plan_recipe
+
+    with naming_places(Path(what), overrides or ()):
+        report = plan_recipe(recipe, memory, maximized=maximize, device=device, devices=devices, strategy=strategy)
+    return report.model_dump(), lambda: show_plan(report), 0
+
+
+def plan_model(model: str, overrides: list[str] | None, memory: str | None, maximize: str | None, device: str) -> Any:
+    """Plan every method with its defaults on one model."""
+    if overrides or maximize:
+        raise UsageError("overrides and --maximize go with a recipe; a model alone is planned with defaults")
+    from peftlab.runs.plan import plan_methods
+
+    rows = plan_methods(model, memory, device=device)
+    return {"model": model, "methods": [row.model_dump() for row in rows]}, lambda: show_methods(rows), 0
+
+
+def is_recipe(what: str) -> bool:
+    """Whether an argument names a recipe file rather than a model."""
+    return Path(what).suffix.lower() in (".yaml", ".yml") or Path(what).is_file() and not what.endswith(".gguf")
+
+
+def show_plan(report: Any) -> None:
+    from peftlab.cli.render import show
+    from peftlab.cli.render_memory import render_memory
+
+    show(render_memory(report))
+
+
+def show_methods(rows: Any) -> None:
+    from peftlab.cli.render import show
+    from peftlab.cli.render_memory import render_methods
+
+    show(render_methods(rows))
