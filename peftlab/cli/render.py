@@ -72,7 +72,7 @@ def render_result(result: RunResult) -> RenderableType:
         parameters = result.parameters
         share = format_share(parameters.fraction)
         facts.add_row("trainable", f"{parameters.trainable:,} of {parameters.total:,} ({share})")
-    facts.add_row("peak memory", peak_memory(result))
+    facts.add_row("peak memory", f"{peak_memory(result)} in tensors, with the longest rows")
     if "total" in result.seconds:
         training = format_seconds(result.seconds.get("training"))
         facts.add_row("seconds", f"{format_seconds(result.seconds['total'])}, {training} of them training")

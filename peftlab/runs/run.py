@@ -28,9 +28,10 @@ from peftlab.runs.directory import RunDirectory
 from peftlab.runs.display import open_display
 from peftlab.runs.environment import describe_environment
 from peftlab.runs.picture import draw_losses
-from peftlab.runs.setup import build_setup
+from peftlab.runs.setup import build_setup, renew_optimizer
 from peftlab.training.dropout import disable_dropout
 from peftlab.training.loop import train as run_loop
+from peftlab.training.preflight import measure_longest
 from peftlab.training.recorder import Recorder
 from peftlab.training.setup import Setup
 from peftlab.training.stop import Stop
@@ -150,7 +151,7 @@ class Run:
             self.evaluate(bench, model, "after", result.progress.step)
         with self.in_phase("save"):
             self.save(bench, model)
-        result.memory["measured"] = self.meter.report(model, setup.optimizer)
+        result.memory["process"] = self.meter.report(model, setup.optimizer)
         result.status = "finished"
         result.seconds["total"] = sum(seconds for phase, seconds in result.seconds.items() if phase != "total")
         self.write()
@@ -209,7 +210,7 @@ class Run:
         return model.to(self.accelerator.device)
 
     def run_training(self, bench: Bench, model: nn.Module) -> Setup:
-        """Run the loop over the data, from the latest checkpoint if the run goes on."""
+        """Take the longest rows once, then run the loop, from the latest checkpoint if the run goes on."""
         audit = Audit(model)
         identity = checkpoints.describe_identity(self.recipe, bench, audit, self.result.environment)
         protected: set[int] = set()
@@ -219,6 +220,10 @@ class Run:
             self.stop,
             save=lambda setup: self.save_checkpoint(setup, identity, protected),
         )
+        self.phase = "preflight"
+        self.result.memory["measured"] = measure_longest(setup, model, bench.dataset.evaluation, bench.batch_size)
+        renew_optimizer(setup)
+        self.phase = "training"
         self.recorder.start(setup.steps)
         if self.resume:
             protected.add(self.continue_from_checkpoint(setup, identity))

@@ -46,6 +46,13 @@ def build_setup(bench: Bench, model: nn.Module, stop: Stop, save: Callable[[Setu
     )
 
 
+def renew_optimizer(setup: Setup) -> None:
+    """Give `setup` an optimiser and a schedule that have not stepped yet."""
+    training = setup.recipe.training
+    setup.optimizer = build_optimizer(setup.model, training, setup.accelerator.device)
+    setup.schedule = build_schedule(setup.optimizer, training, setup.steps)
+
+
 def count_steps(training: Training, rows: int, processes: int) -> int:
     """Return the optimiser steps; epochs are rounded up to whole steps."""
     if training.steps is not None:

@@ -147,7 +147,6 @@ def test_every_docstring_row_fits_in_224_tokens_with_its_end(tokenizer):
 def test_every_linear_layer_of_the_blocks_has_a_bias_that_was_trained(model):
     linears = [module for module in model.model.modules() if isinstance(module, torch.nn.Linear)]
     assert len(linears) == 7 * model.config.num_hidden_layers
-    # A key's bias shifts all scores of a query alike, so softmax takes no notice of it and its gradient is near zero.
     assert all(linear.bias is not None and linear.bias.abs().max() > 0 for linear in linears)
 
 

@@ -95,12 +95,29 @@ def test_progress_counts_rows_and_supervised_tokens(runs):
     assert 0 < result.progress.tokens < result.data["train"]["tokens"]
 
 
-def test_memory_is_measured_for_every_phase(runs):
-    memory = runs["lora"][0].memory["measured"]
+def test_the_ledger_of_the_longest_rows_is_measured(runs):
+    """Oracle: bytes that follow from counts alone; what is saved for backward must be there at the peak."""
+    for name, (result, _) in runs.items():
+        memory, report = result.memory["measured"], result.parameters
+        assert memory.source == "measured"
+        assert set(memory.phases) == {"state", "first_step", "steady_step", "evaluation"}
+        assert memory.peak_bytes == sum(memory.categories.values()) == max(memory.phases.values())
+        assert memory.categories["trainable_weights"] == 4 * report.trainable, name
+        assert memory.categories["optimiser_state"] >= 8 * report.trainable, name
+        assert memory.categories["saved_activations"] > 0
+    assert runs["qlora"][0].memory["measured"].categories["quantisation_state"] > 0
+
+
+def test_the_process_is_measured_in_every_phase(runs):
+    memory = runs["lora"][0].memory["process"]
     assert set(memory.phases) >= {"load", "evaluation_before", "apply", "training", "evaluation_after", "save"}
     assert memory.peak_bytes == max(memory.phases.values()) >= sum(memory.categories.values()) > 0
-    assert memory.categories["trainable_weights"] == 4 * runs["lora"][0].parameters.trainable
-    assert memory.categories["optimiser_state"] >= 2 * memory.categories["trainable_weights"]
+
+
+def test_the_preflight_leaves_no_trace_in_the_training(runs, tmp_path, monkeypatch):
+    monkeypatch.setattr("peftlab.runs.run.measure_longest", lambda *_: runs["lora"][0].memory["measured"])
+    without = train(short_recipe("lora", tmp_path / "run"), display=NoDisplay())
+    assert without.metrics == runs["lora"][0].metrics
 
 
 def test_examples_are_kept_before_and_after(runs):
