@@ -122,6 +122,8 @@ class Run(Section):
     """Seed of initialisation, data order and dropout."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to run: auto takes CUDA where there is one."""
+    plan: Literal["refuse", "report", "off"] = "refuse"
+    """Predict the memory before loading: and refuse to start what will not fit, or only report it; or do not."""
     save_every: PositiveInt | None = None
     """Steps between checkpoints, from which `train --resume` goes on exactly; the trained weights are always saved."""
     keep_checkpoints: PositiveInt = 2

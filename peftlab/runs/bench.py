@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -113,12 +114,17 @@ def check_positions(recipe: Recipe, dataset: Dataset, model: nn.Module) -> None:
         )
 
 
-def prepare(recipe: Recipe, accelerator: Accelerator) -> Bench:
-    """Read the data, check the method against the model's sizes, and only then load weights."""
+def prepare(recipe: Recipe, accelerator: Accelerator, foresee: Callable[[Dataset], None] | None = None) -> Bench:
+    """Read the data, check the method against the model's sizes, and only then load weights.
+
+    `foresee` is called with the data just before that, and may refuse to go on.
+    """
     examples = load_examples(recipe.data, recipe.model.task, recipe.run.seed)
     shape = check_method(recipe, examples.labels)
     tokenizer = load_tokenizer(recipe.model)
     dataset = tokenise(examples, tokenizer, shape.vocabulary)
+    if foresee is not None:
+        foresee(dataset)
     torch.manual_seed(recipe.run.seed)
     loaded = load_model(recipe.model, device=accelerator.device, labels=examples.labels, **recipe.method.base_storage)
     check_positions(recipe, dataset, loaded.model)

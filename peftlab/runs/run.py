@@ -14,13 +14,14 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import nn
 
+from peftlab.data.dataset import Dataset
 from peftlab.device import quiet_libraries, synchronize
 from peftlab.errors import DivergedError, MethodError, OutOfMemoryError, StoppedError
 from peftlab.memory.measure import MemoryMeter
 from peftlab.parameters.audit import Audit
 from peftlab.recipe.dump import dump_recipe
 from peftlab.recipe.schema import Recipe
-from peftlab.reports import AuditReport, RunResult
+from peftlab.reports import AuditReport, MemoryReport, RunResult
 from peftlab.runs import checkpoints
 from peftlab.runs.accelerator import open_accelerator
 from peftlab.runs.bench import Bench, apply_method, prepare
@@ -28,6 +29,7 @@ from peftlab.runs.directory import RunDirectory
 from peftlab.runs.display import open_display
 from peftlab.runs.environment import describe_environment
 from peftlab.runs.picture import draw_losses
+from peftlab.runs.prediction import predict_run, refuse_too_large
 from peftlab.runs.setup import build_setup, renew_optimizer
 from peftlab.training.dropout import disable_dropout
 from peftlab.training.loop import train as run_loop
@@ -100,6 +102,16 @@ def translate(error: BaseException, run: Run) -> BaseException:
     )
 
 
+def describe_memory(memory: dict[str, MemoryReport]) -> str:
+    """Return one line: what the longest rows took, and how far the prediction was off."""
+    measured, predicted = memory["measured"].peak_bytes, memory.get("predicted")
+    line = f"memory with the longest rows: {measured / 2**20:,.1f} MiB measured"
+    if predicted is None:
+        return line
+    steps = max(predicted.phases[phase] for phase in memory["measured"].phases if phase in predicted.phases)
+    return f"{line}, {steps / 2**20:,.1f} MiB predicted ({steps / measured - 1:+.1%})"
+
+
 def status_of(error: BaseException) -> str:
     if isinstance(error, DivergedError):
         return "diverged"
@@ -137,7 +149,7 @@ class Run:
         self.start_files()
         result = self.result
         with self.in_phase("load"):
-            bench = prepare(self.recipe, self.accelerator)
+            bench = prepare(self.recipe, self.accelerator, self.foresee)
         result.data = bench.dataset.report
         if "before" not in result.metrics:
             with self.in_phase("evaluation_before"):
@@ -157,6 +169,19 @@ class Run:
         self.write()
         if self.accelerator.is_main_process:
             draw_losses(self.recorder.history, f"{self.name}: {self.recipe.method.title}", self.directory.picture)
+
+    def foresee(self, dataset: Dataset) -> None:
+        """Predict the run's memory. Raises OutOfMemoryError for a run that will not fit, unless told to go on."""
+        if self.recipe.run.plan == "off":
+            return
+        try:
+            report = predict_run(self.recipe, dataset, self.accelerator.device)
+        except Exception as error:  # a model that cannot be traced may still train: a forecast never ends a run
+            self.display.note(f"no memory plan for this model: {type(error).__name__}: {error}")
+            return
+        self.result.memory["predicted"] = report
+        if self.recipe.run.plan == "refuse":
+            refuse_too_large(report)
 
     @contextlib.contextmanager
     def in_phase(self, phase: str) -> Iterator[None]:
@@ -222,6 +247,7 @@ class Run:
         )
         self.phase = "preflight"
         self.result.memory["measured"] = measure_longest(setup, model, bench.dataset.evaluation, bench.batch_size)
+        self.display.note(describe_memory(self.result.memory))
         renew_optimizer(setup)
         self.phase = "training"
         self.recorder.start(setup.steps)

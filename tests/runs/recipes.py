@@ -32,7 +32,7 @@ def short_sections(method: str, output: Path, **training: Any) -> dict[str, Any]
         },
         "training": settings,
         "evaluation": {"generation": {"max_new_tokens": 8, "examples": 1}},
-        "run": {"output": str(output), "device": "cpu", "log_every": 2},
+        "run": {"output": str(output), "device": "cpu", "log_every": 2, "plan": "off"},
     }
 
 

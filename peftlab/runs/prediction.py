@@ -1,0 +1,56 @@
+"""What a run will take, predicted from its own rows before a weight is loaded, and whether it may start."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import psutil
+import torch
+
+from peftlab.data.dataset import Dataset
+from peftlab.errors import OutOfMemoryError
+from peftlab.memory.blueprint import build_blueprint
+from peftlab.memory.predict import predict
+from peftlab.memory.sizes import format_bytes
+from peftlab.memory.trace import Workload
+from peftlab.recipe.schema import Recipe
+from peftlab.reports import MemoryReport
+from peftlab.training.dropout import disable_dropout
+from peftlab.training.preflight import longest
+
+
+def predict_run(recipe: Recipe, dataset: Dataset, device: torch.device) -> MemoryReport:
+    """Return the predicted ledger of the run's longest rows, with what the device has free as its capacity."""
+    blueprint = build_blueprint(recipe, device, dataset.labels, disable_dropout)
+    capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
+    options = {} if capability is None else {"capability": capability}
+    work = longest_work(blueprint.workload(), dataset)
+    return predict(blueprint, work, capacity_bytes=free_bytes(device), **options)
+
+
+def longest_work(work: Workload, dataset: Dataset) -> Workload:
+    """Return the workload of the longest rows that the data really has."""
+    rows = longest(dataset.train, work.rows * work.micro_batches)
+    length = max(len(row.input_ids) for row in rows)
+    predictable = len(rows) * max(length - 1, 1)
+    share = 1.0 if work.classes else sum(row.supervised for row in rows) / predictable
+    held_out = max((len(row.input_ids) for row in dataset.evaluation), default=1)
+    return replace(work, length=length, supervised=share, evaluation_length=held_out)
+
+
+def free_bytes(device: torch.device) -> int:
+    """Return the memory that a run could take on this device now."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return psutil.virtual_memory().available
+
+
+def refuse_too_large(report: MemoryReport) -> None:
+    """Raise OutOfMemoryError, naming ways out, for a run that will not fit."""
+    if report.fits is not False:
+        return
+    raise OutOfMemoryError(
+        f"this run needs {format_bytes(report.needed_bytes)} and {format_bytes(report.capacity_bytes)} are free; "
+        "lower training.batch_size or data.max_length, set training.gradient_checkpointing=true, take another "
+        "method (peftlab plan shows each), or run.plan=report to start all the same"
+    )

@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import pytest
+
+from peftlab.errors import OutOfMemoryError
+from peftlab.methods import METHODS
+from peftlab.runs.directory import RunDirectory
+from peftlab.runs.display import NoDisplay
+from peftlab.runs.run import train
+from tests.runs.recipes import short_recipe
+
+
+def planned(method, folder, plan="refuse"):
+    recipe = short_recipe(method, folder, steps=1)
+    return recipe.model_copy(update={"run": recipe.run.model_copy(update={"plan": plan})})
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_is_predicted_within_two_percent_of_what_its_longest_rows_take(tmp_path, method):
+    memory = train(planned(method, tmp_path / "run"), display=NoDisplay()).memory
+    for phase in ("first_step", "steady_step", "evaluation"):
+        assert memory["predicted"].phases[phase] == pytest.approx(memory["measured"].phases[phase], rel=0.02), phase
+
+
+def test_a_run_that_will_not_fit_is_refused_before_weights_are_loaded(tmp_path, monkeypatch):
+    monkeypatch.setattr("peftlab.runs.prediction.free_bytes", lambda device: 10 * 2**20)
+    monkeypatch.setattr("peftlab.runs.bench.load_model", lambda *_, **__: pytest.fail("weights were loaded"))
+    with pytest.raises(OutOfMemoryError, match="MiB and 10.0 MiB are free; lower training.batch_size"):
+        train(planned("lora", tmp_path / "run"), display=NoDisplay())
+    result = RunDirectory.open(tmp_path / "run").read_result()
+    assert result.status == "out_of_memory" and result.memory["predicted"].fits is False
+
+
+def test_a_run_that_will_not_fit_starts_when_told_to(tmp_path, monkeypatch):
+    monkeypatch.setattr("peftlab.runs.prediction.free_bytes", lambda device: 10 * 2**20)
+    assert train(planned("bitfit", tmp_path / "run", "report"), display=NoDisplay()).status == "finished"
+
+
+def test_a_model_that_cannot_be_traced_still_trains(tmp_path, monkeypatch):
+    def fail(*_):
+        raise NotImplementedError("no such operation on fake tensors")
+
+    notes = []
+    display = NoDisplay()
+    display.note = notes.append
+    monkeypatch.setattr("peftlab.runs.run.predict_run", fail)
+    assert train(planned("bitfit", tmp_path / "run"), display=display).status == "finished"
+    assert any("no memory plan for this model: NotImplementedError" in note for note in notes)
