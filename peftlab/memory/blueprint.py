@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from peftlab.device import resolve_dtype, resolve_precision
+from peftlab.errors import MethodError
 from peftlab.memory.depth import find_layers
 from peftlab.memory.fakes import FakeModel
 from peftlab.memory.trace import Workload
@@ -24,7 +25,7 @@ STAND_INS = {"flash_attention_2": "sdpa"}
 
 @dataclass(frozen=True)
 class LoadBytes:
-    """The plain model as it comes from its file, and its largest dense weight."""
+    """The plain model as it comes from its file, and the largest weight that would be quantised."""
 
     plain: int
     largest: int
@@ -108,16 +109,23 @@ def build_blueprint(
     """
     model, fresh = build_meta(_for_device(recipe.model, device), labels)
     shape = shape_of(model, fresh, recipe.model.task)
-    load = _load_bytes(model)
+    load = _load_bytes(model, shape)
     if recipe.method.base_format != "plain":
         _quantize_meta(model, recipe, device)
     if recipe.training.frozen_dropout == "off" and silence_dropout is not None:
         silence_dropout(model)
     model = recipe.method.apply(model, fresh)
     if recipe.training.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        _checkpoint(model)
     fake = FakeModel(model)
     return Blueprint(recipe, device, shape, fake, load, _unit_bytes(model))
+
+
+def _checkpoint(model: nn.Module) -> None:
+    try:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    except ValueError as error:
+        raise MethodError(f"training.gradient_checkpointing: {error}") from error
 
 
 def _for_device(section: Model, device: torch.device) -> Model:
@@ -146,10 +154,9 @@ def _quantize_meta(model: nn.Module, recipe: Recipe, device: torch.device) -> No
             module.__class__ = UnalignedLinear4bit
 
 
-def _load_bytes(model: nn.Module) -> LoadBytes:
-    sizes = [p.numel() * p.itemsize for p in model.parameters()]
-    dense = [p.numel() * p.itemsize for p in model.parameters() if p.ndim == 2]
-    return LoadBytes(sum(sizes), max(dense, default=0))
+def _load_bytes(model: nn.Module, shape: ModelShape) -> LoadBytes:
+    dense = [site.n_in * site.n_out * model.dtype.itemsize for site in shape.linears if site.role != "head"]
+    return LoadBytes(sum(p.numel() * p.itemsize for p in model.parameters()), max(dense, default=0))
 
 
 def _unit_bytes(model: nn.Module) -> tuple[int, int, int]:

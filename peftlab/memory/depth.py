@@ -33,7 +33,8 @@ class Stack:
     def __init__(self, model: nn.Module):
         self.parent, self.name, layers = find_layers(model)
         self.layers = list(layers)
-        self.runs = [list(group) for _, group in groupby(range(len(self.layers)), key=_likeness(self.layers).__getitem__)]
+        alike = groupby(range(len(self.layers)), key=_likeness(self.layers).__getitem__)
+        self.runs = [list(group) for _, group in alike]
 
     @property
     def long_runs(self) -> list[int]:

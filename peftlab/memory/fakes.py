@@ -40,7 +40,7 @@ class FakeModel:
 
 
 class _Answers(TorchDispatchMode):
-    """Answers what a program asks of a tensor's values: `padded` decides all(), numbers are 1."""
+    """Answers what a program asks of a tensor's values: `padded` decides all(), numbers are 1, no outliers."""
 
     def __init__(self, padded: bool):
         super().__init__()
@@ -49,7 +49,25 @@ class _Answers(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func is torch.ops.aten._local_scalar_dense.default:
             return not self.padded if args[0].dtype == torch.bool else 1
+        if func.name() in _WITHOUT_OUTLIERS:
+            return _WITHOUT_OUTLIERS[func.name()](*args)
         return func(*args, **(kwargs or {}))
+
+
+def _int8_quant(rows: torch.Tensor, *_) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    scales = rows.new_empty(rows.shape[:-1].numel(), dtype=torch.float32)
+    return torch.empty_like(rows, dtype=torch.int8), scales, rows.new_empty(0, dtype=torch.int64)
+
+
+def _int8_mixed_mm(rows: torch.Tensor, _, weight: torch.Tensor, *__) -> tuple[torch.Tensor, torch.Tensor]:
+    return rows.new_empty(*rows.shape[:-1], weight.shape[0]), rows.new_empty(*rows.shape[:-1], 0)
+
+
+# bitsandbytes' operations whose results depend on how many columns hold outliers.
+_WITHOUT_OUTLIERS = {
+    "bitsandbytes::int8_vectorwise_quant": _int8_quant,
+    "bitsandbytes::int8_mixed_scaled_mm": _int8_mixed_mm,
+}
 
 
 def _fake_all(model: nn.Module) -> None:

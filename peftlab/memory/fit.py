@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from peftlab.errors import UsageError, nearest
+from peftlab.memory.sizes import format_bytes
 from peftlab.recipe.schema import Recipe
 from peftlab.reports import MemoryReport
 
@@ -16,7 +17,8 @@ MAXIMIZED = {
     "rank": "method.rank",
 }
 SMALLEST_LENGTH = 128
-MOST_TRIALS = 14
+LENGTH_STEP = 32
+LARGEST = 1 << 16
 
 Predict = Callable[[Recipe], MemoryReport]
 
@@ -44,44 +46,47 @@ def with_settings(recipe: Recipe, settings: dict[str, Any]) -> Recipe:
     return Recipe.model_validate(values)
 
 
-def maximize(recipe: Recipe, field: str, capacity_bytes: int, predict: Predict) -> tuple[int, MemoryReport]:
+def maximize(
+    recipe: Recipe, field: str, capacity_bytes: int, predict: Predict, longest: int
+) -> tuple[int, MemoryReport]:
     """Return the largest value of `field` (a key of `MAXIMIZED`) that fits, and the report for it.
 
-    Memory grows with all three, nearly along a line, so that few trials are needed. Raises UsageError for an
-    unknown field, for one that the method lacks, and where not even the smallest fits.
+    Lengths go in steps of `LENGTH_STEP` up to `longest`, the model's positions. Raises UsageError for an unknown
+    field, for one that the method lacks, and where not even the smallest value fits.
     """
     path = _path_of(field, recipe)
+    step = min(LENGTH_STEP, longest) if field == "max_length" else 1
+    limit = longest // step if field == "max_length" else LARGEST
 
-    def trial(value: int) -> MemoryReport:
-        return predict(with_settings(recipe, {path: value}))
+    def trial(count: int) -> MemoryReport:
+        return predict(with_settings(recipe, {path: count * step}))
 
-    return largest_fitting(trial, capacity_bytes, path, _limit(path, recipe))
+    smallest = trial(1)
+    if smallest.needed_bytes > capacity_bytes:
+        over = format_bytes(smallest.needed_bytes - capacity_bytes)
+        raise UsageError(f"even {path}={step} needs {over} more than there is; change something else")
+    count, report = largest_fitting(trial, smallest, capacity_bytes, limit)
+    return count * step, report
 
 
 def largest_fitting(
-    trial: Callable[[int], MemoryReport], capacity_bytes: int, what: str, limit: int = 1 << 24
+    trial: Callable[[int], MemoryReport], smallest: MemoryReport, capacity_bytes: int, limit: int
 ) -> tuple[int, MemoryReport]:
-    """Return the largest whole number up to `limit` whose report needs no more than the capacity."""
-    low, best = 1, trial(1)
-    if best.needed_bytes > capacity_bytes:
-        over = (best.needed_bytes - capacity_bytes) / 2**30
-        raise UsageError(f"{what}=1 already needs {over:.2f} GiB more than there is; change something else")
-    high, high_needs = None, 0
-    guess = 2
-    for _ in range(MOST_TRIALS):
-        if low >= limit or (high is not None and high - low <= 1):
-            break
-        report = trial(min(guess, limit))
+    """Return the largest count from 1 (`smallest`, which fits) to `limit` that fits, and its report.
+
+    Memory grows nearly along a line, so each guess is where the line through the last two trials meets the
+    capacity.
+    """
+    low, best, high, guess = 1, smallest, limit + 1, 2
+    while high - low > 1:
+        guess = min(guess, high - 1)
+        report = trial(guess)
+        growth = max((report.needed_bytes - best.needed_bytes) / (guess - low), 1.0)
         if report.needed_bytes <= capacity_bytes:
-            growth = (report.needed_bytes - best.needed_bytes) / (min(guess, limit) - low)
-            low, best = min(guess, limit), report
+            low, best = guess, report
         else:
-            growth = (report.needed_bytes - best.needed_bytes) / (guess - low)
-            high, high_needs = guess, report.needed_bytes
-        room = int((capacity_bytes - best.needed_bytes) / growth) if growth > 0 else low
-        guess = low + max(1, room)
-        if high is not None:
-            guess = min(guess, high - 1)
+            high = guess
+        guess = low + max(1, int((capacity_bytes - best.needed_bytes) / growth))
     return low, best
 
 
@@ -124,7 +129,3 @@ def _path_of(field: str, recipe: Recipe) -> str:
     if path == "method.rank" and not hasattr(recipe.method, "rank"):
         raise UsageError(f"cannot maximize rank: method {recipe.method.type} has none")
     return path
-
-
-def _limit(path: str, recipe: Recipe) -> int:
-    return 1 << 20 if path != "method.rank" else 1 << 14

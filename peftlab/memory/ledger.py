@@ -66,12 +66,14 @@ class Ledger(TorchDispatchMode):
             self._tags[number] = category
         return number
 
-    def adopt(self, model: nn.Module) -> None:
-        """Enter what a model holds: weights, the scales beside quantised ones, buffers."""
+    def adopt(self, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
+        """Enter what a model holds (weights, the scales beside quantised ones, buffers) and an optimiser's states."""
         for parameter in model.parameters():
             self.track(parameter, "trainable_weights" if parameter.requires_grad else "frozen_weights")
         self.track_all(quantisation_tensors(model.parameters()), "quantisation_state")
         self.track_all(model.buffers(), "frozen_weights")
+        if optimizer is not None:
+            self._adopt_states(optimizer)
 
     def track_all(self, tensors: Iterable[torch.Tensor], category: str) -> None:
         for tensor in tensors:
@@ -83,7 +85,7 @@ class Ledger(TorchDispatchMode):
         handles = [
             *self._watch_body(model),
             optimizer.register_step_pre_hook(lambda optimizer, *_: self._before_step(optimizer)),
-            optimizer.register_step_post_hook(lambda optimizer, *_: self._after_step(optimizer)),
+            optimizer.register_step_post_hook(lambda optimizer, *_: self._adopt_states(optimizer)),
         ]
         try:
             yield
@@ -96,7 +98,7 @@ class Ledger(TorchDispatchMode):
         gradients = (p.grad for group in optimizer.param_groups for p in group["params"])
         self.track_all((g for g in gradients if g is not None), "gradients")
 
-    def _after_step(self, optimizer: torch.optim.Optimizer) -> None:
+    def _adopt_states(self, optimizer: torch.optim.Optimizer) -> None:
         states = (value for state in optimizer.state.values() for value in state.values())
         self.track_all((value for value in states if torch.is_tensor(value)), "optimiser_state")
 
@@ -126,11 +128,10 @@ class Ledger(TorchDispatchMode):
 
     def events(self) -> list[tuple[int, int]]:
         """Return (storage number, bytes) in order, bytes negative where a storage is given back."""
-        ordered = sorted(
-            [(time, number, size) for number, (time, size) in enumerate(zip(self._births, self._sizes, strict=True))]
-            + [(time, n, -size) for n, (time, size) in enumerate(zip(self._deaths, self._sizes, strict=True)) if time >= 0]
-        )
-        return [(number, size) for _, number, size in ordered]
+        numbers = range(len(self._sizes))
+        taken = [(self._births[number], number, self._sizes[number]) for number in numbers]
+        given = [(self._deaths[n], n, -self._sizes[n]) for n in numbers if self._deaths[n] != ALIVE]
+        return [(number, size) for _, number, size in sorted(taken + given)]
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         self._note_backward()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 
 from peftlab.memory.blueprint import Blueprint
 from peftlab.memory.constants import cuda_constants

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.nn import functional
-from torch.overrides import TorchFunctionMode
+from torch._subclasses.fake_tensor import UnsupportedFakeTensorException
 
+from peftlab.errors import ModelError
 from peftlab.loss import IGNORED, sum_loss, supervised_loss, supervised_scores
 from peftlab.memory.allocator import slack_bytes
+from peftlab.memory.autocast import cuda_widening
 from peftlab.memory.constants import ALLOCATION_ROUNDING
 from peftlab.memory.depth import LayerPlace, Segments, Stack
 from peftlab.memory.fakes import FakeModel
@@ -28,7 +29,8 @@ STATE_BLOCK = 256
 class Workload:
     """What goes through the model: the longest batch of training and of evaluation.
 
-    `supervised` is the share of tokens that the loss is computed on, `padded` whether rows differ in length.
+    `supervised` is the share of tokens that the loss is computed on (in evaluation the same, unless it is given),
+    `padded` whether rows differ in length.
     """
 
     rows: int
@@ -37,17 +39,22 @@ class Workload:
     evaluation_length: int
     classes: bool = False
     supervised: float = 1.0
+    evaluation_supervised: float | None = None
     padded: bool = True
     micro_batches: int = 1
     precision: torch.dtype = torch.float32
     optimizer: str = "adamw"
     cuda: bool = False
 
-    def batch(self, rows: int, length: int) -> dict[str, torch.Tensor]:
+    @property
+    def evaluation_share(self) -> float:
+        return self.supervised if self.evaluation_supervised is None else self.evaluation_supervised
+
+    def batch(self, rows: int, length: int, share: float) -> dict[str, torch.Tensor]:
         ids = {name: torch.empty(rows, length, dtype=torch.int64) for name in ("input_ids", "attention_mask")}
         if self.classes:
             return {**ids, "labels": torch.empty(rows, dtype=torch.int64)}
-        supervised = max(1, round(rows * (length - 1) * self.supervised))
+        supervised = max(1, round(rows * (length - 1) * share))
         labels = torch.full((rows, length), IGNORED)
         return {**ids, "labels": labels, "supervised": torch.empty(supervised, dtype=torch.int64)}
 
@@ -64,12 +71,18 @@ class Trace:
 
 
 def trace_whole(fake: FakeModel, work: Workload) -> Trace:
-    """Trace a run of a model with its method; of alike layers only a few, however many there are."""
+    """Trace a run of a model with its method; of alike layers only a few, however many there are.
+
+    Raises ModelError where an operation of the model cannot run on fake tensors.
+    """
     stack = Stack(fake.model)
     try:
-        with fake.running(work.padded):
+        with fake.running(work.padded), cuda_widening() if work.cuda else contextlib.nullcontext():
             base, ledger = _trace(fake.model, work, stack, None)
             longer = {run: _trace(fake.model, work, stack, run)[0] for run in stack.long_runs}
+    except (RuntimeError, NotImplementedError, UnsupportedFakeTensorException) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ModelError(f"the memory of this model cannot be predicted: {reason}") from error
     finally:
         stack.restore()
     return Trace(stack.extend(base, longer), _slack(base, ledger) if work.cuda else 0.0)
@@ -121,7 +134,7 @@ def _step(model: nn.Module, optimizer: torch.optim.Optimizer, work: Workload, ma
 
 
 def _backward(model: nn.Module, work: Workload, marker: _Marker) -> None:
-    batch = work.batch(work.rows, work.length)
+    batch = work.batch(work.rows, work.length, work.supervised)
     with _autocast(work):
         loss_sum, tokens = supervised_loss(model, batch)
     share = loss_sum / tokens
@@ -131,7 +144,7 @@ def _backward(model: nn.Module, work: Workload, marker: _Marker) -> None:
 
 def _evaluate(model: nn.Module, work: Workload) -> None:
     """Do what evaluation does with two batches: the first one's scores live while the second is computed."""
-    batch = work.batch(work.evaluation_rows, work.evaluation_length)
+    batch = work.batch(work.evaluation_rows, work.evaluation_length, work.evaluation_share)
     model.eval()
     with torch.no_grad(), _autocast(work):
         for _ in range(2):
@@ -221,53 +234,5 @@ def _autocast(work: Workload) -> Iterator[None]:
     if work.precision == torch.float32:
         yield
         return
-    with torch.autocast("cpu", work.precision), _CudaWidening() if work.cuda else contextlib.nullcontext():
+    with torch.autocast("cpu", work.precision):
         yield
-
-
-class _CudaWidening(TorchFunctionMode):
-    """Widens to float32 what CUDA's autocast widens and the CPU's does not.
-
-    Source: "CUDA Ops that can autocast to float32", pytorch.org/docs/stable/amp.html.
-    """
-
-    WIDENED = frozenset(
-        {
-            functional.layer_norm,
-            functional.group_norm,
-            functional.softmax,
-            functional.log_softmax,
-            functional.softplus,
-            functional.cross_entropy,
-            functional.nll_loss,
-            torch.layer_norm,
-            torch.softmax,
-            torch.log_softmax,
-            torch.exp,
-            torch.log,
-            torch.pow,
-            torch.rsqrt,
-            torch.reciprocal,
-            torch.norm,
-            torch.sum,
-            torch.cumsum,
-            torch.Tensor.softmax,
-            torch.Tensor.exp,
-            torch.Tensor.pow,
-            torch.Tensor.__pow__,
-            torch.Tensor.rsqrt,
-            torch.Tensor.norm,
-            torch.Tensor.sum,
-        }
-    )
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        if func in self.WIDENED:
-            args = tuple(_widen(value) for value in args)
-            kwargs = {name: _widen(value) for name, value in (kwargs or {}).items()}
-        return func(*args, **(kwargs or {}))
-
-
-def _widen(value):
-    narrow = isinstance(value, torch.Tensor) and value.dtype in (torch.bfloat16, torch.float16)
-    return value.float() if narrow else value

@@ -102,5 +102,6 @@ def _int8(weight: torch.Tensor, device: torch.device) -> nn.Module:
     n_out, n_in = weight.shape
     new = Linear8bitLt(n_in, n_out, bias=False, has_fp16_weights=False, threshold=OUTLIER_THRESHOLD, device="meta")
     # Int8Params quantises only what comes from the CPU.
-    new.weight = Int8Params(weight.cpu(), requires_grad=False, has_fp16_weights=False).to(device)
+    held = weight if weight.is_meta else weight.cpu()  # bitsandbytes quantises as the weight leaves the CPU
+    new.weight = Int8Params(held, requires_grad=False, has_fp16_weights=False).to(device)
     return new

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import psutil
 import torch
 
 from peftlab.data.dataset import Dataset
+from peftlab.data.tokens import TokenRow
 from peftlab.errors import OutOfMemoryError
 from peftlab.memory.blueprint import build_blueprint
 from peftlab.memory.predict import predict
@@ -31,11 +33,21 @@ def predict_run(recipe: Recipe, dataset: Dataset, device: torch.device) -> Memor
 def longest_work(work: Workload, dataset: Dataset) -> Workload:
     """Return the workload of the longest rows that the data really has."""
     rows = longest(dataset.train, work.rows * work.micro_batches)
-    length = max(len(row.input_ids) for row in rows)
-    predictable = len(rows) * max(length - 1, 1)
-    share = 1.0 if work.classes else sum(row.supervised for row in rows) / predictable
-    held_out = max((len(row.input_ids) for row in dataset.evaluation), default=1)
-    return replace(work, length=length, supervised=share, evaluation_length=held_out)
+    held_out = longest(dataset.evaluation, work.evaluation_rows) if dataset.evaluation else rows
+    return replace(
+        work,
+        length=max(len(row.input_ids) for row in rows),
+        supervised=supervised_share(rows),
+        evaluation_length=max(len(row.input_ids) for row in held_out),
+        evaluation_supervised=supervised_share(held_out),
+        padded=work.padded and len({len(row.input_ids) for row in rows}) > 1,
+    )
+
+
+def supervised_share(rows: Sequence[TokenRow]) -> float:
+    """Return which part of the predictable tokens of a padded batch the loss is computed on."""
+    width = max(len(row.input_ids) for row in rows)
+    return sum(row.supervised for row in rows) / (len(rows) * max(width - 1, 1))
 
 
 def free_bytes(device: torch.device) -> int:

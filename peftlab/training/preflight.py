@@ -37,7 +37,7 @@ def longest_step(rows: StepRows) -> StepRows:
 def measure_longest(
     setup: Setup, model: nn.Module, evaluation: Sequence[TokenRow], evaluation_batch: int
 ) -> MemoryReport:
-    """Take the longest training rows through two steps, the longest evaluation rows through one batch.
+    """Take the longest training rows through two steps, the longest evaluation rows through two batches.
 
     `setup` holds an optimiser of its own, which is thrown away afterwards; `model` is the one that
     `setup.model` wraps. The optimiser sees zero gradients, so the weights stay as they are; modes and random
@@ -74,4 +74,6 @@ def _evaluate(setup: Setup, model: nn.Module, rows: Sequence[TokenRow]) -> None:
     batch = {name: value.to(device) for name, value in collate(rows, setup.rows.pad_id).items()}
     model.eval()
     with torch.no_grad(), autocast(setup.precision, device):
-        sum_loss(*supervised_scores(model, batch))
+        for _ in range(2):  # as in an evaluation, a batch's scores live while the next one's are computed
+            scores, targets = supervised_scores(model, batch)
+            sum_loss(scores, targets)

