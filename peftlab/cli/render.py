@@ -128,15 +128,14 @@ def comparison_cells(result: RunResult) -> list[str]:
 
 
 def render_examples(results: Sequence[RunResult], among: Sequence[RunResult]) -> RenderableType:
-    """Return the first example of every run; what they share (prompt, reference, base) is shown once."""
+    """Return the first example of every run; prompt, reference and the first base's answer are shown once."""
     parts: list[RenderableType] = []
-    shown: dict[str, str] = {}
+    asked = None
     for result in results:
         example = result.examples[0]
-        common = {key: text for key, text in example.items() if key != "after"}
-        if common != shown:
-            parts.append(render_example(common))
-            shown = common
+        if (example["prompt"], example["reference"]) != asked:
+            asked = example["prompt"], example["reference"]
+            parts.append(render_example({key: text for key, text in example.items() if key != "after"}))
         parts.append(render_example({label(result, among): example.get("after", "")}))
     return Group(*parts)
 
