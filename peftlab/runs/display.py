@@ -49,7 +49,7 @@ class BarDisplay:
 
     def __init__(self):
         self.console = Console(stderr=True)
-        self.progress = Progress(BarColumn(bar_width=18), TextColumn("{task.description}"), console=self.console)
+        self.progress = Progress(BarColumn(bar_width=10), TextColumn("{task.description}"), console=self.console)
         self.task = None
 
     def note(self, text: str) -> None:
@@ -61,9 +61,8 @@ class BarDisplay:
         if self.task is None:
             self.progress.start()
             self.task = self.progress.add_task("", total=steps)
-        short = format_line(line, steps).split("  rate")[0]
-        left = f"{line['tokens_per_second']:.0f} tok/s  left {format_duration(line['seconds_left'])}"
-        self.progress.update(self.task, completed=line["step"], description=f"{short}  {left}")
+        description = format_line(line, steps).removeprefix("step").lstrip()
+        self.progress.update(self.task, completed=line["step"], description=description)
 
     def close(self) -> None:
         self.progress.stop()

@@ -24,7 +24,7 @@ def draw_losses(history: list[dict[str, Any]], title: str, path: Path) -> None:
             axes.plot(*zip(*points, strict=True), label=label, **style)
     if not axes.lines:
         return
-    axes.set(xlabel="optimiser step", ylabel="loss (nats per supervised token)", title=title)
+    axes.set(xlabel="optimiser step", ylabel="loss (nats)", title=title)
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=120)
