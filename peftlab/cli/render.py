@@ -103,10 +103,44 @@ def render_comparison(results: Sequence[RunResult]) -> RenderableType:
         table.add_row(label(result, results), *comparison_cells(result))
     parts: list[RenderableType] = [table]
     parts += [f"{result.name} {result.status}: {result.error}" for result in results if result.error]
+    with_memory = [result for result in results if "measured" in result.memory]
+    if with_memory:
+        parts += ["", memory_table(with_memory, results)]
     with_examples = [result for result in results if result.examples]
     if with_examples:
         parts += ["", render_examples(with_examples, results)]
     return Group(*parts)
+
+
+STATE = ("frozen_weights", "quantisation_state", "trainable_weights", "optimiser_state")
+
+
+def memory_table(results: Sequence[RunResult], among: Sequence[RunResult]) -> Table:
+    """Return what each run's state and peak take in tensors, as a part of full fine-tuning's where that is a row.
+
+    State is weights, their gradients (as large as what trains) and the optimiser's.
+    """
+    full = next((result for result in results if result.recipe["method"]["type"] == "full"), None)
+    table = plain_table("memory", "state", "of full", "peak", "of full", "predicted", "error")
+    for result in results:
+        cells = [label(result, among)]
+        for count in (state_bytes, peak_bytes):
+            whole = count(full) if full else 0
+            cells += [format_bytes(count(result)), f"{count(result) / whole:.2f}" if whole else "-"]
+        predicted = result.memory.get("predicted")
+        error = predicted.peak_bytes / peak_bytes(result) - 1 if predicted else None
+        cells += [format_bytes(predicted.peak_bytes), f"{round(error, 3) + 0.0:+.1%}"] if predicted else ["-", "-"]
+        table.add_row(*cells)
+    return table
+
+
+def peak_bytes(result: RunResult) -> int:
+    return result.memory["measured"].peak_bytes
+
+
+def state_bytes(result: RunResult) -> int:
+    categories = result.memory["measured"].categories
+    return sum(categories.get(name, 0) for name in STATE) + categories.get("trainable_weights", 0)
 
 
 def label(result: RunResult, results: Sequence[RunResult]) -> str:

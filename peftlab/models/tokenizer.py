@@ -16,7 +16,7 @@ def load_tokenizer(section: Model) -> PreTrainedTokenizerBase:
     Where the model names none, its end-of-text token pads: safe because rows are masked by their length, never
     by the id. Raises ModelError.
     """
-    reference = resolve(section.name, section.revision)
+    reference = resolve(section.name, section.revision) if section.tokenizer is None else resolve(section.tokenizer)
     arguments = hub_arguments(reference, section)
     with one_line_errors(reference, "given a tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(reference.source, **arguments)

@@ -25,6 +25,8 @@ class Section(BaseModel):
 class Model(Section):
     name: str = Field(min_length=1)
     """Hub id, local folder, `.gguf` file, `builtin:NAME`, or `package:PACKAGE/PATH` inside an installed package."""
+    tokenizer: str | None = Field(None, min_length=1)
+    """Take another model's tokenizer: for a folder that holds only a `config.json`, with `init: random`."""
     revision: str | None = None
     """Branch, tag or commit of a hub model."""
     task: Literal["causal-lm", "sequence-classification"] = "causal-lm"

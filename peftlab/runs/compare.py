@@ -13,8 +13,10 @@ from peftlab.files import write_atomically
 from peftlab.recipe.load import load_recipe, recipe_name
 from peftlab.reports import RunResult
 from peftlab.runs.directory import RunDirectory
+from peftlab.runs.picture import draw_memory
 
 SUMMARY = "comparison.json"
+PICTURE = "memory.png"
 
 
 def compare(
@@ -23,7 +25,8 @@ def compare(
     """Run every recipe and return their results in order; a run that fails is a row that says so.
 
     Each runs in its own process, so that none pays for another's memory. The runs lie in `output` (default
-    `runs/comparison`), what each printed in its `log.txt`.
+    `runs/comparison`), what each printed in its `log.txt`, and their
+    memory as a picture beside them.
     """
     output = output or Path("runs/comparison")
     names = unique_names(recipes)
@@ -34,7 +37,15 @@ def compare(
         results.append(run_alone(path, overrides, name, output / name))
         print(summarise(results[-1]), file=sys.stderr, flush=True)
     write_atomically(output / SUMMARY, json.dumps([result.model_dump() for result in results], indent=2) + "\n")
+    draw_memory([(short_label(result, results), result.memory) for result in results], output / PICTURE)
     return results
+
+
+def short_label(result: RunResult, among: Sequence[RunResult]) -> str:
+    """Return the method's name where it tells the runs apart, else the run's."""
+    types = [other.recipe["method"]["type"] for other in among]
+    own = result.recipe["method"]["type"]
+    return own if types.count(own) == 1 else result.name
 
 
 def unique_names(recipes: Sequence[Path]) -> list[str]:

@@ -1,12 +1,25 @@
-"""The loss curve of a run as a picture."""
+"""Pictures: the loss curve of a run, the memory of several."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from peftlab.reports import MemoryReport
+
 # Okabe and Ito's colours, told apart by colour-blind readers too.
 BLUE, ORANGE = "#0072B2", "#D55E00"
+CATEGORY_COLOURS = {
+    "frozen_weights": "#999999",
+    "quantisation_state": "#000000",
+    "trainable_weights": "#0072B2",
+    "gradients": "#56B4E9",
+    "optimiser_state": "#009E73",
+    "saved_activations": "#E69F00",
+    "logits_and_loss": "#D55E00",
+    "workspace": "#CC79A7",
+}
 
 
 def draw_losses(history: list[dict[str, Any]], title: str, path: Path) -> None:
@@ -27,4 +40,33 @@ def draw_losses(history: list[dict[str, Any]], title: str, path: Path) -> None:
     axes.set(xlabel="optimiser step", ylabel="loss (nats)", title=title)
     axes.grid(alpha=0.3)
     axes.legend()
+    figure.savefig(path, dpi=120)
+
+
+def draw_memory(rows: Sequence[tuple[str, dict[str, MemoryReport]]], path: Path) -> None:
+    """Draw each run's categories at its peak as stacked bars, predicted (hatched) beside measured."""
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
+    bars = [
+        (position + shift, memory[source], hatch)
+        for position, (_, memory) in enumerate(rows)
+        for source, shift, hatch in (("predicted", -0.2, "//"), ("measured", 0.2, None))
+        if source in memory
+    ]
+    if not bars:
+        return
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    for place, report, hatch in bars:
+        bottom = 0.0
+        for name, colour in CATEGORY_COLOURS.items():
+            height = report.categories.get(name, 0) / 2**20
+            axes.bar(place, height, 0.36, bottom, color=colour, hatch=hatch, edgecolor="white", linewidth=0.4)
+            bottom += height
+    axes.set(ylabel="MiB at the peak", title="Memory in tensors: predicted (hatched), measured (plain)")
+    axes.set_xticks(range(len(rows)), [name for name, _ in rows])
+    axes.grid(axis="y", alpha=0.3)
+    handles = [Patch(color=colour, label=name.replace("_", " ")) for name, colour in CATEGORY_COLOURS.items()]
+    axes.legend(handles=handles[::-1], fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(path, dpi=120)

@@ -12,7 +12,8 @@ from peftlab.cli.render import (
     render_result,
     show,
 )
-from peftlab.reports import CountRow, MemoryReport, ParameterReport, RunResult
+from peftlab.cli.render_memory import render_memory, render_methods
+from peftlab.reports import CountRow, MemoryReport, MethodPlan, ParameterReport, RunResult
 
 LARGE = 405_853_388_800
 
@@ -73,7 +74,7 @@ def test_a_comparison_has_a_row_for_every_run_and_an_answer_of_each(text_of):
     runs = [result("tiny-lora", "lora"), result("tiny-full", "full")]
     text = text_of(render_comparison(runs))
     assert max(map(len, text.splitlines())) <= 80
-    (row,) = (line for line in text.splitlines() if line.startswith("full") and "answer" not in line)
+    row, _ = (line for line in text.splitlines() if line.startswith("full") and "answer" not in line)
     assert row.split() == ["full", "311,721,984", "0.0768", "%", "3.0", "GiB", "1234", "3.2500", "1.5000"]
     assert text.count("the reference") == 1
     assert "answer of tiny-lora" in text and "answer of tiny-full" in text
@@ -114,3 +115,50 @@ def test_doctor_shows_the_reason_of_what_cannot_run(text_of):
     text = text_of(render_doctor(found))
     assert "flash-attn   not installed" in text
     assert "no: no [int8] kernels" in text
+
+
+def test_memory_is_told_as_a_part_of_full_fine_tunings_and_against_its_prediction(text_of):
+    """Oracle: state is weights, a gradient as large as what trains, and the optimiser's, added up by hand."""
+
+    def ledger(source: str, peak: int, **categories: int) -> MemoryReport:
+        return MemoryReport(source=source, device="cpu", peak_bytes=peak, categories=categories)
+
+    mib = 2**20
+    full = ledger("measured", 400 * mib, trainable_weights=50 * mib, optimiser_state=100 * mib)
+    lora = ledger("measured", 300 * mib, frozen_weights=38 * mib, trainable_weights=3 * mib, optimiser_state=6 * mib)
+    rows = [
+        result("a", "full", memory={"measured": full}),
+        result("b", "lora", memory={"measured": lora, "predicted": ledger("predicted", 309 * mib)}),
+    ]
+    lines = [line.split() for line in text_of(render_comparison(rows)).splitlines()]
+    assert ["full", "200.0", "MiB", "1.00", "400.0", "MiB", "1.00", "-", "-"] in lines
+    assert ["lora", "50.0", "MiB", "0.25", "300.0", "MiB", "0.75", "309.0", "MiB", "+3.0%"] in lines
+
+
+def test_a_plan_says_whether_it_fits_and_what_would_make_it_fit(text_of):
+    report = MemoryReport(
+        source="predicted",
+        device="cuda",
+        peak_bytes=30 * 2**30,
+        categories={"frozen_weights": 30 * 2**30},
+        phases={"steady_step": 30 * 2**30},
+        overheads={"cuda_context": 2**30},
+        capacity_bytes=24 * 2**30,
+        remedies=["training.batch_size=1 needs 20.0 GiB"],
+        notes=["not yet measured"],
+    )
+    text = text_of(render_memory(report))
+    assert "no, 7.0 GiB too much" in text and "training.batch_size=1 needs 20.0 GiB" in text
+    assert "yes, 1.0 GiB to spare" in text_of(render_memory(report.model_copy(update={"capacity_bytes": 32 * 2**30})))
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_methods_on_one_model_are_a_row_each_and_a_refusal_its_reason(text_of):
+    memory = MemoryReport(source="predicted", device="cpu", peak_bytes=2**30, capacity_bytes=2**29)
+    rows = [
+        MethodPlan(method="lora", title="LoRA", trainable=100, fraction=0.01, relative_step_time=0.7, memory=memory),
+        MethodPlan(method="bitfit", title="BitFit", error="no biases"),
+    ]
+    text = text_of(render_methods(rows))
+    assert ["lora", "100", "1", "%", "1.0", "GiB", "0.70", "no"] in [line.split() for line in text.splitlines()]
+    assert "bitfit: no biases" in text
