@@ -55,7 +55,7 @@ def test_the_valid_recipe_has_no_problem():
         (
             "model:\n  name: builtin:tiny",
             "model: x",
-            "1: model: must be a mapping with the keys name, revision, ",
+            "1: model: must be a mapping with the keys name, tokenizer, revision, ",
         ),
         ("rank: 8", "rnak: 8", "5: method.rnak: unknown key; did you mean 'rank'?"),
         ("rank: 8", "length: 8", "5: method.length: not a field of method lora, only of prefix"),
