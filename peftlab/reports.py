@@ -126,6 +126,19 @@ class ResumeReport(Report):
     reasons: list[str] = Field(default_factory=list)
 
 
+class InferenceReport(Report):
+    """What the trained result costs where it is used, as it is and, where it can be, merged into the base.
+
+    `seconds` holds medians of one forward pass of `rows` rows of `tokens` tokens: `base`, `unmerged`, `merged`.
+    """
+
+    rows: int
+    tokens: int
+    extra_parameters: int
+    extra_parameters_merged: int | None
+    seconds: dict[str, float]
+
+
 class RunResult(Report):
     """Everything that one run has to say; `result.json` in its directory."""
 
@@ -141,5 +154,65 @@ class RunResult(Report):
     metrics: dict[str, dict[str, float]] = Field(default_factory=dict)
     examples: list[dict[str, str]] = Field(default_factory=list)
     seconds: dict[str, float] = Field(default_factory=dict)
+    inference: InferenceReport | None = None
     resumes: list[ResumeReport] = Field(default_factory=list)
     error: str | None = None
+
+
+class BudgetReport(Report):
+    """What a budget asks of one method, and what the size that was solved for reaches, in the budget's unit.
+
+    `kind` trainable counts parameters, memory and stored bytes, seconds the training's. `solved` holds the recipe's
+    fields that were set (`{"method.rank": 12}`); `reason` says why a budget that was not met cannot be.
+    """
+
+    kind: Literal["trainable", "memory", "stored", "seconds"]
+    asked: float
+    reached: float
+    solved: dict[str, Any]
+    met: bool
+    reason: str | None = None
+
+    @computed_field
+    @property
+    def error(self) -> float:
+        return self.reached / self.asked - 1
+
+
+class Trial(Report):
+    """One run of a comparison: its folder under `runs/`, and what became of it.
+
+    `validation` is the metric on the evaluation rows, by which a rate is chosen; `test` the one that is reported.
+    """
+
+    run: str
+    learning_rate: float
+    seed: int
+    status: str
+    error: str | None = None
+    validation: float | None = None
+    test: float | None = None
+
+
+class VariantReport(Report):
+    """One variant of a comparison under one budget: the rates that were tried, and the seeds at the chosen one."""
+
+    name: str
+    method: str
+    title: str
+    budget: str | None = None
+    solution: BudgetReport | None = None
+    learning_rate: float | None = None
+    sweep: list[Trial] = Field(default_factory=list)
+    trials: list[Trial] = Field(default_factory=list)
+
+
+class ComparisonReport(Report):
+    """A whole comparison; `comparison.json` in its folder, whose `runs/` holds the run directories."""
+
+    name: str
+    metric: str
+    higher_is_better: bool
+    seeds: list[int]
+    variants: list[VariantReport]
+    notes: list[str] = Field(default_factory=list)
