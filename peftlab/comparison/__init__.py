@@ -1,0 +1,1 @@
+"""The comparison lab: variants under equal budgets, several seeds, honest statistics, one report."""
