@@ -13,6 +13,7 @@ from pathlib import Path
 from peftlab.checkpoint.lock import RunLock
 from peftlab.errors import StorageError
 from peftlab.files import write_atomically
+from peftlab.recipe.schema import Recipe
 from peftlab.reports import RunResult
 
 MARKER = ".peftlab"
@@ -111,3 +112,23 @@ class RunDirectory:
             raise StorageError(f"{folder}: cannot be written: {error.strerror or error}; free some space") from None
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def open_directory(path: Path, main: bool, overwrite: bool, resume: bool) -> Iterator[RunDirectory]:
+    """Give the run directory, locked by the main process, emptied unless its run goes on."""
+    if not main:
+        yield RunDirectory(path)
+        return
+    directory = RunDirectory.open(path) if resume else RunDirectory.claim(path)
+    with directory.lock():
+        if not resume:
+            directory.make_room(overwrite)
+        yield directory
+
+
+def is_finished(directory: RunDirectory, recipe: Recipe) -> bool:
+    """Whether the run there has done all the steps that `recipe` asks for."""
+    result = directory.read_result()
+    asked = recipe.training.model_dump(mode="json")
+    return result.status == "finished" and all(result.recipe["training"][k] == asked[k] for k in ("steps", "epochs"))

@@ -9,33 +9,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import nn
 
 from peftlab.data.dataset import Dataset
 from peftlab.device import quiet_libraries, synchronize
-from peftlab.errors import DivergedError, MethodError, OutOfMemoryError, StoppedError
 from peftlab.memory.measure import MemoryMeter
-from peftlab.parameters.audit import Audit
 from peftlab.recipe.dump import dump_recipe
 from peftlab.recipe.schema import Recipe
-from peftlab.reports import AuditReport, MemoryReport, RunResult
-from peftlab.runs import checkpoints
+from peftlab.reports import RunResult
 from peftlab.runs.accelerator import open_accelerator
 from peftlab.runs.bench import Bench, apply_method, prepare
-from peftlab.runs.directory import RunDirectory
+from peftlab.runs.directory import RunDirectory, is_finished, open_directory
 from peftlab.runs.display import open_display
+from peftlab.runs.ending import record_failure, refuse_unfinished
 from peftlab.runs.environment import describe_environment
 from peftlab.runs.picture import draw_losses
 from peftlab.runs.prediction import predict_run, refuse_too_large
-from peftlab.runs.setup import build_setup, renew_optimizer
+from peftlab.runs.training import train_model
 from peftlab.training.dropout import disable_dropout
-from peftlab.training.loop import train as run_loop
-from peftlab.training.preflight import measure_longest
 from peftlab.training.recorder import Recorder
-from peftlab.training.setup import Setup
 from peftlab.training.stop import Stop
 
 
@@ -60,64 +54,12 @@ def train(
         try:
             run.execute()
         except BaseException as error:
-            failure = translate(error, run)
-            run.result.status, run.result.error = status_of(failure), str(failure) or type(failure).__name__
-            run.write()
+            failure = record_failure(error, run)
             raise failure from (None if failure is error else error)
         finally:
             run.display.close()
             accelerator.end_training()
     return run.result
-
-
-@contextlib.contextmanager
-def open_directory(path: Path, main: bool, overwrite: bool, resume: bool) -> Iterator[RunDirectory]:
-    """Give the run directory, locked by the main process, emptied unless its run goes on."""
-    if not main:
-        yield RunDirectory(path)
-        return
-    directory = RunDirectory.open(path) if resume else RunDirectory.claim(path)
-    with directory.lock():
-        if not resume:
-            directory.make_room(overwrite)
-        yield directory
-
-
-def is_finished(directory: RunDirectory, recipe: Recipe) -> bool:
-    """Whether the run there has done all the steps that `recipe` asks for."""
-    result = directory.read_result()
-    asked = recipe.training.model_dump(mode="json")
-    return result.status == "finished" and all(result.recipe["training"][k] == asked[k] for k in ("steps", "epochs"))
-
-
-def translate(error: BaseException, run: Run) -> BaseException:
-    """Return the error that a user should see: torch's out of memory becomes ours."""
-    if not isinstance(error, torch.OutOfMemoryError):
-        return error
-    training = run.recipe.training
-    return OutOfMemoryError(
-        f"out of memory in phase {run.phase!r} at batch_size {training.batch_size}, max_length "
-        f"{run.recipe.data.max_length}; lower training.batch_size or data.max_length (raise "
-        "training.gradient_accumulation to keep the step), or set training.gradient_checkpointing=true"
-    )
-
-
-def describe_memory(memory: dict[str, MemoryReport]) -> str:
-    """Return one line: what the longest rows took, and how far the prediction was off."""
-    measured, predicted = memory["measured"].peak_bytes, memory.get("predicted")
-    line = f"memory with the longest rows: {measured / 2**20:,.1f} MiB measured"
-    if predicted is None:
-        return line
-    steps = max(predicted.phases[phase] for phase in memory["measured"].phases if phase in predicted.phases)
-    return f"{line}, {steps / 2**20:,.1f} MiB predicted ({steps / measured - 1:+.1%})"
-
-
-def status_of(error: BaseException) -> str:
-    if isinstance(error, DivergedError):
-        return "diverged"
-    if isinstance(error, OutOfMemoryError):
-        return "out_of_memory"
-    return "interrupted" if isinstance(error, KeyboardInterrupt | StoppedError) else "failed"
 
 
 @dataclass
@@ -157,8 +99,8 @@ class Run:
         with self.in_phase("apply"):
             model = self.apply(bench)
         with self.in_phase("training"):
-            setup = self.run_training(bench, model)
-        self.refuse_unfinished(setup)
+            setup = train_model(self, bench, model)
+        refuse_unfinished(setup, self.stop)
         with self.in_phase("evaluation_after"):
             self.evaluate(bench, model, "after", result.progress.step)
         with self.in_phase("save"):
@@ -233,75 +175,6 @@ class Run:
         if recipe.training.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         return model.to(self.accelerator.device)
-
-    def run_training(self, bench: Bench, model: nn.Module) -> Setup:
-        """Take the longest rows once, then run the loop, from the latest checkpoint if the run goes on."""
-        audit = Audit(model)
-        identity = checkpoints.describe_identity(self.recipe, bench, audit, self.result.environment)
-        protected: set[int] = set()
-        setup = build_setup(
-            bench,
-            model,
-            self.stop,
-            save=lambda setup: self.save_checkpoint(setup, identity, protected),
-        )
-        self.phase = "preflight"
-        self.result.memory["measured"] = measure_longest(setup, model, bench.dataset.evaluation, bench.batch_size)
-        self.display.note(describe_memory(self.result.memory))
-        renew_optimizer(setup)
-        self.phase = "training"
-        self.recorder.start(setup.steps)
-        if self.resume:
-            protected.add(self.continue_from_checkpoint(setup, identity))
-        self.result.progress = run_loop(setup, self.recorder, audit)
-        if self.recorder.audit:
-            self.result.audit = self.recorder.audit
-            self.tell_audit(self.recorder.audit)
-        if self.recipe.run.save_every and setup.progress.step == setup.steps:
-            setup.save(setup)
-        return setup
-
-    def continue_from_checkpoint(self, setup: Setup, identity: dict[str, Any]) -> int:
-        """Restore the latest whole checkpoint and return its step."""
-        checkpoint, faults = checkpoints.find(self.directory.checkpoints, clean=self.accelerator.is_main_process)
-        for fault in faults:
-            self.display.note(f"passed over: {fault}")
-        report = checkpoints.restore(checkpoint, setup, self.recorder, identity)
-        if self.accelerator.is_main_process:
-            self.recorder.rewind(checkpoint.step)
-        self.result.resumes.append(report)
-        exactly = "exactly" if report.exact else f"not exactly: {'; '.join(report.reasons)}"
-        self.display.note(f"resumed after step {report.step} of {setup.steps} ({exactly})")
-        return checkpoint.step
-
-    def save_checkpoint(self, setup: Setup, identity: dict[str, Any], protected: set[int]) -> None:
-        started = time.perf_counter()
-        checkpoints.save(self.directory.checkpoints, setup, self.recorder, identity, protected)
-        self.result.seconds["checkpoints"] = self.result.seconds.get("checkpoints", 0.0) + time.perf_counter() - started
-        self.result.progress = setup.progress.model_copy()
-        self.write()
-
-    def refuse_unfinished(self, setup: Setup) -> None:
-        """Raise StoppedError if a signal or the time limit ended training early; the checkpoint is written."""
-        step, signal = setup.progress.step, self.stop.signal
-        if step == setup.steps:
-            return
-        why = f"signal {signal}" if signal else "run.max_seconds" if self.stop.out_of_time else "run.stop_after"
-        raise StoppedError(
-            f"stopped after step {step} of {setup.steps} ({why}); its checkpoint is whole: --resume goes on", signal
-        )
-
-    def tell_audit(self, audit: AuditReport) -> None:
-        """Say what the audit found. Raises MethodError if a frozen tensor changed: nothing after it can be trusted."""
-        if audit.frozen_changed:
-            raise MethodError(
-                f"the audit found {len(audit.frozen_changed)} frozen tensors changed after {audit.steps} steps "
-                f"({audit.frozen_changed[0]}, ...); this run cannot be trusted"
-            )
-        for what, names in (("got no gradient", audit.without_gradient), ("did not move", audit.unmoved)):
-            if names:
-                told = f"{len(names)} trainable tensors {what} in {audit.steps} steps: {names[0]}, ..."
-                self.display.note(f"audit: {told}")
 
     def save(self, bench: Bench, model: nn.Module) -> None:
         """Write what trained, the tokenizer beside it, as one folder that appears whole."""

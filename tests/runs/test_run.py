@@ -115,7 +115,7 @@ def test_the_process_is_measured_in_every_phase(runs):
 
 
 def test_the_preflight_leaves_no_trace_in_the_training(runs, tmp_path, monkeypatch):
-    monkeypatch.setattr("peftlab.runs.run.measure_longest", lambda *_: runs["lora"][0].memory["measured"])
+    monkeypatch.setattr("peftlab.runs.training.measure_longest", lambda *_: runs["lora"][0].memory["measured"])
     without = train(short_recipe("lora", tmp_path / "run"), display=NoDisplay())
     assert without.metrics == runs["lora"][0].metrics
 

@@ -1,0 +1,88 @@
+"""A run's training: the longest rows first, then the loop, from the latest checkpoint if the run goes on."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from peftlab.errors import MethodError
+from peftlab.parameters.audit import Audit
+from peftlab.reports import AuditReport, MemoryReport
+from peftlab.runs import checkpoints
+from peftlab.runs.bench import Bench
+from peftlab.runs.setup import build_setup, renew_optimizer
+from peftlab.training.loop import train as run_loop
+from peftlab.training.preflight import measure_longest
+from peftlab.training.setup import Setup
+
+if TYPE_CHECKING:
+    from peftlab.runs.run import Run
+
+
+def train_model(run: Run, bench: Bench, model: nn.Module) -> Setup:
+    """Take the longest rows once, then run the loop; return the setup as the last step left it."""
+    audit = Audit(model)
+    identity = checkpoints.describe_identity(run.recipe, bench, audit, run.result.environment)
+    protected: set[int] = set()
+    setup = build_setup(bench, model, run.stop, save=lambda setup: save_checkpoint(run, setup, identity, protected))
+    run.phase = "preflight"
+    run.result.memory["measured"] = measure_longest(setup, model, bench.dataset.evaluation, bench.batch_size)
+    run.display.note(describe_memory(run.result.memory))
+    renew_optimizer(setup)
+    run.phase = "training"
+    run.recorder.start(setup.steps)
+    if run.resume:
+        protected.add(continue_from_checkpoint(run, setup, identity))
+    run.result.progress = run_loop(setup, run.recorder, audit)
+    if run.recorder.audit:
+        run.result.audit = run.recorder.audit
+        tell_audit(run, run.recorder.audit)
+    if run.recipe.run.save_every and setup.progress.step == setup.steps:
+        setup.save(setup)
+    return setup
+
+
+def describe_memory(memory: dict[str, MemoryReport]) -> str:
+    """Return one line: what the longest rows took, and how far the prediction was off."""
+    measured, predicted = memory["measured"].peak_bytes, memory.get("predicted")
+    line = f"memory with the longest rows: {measured / 2**20:,.1f} MiB measured"
+    if predicted is None:
+        return line
+    steps = max(predicted.phases[phase] for phase in memory["measured"].phases if phase in predicted.phases)
+    return f"{line}, {steps / 2**20:,.1f} MiB predicted ({steps / measured - 1:+.1%})"
+
+
+def continue_from_checkpoint(run: Run, setup: Setup, identity: dict[str, Any]) -> int:
+    """Restore the latest whole checkpoint and return its step."""
+    checkpoint, faults = checkpoints.find(run.directory.checkpoints, clean=run.accelerator.is_main_process)
+    for fault in faults:
+        run.display.note(f"passed over: {fault}")
+    report = checkpoints.restore(checkpoint, setup, run.recorder, identity)
+    if run.accelerator.is_main_process:
+        run.recorder.rewind(checkpoint.step)
+    run.result.resumes.append(report)
+    exactly = "exactly" if report.exact else f"not exactly: {'; '.join(report.reasons)}"
+    run.display.note(f"resumed after step {report.step} of {setup.steps} ({exactly})")
+    return checkpoint.step
+
+
+def save_checkpoint(run: Run, setup: Setup, identity: dict[str, Any], protected: set[int]) -> None:
+    started = time.perf_counter()
+    checkpoints.save(run.directory.checkpoints, setup, run.recorder, identity, protected)
+    run.result.seconds["checkpoints"] = run.result.seconds.get("checkpoints", 0.0) + time.perf_counter() - started
+    run.result.progress = setup.progress.model_copy()
+    run.write()
+
+
+def tell_audit(run: Run, audit: AuditReport) -> None:
+    """Say what the audit found. Raises MethodError if a frozen tensor changed: nothing after it can be trusted."""
+    if audit.frozen_changed:
+        raise MethodError(
+            f"the audit found {len(audit.frozen_changed)} frozen tensors changed after {audit.steps} steps "
+            f"({audit.frozen_changed[0]}, ...); this run cannot be trusted"
+        )
+    for what, names in (("got no gradient", audit.without_gradient), ("did not move", audit.unmoved)):
+        if names:
+            run.display.note(f"audit: {len(names)} trainable tensors {what} in {audit.steps} steps: {names[0]}, ...")
