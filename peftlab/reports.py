@@ -159,6 +159,34 @@ class RunResult(Report):
     error: str | None = None
 
 
+class Span(Report):
+    """Neighbouring tokens of one row as text, all of them supervised or none."""
+
+    text: str
+    tokens: int
+    supervised: bool
+
+
+class RowView(Report):
+    """One row as the model sees it; `label` is a classified row's."""
+
+    tokens: int
+    supervised: int
+    spans: list[Span]
+    label: str | None = None
+
+
+class DryRunReport(Report):
+    """What a run would start with: everything up to its first step, and what the longest rows took."""
+
+    recipe: dict[str, Any]
+    steps: int
+    data: dict[str, Any]
+    rows: list[RowView]
+    parameters: ParameterReport
+    memory: dict[str, MemoryReport]
+
+
 class BudgetReport(Report):
     """What a budget asks of one method, and what the size that was solved for reaches, in the budget's unit.
 

@@ -28,6 +28,33 @@ def render_memory(report: MemoryReport) -> RenderableType:
     return Group(*parts, *(f"note: {note}" for note in report.notes))
 
 
+def render_both(memory: dict[str, MemoryReport]) -> RenderableType:
+    """Return predicted beside measured memory, by category at the peak and by phase, with the plan's error."""
+    reports = {source: memory[source] for source in ("predicted", "measured") if source in memory}
+    parts: list[RenderableType] = [both_table("at the peak", {k: v.categories for k, v in reports.items()})]
+    parts += ["", both_table("phase's peak", {source: report.phases for source, report in reports.items()})]
+    predicted = reports.get("predicted")
+    if predicted is not None and predicted.fits is not None:
+        parts += ["", f"needed {format_bytes(predicted.needed_bytes)}, free {format_bytes(predicted.capacity_bytes)}"]
+    notes = dict.fromkeys(note for report in reports.values() for note in report.notes)
+    return Group(*parts, *(f"note: {note}" for note in notes))
+
+
+def both_table(title: str, columns: dict[str, dict[str, int]]) -> Table:
+    table = plain_table(title, *columns, *(["error"] if len(columns) == 2 else []))
+    for name in dict.fromkeys(name for rows in columns.values() for name in rows):
+        counts = [rows.get(name) for rows in columns.values()]
+        cells = ["-" if count is None else format_bytes(count) for count in counts]
+        if len(counts) == 2:
+            cells.append(format_error(*counts))
+        table.add_row(name.replace("_", " "), *cells)
+    return table
+
+
+def format_error(predicted: int | None, measured: int | None) -> str:
+    return f"{round(predicted / measured - 1, 3) + 0.0:+.1%}" if predicted is not None and measured else "-"
+
+
 def verdict(report: MemoryReport) -> str:
     if report.fits:
         return f"yes, {format_bytes(report.spare_bytes)} to spare"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +18,9 @@ Output = Annotated[
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the run's latest whole checkpoint.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a run that already lies there.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Stop before the first step; show recipe, first rows and memory.")
+]
 
 
 @answers
@@ -25,12 +29,15 @@ def train(
     overrides: Overrides = None,
     overwrite: Overwrite = False,
     resume: Resume = False,
+    dry_run: DryRun = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> Any:
     """Run a recipe: train, evaluate before and after, save."""
     from peftlab.recipe.load import load_recipe, recipe_name
 
+    if dry_run:
+        return try_recipe(recipe, overrides or (), overwrite or resume)
     if resume and overwrite:
         raise UsageError("--resume goes on with a run and --overwrite replaces it; give one of them")
     loaded = load_recipe(recipe, overrides or ())
@@ -39,6 +46,29 @@ def train(
     with naming_places(recipe, overrides or ()):
         result = train_recipe(loaded, name=recipe_name(recipe), overwrite=overwrite, resume=resume)
     return result.model_dump(), lambda: show_result(result), 0
+
+
+def try_recipe(recipe: Path, overrides: Sequence[str], with_a_run: bool) -> Any:
+    """Do everything before the first step, in no run directory."""
+    from peftlab.recipe.load import load_recipe
+
+    if with_a_run:
+        raise UsageError("--dry-run touches no run: --resume and --overwrite have no meaning with it")
+    loaded = load_recipe(recipe, overrides)
+    from peftlab.runs.dry_run import dry_run
+
+    with naming_places(recipe, overrides):
+        report = dry_run(loaded)
+    return report.model_dump(), lambda: show_dry_run(loaded, report), 0
+
+
+def show_dry_run(recipe: Any, report: Any) -> None:
+    from peftlab.cli.render import show
+    from peftlab.cli.render_rows import render_dry_run
+    from peftlab.recipe.dump import dump_recipe
+
+    print(dump_recipe(recipe))
+    show(render_dry_run(report))
 
 
 def show_result(result: Any) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, set_seed
 from torch import nn
 
 from peftlab.data.dataset import Dataset, load_examples, tokenise
@@ -24,6 +24,7 @@ from peftlab.parameters.shape import shape_of
 from peftlab.recipe.schema import Recipe
 from peftlab.reports import ParameterReport
 from peftlab.shapes import ModelShape
+from peftlab.training.dropout import disable_dropout
 
 
 @dataclass
@@ -50,6 +51,17 @@ class Bench:
     def batch_size(self) -> int:
         """Rows of one evaluation batch."""
         return self.recipe.evaluation.batch_size or self.recipe.training.batch_size
+
+    def apply(self) -> tuple[nn.Module, ParameterReport]:
+        """Apply the recipe's method to the base: return the model on its device, and what of it trains."""
+        recipe = self.recipe
+        if recipe.training.frozen_dropout == "off":
+            disable_dropout(self.model)
+        set_seed(recipe.run.seed)
+        model, report = apply_method(recipe, self.model, self.fresh)
+        if recipe.training.gradient_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        return model.to(self.device), report
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """Return the recipe's metrics of `model` on the evaluation rows, shared out over all processes."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import psutil
 import torch
+from accelerate import Accelerator
 
 from peftlab.data.dataset import Dataset
 from peftlab.data.tokens import TokenRow
@@ -19,6 +20,29 @@ from peftlab.recipe.schema import Recipe
 from peftlab.reports import MemoryReport
 from peftlab.training.dropout import disable_dropout
 from peftlab.training.preflight import longest
+
+
+def foresee(
+    recipe: Recipe,
+    dataset: Dataset,
+    accelerator: Accelerator,
+    memory: dict[str, MemoryReport],
+    note: Callable[[str], None],
+) -> None:
+    """Enter the run's predicted ledger into `memory`, or note why there is none.
+
+    Raises OutOfMemoryError for a run that will not fit, unless it is told to go on.
+    """
+    if recipe.run.plan == "off":
+        return
+    try:
+        report = predict_run(recipe, dataset, accelerator.device)
+    except Exception as error:  # a model that cannot be traced may still train: a forecast never ends a run
+        note(f"no memory plan for this model: {type(error).__name__}: {error}")
+        return
+    memory["predicted"] = report
+    if recipe.run.plan == "refuse":
+        refuse_too_large(report)
 
 
 def predict_run(recipe: Recipe, dataset: Dataset, device: torch.device) -> MemoryReport:

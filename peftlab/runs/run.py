@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from accelerate.utils import set_seed
 from torch import nn
 
 from peftlab.data.dataset import Dataset
@@ -18,17 +17,16 @@ from peftlab.device import quiet_libraries, synchronize
 from peftlab.memory.measure import MemoryMeter
 from peftlab.recipe.dump import dump_recipe
 from peftlab.recipe.schema import Recipe
-from peftlab.reports import RunResult
+from peftlab.reports import ParameterReport, RunResult
 from peftlab.runs.accelerator import open_accelerator
-from peftlab.runs.bench import Bench, apply_method, prepare
+from peftlab.runs.bench import Bench, prepare
 from peftlab.runs.directory import RunDirectory, is_finished, open_directory
 from peftlab.runs.display import open_display
 from peftlab.runs.ending import record_failure, refuse_unfinished
 from peftlab.runs.environment import describe_environment
 from peftlab.runs.picture import draw_losses
-from peftlab.runs.prediction import predict_run, refuse_too_large
+from peftlab.runs.prediction import foresee
 from peftlab.runs.training import train_model
-from peftlab.training.dropout import disable_dropout
 from peftlab.training.recorder import Recorder
 from peftlab.training.stop import Stop
 
@@ -60,6 +58,12 @@ def train(
             run.display.close()
             accelerator.end_training()
     return run.result
+
+
+def describe_parameters(recipe: Recipe, report: ParameterReport) -> str:
+    """Return one line: what trains."""
+    share = f"{report.trainable:,} of {report.total:,} parameters train ({report.fraction:.3%})"
+    return f"{recipe.method.title}: {share}"
 
 
 @dataclass
@@ -97,7 +101,8 @@ class Run:
             with self.in_phase("evaluation_before"):
                 self.evaluate(bench, bench.model, "before", 0)
         with self.in_phase("apply"):
-            model = self.apply(bench)
+            model, result.parameters = bench.apply()
+        self.display.note(describe_parameters(self.recipe, result.parameters))
         with self.in_phase("training"):
             setup = train_model(self, bench, model)
         refuse_unfinished(setup, self.stop)
@@ -113,17 +118,7 @@ class Run:
             draw_losses(self.recorder.history, f"{self.name}: {self.recipe.method.title}", self.directory.picture)
 
     def foresee(self, dataset: Dataset) -> None:
-        """Predict the run's memory. Raises OutOfMemoryError for a run that will not fit, unless told to go on."""
-        if self.recipe.run.plan == "off":
-            return
-        try:
-            report = predict_run(self.recipe, dataset, self.accelerator.device)
-        except Exception as error:  # a model that cannot be traced may still train: a forecast never ends a run
-            self.display.note(f"no memory plan for this model: {type(error).__name__}: {error}")
-            return
-        self.result.memory["predicted"] = report
-        if self.recipe.run.plan == "refuse":
-            refuse_too_large(report)
+        foresee(self.recipe, dataset, self.accelerator, self.result.memory, self.display.note)
 
     @contextlib.contextmanager
     def in_phase(self, phase: str) -> Iterator[None]:
@@ -160,21 +155,6 @@ class Run:
             examples = bench.generate_examples(model)
             kept = self.result.examples or [{"prompt": e["prompt"], "reference": e["reference"]} for e in examples]
             self.result.examples = [old | {when: new["output"]} for old, new in zip(kept, examples, strict=True)]
-
-    def apply(self, bench: Bench) -> nn.Module:
-        """Apply the method to the base and report what trains."""
-        recipe = self.recipe
-        if recipe.training.frozen_dropout == "off":
-            disable_dropout(bench.model)
-        set_seed(recipe.run.seed)
-        model, self.result.parameters = apply_method(recipe, bench.model, bench.fresh)
-        report = self.result.parameters
-        self.display.note(
-            f"{recipe.method.title}: {report.trainable:,} of {report.total:,} parameters train ({report.fraction:.3%})"
-        )
-        if recipe.training.gradient_checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        return model.to(self.accelerator.device)
 
     def save(self, bench: Bench, model: nn.Module) -> None:
         """Write what trained, the tokenizer beside it, as one folder that appears whole."""

@@ -43,6 +43,6 @@ def test_a_model_that_cannot_be_traced_still_trains(tmp_path, monkeypatch):
     notes = []
     display = NoDisplay()
     display.note = notes.append
-    monkeypatch.setattr("peftlab.runs.run.predict_run", fail)
+    monkeypatch.setattr("peftlab.runs.prediction.predict_run", fail)
     assert train(planned("bitfit", tmp_path / "run"), display=display).status == "finished"
     assert any("no memory plan for this model: NotImplementedError" in note for note in notes)

@@ -1,0 +1,41 @@
+"""A run up to its first step: data, plan, weights, method, and the longest rows; it leaves nothing behind."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from peftlab.data.view import view_row
+from peftlab.device import quiet_libraries
+from peftlab.recipe.schema import Recipe
+from peftlab.reports import DryRunReport, MemoryReport
+from peftlab.runs.accelerator import open_accelerator
+from peftlab.runs.bench import prepare
+from peftlab.runs.display import open_display
+from peftlab.runs.prediction import foresee
+from peftlab.runs.setup import build_setup
+from peftlab.training.preflight import measure_longest
+from peftlab.training.stop import Stop
+
+
+def dry_run(recipe: Recipe, *, rows: int = 3, display: Any = None) -> DryRunReport:
+    """Do all that a run does before its first step and return what it would start with.
+
+    `rows` are shown as the model will see them. Raises what the run would raise.
+    """
+    quiet_libraries()
+    accelerator = open_accelerator(recipe)
+    display = display or open_display(accelerator.is_main_process)
+    memory: dict[str, MemoryReport] = {}
+    bench = prepare(recipe, accelerator, lambda dataset: foresee(recipe, dataset, accelerator, memory, display.note))
+    model, parameters = bench.apply()
+    setup = build_setup(bench, model, Stop(), save=lambda setup: None)
+    memory["measured"] = measure_longest(setup, model, bench.dataset.evaluation, bench.batch_size)
+    shown = bench.dataset.train[:rows]
+    return DryRunReport(
+        recipe=recipe.model_dump(mode="json"),
+        steps=setup.steps,
+        data=bench.dataset.report,
+        rows=[view_row(row, bench.tokenizer, bench.dataset.labels) for row in shown],
+        parameters=parameters,
+        memory=memory,
+    )
