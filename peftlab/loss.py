@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 from torch.nn import functional
@@ -35,6 +37,12 @@ def supervised_scores(model: nn.Module, batch: dict[str, torch.Tensor]) -> tuple
 def sum_loss(scores: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Return the summed cross-entropy, computed in float32 whatever the type of the scores."""
     return functional.cross_entropy(scores.float(), targets, reduction="sum")
+
+
+def row_losses(scores: torch.Tensor, targets: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
+    """Return the cross-entropy summed over each row (float32): `counts` says how many of the targets are a row's."""
+    losses = functional.cross_entropy(scores.float(), targets, reduction="none")
+    return torch.stack([row.sum() for row in losses.split(list(counts))])
 
 
 def count_supervised(batch: dict[str, torch.Tensor]) -> int:

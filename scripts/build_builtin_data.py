@@ -1,6 +1,6 @@
-"""Builds `builtin:docstrings` and `builtin:topics` from the running Python's standard library.
+"""Builds `builtin:docstrings`, `builtin:topics` and `builtin:prose` from the running Python's standard library.
 
-Run: python scripts/build_builtin_data.py            (writes peftlab/builtin/docstrings and peftlab/builtin/topics)
+Run: python scripts/build_builtin_data.py            (writes them under peftlab/builtin/)
 """
 
 from __future__ import annotations
@@ -39,6 +39,9 @@ ROWS_PER_MODULE = {"train": 450, "test": 110}
 
 TOPIC_CHARACTERS = (40, 320)
 TOPIC_ROWS = {"train": 260, "test": 70}
+
+PROSE_CHARACTERS = (400, 1500)
+PROSE_ROWS_PER_MODULE = 20
 
 
 @dataclass(frozen=True)
@@ -172,6 +175,30 @@ def build_topics(definitions: list[Definition]) -> dict[str, list[dict[str, str]
     return {split: sort_rows(split_rows) for split, split_rows in rows.items()}
 
 
+def prose_text(node: ast.AST) -> str | None:
+    """Return a long docstring, cut after the last paragraph that fits."""
+    shortest, longest = PROSE_CHARACTERS
+    text = "\n".join(line.rstrip() for line in (ast.get_docstring(node) or "").strip().splitlines())
+    if len(text) > longest:
+        text = text[:longest].rpartition("\n\n")[0]
+    return text if len(text) >= shortest and text.isascii() else None
+
+
+def build_prose(definitions: list[Definition]) -> dict[str, list[dict[str, str]]]:
+    """Build the one split, of the modules that the other sets hold out; no text twice."""
+    seen: set[str] = set()
+    rows: list[dict[str, str]] = []
+    per_module: Counter[str] = Counter()
+    for definition in shuffled(definitions):
+        text, place = prose_text(definition.node), definition.place
+        top = place.module.partition(".")[0]
+        if place.split == "test" and text and text not in seen and per_module[top] < PROSE_ROWS_PER_MODULE:
+            seen.add(text)
+            per_module[top] += 1
+            rows.append({"text": text, "module": place.module})
+    return {"test": sort_rows(rows)}
+
+
 def shuffled(definitions: list[Definition]) -> list[Definition]:
     """Fixed shuffle with the test split first, so that a text in both splits' reach goes to the held-out one."""
     mixed = list(definitions)
@@ -228,6 +255,11 @@ Each row has `text` (the first paragraph of the docstring of a module, class or 
 files share no top-level module, and no text occurs twice, so what is measured is the topic and not the memory of a
 module.
 """
+PROSE_README = """# builtin:prose
+
+Running text to measure forgetting on: the long docstrings of the modules that `builtin:docstrings` and
+`builtin:topics` hold out. Each row has `text` (cut after a paragraph) and `module`. There is nothing to train on.
+"""
 SOURCE = """
 Source: the standard library of CPython {python}, by `python scripts/build_builtin_data.py`; another version of Python
 gives somewhat different rows. `builtin:tiny` was pretrained on none of these modules.
@@ -249,6 +281,7 @@ def main() -> None:
     for name, intro, splits in (
         ("docstrings", DOCSTRINGS_README, docstrings),
         ("topics", TOPICS_README, topics),
+        ("prose", PROSE_README, build_prose(definitions)),
     ):
         lines = [write_split(output / name / f"{split}.jsonl", rows) for split, rows in splits.items()]
         write_readme(output / name, intro, lines)

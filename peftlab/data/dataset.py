@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 
 from peftlab.data.chat import render_prompt
-from peftlab.data.formats import Chat, Completion, Example, content_key, fingerprint, list_labels, read_examples
+from peftlab.data.formats import Chat, Completion, Example, Text, content_key, fingerprint, list_labels, read_examples
 from peftlab.data.sources import read_source
 from peftlab.data.tokens import (
     TokenRow,
@@ -24,7 +24,9 @@ from peftlab.errors import DataError
 from peftlab.recipe.schema import Data
 
 Task = Literal["causal-lm", "sequence-classification"]
-HELD_OUT, TRAIN_ROWS, EVALUATION_ROWS = 1, 2, 3
+Part = Literal["evaluation", "test", "general"]
+# What a random order is for: each has its own, whatever else is drawn. 4 is the order of an epoch.
+HELD_OUT, TRAIN_ROWS, EVALUATION_ROWS, HELD_OUT_TEST, TEST_ROWS = 1, 2, 3, 5, 6
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,8 @@ class Examples:
     train: list[Example]
     evaluation: list[Example]
     labels: list[str] | None
+    test: list[Example] = field(default_factory=list)
+    general: list[Text] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,10 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Tokenised rows. `labels` are the classes in the order of their numbers (None: not classification)."""
+    """Tokenised rows. `labels` are the classes in the order of their numbers (None: not classification).
+
+    `evaluation` rows choose (the best step, a rate), `test` rows only report, `general` text shows forgetting.
+    """
 
     train: list[TokenRow]
     evaluation: list[TokenRow]
@@ -56,6 +63,22 @@ class Dataset:
     prompts: list[Prompt]
     pad_id: int
     report: dict[str, Any]
+    test: list[TokenRow] = field(default_factory=list)
+    test_prompts: list[Prompt] = field(default_factory=list)
+    general: list[TokenRow] = field(default_factory=list)
+
+    def held_out(self, part: Part) -> tuple[list[TokenRow], list[Prompt]]:
+        """Return the rows of one part and its prompts."""
+        parts = {
+            "evaluation": (self.evaluation, self.prompts),
+            "test": (self.test, self.test_prompts),
+            "general": (self.general, []),
+        }
+        return parts[part]
+
+    @property
+    def all_held_out(self) -> list[TokenRow]:
+        return [*self.evaluation, *self.test, *self.general]
 
 
 def load_data(section: Data, tokenizer: Any, task: Task, seed: int, vocabulary: int | None = None) -> Dataset:
@@ -74,14 +97,16 @@ def load_examples(section: Data, task: Task, seed: int) -> Examples:
     labels = list_labels(train) if section.format == "classification" else None
     if labels is not None and len(labels) < 2:
         raise DataError(f"{section.train}: every row has the label {labels[0]!r}; a classifier needs at least two")
-    if isinstance(section.evaluation, str):
-        evaluation = read_examples(read_source(section.evaluation, "test"), section)
-        _check_labels(evaluation, labels, section.evaluation)
-    else:
-        train, evaluation = _hold_out(train, section.evaluation, seed)
-    train = _draw(train, section.train_rows, seed, TRAIN_ROWS)
-    evaluation = _draw(evaluation, section.evaluation_rows, seed, EVALUATION_ROWS)
-    return Examples(section, train, evaluation, labels)
+    train, evaluation = _set_aside(train, section, "evaluation", labels, seed, HELD_OUT)
+    train, test = _set_aside(train, section, "test", labels, seed, HELD_OUT_TEST)
+    return Examples(
+        section,
+        _draw(train, section.train_rows, seed, TRAIN_ROWS),
+        _draw(evaluation, section.evaluation_rows, seed, EVALUATION_ROWS),
+        labels,
+        _draw(test, section.test_rows, seed, TEST_ROWS),
+        _read_general(section.general),
+    )
 
 
 def tokenise(examples: Examples, tokenizer: Any, vocabulary: int | None = None) -> Dataset:
@@ -89,7 +114,9 @@ def tokenise(examples: Examples, tokenizer: Any, vocabulary: int | None = None) 
     section = examples.section
     train, train_report = _tokenise_part(examples, examples.train, tokenizer, "train")
     evaluation, evaluation_report = _tokenise_part(examples, examples.evaluation, tokenizer, "evaluation")
-    _check_vocabulary([*train, *evaluation], vocabulary)
+    test, test_report = _tokenise_part(examples, examples.test, tokenizer, "test")
+    general, general_report = _tokenise_part(examples, examples.general, tokenizer, "general")
+    _check_vocabulary([*train, *evaluation, *test, *general], vocabulary)
     seen = {content_key(example) for example in examples.train}
     report = {
         "format": section.format,
@@ -97,10 +124,18 @@ def tokenise(examples: Examples, tokenizer: Any, vocabulary: int | None = None) 
         "evaluation": evaluation_report,
         "overlap": sum(content_key(example) in seen for example in examples.evaluation),
     }
+    if test:
+        report |= {"test": test_report, "test_overlap": sum(content_key(example) in seen for example in examples.test)}
+    if general:
+        report["general"] = general_report
     if examples.labels is not None:
         report["labels"] = examples.labels
-    prompts = list_prompts(examples.evaluation, tokenizer, section.max_length)
-    return Dataset(train, evaluation, examples.labels, prompts, find_pad_id(tokenizer), report)
+    prompts, test_prompts = (
+        list_prompts(part, tokenizer, section.max_length) for part in (examples.evaluation, examples.test)
+    )
+    return Dataset(
+        train, evaluation, examples.labels, prompts, find_pad_id(tokenizer), report, test, test_prompts, general
+    )
 
 
 def find_pad_id(tokenizer: Any) -> int:
@@ -139,7 +174,7 @@ def _tokenise_part(
     if not part:
         return [], {"rows": 0}
     section, counts = examples.section, Counter()
-    if examples.labels is not None:
+    if examples.labels is not None and name != "general":
         rows = tokenise_labelled(part, examples.labels, tokenizer, section.max_length, counts)
     else:
         rows = tokenise_texts(part, tokenizer, section.max_length, counts)
@@ -163,15 +198,28 @@ def _permute(n: int, seed: int, purpose: int) -> np.ndarray:
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence([purpose, seed]))).permutation(n)
 
 
-def _hold_out(rows: list[Example], amount: int | float | None, seed: int) -> tuple[list[Example], list[Example]]:
-    """Split rows into what stays for training and what is held out for evaluation (a number or a fraction)."""
-    if amount is None:
+def _set_aside(
+    rows: list[Example], section: Data, part: str, labels: list[str] | None, seed: int, purpose: int
+) -> tuple[list[Example], list[Example]]:
+    """Return what stays for training, and a part that is read from its own source or taken from `rows`."""
+    wanted = getattr(section, part)
+    if wanted is None:
         return rows, []
-    count = amount if isinstance(amount, int) else max(1, round(amount * len(rows)))
+    if isinstance(wanted, str):
+        aside = read_examples(read_source(wanted, "test"), section)
+        _check_labels(aside, labels, wanted)
+        return rows, aside
+    count = wanted if isinstance(wanted, int) else max(1, round(wanted * len(rows)))
     if count >= len(rows):
-        raise DataError(f"data.evaluation: holding out {amount} leaves no training row of {len(rows)}")
-    order = _permute(len(rows), seed, HELD_OUT)
+        raise DataError(f"data.{part}: holding out {wanted} leaves no training row of {len(rows)}")
+    order = _permute(len(rows), seed, purpose)
     return [rows[i] for i in order[count:]], [rows[i] for i in order[:count]]
+
+
+def _read_general(source: str | None) -> list[Text]:
+    if source is None:
+        return []
+    return read_examples(read_source(source, "test"), Data(train=source, format="text"))
 
 
 def _draw(rows: list[Example], count: int | None, seed: int, purpose: int) -> list[Example]:

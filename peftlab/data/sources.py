@@ -51,7 +51,7 @@ def _read_split(source: str, split: str | None, split_default: str) -> Table:
 
 
 def _find_builtin(name: str, split: str) -> Path:
-    known = sorted({path.parent.name for path in BUILTIN.glob("*/train.jsonl*")})
+    known = sorted({path.parent.name for path in BUILTIN.glob("*/*.jsonl*")})
     if name not in known:
         raise DataError(f"builtin:{name}: no such built-in data{nearest(name, known)}; there is: {', '.join(known)}")
     splits = {path.name.partition(".")[0]: path for path in sorted((BUILTIN / name).glob("*.jsonl*"))}

@@ -223,14 +223,22 @@ def template_suits_format(recipe: Recipe) -> Found:
         yield f"data.columns.{role}", f"the template makes the {role} already; give one of the two"
 
 
-@reads("data.evaluation", "data.evaluation_rows", "evaluation.every", "evaluation.metrics")
+@reads("data.test", "data.test_rows", "data.general", "model.task")
+def test_and_general_rows(recipe: Recipe) -> Found:
+    if recipe.data.test_rows is not None and recipe.data.test is None:
+        yield "data.test_rows", "there are no test rows; give data.test"
+    if recipe.data.general is not None and recipe.model.task != "causal-lm":
+        yield "data.general", "a classifier gives text no loss; only for task causal-lm"
+
+
+@reads("data.evaluation", "data.evaluation_rows", "data.test", "evaluation.every", "evaluation.metrics")
 def evaluation_has_rows(recipe: Recipe) -> Found:
     if recipe.data.evaluation is not None:
         return
     remedy = "there is nothing to evaluate on; give data.evaluation"
     if recipe.evaluation.every is not None:
         yield "evaluation.every", remedy
-    if recipe.evaluation.metrics not in ((), ("loss",)):
+    if recipe.evaluation.metrics not in ((), ("loss",)) and recipe.data.test is None:
         yield "evaluation.metrics", remedy
     if recipe.data.evaluation_rows is not None:
         yield "data.evaluation_rows", remedy

@@ -46,6 +46,10 @@ class Data(Section):
     """Source of the training rows: hub data set, jsonl/json/csv/parquet file or `builtin:NAME`; split in brackets."""
     evaluation: str | PositiveInt | Annotated[float, Field(gt=0, lt=1)] | None = None
     """Source of the evaluation rows, or how many (a number) or what part (a fraction) of `train` to hold out."""
+    test: str | PositiveInt | Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Rows on which the result is reported and nothing is chosen: read once before and once after training."""
+    general: str | None = Field(None, min_length=1)
+    """Source with a column `text`, general text on which forgetting is measured: its loss before and after."""
     format: Literal["text", "completion", "chat", "classification"] = "completion"
     """What a row is: running text, prompt and completion, messages, or text(s) and a label."""
     columns: dict[str, str] = Field(default_factory=dict)
@@ -58,6 +62,8 @@ class Data(Section):
     """Use only this many training rows (drawn by the seed)."""
     evaluation_rows: PositiveInt | None = None
     """Use only this many evaluation rows (drawn by the seed)."""
+    test_rows: PositiveInt | None = None
+    """Use only this many test rows (drawn by the seed)."""
 
 
 class Training(Section):

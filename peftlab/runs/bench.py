@@ -12,11 +12,12 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object, set_seed
 from torch import nn
 
-from peftlab.data.dataset import Dataset, load_examples, tokenise
+from peftlab.data.dataset import Dataset, Part, load_examples, tokenise
 from peftlab.device import autocast, resolve_precision
 from peftlab.errors import DataError, MethodError
 from peftlab.evaluation.evaluate import evaluate
 from peftlab.evaluation.generate import generate_examples
+from peftlab.evaluation.scores import Scores
 from peftlab.models.build import build_meta
 from peftlab.models.load import fit_tokenizer, load_model, load_tokenizer
 from peftlab.parameters.report import parameter_report
@@ -63,14 +64,17 @@ class Bench:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         return model.to(self.device), report
 
-    def evaluate(self, model: nn.Module) -> dict[str, float]:
-        """Return the recipe's metrics of `model` on the evaluation rows, shared out over all processes."""
+    def evaluate(self, model: nn.Module, part: Part = "evaluation") -> tuple[dict[str, float], Scores | None]:
+        """Return the recipe's metrics of `model` on a part of the data, shared out over all processes, row by row too.
+
+        Empty and None where the recipe has no such rows.
+        """
         return evaluate(
             model,
             self.dataset,
             self.recipe.evaluation,
+            part=part,
             tokenizer=self.tokenizer,
-            task=self.recipe.model.task,
             device=self.device,
             batch_size=self.batch_size,
             autocast=partial(autocast, self.precision, self.device),
@@ -117,7 +121,7 @@ def apply_method(recipe: Recipe, model: nn.Module, fresh: frozenset[str]) -> tup
 def check_positions(recipe: Recipe, dataset: Dataset, model: nn.Module) -> None:
     """Raise DataError for rows that are longer than the model has positions for."""
     positions = getattr(model.config, "max_position_embeddings", None)
-    longest = max(part.get("longest", 0) for part in (dataset.report["train"], dataset.report["evaluation"]))
+    longest = max(len(row.input_ids) for row in (*dataset.train, *dataset.all_held_out))
     if positions and longest + recipe.method.virtual_tokens > positions:
         learned = f" and {recipe.method.virtual_tokens} virtual ones" if recipe.method.virtual_tokens else ""
         raise DataError(

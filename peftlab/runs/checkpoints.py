@@ -38,7 +38,7 @@ def describe_identity(recipe: Recipe, bench: Bench, audit: Audit, environment: d
     data = bench.dataset.report
     return {
         "recipe": recipe.model_dump(mode="json"),
-        "data": {part: data[part].get("sha256") for part in ("train", "evaluation")},
+        "data": {part: data[part].get("sha256") for part in ("train", "evaluation", "test") if part in data},
         "base": {key: bench.source.get(key) for key in ("name", "revision", "fingerprint", "quantization")},
         "frozen": hashlib.sha256(repr(sorted(audit.frozen_fingerprints().items())).encode()).hexdigest(),
         "environment": {key: environment[key] for key in ("python", "versions", "device", "threads", "processes")},

@@ -9,6 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from peftlab.checkpoint.lock import RunLock
 from peftlab.errors import StorageError
@@ -17,7 +18,7 @@ from peftlab.recipe.schema import Recipe
 from peftlab.reports import RunResult
 
 MARKER = ".peftlab"
-OWN_FILES = ("result.json", "recipe.yaml", "metrics.jsonl", "loss.png", "log.txt")
+OWN_FILES = ("result.json", "recipe.yaml", "metrics.jsonl", "scores.json", "loss.png", "log.txt")
 OWN_FOLDERS = ("weights", "checkpoints", "trackers")
 
 
@@ -29,6 +30,7 @@ class RunDirectory:
         self.recipe = path / "recipe.yaml"
         self.result = path / "result.json"
         self.metrics = path / "metrics.jsonl"
+        self.scores = path / "scores.json"
         self.picture = path / "loss.png"
         self.weights = path / "weights"
         self.checkpoints = path / "checkpoints"
@@ -96,6 +98,11 @@ class RunDirectory:
             return RunResult.model_validate_json(self.result.read_text(encoding="utf-8"), extra="ignore")
         except (OSError, ValueError) as error:
             raise StorageError(f"{self.result}: cannot be read ({type(error).__name__}); the run is damaged") from None
+
+    def add_scores(self, name: str, scores: dict[str, Any]) -> None:
+        """Keep the row-by-row scores of one evaluation beside those of the others."""
+        kept = json.loads(self.scores.read_text(encoding="utf-8")) if self.scores.exists() else {}
+        write_atomically(self.scores, json.dumps(kept | {name: scores}) + "\n")
 
     @contextlib.contextmanager
     def writing(self, folder: Path) -> Iterator[Path]:

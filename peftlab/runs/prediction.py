@@ -57,7 +57,7 @@ def predict_run(recipe: Recipe, dataset: Dataset, device: torch.device) -> Memor
 def longest_work(work: Workload, dataset: Dataset) -> Workload:
     """Return the workload of the longest rows that the data really has."""
     rows = longest(dataset.train, work.rows * work.micro_batches)
-    held_out = longest(dataset.evaluation, work.evaluation_rows) if dataset.evaluation else rows
+    held_out = longest(dataset.all_held_out or rows, work.evaluation_rows)
     return replace(
         work,
         length=max(len(row.input_ids) for row in rows),

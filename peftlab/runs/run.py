@@ -30,6 +30,9 @@ from peftlab.runs.training import train_model
 from peftlab.training.recorder import Recorder
 from peftlab.training.stop import Stop
 
+# Each part of the held-out data, and what stands before `before` and `after` where its metrics are kept.
+PARTS = {"evaluation": "", "test": "test_", "general": "general_"}
+
 
 def train(
     recipe: Recipe, *, name: str = "run", overwrite: bool = False, resume: bool = False, display: Any = None
@@ -97,7 +100,7 @@ class Run:
         with self.in_phase("load"):
             bench = prepare(self.recipe, self.accelerator, self.foresee)
         result.data = bench.dataset.report
-        if "before" not in result.metrics:
+        if "evaluation_before" not in result.seconds:
             with self.in_phase("evaluation_before"):
                 self.evaluate(bench, bench.model, "before", 0)
         with self.in_phase("apply"):
@@ -143,14 +146,20 @@ class Run:
         former = self.directory.read_result()
         kept = {"metrics", "examples", "seconds", "resumes", "audit"}
         self.result = self.result.model_copy(update={name: getattr(former, name) for name in kept})
-        self.result.metrics.pop("after", None)
+        for part in PARTS.values():
+            self.result.metrics.pop(f"{part}after", None)
 
     def evaluate(self, bench: Bench, model: nn.Module, when: str, step: int) -> None:
-        """Evaluate and keep metrics and generated examples as those `before` or `after` training."""
-        if not bench.dataset.evaluation:
-            return
-        self.result.metrics[when] = bench.evaluate(model)
-        self.recorder.log_evaluation(step, self.result.metrics[when])
+        """Evaluate and keep metrics, scores and generated examples as those `before` or `after` training."""
+        for part, prefix in PARTS.items():
+            metrics, scores = bench.evaluate(model, part)
+            if scores is None:
+                continue
+            self.result.metrics[prefix + when] = metrics
+            if part == "evaluation":
+                self.recorder.log_evaluation(step, metrics)
+            if self.accelerator.is_main_process:
+                self.directory.add_scores(prefix + when, scores.dump())
         if bench.dataset.prompts and self.accelerator.is_main_process:
             examples = bench.generate_examples(model)
             kept = self.result.examples or [{"prompt": e["prompt"], "reference": e["reference"]} for e in examples]

@@ -41,7 +41,7 @@ def build_setup(bench: Bench, model: nn.Module, stop: Stop, save: Callable[[Setu
         precision=bench.precision,
         steps=steps,
         stop=stop,
-        evaluate=lambda: bench.evaluate(model),
+        evaluate=lambda: bench.evaluate(model)[0],
         save=save,
     )
 

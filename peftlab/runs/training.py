@@ -28,7 +28,7 @@ def train_model(run: Run, bench: Bench, model: nn.Module) -> Setup:
     protected: set[int] = set()
     setup = build_setup(bench, model, run.stop, save=lambda setup: save_checkpoint(run, setup, identity, protected))
     run.phase = "preflight"
-    run.result.memory["measured"] = measure_longest(setup, model, bench.dataset.evaluation, bench.batch_size)
+    run.result.memory["measured"] = measure_longest(setup, model, bench.dataset.all_held_out, bench.batch_size)
     run.display.note(describe_memory(run.result.memory))
     renew_optimizer(setup)
     run.phase = "training"

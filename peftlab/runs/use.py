@@ -19,14 +19,16 @@ from peftlab.runs.directory import RunDirectory
 
 
 def evaluate(folder: Path, overrides: Sequence[str] = ()) -> dict[str, float]:
-    """Return the metrics of a run's trained weights on its evaluation rows, or on others by `overrides`."""
+    """Return the metrics of a run's trained weights on its evaluation and test rows, or on others by `overrides`."""
     quiet_libraries()
     directory, recipe = open_run(folder, overrides)
     bench = prepare(recipe, open_accelerator(recipe))
-    if not bench.dataset.evaluation:
+    if not (bench.dataset.evaluation or bench.dataset.test):
         raise UsageError("this recipe has no evaluation rows; name some, as in data.evaluation=FILE")
     model = recipe.method.load(bench.model, directory.weights, {"base_model": bench.source}).to(bench.device)
-    return bench.evaluate(model)
+    metrics, _ = bench.evaluate(model)
+    test_metrics, _ = bench.evaluate(model, "test")
+    return metrics | {f"test_{name}": value for name, value in test_metrics.items()}
 
 
 def generate(folder: Path, prompt: str, overrides: Sequence[str] = ()) -> str:

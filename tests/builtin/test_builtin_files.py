@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 REPOSITORY = Path(__file__).resolve().parents[2]
 BUILTIN = REPOSITORY / "peftlab" / "builtin"
 ROW_KEYS = {"docstrings": ["module", "name", "prompt", "completion"], "topics": ["text", "label", "module"]}
-LIMIT_BYTES = {"tiny": 8_000_000, "docstrings": 1_500_000, "topics": 600_000}
+LIMIT_BYTES = {"tiny": 8_000_000, "docstrings": 1_500_000, "topics": 600_000, "prose": 200_000}
 DATA_SETS = sorted(ROW_KEYS)
 
 
@@ -83,6 +83,12 @@ def test_docstring_prompts_end_in_the_marker_and_completions_are_one_new_sentenc
         assert row["completion"].strip() not in row["prompt"]
     pairs = Counter((row["name"].rpartition(".")[2], row["completion"]) for row in rows)
     assert max(pairs.values()) == 1
+
+
+def test_prose_comes_from_modules_that_nothing_trains_on(corpus):
+    rows = read_rows("prose", "test")
+    assert len(rows) >= 100 and all(list(row) == ["text", "module"] and len(row["text"]) >= 400 for row in rows)
+    assert top_level_modules(rows) <= corpus.task_modules("test")
 
 
 def test_there_are_enough_docstrings_to_train_and_to_measure():

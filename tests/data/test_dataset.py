@@ -8,6 +8,7 @@ import pytest
 
 from peftlab.data.dataset import find_pad_id, load_data, load_examples
 from peftlab.errors import DataError
+from peftlab.recipe.schema import Data
 
 
 @pytest.fixture
@@ -120,3 +121,13 @@ def test_holding_out_everything_and_a_format_for_another_task_are_refused(number
 def test_pad_id_is_found_without_a_pad_token(bpe, bpe_without_specials):
     assert find_pad_id(bpe) == bpe.eos_token_id
     assert find_pad_id(bpe_without_specials) == 0
+
+
+def test_test_rows_are_held_out_beside_the_evaluation_rows(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"text": f"row {i}"}) + "\n" for i in range(40)))
+    alone = load_examples(Data(train=str(path), format="text", evaluation=0.25), "causal-lm", 3)
+    both = load_examples(Data(train=str(path), format="text", evaluation=0.25, test=10, test_rows=4), "causal-lm", 3)
+    assert both.evaluation == alone.evaluation
+    assert (len(both.train), len(both.evaluation), len(both.test)) == (20, 10, 4)
+    assert not set(both.test) & {*both.train, *both.evaluation}

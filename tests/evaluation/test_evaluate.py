@@ -44,10 +44,12 @@ def classifier(topics, tokenizer):
     return BertForSequenceClassification(config)
 
 
-def run(model, dataset, settings, tokenizer, task="causal-lm", batch_size=4, **options):
-    return evaluate(
-        model, dataset, settings, tokenizer=tokenizer, task=task, device="cpu", batch_size=batch_size, **options
-    )
+def run(model, dataset, settings, tokenizer, batch_size=4, **options):
+    return measure(model, dataset, settings, tokenizer, batch_size, **options)[0]
+
+
+def measure(model, dataset, settings, tokenizer, batch_size=4, **options):
+    return evaluate(model, dataset, settings, tokenizer=tokenizer, device="cpu", batch_size=batch_size, **options)
 
 
 def test_loss_is_that_of_every_supervised_token_alone(tiny, tokenizer, summaries):
@@ -94,7 +96,7 @@ def test_two_processes_measure_exactly_what_one_does(tiny, tokenizer, summaries)
 
 def test_class_metrics_are_those_of_each_row_alone(classifier, tokenizer, topics):
     settings = Evaluation(metrics=("accuracy", "loss", "f1", "matthews"))
-    measured = run(classifier, topics, settings, tokenizer, "sequence-classification", batch_size=7)
+    measured = run(classifier, topics, settings, tokenizer, batch_size=7)
     classifier.eval()
     with torch.no_grad():
         logits = [classifier(torch.tensor(r.input_ids[None], dtype=torch.long)).logits[0] for r in topics.evaluation]
@@ -109,8 +111,8 @@ def test_dropout_and_random_state_are_left_as_they_were(classifier, tokenizer, t
     classifier.train()
     classifier.bert.encoder.eval()
     state, modes = torch.get_rng_state(), [module.training for module in classifier.modules()]
-    first = run(classifier, topics, Evaluation(), tokenizer, "sequence-classification")
-    assert first == run(classifier, topics, Evaluation(), tokenizer, "sequence-classification")
+    first = run(classifier, topics, Evaluation(), tokenizer)
+    assert first == run(classifier, topics, Evaluation(), tokenizer)
     assert [module.training for module in classifier.modules()] == modes
     assert torch.equal(torch.get_rng_state(), state)
 
@@ -142,6 +144,31 @@ def test_autocast_is_entered_for_losses_and_for_text(tiny, tokenizer, summaries)
 def test_without_evaluation_rows_there_is_nothing_to_measure(tiny, tokenizer):
     dataset = load_data(Data(train="builtin:docstrings", train_rows=2), tokenizer, "causal-lm", 0)
     assert run(tiny, dataset, Evaluation(), tokenizer) == {}
+
+
+def test_the_test_part_and_general_text_are_measured_by_themselves(tiny, tokenizer):
+    source = "builtin:docstrings"
+    data = Data(train=source, evaluation=source, evaluation_rows=3, test=f"{source}[test[-4:]]", train_rows=2,
+                general="builtin:prose[test[:3]]", max_length=64)
+    dataset = load_data(data, tokenizer, "causal-lm", 0)
+    twin = load_data(Data(train=source, evaluation=f"{source}[test[-4:]]", train_rows=2, max_length=64),
+                     tokenizer, "causal-lm", 0)
+    metrics, scores = measure(tiny, dataset, Evaluation(), tokenizer, part="test")
+    assert (metrics, scores) == measure(tiny, twin, Evaluation(), tokenizer)
+    assert len(scores.loss) == len(dataset.test) == 4 and scores.prediction is None
+    general, text_scores = measure(tiny, dataset, Evaluation(metrics=("bleu",)), tokenizer, part="general")
+    assert list(general) == ["loss", "perplexity"] and text_scores.count == [63, 63, 63]
+
+
+def test_scores_are_each_row_alone_and_in_the_order_of_the_rows(classifier, tokenizer, topics):
+    _, scores = measure(classifier, topics, Evaluation(), tokenizer, batch_size=7)
+    for row, loss, prediction, label in zip(
+        topics.evaluation, scores.loss, scores.prediction, scores.label, strict=True
+    ):
+        with torch.no_grad():
+            logits = classifier.eval()(torch.tensor(row.input_ids[None], dtype=torch.long)).logits[0]
+        assert loss == pytest.approx(-logits.log_softmax(-1)[row.labels].item(), rel=1e-4)
+        assert (prediction, label) == (logits.argmax().item(), row.labels)
 
 
 def test_text_metric_without_a_prompt_is_one_line(tiny, tokenizer):

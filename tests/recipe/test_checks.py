@@ -135,6 +135,12 @@ CASES = [
         "data.evaluation=0.1",
     ),
     (
+        ["data.test_rows=5"],
+        "data.test_rows",
+        "there are no test rows; give data.test",
+        "data.test=10",
+    ),
+    (
         ["data.evaluation=null", "data.evaluation_rows=5"],
         "data.evaluation_rows",
         "nothing to evaluate on",

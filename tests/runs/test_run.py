@@ -120,6 +120,16 @@ def test_the_preflight_leaves_no_trace_in_the_training(runs, tmp_path, monkeypat
     assert without.metrics == runs["lora"][0].metrics
 
 
+def test_the_scores_of_every_row_make_the_metrics(runs):
+    result, directory = runs["lora"]
+    scores = json.loads(directory.scores.read_text())
+    for when in ("before", "after"):
+        assert len(scores[when]["loss"]) == result.data["evaluation"]["rows"]
+        assert sum(scores[when]["count"]) == result.data["evaluation"]["supervised"]
+        mean = sum(scores[when]["loss"]) / sum(scores[when]["count"])
+        assert mean == pytest.approx(result.metrics[when]["loss"], rel=1e-12)
+
+
 def test_examples_are_kept_before_and_after(runs):
     (example,) = runs["lora"][0].examples
     assert set(example) == {"prompt", "reference", "before", "after"}
