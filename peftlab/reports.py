@@ -191,15 +191,19 @@ class BudgetReport(Report):
     """What a budget asks of one method, and what the size that was solved for reaches, in the budget's unit.
 
     `kind` trainable counts parameters, memory and stored bytes, seconds the training's. `solved` holds the recipe's
-    fields that were set (`{"method.rank": 12}`); `reason` says why a budget that was not met cannot be.
+    fields that were set (`{"method.rank": 12}`), `step` what the next size would add or take away. A budget is met
+    within 2 % or half a step; memory, which is a limit, by what is not above it. `reason` says why one cannot be
+    met, or what keeps the error above 2 %; `notes` say what was counted.
     """
 
     kind: Literal["trainable", "memory", "stored", "seconds"]
     asked: float
     reached: float
     solved: dict[str, Any]
+    step: float | None = None
     met: bool
     reason: str | None = None
+    notes: list[str] = Field(default_factory=list)
 
     @computed_field
     @property

@@ -43,8 +43,9 @@ class LinearSite:
 class ModelShape:
     """All sizes of one model. Tied parameters appear once, under their first name.
 
-    `kv_width` is the width of one layer's keys (key/value heads times head size), `fresh` the names of
-    parameters that the checkpoint does not hold (a new classification head).
+    `kv_width` is the width of one layer's keys (key/value heads times head size), `positions` the longest row that
+    the model takes (0: any), `fresh` the names of parameters that the checkpoint does not hold (a new
+    classification head).
     """
 
     model_type: str
@@ -56,6 +57,7 @@ class ModelShape:
     parameters: tuple[ParameterSite, ...]
     linears: tuple[LinearSite, ...]
     fresh: frozenset[str] = frozenset()
+    positions: int = 0
 
     @cached_property
     def by_name(self) -> dict[str, ParameterSite]:

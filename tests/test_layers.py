@@ -16,7 +16,7 @@ LAYERS = [
     {"errors", "files", "patterns", "shapes", "reports", "architectures", "recipe", "methods", "models.reference"},
     {"device", "loss", "models", "parameters", "nn", "data", "memory", "evaluation", "checkpoint", "builtin"},
     {"training"},
-    {"runs", "comparison"},
+    {"runs", "budgets", "comparison"},
     {"cli", "__main__"},
 ]
 TORCH_FREE_LIBRARIES = {"pydantic", "pydantic_core", "ruamel", "typing_extensions"}

@@ -11,6 +11,7 @@ import typer
 
 from peftlab import __version__
 from peftlab.cli.answer import INTERRUPTED, tell_error
+from peftlab.cli.budget import budget
 from peftlab.cli.check import check, schema
 from peftlab.cli.inspection import doctor, params
 from peftlab.cli.plan import plan
@@ -33,7 +34,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (check, plan, train, params, evaluate, generate, compare, verify_resume, schema, doctor):
+for command in (check, plan, budget, train, params, evaluate, generate, compare, verify_resume, schema, doctor):
     app.command()(command)
 
 

@@ -63,9 +63,8 @@ def parse_budget(text: str) -> Budget:
 
     Raises UsageError for anything else, in one line.
     """
-    found = SIZE.fullmatch(text.strip())
-    if found:
-        return Budget(_parse_size(text, *found.groups()))
+    if SIZE.fullmatch(text.strip()):
+        return Budget(parse_size(text, "memory"))
     names = {_plain(name): name for name in GPUS}
     name = names.get(_plain(text))
     if name is None:
@@ -86,15 +85,20 @@ def format_bytes(count: int) -> str:
     return f"{size:.2f} TiB"
 
 
-def _parse_size(text: str, number: str, unit: str) -> int:
+def parse_size(text: str, what: str) -> int:
+    """Return the bytes of a size with its unit. Raises UsageError for anything else, in one line about `what`."""
+    found = SIZE.fullmatch(text.strip())
+    if not found:
+        raise UsageError(f"{what} {text!r} is no size; write it as 8GiB or 500MB")
+    number, unit = found.groups()
     known = {name.lower(): factor for name, factor in UNITS.items()}
     if not unit:
-        raise UsageError(f"memory {text!r} has no unit; write {number}GiB or {number}MiB")
+        raise UsageError(f"{what} {text!r} has no unit; write {number}GiB or {number}MiB")
     if unit.lower() not in known:
-        raise UsageError(f"memory {text!r}: unknown unit {unit!r}; use MiB, GiB or TiB (or MB, GB, TB)")
+        raise UsageError(f"{what} {text!r}: unknown unit {unit!r}; use MiB, GiB or TiB (or MB, GB, TB)")
     size = int(float(number.replace("_", "")) * known[unit.lower()])
     if size <= 0:
-        raise UsageError(f"memory {text!r} must be more than zero")
+        raise UsageError(f"{what} {text!r} must be more than zero")
     return size
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from peftlab.architectures import ARCHITECTURES
 from peftlab.errors import nearest
-from peftlab.methods.base import Method, Problems, describe_candidates, outermost
+from peftlab.methods.base import Method, Problems, Sizes, describe_candidates, outermost
 from peftlab.shapes import ModelShape, ParameterSite
 
 if TYPE_CHECKING:
@@ -99,6 +99,14 @@ class Adapters(Method):
                 ("up.bias", (place.width_out,)),
             )
         )
+
+    def sizes(self, shape: ModelShape) -> Sizes:
+        """Return widths up to that of what they narrow; beyond it there is no bottleneck."""
+        widest = max((min(place.width_in, place.width_out) for place in self._places(shape)), default=0)
+        return Sizes("bottleneck", range(1, widest + 1))
+
+    def resized(self, field: str, value: Any) -> Self:
+        return self.model_copy(update={field: value, "reduction_factor": None})
 
     def _places(self, shape: ModelShape) -> list[Place]:
         if self.modules:

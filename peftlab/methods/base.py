@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict
 
@@ -17,6 +17,18 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 Problems = list[tuple[str, str]]
+TRAINED_BYTES = 4
+
+
+class Sizes(NamedTuple):
+    """The sizes that a method can have on one model: the values of one field, the smallest first.
+
+    `graded` tells steps of one scale (ranks, widths, layers) from a choice among a few.
+    """
+
+    field: str
+    values: Sequence[Any]
+    graded: bool = True
 
 
 class Method(BaseModel):
@@ -105,6 +117,24 @@ class Method(BaseModel):
     def count_trainable(self, shape: ModelShape) -> int:
         """Return the number of trainable parameters on a model of this shape, without building it."""
         return sum(site.count for site in self.trainable_sites(shape))
+
+    def sizes(self, shape: ModelShape) -> Sizes:
+        """Return how small and how large this method can be on a model of this shape."""
+        raise NotImplementedError
+
+    def resized(self, field: str, value: Any) -> Self:
+        """Return this method in one of its `sizes`, everything else that it does unchanged."""
+        return self.model_copy(update={field: value})
+
+    def stored_sites(self, shape: ModelShape) -> list[ParameterSite]:
+        """Return every parameter that a saved copy holds, from sizes alone."""
+        return self.without_training_parts().trainable_sites(shape)
+
+    def count_stored_bytes(self, shape: ModelShape, frozen_bytes: int = 4) -> int:
+        """Return what the tensors of a saved copy take: four bytes where one trained, else `frozen_bytes`."""
+        trained = {site.name for site in self.without_training_parts().trainable_sites(shape)}
+        width = {True: TRAINED_BYTES, False: frozen_bytes}
+        return sum(site.count * width[site.name in trained] for site in self.stored_sites(shape))
 
     def apply(self, model: nn.Module, fresh: frozenset[str] = frozenset()) -> nn.Module:
         """Add this method's modules to `model` and set `requires_grad` on exactly what trains, in float32.

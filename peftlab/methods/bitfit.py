@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from peftlab.methods.base import Method, Problems
+from peftlab.methods.base import Method, Problems, Sizes
 from peftlab.shapes import LinearSite, ModelShape, ParameterSite
 
 if TYPE_CHECKING:
@@ -52,6 +52,10 @@ class BitFit(Method):
             for site in self._projections(shape)
             if not site.bias
         )
+
+    def sizes(self, shape: ModelShape) -> Sizes:
+        terms = [terms for terms in ("subset", "all") if not self.resized("terms", terms).check_own(shape)]
+        return Sizes("terms", terms, graded=False)
 
     def _projections(self, shape: ModelShape) -> list[LinearSite]:
         roles = SUBSET_ROLES if self.terms == "subset" else None

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from peftlab.methods.base import Method, Problems
-from peftlab.shapes import ModelShape
+from peftlab.methods.base import Method, Problems, Sizes
+from peftlab.shapes import ModelShape, ParameterSite
 
 if TYPE_CHECKING:
     from torch import nn
@@ -40,6 +40,12 @@ class Full(Method):
             for site in shape.parameters
             if self.layers == "all" or (site.layer is not None and site.layer >= first)
         }
+
+    def sizes(self, shape: ModelShape) -> Sizes:
+        return Sizes("layers", (*range(1, shape.layers + 1), "all"))
+
+    def stored_sites(self, shape: ModelShape) -> list[ParameterSite]:
+        return list(shape.parameters)
 
     def save(self, model: nn.Module, folder: Path, context: dict[str, Any]) -> None:
         from peftlab.methods.storage import write_manifest

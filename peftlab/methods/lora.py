@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field
 
-from peftlab.methods.base import Method, Problems, describe_candidates, task_of
-from peftlab.methods.peft_folder import WEIGHTS, base_tensors, write_config
+from peftlab.methods.base import Method, Problems, Sizes, describe_candidates, task_of
+from peftlab.methods.peft_folder import WEIGHTS, base_tensors, stored_head, write_config
 from peftlab.patterns import matching, unmatched
 from peftlab.shapes import LinearSite, ModelShape, ParameterSite
 
@@ -101,6 +101,20 @@ class LoRA(Method):
         if self.dora:
             shapes["lora_magnitude_vector.weight"] = (target.n_out,)
         return [ParameterSite(f"{target.name}.{name}", s, "adapter", target.layer) for name, s in shapes.items()]
+
+    def sizes(self, shape: ModelShape) -> Sizes:
+        largest = min((min(site.n_in, site.n_out) for site in self.targets_of(shape)), default=0)
+        step = 2 if self.init == "orthogonal" else 1
+        return Sizes("rank", range(step, largest + 1, step))
+
+    def resized(self, field: str, value: Any) -> Self:
+        """Return the same method with another rank and the alpha that keeps the update's scale."""
+        growth = value / self.rank
+        alpha = self.alpha * (growth**0.5 if self.rslora else growth)
+        return self.model_copy(update={field: value, "alpha": alpha})
+
+    def stored_sites(self, shape: ModelShape) -> list[ParameterSite]:
+        return stored_head(super().stored_sites(shape), shape)
 
     def insert(self, model: nn.Module, shape: ModelShape) -> nn.Module:
         from peft import LoraConfig, get_peft_model

@@ -10,6 +10,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from peftlab.shapes import ModelShape, ParameterSite
+
 if TYPE_CHECKING:
     from peft import PeftModel
     from torch import Tensor, nn
@@ -34,6 +36,18 @@ def base_tensors(wrapped: PeftModel, task: str) -> dict[str, Tensor]:
 
 def _head_prefixes(wrapped: PeftModel) -> tuple[str, ...]:
     return tuple(f"{name}." for name, _ in wrapped.named_modules() if name.endswith(CLASSIFIER_HEADS))
+
+
+def stored_head(sites: list[ParameterSite], shape: ModelShape) -> list[ParameterSite]:
+    """Return the sites of a saved copy with those of a classifier's head, which a folder holds though it be frozen."""
+    if shape.task != "sequence-classification":
+        return sites
+    known = {site.name for site in sites}
+    return [*sites, *(site for site in shape.parameters if site.name not in known and _in_head(site.name))]
+
+
+def _in_head(name: str) -> bool:
+    return any(module.endswith(CLASSIFIER_HEADS) for module in name.split(".")[:-1])
 
 
 def write_config(wrapped: PeftModel, folder: Path, task: str, context: dict[str, Any]) -> None:

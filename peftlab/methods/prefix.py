@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from peftlab.methods.base import Method, Problems, task_of
-from peftlab.methods.peft_folder import TASK_TYPES, WEIGHTS, base_tensors, unwrap_heads, write_config
+from peftlab.methods.base import Method, Problems, Sizes, task_of
+from peftlab.methods.peft_folder import TASK_TYPES, WEIGHTS, base_tensors, stored_head, unwrap_heads, write_config
 from peftlab.shapes import ModelShape, ParameterSite
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 ENCODERS = ("bert", "roberta", "xlm-roberta", "electra", "distilbert")
 ENCODER = "prompt_encoder"
+LONGEST = 1 << 16
 
 
 class Prefix(Method):
@@ -86,6 +87,19 @@ class Prefix(Method):
                 "transform.2.bias": (keys_and_values,),
             }
         return tuple(ParameterSite(f"{ENCODER}.{name}", size, "adapter") for name, size in shapes.items())
+
+    def sizes(self, shape: ModelShape) -> Sizes:
+        """Return lengths that leave half of the model's positions to the rows.
+
+        A projection's parameters hardly depend on the length: its size is its hidden width, up to four times the
+        model's.
+        """
+        if self.projection:
+            return Sizes("projection_dim", range(1, 4 * shape.hidden_size + 1))
+        return Sizes("length", range(1, (shape.positions or LONGEST) // 2 + 1))
+
+    def stored_sites(self, shape: ModelShape) -> list[ParameterSite]:
+        return stored_head(super().stored_sites(shape), shape)
 
     def insert(self, model: nn.Module, shape: ModelShape) -> nn.Module:
         from peft import get_peft_model

@@ -33,6 +33,7 @@ def shape_of(model: nn.Module, fresh: frozenset[str] = frozenset(), task: str = 
         parameters=sites,
         linears=linear_sites(model, model_type, {site.name: site for site in sites}),
         fresh=fresh & {site.name for site in sites},
+        positions=getattr(config, "max_position_embeddings", None) or 0,
     )
 
 

@@ -18,6 +18,7 @@ from peftlab.errors import DataError, MethodError
 from peftlab.evaluation.evaluate import evaluate
 from peftlab.evaluation.generate import generate_examples
 from peftlab.evaluation.scores import Scores
+from peftlab.methods import Method
 from peftlab.models.build import build_meta
 from peftlab.models.load import fit_tokenizer, load_model, load_tokenizer
 from peftlab.parameters.report import parameter_report
@@ -95,16 +96,26 @@ class Bench:
         )
 
 
-def check_method(recipe: Recipe, labels: list[str] | None) -> ModelShape:
-    """Return the sizes of the recipe's model, built without weights.
+def read_labels(recipe: Recipe) -> list[str] | None:
+    """Return the classes among the recipe's rows, for which a classifier's head is built; None for other tasks.
 
-    Raises MethodError with everything that the method cannot do on a model of this shape, a line each.
+    A recipe without data (`-`) has none either: the head has then what the model's config says.
     """
+    if recipe.model.task != "sequence-classification" or recipe.data.train == "-":
+        return None
+    return load_examples(recipe.data, recipe.model.task, recipe.run.seed).labels
+
+
+def read_shape(recipe: Recipe, labels: list[str] | None) -> ModelShape:
+    """Return the sizes of the recipe's model, built without weights."""
     model, fresh = build_meta(recipe.model, labels)
-    shape = shape_of(model, fresh, recipe.model.task)
-    if problems := recipe.method.check(shape):
+    return shape_of(model, fresh, recipe.model.task)
+
+
+def check_method(method: Method, shape: ModelShape) -> None:
+    """Raise MethodError with everything that the method cannot do on a model of this shape, a line each."""
+    if problems := method.check(shape):
         raise MethodError("\n".join(f"method.{field}: {message}" for field, message in problems))
-    return shape
 
 
 def apply_method(recipe: Recipe, model: nn.Module, fresh: frozenset[str]) -> tuple[nn.Module, ParameterReport]:
@@ -136,7 +147,8 @@ def prepare(recipe: Recipe, accelerator: Accelerator, foresee: Callable[[Dataset
     `foresee` is called with the data just before that, and may refuse to go on.
     """
     examples = load_examples(recipe.data, recipe.model.task, recipe.run.seed)
-    shape = check_method(recipe, examples.labels)
+    shape = read_shape(recipe, examples.labels)
+    check_method(recipe.method, shape)
     tokenizer = load_tokenizer(recipe.model)
     dataset = tokenise(examples, tokenizer, shape.vocabulary)
     if foresee is not None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from peftlab.data.dataset import load_examples
 from peftlab.device import quiet_libraries
 from peftlab.models.build import build_meta
 from peftlab.recipe.schema import Recipe
 from peftlab.reports import ParameterReport
-from peftlab.runs.bench import apply_method, check_method
+from peftlab.runs.bench import apply_method, check_method, read_labels, read_shape
 
 
 def count(recipe: Recipe) -> ParameterReport:
@@ -17,7 +16,6 @@ def count(recipe: Recipe) -> ParameterReport:
     for what the method cannot do on this model.
     """
     quiet_libraries()
-    classifies = recipe.model.task == "sequence-classification"
-    labels = load_examples(recipe.data, recipe.model.task, recipe.run.seed).labels if classifies else None
-    check_method(recipe, labels)
+    labels = read_labels(recipe)
+    check_method(recipe.method, read_shape(recipe, labels))
     return apply_method(recipe, *build_meta(recipe.model, labels))[1]

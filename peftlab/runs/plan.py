@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 
-from peftlab.data.dataset import load_examples
 from peftlab.device import quiet_libraries
 from peftlab.errors import MethodError
 from peftlab.memory.blueprint import Blueprint, build_blueprint
@@ -15,6 +14,7 @@ from peftlab.memory.strategies import Strategy, find_strategy
 from peftlab.methods import METHODS, Method
 from peftlab.recipe.schema import Recipe
 from peftlab.reports import MemoryReport, MethodPlan
+from peftlab.runs.bench import read_labels
 from peftlab.shapes import ModelShape, ParameterSite
 from peftlab.training.dropout import disable_dropout
 
@@ -36,8 +36,8 @@ def plan(
     """
     quiet_libraries()
     budget = parse_budget(memory) if memory is not None else None
-    target = _target(recipe, device, budget)
-    planner = _Planner(target, budget, devices, find_strategy(strategy))
+    target = planned_device(recipe, device, budget)
+    planner = Planner(target, budget, devices, find_strategy(strategy))
     if maximized is None:
         report = planner(recipe)
     else:
@@ -111,7 +111,7 @@ def _plan_method(recipe: Recipe, memory: str | None, device: str) -> MethodPlan:
     method = recipe.method
     row = MethodPlan(method=method.type, title=method.title)
     budget = parse_budget(memory) if memory is not None else None
-    target = _target(recipe, device, budget)
+    target = planned_device(recipe, device, budget)
     try:
         blueprint = _blueprint(recipe, target)
     except MethodError as error:
@@ -127,7 +127,7 @@ def _plan_method(recipe: Recipe, memory: str | None, device: str) -> MethodPlan:
     )
 
 
-class _Planner:
+class Planner:
     """Turns recipes into reports; builds a model anew only for a recipe that needs another one."""
 
     def __init__(self, target: torch.device, budget: Budget | None, devices: int, strategy: Strategy):
@@ -146,9 +146,7 @@ class _Planner:
 
 
 def _blueprint(recipe: Recipe, target: torch.device) -> Blueprint:
-    classifies = recipe.model.task == "sequence-classification" and recipe.data.train != "-"
-    labels = load_examples(recipe.data, recipe.model.task, recipe.run.seed).labels if classifies else None
-    return build_blueprint(recipe, target, labels, disable_dropout)
+    return build_blueprint(recipe, target, read_labels(recipe), disable_dropout)
 
 
 def _report(blueprint: Blueprint, budget: Budget | None, devices: int, strategy: Strategy) -> MemoryReport:
@@ -161,7 +159,8 @@ def _report(blueprint: Blueprint, budget: Budget | None, devices: int, strategy:
     )
 
 
-def _target(recipe: Recipe, device: str, budget: Budget | None) -> torch.device:
+def planned_device(recipe: Recipe, device: str, budget: Budget | None) -> torch.device:
+    """Return the device to plan for: what `device` says, else the recipe; `auto` is CUDA where a GPU is named."""
     wanted = recipe.run.device if device == "auto" else device
     if wanted == "auto":
         named = budget is not None and budget.gpu is not None

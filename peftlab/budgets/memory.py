@@ -1,0 +1,52 @@
+"""The largest size of a method whose planned memory stays within a budget."""
+
+from __future__ import annotations
+
+from functools import cache
+
+from peftlab.budgets.budget import Budget
+from peftlab.budgets.size import describe_followers, settings_for, usable_sizes
+from peftlab.memory.fit import largest_fitting, with_settings
+from peftlab.memory.sizes import format_bytes, parse_budget
+from peftlab.memory.strategies import find_strategy
+from peftlab.recipe.schema import Recipe
+from peftlab.reports import BudgetReport, MemoryReport
+from peftlab.runs.plan import Planner, planned_device
+from peftlab.shapes import ModelShape
+
+ROWS = "planned with every row as long as data.max_length"
+
+
+def solve_memory(recipe: Recipe, budget: Budget, shape: ModelShape) -> BudgetReport:
+    """Solve for the largest size that fits. A budget is a limit here: met is whatever stays below it.
+
+    Plans a handful of sizes, each in about a second.
+    """
+    method, limit = recipe.method, parse_budget(budget.value)
+    sizes = usable_sizes(method, shape)
+    planner = Planner(planned_device(recipe, "auto", limit), limit, 1, find_strategy("ddp"))
+    most = len(sizes.values)
+
+    @cache
+    def trial(count: int) -> MemoryReport:
+        return planner(with_settings(recipe, settings_for(method, sizes, sizes.values[count - 1])))
+
+    count, report = 1, trial(1)
+    if report.fits:
+        count, report = largest_fitting(trial, report, limit.bytes, most)
+    solved = settings_for(method, sizes, sizes.values[count - 1])
+    size, reason = f"method.{sizes.field}={sizes.values[count - 1]}", None
+    if not report.fits:
+        reason = f"even {size} takes {format_bytes(report.needed_bytes)}"
+    elif count == most:
+        reason = f"{size} is the largest size, and takes {format_bytes(report.needed_bytes)}"
+    return BudgetReport(
+        kind="memory",
+        asked=limit.bytes,
+        reached=report.needed_bytes,
+        solved=solved,
+        step=trial(count + 1).needed_bytes - report.needed_bytes if report.fits and count < most else None,
+        met=bool(report.fits),
+        reason=reason,
+        notes=[ROWS, *report.notes, *describe_followers(sizes, solved)],
+    )

@@ -1,0 +1,116 @@
+"""The size of a method for a number of trainable parameters or stored bytes, by the method's own formulas."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+from peftlab.budgets.budget import Budget
+from peftlab.budgets.search import Choice, nearest_size
+from peftlab.device import resolve_dtype
+from peftlab.memory.sizes import format_bytes
+from peftlab.methods import Method
+from peftlab.methods.base import Sizes
+from peftlab.recipe.schema import Recipe
+from peftlab.reports import BudgetReport
+from peftlab.runs.bench import check_method
+from peftlab.runs.plan import planned_device
+from peftlab.shapes import ModelShape
+
+TOLERANCE = 0.02
+
+Cost = Callable[[Any], float]
+
+
+def solve_size(recipe: Recipe, budget: Budget, shape: ModelShape) -> BudgetReport:
+    """Solve for the size whose trainable parameters or stored bytes come nearest to the budget.
+
+    Met is what is within 2 %, or between two steps of a graded size.
+    """
+    # What only training needs is not stored, so that its size would change nothing.
+    method = recipe.method.without_training_parts() if budget.kind == "stored" else recipe.method
+    sizes = usable_sizes(method, shape)
+    cost = cost_of(recipe, budget, method, sizes, shape)
+    asked = budget.amount * (shape.total if budget.is_share else 1)
+    choice = nearest_size(sizes.values, cost, asked)
+    is_constant = cost(sizes.values[0]) == cost(sizes.values[-1])
+    size = getattr(method, sizes.field) if is_constant else choice.size
+    solved = settings_for(method, sizes, size)
+    exact = abs(choice.cost / asked - 1) <= TOLERANCE
+    return BudgetReport(
+        kind=budget.kind,
+        asked=asked,
+        reached=choice.cost,
+        solved=solved,
+        step=choice.step,
+        met=exact or (sizes.graded and choice.beyond is None),
+        reason=None if exact else explain(budget, sizes, choice, cost),
+        notes=[*describe_count(budget, shape), *describe_followers(sizes, solved)],
+    )
+
+
+def usable_sizes(method: Method, shape: ModelShape) -> Sizes:
+    """Return the method's sizes on this model. Raises MethodError if it can be applied in none of them."""
+    sizes = method.sizes(shape)
+    check_method(method.resized(sizes.field, sizes.values[0]) if sizes.values else method, shape)
+    return sizes
+
+
+def cost_of(recipe: Recipe, budget: Budget, method: Method, sizes: Sizes, shape: ModelShape) -> Cost:
+    """Return what a size costs in the budget's unit."""
+    frozen_bytes = resolve_dtype(recipe.model.dtype, planned_device(recipe, "auto", None)).itemsize
+
+    @cache
+    def cost(size: Any) -> float:
+        resized = method.resized(sizes.field, size)
+        if budget.kind == "stored":
+            return resized.count_stored_bytes(shape, frozen_bytes)
+        return resized.count_trainable(shape)
+
+    return cost
+
+
+def settings_for(method: Method, sizes: Sizes, size: Any) -> dict[str, Any]:
+    """Return the recipe's fields that a size sets: its own, and those that must follow."""
+    resized = method.resized(sizes.field, size)
+    changed = [name for name in type(method).model_fields if getattr(resized, name) != getattr(method, name)]
+    return {f"method.{name}": getattr(resized, name) for name in dict.fromkeys([sizes.field, *changed])}
+
+
+def explain(budget: Budget, sizes: Sizes, choice: Choice, cost: Cost) -> str:
+    """Return why no size of the method comes nearer."""
+    smallest, largest = sizes.values[0], sizes.values[-1]
+    field = f"method.{sizes.field}"
+    if cost(smallest) == cost(largest):
+        return f"it is {show(budget, choice.cost)} whatever {field} is"
+    if not sizes.graded:
+        return "there are only " + " and ".join(f"{field}={size} ({show(budget, cost(size))})" for size in sizes.values)
+    if choice.beyond == "smallest":
+        return f"{field}={choice.size}, the smallest size, is {show(budget, choice.cost)} already"
+    if choice.beyond == "largest":
+        return f"{field}={choice.size}, the largest size, is only {show(budget, choice.cost)}"
+    return f"one step of {field} is {show(budget, choice.step or 0)}"
+
+
+def describe_count(budget: Budget, shape: ModelShape) -> list[str]:
+    """Return what was counted."""
+    notes = []
+    if budget.is_share:
+        notes.append(f"{budget.value} of the base model's {shape.total:,} parameters")
+    if head := sum(site.count for site in shape.parameters if site.name in shape.fresh):
+        notes.append(f"the new head always trains and is counted: {head:,} parameters")
+    if budget.kind == "stored":
+        notes.append("bytes of the tensors, without the headers of their files")
+    return notes
+
+
+def describe_followers(sizes: Sizes, solved: dict[str, Any]) -> list[str]:
+    """Return which fields changed with the size, so that the method does the same otherwise."""
+    followers = [path for path in solved if path != f"method.{sizes.field}"]
+    told = f"{' and '.join(followers)} follows method.{sizes.field}, so that nothing else changes"
+    return [told] if followers else []
+
+
+def show(budget: Budget, cost: float) -> str:
+    return format_bytes(int(cost)) if budget.kind == "stored" else f"{cost:,.0f} parameters"

@@ -1,0 +1,44 @@
+"""A recipe under a budget: the fields that meet it, and the recipe with them."""
+
+from __future__ import annotations
+
+from peftlab.budgets.budget import Budget
+from peftlab.budgets.memory import solve_memory
+from peftlab.budgets.seconds import solve_seconds
+from peftlab.budgets.size import solve_size
+from peftlab.device import quiet_libraries
+from peftlab.errors import Problem, RecipeError
+from peftlab.memory.fit import with_settings
+from peftlab.recipe.checks import find_contradictions
+from peftlab.recipe.schema import Recipe
+from peftlab.reports import BudgetReport
+from peftlab.runs.bench import read_labels, read_shape
+from peftlab.shapes import ModelShape
+
+
+def apply_budget(recipe: Recipe, budget: Budget, shape: ModelShape | None = None) -> tuple[Recipe, BudgetReport]:
+    """Return the recipe with the size that comes nearest to the budget, and what it reaches.
+
+    Raises MethodError where no size of the method fits this model, RecipeError where the solved field contradicts
+    another one.
+    """
+    report = solve(recipe, budget, shape)
+    solved = with_settings(recipe, report.solved)
+    if problems := find_contradictions(solved, ()):
+        raise RecipeError([Problem(".".join(map(str, path)), message) for path, message in problems])
+    return solved, report
+
+
+def solve(recipe: Recipe, budget: Budget, shape: ModelShape | None = None) -> BudgetReport:
+    """Return which fields of the recipe to set for a budget, and what they reach.
+
+    Trainable parameters and stored bytes follow from the model's sizes alone (`shape`, else read from its config);
+    memory is planned, and seconds are measured by a short run here.
+    """
+    quiet_libraries()
+    if budget.kind == "seconds":
+        return solve_seconds(recipe, budget)
+    shape = shape or read_shape(recipe, read_labels(recipe))
+    if budget.kind == "memory":
+        return solve_memory(recipe, budget, shape)
+    return solve_size(recipe, budget, shape)

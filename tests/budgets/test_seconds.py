@@ -1,0 +1,72 @@
+"""Steps solved for seconds: the arithmetic of a pace, and a real short run that measures one."""
+
+from __future__ import annotations
+
+import subprocess
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from peftlab.budgets import seconds
+from peftlab.budgets.budget import parse_budget
+from peftlab.budgets.seconds import Pace, read_pace
+from peftlab.budgets.solve import apply_budget
+from peftlab.cli.app import run
+from peftlab.errors import UsageError
+from peftlab.recipe.schema import Recipe
+from tests.runs.recipes import short_sections
+
+
+def test_the_first_steps_are_not_in_the_pace():
+    assert read_pace([5.0, 6.0, 9.0, 10.0, 12.0]) == Pace(3, 9.0, 1.5, 2)
+    assert read_pace([5.0, 6.0]) == Pace(1, 5.0, 1.0, 1)
+    assert read_pace([5.0]) == Pace(1, 5.0, 5.0, 1)
+
+
+@given(st.floats(0.1, 50), st.floats(0.01, 5), st.floats(0.1, 5000))
+def test_no_number_of_steps_is_nearer_to_the_seconds(first, step, asked):
+    pace = Pace(3, first, step, 20)
+    steps = pace.steps(asked)
+    error = abs(pace.seconds(steps) - asked)
+    assert steps >= 1
+    for other in (steps - 1, steps + 1):
+        assert other < 1 or error <= abs(pace.seconds(other) - asked) + 1e-9 * asked
+
+
+@pytest.fixture
+def in_process(monkeypatch):
+    """Run the command lines of new processes here, which saves the import of torch; gives their arguments."""
+    commands = []
+
+    def call(command, **options):
+        commands.append(command[3:])
+        code = run(command[3:])
+        return subprocess.CompletedProcess(command, code, stderr="peftlab: error: no room")
+
+    # The module's own name only: torch and platform start processes too.
+    monkeypatch.setattr(seconds, "subprocess", SimpleNamespace(run=call, DEVNULL=None, PIPE=None))
+    return commands
+
+
+def test_seconds_are_solved_by_the_pace_of_a_real_short_run(in_process, tmp_path, capfd):
+    sections = short_sections("bitfit", tmp_path / "run", warmup=500, steps=1000)
+    sections["run"]["save_every"] = 1
+    sections["data"] |= {"test": "builtin:docstrings[test]", "test_rows": 9}
+    recipe = Recipe.model_validate(sections)
+    solved, report = apply_budget(recipe, parse_budget("seconds=900"))
+    steps = solved.training.steps
+    assert report.solved == {"training.steps": steps, "training.epochs": None}
+    assert report.met and abs(report.error) <= 0.02
+    assert report.reached == pytest.approx(steps * report.step, rel=0.05)
+    assert "20 steps on this machine just now" in report.notes[0]
+    assert solved.training.warmup == 500 and solved.run == recipe.run
+    assert not (tmp_path / "run").exists() and len(in_process) == 1
+
+
+def test_a_run_that_cannot_measure_tells_its_error(in_process, tmp_path, capfd):
+    sections = short_sections("bitfit", tmp_path / "run")
+    sections["data"]["train"] = str(tmp_path / "missing.csv")
+    with pytest.raises(UsageError, match="the run that was to measure the pace failed: peftlab: error: no room"):
+        apply_budget(Recipe.model_validate(sections), parse_budget("seconds=60"))
