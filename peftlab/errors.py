@@ -17,6 +17,7 @@ EXIT_CODES = {
     9: "a library or device that this recipe needs is missing",
     10: "at least one run of a comparison failed",
     11: "stopped early, as the recipe asked; train --resume goes on",
+    12: "another process of the launch died; train --resume goes on",
     130: "interrupted from the keyboard (SIGINT)",
     143: "terminated (SIGTERM)",
 }
@@ -86,6 +87,16 @@ class MissingRequirementError(PeftlabError):
 
 class ComparisonError(PeftlabError):
     exit_code = 10
+
+
+class LaunchError(PeftlabError):
+    """Other processes of this launch, `lost` by number, ended while this one needed them."""
+
+    exit_code = 12
+
+    def __init__(self, message: str, lost: list[int]):
+        super().__init__(message)
+        self.lost = lost
 
 
 class StoppedError(PeftlabError):

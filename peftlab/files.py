@@ -17,3 +17,26 @@ def write_atomically(path: Path, text: str) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def sync_files(folder: Path) -> None:
+    """Bring every file below `folder` to the disk, then the names of each."""
+    for path, _, names in os.walk(folder):
+        for name in names:
+            sync(Path(path, name))
+        sync(Path(path))
+
+
+def sync_folders(folder: Path) -> None:
+    """Bring the names inside a folder and its subfolders to the disk."""
+    for path, _, _ in os.walk(folder):
+        sync(Path(path))
+
+
+def sync(path: Path) -> None:
+    """Bring one file's bytes, or the names in one folder, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 
 from peftlab.checkpoint.manifest import NAME, Manifest, record_file, render, verify, walk_files
 from peftlab.errors import StorageError
+from peftlab.files import sync, sync_folders
 
 WHOLE = re.compile(r"step-(\d{6,})")
 UNFINISHED = re.compile(r"\.step-\d{6,}\.\d+\.partial")
@@ -51,13 +52,13 @@ def write_checkpoint(
     target = root / name_of(step)
     with _told(target), _partial(root, step) as partial:
         _make_root(root)
-        _refuse_full_disk(root, needed_bytes)
+        refuse_full_disk(root, needed_bytes)
         partial.mkdir()
         write(partial)
         files = {path.relative_to(partial).as_posix(): record_file(path, sync=True) for path in walk_files(partial)}
         manifest = Manifest(step=step, files=files, facts=facts)
         _write_synced(partial / NAME, render(manifest))
-        _sync_folders(partial)
+        sync_folders(partial)
         _commit(partial, target)
     return target
 
@@ -108,6 +109,18 @@ def clean_leftovers(root: Path) -> None:
                 shutil.rmtree(root / match[0])
         for match in _matches(root, UNFINISHED):
             shutil.rmtree(root / match[0])
+
+
+def refuse_full_disk(root: Path, needed_bytes: int) -> None:
+    """Raise StorageError if the disk under `root`, which need not be there yet, lacks room for a checkpoint."""
+    place = next(path for path in (root, *root.absolute().parents) if path.exists())
+    free = shutil.disk_usage(place).free
+    needed = needed_bytes + SPARE_BYTES + int(needed_bytes * SPARE_FRACTION)
+    if free < needed:
+        raise StorageError(
+            f"{root}: a checkpoint needs {needed / 1e6:,.0f} MB, {free / 1e6:,.0f} MB are free; checkpoints that "
+            "were whole still are; free some space or keep fewer checkpoints, then go on with --resume"
+        )
 
 
 def name_of(step: int) -> str:
@@ -169,24 +182,14 @@ def _commit(partial: Path, target: Path) -> None:
         if former.exists():
             os.rename(former, target)
         raise
-    _sync(target.parent)
+    sync(target.parent)
     _remove(former)
 
 
 def _make_root(root: Path) -> None:
     if not root.is_dir():
         root.mkdir(parents=True)
-        _sync(root.parent)
-
-
-def _refuse_full_disk(root: Path, needed_bytes: int) -> None:
-    free = shutil.disk_usage(root).free
-    needed = needed_bytes + SPARE_BYTES + int(needed_bytes * SPARE_FRACTION)
-    if free < needed:
-        raise StorageError(
-            f"{root}: a checkpoint needs {needed / 1e6:,.0f} MB, {free / 1e6:,.0f} MB are free; the former "
-            "checkpoints are intact; free some space or keep fewer checkpoints, then use --resume"
-        )
+        sync(root.parent)
 
 
 def _write_synced(path: Path, text: str) -> None:
@@ -194,17 +197,3 @@ def _write_synced(path: Path, text: str) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync_folders(folder: Path) -> None:
-    """Bring the names inside a folder and its subfolders to the disk."""
-    for path, _, _ in os.walk(folder):
-        _sync(Path(path))
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import struct
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,20 +26,41 @@ from peftlab.errors import StorageError
 SCHEMA = 1
 
 
-def save_state(folder: Path, name: str, state: Any) -> None:
-    """Write `state` to `NAME.safetensors` and `NAME.json` in `folder`.
+@dataclass(frozen=True)
+class HeldState:
+    """A state as its two files will hold it, with tensors on the CPU."""
 
-    A tensor that occurs twice is written once, and is one object again after loading. Devices, strides and
-    gradients are not kept. Raises StorageError where the disk refuses, TypeError with the place for
-    a value that has no exact form here.
+    structure: Any
+    tensors: dict[str, Tensor]
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+
+def hold_state(state: Any, name: str, copy: bool = False) -> HeldState:
+    """Return `state` in the form in which it is written; TypeError with the place where a value has none.
+
+    With `copy` it shares no memory with `state`, which may change from then on. A tensor that occurs twice is
+    held once, and is one object again after loading. Devices, strides and gradients are not kept.
     """
-    writer = _Writer()
-    structure = {"schema": SCHEMA, "state": writer.encode(state, name)}
+    holder = _Holder(copy)
+    structure = {"schema": SCHEMA, "state": holder.encode(state, name)}
+    return HeldState(structure, holder.tensors)
+
+
+def write_state(folder: Path, name: str, held: HeldState) -> None:
+    """Write `NAME.safetensors` and `NAME.json` in `folder`. Raises StorageError where the disk refuses."""
     try:
-        save_file(writer.tensors, folder / f"{name}.safetensors")
-        (folder / f"{name}.json").write_text(json.dumps(structure, allow_nan=False), encoding="utf-8")
+        save_file(held.tensors, folder / f"{name}.safetensors")
+        (folder / f"{name}.json").write_text(json.dumps(held.structure, allow_nan=False), encoding="utf-8")
     except (OSError, SafetensorError) as error:
         raise StorageError(f"{folder / name}: cannot be written: {_first_line(error)}; free some space") from None
+
+
+def save_state(folder: Path, name: str, state: Any) -> None:
+    """Write `state` as `NAME` in `folder`: see `hold_state` and `write_state`."""
+    write_state(folder, name, hold_state(state, name))
 
 
 def load_state(folder: Path, name: str) -> Any:
@@ -53,10 +75,11 @@ def load_state(folder: Path, name: str) -> Any:
         raise StorageError(f"{folder / name}: cannot be read: {_first_line(error)}") from None
 
 
-class _Writer:
+class _Holder:
     """Collects tensors while it turns a state into JSON."""
 
-    def __init__(self):
+    def __init__(self, copy: bool):
+        self.copy = copy
         self.tensors: dict[str, Tensor] = {}
         self._numbers: dict[int, str] = {}
         self._kept: list[Tensor] = []
@@ -100,7 +123,8 @@ class _Writer:
             raise TypeError(f"{place}: a {tensor.layout} tensor of {tensor.dtype} cannot be saved exactly")
         whole = tensor.detach().cpu().contiguous().resolve_conj().resolve_neg()
         storage = whole.untyped_storage().data_ptr()
-        if storage in self._storages:
+        same = self.copy and storage == tensor.untyped_storage().data_ptr()
+        if same or storage in self._storages:
             whole = whole.clone()
         self._storages.add(storage)
         return whole

@@ -13,12 +13,26 @@ from torch import nn
 from peftlab.reports import MemoryReport
 
 PROC = Path("/proc/self")
+# What a container may take and takes, in the two generations of Linux control groups.
+CONTROL_GROUPS = (
+    (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
+    (Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"), Path("/sys/fs/cgroup/memory/memory.usage_in_bytes")),
+)
 
 
 def tensor_bytes(tensors) -> int:
     """Return the bytes of the tensors' distinct storages."""
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors if t is not None}
     return sum(storages.values())
+
+
+def free_host_bytes() -> int:
+    """Return the host memory that this process may still take: the machine's, or less in a container."""
+    free = psutil.virtual_memory().available
+    for limit, usage in CONTROL_GROUPS:
+        with contextlib.suppress(OSError, ValueError):  # no such group, or "max": no limit
+            free = min(free, int(limit.read_text()) - int(usage.read_text()))
+    return max(free, 0)
 
 
 def reset_resident_peak() -> None:

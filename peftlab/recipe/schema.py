@@ -137,7 +137,7 @@ class Run(Section):
     keep_checkpoints: PositiveInt = 2
     """How many of the latest checkpoints are kept; the best by held-out loss is kept beside them."""
     max_seconds: Annotated[float, Field(gt=0)] | None = None
-    """Seconds after which the run saves a checkpoint and ends, for jobs with a time limit."""
+    """Seconds within which the run saves a checkpoint and ends, for jobs with a time limit."""
     stop_after: PositiveInt | None = None
     """Step after which the run saves a checkpoint and ends, as a time limit would."""
     log_every: PositiveInt = 10

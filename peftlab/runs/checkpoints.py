@@ -1,22 +1,23 @@
-"""A run's checkpoints: what they hold, writing one, and going on from the latest whole one."""
+"""A run's checkpoints: what they hold, writing them beside the training, going on from the latest whole one."""
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from accelerate.utils import gather_object
 
-from peftlab.checkpoint.store import Checkpoint, clean_leftovers, find_latest, rotate, write_checkpoint
-from peftlab.checkpoint.tensors import load_state, save_state
+from peftlab.checkpoint.store import Checkpoint, find_latest, refuse_full_disk, rotate, write_checkpoint
+from peftlab.checkpoint.tensors import HeldState, hold_state, load_state, save_state, write_state
+from peftlab.checkpoint.writer import CheckpointWriter
 from peftlab.errors import StorageError
-from peftlab.memory.measure import tensor_bytes
-from peftlab.parameters.audit import Audit
+from peftlab.memory.measure import free_host_bytes, tensor_bytes
 from peftlab.parameters.trainable import trainable_parameters
-from peftlab.recipe.schema import Recipe
 from peftlab.reports import ResumeReport
-from peftlab.runs.bench import Bench
+from peftlab.runs.identity import refuse_changes, why_inexact
 from peftlab.training.state import (
     capture_process_state,
     capture_shared_state,
@@ -25,48 +26,103 @@ from peftlab.training.state import (
 )
 
 if TYPE_CHECKING:
+    from peftlab.runs.run import Run
     from peftlab.training.recorder import Recorder
     from peftlab.training.setup import Setup
 
-# Moments and master copies beside each trained weight, for the check of free space.
+# Moments and master copies beside each trained weight.
 BYTES_PER_WEIGHT_BYTE = 3
-MAY_CHANGE = ("run", "evaluation", "training.steps", "training.epochs")
 
 
-def describe_identity(recipe: Recipe, bench: Bench, audit: Audit, environment: dict[str, Any]) -> dict[str, Any]:
-    """Return what a later continuation must agree with, or be told to be inexact."""
-    data = bench.dataset.report
-    return {
-        "recipe": recipe.model_dump(mode="json"),
-        "data": {part: data[part].get("sha256") for part in ("train", "evaluation", "test") if part in data},
-        "base": {key: bench.source.get(key) for key in ("name", "revision", "fingerprint", "quantization")},
-        "frozen": hashlib.sha256(repr(sorted(audit.frozen_fingerprints().items())).encode()).hexdigest(),
-        "environment": {key: environment[key] for key in ("python", "versions", "device", "threads", "processes")},
-    }
+class CheckpointSaver:
+    """Saves a run's states: copied while training waits, then written by a thread while it goes on.
 
+    A state that memory has no room for twice is written while training waits. The run's seconds tell how long
+    training waited (`checkpoints_stalled`) and how long writing took (`checkpoints_written`). Leaving the context
+    waits, on every process, for what is being written.
+    """
 
-def save(root: Path, setup: Setup, recorder: Recorder, identity: dict[str, Any], protected: set[int]) -> None:
-    """Write the checkpoint of the step that `setup` is at, then remove those that are too many."""
-    processes = gather_object([capture_process_state(recorder)])
-    if setup.accelerator.is_main_process:
+    def __init__(self, run: Run, identity: dict[str, Any]):
+        self.run, self.identity = run, identity
+        self.writer = CheckpointWriter()
+        self._saved = 0
+        self._resumed: set[int] = set()
 
+    def __enter__(self) -> CheckpointSaver:
+        return self
+
+    def __exit__(self, kind, *_) -> None:
+        with self._timed("checkpoints_stalled"):
+            self.writer.close(quietly=kind is not None)
+        if kind is None:
+            self.run.accelerator.wait_for_everyone()  # a process that left would count as lost
+        self.run.add_seconds("checkpoints_written", self.writer.seconds)
+
+    def resumed(self, step: int) -> None:
+        """Keep the checkpoint that the run goes on from."""
+        self._saved = step
+        self._resumed.add(step)
+
+    def check(self) -> None:
+        """Raise StorageError if a write that was begun has failed."""
+        self.writer.check()
+
+    def save(self, setup: Setup) -> None:
+        """Begin the checkpoint of the step that `setup` is at; a former one is whole when this returns."""
+        if setup.progress.step == self._saved:
+            return
+        with self._timed("checkpoints_stalled"):
+            # All processes have given their states, at the same step, before the main one writes a byte.
+            processes = gather_object([capture_process_state(self.run.recorder)])
+            if setup.accelerator.is_main_process:
+                self._begin(setup, processes)
+        self._saved = setup.progress.step
+        self.run.stop.saving_seconds = self.writer.longest_seconds
+        self.run.result.progress = setup.progress.model_copy()
+        self.run.write()
+
+    def _begin(self, setup: Setup, processes: list[Any]) -> None:
+        self.writer.wait()  # gives the former copy's memory back
+        beside = 2 * state_bytes(setup) < free_host_bytes()
+        held = hold_state(capture_shared_state(setup), "state", copy=beside)
+        progress = setup.progress
+        protected = {*self._resumed, progress.step, progress.best_step or progress.step}
+        self.writer.start(lambda step=progress.step: self._write(step, held, processes, protected))
+        if not beside:
+            self.writer.wait()
+
+    def _write(self, step: int, held: HeldState, processes: list[Any], protected: set[int]) -> None:
         def write(folder: Path) -> None:
-            save_state(folder, "state", capture_shared_state(setup))
+            write_state(folder, "state", held)
             for number, state in enumerate(processes):
                 save_state(folder, f"process-{number:05}", state)
 
-        step = setup.progress.step
-        needed = BYTES_PER_WEIGHT_BYTE * tensor_bytes(trainable_parameters(setup.model).values())
-        write_checkpoint(root, step, write, identity, needed_bytes=needed)
-        rotate(root, setup.recipe.run.keep_checkpoints, protected | {step, setup.progress.best_step or step})
-    setup.accelerator.wait_for_everyone()
+        root = self.run.directory.checkpoints
+        write_checkpoint(root, step, write, self.identity, needed_bytes=held.size_bytes)
+        rotate(root, self.run.recipe.run.keep_checkpoints, protected)
+
+    @contextlib.contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.run.add_seconds(name, time.perf_counter() - started)
 
 
-def find(root: Path, clean: bool) -> tuple[Checkpoint, list[str]]:
+def state_bytes(setup: Setup) -> int:
+    """Return what a checkpoint of `setup` takes at most."""
+    return BYTES_PER_WEIGHT_BYTE * tensor_bytes(trainable_parameters(setup.model).values())
+
+
+def refuse_no_room(root: Path, setup: Setup) -> None:
+    """Raise StorageError before the first step if not even one checkpoint has room on the disk."""
+    refuse_full_disk(root, state_bytes(setup))
+
+
+def find(root: Path) -> tuple[Checkpoint, list[str]]:
     """Return the latest whole checkpoint, and what is wrong with later ones. Raises StorageError without any."""
-    if clean and root.is_dir():
-        clean_leftovers(root)
-    checkpoint, faults = find_latest(root) if root.is_dir() else (None, [])
+    checkpoint, faults = find_latest(root)
     if checkpoint is None:
         told = f" ({'; '.join(faults)})" if faults else "; checkpoints come with run.save_every"
         raise StorageError(f"{root.parent}: there is no checkpoint to resume from{told}")
@@ -77,6 +133,11 @@ def restore(checkpoint: Checkpoint, setup: Setup, recorder: Recorder, identity: 
     """Put `setup` back to where `checkpoint` was written. Raises StorageError if it is of another run."""
     saved = checkpoint.manifest.facts
     refuse_changes(saved, identity)
+    if checkpoint.step > setup.steps:
+        raise StorageError(
+            f"{checkpoint.path}: the run has done {checkpoint.step} steps and the recipe asks for {setup.steps}; "
+            f"ask for at least {checkpoint.step}, or start anew with another run.output"
+        )
     reasons = why_inexact(saved, identity)
     restore_shared_state(setup, load_state(checkpoint.path, "state"))
     own = checkpoint.path / f"process-{setup.accelerator.process_index:05}.json"
@@ -84,41 +145,3 @@ def restore(checkpoint: Checkpoint, setup: Setup, recorder: Recorder, identity: 
         reasons += restore_process_state(recorder, load_state(checkpoint.path, own.stem))
     recorder.start(setup.steps, done=checkpoint.step)
     return ResumeReport(step=checkpoint.step, exact=not reasons, reasons=reasons)
-
-
-def refuse_changes(saved: dict[str, Any], here: dict[str, Any]) -> None:
-    """Raise StorageError with the difference if recipe, data or base are not those of the checkpoint."""
-    changes = differences(saved["recipe"], here["recipe"])
-    changes = {key: pair for key, pair in changes.items() if not any(_within(key, free) for free in MAY_CHANGE)}
-    for part in ("data", "base"):
-        changes |= differences(saved[part], here[part], f"{part} ")
-    if changes:
-        told = "; ".join(f"{key}: {old!r} -> {new!r}" for key, (old, new) in changes.items())
-        raise StorageError(
-            f"the checkpoint is of another run: {told}. Take these back, or start anew with another run.output"
-        )
-
-
-def why_inexact(saved: dict[str, Any], here: dict[str, Any]) -> list[str]:
-    """Return every reason why the continued run may differ from one that never stopped."""
-    changes = differences(saved["environment"], here["environment"])
-    changes |= differences(saved["recipe"]["training"], here["recipe"]["training"], "training.")
-    reasons = [f"{key}: {old} -> {new}" for key, (old, new) in changes.items()]
-    if saved["frozen"] != here["frozen"]:
-        reasons.append("the frozen weights are not the same bytes")
-    return reasons
-
-
-def differences(old: Any, new: Any, prefix: str = "") -> dict[str, tuple[Any, Any]]:
-    """Return dotted key to (old, new) for every leaf in which two trees of dicts differ."""
-    if not (isinstance(old, dict) and isinstance(new, dict)):
-        return {} if old == new else {prefix.rstrip("."): (old, new)}
-    found: dict[str, tuple[Any, Any]] = {}
-    for key in dict.fromkeys([*old, *new]):
-        nested = isinstance(old.get(key), dict) and isinstance(new.get(key), dict)
-        found |= differences(old.get(key), new.get(key), f"{prefix}{key}{'.' if nested else ''}")
-    return found
-
-
-def _within(key: str, section: str) -> bool:
-    return key == section or key.startswith(section + ".")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -12,14 +13,20 @@ from pathlib import Path
 from typing import Any
 
 from peftlab.checkpoint.lock import RunLock
+from peftlab.checkpoint.store import clean_leftovers
 from peftlab.errors import StorageError
-from peftlab.files import write_atomically
+from peftlab.files import sync, sync_files, write_atomically
 from peftlab.recipe.schema import Recipe
 from peftlab.reports import RunResult
+from peftlab.runs.identity import refuse_changed_recipe
 
 MARKER = ".peftlab"
 OWN_FILES = ("result.json", "recipe.yaml", "metrics.jsonl", "scores.json", "loss.png", "log.txt")
 OWN_FOLDERS = ("weights", "checkpoints", "trackers")
+# What a killed process leaves of files that it was writing: see `write_atomically` and `writing`.
+HALF_MARKER = re.compile(r"\.\.peftlab\.\d+")
+HALF_FILE = re.compile(r"\.(\.peftlab|result\.json|recipe\.yaml|metrics\.jsonl)\.\d+|\.process-\d{5}\.json(\.\d+)?")
+HALF_FOLDER = re.compile(r"\.weights\.[a-z0-9_]{8}")
 
 
 class RunDirectory:
@@ -56,12 +63,16 @@ class RunDirectory:
     def _mark(self) -> None:
         if self.path.exists() and not self.path.is_dir():
             raise StorageError(f"run.output: {self.path} is a file; choose a folder")
-        if self.path.is_dir() and any(self.path.iterdir()) and not (self.path / MARKER).is_file():
+        if not (self.path / MARKER).is_file() and self._holds_others_files():
             raise StorageError(
                 f"run.output: {self.path} holds files that are no run of peftlab; choose another folder"
             )
         self.path.mkdir(parents=True, exist_ok=True)
         write_atomically(self.path / MARKER, json.dumps({"schema": 1}) + "\n")
+
+    def _holds_others_files(self) -> bool:
+        names = os.listdir(self.path) if self.path.is_dir() else ()
+        return not all(HALF_MARKER.fullmatch(name) for name in names)
 
     def lock(self) -> RunLock:
         """Return the lock that a run holds while it writes here."""
@@ -90,8 +101,41 @@ class RunDirectory:
             else:
                 entry.unlink(missing_ok=True)
 
+    def clean(self) -> None:
+        """Remove what killed processes left half written. Only under the lock."""
+        for entry in list(os.scandir(self.path)):
+            if HALF_FILE.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
+                os.unlink(entry)
+            elif HALF_FOLDER.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry)
+        clean_leftovers(self.checkpoints)
+
+    def leave_word(self, process: int, status: str, error: str) -> None:
+        """Leave what ended a process beside the main one, whose record it will stand in."""
+        self._write(self._word(process), json.dumps([status, error]))
+
+    def read_word(self, process: int) -> tuple[str, str] | None:
+        """Return the status and error that a process left, if it had the time."""
+        try:
+            status, error = json.loads(self._word(process).read_text(encoding="utf-8"))
+            return status, error
+        except (OSError, ValueError):
+            return None
+
+    def _word(self, process: int) -> Path:
+        return self.path / f".process-{process:05}.json"
+
+    def write_recipe(self, text: str) -> None:
+        self._write(self.recipe, text)
+
     def write_result(self, result: RunResult) -> None:
-        write_atomically(self.result, result.model_dump_json(indent=2) + "\n")
+        self._write(self.result, result.model_dump_json(indent=2) + "\n")
+
+    def _write(self, path: Path, text: str) -> None:
+        try:
+            write_atomically(path, text)
+        except OSError as error:
+            raise StorageError(f"{path}: cannot be written: {error.strerror or error}; free some space") from None
 
     def read_result(self) -> RunResult:
         try:
@@ -112,9 +156,11 @@ class RunDirectory:
         try:
             yield temporary
             os.chmod(temporary, 0o755)
+            sync_files(temporary)
             if folder.exists():
                 shutil.rmtree(folder)
             os.replace(temporary, folder)
+            sync(folder.parent)
         except OSError as error:
             raise StorageError(f"{folder}: cannot be written: {error.strerror or error}; free some space") from None
         finally:
@@ -129,13 +175,15 @@ def open_directory(path: Path, main: bool, overwrite: bool, resume: bool) -> Ite
         return
     directory = RunDirectory.open(path) if resume else RunDirectory.claim(path)
     with directory.lock():
+        directory.clean()
         if not resume:
             directory.make_room(overwrite)
         yield directory
 
 
 def is_finished(directory: RunDirectory, recipe: Recipe) -> bool:
-    """Whether the run there has done all the steps that `recipe` asks for."""
-    result = directory.read_result()
-    asked = recipe.training.model_dump(mode="json")
-    return result.status == "finished" and all(result.recipe["training"][k] == asked[k] for k in ("steps", "epochs"))
+    """Whether the run there has done all the steps that `recipe` asks for. Raises StorageError if it is another."""
+    result, asked = directory.read_result(), recipe.model_dump(mode="json")
+    refuse_changed_recipe(result.recipe, asked)
+    same = all(result.recipe["training"][key] == asked["training"][key] for key in ("steps", "epochs"))
+    return same and result.status == "finished"

@@ -28,7 +28,7 @@ def dry_run(recipe: Recipe, *, rows: int = 3, display: Any = None) -> DryRunRepo
     memory: dict[str, MemoryReport] = {}
     bench = prepare(recipe, accelerator, lambda dataset: foresee(recipe, dataset, accelerator, memory, display.note))
     model, parameters = bench.apply()
-    setup = build_setup(bench, model, Stop(), save=lambda setup: None)
+    setup = build_setup(bench, model, Stop())
     memory["measured"] = measure_longest(setup, model, bench.dataset.evaluation, bench.batch_size)
     shown = bench.dataset.train[:rows]
     return DryRunReport(

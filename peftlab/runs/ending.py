@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
 import torch
 
-from peftlab.errors import DivergedError, OutOfMemoryError, StoppedError
+from peftlab.errors import DivergedError, LaunchError, OutOfMemoryError, StoppedError, StorageError
 
 if TYPE_CHECKING:
     from peftlab.runs.run import Run
@@ -16,10 +17,29 @@ if TYPE_CHECKING:
 
 def record_failure(error: BaseException, run: Run) -> BaseException:
     """Write the run's record with what ended it, and return the error that a user should see."""
-    failure = translate(error, run)
-    run.result.status, run.result.error = status_of(failure), str(failure) or type(failure).__name__
-    run.write()
+    failure = translate(run.launch.explain(error), run)
+    result, directory = run.result, run.directory
+    result.status, result.error = status_of(failure), str(failure) or type(failure).__name__
+    lost = failure.lost if isinstance(failure, LaunchError) else []
+    with contextlib.suppress(StorageError):  # a disk that is full takes no record either: the first error counts
+        if run.accelerator.is_main_process:
+            words = [word for number in lost if (word := directory.read_word(number))]
+            result.status, result.error = words[0] if words else (result.status, result.error)
+            run.write()
+        else:
+            directory.leave_word(run.accelerator.process_index, result.status, result.error)
+            if 0 in lost:
+                stand_in(run)
     return failure
+
+
+def stand_in(run: Run) -> None:
+    """Write the record in the place of a main process that was killed before it could."""
+    with run.directory.lock():
+        record = run.directory.read_result()
+        if record.status == "running":
+            record.status, record.error = run.result.status, run.result.error
+            run.directory.write_result(record)
 
 
 def translate(error: BaseException, run: Run) -> BaseException:
@@ -44,10 +64,8 @@ def status_of(error: BaseException) -> str:
 
 def refuse_unfinished(setup: Setup, stop: Stop) -> None:
     """Raise StoppedError if a signal or the time limit ended training early; the checkpoint is written."""
-    step, signal = setup.progress.step, stop.signal
+    step = setup.progress.step
     if step == setup.steps:
         return
-    why = f"signal {signal}" if signal else "run.max_seconds" if stop.out_of_time else "run.stop_after"
-    raise StoppedError(
-        f"stopped after step {step} of {setup.steps} ({why}); its checkpoint is whole: --resume goes on", signal
-    )
+    told = f"stopped after step {step} of {setup.steps} ({stop.why}); its checkpoint is whole: --resume goes on"
+    raise StoppedError(told, stop.signal)

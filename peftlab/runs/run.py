@@ -17,6 +17,7 @@ from peftlab.device import quiet_libraries, synchronize
 from peftlab.memory.measure import MemoryMeter
 from peftlab.recipe.dump import dump_recipe
 from peftlab.recipe.schema import Recipe
+from peftlab.recipe.schema import Run as RunSettings
 from peftlab.reports import ParameterReport, RunResult
 from peftlab.runs.accelerator import open_accelerator
 from peftlab.runs.bench import Bench, prepare
@@ -24,11 +25,17 @@ from peftlab.runs.directory import RunDirectory, is_finished, open_directory
 from peftlab.runs.display import open_display
 from peftlab.runs.ending import record_failure, refuse_unfinished
 from peftlab.runs.environment import describe_environment
+from peftlab.runs.launch import Launch, launched
 from peftlab.runs.picture import draw_losses
 from peftlab.runs.prediction import foresee
 from peftlab.runs.training import train_model
 from peftlab.training.recorder import Recorder
 from peftlab.training.stop import Stop
+from peftlab.training.trackers import Trackers
+
+# A signal from a terminal reaches the processes of a launch twice: by itself, and from the launcher.
+ECHO_SECONDS = 3.0
+PHASES = ("load", "evaluation_before", "apply", "training", "evaluation_after", "save")
 
 # Each part of the held-out data, and what stands before `before` and `after` where its metrics are kept.
 PARTS = {"evaluation": "", "test": "test_", "general": "general_"}
@@ -47,20 +54,30 @@ def train(
     path = Path(recipe.run.output or Path("runs") / name)
     accelerator = open_accelerator(recipe, path)
     main = accelerator.is_main_process
-    with Stop(recipe.run.max_seconds) as stop, open_directory(path, main, overwrite, resume) as directory:
+    with (
+        open_stop(recipe.run, accelerator.num_processes) as stop,
+        launched(accelerator) as launch,
+        open_directory(path, main, overwrite, resume) as directory,
+    ):
         accelerator.wait_for_everyone()
         if resume and is_finished(directory, recipe):
             return directory.read_result()
-        run = Run(recipe, name, accelerator, directory, display or open_display(main), stop, resume)
+        run = Run(recipe, name, accelerator, launch, directory, display or open_display(main), stop, resume)
+        launch.give_up = lambda error: record_failure(error, run)
         try:
             run.execute()
         except BaseException as error:
             failure = record_failure(error, run)
             raise failure from (None if failure is error else error)
         finally:
+            run.recorder.trackers.close()
             run.display.close()
-            accelerator.end_training()
     return run.result
+
+
+def open_stop(settings: RunSettings, processes: int) -> Stop:
+    """Return what ends the run early: a signal, or what the recipe says."""
+    return Stop(settings.max_seconds, settings.stop_after, ECHO_SECONDS if processes > 1 else 0.0)
 
 
 def describe_parameters(recipe: Recipe, report: ParameterReport) -> str:
@@ -76,6 +93,7 @@ class Run:
     recipe: Recipe
     name: str
     accelerator: Accelerator
+    launch: Launch
     directory: RunDirectory
     display: Any
     stop: Stop
@@ -91,7 +109,10 @@ class Run:
             recipe=self.recipe.model_dump(mode="json"),
             environment=describe_environment(device, self.accelerator.num_processes),
         )
-        self.recorder = Recorder(self.accelerator, self.directory.metrics, self.display, self.meter.current)
+        trackers = Trackers(self.accelerator, self.name, self.display.note)
+        self.recorder = Recorder(
+            self.accelerator, self.directory.metrics, self.display, trackers, self.meter.current
+        )
 
     def execute(self) -> None:
         """Do everything in order, each part a phase with its seconds and its peak of memory."""
@@ -115,10 +136,10 @@ class Run:
             self.save(bench, model)
         result.memory["process"] = self.meter.report(model, setup.optimizer)
         result.status = "finished"
-        result.seconds["total"] = sum(seconds for phase, seconds in result.seconds.items() if phase != "total")
+        result.seconds["total"] = sum(seconds for name, seconds in result.seconds.items() if name in PHASES)
         self.write()
-        if self.accelerator.is_main_process:
-            draw_losses(self.recorder.history, f"{self.name}: {self.recipe.method.title}", self.directory.picture)
+        self.draw()
+        self.accelerator.wait_for_everyone()  # a process that left earlier would count as lost
 
     def foresee(self, dataset: Dataset) -> None:
         foresee(self.recipe, dataset, self.accelerator, self.result.memory, self.display.note)
@@ -130,16 +151,18 @@ class Run:
         with self.meter.phase(phase):
             yield
             synchronize(self.accelerator.device)
-        self.result.seconds[phase] = self.result.seconds.get(phase, 0.0) + time.perf_counter() - started
+        self.add_seconds(phase, time.perf_counter() - started)
+
+    def add_seconds(self, name: str, seconds: float) -> None:
+        """Add to what the result says under `name`, a phase or a part of one."""
+        self.result.seconds[name] = self.result.seconds.get(name, 0.0) + seconds
 
     def start_files(self) -> None:
         if self.resume:
             self.take_up()
         if self.accelerator.is_main_process:
-            self.directory.recipe.write_text(dump_recipe(self.recipe), encoding="utf-8")
+            self.directory.write_recipe(dump_recipe(self.recipe))
         self.write()
-        if self.recipe.run.trackers:
-            self.accelerator.init_trackers(self.name)
 
     def take_up(self) -> None:
         """Keep what the run measured before it was stopped."""
@@ -173,6 +196,15 @@ class Run:
         with self.directory.writing(self.directory.weights) as temporary:
             self.recipe.method.save(model, temporary, context)
             bench.tokenizer.save_pretrained(temporary)
+
+    def draw(self) -> None:
+        """Draw the loss curve; a picture that cannot be drawn costs nobody a run."""
+        if not self.accelerator.is_main_process:
+            return
+        try:
+            draw_losses(self.recorder.history, f"{self.name}: {self.recipe.method.title}", self.directory.picture)
+        except Exception as error:
+            self.display.note(f"{self.directory.picture} cannot be drawn: {type(error).__name__}: {error}")
 
     def write(self) -> None:
         if self.accelerator.is_main_process:

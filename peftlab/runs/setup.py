@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -12,11 +11,11 @@ from peftlab.recipe.schema import Training
 from peftlab.runs.bench import Bench
 from peftlab.training.optimizer import build_optimizer, build_schedule
 from peftlab.training.rows import StepRows
-from peftlab.training.setup import Setup
+from peftlab.training.setup import NoSaver, Saver, Setup
 from peftlab.training.stop import Stop
 
 
-def build_setup(bench: Bench, model: nn.Module, stop: Stop, save: Callable[[Setup], None]) -> Setup:
+def build_setup(bench: Bench, model: nn.Module, stop: Stop, saver: Saver | None = None) -> Setup:
     """Return the loop's setup at step 0, with a fresh optimiser and seeded random states."""
     recipe, accelerator, training = bench.recipe, bench.accelerator, bench.recipe.training
     steps = count_steps(training, len(bench.dataset.train), accelerator.num_processes)
@@ -42,7 +41,7 @@ def build_setup(bench: Bench, model: nn.Module, stop: Stop, save: Callable[[Setu
         steps=steps,
         stop=stop,
         evaluate=lambda: bench.evaluate(model)[0],
-        save=save,
+        saver=saver or NoSaver(),
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -12,6 +11,8 @@ from peftlab.parameters.audit import Audit
 from peftlab.reports import AuditReport, MemoryReport
 from peftlab.runs import checkpoints
 from peftlab.runs.bench import Bench
+from peftlab.runs.checkpoints import CheckpointSaver
+from peftlab.runs.identity import describe_identity
 from peftlab.runs.setup import build_setup, renew_optimizer
 from peftlab.training.loop import train as run_loop
 from peftlab.training.preflight import measure_longest
@@ -24,24 +25,31 @@ if TYPE_CHECKING:
 def train_model(run: Run, bench: Bench, model: nn.Module) -> Setup:
     """Take the longest rows once, then run the loop; return the setup as the last step left it."""
     audit = Audit(model)
-    identity = checkpoints.describe_identity(run.recipe, bench, audit, run.result.environment)
-    protected: set[int] = set()
-    setup = build_setup(bench, model, run.stop, save=lambda setup: save_checkpoint(run, setup, identity, protected))
+    identity = describe_identity(run.recipe, bench, audit, run.result.environment)
+    with CheckpointSaver(run, identity) as saver:
+        setup = build_setup(bench, model, run.stop, saver)
+        measure(run, bench, model, setup)
+        if run.resume:
+            saver.resumed(continue_from_checkpoint(run, setup, identity))
+        if run.recipe.run.save_every:
+            checkpoints.refuse_no_room(run.directory.path, setup)
+        run.result.progress = run_loop(setup, run.recorder, audit)
+        if run.recorder.audit:
+            run.result.audit = run.recorder.audit
+            tell_audit(run, run.recorder.audit)
+        if run.recipe.run.save_every and setup.progress.step == setup.steps:
+            saver.save(setup)
+    return setup
+
+
+def measure(run: Run, bench: Bench, model: nn.Module, setup: Setup) -> None:
+    """Take the longest rows through the model, and leave `setup` as at its start."""
     run.phase = "preflight"
     run.result.memory["measured"] = measure_longest(setup, model, bench.dataset.all_held_out, bench.batch_size)
     run.display.note(describe_memory(run.result.memory))
     renew_optimizer(setup)
     run.phase = "training"
     run.recorder.start(setup.steps)
-    if run.resume:
-        protected.add(continue_from_checkpoint(run, setup, identity))
-    run.result.progress = run_loop(setup, run.recorder, audit)
-    if run.recorder.audit:
-        run.result.audit = run.recorder.audit
-        tell_audit(run, run.recorder.audit)
-    if run.recipe.run.save_every and setup.progress.step == setup.steps:
-        setup.save(setup)
-    return setup
 
 
 def describe_memory(memory: dict[str, MemoryReport]) -> str:
@@ -56,7 +64,7 @@ def describe_memory(memory: dict[str, MemoryReport]) -> str:
 
 def continue_from_checkpoint(run: Run, setup: Setup, identity: dict[str, Any]) -> int:
     """Restore the latest whole checkpoint and return its step."""
-    checkpoint, faults = checkpoints.find(run.directory.checkpoints, clean=run.accelerator.is_main_process)
+    checkpoint, faults = checkpoints.find(run.directory.checkpoints)
     for fault in faults:
         run.display.note(f"passed over: {fault}")
     report = checkpoints.restore(checkpoint, setup, run.recorder, identity)
@@ -66,14 +74,6 @@ def continue_from_checkpoint(run: Run, setup: Setup, identity: dict[str, Any]) -
     exactly = "exactly" if report.exact else f"not exactly: {'; '.join(report.reasons)}"
     run.display.note(f"resumed after step {report.step} of {setup.steps} ({exactly})")
     return checkpoint.step
-
-
-def save_checkpoint(run: Run, setup: Setup, identity: dict[str, Any], protected: set[int]) -> None:
-    started = time.perf_counter()
-    checkpoints.save(run.directory.checkpoints, setup, run.recorder, identity, protected)
-    run.result.seconds["checkpoints"] = run.result.seconds.get("checkpoints", 0.0) + time.perf_counter() - started
-    run.result.progress = setup.progress.model_copy()
-    run.write()
 
 
 def tell_audit(run: Run, audit: AuditReport) -> None:

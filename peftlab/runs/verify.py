@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +12,7 @@ import torch
 from peftlab.checkpoint.store import find_latest
 from peftlab.checkpoint.tensors import load_state
 from peftlab.errors import StoppedError, StorageError, UsageError
+from peftlab.runs.apart import train_apart
 from peftlab.runs.directory import RunDirectory
 
 
@@ -30,12 +29,13 @@ def verify_resume(
     if not 0 < stop_after < steps:
         raise UsageError(f"--stop-after must lie between 0 and --steps ({steps}), not {stop_after}")
     shortened = [f"training.steps={steps}", "training.epochs=null", f"run.save_every={steps}", "run.max_seconds=null"]
-    arguments = [str(recipe), *overrides, *shortened]
+    settings = [*overrides, *shortened]
     with tempfile.TemporaryDirectory(prefix="peftlab-verify-") as folder:
         straight, resumed = Path(folder) / "straight", Path(folder) / "resumed"
-        run_training([*arguments, "run.stop_after=null", f"run.output={straight}"], 0)
-        run_training([*arguments, f"run.stop_after={stop_after}", f"run.output={resumed}"], StoppedError.exit_code)
-        run_training([*arguments, "run.stop_after=null", f"run.output={resumed}", "--resume"], 0)
+        run_training(recipe, [*settings, "run.stop_after=null", f"run.output={straight}"])
+        stopping = [*settings, f"run.stop_after={stop_after}", f"run.output={resumed}"]
+        run_training(recipe, stopping, expected=StoppedError.exit_code)
+        run_training(recipe, [*settings, "run.stop_after=null", f"run.output={resumed}"], resume=True)
         names = differing(load_final(straight), load_final(resumed))
         (report,) = RunDirectory.open(resumed).read_result().resumes
     differ = sorted(name for name, same in names.items() if not same)
@@ -49,12 +49,14 @@ def verify_resume(
     }
 
 
-def run_training(arguments: Sequence[str], expected: int) -> None:
-    """Run `peftlab train` in a process of its own. Raises StorageError unless its exit code is as expected."""
-    done = subprocess.run([sys.executable, "-m", "peftlab", "train", *arguments], capture_output=True, text=True)
-    if done.returncode != expected:
-        last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-        raise StorageError(f"a run of the proof ended with exit code {done.returncode}: {last}")
+def run_training(recipe: Path, overrides: Sequence[str], *, resume: bool = False, expected: int = 0) -> None:
+    """Run a recipe in a process of its own. Raises StorageError unless its exit code is as expected."""
+    with tempfile.NamedTemporaryFile(prefix="peftlab-verify-", suffix=".log") as log:
+        process = train_apart(recipe, overrides, log=Path(log.name), resume=resume)
+        process.join()
+        if process.exitcode != expected:
+            said = Path(log.name).read_text(errors="replace").strip().splitlines() or ["it said nothing"]
+            raise StorageError(f"a run of the proof ended with exit code {process.exitcode}: {said[-1]}")
 
 
 def load_final(folder: Path) -> dict[str, Any]:

@@ -41,6 +41,7 @@ def train(setup: Setup, recorder: Recorder, audit: Audit) -> Progress:
         setup.optimizer.zero_grad(set_to_none=True)
         progress.step, progress.rows, progress.tokens = step, step * setup.rows.per_step, progress.tokens + tokens
         recorder.add(losses.sum(), supervised, tokens)
+        setup.saver.check()
         if step == last_audited:
             recorder.audit = audit.finish(setup.model)
         if step % recipe.run.log_every == 0 or step in (1, setup.steps):
@@ -53,7 +54,7 @@ def train(setup: Setup, recorder: Recorder, audit: Audit) -> Progress:
             note_best(progress, metrics)
         stopping = agree_to_stop(setup, step)
         if stopping or is_due(step, recipe.run.save_every):
-            setup.save(setup)
+            setup.saver.save(setup)
         if stopping:
             break
     return progress
@@ -73,8 +74,8 @@ def note_best(progress: Progress, metrics: dict[str, float]) -> None:
 
 def agree_to_stop(setup: Setup, step: int) -> bool:
     """Whether to stop after this step: a signal reaches processes at different steps, so they ask each other."""
-    wanted = setup.stop.wanted or step == setup.recipe.run.stop_after
-    if setup.rows.processes == 1:
-        return wanted
-    flag = torch.tensor(float(wanted), device=setup.accelerator.device)
-    return bool(setup.accelerator.reduce(flag, "sum"))
+    reason = setup.stop.ask(step)
+    if setup.rows.processes > 1:
+        reasons = setup.accelerator.gather(torch.tensor([reason], device=setup.accelerator.device))
+        setup.stop.reason = reason = int(reasons.max())
+    return reason > 0

@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
+from peftlab.errors import StorageError
 from peftlab.files import write_atomically
 from peftlab.reports import AuditReport, Progress
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+    from peftlab.training.trackers import Trackers
 
 
 class Display(Protocol):
@@ -27,8 +30,16 @@ class Display(Protocol):
 class Recorder:
     """Collects the losses of steps on the device and reads them, with one synchronisation, at log time."""
 
-    def __init__(self, accelerator: Accelerator, path: Path, display: Display, memory_bytes: Callable[[], int]):
-        self.accelerator, self.path, self.display, self.memory_bytes = accelerator, path, display, memory_bytes
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        path: Path,
+        display: Display,
+        trackers: Trackers,
+        memory_bytes: Callable[[], int],
+    ):
+        self.accelerator, self.path, self.memory_bytes = accelerator, path, memory_bytes
+        self.display, self.trackers = display, trackers
         self.steps = self._done = 0
         self.audit: AuditReport | None = None
         self.history: list[dict[str, Any]] = []
@@ -52,7 +63,8 @@ class Recorder:
 
     def rewind(self, step: int) -> None:
         """Drop the lines after `step` from the file, which a resumed run writes again."""
-        lines = [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+        text = self.path.read_text(encoding="utf-8") if self.path.exists() else ""
+        lines = [json.loads(line) for line in text.splitlines() if line.endswith("}")]
         self.history = [line for line in lines if line["step"] <= step]
         write_atomically(self.path, "".join(json.dumps(line) + "\n" for line in self.history))
 
@@ -90,8 +102,14 @@ class Recorder:
             return
         line = {"event": event, **line}
         self.history.append(line)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        self._append(json.dumps(line) + "\n")
         self.display.update(line, self.steps)
         numbers = {f"{event}/{k}": v for k, v in line.items() if isinstance(v, (int, float)) and math.isfinite(v)}
-        self.accelerator.log(numbers, step=line["step"])
+        self.trackers.log(numbers, step=line["step"])
+
+    def _append(self, text: str) -> None:
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(text)
+        except OSError as error:
+            raise StorageError(f"{self.path}: cannot be written: {error.strerror}; free some space") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from accelerate import Accelerator
@@ -13,6 +14,24 @@ from peftlab.recipe.schema import Recipe
 from peftlab.reports import Progress
 from peftlab.training.rows import StepRows
 from peftlab.training.stop import Stop
+
+
+class Saver(Protocol):
+    """Writes checkpoints; `check` raises what a write that still goes on beside the training has met."""
+
+    def save(self, setup: Setup) -> None: ...
+
+    def check(self) -> None: ...
+
+
+class NoSaver:
+    """Saves nothing: for a setup that only measures."""
+
+    def save(self, setup: Setup) -> None:
+        pass
+
+    def check(self) -> None:
+        pass
 
 
 @dataclass
@@ -29,7 +48,7 @@ class Setup:
     steps: int
     stop: Stop
     evaluate: Callable[[], dict[str, float]]
-    save: Callable[[Setup], None]
+    saver: Saver
     scaler: torch.amp.GradScaler = field(init=False)
     progress: Progress = field(default_factory=Progress)
 

@@ -1,71 +1,160 @@
-"""Two processes under `accelerate launch`, on the CPU."""
+"""Two processes of one run on the CPU: their arithmetic, their end, and the end of one of them."""
 
 from __future__ import annotations
 
-import json
+import multiprocessing
 import os
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
+import psutil
+import pytest
 import torch
 from safetensors.torch import load_file
 
 from peftlab.recipe.dump import dump_recipe
+from peftlab.recipe.schema import Recipe
+from peftlab.runs import launch as launch_module
+from peftlab.runs.directory import RunDirectory
 from peftlab.runs.display import NoDisplay
 from peftlab.runs.run import train
 from peftlab.runs.verify import differing, load_final
 from tests.conftest import REPOSITORY
-from tests.runs.recipes import short_recipe
+from tests.runs.pairs import Pair, wait_for_step
+from tests.runs.recipes import short_recipe, short_sections
+
+LONG = 5000
 
 
-def launch_two(recipe, folder, *options):
-    path = folder / "recipe.yaml"
-    path.write_text(dump_recipe(recipe))
-    config = REPOSITORY / "configs" / "cpu_two_processes.yaml"
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
-    return subprocess.run(
-        [*command, "-m", "peftlab", "train", str(path), "--json", *options],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+def small_recipe(folder, run=None, **training) -> Recipe:
+    """Without evaluation, dropout on, a checkpoint every other step."""
+    sections = short_sections("lora", folder, **{"steps": 4, "batch_size": 1} | training)
+    sections["method"] = sections["method"] | {"dropout": 0.1}
+    sections["data"] = {"train": "builtin:docstrings[train]", "train_rows": 14, "max_length": 48}
+    sections["run"] |= {"save_every": 2, "log_every": 1} | (run or {})
+    return Recipe.model_validate(sections)
 
 
 def test_two_processes_equal_one(tmp_path):
     """Oracle: one process whose accumulation is twice as long takes the same rows in every step."""
     settings = {"steps": 4, "batch_size": 2}
-    done = launch_two(short_recipe("lora", tmp_path / "two", gradient_accumulation=1, **settings), tmp_path)
-    assert done.returncode == 0, done.stderr[-2000:]
-    two = json.loads(done.stdout)
+    pair = Pair(short_recipe("lora", tmp_path / "two", gradient_accumulation=1, **settings), tmp_path)
+    assert pair.wait() == [0, 0], pair.said()
+    two = RunDirectory.open(tmp_path / "two").read_result()
     one = train(short_recipe("lora", tmp_path / "one", gradient_accumulation=2, **settings), display=NoDisplay())
-    assert two["environment"]["processes"] == 2
-    assert two["progress"] == one.progress.model_dump()
+    assert two.environment["processes"] == 2
+    assert two.progress == one.progress
     for when in ("before", "after"):
-        assert abs(two["metrics"][when]["loss"] - one.metrics[when]["loss"]) < 1e-5
+        assert abs(two.metrics[when]["loss"] - one.metrics[when]["loss"]) < 1e-5
     ours, theirs = (load_file(tmp_path / n / "weights" / "adapter_model.safetensors") for n in ("one", "two"))
     for name, tensor in ours.items():
         torch.testing.assert_close(theirs[name], tensor, rtol=1e-3, atol=2e-5)
 
 
 def test_both_processes_stop_at_a_divergence(tmp_path):
-    done = launch_two(short_recipe("full", tmp_path / "run", learning_rate=1e30, schedule="constant"), tmp_path)
-    assert done.returncode != 0
-    assert json.loads((tmp_path / "run" / "result.json").read_text())["status"] == "diverged"
-    assert "step 2" in done.stderr
+    pair = Pair(small_recipe(tmp_path / "run", learning_rate=1e30, schedule="constant"), tmp_path)
+    assert pair.wait() == [6, 6]
+    assert pair.result()["status"] == "diverged"
+    assert all("step 2" in said for said in pair.said())
+
+
+def test_a_launcher_that_is_told_to_stop_saves_and_resumes_to_the_same_bytes(tmp_path):
+    path, folder = tmp_path / "recipe.yaml", tmp_path / "stopped"
+    path.write_text(dump_recipe(small_recipe(folder, steps=LONG, schedule="constant")))
+    config = REPOSITORY / "configs" / "cpu_two_processes.yaml"
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
+    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads()), "PYTHONPATH": str(REPOSITORY)}
+    with (tmp_path / "log").open("w") as log:
+        arguments = [*command, "-m", "peftlab", "train", str(path)]
+        launcher = subprocess.Popen(arguments, env=environment, stdout=log, stderr=log)
+    wait_for_step(folder, 1, alive=lambda: launcher.poll() is None)
+    launcher.send_signal(signal.SIGTERM)
+    assert launcher.wait(60) != 0
+    record = RunDirectory.open(folder).read_result()
+    assert record.status == "interrupted" and "(signal 15); its checkpoint is whole" in record.error
+    steps = record.progress.step + 2
+    resumed = Pair(small_recipe(folder, steps=steps, schedule="constant"), tmp_path, resume=True)
+    assert resumed.wait() == [0, 0], resumed.said()
+    assert resumed.result()["resumes"] == [
+        {"step": steps - 2, "exact": False, "reasons": [f"training.steps: {LONG} -> {steps}"]}
+    ], "a constant rate does not depend on the steps, yet nobody but the user knows that it does not matter"
+    straight = Pair(small_recipe(tmp_path / "straight", steps=steps, schedule="constant"), tmp_path)
+    assert straight.wait() == [0, 0]
+    assert all(differing(load_final(folder), load_final(tmp_path / "straight")).values())
 
 
 def test_two_processes_resume_to_the_same_bytes(tmp_path):
-    def recipe(name, **run):
-        one = short_recipe("lora", tmp_path / name, steps=4, batch_size=2)
-        method = one.method.model_copy(update={"dropout": 0.1})
-        settings = one.run.model_copy(update={"save_every": 4} | run)
-        return one.model_copy(update={"method": method, "run": settings})
-
-    assert launch_two(recipe("a"), tmp_path).returncode == 0
-    assert launch_two(recipe("b", stop_after=2), tmp_path).returncode != 0
-    done = launch_two(recipe("b"), tmp_path, "--resume")
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert json.loads(done.stdout)["resumes"] == [{"step": 2, "exact": True, "reasons": []}]
+    assert Pair(small_recipe(tmp_path / "a"), tmp_path).wait() == [0, 0]
+    stopped = Pair(small_recipe(tmp_path / "b", {"stop_after": 3}), tmp_path)
+    assert stopped.wait() == [11, 11]
+    resumed = Pair(small_recipe(tmp_path / "b"), tmp_path, resume=True)
+    assert resumed.wait() == [0, 0], resumed.said()
+    assert resumed.result()["resumes"] == [{"step": 3, "exact": True, "reasons": []}]
     assert all(differing(load_final(tmp_path / "a"), load_final(tmp_path / "b")).values())
+
+
+def test_a_signal_to_one_process_stops_both_at_the_same_step(tmp_path):
+    pair = Pair(small_recipe(tmp_path / "run", steps=LONG), tmp_path)
+    pair.wait_for_step(1)
+    pair.processes[1].terminate()
+    assert pair.wait() == [143, 143]
+    first, second = (said.splitlines()[-1] for said in pair.said())
+    assert first == second and "(signal 15)" in first
+    assert pair.result()["status"] == "interrupted"
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_when_one_process_is_killed_the_other_ends_with_one_line_and_a_record(tmp_path, victim):
+    pair = Pair(small_recipe(tmp_path / "run", steps=LONG), tmp_path)
+    pair.wait_for_step(3)
+    pair.processes[victim].kill()
+    killed = time.monotonic()
+    codes = pair.wait(60)
+    assert time.monotonic() - killed < 20
+    assert codes[victim] == -signal.SIGKILL and codes[1 - victim] == 12
+    said = pair.said()[1 - victim].splitlines()[-1]
+    assert f"error: process {victim} of 2 (they count from 0) ended while this one waited for it" in said
+    record = pair.result()
+    assert record["status"] == "failed" and record["error"] in said
+    assert "Traceback" not in "".join(pair.said())
+
+
+def test_a_run_directory_that_is_taken_ends_both_processes(tmp_path):
+    with RunDirectory.claim(tmp_path / "run").lock():
+        pair = Pair(small_recipe(tmp_path / "run"), tmp_path)
+        assert pair.wait(60) == [8, 12]
+    first, second = pair.said()
+    assert f"is in use by process {os.getpid()}" in first and "process 0 of 2" in second
+    assert not (tmp_path / "run" / "result.json").exists()
+
+
+def test_the_record_says_what_ended_the_process_that_failed_first(tmp_path):
+    missing = f"data.train={tmp_path}/missing.jsonl"
+    pair = Pair(small_recipe(tmp_path / "run"), tmp_path, overrides_of_second=(missing,))
+    assert pair.wait(60) == [12, 4]
+    record = pair.result()
+    assert record["status"] == "failed" and "missing.jsonl" in record["error"] and record["error"] in pair.said()[1]
+
+
+def hang(pid: int, word: Path) -> None:
+    """Be a process that waits for one that is gone, where no error comes back."""
+    launch_module.STUCK_SECONDS = 0.1
+    launch = launch_module.Launch(2, {0: psutil.Process(pid)})
+    launch.give_up = lambda error: word.write_text(str(error))
+    with launch:
+        time.sleep(60)
+
+
+def test_a_process_that_hangs_when_another_is_gone_is_ended(tmp_path):
+    gone = subprocess.Popen(["sleep", "60"])
+    stuck = multiprocessing.get_context("forkserver").Process(target=hang, args=(gone.pid, tmp_path / "word"))
+    stuck.start()
+    time.sleep(1)
+    gone.kill()
+    gone.wait()
+    stuck.join(20)
+    assert stuck.exitcode == 12
+    assert (tmp_path / "word").read_text().startswith("process 0 of 2")

@@ -13,7 +13,7 @@ from peftlab.methods import Full
 from peftlab.recipe.schema import Recipe
 from peftlab.training.optimizer import build_optimizer, build_schedule
 from peftlab.training.rows import StepRows
-from peftlab.training.setup import Setup
+from peftlab.training.setup import NoSaver, Setup
 from peftlab.training.stop import Stop
 
 CPU = torch.device("cpu")
@@ -59,5 +59,5 @@ def small_setup(model=None, rows=None, **training) -> Setup:
         steps=settings.steps,
         stop=Stop(),
         evaluate=lambda: {},
-        save=lambda setup: None,
+        saver=NoSaver(),
     )

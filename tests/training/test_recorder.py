@@ -9,10 +9,13 @@ from accelerate import Accelerator
 from peftlab.reports import Progress
 from peftlab.runs.display import NoDisplay
 from peftlab.training.recorder import Recorder
+from peftlab.training.trackers import Trackers
+
+NO_TRACKERS = Trackers(Accelerator(cpu=True), "run", print)
 
 
 def new_recorder(tmp_path):
-    recorder = Recorder(Accelerator(cpu=True), tmp_path / "metrics.jsonl", NoDisplay(), lambda: 123)
+    recorder = Recorder(Accelerator(cpu=True), tmp_path / "metrics.jsonl", NoDisplay(), NO_TRACKERS, lambda: 123)
     recorder.start(10)
     return recorder
 

@@ -1,0 +1,90 @@
+"""What a run is: what a continuation must share with its checkpoint, and what makes it inexact."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+from peftlab.errors import StorageError
+from peftlab.parameters.audit import Audit
+from peftlab.recipe.schema import Recipe
+from peftlab.runs.bench import Bench
+
+# More steps, evaluation, logging and saving; never what the trained bytes depend on, as run.seed.
+FREE_OF_RUN = (
+    "output device plan save_every keep_checkpoints max_seconds stop_after log_every trackers".split()
+)
+MAY_CHANGE = ("training.steps", "training.epochs", "evaluation", *(f"run.{field}" for field in FREE_OF_RUN))
+
+
+def describe_identity(recipe: Recipe, bench: Bench, audit: Audit, environment: dict[str, Any]) -> dict[str, Any]:
+    """Return what a later continuation must agree with, or be told to be inexact."""
+    data = bench.dataset.report
+    return {
+        "recipe": recipe.model_dump(mode="json"),
+        "data": {part: data[part].get("sha256") for part in ("train", "evaluation", "test") if part in data},
+        "base": {key: bench.source.get(key) for key in ("name", "revision", "fingerprint", "quantization")},
+        "frozen": hashlib.sha256(repr(sorted(audit.frozen_fingerprints().items())).encode()).hexdigest(),
+        "environment": {key: environment[key] for key in ("python", "versions", "device", "threads", "processes")},
+    }
+
+
+def refuse_changes(saved: dict[str, Any], here: dict[str, Any]) -> None:
+    """Raise StorageError with the difference if recipe, data or base are not those of the checkpoint.
+
+    Frozen weights that are other bytes are another base too, unless other versions or another device made them.
+    """
+    changes = recipe_changes(saved["recipe"], here["recipe"])
+    for part in ("data", "base"):
+        changes |= differences(saved[part], here[part], f"{part} ")
+    if not changes and saved["frozen"] != here["frozen"] and _made_alike(saved, here):
+        changes = {"base weights": (f"sha256 {saved['frozen'][:12]}", here["frozen"][:12])}
+    _tell(changes)
+
+
+def refuse_changed_recipe(saved: dict[str, Any], here: dict[str, Any]) -> None:
+    """Raise StorageError with the difference if a recipe changed in more than a continuation may."""
+    _tell(recipe_changes(saved, here))
+
+
+def recipe_changes(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return what differs between two recipes, but for what may."""
+    changes = differences(old, new)
+    return {key: pair for key, pair in changes.items() if not any(_within(key, free) for free in MAY_CHANGE)}
+
+
+def why_inexact(saved: dict[str, Any], here: dict[str, Any]) -> list[str]:
+    """Return every reason why the continued run may differ from one that never stopped."""
+    changes = differences(saved["environment"], here["environment"])
+    changes |= differences(saved["recipe"]["training"], here["recipe"]["training"], "training.")
+    reasons = [f"{key}: {old} -> {new}" for key, (old, new) in changes.items()]
+    if saved["frozen"] != here["frozen"]:
+        reasons.append("the frozen weights are not the same bytes")
+    return reasons
+
+
+def differences(old: Any, new: Any, prefix: str = "") -> dict[str, tuple[Any, Any]]:
+    """Return dotted key to (old, new) for every leaf in which two trees of dicts differ."""
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return {} if old == new else {prefix.rstrip("."): (old, new)}
+    found: dict[str, tuple[Any, Any]] = {}
+    for key in dict.fromkeys([*old, *new]):
+        nested = isinstance(old.get(key), dict) and isinstance(new.get(key), dict)
+        found |= differences(old.get(key), new.get(key), f"{prefix}{key}{'.' if nested else ''}")
+    return found
+
+
+def _made_alike(saved: dict[str, Any], here: dict[str, Any]) -> bool:
+    return all(saved["environment"][part] == here["environment"][part] for part in ("versions", "device"))
+
+
+def _tell(changes: dict[str, tuple[Any, Any]]) -> None:
+    if changes:
+        told = "; ".join(f"{key}: {old!r} -> {new!r}" for key, (old, new) in changes.items())
+        raise StorageError(
+            f"the checkpoint is of another run: {told}. Take these back, or start anew with another run.output"
+        )
+
+
+def _within(key: str, section: str) -> bool:
+    return key == section or key.startswith(section + ".")
