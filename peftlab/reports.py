@@ -39,11 +39,33 @@ class ParameterReport(Report):
         return self.trainable / self.total if self.total else 0.0
 
 
+class DevicePhase(Report):
+    """What CUDA says of one phase: the allocator's peaks, and what all processes together hold of the device.
+
+    `inactive_split_bytes` is the peak of what is free in blocks that other tensors keep from being given back.
+    """
+
+    allocated_bytes: int
+    reserved_bytes: int
+    inactive_split_bytes: int
+    used_bytes: int
+
+    @computed_field
+    @property
+    def fragmentation_bytes(self) -> int:
+        return self.reserved_bytes - self.allocated_bytes
+
+
+PHASES = ("load", "first_step", "steady_step", "evaluation", "generation", "save")
+"""A run's phases in order; those that a run does not have are in no report."""
+
+
 class MemoryReport(Report):
     """Peak memory in bytes, predicted or measured, by category (at the peak) and by phase (its own peak).
 
     `peak_bytes` is what tensors take; `overheads` is what the device loses besides (the allocator's slack, the
-    CUDA context), `capacity_bytes` what it has. A plan also says what it maximised and what would make it fit.
+    CUDA context), `capacity_bytes` what it has. A measurement on CUDA has the allocator's own numbers in
+    `device_phases`. A plan also says what it maximised and what would make it fit.
     """
 
     source: Literal["measured", "predicted"]
@@ -51,6 +73,7 @@ class MemoryReport(Report):
     peak_bytes: int
     categories: dict[str, int] = Field(default_factory=dict)
     phases: dict[str, int] = Field(default_factory=dict)
+    device_phases: dict[str, DevicePhase] = Field(default_factory=dict)
     overheads: dict[str, int] = Field(default_factory=dict)
     capacity_bytes: int | None = None
     maximized: dict[str, int] = Field(default_factory=dict)

@@ -33,14 +33,14 @@ def generate_text(
     `seed`, and the caller's random state is left as it was. Prompts that leave too few positions lose their
     beginning. Raises UsageError where `max_new_tokens` alone exceeds the model's positions.
     """
-    limit = _prompt_limit(model, settings)
+    limit = prompt_limit(model, settings)
     ids = [encode_prompt(tokenizer, one, limit) if isinstance(one, str) else list(one)[-limit:] for one in prompts]
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     answers = [""] * len(ids)
     device = next(model.parameters()).device
     config = _generation_config(model, tokenizer, settings)
     with evaluation_mode(model), torch.no_grad(), _seeded(seed, device), autocast():
-        for batch in _split(order, ids, batch_size, padded=_takes_padding(model)):
+        for batch in _split(order, ids, batch_size, padded=takes_padding(model)):
             for i, answer in zip(batch, _generate(model, [ids[i] for i in batch], config, device), strict=True):
                 answers[i] = tokenizer.decode(answer, skip_special_tokens=True).strip()
     return answers
@@ -92,7 +92,7 @@ def _learns_prompt(model: nn.Module) -> bool:
     return bool(getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False))
 
 
-def _takes_padding(model: nn.Module) -> bool:
+def takes_padding(model: nn.Module) -> bool:
     """Whether prompts may be padded at the left without a change of their answers.
 
     Not with prompt tuning in peft (measured with 0.21.2): its learned tokens come before the padding, and their
@@ -101,7 +101,7 @@ def _takes_padding(model: nn.Module) -> bool:
     return not _learns_prompt(model) or model.active_peft_config.peft_type == "PREFIX_TUNING"
 
 
-def _prompt_limit(model: nn.Module, settings: Generation) -> int:
+def prompt_limit(model: nn.Module, settings: Generation) -> int:
     """Return how many tokens of a prompt leave room for the answer in the model's positions."""
     positions = getattr(model.config, "max_position_embeddings", None)
     if positions is None:
@@ -146,12 +146,19 @@ def _split(order: list[int], ids: list[list[int]], batch_size: int, *, padded: b
         yield batch
 
 
+def pad_left(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return ids and attention mask (int64), every prompt ending in the last column."""
+    width = max(len(prompt) for prompt in prompts)
+    ids = [[pad_id] * (width - len(prompt)) + list(prompt) for prompt in prompts]
+    mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+    return torch.tensor(ids), torch.tensor(mask)
+
+
 def _generate(
     model: nn.Module, prompts: list[list[int]], config: GenerationConfig, device: torch.device
 ) -> Iterator[list[int]]:
-    width = max(len(prompt) for prompt in prompts)
-    input_ids = torch.tensor([[config.pad_token_id] * (width - len(prompt)) + prompt for prompt in prompts])
-    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    input_ids, mask = pad_left(prompts, config.pad_token_id)
+    width = input_ids.shape[1]
     sequences = model.generate(input_ids=input_ids.to(device), attention_mask=mask.to(device), generation_config=config)
     ends = set(config.eos_token_id or ())
     for sequence in sequences[:, width:].tolist():

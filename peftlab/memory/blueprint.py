@@ -7,11 +7,13 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from peftlab.device import resolve_dtype, resolve_precision
 from peftlab.errors import MethodError
 from peftlab.memory.depth import find_layers
-from peftlab.memory.fakes import FakeModel
+from peftlab.memory.fakes import BLOCK, FakeModel
+from peftlab.memory.generation import Answers
 from peftlab.memory.trace import Workload
 from peftlab.models.build import build_meta
 from peftlab.parameters.shape import shape_of
@@ -25,10 +27,11 @@ STAND_INS = {"flash_attention_2": "sdpa"}
 
 @dataclass(frozen=True)
 class LoadBytes:
-    """The plain model as it comes from its file, and the largest weight that would be quantised."""
+    """The plain model as it comes from its file, its largest dense weight, and the peak of quantising it in place."""
 
     plain: int
     largest: int
+    in_place: int
 
 
 @dataclass(frozen=True)
@@ -53,25 +56,12 @@ class Blueprint:
         return positions - self.recipe.method.virtual_tokens
 
     @property
-    def generates(self) -> bool:
-        """Whether the run writes text: examples, or for a metric that compares texts."""
-        evaluation = self.recipe.evaluation
-        compares = set(evaluation.metrics) & {"exact_match", "bleu", "rouge"}
-        causal = self.recipe.model.task == "causal-lm"
-        return causal and self.recipe.data.evaluation is not None and bool(compares or evaluation.generation.examples)
-
-    def generation_bytes(self) -> int:
-        """Return what generation holds besides the state: keys, values and the logits of one token a row.
-
-        The longest layer's cache is copied when it grows by a token, and logits are widened to float32.
-        """
-        evaluation = self.recipe.evaluation
-        settings = evaluation.generation
-        rows = (evaluation.batch_size or self.recipe.training.batch_size) * settings.beams
-        length = self.recipe.data.max_length + settings.max_new_tokens
-        itemsize = self.precision.itemsize
-        cache = 2 * self.shape.layers * self.shape.kv_width * length * rows * itemsize
-        return cache + cache // max(self.shape.layers, 1) + rows * self.shape.vocabulary * (itemsize + 4)
+    def answers(self) -> Answers | None:
+        """The largest batch of answers that the run may write; None if it writes none."""
+        recipe, settings = self.recipe, self.recipe.evaluation.generation
+        rows = min(count_answers(recipe), recipe.evaluation.batch_size or recipe.training.batch_size)
+        length = min(recipe.data.max_length, self.positions - settings.max_new_tokens)
+        return Answers(rows, length, settings.max_new_tokens, settings.beams) if rows and length > 0 else None
 
     def for_recipe(self, recipe: Recipe) -> Blueprint:
         """Return the same model for a recipe that differs in its batches only."""
@@ -82,10 +72,11 @@ class Blueprint:
         recipe = self.recipe
         training, evaluation = recipe.training, recipe.evaluation
         length = min(recipe.data.max_length, self.positions)
+        evaluation_rows = evaluation.batch_size or training.batch_size
         return Workload(
             rows=training.batch_size,
             length=length,
-            evaluation_rows=evaluation.batch_size or training.batch_size,
+            evaluation_rows=evaluation_rows if recipe.data.evaluation is not None else 0,
             evaluation_length=length,
             classes=recipe.model.task == "sequence-classification",
             padded=training.batch_size > 1 and recipe.model.attention not in STAND_INS,
@@ -93,7 +84,16 @@ class Blueprint:
             precision=self.precision,
             optimizer=training.optimizer,
             cuda=self.device.type == "cuda",
+            answers=self.answers,
         )
+
+
+def count_answers(recipe: Recipe) -> int:
+    """Return how many prompts a run writes answers to at most: examples, and for metrics that compare texts."""
+    settings, compared = recipe.evaluation.generation, {"exact_match", "bleu", "rouge"}
+    if recipe.model.task != "causal-lm" or recipe.data.format == "text" or recipe.data.evaluation is None:
+        return 0
+    return max(settings.examples, settings.rows if compared & set(recipe.evaluation.metrics) else 0)
 
 
 def build_blueprint(
@@ -109,7 +109,7 @@ def build_blueprint(
     """
     model, fresh = build_meta(_for_device(recipe.model, device), labels)
     shape = shape_of(model, fresh, recipe.model.task)
-    load = _load_bytes(model, shape)
+    load = _load_bytes(model, shape, recipe.method.base_format)
     if recipe.method.base_format != "plain":
         _quantize_meta(model, recipe, device)
     if recipe.training.frozen_dropout == "off" and silence_dropout is not None:
@@ -139,7 +139,7 @@ def _quantize_meta(model: nn.Module, recipe: Recipe, device: torch.device) -> No
     from bitsandbytes.nn import Linear4bit
 
     from peftlab.models.four_bit import UnalignedLinear4bit
-    from peftlab.models.quantize import BLOCK, quantize_
+    from peftlab.models.quantize import quantize_
 
     storage = recipe.method.base_storage
     quantize_(
@@ -154,9 +154,26 @@ def _quantize_meta(model: nn.Module, recipe: Recipe, device: torch.device) -> No
             module.__class__ = UnalignedLinear4bit
 
 
-def _load_bytes(model: nn.Module, shape: ModelShape) -> LoadBytes:
-    dense = [site.n_in * site.n_out * model.dtype.itemsize for site in shape.linears if site.role != "head"]
-    return LoadBytes(sum(p.numel() * p.itemsize for p in model.parameters()), max(dense, default=0))
+def _load_bytes(model: nn.Module, shape: ModelShape, base_format: str) -> LoadBytes:
+    plain = sum(p.numel() * p.itemsize for p in model.parameters())
+    sites = [site for site in shape.linears if site.role != "head"]
+    largest = max((site.n_in * site.n_out for site in sites), default=0) * model.dtype.itemsize
+    held = highest = plain
+    for site in sites if base_format != "plain" else []:
+        dense = site.n_in * site.n_out * model.dtype.itemsize
+        packed = _packed_bytes(site.n_in, site.n_out, base_format)
+        # GPT-2's dense layers are transposed, and what becomes int8 is float16 first: copies that lie beside them.
+        passing = dense if isinstance(model.get_submodule(site.name), Conv1D) else 0
+        passing += 2 * site.n_in * site.n_out if base_format == "int8" else 0
+        highest = max(highest, held + passing + packed)
+        held += packed - dense
+    return LoadBytes(plain, largest, highest)
+
+
+def _packed_bytes(n_in: int, n_out: int, base_format: str) -> int:
+    """Return a quantised weight's bytes as it is made: its scales are float32, whatever becomes of them."""
+    count = n_in * n_out
+    return count + 4 * n_out if base_format == "int8" else count // 2 + 4 * (count // BLOCK)
 
 
 def _unit_bytes(model: nn.Module) -> tuple[int, int, int]:

@@ -26,6 +26,8 @@ CATEGORIES = (
     "workspace",
 )
 ALIVE = -1
+BEFORE = "before"
+"""The mark of what is entered before the first phase."""
 
 
 class Ledger(TorchDispatchMode):
@@ -33,12 +35,14 @@ class Ledger(TorchDispatchMode):
 
     What a storage was for follows from where it was born and how long it lived, so it is settled at the end.
     Bytes that an operation takes and gives back within itself (a library's scratch space) are not seen.
-    `resolution` rounds every storage up, as an allocator does.
+    `resolution` rounds every storage up, as an allocator does; only storages on `device` (a type) count.
+    `shortage` is what lived, by category, when an operation found no memory.
     """
 
-    def __init__(self, resolution: int = 1):
+    def __init__(self, resolution: int = 1, device: str = "cpu"):
         super().__init__()
-        self.resolution = resolution
+        self.resolution, self.device = resolution, device
+        self.shortage: dict[str, int] | None = None
         self.region = "step"
         self._sizes: list[int] = []
         self._births: list[int] = []
@@ -49,6 +53,7 @@ class Ledger(TorchDispatchMode):
         self._marks: list[tuple[int, Hashable]] = []
         self._backward_starts: list[int] = []
         self._in_backward = False
+        self._optimizer: torch.optim.Optimizer | None = None
         self._now = 0
 
     def mark(self, key: Hashable) -> None:
@@ -69,19 +74,27 @@ class Ledger(TorchDispatchMode):
     def adopt(self, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Enter what a model holds (weights, the scales beside quantised ones, buffers) and an optimiser's states."""
         for parameter in model.parameters():
-            self.track(parameter, "trainable_weights" if parameter.requires_grad else "frozen_weights")
+            self.track_all([parameter], "trainable_weights" if parameter.requires_grad else "frozen_weights")
         self.track_all(quantisation_tensors(model.parameters()), "quantisation_state")
         self.track_all(model.buffers(), "frozen_weights")
         if optimizer is not None:
             self._adopt_states(optimizer)
 
+    def hold(self, model: nn.Module) -> None:
+        """Enter a model that has no method yet: all of it is frozen weights."""
+        self.track_all(model.parameters(), "frozen_weights")
+        self.track_all(quantisation_tensors(model.parameters()), "quantisation_state")
+        self.track_all(model.buffers(), "frozen_weights")
+
     def track_all(self, tensors: Iterable[torch.Tensor], category: str) -> None:
         for tensor in tensors:
-            self.track(tensor, category)
+            if tensor.device.type == self.device:
+                self.track(tensor, category)
 
     @contextmanager
     def watch(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[None]:
         """Tell apart gradients, optimiser states, and the logits that come after the model's body."""
+        self._optimizer = optimizer
         handles = [
             *self._watch_body(model),
             optimizer.register_step_pre_hook(lambda optimizer, *_: self._before_step(optimizer)),
@@ -95,6 +108,9 @@ class Ledger(TorchDispatchMode):
 
     def _before_step(self, optimizer: torch.optim.Optimizer) -> None:
         self.region = "step"
+        self._adopt_gradients(optimizer)
+
+    def _adopt_gradients(self, optimizer: torch.optim.Optimizer) -> None:
         gradients = (p.grad for group in optimizer.param_groups for p in group["params"])
         self.track_all((g for g in gradients if g is not None), "gradients")
 
@@ -113,18 +129,29 @@ class Ledger(TorchDispatchMode):
             found[key] = np.concatenate([found[key], part], axis=1) if key in found else part
         return found
 
-    def report(self, device: str) -> MemoryReport:
+    def report(self) -> MemoryReport:
         """Return the measured ledger; the segments' keys are its phases."""
-        phases = {str(key): int(part.sum(0).max()) for key, part in self.segments().items()}
+        phases = {str(key): int(part.sum(0).max()) for key, part in self.segments().items() if key != BEFORE}
         timeline = self._timeline()
         at_peak = timeline[:, timeline.sum(0).argmax()]
         return MemoryReport(
             source="measured",
-            device=device,
+            device=self.device,
             peak_bytes=int(at_peak.sum()),
             categories=dict(zip(CATEGORIES, map(int, at_peak), strict=True)),
             phases=phases,
         )
+
+    def held(self) -> dict[str, int]:
+        """Return the bytes that live now, by category; of a forward pass everything counts as saved."""
+        if self._optimizer is not None:
+            self._adopt_gradients(self._optimizer)
+        found = dict.fromkeys(CATEGORIES, 0)
+        for number, size in enumerate(self._sizes):
+            if self._deaths[number] == ALIVE:
+                forward = self._regions[number] == "forward" and number not in self._tags
+                found["saved_activations" if forward else self._category(number)] += size
+        return found
 
     def events(self) -> list[tuple[int, int]]:
         """Return (storage number, bytes) in order, bytes negative where a storage is given back."""
@@ -135,9 +162,13 @@ class Ledger(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         self._note_backward()
-        result = func(*args, **(kwargs or {}))
+        try:
+            result = func(*args, **(kwargs or {}))
+        except RuntimeError:
+            self.shortage = self.held()
+            raise
         for leaf in tree_iter(result):
-            if isinstance(leaf, torch.Tensor):
+            if isinstance(leaf, torch.Tensor) and leaf.device.type == self.device:
                 self.track(leaf)
         if func is torch.ops.aten.index_put.default and self._in_backward:
             self._undo_copy(args[0], result)

@@ -10,8 +10,8 @@ from peftlab.memory.depth import Segments
 from peftlab.memory.ledger import CATEGORIES
 from peftlab.memory.sizes import DEFAULT_CAPABILITY
 from peftlab.memory.strategies import State, Strategy
-from peftlab.memory.trace import PHASES, Workload, trace_whole
-from peftlab.reports import MemoryReport
+from peftlab.memory.trace import Workload, trace_whole
+from peftlab.reports import PHASES, MemoryReport
 
 NOT_MEASURED = "CUDA's constants and the allocator's slack are not yet measured on a device"
 STRATEGY_NOT_MEASURED = "the {} formula for {} devices is not yet measured"
@@ -33,15 +33,15 @@ def predict(
     work = work or blueprint.workload()
     trace = trace_whole(blueprint.fake, work)
     segments = trace.segments
-    phases = {phase: _joined(segments, phase) for phase in PHASES}
+    phases = {phase: _joined(segments, phase) for phase in PHASES if any(key[0] == phase for key in segments)}
     if strategy is not None and devices > 1:
         state = _state(blueprint, phases)
         phases = {phase: _shared(part, strategy, state, devices) for phase, part in phases.items()}
-    phases |= _other_phases(blueprint, segments, phases)
     constants = cuda_constants(capability) if work.cuda else None
     if constants is not None:
-        for phase in PHASES:
-            phases[phase][CATEGORIES.index("workspace")] += constants.cublas_workspace
+        for part in phases.values():
+            part[CATEGORIES.index("workspace")] += constants.cublas_workspace
+    phases |= _other_phases(blueprint, segments, phases)
     peaks = {phase: part[:, part.sum(0).argmax()] for phase, part in phases.items()}
     peak = max(peaks.values(), key=lambda column: column.sum())
     overheads = {}
@@ -53,7 +53,7 @@ def predict(
         device=blueprint.device.type,
         peak_bytes=int(peak.sum()),
         categories=dict(zip(CATEGORIES, map(int, peak), strict=True)),
-        phases={phase: int(column.sum()) for phase, column in peaks.items()},
+        phases={phase: int(peaks[phase].sum()) for phase in PHASES if phase in peaks},
         overheads=overheads,
         capacity_bytes=capacity_bytes,
         notes=_notes(work, strategy, devices),
@@ -78,19 +78,14 @@ def _shared(part: np.ndarray, strategy: Strategy, state: State, devices: int) ->
 def _other_phases(
     blueprint: Blueprint, segments: Segments, phases: dict[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """Return the peaks of loading, of generating and of saving, which are not traced, as columns of categories."""
+    """Return the peaks of loading and of saving, which are not traced, as columns of categories."""
     weights = segments[("state",)][:, [-1]].copy()
     load = np.zeros_like(weights)
     load[CATEGORIES.index("frozen_weights")] = _load_peak(blueprint, int(weights.sum()))
     after = weights.copy()
     row = CATEGORIES.index("optimiser_state")
-    after[row] = phases["evaluation"][row].max()
-    found = {"load": load, "save": after}
-    if blueprint.generates:
-        generation = after.copy()
-        generation[CATEGORIES.index("workspace")] += blueprint.generation_bytes()
-        found["generation"] = generation
-    return found
+    after[row] = phases["steady_step"][row].max()
+    return {"load": load, "save": after}
 
 
 def _load_peak(blueprint: Blueprint, state_bytes: int) -> int:
@@ -98,7 +93,7 @@ def _load_peak(blueprint: Blueprint, state_bytes: int) -> int:
     load = blueprint.load
     if blueprint.recipe.method.base_format == "plain":
         return load.plain
-    return state_bytes + load.largest if blueprint.device.type == "cuda" else load.plain + load.largest
+    return state_bytes + load.largest if blueprint.device.type == "cuda" else load.in_place
 
 
 def _notes(work: Workload, strategy: Strategy | None, devices: int) -> list[str]:

@@ -1,4 +1,4 @@
-"""One training run in miniature, on fake tensors: two optimiser steps and an evaluation, for the ledger."""
+"""One training run in miniature, on fake tensors: two optimiser steps, an evaluation, an answer, for the ledger."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from peftlab.memory.autocast import cuda_widening
 from peftlab.memory.constants import ALLOCATION_ROUNDING
 from peftlab.memory.depth import LayerPlace, Segments, Stack
 from peftlab.memory.fakes import FakeModel
+from peftlab.memory.generation import Answers, write_last_token
 from peftlab.memory.ledger import Ledger, find_body
 
-PHASES = ("first_step", "steady_step", "evaluation")
 # From here on bitsandbytes keeps a tensor's moments in 8 bits, and in pages that may leave the device.
 SMALLEST_8BIT, SMALLEST_PAGED = 4096, 100_000
 STATE_BLOCK = 256
@@ -30,7 +30,8 @@ class Workload:
     """What goes through the model: the longest batch of training and of evaluation.
 
     `supervised` is the share of tokens that the loss is computed on (in evaluation the same, unless it is given),
-    `padded` whether rows differ in length.
+    `padded` whether rows differ in length. Without evaluation rows nothing is evaluated, without answers nothing
+    is generated.
     """
 
     rows: int
@@ -45,6 +46,7 @@ class Workload:
     precision: torch.dtype = torch.float32
     optimizer: str = "adamw"
     cuda: bool = False
+    answers: Answers | None = None
 
     @property
     def evaluation_share(self) -> float:
@@ -101,11 +103,16 @@ def _trace(model: nn.Module, work: Workload, stack: Stack, longer: int | None) -
     with ledger.watch(model, optimizer), _marking(model, kept, ledger) as marker, ledger:
         ledger.mark(("state",))
         ledger.adopt(model)
-        for phase in PHASES[:2]:
+        for phase in ("first_step", "steady_step"):
             marker.enter(phase)
             _step(model, optimizer, work, marker)
-        marker.enter(PHASES[2])
-        _evaluate(model, work)
+        model.eval()
+        if work.evaluation_rows:
+            marker.enter("evaluation")
+            _evaluate(model, work)
+        if work.answers is not None:
+            marker.enter("generation")
+            _generate(model, work.answers, work, marker)
     return _by_place(ledger.segments()), ledger
 
 
@@ -145,11 +152,16 @@ def _backward(model: nn.Module, work: Workload, marker: _Marker) -> None:
 def _evaluate(model: nn.Module, work: Workload) -> None:
     """Do what evaluation does with two batches: the first one's scores live while the second is computed."""
     batch = work.batch(work.evaluation_rows, work.evaluation_length, work.evaluation_share)
-    model.eval()
     with torch.no_grad(), _autocast(work):
         for _ in range(2):
             scores, targets = supervised_scores(model, batch)
             sum_loss(scores, targets)
+
+
+def _generate(model: nn.Module, answers: Answers, work: Workload, marker: _Marker) -> None:
+    ids, mask = (torch.empty(answers.rows, answers.length, dtype=torch.int64) for _ in range(2))
+    with _autocast(work):
+        write_last_token(model, ids, mask, answers, marker.mark)
 
 
 class _Marker:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from peftlab.device import resolve_dtype
@@ -40,11 +41,13 @@ def load_model(
     compute_dtype: str = "auto",
     device: torch.device | str = "cpu",
     labels: Sequence[str] | None = None,
+    seen: Callable[[nn.Module], None] = lambda model: None,
 ) -> LoadedModel:
     """Load the recipe's model onto `device`; `labels` name the classes of a new classification head.
 
-    Random weights follow torch's seed. `requires_grad` is left as it comes: a method sets it. Raises ModelError
-    for anything that cannot be found, read or built.
+    Random weights follow torch's seed. `requires_grad` is left as it comes: a method sets it. `seen` is called with
+    the model as it was read, and as it is at the end. Raises ModelError for anything that cannot be found, read or
+    built.
     """
     device = torch.device(device)
     reference = resolve(section.name, section.revision)
@@ -55,8 +58,10 @@ def load_model(
         fresh = random_fresh(model, section)
     else:
         model, fresh = _from_checkpoint(section, reference, config, dtype)
+    seen(model)
     quantization = _quantize(model, base_format, double_quantization, compute_dtype, device)
     model.to(device)
+    seen(model)
     return LoadedModel(model, fresh, _source(section, reference, model, quantization))
 
 

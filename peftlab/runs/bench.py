@@ -18,20 +18,21 @@ from peftlab.errors import DataError, MethodError
 from peftlab.evaluation.evaluate import evaluate
 from peftlab.evaluation.generate import generate_examples
 from peftlab.evaluation.scores import Scores
+from peftlab.memory.probe import Probe
 from peftlab.methods import Method
 from peftlab.models.build import build_meta
 from peftlab.models.load import fit_tokenizer, load_model, load_tokenizer
 from peftlab.parameters.report import parameter_report
 from peftlab.parameters.shape import shape_of
 from peftlab.recipe.schema import Recipe
-from peftlab.reports import ParameterReport
+from peftlab.reports import MemoryReport, ParameterReport
 from peftlab.shapes import ModelShape
 from peftlab.training.dropout import disable_dropout
 
 
 @dataclass
 class Bench:
-    """What a method is applied to. `fresh` names the parameters that no checkpoint filled."""
+    """What a method is applied to, and what loading it took; no checkpoint filled the parameters in `fresh`."""
 
     recipe: Recipe
     accelerator: Accelerator
@@ -40,6 +41,7 @@ class Bench:
     model: nn.Module
     fresh: frozenset[str]
     source: dict[str, Any]
+    load: MemoryReport
 
     @property
     def device(self) -> torch.device:
@@ -154,7 +156,11 @@ def prepare(recipe: Recipe, accelerator: Accelerator, foresee: Callable[[Dataset
     if foresee is not None:
         foresee(dataset)
     torch.manual_seed(recipe.run.seed)
-    loaded = load_model(recipe.model, device=accelerator.device, labels=examples.labels, **recipe.method.base_storage)
+    probe, storage = Probe(accelerator.device), recipe.method.base_storage
+    with probe.alone("load"):
+        loaded = load_model(
+            recipe.model, device=accelerator.device, labels=examples.labels, seen=probe.ledger.hold, **storage
+        )
     check_positions(recipe, dataset, loaded.model)
     fit_tokenizer(loaded.model, tokenizer)
-    return Bench(recipe, accelerator, tokenizer, dataset, loaded.model, loaded.fresh, loaded.source)
+    return Bench(recipe, accelerator, tokenizer, dataset, loaded.model, loaded.fresh, loaded.source, probe.report())

@@ -6,11 +6,13 @@ from typing import Any
 
 from peftlab.data.view import view_row
 from peftlab.device import quiet_libraries
+from peftlab.memory.probe import join_reports
 from peftlab.recipe.schema import Recipe
 from peftlab.reports import DryRunReport, MemoryReport
 from peftlab.runs.accelerator import open_accelerator
 from peftlab.runs.bench import prepare
 from peftlab.runs.display import open_display
+from peftlab.runs.longest import held_out
 from peftlab.runs.prediction import foresee
 from peftlab.runs.setup import build_setup
 from peftlab.training.preflight import measure_longest
@@ -29,7 +31,7 @@ def dry_run(recipe: Recipe, *, rows: int = 3, display: Any = None) -> DryRunRepo
     bench = prepare(recipe, accelerator, lambda dataset: foresee(recipe, dataset, accelerator, memory, display.note))
     model, parameters = bench.apply()
     setup = build_setup(bench, model, Stop())
-    memory["measured"] = measure_longest(setup, model, bench.dataset.evaluation, bench.batch_size)
+    memory["measured"] = join_reports([bench.load, measure_longest(setup, model, held_out(bench, model))])
     shown = bench.dataset.train[:rows]
     return DryRunReport(
         recipe=recipe.model_dump(mode="json"),

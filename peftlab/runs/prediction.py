@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 
 import psutil
@@ -10,16 +10,14 @@ import torch
 from accelerate import Accelerator
 
 from peftlab.data.dataset import Dataset
-from peftlab.data.tokens import TokenRow
 from peftlab.errors import OutOfMemoryError
 from peftlab.memory.blueprint import build_blueprint
 from peftlab.memory.predict import predict
 from peftlab.memory.sizes import format_bytes
-from peftlab.memory.trace import Workload
 from peftlab.recipe.schema import Recipe
 from peftlab.reports import MemoryReport
+from peftlab.runs.longest import answers_to, longest_prompts, longest_work
 from peftlab.training.dropout import disable_dropout
-from peftlab.training.preflight import longest
 
 
 def foresee(
@@ -51,27 +49,9 @@ def predict_run(recipe: Recipe, dataset: Dataset, device: torch.device) -> Memor
     capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
     options = {} if capability is None else {"capability": capability}
     work = longest_work(blueprint.workload(), dataset)
+    prompts = longest_prompts(recipe, dataset, blueprint.fake.model)
+    work = replace(work, answers=answers_to(prompts, recipe))
     return predict(blueprint, work, capacity_bytes=free_bytes(device), **options)
-
-
-def longest_work(work: Workload, dataset: Dataset) -> Workload:
-    """Return the workload of the longest rows that the data really has."""
-    rows = longest(dataset.train, work.rows * work.micro_batches)
-    held_out = longest(dataset.all_held_out or rows, work.evaluation_rows)
-    return replace(
-        work,
-        length=max(len(row.input_ids) for row in rows),
-        supervised=supervised_share(rows),
-        evaluation_length=max(len(row.input_ids) for row in held_out),
-        evaluation_supervised=supervised_share(held_out),
-        padded=work.padded and len({len(row.input_ids) for row in rows}) > 1,
-    )
-
-
-def supervised_share(rows: Sequence[TokenRow]) -> float:
-    """Return which part of the predictable tokens of a padded batch the loss is computed on."""
-    width = max(len(row.input_ids) for row in rows)
-    return sum(row.supervised for row in rows) / (len(rows) * max(width - 1, 1))
 
 
 def free_bytes(device: torch.device) -> int:

@@ -15,6 +15,7 @@ from torch import nn
 from peftlab.data.dataset import Dataset
 from peftlab.device import quiet_libraries, synchronize
 from peftlab.memory.measure import MemoryMeter
+from peftlab.memory.probe import Probe, join_reports
 from peftlab.recipe.dump import dump_recipe
 from peftlab.recipe.schema import Recipe
 from peftlab.recipe.schema import Run as RunSettings
@@ -133,7 +134,10 @@ class Run:
         with self.in_phase("evaluation_after"):
             self.evaluate(bench, model, "after", result.progress.step)
         with self.in_phase("save"):
-            self.save(bench, model)
+            probe = Probe(self.accelerator.device)
+            with probe.alone("save", model, setup.optimizer):
+                self.save(bench, model)
+        result.memory["measured"] = join_reports([result.memory["measured"], probe.report()])
         result.memory["process"] = self.meter.report(model, setup.optimizer)
         result.status = "finished"
         result.seconds["total"] = sum(seconds for name, seconds in result.seconds.items() if name in PHASES)

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from peftlab.errors import MethodError
+from peftlab.memory.probe import join_reports
 from peftlab.parameters.audit import Audit
 from peftlab.reports import AuditReport, MemoryReport
 from peftlab.runs import checkpoints
 from peftlab.runs.bench import Bench
 from peftlab.runs.checkpoints import CheckpointSaver
 from peftlab.runs.identity import describe_identity
+from peftlab.runs.longest import held_out
 from peftlab.runs.setup import build_setup, renew_optimizer
 from peftlab.training.loop import train as run_loop
 from peftlab.training.preflight import measure_longest
@@ -45,7 +47,8 @@ def train_model(run: Run, bench: Bench, model: nn.Module) -> Setup:
 def measure(run: Run, bench: Bench, model: nn.Module, setup: Setup) -> None:
     """Take the longest rows through the model, and leave `setup` as at its start."""
     run.phase = "preflight"
-    run.result.memory["measured"] = measure_longest(setup, model, bench.dataset.all_held_out, bench.batch_size)
+    measured = measure_longest(setup, model, held_out(bench, model))
+    run.result.memory["measured"] = join_reports([bench.load, measured])
     run.display.note(describe_memory(run.result.memory))
     renew_optimizer(setup)
     run.phase = "training"
@@ -58,8 +61,8 @@ def describe_memory(memory: dict[str, MemoryReport]) -> str:
     line = f"memory with the longest rows: {measured / 2**20:,.1f} MiB measured"
     if predicted is None:
         return line
-    steps = max(predicted.phases[phase] for phase in memory["measured"].phases if phase in predicted.phases)
-    return f"{line}, {steps / 2**20:,.1f} MiB predicted ({steps / measured - 1:+.1%})"
+    foreseen = max(predicted.phases.get(phase, 0) for phase in memory["measured"].phases)
+    return f"{line}, {foreseen / 2**20:,.1f} MiB predicted ({foreseen / measured - 1:+.1%})"
 
 
 def continue_from_checkpoint(run: Run, setup: Setup, identity: dict[str, Any]) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -12,8 +12,10 @@ from peftlab.checkpoint.randomness import capture_random_state, restore_random_s
 from peftlab.data.batches import collate
 from peftlab.data.tokens import TokenRow
 from peftlab.device import autocast
+from peftlab.evaluation.generate import pad_left
 from peftlab.loss import sum_loss, supervised_scores
-from peftlab.memory.ledger import Ledger
+from peftlab.memory.generation import Answers, write_last_token
+from peftlab.memory.probe import Probe
 from peftlab.parameters.trainable import trainable_parameters
 from peftlab.reports import MemoryReport
 from peftlab.training.rows import StepRows
@@ -34,29 +36,40 @@ def longest_step(rows: StepRows) -> StepRows:
     return replace(rows, rows=chosen, accumulation=accumulation)
 
 
-def measure_longest(
-    setup: Setup, model: nn.Module, evaluation: Sequence[TokenRow], evaluation_batch: int
-) -> MemoryReport:
-    """Take the longest training rows through two steps, the longest evaluation rows through two batches.
+@dataclass(frozen=True)
+class HeldOut:
+    """What an evaluation takes: rows, how many make a batch, and the longest prompts that answers are written to."""
+
+    rows: Sequence[TokenRow] = ()
+    batch_size: int = 1
+    prompts: Sequence[Sequence[int]] = ()
+    answers: Answers | None = None
+
+
+def measure_longest(setup: Setup, model: nn.Module, held_out: HeldOut, probe: Probe | None = None) -> MemoryReport:
+    """Take the longest training rows through two steps, the longest of an evaluation through two batches and an answer.
 
     `setup` holds an optimiser of its own, which is thrown away afterwards; `model` is the one that
     `setup.model` wraps. The optimiser sees zero gradients, so the weights stay as they are; modes and random
-    states are put back. Returns the measured ledger, phases `first_step`, `steady_step`, `evaluation`.
+    states are put back. Returns the measured ledger by phase; `probe` is one to watch with, for whoever wants to
+    ask it where it stopped.
     """
     random = capture_random_state()
     trial = replace(setup, rows=longest_step(setup.rows))
-    ledger = Ledger()
-    with ledger.watch(model, trial.optimizer), ledger:
-        ledger.mark("state")
-        ledger.adopt(model)
+    probe = probe or Probe(setup.accelerator.device)
+    with probe.steps(model, trial.optimizer):
         for phase in ("first_step", "steady_step"):
-            ledger.mark(phase)
-            _step(trial)
-        if evaluation:
-            ledger.mark("evaluation")
-            _evaluate(trial, model, longest(evaluation, evaluation_batch))
+            with probe.phase(phase):
+                _step(trial)
+        model.eval()
+        if held_out.rows:
+            with probe.phase("evaluation"):
+                _evaluate(trial, model, longest(held_out.rows, held_out.batch_size))
+        if held_out.answers is not None:
+            with probe.phase("generation"):
+                _generate(trial, model, held_out)
     restore_random_state(random)
-    return ledger.report(setup.accelerator.device.type)
+    return probe.report()
 
 
 def _step(setup: Setup) -> None:
@@ -72,8 +85,14 @@ def _step(setup: Setup) -> None:
 def _evaluate(setup: Setup, model: nn.Module, rows: Sequence[TokenRow]) -> None:
     device = setup.accelerator.device
     batch = {name: value.to(device) for name, value in collate(rows, setup.rows.pad_id).items()}
-    model.eval()
     with torch.no_grad(), autocast(setup.precision, device):
         for _ in range(2):  # as in an evaluation, a batch's scores live while the next one's are computed
             scores, targets = supervised_scores(model, batch)
             sum_loss(scores, targets)
+
+
+def _generate(setup: Setup, model: nn.Module, held_out: HeldOut) -> None:
+    device = setup.accelerator.device
+    ids, mask = (tensor.to(device) for tensor in pad_left(held_out.prompts, setup.rows.pad_id))
+    with autocast(setup.precision, device):
+        write_last_token(model, ids, mask, held_out.answers)

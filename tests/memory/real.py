@@ -59,8 +59,9 @@ def tiny_recipe(folder: Path, method: dict, length: int = 40, task: str = "causa
         {
             "model": {"name": str(folder), "init": "random", "task": task},
             "method": method,
-            "data": {"train": "-", "max_length": length},
+            "data": {"train": "-", "evaluation": "-", "max_length": length},
             "training": {"steps": 2, "learning_rate": 1e-3, **training},
+            "evaluation": {"generation": {"examples": 0}},
             "run": {"device": "cpu"},
         }
     )

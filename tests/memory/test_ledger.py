@@ -57,9 +57,9 @@ def test_a_later_step_probed_alone_has_the_peak_of_a_steady_step(tmp_path):
         ledger.adopt(setup.model, setup.optimizer)
         ledger.mark("steady_step")
         step(setup, 2)
-    whole = track(recipe, ragged=True).report("cpu")
-    assert ledger.report("cpu").phases["steady_step"] == whole.phases["steady_step"]
-    assert ledger.report("cpu").categories == whole.categories
+    whole = track(recipe, ragged=True).report()
+    assert ledger.report().phases["steady_step"] == whole.phases["steady_step"]
+    assert ledger.report().categories == whole.categories
 
 
 def test_a_storage_is_given_back_when_its_last_view_goes():
@@ -79,7 +79,7 @@ def test_a_storage_is_given_back_when_its_last_view_goes():
 def test_the_tracked_peak_is_the_allocators(tmp_path, name):
     """Oracle: torch's profiler, which records every allocation of the CPU's allocator, operations' own included."""
     recipe = tiny_recipe(write_model(tmp_path, "gpt2"), {"type": name, **METHODS[name]}, batch_size=4)
-    tracked = max(track(recipe, ragged=True).report("cpu").phases[p] for p in ("first_step", "steady_step"))
+    tracked = max(track(recipe, ragged=True).report().phases[p] for p in ("first_step", "steady_step"))
     setup = prepare(recipe, rows_of(recipe, ragged=True))
     setup.model.train()
     held = [*setup.model.parameters(), *setup.model.buffers(), *quantisation_tensors(setup.model.parameters())]

@@ -10,8 +10,10 @@ import torch
 
 from peftlab.errors import UsageError
 from peftlab.memory.blueprint import build_blueprint
+from peftlab.memory.fit import with_settings
 from peftlab.memory.ledger import CATEGORIES, Ledger
 from peftlab.memory.predict import predict
+from peftlab.memory.probe import Probe
 from peftlab.memory.strategies import STRATEGIES, State, find_strategy
 from peftlab.models.load import load_model
 from peftlab.recipe.schema import Recipe
@@ -26,15 +28,21 @@ LLAMA = {
 }
 
 
-@pytest.mark.parametrize("method", [{"type": "lora"}, {"type": "qlora"}], ids=["plain", "quantised"])
-def test_the_load_peak_is_the_tracked_one(tmp_path, method):
-    folder = write_model(tmp_path, "llama", hidden_size=256, intermediate_size=512, num_hidden_layers=6)
-    recipe = tiny_recipe(folder, method, batch_size=1)
-    ledger = Ledger()
-    with ledger:
-        ledger.mark("load")
-        loaded = load_model(recipe.model, device=CPU, **recipe.method.base_storage)
-    tracked = ledger.report("cpu").phases["load"]
+@pytest.fixture(scope="module", params=["llama", "gpt2"])
+def checkpoint(request, tmp_path_factory):
+    """A folder with a tiny model's weights."""
+    folder = write_model(tmp_path_factory.mktemp("checkpoint"), request.param)
+    load_model(tiny_recipe(folder, {"type": "full"}).model, device=CPU).model.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("method", [{"type": "lora"}, {"type": "qlora"}, {"type": "qlora", "quantization": "int8"}])
+def test_the_load_peak_is_the_tracked_one(checkpoint, method):
+    recipe = with_settings(tiny_recipe(checkpoint, method), {"model.init": "pretrained"})
+    probe = Probe(CPU)
+    with probe.alone("load"):
+        loaded = load_model(recipe.model, device=CPU, seen=probe.ledger.hold, **recipe.method.base_storage)
+    tracked = probe.report().phases["load"]
     assert predict(build_blueprint(recipe, CPU)).phases["load"] == pytest.approx(tracked, rel=0.02)
     assert loaded.model is not None
 
@@ -161,7 +169,7 @@ def test_puzzle_two_training_the_last_layers_saves_what_training_the_first_does_
     first = tiny_recipe(folder, {"type": "full", "freeze": others}, batch_size=4)
     assert activations(first) > 2.5 * activations(last)
     for recipe in (first, last):
-        tracked = track(recipe, ragged=False).report("cpu").categories["saved_activations"]
+        tracked = track(recipe, ragged=False).report().categories["saved_activations"]
         assert activations(recipe) == pytest.approx(tracked, rel=0.02)
 
 

@@ -125,6 +125,6 @@ def test_real_models_are_predicted_too(package, place, task, method):
     blueprint = build_blueprint(recipe, CPU, LABELS if task == "sequence-classification" else None)
     share = 1.0 if task == "sequence-classification" else supervised_share(recipe, ragged=True)
     report = predict(blueprint, replace(blueprint.workload(), supervised=share, padded=True))
-    tracked = track(recipe, ragged=True).report("cpu")
+    tracked = track(recipe, ragged=True).report()
     for phase, peak in tracked.phases.items():
         assert report.phases[phase] == pytest.approx(peak, rel=0.02), phase

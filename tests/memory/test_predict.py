@@ -33,7 +33,7 @@ def predicted(recipe: Recipe, ragged: bool) -> MemoryReport:
 
 def assert_alike(report: MemoryReport, recipe: Recipe, ragged: bool) -> None:
     ledger = track(recipe, ragged)
-    tracked = ledger.report("cpu")
+    tracked = ledger.report()
     for phase, bytes_ in tracked.phases.items():
         assert report.phases[phase] == pytest.approx(bytes_, rel=TOLERANCE), phase
     peak = max(report.phases[phase] for phase in tracked.phases)

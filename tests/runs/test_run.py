@@ -10,7 +10,7 @@ from peftlab.errors import DivergedError, MethodError, MissingRequirementError, 
 from peftlab.methods import METHODS
 from peftlab.parameters.report import parameter_report
 from peftlab.recipe.load import load_recipe
-from peftlab.reports import RunResult
+from peftlab.reports import PHASES, RunResult
 from peftlab.runs.directory import RunDirectory
 from peftlab.runs.display import NoDisplay
 from peftlab.runs.run import train
@@ -100,7 +100,7 @@ def test_the_ledger_of_the_longest_rows_is_measured(runs):
     for name, (result, _) in runs.items():
         memory, report = result.memory["measured"], result.parameters
         assert memory.source == "measured"
-        assert set(memory.phases) == {"state", "first_step", "steady_step", "evaluation"}
+        assert tuple(memory.phases) == PHASES
         assert memory.peak_bytes == sum(memory.categories.values()) == max(memory.phases.values())
         assert memory.categories["trainable_weights"] == 4 * report.trainable, name
         assert memory.categories["optimiser_state"] >= 8 * report.trainable, name

@@ -1,0 +1,54 @@
+"""What CUDA's allocator and the device itself say: peaks of a phase, fragmentation, and snapshots for the viewer."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+
+from peftlab.reports import DevicePhase
+
+SNAPSHOT_EVENTS = 200_000
+
+
+def reset_peaks(device: torch.device) -> None:
+    """Start the allocator's peaks anew; nothing on the CPU."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def read_phase(device: torch.device) -> DevicePhase | None:
+    """Return what the allocator peaked at since the last reset, and what the whole device holds now; None on a CPU."""
+    if device.type != "cuda":
+        return None
+    return phase_of(torch.cuda.memory_stats(device), *torch.cuda.mem_get_info(device))
+
+
+def phase_of(stats: Mapping[str, int], free: int, total: int) -> DevicePhase:
+    """Return a phase from `torch.cuda.memory_stats` and `mem_get_info`."""
+    return DevicePhase(
+        allocated_bytes=stats.get("allocated_bytes.all.peak", 0),
+        reserved_bytes=stats.get("reserved_bytes.all.peak", 0),
+        inactive_split_bytes=stats.get("inactive_split_bytes.all.peak", 0),
+        used_bytes=total - free,
+    )
+
+
+@contextlib.contextmanager
+def snapshot(path: Path | None) -> Iterator[None]:
+    """Record every allocation meanwhile and write them to `path`, also if it ends in an error; nothing without one.
+
+    The file opens at pytorch.org/memory_viz. Its format is torch's own and a pickle: the rule that peftlab neither
+    writes nor reads pickles is about checkpoints, and this file is only ever written.
+    """
+    if path is None:
+        yield
+        return
+    torch.cuda.memory._record_memory_history(max_entries=SNAPSHOT_EVENTS)
+    try:
+        yield
+    finally:
+        torch.cuda.memory._dump_snapshot(str(path))
+        torch.cuda.memory._record_memory_history(enabled=None)

@@ -1,0 +1,87 @@
+"""A few phases of a run, probed: the ledger's categories and, on CUDA, the allocator's own peaks beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from peftlab.memory.cuda import read_phase, reset_peaks
+from peftlab.memory.ledger import BEFORE, Ledger
+from peftlab.reports import PHASES, DevicePhase, MemoryReport
+
+
+class Probe:
+    """Watches what runs inside `phase`; `report` says what each took. `current` is the phase that runs now."""
+
+    def __init__(self, device: torch.device):
+        self.device, self.ledger = device, Ledger(device=device.type)
+        self.current: str | None = None
+        self._device_phases: dict[str, DevicePhase] = {}
+
+    @contextmanager
+    def steps(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[None]:
+        """Watch training steps of a model: phases go inside."""
+        with self.ledger.watch(model, optimizer), self.ledger:
+            self.enter(model)
+            yield
+
+    @contextmanager
+    def alone(self, phase: str, model: nn.Module | None = None, optimizer=None) -> Iterator[None]:
+        """Watch one phase that trains nothing, beside what a model and an optimiser hold already."""
+        with self.ledger:
+            if model is not None:
+                self.enter(model, optimizer)
+            with self.phase(phase):
+                yield
+
+    def enter(self, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
+        self.ledger.mark(BEFORE)
+        self.ledger.adopt(model, optimizer)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        self.current = name
+        reset_peaks(self.device)
+        self.ledger.mark(name)
+        yield
+        found = read_phase(self.device)
+        if found is not None:
+            self._device_phases[name] = found
+
+    def report(self) -> MemoryReport:
+        """Return what the phases took; on CUDA their peaks are the allocator's, beyond the ledger's by a residual."""
+        return with_device(self.ledger.report(), self._device_phases)
+
+
+def with_device(report: MemoryReport, phases: dict[str, DevicePhase]) -> MemoryReport:
+    """Return a ledger's report with the allocator's peaks in place of its own; unchanged without any."""
+    if not phases:
+        return report
+    highest = max(phases.values(), key=lambda phase: phase.allocated_bytes)
+    return report.model_copy(
+        update={
+            "peak_bytes": highest.allocated_bytes,
+            "phases": {name: phase.allocated_bytes for name, phase in phases.items()},
+            "device_phases": phases,
+            "overheads": {
+                "allocator_slack": highest.fragmentation_bytes,
+                "outside_allocator": max(highest.used_bytes - highest.reserved_bytes, 0),
+            },
+        }
+    )
+
+
+def join_reports(reports: Sequence[MemoryReport]) -> MemoryReport:
+    """Return measurements of several phases as one: the highest peak's categories, phases in a run's order."""
+    highest = max(reports, key=lambda report: report.peak_bytes)
+    phases = {name: peak for report in reports for name, peak in report.phases.items()}
+    device_phases = {name: phase for report in reports for name, phase in report.device_phases.items()}
+    return highest.model_copy(
+        update={
+            "phases": {name: phases[name] for name in PHASES if name in phases},
+            "device_phases": {name: device_phases[name] for name in PHASES if name in device_phases},
+        }
+    )

@@ -1,0 +1,62 @@
+"""The longest rows and prompts of a run: what its plan foresees, and what its preflight takes first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from torch import nn
+
+from peftlab.data.dataset import Dataset
+from peftlab.data.tokens import TokenRow
+from peftlab.evaluation.generate import prompt_limit, takes_padding
+from peftlab.memory.blueprint import count_answers
+from peftlab.memory.generation import Answers
+from peftlab.memory.trace import Workload
+from peftlab.recipe.schema import Recipe
+from peftlab.runs.bench import Bench
+from peftlab.training.preflight import HeldOut, longest
+
+
+def longest_work(work: Workload, dataset: Dataset) -> Workload:
+    """Return the workload of the longest rows that the data really has."""
+    rows = longest(dataset.train, work.rows * work.micro_batches)
+    held_out = longest(dataset.all_held_out or rows, work.evaluation_rows)
+    return replace(
+        work,
+        length=max(len(row.input_ids) for row in rows),
+        supervised=supervised_share(rows),
+        evaluation_rows=work.evaluation_rows if dataset.evaluation else 0,
+        evaluation_length=max(len(row.input_ids) for row in held_out),
+        evaluation_supervised=supervised_share(held_out),
+        padded=work.padded and len({len(row.input_ids) for row in rows}) > 1,
+    )
+
+
+def supervised_share(rows: Sequence[TokenRow]) -> float:
+    """Return which part of the predictable tokens of a padded batch the loss is computed on."""
+    width = max(len(row.input_ids) for row in rows)
+    return sum(row.supervised for row in rows) / (len(rows) * max(width - 1, 1))
+
+
+def held_out(bench: Bench, model: nn.Module) -> HeldOut:
+    """Return what an evaluation takes at most, for a probe of it."""
+    prompts = longest_prompts(bench.recipe, bench.dataset, model)
+    return HeldOut(bench.dataset.all_held_out, bench.batch_size, prompts, answers_to(prompts, bench.recipe))
+
+
+def longest_prompts(recipe: Recipe, dataset: Dataset, model: nn.Module) -> list[list[int]]:
+    """Return the longest batch of prompts that the run writes answers to, as `model` gets them; none, if none."""
+    prompts = dataset.prompts[: count_answers(recipe)]
+    if not prompts:
+        return []
+    limit = prompt_limit(model, recipe.evaluation.generation)
+    batch = recipe.evaluation.batch_size or recipe.training.batch_size
+    chosen = sorted((prompt.input_ids[-limit:] for prompt in prompts), key=len, reverse=True)[:batch]
+    return chosen if takes_padding(model) else [one for one in chosen if len(one) == len(chosen[0])]
+
+
+def answers_to(prompts: Sequence[Sequence[int]], recipe: Recipe) -> Answers | None:
+    """Return the answers that a run writes to its longest prompts; None without any."""
+    settings = recipe.evaluation.generation
+    return Answers(len(prompts), len(prompts[0]), settings.max_new_tokens, settings.beams) if prompts else None
