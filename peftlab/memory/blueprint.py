@@ -70,13 +70,13 @@ class Blueprint:
     def workload(self) -> Workload:
         """Return the largest batches that the recipe allows: every row as long as `data.max_length`."""
         recipe = self.recipe
-        training, evaluation = recipe.training, recipe.evaluation
-        length = min(recipe.data.max_length, self.positions)
+        data, training, evaluation = recipe.data, recipe.training, recipe.evaluation
+        length = min(data.max_length, self.positions)
         evaluation_rows = evaluation.batch_size or training.batch_size
         return Workload(
             rows=training.batch_size,
             length=length,
-            evaluation_rows=evaluation_rows if recipe.data.evaluation is not None else 0,
+            evaluation_rows=evaluation_rows if any((data.evaluation, data.test, data.general)) else 0,
             evaluation_length=length,
             classes=recipe.model.task == "sequence-classification",
             padded=training.batch_size > 1 and recipe.model.attention not in STAND_INS,
@@ -91,7 +91,8 @@ class Blueprint:
 def count_answers(recipe: Recipe) -> int:
     """Return how many prompts a run writes answers to at most: examples, and for metrics that compare texts."""
     settings, compared = recipe.evaluation.generation, {"exact_match", "bleu", "rouge"}
-    if recipe.model.task != "causal-lm" or recipe.data.format == "text" or recipe.data.evaluation is None:
+    asked = recipe.data.evaluation is not None or recipe.data.test is not None
+    if recipe.model.task != "causal-lm" or recipe.data.format == "text" or not asked:
         return 0
     return max(settings.examples, settings.rows if compared & set(recipe.evaluation.metrics) else 0)
 

@@ -21,12 +21,12 @@ from peftlab.training.preflight import HeldOut, longest
 def longest_work(work: Workload, dataset: Dataset) -> Workload:
     """Return the workload of the longest rows that the data really has."""
     rows = longest(dataset.train, work.rows * work.micro_batches)
-    held_out = longest(dataset.all_held_out or rows, work.evaluation_rows)
+    held_out = longest(dataset.all_held_out, work.evaluation_rows) if dataset.all_held_out else rows
     return replace(
         work,
         length=max(len(row.input_ids) for row in rows),
         supervised=supervised_share(rows),
-        evaluation_rows=work.evaluation_rows if dataset.evaluation else 0,
+        evaluation_rows=work.evaluation_rows if dataset.all_held_out else 0,
         evaluation_length=max(len(row.input_ids) for row in held_out),
         evaluation_supervised=supervised_share(held_out),
         padded=work.padded and len({len(row.input_ids) for row in rows}) > 1,
@@ -47,7 +47,8 @@ def held_out(bench: Bench, model: nn.Module) -> HeldOut:
 
 def longest_prompts(recipe: Recipe, dataset: Dataset, model: nn.Module) -> list[list[int]]:
     """Return the longest batch of prompts that the run writes answers to, as `model` gets them; none, if none."""
-    prompts = dataset.prompts[: count_answers(recipe)]
+    count = count_answers(recipe)
+    prompts = [*dataset.prompts[:count], *dataset.test_prompts[:count]]
     if not prompts:
         return []
     limit = prompt_limit(model, recipe.evaluation.generation)
