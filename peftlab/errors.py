@@ -110,6 +110,19 @@ class StoppedError(PeftlabError):
             self.exit_code = 128 + signal
 
 
+def one_line(text: object, characters: int = 300) -> str:
+    """Return a text, or an error's message, as one printable line of limited length."""
+    line = " ".join(str(text).split())
+    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+    return line if len(line) <= characters else line[: characters - 3] + "..."
+
+
+def listed(names, most: int = 20) -> str:
+    """Return names as one line of limited length: `a, b, c and 7 more`."""
+    names = [one_line(name, 60) or repr(name) for name in names]
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
 def nearest(name: str, known) -> str:
     """Return `; did you mean 'x'?` for the closest known name, or the empty string."""
     from difflib import get_close_matches

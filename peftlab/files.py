@@ -1,9 +1,24 @@
-"""Writing a file so that a reader, or a crash, meets the old one or the new one whole."""
+"""Paths as users write them, and files of which a reader, or a crash, meets the old one or the new one whole."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+
+
+def user_path(text: str) -> Path:
+    """Return the path that a user wrote, `~` replaced by the home; it need not exist.
+
+    Raises ValueError with the reason for what no file can be called, or may not be looked at.
+    """
+    try:
+        path = Path(text).expanduser()
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, RuntimeError) as error:  # RuntimeError: a user's home that is not there
+        raise ValueError(getattr(error, "strerror", None) or str(error).rstrip(".")) from None
+    return path
 
 
 def write_atomically(path: Path, text: str) -> None:

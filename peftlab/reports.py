@@ -8,7 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field, computed_field
 
 
 class Report(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    # JSON has no NaN and no infinity: as texts they come back as the numbers that they are.
+    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="strings")
 
 
 class CountRow(Report):
@@ -179,6 +180,7 @@ class RunResult(Report):
     seconds: dict[str, float] = Field(default_factory=dict)
     inference: InferenceReport | None = None
     resumes: list[ResumeReport] = Field(default_factory=list)
+    notes: list[str] = Field(default_factory=list)
     error: str | None = None
 
 

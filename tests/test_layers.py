@@ -13,7 +13,8 @@ PACKAGE = Path(__file__).resolve().parents[1] / "peftlab"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 LAYERS = [
-    {"errors", "files", "patterns", "shapes", "reports", "architectures", "recipe", "methods", "models.reference"},
+    {"errors", "files", "secrets", "patterns", "shapes", "reports", "architectures"}
+    | {"recipe", "methods", "models.reference"},
     {"device", "loss", "models", "parameters", "nn", "data", "memory", "evaluation", "checkpoint", "builtin"},
     {"training"},
     {"runs", "budgets", "comparison"},

@@ -14,7 +14,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from peftlab.errors import PeftlabError, RecipeError, UsageError
+from peftlab.errors import PeftlabError, Problem, RecipeError, UsageError
+from peftlab.secrets import mask_secrets
 
 KEY_PATH = re.compile(r"((?:model|method|data|training|evaluation|run)(?:\.\w+)*): ")
 FAULT = 1
@@ -59,21 +60,25 @@ def run_command(command: Callable[[], Any], as_json: bool, debug: bool) -> int:
 def tell_error(error: Exception, as_json: bool, debug: bool) -> int:
     """Print an error in one line, or in one for each problem of a recipe; return its exit code."""
     if debug:
-        traceback.print_exception(error)
+        print(mask_secrets("".join(traceback.format_exception(error))), file=sys.stderr, end="")
     foreseen = isinstance(error, PeftlabError)
     code = error.exit_code if foreseen else FAULT
     told_by_all = isinstance(error, RecipeError | UsageError)  # every process of a launch meets these alike
     if told_by_all and not is_main_process():
         return code
-    lines = str(error).splitlines() if foreseen else [describe_fault(error)]
+    lines = [mask_secrets(line) for line in (str(error).splitlines() if foreseen else [describe_fault(error)])]
     for line in lines:
         print(f"peftlab: error: {line}", file=sys.stderr)
     if as_json and is_main_process():
-        problems = [asdict(problem) for problem in getattr(error, "problems", [])]
+        problems = [masked(problem) for problem in getattr(error, "problems", [])]
         print_json(
             {"error": {"kind": type(error).__name__, "exit_code": code, "lines": lines, "problems": problems}}
         )
     return code
+
+
+def masked(problem: Problem) -> dict[str, Any]:
+    return asdict(problem) | {"message": mask_secrets(problem.message)}
 
 
 @contextlib.contextmanager

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from peftlab.cli.answer import answers
+from peftlab.cli.answer import answers, masked
 from peftlab.cli.options import AsJson, Debug, RecipePaths, split_overrides
 from peftlab.errors import Problem, RecipeError, UsageError
+from peftlab.secrets import mask_secrets
 
 
 @answers
@@ -23,7 +23,7 @@ def check(recipes: RecipePaths, as_json: AsJson = False, debug: Debug = False) -
     answer = {
         "ok": good,
         "recipes": [
-            {"path": str(path), "ok": not problems, "problems": [asdict(problem) for problem in problems]}
+            {"path": str(path), "ok": not problems, "problems": [masked(problem) for problem in problems]}
             for path, problems in found.items()
         ],
     }
@@ -42,7 +42,7 @@ def find_problems(path: Path, overrides: Sequence[str]) -> list[Problem]:
 
 def show_problems(found: dict[Path, list[Problem]]) -> None:
     for path, problems in found.items():
-        print("\n".join(map(str, problems)) if problems else f"ok  {path}")
+        print("\n".join(mask_secrets(str(problem)) for problem in problems) if problems else f"ok  {path}")
 
 
 @answers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -24,5 +25,5 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an e
 
 def split_overrides(arguments: Sequence[str]) -> tuple[list[Path], list[str]]:
     """Return the recipe files and the `key=value` overrides among the arguments of one command."""
-    overrides = [text for text in arguments if "=" in text and not Path(text).exists()]
+    overrides = [text for text in arguments if "=" in text and not os.path.exists(text)]
     return [Path(text) for text in arguments if text not in overrides], overrides

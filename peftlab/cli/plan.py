@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -62,7 +63,7 @@ def plan_model(model: str, overrides: list[str] | None, memory: str | None, maxi
 
 def is_recipe(what: str) -> bool:
     """Whether an argument names a recipe file rather than a model."""
-    return Path(what).suffix.lower() in (".yaml", ".yml") or Path(what).is_file() and not what.endswith(".gguf")
+    return Path(what).suffix.lower() in (".yaml", ".yml") or os.path.isfile(what) and not what.endswith(".gguf")
 
 
 def show_plan(report: Any) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from jinja2 import TemplateError
 
 from peftlab.data.formats import Chat
-from peftlab.errors import DataError
+from peftlab.errors import DataError, one_line
 
 GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 Span = tuple[int, int]
@@ -88,7 +88,10 @@ def _apply(tokenizer: Any, messages: Messages, **options: Any) -> Any:
     try:
         return tokenizer.apply_chat_template(messages, **options)
     except TemplateError as error:
-        raise DataError(f"{_place(messages)}: the model's chat template refuses it: {error}") from None
+        raise DataError(f"{_place(messages)}: the model's chat template refuses it: {one_line(error)}") from None
+    except Exception as error:  # a template is a program of somebody else's and can raise anything
+        fault = f"{type(error).__name__}: {one_line(error)}"
+        raise DataError(f"{_place(messages)}: the model's chat template fails on it: {fault}") from None
 
 
 def _place(messages: Messages) -> str:

@@ -20,7 +20,7 @@ from peftlab.data.tokens import (
     tokenise_labelled,
     tokenise_texts,
 )
-from peftlab.errors import DataError
+from peftlab.errors import DataError, listed, one_line
 from peftlab.recipe.schema import Data
 
 Task = Literal["causal-lm", "sequence-classification"]
@@ -96,7 +96,8 @@ def load_examples(section: Data, task: Task, seed: int) -> Examples:
     train = read_examples(read_source(section.train, "train"), section)
     labels = list_labels(train) if section.format == "classification" else None
     if labels is not None and len(labels) < 2:
-        raise DataError(f"{section.train}: every row has the label {labels[0]!r}; a classifier needs at least two")
+        only = one_line(labels[0], 60)
+        raise DataError(f"{section.train}: every row has the label {only!r}; a classifier needs at least two")
     train, evaluation = _set_aside(train, section, "evaluation", labels, seed, HELD_OUT)
     train, test = _set_aside(train, section, "test", labels, seed, HELD_OUT_TEST)
     return Examples(
@@ -178,11 +179,7 @@ def _tokenise_part(
         rows = tokenise_labelled(part, examples.labels, tokenizer, section.max_length, counts)
     else:
         rows = tokenise_texts(part, tokenizer, section.max_length, counts)
-    if not rows:
-        raise DataError(
-            f"data.{name}: none of {len(part)} rows has a supervised token; raise data.max_length"
-            f" ({section.max_length}) or check which column is which"
-        )
+    _refuse_dropped(len(part), counts["dropped"], section, name)
     lengths = [len(row.input_ids) for row in rows]
     return rows, {
         "rows": len(rows),
@@ -192,6 +189,20 @@ def _tokenise_part(
         **{key: int(counts[key]) for key in ("truncated", "lost_supervised", "straddling", "dropped")},
         "sha256": fingerprint(part),
     }
+
+
+def _refuse_dropped(rows: int, dropped: int, section: Data, name: str) -> None:
+    """Raise DataError where more rows than allowed teach nothing: a wrong column, role or limit, most likely."""
+    remedy = f"raise data.max_length ({section.max_length}) or check which column is which"
+    if section.format == "chat":
+        remedy = f"raise data.max_length ({section.max_length}) or check the roles: only `assistant` turns are learned"
+    if dropped == rows:
+        raise DataError(f"data.{name}: none of {rows} rows has a supervised token; {remedy}")
+    if dropped > section.allow_dropped * rows:
+        raise DataError(
+            f"data.{name}: {dropped} of {rows} rows have no supervised token, more than data.allow_dropped"
+            f" ({section.allow_dropped:g}); {remedy}, or set data.allow_dropped"
+        )
 
 
 def _permute(n: int, seed: int, purpose: int) -> np.ndarray:
@@ -233,8 +244,8 @@ def _check_labels(evaluation: Sequence[Example], labels: list[str] | None, sourc
         return
     for row, example in enumerate(evaluation, start=1):
         if example.label not in labels:
-            known = ", ".join(labels[:20])
-            raise DataError(f"{source}: row {row}: label {example.label!r} never occurs in training; there: {known}")
+            told = f"label {one_line(example.label, 60)!r} never occurs in training; there: {listed(labels)}"
+            raise DataError(f"{source}: row {row}: {told}")
 
 
 def _check_vocabulary(rows: Sequence[TokenRow], vocabulary: int | None) -> None:

@@ -10,15 +10,22 @@ import csv
 import gzip
 import io
 import json
+import stat
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from peftlab.errors import DataError
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 LARGEST_CELL = 2**31 - 1
+LARGEST_COLUMNS = 1000
+# Text shrinks to a fifth or a twentieth; what unpacks to more than this is made to fill a memory.
+LARGEST_EXPANSION = 200
+UNSUSPICIOUS_BYTES = 256 * 1024**2
 
 
 @dataclass(frozen=True)
@@ -58,14 +65,34 @@ def read_file(path: Path) -> Table:
 
 def _read_bytes(path: Path) -> bytes:
     try:
+        _refuse_unreadable(path)
         content = path.read_bytes()
-        return gzip.decompress(content) if path.name.lower().endswith(".gz") else content
+        return _unpack(content, path) if path.name.lower().endswith(".gz") else content
     except FileNotFoundError:
         raise DataError(f"{path}: no such file (relative paths start at {Path.cwd()})") from None
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(f"{path}: is not a whole gzip file ({error}); get it again") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
+
+
+def _refuse_unreadable(path: Path) -> None:
+    """Raise DataError for what would wait for ever (a pipe) or fill the memory."""
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise DataError(f"{path}: is not a regular file; write the rows to one")
+    if found.st_size > (free := psutil.virtual_memory().available):
+        raise DataError(f"{path}: has {found.st_size:,} bytes and {free:,} of memory are free; take a part of it")
+
+
+def _unpack(content: bytes, path: Path) -> bytes:
+    limit = max(UNSUSPICIOUS_BYTES, LARGEST_EXPANSION * len(content))
+    with gzip.GzipFile(fileobj=io.BytesIO(content)) as file:
+        plain = file.read(limit + 1)
+    if len(plain) > limit:
+        told = f"unpacks to more than {LARGEST_EXPANSION} times its size, as no text does"
+        raise DataError(f"{path}: {told}; look into it, and name the unpacked file if it is good")
+    return plain
 
 
 def _decode(content: bytes, path: Path) -> str:
@@ -84,6 +111,8 @@ def _columns(rows: list[Any], path: Path, lines: list[int]) -> dict[str, list[An
         if not isinstance(row, dict):
             raise DataError(f"{path}:{line}: a row must be an object {{...}}, not {type(row).__name__}")
         names.update(dict.fromkeys(row))
+        if len(names) > LARGEST_COLUMNS:
+            raise DataError(f"{path}:{line}: more than {LARGEST_COLUMNS} columns; rows should share their keys")
     return {name: [row.get(name) for row in rows] for name in names}
 
 
@@ -93,12 +122,22 @@ def _read_lines(text: str, path: Path) -> dict[str, list[Any]]:
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise DataError(f"{path}:{number}: is not JSON: {error.msg} at column {error.colno}") from None
+        rows.append(_parse_json(line, path, number))
         lines.append(number)
     return _columns(rows, path, lines)
+
+
+def _parse_json(text: str, path: Path, line: int | None = None) -> Any:
+    """Return the value of a JSON text; `line` is the file's line that it is, if it is one."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        where = f"{path}:{line or error.lineno}"
+        raise DataError(f"{where}: is not JSON: {error.msg} at column {error.colno}") from None
+    except RecursionError:
+        raise DataError(f"{path}{f':{line}' if line else ''}: is nested too deep for a row") from None
+    except ValueError:  # Python's own limit
+        raise DataError(f"{path}{f':{line}' if line else ''}: holds a number of thousands of digits") from None
 
 
 def _read_json(text: str, path: Path) -> dict[str, list[Any]]:
@@ -107,10 +146,7 @@ def _read_json(text: str, path: Path) -> dict[str, list[Any]]:
         return _read_lines(text, path)
     if not text.strip():
         return {}
-    try:
-        rows = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}:{error.lineno}: is not JSON: {error.msg} at column {error.colno}") from None
+    rows = _parse_json(text, path)
     if not isinstance(rows, list):
         raise DataError(f"{path}: must hold a list of objects, not {type(rows).__name__}")
     return _columns(rows, path, [1] * len(rows))

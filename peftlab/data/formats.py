@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
@@ -10,10 +12,12 @@ from string import Formatter
 from typing import Any
 
 from peftlab.data.files import Table
-from peftlab.errors import DataError, nearest
+from peftlab.errors import DataError, listed, nearest, one_line
 from peftlab.recipe.schema import COLUMN_ROLES, TEMPLATE_ROLES, Data
 
 OPTIONAL_ROLES = {"text_pair"}
+WHOLE_NUMBER = re.compile(r"-?\d{1,18}")
+DEEPEST_MESSAGE = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +77,7 @@ def read_examples(table: Table, section: Data) -> list[Example]:
 def list_labels(examples: Sequence[Labelled]) -> list[str]:
     """Return the labels that occur, whole numbers in numeric order, else alphabetically."""
     labels = {example.label for example in examples}
-    numeric = all(label.lstrip("-").isdecimal() for label in labels)
+    numeric = all(WHOLE_NUMBER.fullmatch(label) for label in labels)
     return sorted(labels, key=(lambda label: (int(label), label)) if numeric else None)
 
 
@@ -92,7 +96,7 @@ def _map_roles(table: Table, section: Data) -> dict[str, str]:
 
 
 def _missing_column(table: Table, role: str, column: str) -> str:
-    there = ", ".join(table.columns)
+    there = listed(table.columns)
     hint = f"; set data.columns.{role}" if role == column else nearest(column, table.columns)
     return f"{table.name}: has no column {column!r} for {role!r}{hint}; its columns: {there}"
 
@@ -128,8 +132,8 @@ def _is_null(value: Any, empty_allowed: bool) -> bool:
 
 
 def _as_text(value: Any) -> str:
-    if not isinstance(value, str | int | float):
-        raise ValueError(f"needs text, not {type(value).__name__}")
+    if not isinstance(value, str | int | float) or isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"needs text, not {type(value).__name__}{' inf' if isinstance(value, float) else ''}")
     text = str(value)
     try:
         text.encode()
@@ -140,8 +144,8 @@ def _as_text(value: Any) -> str:
 
 def _as_label(value: Any) -> str:
     if not isinstance(value, str | int):
-        raise ValueError(f"a label is a text or a whole number, not {type(value).__name__} {value!r}")
-    return str(value).strip()
+        raise ValueError(f"a label is a text or a whole number, not {type(value).__name__} {one_line(value, 60)}")
+    return _as_text(value).strip()
 
 
 def _check_messages(value: Any) -> list[dict[str, Any]]:
@@ -152,8 +156,20 @@ def _check_messages(value: Any) -> list[dict[str, Any]]:
             raise ValueError("each message needs a role and a content")
         if not isinstance(message.get("content"), str):
             raise ValueError(f"the content of a {message['role']!r} message must be text")
+        _as_text(message["role"])
         _as_text(message["content"])
+    if _depth(value) > DEEPEST_MESSAGE:
+        raise ValueError(f"messages are nested deeper than {DEEPEST_MESSAGE} levels")
     return value
+
+
+def _depth(value: Any) -> int:
+    """Return how deep lists and objects lie in one another, without recursion."""
+    depth, level = 0, [value]
+    while level := [item for item in level if isinstance(item, list | dict)]:
+        depth += 1
+        level = [inner for item in level for inner in (item.values() if isinstance(item, dict) else item)]
+    return depth
 
 
 def _parse_template(template: str, table: Table) -> list[tuple[str, str | None]]:
@@ -168,7 +184,7 @@ def _parse_template(template: str, table: Table) -> list[tuple[str, str | None]]
         if spec or conversion:
             raise DataError(f"data.template: {{{name}}} takes no ':' or '!' behind the name")
         if name not in table.columns:
-            hint = f"{nearest(name, table.columns)}; its columns: {', '.join(table.columns)}"
+            hint = f"{nearest(name, table.columns)}; its columns: {listed(table.columns)}"
             raise DataError(f"data.template: {table.name} has no column {name!r}{hint}")
     return [(literal, name) for literal, name, _, _ in pieces]
 

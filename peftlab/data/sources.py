@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from peftlab.data.files import SUFFIXES, Table, file_kind, read_file
-from peftlab.errors import DataError, nearest
+from peftlab.errors import DataError, nearest, one_line
+from peftlab.files import user_path
 
 BUILTIN = Path(__file__).parent.parent / "builtin"
 GRAMMAR = re.compile(r"(?P<source>[^\[\]]+)(?:\[(?P<split>[^\[\]]+)(?:\[(?P<rows>[^\[\]]*)\])?\])?")
@@ -36,7 +37,10 @@ def read_source(text: str, split_default: str) -> Table:
 def _read_split(source: str, split: str | None, split_default: str) -> Table:
     if source.startswith("builtin:"):
         return read_file(_find_builtin(source.removeprefix("builtin:"), split or split_default))
-    path = Path(source).expanduser()
+    try:
+        path = user_path(source)
+    except ValueError as error:
+        raise DataError(f"{one_line(source, 80)}: cannot be read: {error}") from None
     if path.is_dir():
         return _load_dataset(str(path), None, split or split_default)
     if file_kind(source):
@@ -61,7 +65,7 @@ def _find_builtin(name: str, split: str) -> Path:
 
 
 def _parse_bounds(rows: str, text: str) -> tuple[str | None, str | None]:
-    match = re.fullmatch(r"\s*(-?\d+%?)?\s*:\s*(-?\d+%?)?\s*", rows)
+    match = re.fullmatch(r"\s*(-?\d{1,18}%?)?\s*:\s*(-?\d{1,18}%?)?\s*", rows)
     if match is None:
         raise DataError(f"{text}: [{rows}] must read from:to in rows or percent, as [:500] or [10%:20%]")
     return match[1], match[2]
@@ -94,7 +98,7 @@ def _load_dataset(name: str, config: str | None, split: str, offline: bool = Fal
                 " or fetch the data set once with a network (it is then cached)"
             ) from None
         reason = str(error.__cause__ or error).strip() or type(error).__name__
-        raise DataError(f"{title}[{split}]: {reason.splitlines()[0]}") from None
+        raise DataError(f"{title}[{split}]: {one_line(reason)}") from None
     columns = loaded.with_format("arrow")[:].to_pydict()
     for column, feature in loaded.features.items():
         if isinstance(feature, datasets.ClassLabel):

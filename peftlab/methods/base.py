@@ -83,7 +83,7 @@ class Method(BaseModel):
     def _check_patterns(self, shape: ModelShape) -> Problems:
         names = [site.name for site in (*shape.parameters, *self.added_parameters(shape))]
         problems = [
-            (field, f"{pattern!r} matches no parameter; {describe_candidates(pattern, names)}")
+            (field, f"{pattern!r} matches no parameter; {_tied(pattern, shape)}{describe_candidates(pattern, names)}")
             for field, patterns in (("unfreeze", self.unfreeze), ("freeze", self.freeze))
             for pattern in unmatched(patterns, names)
         ]
@@ -212,6 +212,12 @@ def task_of(model: nn.Module) -> str:
 
     name = type(find_base(model)[1]).__name__
     return "sequence-classification" if "SequenceClassification" in name else "causal-lm"
+
+
+def _tied(pattern: str, shape: ModelShape) -> str:
+    """Say that a pattern names a layer whose weight is another's, if it does."""
+    layers = matching([pattern], [site.name for site in shape.linears])
+    return f"{layers[0]} is tied to the embedding, whose name trains both; " if layers else ""
 
 
 def describe_candidates(pattern: str, names: Iterable[str]) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedConfig
+from transformers.utils.peft_utils import find_adapter_config_file
 
 from peftlab.errors import MissingRequirementError, ModelError, PeftlabError
 from peftlab.models.hub import must_stay_local
@@ -55,6 +56,7 @@ def read_config(section: Model, reference: Reference, labels: Sequence[str] | No
     """Return the configuration, with the labels and the padding token that classification needs."""
     arguments = hub_arguments(reference, section)
     with one_line_errors(reference, "read"):
+        _refuse_adapter(reference, arguments["local_files_only"])
         if reference.gguf_file:
             file = reference.folder / reference.gguf_file
             config = copy.deepcopy(_read_gguf(file, file.stat().st_mtime_ns))
@@ -67,6 +69,15 @@ def read_config(section: Model, reference: Reference, labels: Sequence[str] | No
     if section.task == "sequence-classification":
         _fit_to_classification(config, labels)
     return config
+
+
+def _refuse_adapter(reference: Reference, local: bool) -> None:
+    """Raise ModelError for an adapter: transformers would fetch whatever base model it names."""
+    if find_adapter_config_file(reference.source, revision=reference.revision, local_files_only=local):
+        raise ModelError(
+            f"model {reference.label!r} is an adapter (it has an adapter_config.json), not a model; set model.name to "
+            "the base that you trust it to go on"
+        )
 
 
 @functools.lru_cache(maxsize=4)

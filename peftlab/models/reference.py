@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from peftlab.errors import ModelError, nearest
+from peftlab.errors import ModelError, nearest, one_line
+from peftlab.files import user_path
 
 BUILTIN_ROOT = Path(__file__).resolve().parent.parent / "builtin"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(?:/[A-Za-z0-9][\w.-]{0,95})?")
@@ -51,7 +52,10 @@ def resolve(name: str, revision: str | None = None) -> Reference:
         return _builtin(name)
     if name.startswith("package:"):
         return _in_package(name)
-    path = Path(name).expanduser()
+    try:
+        path = user_path(name)
+    except ValueError as error:
+        raise ModelError(f"model {one_line(name, 80)!r}: cannot be read: {error}") from None
     if path.exists():
         return _local(path, name)
     if _looks_like_path(name):
@@ -100,7 +104,13 @@ def _local(path: Path, label: str) -> Reference:
         if path.suffix != ".gguf":
             raise ModelError(f"model {label!r} is a file, but not a .gguf one; name its folder instead")
         return Reference(label=label, folder=path.parent, gguf_file=path.name)
-    if not (path / "config.json").is_file():
+    has_config = (path / "config.json").is_file()
+    if (path / "adapter_config.json").is_file() or (path / "peftlab_adapter.json").is_file() and not has_config:
+        raise ModelError(
+            f"model {label!r} is an adapter, not a model: set model.name to its base; `peftlab evaluate RUN` and "
+            "`peftlab generate RUN` use what a run has trained"
+        )
+    if not has_config:
         raise ModelError(f"model {label!r}: the folder has no config.json; there is: {_listing(path)}")
     return Reference(label=label, folder=path)
 

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from peftlab.errors import Problem, RecipeError
 from peftlab.recipe.checks import find_contradictions
+from peftlab.recipe.limits import find_excesses
 from peftlab.recipe.overrides import COMMAND_LINE, apply_overrides
 from peftlab.recipe.schema import Recipe
 from peftlab.recipe.schema_errors import find_schema_errors
@@ -88,6 +89,8 @@ def parse_recipe(text: str, overrides: Sequence[str] = (), file: str | None = No
 def place_of(path: str | Path, overrides: Sequence[str], key: str) -> str:
     """Return where a recipe sets `key` (or the section around it): `FILE:LINE` or `command line`."""
     source = parse_yaml(read_text(Path(path)), str(path))
+    if not isinstance(source.value, dict):  # a pipe gives its text once
+        return str(path)
     overridden, _ = apply_overrides(source.value, overrides)
     problem = Draft(source.value, str(path), source.lines, overridden).problem(tuple(key.split(".")), "")
     return f"{problem.file}:{problem.line}" if problem.line else str(problem.file)
@@ -109,7 +112,7 @@ def check_values(draft: Draft) -> tuple[Recipe, list[Problem]]:
             without_errors(draft.values, [path for path, _ in errors]), strict=True
         )
     wrong = [path for path, _ in errors]
-    errors += find_contradictions(recipe, wrong)
+    errors += [*find_contradictions(recipe, wrong), *find_excesses(recipe)]
     return recipe, [draft.problem(path, message) for path, message in errors]
 
 

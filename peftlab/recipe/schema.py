@@ -58,6 +58,8 @@ class Data(Section):
     """Builds the prompt (or the text) from columns: `Facts: {mr}\\nText:`."""
     max_length: PositiveInt = 512
     """Longest row in tokens; longer ones lose their prompt's beginning, then are counted and reported."""
+    allow_dropped: float = Field(0.1, ge=0, le=1)
+    """Part of the rows that may be left out because no token in them is supervised; more of them end the run."""
     train_rows: PositiveInt | None = None
     """Use only this many training rows (drawn by the seed)."""
     evaluation_rows: PositiveInt | None = None

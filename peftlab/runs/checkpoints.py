@@ -24,6 +24,7 @@ from peftlab.training.state import (
     restore_process_state,
     restore_shared_state,
 )
+from peftlab.training.step import check_weights
 
 if TYPE_CHECKING:
     from peftlab.runs.run import Run
@@ -71,6 +72,7 @@ class CheckpointSaver:
         """Begin the checkpoint of the step that `setup` is at; a former one is whole when this returns."""
         if setup.progress.step == self._saved:
             return
+        check_weights(setup)
         with self._timed("checkpoints_stalled"):
             # All processes have given their states, at the same step, before the main one writes a byte.
             processes = gather_object([capture_process_state(self.run.recorder)])

@@ -56,7 +56,7 @@ class RunDirectory:
     @classmethod
     def open(cls, path: Path) -> RunDirectory:
         """Find a run. Raises StorageError where there is none."""
-        if not (path / MARKER).is_file() or not (path / "result.json").is_file():
+        if not os.path.isfile(path / MARKER) or not os.path.isfile(path / "result.json"):
             raise StorageError(f"{path} is not a run directory of peftlab (no {MARKER} and result.json in it)")
         return cls(path)
 
@@ -73,6 +73,12 @@ class RunDirectory:
     def _holds_others_files(self) -> bool:
         names = os.listdir(self.path) if self.path.is_dir() else ()
         return not all(HALF_MARKER.fullmatch(name) for name in names)
+
+    def refuse_links(self) -> None:
+        """Raise StorageError if anything that a run writes or removes here leads out of the directory."""
+        for name in (*OWN_FILES, *OWN_FOLDERS, MARKER):
+            if (self.path / name).is_symlink():
+                raise StorageError(f"run.output: {self.path / name} is a link; a run writes in its own directory only")
 
     def lock(self) -> RunLock:
         """Return the lock that a run holds while it writes here."""
@@ -174,6 +180,7 @@ def open_directory(path: Path, main: bool, overwrite: bool, resume: bool) -> Ite
         yield RunDirectory(path)
         return
     directory = RunDirectory.open(path) if resume else RunDirectory.claim(path)
+    directory.refuse_links()
     with directory.lock():
         directory.clean()
         if not resume:

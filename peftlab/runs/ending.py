@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from typing import TYPE_CHECKING
 
 import torch
 
-from peftlab.errors import DivergedError, LaunchError, OutOfMemoryError, StoppedError, StorageError
+from peftlab.errors import DivergedError, LaunchError, OutOfMemoryError, StoppedError, StorageError, one_line
+from peftlab.secrets import mask_secrets
 
 if TYPE_CHECKING:
     from peftlab.runs.run import Run
@@ -19,7 +21,7 @@ def record_failure(error: BaseException, run: Run) -> BaseException:
     """Write the run's record with what ended it, and return the error that a user should see."""
     failure = translate(run.launch.explain(error), run)
     result, directory = run.result, run.directory
-    result.status, result.error = status_of(failure), str(failure) or type(failure).__name__
+    result.status, result.error = status_of(failure), mask_secrets(str(failure)) or type(failure).__name__
     lost = failure.lost if isinstance(failure, LaunchError) else []
     with contextlib.suppress(StorageError):  # a disk that is full takes no record either: the first error counts
         if run.accelerator.is_main_process:
@@ -44,6 +46,9 @@ def stand_in(run: Run) -> None:
 
 def translate(error: BaseException, run: Run) -> BaseException:
     """Return the error that a user should see: torch's out of memory becomes ours."""
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        return StorageError(f"{where}{error.strerror or one_line(error)}; free some space or check the disk")
     if not isinstance(error, torch.OutOfMemoryError):
         return error
     training = run.recipe.training
@@ -60,6 +65,18 @@ def status_of(error: BaseException) -> str:
     if isinstance(error, OutOfMemoryError):
         return "out_of_memory"
     return "interrupted" if isinstance(error, KeyboardInterrupt | StoppedError) else "failed"
+
+
+def refuse_not_finite(metrics: dict[str, float], part: str, when: str) -> None:
+    """Raise DivergedError for a loss of the held-out rows of `part` that is no number, `before` or `after` training."""
+    loss = metrics.get("loss", 0.0)
+    if math.isfinite(loss):
+        return
+    if when == "before":
+        told = "before any step: the base model's weights or these rows are damaged; get them again"
+    else:
+        told = "after training, which diverged in its last steps; lower training.learning_rate"
+    raise DivergedError(f"data.{part}: the loss of its rows is {loss:g} {told}")
 
 
 def refuse_unfinished(setup: Setup, stop: Stop) -> None:

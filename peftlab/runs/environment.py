@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from peftlab import __version__
+from peftlab.secrets import mask_secrets
 
 LIBRARIES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "datasets", "safetensors")
 
@@ -27,7 +28,7 @@ def describe_environment(device: torch.device, processes: int) -> dict[str, Any]
         "device": device_name(device),
         "threads": torch.get_num_threads(),
         "processes": processes,
-        "command": sys.argv,
+        "command": [mask_secrets(argument) for argument in sys.argv],
     }
 
 

@@ -17,11 +17,13 @@ from peftlab.recipe.schema import Recipe
 from peftlab.runs.bench import Bench
 from peftlab.training.preflight import HeldOut, longest
 
+OFTEN = 10
+
 
 def longest_work(work: Workload, dataset: Dataset) -> Workload:
     """Return the workload of the longest rows that the data really has."""
-    rows = longest(dataset.train, work.rows * work.micro_batches)
-    held_out = longest(dataset.all_held_out, work.evaluation_rows) if dataset.all_held_out else rows
+    rows = longest_mix(dataset.train, work.rows * work.micro_batches)
+    held_out = longest_mix(dataset.all_held_out, work.evaluation_rows) if dataset.all_held_out else rows
     return replace(
         work,
         length=max(len(row.input_ids) for row in rows),
@@ -31,6 +33,14 @@ def longest_work(work: Workload, dataset: Dataset) -> Workload:
         evaluation_supervised=supervised_share(held_out),
         padded=work.padded and len({len(row.input_ids) for row in rows}) > 1,
     )
+
+
+def longest_mix(rows: Sequence[TokenRow], count: int) -> list[TokenRow]:
+    """Return the `count` longest rows, or all once where they would repeat so often that only their mix matters.
+
+    A mistyped batch size must not build a list of its length.
+    """
+    return longest(rows, count if count <= OFTEN * len(rows) else len(rows))
 
 
 def supervised_share(rows: Sequence[TokenRow]) -> float:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from peftlab.reports import MemoryReport
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # Okabe and Ito's colours, told apart by colour-blind readers too.
 BLUE, ORANGE = "#0072B2", "#D55E00"
@@ -32,15 +37,24 @@ def draw_losses(history: list[dict[str, Any]], title: str, path: Path) -> None:
         ("train", "training", {"color": BLUE, "linewidth": 1.5}),
         ("evaluation", "held out", {"color": ORANGE, "marker": "o", "linewidth": 1.5}),
     ):
-        points = [(line["step"], line["loss"]) for line in history if line["event"] == event and "loss" in line]
+        lines = [line for line in history if line["event"] == event]
+        points = [(line["step"], line["loss"]) for line in lines if math.isfinite(line.get("loss") or math.nan)]
         if points:
             axes.plot(*zip(*points, strict=True), label=label, **style)
     if not axes.lines:
         return
-    axes.set(xlabel="optimiser step", ylabel="loss (nats)", title=title)
+    axes.set(xlabel="optimiser step", ylabel="loss (nats)")
+    axes.set_title(title, parse_math=False)
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(path, dpi=120)
+    write_picture(figure, path)
+
+
+def write_picture(figure: Figure, path: Path) -> None:
+    """Write a figure; a name in a script that the font lacks is drawn as boxes, without a word about it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        figure.savefig(path, dpi=120)
 
 
 def draw_memory(rows: Sequence[tuple[str, dict[str, MemoryReport]]], path: Path) -> None:
@@ -65,8 +79,8 @@ def draw_memory(rows: Sequence[tuple[str, dict[str, MemoryReport]]], path: Path)
             axes.bar(place, height, 0.36, bottom, color=colour, hatch=hatch, edgecolor="white", linewidth=0.4)
             bottom += height
     axes.set(ylabel="MiB at the peak", title="Memory in tensors: predicted (hatched), measured (plain)")
-    axes.set_xticks(range(len(rows)), [name for name, _ in rows])
+    axes.set_xticks(range(len(rows)), [name for name, _ in rows], parse_math=False)
     axes.grid(axis="y", alpha=0.3)
     handles = [Patch(color=colour, label=name.replace("_", " ")) for name, colour in CATEGORY_COLOURS.items()]
     axes.legend(handles=handles[::-1], fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
-    figure.savefig(path, dpi=120)
+    write_picture(figure, path)

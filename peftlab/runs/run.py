@@ -13,7 +13,10 @@ from accelerate import Accelerator
 from torch import nn
 
 from peftlab.data.dataset import Dataset
+from peftlab.data.notes import note_data
 from peftlab.device import quiet_libraries, synchronize
+from peftlab.errors import StorageError, one_line
+from peftlab.files import user_path
 from peftlab.memory.measure import MemoryMeter
 from peftlab.memory.probe import Probe, join_reports
 from peftlab.recipe.dump import dump_recipe
@@ -24,12 +27,13 @@ from peftlab.runs.accelerator import open_accelerator
 from peftlab.runs.bench import Bench, prepare
 from peftlab.runs.directory import RunDirectory, is_finished, open_directory
 from peftlab.runs.display import open_display
-from peftlab.runs.ending import record_failure, refuse_unfinished
+from peftlab.runs.ending import record_failure, refuse_not_finite, refuse_unfinished
 from peftlab.runs.environment import describe_environment
 from peftlab.runs.launch import Launch, launched
 from peftlab.runs.picture import draw_losses
 from peftlab.runs.prediction import foresee
 from peftlab.runs.training import train_model
+from peftlab.secrets import mask_secrets
 from peftlab.training.recorder import Recorder
 from peftlab.training.stop import Stop
 from peftlab.training.trackers import Trackers
@@ -52,7 +56,7 @@ def train(
     status; faults that a user can meet raise a PeftlabError, StoppedError among them.
     """
     quiet_libraries()
-    path = Path(recipe.run.output or Path("runs") / name)
+    path = run_path(recipe, name)
     accelerator = open_accelerator(recipe, path)
     main = accelerator.is_main_process
     with (
@@ -79,6 +83,15 @@ def train(
 def open_stop(settings: RunSettings, processes: int) -> Stop:
     """Return what ends the run early: a signal, or what the recipe says."""
     return Stop(settings.max_seconds, settings.stop_after, ECHO_SECONDS if processes > 1 else 0.0)
+
+
+def run_path(recipe: Recipe, name: str) -> Path:
+    """Return the run directory's path. Raises StorageError for what can be none."""
+    try:
+        return user_path(recipe.run.output or f"runs/{name}")
+    except ValueError as error:
+        told = one_line(recipe.run.output or f"runs/{name}", 80)
+        raise StorageError(f"run.output: {told}: {error}; choose another folder") from None
 
 
 def describe_parameters(recipe: Recipe, report: ParameterReport) -> str:
@@ -110,7 +123,7 @@ class Run:
             recipe=self.recipe.model_dump(mode="json"),
             environment=describe_environment(device, self.accelerator.num_processes),
         )
-        trackers = Trackers(self.accelerator, self.name, self.display.note)
+        trackers = Trackers(self.accelerator, self.name, self.note)
         self.recorder = Recorder(
             self.accelerator, self.directory.metrics, self.display, trackers, self.meter.current
         )
@@ -122,12 +135,14 @@ class Run:
         with self.in_phase("load"):
             bench = prepare(self.recipe, self.accelerator, self.foresee)
         result.data = bench.dataset.report
+        for line in note_data(self.recipe, result.data, self.accelerator.num_processes):
+            self.note(line)
         if "evaluation_before" not in result.seconds:
             with self.in_phase("evaluation_before"):
                 self.evaluate(bench, bench.model, "before", 0)
         with self.in_phase("apply"):
             model, result.parameters = bench.apply()
-        self.display.note(describe_parameters(self.recipe, result.parameters))
+        self.note(describe_parameters(self.recipe, result.parameters))
         with self.in_phase("training"):
             setup = train_model(self, bench, model)
         refuse_unfinished(setup, self.stop)
@@ -145,8 +160,14 @@ class Run:
         self.draw()
         self.accelerator.wait_for_everyone()  # a process that left earlier would count as lost
 
+    def note(self, line: str) -> None:
+        """Show a line to whoever watches, and keep it in the record."""
+        line = mask_secrets(line)
+        self.display.note(line)
+        self.result.notes.append(line)
+
     def foresee(self, dataset: Dataset) -> None:
-        foresee(self.recipe, dataset, self.accelerator, self.result.memory, self.display.note)
+        foresee(self.recipe, dataset, self.accelerator, self.result.memory, self.note)
 
     @contextlib.contextmanager
     def in_phase(self, phase: str) -> Iterator[None]:
@@ -167,6 +188,8 @@ class Run:
         if self.accelerator.is_main_process:
             self.directory.write_recipe(dump_recipe(self.recipe))
         self.write()
+        if self.recipe.model.trust_remote_code:
+            self.note(f"model.trust_remote_code: runs the code that {self.recipe.model.name} ships")
 
     def take_up(self) -> None:
         """Keep what the run measured before it was stopped."""
@@ -183,6 +206,7 @@ class Run:
             if scores is None:
                 continue
             self.result.metrics[prefix + when] = metrics
+            refuse_not_finite(metrics, part, when)
             if part == "evaluation":
                 self.recorder.log_evaluation(step, metrics)
             if self.accelerator.is_main_process:
@@ -208,7 +232,7 @@ class Run:
         try:
             draw_losses(self.recorder.history, f"{self.name}: {self.recipe.method.title}", self.directory.picture)
         except Exception as error:
-            self.display.note(f"{self.directory.picture} cannot be drawn: {type(error).__name__}: {error}")
+            self.display.note(f"{self.directory.picture} cannot be drawn: {type(error).__name__}: {one_line(error)}")
 
     def write(self) -> None:
         if self.accelerator.is_main_process:

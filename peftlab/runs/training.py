@@ -19,6 +19,7 @@ from peftlab.runs.setup import build_setup, renew_optimizer
 from peftlab.training.loop import train as run_loop
 from peftlab.training.preflight import measure_longest
 from peftlab.training.setup import Setup
+from peftlab.training.step import check_weights
 
 if TYPE_CHECKING:
     from peftlab.runs.run import Run
@@ -36,6 +37,7 @@ def train_model(run: Run, bench: Bench, model: nn.Module) -> Setup:
         if run.recipe.run.save_every:
             checkpoints.refuse_no_room(run.directory.path, setup)
         run.result.progress = run_loop(setup, run.recorder, audit)
+        check_weights(setup)
         if run.recorder.audit:
             run.result.audit = run.recorder.audit
             tell_audit(run, run.recorder.audit)
@@ -49,7 +51,7 @@ def measure(run: Run, bench: Bench, model: nn.Module, setup: Setup) -> None:
     run.phase = "preflight"
     measured = measure_longest(setup, model, held_out(bench, model))
     run.result.memory["measured"] = join_reports([bench.load, measured])
-    run.display.note(describe_memory(run.result.memory))
+    run.note(describe_memory(run.result.memory))
     renew_optimizer(setup)
     run.phase = "training"
     run.recorder.start(setup.steps)
@@ -69,13 +71,13 @@ def continue_from_checkpoint(run: Run, setup: Setup, identity: dict[str, Any]) -
     """Restore the latest whole checkpoint and return its step."""
     checkpoint, faults = checkpoints.find(run.directory.checkpoints)
     for fault in faults:
-        run.display.note(f"passed over: {fault}")
+        run.note(f"passed over: {fault}")
     report = checkpoints.restore(checkpoint, setup, run.recorder, identity)
     if run.accelerator.is_main_process:
         run.recorder.rewind(checkpoint.step)
     run.result.resumes.append(report)
     exactly = "exactly" if report.exact else f"not exactly: {'; '.join(report.reasons)}"
-    run.display.note(f"resumed after step {report.step} of {setup.steps} ({exactly})")
+    run.note(f"resumed after step {report.step} of {setup.steps} ({exactly})")
     return checkpoint.step
 
 
@@ -88,4 +90,4 @@ def tell_audit(run: Run, audit: AuditReport) -> None:
         )
     for what, names in (("got no gradient", audit.without_gradient), ("did not move", audit.unmoved)):
         if names:
-            run.display.note(f"audit: {len(names)} trainable tensors {what} in {audit.steps} steps: {names[0]}, ...")
+            run.note(f"audit: {len(names)} trainable tensors {what} in {audit.steps} steps: {names[0]}, ...")

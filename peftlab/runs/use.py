@@ -54,4 +54,10 @@ def open_run(folder: Path, overrides: Sequence[str]) -> tuple[RunDirectory, Reci
     if not directory.weights.is_dir():
         status = directory.read_result().status
         raise StorageError(f"{folder} has no trained weights (the run's status is {status!r})")
-    return directory, load_recipe(directory.recipe, overrides)
+    recipe = load_recipe(directory.recipe, overrides)
+    if recipe.model.trust_remote_code and "model.trust_remote_code=true" not in overrides:
+        raise UsageError(
+            f"{folder}: its recipe runs the code that {recipe.model.name} ships; if you trust the run and that model, "
+            "say so again: model.trust_remote_code=true"
+        )
+    return directory, recipe

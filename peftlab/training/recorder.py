@@ -27,6 +27,10 @@ class Display(Protocol):
     def update(self, line: dict[str, Any], steps: int) -> None: ...
 
 
+def is_finite(value: Any) -> bool:
+    return not isinstance(value, float) or math.isfinite(value)
+
+
 class Recorder:
     """Collects the losses of steps on the device and reads them, with one synchronisation, at log time."""
 
@@ -102,9 +106,10 @@ class Recorder:
             return
         line = {"event": event, **line}
         self.history.append(line)
-        self._append(json.dumps(line) + "\n")
+        # JSON has no NaN and no infinity (a gradient that a scaler will skip, an overflowing perplexity).
+        self._append(json.dumps({k: v if is_finite(v) else None for k, v in line.items()}) + "\n")
         self.display.update(line, self.steps)
-        numbers = {f"{event}/{k}": v for k, v in line.items() if isinstance(v, (int, float)) and math.isfinite(v)}
+        numbers = {f"{event}/{k}": v for k, v in line.items() if isinstance(v, (int, float)) and is_finite(v)}
         self.trackers.log(numbers, step=line["step"])
 
     def _append(self, text: str) -> None:

@@ -57,9 +57,24 @@ def check_finite(setup: Setup, step: int, losses: torch.Tensor, norm: torch.Tens
         return
     bad = [m for m in range(len(losses)) if not bool(torch.isfinite(losses[m]))] or list(range(len(losses)))
     rows = sorted(i for micro in bad for i in setup.rows.indices(step, micro, setup.rows.process))
+    remedy = "lower training.learning_rate or look at these rows"
+    if step == 1:
+        remedy = "nothing has been trained yet, so look at these rows and at the base model's weights"
     what = "loss" if not bool(torch.isfinite(total)) else "gradient norm"
     raise DivergedError(
         f"step {step}: the {what} is not finite (loss {total.item():g}, gradient norm {norm.item():g}); "
-        f"training rows {', '.join(map(str, rows))}. Nothing was stepped; lower training.learning_rate "
-        "or look at these rows"
+        f"training rows {', '.join(map(str, rows))}. Nothing was stepped; {remedy}"
+    )
+
+
+def check_weights(setup: Setup) -> None:
+    """Raise DivergedError unless every trained weight is finite: the last step's own fault shows nowhere else."""
+    weights = trainable_parameters(setup.model)
+    finite = torch.stack([torch.isfinite(weight.detach()).all() for weight in weights.values()])
+    if bool(finite.all()):
+        return
+    name = list(weights)[int(finite.logical_not().nonzero()[0])]
+    raise DivergedError(
+        f"step {setup.progress.step}: {name} is not finite after the step; lower training.learning_rate "
+        "or training.weight_decay"
     )

@@ -101,7 +101,9 @@ def test_rows_without_anything_to_learn_are_dropped_and_all_of_them_are_an_error
         load_data(section(train=path, format="text", max_length=1), bpe, "causal-lm", 0)
     messages = [[{"role": "user", "content": "x"}], [{"role": "assistant", "content": "x"}]]
     path = rows("m.jsonl", [{"messages": one} for one in messages])
-    report = load_data(section(train=path, format="chat"), bpe, "causal-lm", 0).report
+    with pytest.raises(DataError, match=r"1 of 2 rows have no supervised token, more than data\.allow_dropped \(0\.1"):
+        load_data(section(train=path, format="chat"), bpe, "causal-lm", 0)
+    report = load_data(section(train=path, format="chat", allow_dropped=0.5), bpe, "causal-lm", 0).report
     assert (report["train"]["rows"], report["train"]["dropped"]) == (1, 1)
 
 

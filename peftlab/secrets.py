@@ -1,0 +1,29 @@
+"""Keeping tokens out of everything that is shown or written: what looks like one, or is one of this environment's."""
+
+from __future__ import annotations
+
+import os
+import re
+
+HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}")
+SECRET_NAME = re.compile(r"(TOKEN|API_?KEY|SECRET|PASSWORD)$", re.IGNORECASE)
+# Shorter values are more likely `1` or `none` than a secret, and would be cut out of ordinary words.
+SHORTEST_SECRET = 8
+MASK = "***"
+
+
+def mask_secrets(text: str) -> str:
+    """Return the text with hub tokens, and the values of environment variables named like secrets, as `***`."""
+    for value in _environment_secrets():
+        text = text.replace(value, MASK)
+    return HUB_TOKEN.sub(MASK, text)
+
+
+def holds_hub_token(text: str) -> bool:
+    return HUB_TOKEN.search(text) is not None
+
+
+def _environment_secrets() -> list[str]:
+    """Return the values longest first, so that one inside another leaves no rest."""
+    found = {value for name, value in os.environ.items() if SECRET_NAME.search(name)}
+    return sorted((value for value in found if len(value) >= SHORTEST_SECRET), key=len, reverse=True)
