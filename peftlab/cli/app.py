@@ -13,9 +13,10 @@ from peftlab import __version__
 from peftlab.cli.answer import INTERRUPTED, tell_error
 from peftlab.cli.budget import budget
 from peftlab.cli.check import check, schema
+from peftlab.cli.compare import compare
 from peftlab.cli.inspection import doctor, params
 from peftlab.cli.plan import plan
-from peftlab.cli.training import compare, train, verify_resume
+from peftlab.cli.training import train, verify_resume
 from peftlab.cli.use import evaluate, generate
 from peftlab.errors import EXIT_CODES, UsageError
 

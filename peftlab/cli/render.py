@@ -86,7 +86,7 @@ def render_result(result: RunResult) -> RenderableType:
 
 def metrics_table(metrics: dict[str, dict[str, float]]) -> Table:
     """Return one row a metric and one column for each time that it was measured."""
-    table = plain_table("held out", *metrics)
+    table = plain_table("held out", *(when.replace("_", " ") for when in metrics))
     for name in dict.fromkeys(name for values in metrics.values() for name in values):
         table.add_row(name, *(format_metric(values.get(name)) for values in metrics.values()))
     return table
@@ -94,84 +94,6 @@ def metrics_table(metrics: dict[str, dict[str, float]]) -> Table:
 
 def render_metrics(metrics: dict[str, float]) -> RenderableType:
     return metrics_table({"value": metrics})
-
-
-def render_comparison(results: Sequence[RunResult]) -> RenderableType:
-    """Return one row a run, why any failed, and an example of each."""
-    table = plain_table("method", "trainable", "fraction", "memory", "seconds", "loss before", "after")
-    for result in results:
-        table.add_row(label(result, results), *comparison_cells(result))
-    parts: list[RenderableType] = [table]
-    parts += [f"{result.name} {result.status}: {result.error}" for result in results if result.error]
-    with_memory = [result for result in results if "measured" in result.memory]
-    if with_memory:
-        parts += ["", memory_table(with_memory, results)]
-    with_examples = [result for result in results if result.examples]
-    if with_examples:
-        parts += ["", render_examples(with_examples, results)]
-    return Group(*parts)
-
-
-STATE = ("frozen_weights", "quantisation_state", "trainable_weights", "optimiser_state")
-
-
-def memory_table(results: Sequence[RunResult], among: Sequence[RunResult]) -> Table:
-    """Return what each run's state and peak take in tensors, as a part of full fine-tuning's where that is a row.
-
-    State is weights, their gradients (as large as what trains) and the optimiser's.
-    """
-    full = next((result for result in results if result.recipe["method"]["type"] == "full"), None)
-    table = plain_table("memory", "state", "of full", "peak", "of full", "predicted", "error")
-    for result in results:
-        cells = [label(result, among)]
-        for count in (state_bytes, peak_bytes):
-            whole = count(full) if full else 0
-            cells += [format_bytes(count(result)), f"{count(result) / whole:.2f}" if whole else "-"]
-        predicted = result.memory.get("predicted")
-        error = predicted.peak_bytes / peak_bytes(result) - 1 if predicted else None
-        cells += [format_bytes(predicted.peak_bytes), f"{round(error, 3) + 0.0:+.1%}"] if predicted else ["-", "-"]
-        table.add_row(*cells)
-    return table
-
-
-def peak_bytes(result: RunResult) -> int:
-    return result.memory["measured"].peak_bytes
-
-
-def state_bytes(result: RunResult) -> int:
-    categories = result.memory["measured"].categories
-    return sum(categories.get(name, 0) for name in STATE) + categories.get("trainable_weights", 0)
-
-
-def label(result: RunResult, results: Sequence[RunResult]) -> str:
-    """Return the method's name where it tells the runs apart, else the run's."""
-    types = [other.recipe["method"]["type"] for other in results]
-    return types[results.index(result)] if len(set(types)) == len(types) else result.name
-
-
-def comparison_cells(result: RunResult) -> list[str]:
-    parameters, metrics = result.parameters, result.metrics
-    return [
-        f"{parameters.trainable:,}" if parameters else "-",
-        format_share(parameters.fraction) if parameters else "-",
-        peak_memory(result),
-        format_seconds(result.seconds.get("total")),
-        format_metric(metrics.get("before", {}).get("loss")),
-        format_metric(metrics.get("after", {}).get("loss")) if result.status == "finished" else result.status,
-    ]
-
-
-def render_examples(results: Sequence[RunResult], among: Sequence[RunResult]) -> RenderableType:
-    """Return the first example of every run; prompt, reference and the first base's answer are shown once."""
-    parts: list[RenderableType] = []
-    asked = None
-    for result in results:
-        example = result.examples[0]
-        if (example["prompt"], example["reference"]) != asked:
-            asked = example["prompt"], example["reference"]
-            parts.append(render_example({key: text for key, text in example.items() if key != "after"}))
-        parts.append(render_example({label(result, among): example.get("after", "")}))
-    return Group(*parts)
 
 
 def render_example(example: dict[str, str]) -> RenderableType:

@@ -1,4 +1,4 @@
-"""`peftlab train` and `peftlab compare`."""
+"""`peftlab train` and `peftlab verify-resume`."""
 
 from __future__ import annotations
 
@@ -9,15 +9,10 @@ from typing import Annotated, Any
 import typer
 
 from peftlab.cli.answer import answers, naming_places
-from peftlab.cli.options import AsJson, Debug, Overrides, RecipePath, RecipePaths, split_overrides
-from peftlab.errors import ComparisonError, StorageError, UsageError
+from peftlab.cli.options import AsJson, Debug, Overrides, Overwrite, RecipePath
+from peftlab.errors import StorageError, UsageError
 
-Output = Annotated[
-    Path | None,
-    typer.Option("--output", metavar="FOLDER", help="Folder of the runs (default: runs/comparison)."),
-]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the run's latest whole checkpoint.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a run that already lies there.")]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Stop before the first step; show recipe, first rows and memory.")
 ]
@@ -103,32 +98,3 @@ def show_proof(found: dict[str, Any]) -> None:
     for line in [*(f"differs: {name}" for name in found["differ"][:8]), *found["reasons"]]:
         print(line)
     print("exact" if found["exact"] else "not exact")
-
-
-@answers
-def compare(
-    recipes: RecipePaths,
-    output: Output = None,
-    overwrite: Overwrite = False,
-    as_json: AsJson = False,
-    debug: Debug = False,
-) -> Any:
-    """Run several recipes, and print one table."""
-    from peftlab.recipe.load import load_recipes
-
-    paths, overrides = split_overrides(recipes)
-    if not paths:
-        raise UsageError("name at least one recipe file to compare")
-    load_recipes(paths, overrides)  # all problems of all recipes are told before the first run starts
-    from peftlab.runs.compare import compare as compare_recipes
-
-    results = compare_recipes(paths, overrides, output, overwrite=overwrite)
-    good = all(result.status == "finished" for result in results)
-    answer = {"ok": good, "runs": [result.model_dump() for result in results]}
-    return answer, lambda: show_comparison(results), 0 if good else ComparisonError.exit_code
-
-
-def show_comparison(results: Any) -> None:
-    from peftlab.cli.render import render_comparison, show
-
-    show(render_comparison(results))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 LOSS_METRICS = ("loss", "perplexity")
 CLASS_METRICS = ("accuracy", "f1", "matthews")
 TEXT_METRICS = ("exact_match", "bleu", "rouge")
+HIGHER_IS_BETTER = dict.fromkeys(LOSS_METRICS, False) | dict.fromkeys((*CLASS_METRICS, *TEXT_METRICS), True)
 
 
 def score_classes(predictions: Sequence[int], references: Sequence[int], metrics: Sequence[str]) -> dict[str, float]:

@@ -66,6 +66,8 @@ class Data(Section):
     """Use only this many evaluation rows (drawn by the seed)."""
     test_rows: PositiveInt | None = None
     """Use only this many test rows (drawn by the seed)."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] | None = None
+    """Seed by which rows are held out and drawn (default: `run.seed`); runs that are compared share it."""
 
 
 class Training(Section):

@@ -148,7 +148,8 @@ def prepare(recipe: Recipe, accelerator: Accelerator, foresee: Callable[[Dataset
 
     `foresee` is called with the data just before that, and may refuse to go on.
     """
-    examples = load_examples(recipe.data, recipe.model.task, recipe.run.seed)
+    seed = recipe.run.seed if recipe.data.seed is None else recipe.data.seed
+    examples = load_examples(recipe.data, recipe.model.task, seed)
     shape = read_shape(recipe, examples.labels)
     check_method(recipe.method, shape)
     tokenizer = load_tokenizer(recipe.model)

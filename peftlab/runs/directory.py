@@ -21,7 +21,7 @@ from peftlab.reports import RunResult
 from peftlab.runs.identity import refuse_changed_recipe
 
 MARKER = ".peftlab"
-OWN_FILES = ("result.json", "recipe.yaml", "metrics.jsonl", "scores.json", "loss.png", "log.txt")
+OWN_FILES = ("result.json", "recipe.yaml", "metrics.jsonl", "scores.json", "loss.png")
 OWN_FOLDERS = ("weights", "checkpoints", "trackers")
 # What a killed process leaves of files that it was writing: see `write_atomically` and `writing`.
 HALF_MARKER = re.compile(r"\.\.peftlab\.\d+")

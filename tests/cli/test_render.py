@@ -6,14 +6,23 @@ import pytest
 
 from peftlab.cli.render import (
     collapse,
-    render_comparison,
     render_doctor,
     render_parameters,
     render_result,
     show,
 )
+from peftlab.cli.render_comparison import render_comparison
 from peftlab.cli.render_memory import render_memory, render_methods
-from peftlab.reports import CountRow, MemoryReport, MethodPlan, ParameterReport, RunResult
+from peftlab.reports import (
+    ComparisonReport,
+    CountRow,
+    MemoryReport,
+    MethodPlan,
+    ParameterReport,
+    RunResult,
+    Trial,
+    VariantReport,
+)
 
 LARGE = 405_853_388_800
 
@@ -70,9 +79,29 @@ def test_parameters_of_a_large_model_are_a_few_lines_of_80_columns(text_of):
     assert "405,853,388,800" in text and "layers.0-125, each" in text
 
 
+def compared(*runs: RunResult, seeds: int = 1):
+    """Return the table of a comparison in which every run is a variant, with equal values for all seeds but 0.1."""
+    variants = []
+    for run in runs:
+        after = run.metrics.get("after", {}).get("loss")
+        trials = [
+            Trial(
+                run=run.name, learning_rate=1e-3, seed=seed, status=run.status, error=run.error,
+                test=None if after is None else after + 0.1 * seed,
+            )
+            for seed in range(seeds)
+        ]  # fmt: skip
+        kind = run.recipe["method"]["type"]
+        variants.append(VariantReport(name=run.name, method=kind, title=kind, learning_rate=1e-3, trials=trials))
+    report = ComparisonReport(
+        name="c", metric="loss", higher_is_better=False, seeds=list(range(seeds)), variants=variants
+    )
+    return render_comparison(report, {run.name: run for run in runs})
+
+
 def test_a_comparison_has_a_row_for_every_run_and_an_answer_of_each(text_of):
     runs = [result("tiny-lora", "lora"), result("tiny-full", "full")]
-    text = text_of(render_comparison(runs))
+    text = text_of(compared(*runs))
     assert max(map(len, text.splitlines())) <= 80
     row, _ = (line for line in text.splitlines() if line.startswith("full") and "answer" not in line)
     assert row.split() == ["full", "311,721,984", "0.0768", "%", "3.0", "GiB", "1234", "3.2500", "1.5000"]
@@ -81,7 +110,7 @@ def test_a_comparison_has_a_row_for_every_run_and_an_answer_of_each(text_of):
 
 
 def test_runs_of_one_method_are_told_apart_by_their_names(text_of):
-    text = text_of(render_comparison([result("a-lora", "lora"), result("b-lora", "lora")]))
+    text = text_of(compared(result("a-lora", "lora"), result("b-lora", "lora")))
     assert text.splitlines()[2].startswith("a-lora") and text.splitlines()[3].startswith("b-lora")
 
 
@@ -89,8 +118,13 @@ def test_a_failed_run_is_a_row_that_says_why(text_of):
     failed = result(
         "tiny-full", "full", status="diverged", error="[1] loss is nan", metrics={}, examples=[], memory={}
     )
-    text = text_of(render_comparison([result("tiny-lora", "lora"), failed]))
-    assert "tiny-full diverged: [1] loss is nan" in text
+    text = text_of(compared(result("tiny-lora", "lora"), failed))
+    assert "full, seed 0: diverged: [1] loss is nan" in text
+
+
+def test_several_seeds_are_a_mean_and_a_spread(text_of):
+    text = text_of(compared(result("tiny-lora", "lora"), seeds=3))
+    assert "1.6000 ± 0.1000" in text and "loss, 3 seeds" in text
 
 
 def test_a_result_of_a_run_that_failed_early_prints_too(text_of):
@@ -130,7 +164,7 @@ def test_memory_is_told_as_a_part_of_full_fine_tunings_and_against_its_predictio
         result("a", "full", memory={"measured": full}),
         result("b", "lora", memory={"measured": lora, "predicted": ledger("predicted", 309 * mib)}),
     ]
-    lines = [line.split() for line in text_of(render_comparison(rows)).splitlines()]
+    lines = [line.split() for line in text_of(compared(*rows)).splitlines()]
     assert ["full", "200.0", "MiB", "1.00", "400.0", "MiB", "1.00", "-", "-"] in lines
     assert ["lora", "50.0", "MiB", "0.25", "300.0", "MiB", "0.75", "309.0", "MiB", "+3.0%"] in lines
 

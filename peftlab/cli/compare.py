@@ -1,0 +1,156 @@
+"""`peftlab compare`: recipes, or a comparison's file, run against each other."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from peftlab.cli.answer import answers
+from peftlab.cli.options import AsJson, Debug, Overwrite, split_overrides
+from peftlab.errors import ComparisonError, UsageError
+
+if TYPE_CHECKING:
+    from peftlab.comparison.variants import Settings
+    from peftlab.recipe.comparison import Candidate, Comparison
+
+Sources = Annotated[
+    list[str],
+    typer.Argument(metavar="RECIPE", help="Recipe files, or one comparison file; KEY=VALUE overrides for all of them."),
+]
+Output = Annotated[
+    Path | None, typer.Option("--output", metavar="FOLDER", help="Its folder (default: runs/comparison or runs/NAME).")
+]
+Budgets = Annotated[
+    list[str] | None,
+    typer.Option("--budget", metavar="BUDGET", help="Solve sizes for it: trainable=0.5%, memory=8GiB (repeatable)."),
+]
+Seeds = Annotated[int | None, typer.Option("--seeds", min=1, help="How many seeds (default 3).")]
+Rates = Annotated[
+    str | None,
+    typer.Option("--rates", metavar="A,B,...", help="Learning rates to try (default: 0.3, 1 and 3 times its own)."),
+]
+NoSweep = Annotated[bool, typer.Option("--no-sweep", help="Only each recipe's own learning rate.")]
+MetricName = Annotated[
+    str | None, typer.Option("--metric", help="What to choose and report by (default: loss, for classifiers accuracy).")
+]
+Jobs = Annotated[int, typer.Option("--jobs", min=1, help="Runs at once on this machine.")]
+Cluster = Annotated[
+    str | None, typer.Option("--cluster", metavar="NAME", help="Submit runs through submitit: slurm, or local.")
+]
+ClusterOptions = Annotated[
+    list[str] | None,
+    typer.Option("--cluster-option", metavar="KEY=VALUE", help="A parameter of submitit's, as timeout_min=60."),
+]
+
+
+@answers
+def compare(
+    sources: Sources,
+    output: Output = None,
+    budgets: Budgets = None,
+    seeds: Seeds = None,
+    rates: Rates = None,
+    no_sweep: NoSweep = False,
+    metric: MetricName = None,
+    jobs: Jobs = 1,
+    cluster: Cluster = None,
+    cluster_options: ClusterOptions = None,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> Any:
+    """Compare recipes: rates tried, seeds repeated, budgets met. The same command goes on where it was stopped."""
+    if no_sweep and rates:
+        raise UsageError("--no-sweep tries no other rate and --rates names some; give one of them")
+    file, candidates, folder = read_sources(sources)
+    given = {
+        "budgets": tuple(budgets) if budgets else None,
+        "seeds": tuple(range(seeds)) if seeds else None,
+        "rates": parse_rates(rates) if rates else None,
+        "rate_factors": (1.0,) if no_sweep else None,
+        "metric": metric,
+        "jobs": jobs,
+        "cluster": cluster,
+        "cluster_options": parse_options(cluster_options or []),
+    }
+    settings = make_settings(file, given)
+    from peftlab.comparison.lab import compare as run_comparison
+    from peftlab.comparison.lab import trial_results
+
+    output = output or folder
+    report = run_comparison(candidates, settings, output, name=output.name, overwrite=overwrite)
+    results = trial_results(report, output)
+    good = all(trial.status == "finished" for variant in report.variants for trial in variant.trials)
+    good = good and all(variant.trials for variant in report.variants)
+    answer = {
+        "ok": good,
+        "folder": str(output),
+        "comparison": report.model_dump(),
+        "runs": {name: result.model_dump() for name, result in results.items()},
+    }
+    return answer, lambda: show_comparison(report, results, output), 0 if good else ComparisonError.exit_code
+
+
+def read_sources(arguments: list[str]) -> tuple[Comparison | None, list[Candidate], Path]:
+    """Return a comparison's file if one is named, what is compared, and the default folder."""
+    paths, overrides = split_overrides(arguments)
+    if not paths:
+        raise UsageError("name at least one recipe file to compare")
+    from peftlab.recipe.comparison import is_comparison, list_candidates, load_comparison
+
+    files = [path for path in paths if is_comparison(path)]
+    if not files:
+        return None, list_candidates(paths, overrides), Path("runs/comparison")
+    if len(paths) > 1:
+        raise UsageError(f"{files[0]} is a whole comparison; name nothing beside it but overrides")
+    comparison, candidates = load_comparison(files[0], overrides)
+    return comparison, candidates, Path("runs") / files[0].stem
+
+
+def make_settings(file: Comparison | None, given: dict[str, Any]) -> Settings:
+    """Return the settings of the file, under those of the command line."""
+    from peftlab.budgets.budget import parse_budget
+    from peftlab.comparison.variants import Settings
+
+    settings: dict[str, Any] = {}
+    if file is not None:
+        seeds = tuple(range(file.seeds)) if isinstance(file.seeds, int) else file.seeds
+        settings = {"budgets": file.budgets, "seeds": seeds, "rates": file.rates, "metric": file.metric}
+        settings["rate_factors"] = file.rate_factors
+    settings |= {name: value for name, value in given.items() if value is not None}
+    if given["rate_factors"]:
+        settings["rates"] = None
+    settings["budgets"] = tuple(str(parse_budget(text)) for text in settings.get("budgets", ()))
+    return Settings(**settings)
+
+
+def parse_rates(text: str) -> tuple[float, ...]:
+    try:
+        rates = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(f"--rates {text!r}: write numbers and commas, as in 1e-4,3e-4,1e-3") from None
+    if not all(0 < rate < float("inf") for rate in rates):
+        raise UsageError(f"--rates {text!r}: every learning rate must be greater than 0")
+    return rates
+
+
+def parse_options(texts: list[str]) -> dict[str, Any]:
+    """Return `key=value` texts as a mapping; whole numbers as numbers."""
+    options: dict[str, Any] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise UsageError(f"--cluster-option {text!r}: write KEY=VALUE, as in timeout_min=60")
+        options[key] = int(value) if value.isdecimal() else value
+    return options
+
+
+def show_comparison(report: Any, results: Any, folder: Path) -> None:
+    from peftlab.cli.render import show
+    from peftlab.cli.render_comparison import render_comparison
+
+    show(render_comparison(report, results))
+    print(f"everything lies in {folder}; peftlab report {folder} draws it", file=sys.stderr)

@@ -1,0 +1,193 @@
+"""The lab around its runs: what is run, what is found again, which rate is taken. Runs are made up, but one pair."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from peftlab.comparison.jobs import Ended
+from peftlab.comparison.lab import compare, read_comparison
+from peftlab.comparison.variants import Settings
+from peftlab.errors import StorageError, UsageError
+from peftlab.recipe.comparison import list_candidates
+from peftlab.recipe.dump import dump_recipe
+from peftlab.recipe.load import load_recipe
+from peftlab.recipe.schema import Recipe
+from peftlab.reports import RunResult
+from peftlab.runs.directory import RunDirectory
+from tests.runs.recipes import short_recipe, short_sections
+
+RATES = (1e-3, 1e-2, 1e-1)
+
+
+class Machine:
+    """Stands in for the processes: writes what a run would, with a loss that depends on rate and seed alone."""
+
+    def __init__(self, best: float = 1e-2):
+        self.best, self.done, self.stop_after, self.failing = best, [], None, set()
+
+    def run(self, jobs, at_once):
+        for job in jobs:
+            if self.stop_after is not None and len(self.done) >= self.stop_after:
+                raise KeyboardInterrupt
+            recipe = load_recipe(job.recipe, job.overrides)
+            self.done.append((recipe.method.type, recipe.training.learning_rate, recipe.run.seed))
+            failed = self.done[-1] in self.failing
+            directory = RunDirectory.claim(job.folder)
+            directory.write_result(self.result(recipe, job.name, failed))
+            yield Ended(job, 9 if failed else 0, "peftlab: error: no device" if failed else "", 1.0)
+
+    def result(self, recipe: Recipe, name: str, failed: bool) -> RunResult:
+        distance = abs(recipe.training.learning_rate / self.best - 1)
+        losses = {"after": {"loss": 2 + distance}, "test_after": {"loss": 3 + distance + recipe.run.seed / 10}}
+        return RunResult(
+            status="failed" if failed else "finished", name=name, recipe=recipe.model_dump(mode="json"),
+            environment={}, metrics={} if failed else losses, error="no device" if failed else None,
+        )  # fmt: skip
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    machine = Machine()
+    monkeypatch.setattr("peftlab.comparison.lab.run_locally", machine.run)
+    return machine
+
+
+@pytest.fixture
+def candidates(tmp_path):
+    files = []
+    for method in ("lora", "bitfit"):
+        files.append(tmp_path / f"{method}.yaml")
+        files[-1].write_text(dump_recipe(short_recipe(method, tmp_path / "unused")))
+    return list_candidates(files, [])
+
+
+def run(candidates, folder: Path, **settings):
+    return compare(candidates, Settings(**({"rates": RATES} | settings)), folder, name="c")
+
+
+def test_rates_are_tried_with_one_seed_and_the_best_is_repeated(machine, candidates, tmp_path):
+    report = run(candidates, tmp_path / "out")
+    tried = [("lora", rate, 0) for rate in RATES] + [("bitfit", rate, 0) for rate in RATES]
+    assert machine.done == [*tried, ("lora", 1e-2, 1), ("bitfit", 1e-2, 1), ("lora", 1e-2, 2), ("bitfit", 1e-2, 2)]
+    lora = report.variants[0]
+    assert lora.learning_rate == 1e-2
+    assert [trial.validation for trial in lora.sweep] == pytest.approx([2.9, 2.0, 11.0])
+    assert [trial.test for trial in lora.trials] == pytest.approx([3.0, 3.1, 3.2])
+    assert report.notes == [] and read_comparison(tmp_path / "out") == report
+
+
+def test_rows_that_choose_are_not_those_that_report(machine, candidates, tmp_path):
+    run(candidates, tmp_path / "out")
+    for path in (tmp_path / "out" / "runs").iterdir():
+        data = RunDirectory.open(path).read_result().recipe["data"]
+        assert (data["evaluation"], data["test"], data["test_rows"]) == (0.1, "builtin:docstrings[test]", 16)
+        assert data["seed"] == 0
+
+
+def test_a_best_rate_at_the_edge_is_told(machine, candidates, tmp_path):
+    machine.best = 1e-1
+    notes = run(candidates, tmp_path / "out").notes
+    assert len(notes) == 2 and "the best rate, 0.1, is the last of those tried on its side" in notes[0]
+
+
+@pytest.mark.parametrize("stop_after", [0, 1, 5, 7, 9])
+def test_a_killed_comparison_goes_on_and_repeats_no_finished_run(machine, candidates, tmp_path, stop_after):
+    straight = run(candidates, tmp_path / "straight")
+    total, machine.done = len(machine.done), []
+    machine.stop_after = stop_after
+    with pytest.raises(KeyboardInterrupt):
+        run(candidates, tmp_path / "out")
+    machine.stop_after = None
+    assert run(candidates, tmp_path / "out") == straight
+    assert len(machine.done) == len(set(machine.done)) == total
+
+
+def test_a_failed_run_is_a_trial_that_says_so_and_is_tried_again(machine, candidates, tmp_path):
+    machine.failing = {("lora", 1e-2, 1)}
+    trial = run(candidates, tmp_path / "out").variants[0].trials[1]
+    assert (trial.status, trial.error, trial.test) == ("failed", "no device", None)
+    machine.failing, machine.done = set(), []
+    assert run(candidates, tmp_path / "out").variants[0].trials[1].status == "finished"
+    assert machine.done == [("lora", 1e-2, 1)]
+
+
+def test_another_recipe_or_other_data_is_another_run(machine, candidates, tmp_path):
+    data = tmp_path / "rows.jsonl"
+    data.write_text('{"prompt": "a", "completion": "b"}\n' * 20)
+    own = [candidate.with_overrides([f"data.train={data}", "data.train_rows=4"]) for candidate in candidates]
+    run(own, tmp_path / "out", rates=(1e-2,), seeds=(0,))
+    machine.done = []
+    run([one.with_overrides(["training.steps=7"]) for one in own], tmp_path / "out", rates=(1e-2,), seeds=(0,))
+    assert len(machine.done) == 2
+    run(own, tmp_path / "out", rates=(1e-2,), seeds=(0,))
+    assert len(machine.done) == 2
+    from peftlab.comparison.identity import hash_file
+
+    hash_file.cache_clear()
+    data.write_text('{"prompt": "a", "completion": "c"}\n' * 20)
+    run(own, tmp_path / "out", rates=(1e-2,), seeds=(0,))
+    assert len(machine.done) == 4
+
+
+def test_budgets_are_solved_once_and_equal_recipes_run_once(machine, candidates, tmp_path):
+    budgets = ("trainable=1%", "trainable=2%")
+    report = run(candidates, tmp_path / "out", budgets=budgets, rates=(1e-2,), seeds=(0,))
+    assert [(v.name.rpartition("-")[2], v.budget) for v in report.variants] == [
+        ("lora", "trainable=1%"), ("bitfit", "trainable=1%"), ("lora", "trainable=2%"), ("bitfit", "trainable=2%"),
+    ]  # fmt: skip
+    small, fixed, large, same = report.variants
+    assert large.solution.solved["method.rank"] > small.solution.solved["method.rank"]
+    assert fixed.trials[0].run == same.trials[0].run, "BitFit has one size, and so one run"
+    assert len(machine.done) == 3
+    assert any("bitfit trainable=2%" in note for note in report.notes), "a budget that is not met is told"
+
+
+def test_nothing_of_anybody_else_is_touched(candidates, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "thesis.tex").touch()
+    with pytest.raises(StorageError, match="holds files that are no comparison"):
+        run(candidates, other)
+    a_run = RunDirectory.claim(tmp_path / "run")
+    a_run.write_result(RunResult(status="finished", name="x", recipe={}, environment={}))
+    with pytest.raises(StorageError, match="is the folder of a run"):
+        run(candidates, tmp_path / "run")
+
+
+def test_what_cannot_be_compared_is_one_line(candidates, tmp_path):
+    classifier = tmp_path / "topics.yaml"
+    classifier.write_text(Path("recipes/minilm/lora.yaml").read_text())
+    with pytest.raises(UsageError, match="recipes of different tasks"):
+        run([*candidates, *list_candidates([classifier], [])], tmp_path / "out")
+    with pytest.raises(UsageError, match="unknown metric 'acuracy'; did you mean 'accuracy'"):
+        run(candidates, tmp_path / "out", metric="acuracy")
+    blind = [one.with_overrides(["data.evaluation=null", "data.evaluation_rows=null"]) for one in candidates]
+    with pytest.raises(UsageError, match="needs evaluation rows in every recipe"):
+        run(blind, tmp_path / "out")
+
+
+def test_real_runs_lie_in_the_folder_with_what_they_printed(tmp_path):
+    good = short_sections("bitfit", tmp_path / "unused", steps=2)
+    good["run"]["plan"] = "report"
+    good["data"] |= {"test": 4, "general": "builtin:prose[test[:2]]"}
+    files = [tmp_path / "good.yaml", tmp_path / "bad.yaml"]
+    files[0].write_text(dump_recipe(Recipe.model_validate(good)))
+    bad = short_recipe("full", tmp_path / "unused", learning_rate=1e30, schedule="constant")
+    files[1].write_text(dump_recipe(bad))
+    folder = tmp_path / "out"
+    settings = Settings(rates=None, rate_factors=(1.0,), seeds=(0,), jobs=2)
+    report = compare(list_candidates(files, []), settings, folder, name="real")
+    finished, diverged = (variant.trials[0] for variant in report.variants)
+    assert (finished.status, diverged.status) == ("finished", "diverged") and "step 2: the" in diverged.error
+    assert "not finite" in (folder / "logs" / f"{diverged.run}.txt").read_text()
+    assert (folder / "memory.png").read_bytes().startswith(b"\x89PNG")
+    result = RunDirectory.open(folder / "runs" / finished.run).read_result()
+    assert finished.test == result.metrics["test_after"]["loss"]
+    assert set(result.memory) == {"predicted", "measured", "process"}
+    scores = json.loads((folder / "runs" / finished.run / "scores.json").read_text())
+    assert {key: len(value["loss"]) for key, value in scores.items()} == {
+        "before": 16, "test_before": 4, "general_before": 2, "after": 16, "test_after": 4, "general_after": 2,
+    }  # fmt: skip

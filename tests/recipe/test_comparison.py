@@ -1,0 +1,72 @@
+"""A comparison's file: variants become recipes, and every mistake is one line with its place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from peftlab.errors import RecipeError
+from peftlab.recipe.comparison import is_comparison, load_comparison
+
+RECIPES = Path(__file__).resolve().parents[2] / "recipes" / "tiny"
+TEXT = """base: BASE
+overrides:
+  training.steps: 7
+variants:
+  small: {overrides: {method.rank: 2}}
+  other: {recipe: OTHER}
+  inline: {method: {type: prefix, length: 3}, overrides: {method.length: 5}}
+budgets: [trainable=1%]
+seeds: 2
+rates: [1e-4, 3e-4]
+"""
+
+
+def write(folder: Path, text: str = TEXT) -> Path:
+    path = folder / "c.yaml"
+    path.write_text(text.replace("BASE", str(RECIPES / "lora.yaml")).replace("OTHER", str(RECIPES / "bitfit.yaml")))
+    return path
+
+
+def test_variants_start_from_the_base_or_from_their_own_recipe(tmp_path):
+    comparison, candidates = load_comparison(write(tmp_path), ["data.max_length=99"])
+    methods = {one.name: one.recipe.method for one in candidates}
+    assert (methods["small"].rank, methods["other"].type, methods["inline"].length) == (2, "bitfit", 5)
+    assert {(one.recipe.training.steps, one.recipe.data.max_length) for one in candidates} == {(7, 99)}
+    assert (comparison.seeds, comparison.budgets, comparison.rates) == (2, ("trainable=1%",), (1e-4, 3e-4))
+
+
+def test_a_comparison_is_told_from_a_recipe(tmp_path):
+    assert is_comparison(write(tmp_path))
+    assert not is_comparison(RECIPES / "lora.yaml") and not is_comparison(tmp_path / "missing.yaml")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line"),
+    [
+        ("seeds: 2", "sedes: 2", "9: sedes: unknown key; did you mean 'seeds'?"),
+        ("seeds: 2", "seeds: 0", "9: seeds: input should be greater than or equal to 1, got 0"),
+        ("rates: [1e-4, 3e-4]", "rates: [1e-4, -1]", "10: rates[1]: input should be greater than 0, got -1"),
+        ("rank: 2", "rnak: 2", "5: variants.small.overrides.method.rnak: unknown key; did you mean 'rank'?"),
+        ("rank: 2", "rank: 0", "5: variants.small.overrides.method.rank: must be a whole number of at least 1, "),
+        ("steps: 7", "steps: 0", "3: overrides.training.steps: must be a whole number of at least 1 or null, got 0"),
+        ("length: 3}", "lenght: 3}", "7: variants.inline.method.lenght: unknown key; did you mean 'length'?"),
+        ("{recipe: OTHER}", "{recipes: OTHER}", "6: variants.other.recipes: unknown key; did you mean 'recipe'?"),
+    ],
+)
+def test_each_fault_is_one_line_with_its_place(tmp_path, old, new, line):
+    path = write(tmp_path, TEXT.replace(old, new))
+    with pytest.raises(RecipeError) as caught:
+        load_comparison(path)
+    assert str(caught.value).splitlines()[0].startswith(f"{path}:{line}")
+
+
+def test_a_comparison_without_variants_or_recipe_says_so(tmp_path):
+    for text, words in (
+        ("- a", "holds no mapping"),
+        ("base: BASE", "has no 'variants'"),
+        ("variants: {a: {}}", "variants.a: has no recipe, and the comparison has no base"),
+    ):
+        with pytest.raises(RecipeError, match=words):
+            load_comparison(write(tmp_path, text))
