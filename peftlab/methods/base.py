@@ -201,6 +201,15 @@ class Method(BaseModel):
         shape = shape_of(model, task=task_of(model))
         return frozenset(trained) & shape.by_name.keys() - {site.name for site in self.trainable_sites(shape)}
 
+    def merge(self, model: nn.Module) -> nn.Module:
+        """Return a plain transformers model with the outputs of `model`, which keeps its weights.
+
+        Where the method adds no modules, that is `model` itself. Raises MethodError unless `mergeable`.
+        """
+        if not self.mergeable:
+            raise MethodError(f"{self.title} cannot be merged: what it adds is no change of the base's weights")
+        return model
+
     def without_training_parts(self) -> Self:
         """Return this method as a saved copy of it is: without what only training needs."""
         return self

@@ -22,6 +22,7 @@ class BitFit(Method):
     """
 
     title: ClassVar[str] = "BitFit"
+    mergeable: ClassVar[bool] = True
 
     type: Literal["bitfit"] = "bitfit"
     terms: Literal["all", "subset"] = "all"

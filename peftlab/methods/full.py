@@ -22,6 +22,7 @@ class Full(Method):
     """
 
     title: ClassVar[str] = "full fine-tuning"
+    mergeable: ClassVar[bool] = True
     stores: ClassVar[Literal["trainable", "all"]] = "all"
 
     type: Literal["full"] = "full"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
@@ -135,6 +136,10 @@ class LoRA(Method):
             fan_in_fan_out=any(isinstance(model.get_submodule(name), Conv1D) for name in names),
         )
         return get_peft_model(model, config, low_cpu_mem_usage=on_meta)
+
+    def merge(self, model: nn.Module) -> nn.Module:
+        """Return the plain model with the updates added to its weights, rounded to their type; `model` is copied."""
+        return deepcopy(model).merge_and_unload()
 
     def stored_tensors(self, model: nn.Module) -> dict[str, Tensor]:
         from peft import get_peft_model_state_dict

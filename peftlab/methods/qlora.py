@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from copy import deepcopy
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from peftlab.methods.base import Problems
 from peftlab.methods.lora import LoRA
 from peftlab.patterns import matching
 from peftlab.shapes import ModelShape
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 class QLoRA(LoRA):
@@ -34,6 +38,24 @@ class QLoRA(LoRA):
     def base_storage(self) -> dict[str, Any]:
         double, dtype = self.double_quantization, self.compute_dtype
         return {"base_format": self.base_format, "double_quantization": double, "compute_dtype": dtype}
+
+    def merge(self, model: nn.Module) -> nn.Module:
+        """Return a plain, unquantised model: the updates are added to the weights that the packed ones stand for.
+
+        So it computes what was trained, but takes the memory of plain weights. Adding the updates to the
+        checkpoint's own weights instead would be another model.
+        """
+        from peftlab.models.quantize import dequantize_
+        from peftlab.parameters.shape import shape_of
+        from peftlab.parameters.trainable import named_parameters
+
+        plain = dequantize_(deepcopy(model).unload())
+        twin = LoRA(**self.model_dump(include=LoRA.model_fields.keys() - {"type"})).insert(plain, shape_of(plain))
+        trained = named_parameters(model)
+        for name, parameter in named_parameters(twin).items():
+            if ".lora_" in name:
+                parameter.data.copy_(trained[name])
+        return twin.merge_and_unload()
 
     def check_own(self, shape: ModelShape) -> Problems:
         problems = super().check_own(shape)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from peftlab.errors import MethodError, MissingRequirementError
 from peftlab.models.build import head_names
+from peftlab.parameters.trainable import is_quantized
 
 # LLM.int8()'s own default: input columns with larger values are computed in 16 bits.
 OUTLIER_THRESHOLD = 6.0
@@ -41,6 +43,38 @@ def quantize_(
     model.is_loaded_in_8bit = base_format == "int8"
     model.is_loaded_in_4bit = base_format != "int8"
     return model
+
+
+def dequantize_(model: PreTrainedModel) -> PreTrainedModel:
+    """Replace every quantised layer by the plain one whose weight it stands for; return `model`, whole in one type.
+
+    The type is that of the embeddings, as of everything that was not quantised. GPT-2's layers are transposed again.
+    """
+    with torch.device("meta"):
+        originals = type(model)(model.config)
+    dtype = model.get_input_embeddings().weight.dtype
+    names = [name for name, module in model.named_modules() if is_quantized(getattr(module, "weight", None))]
+    for name in names:
+        parent, leaf = model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]
+        setattr(parent, leaf, _plain(getattr(parent, leaf), originals.get_submodule(name), dtype))
+    model.is_loaded_in_8bit = model.is_loaded_in_4bit = False
+    return model
+
+
+def _plain(quantized: nn.Module, original: nn.Module, dtype: torch.dtype) -> nn.Module:
+    from peft.utils.integrations import dequantize_module_weight
+
+    from peftlab.models.four_bit import unpack
+
+    packed = quantized.weight
+    weight = unpack(packed) if type(packed).__name__ == "Params4bit" else dequantize_module_weight(quantized)
+    weight = weight.detach().to(dtype)
+    original.weight = nn.Parameter(weight.T.contiguous() if isinstance(original, Conv1D) else weight, False)
+    if quantized.bias is not None:
+        # A bias that was trained stays in float32, a frozen one follows the weight.
+        bias = quantized.bias
+        original.bias = nn.Parameter(bias.data if bias.requires_grad else bias.data.to(dtype), bias.requires_grad)
+    return original.train(quantized.training)
 
 
 def _require_bitsandbytes() -> None:
