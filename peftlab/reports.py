@@ -153,7 +153,9 @@ class ResumeReport(Report):
 class InferenceReport(Report):
     """What the trained result costs where it is used, as it is and, where it can be, merged into the base.
 
-    `seconds` holds medians of one forward pass of `rows` rows of `tokens` tokens: `base`, `unmerged`, `merged`.
+    `seconds` holds medians of one forward pass of `rows` rows of `tokens` tokens: `base`, `unmerged`, `merged`;
+    `relative` the median of each one's seconds to the base's, taken in turns; `weight_bytes` what the weights of
+    each take in memory. A quantised base is merged dequantised.
     """
 
     rows: int
@@ -161,6 +163,8 @@ class InferenceReport(Report):
     extra_parameters: int
     extra_parameters_merged: int | None
     seconds: dict[str, float]
+    relative: dict[str, float] = Field(default_factory=dict)
+    weight_bytes: dict[str, int] = Field(default_factory=dict)
 
 
 class RunResult(Report):

@@ -9,7 +9,7 @@ from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 
-from peftlab.reports import CountRow, ParameterReport, RunResult
+from peftlab.reports import CountRow, InferenceReport, ParameterReport, RunResult
 
 WIDTH = 80
 EXAMPLE_CHARACTERS = 320
@@ -76,12 +76,26 @@ def render_result(result: RunResult) -> RenderableType:
     if "total" in result.seconds:
         training = format_seconds(result.seconds.get("training"))
         facts.add_row("seconds", f"{format_seconds(result.seconds['total'])}, {training} of them training")
+    if result.inference:
+        facts.add_row("inference", describe_inference(result.inference))
     parts: list[RenderableType] = [facts]
     if result.metrics:
         parts += ["", metrics_table(result.metrics)]
     for example in result.examples[:1]:
         parts += ["", render_example(example)]
     return Group(*parts)
+
+
+def describe_inference(report: InferenceReport) -> str:
+    """Return what the result adds to the base where it is used, and the time of a pass, merged too."""
+    times = [f"{name} {share - 1:+.1%}" for name, share in report.relative.items() if name != "base"]
+    merges = "" if "merged" in report.relative else ", cannot be merged"
+    added = f"{report.extra_parameters:,} parameters more{merges}"
+    batch = f"{report.rows} × {report.tokens} tokens in {1000 * report.seconds['base']:.1f} ms by the base"
+    sizes, heavier = report.weight_bytes, ""
+    if sizes.get("merged", 0) > sizes["unmerged"]:
+        heavier = f", in {format_bytes(sizes['merged'])} of weights instead of {format_bytes(sizes['unmerged'])}"
+    return f"{added}; {batch}, {', '.join(times)}{heavier}"
 
 
 def metrics_table(metrics: dict[str, dict[str, float]]) -> Table:

@@ -123,6 +123,8 @@ class Evaluation(Section):
     """What to measure on the evaluation rows."""
     batch_size: PositiveInt | None = None
     """Rows of one evaluation batch (default: training's)."""
+    latency: bool = False
+    """Measure what the result costs in use after training: seconds of a pass beside the base's, and merged into it."""
     generation: Generation = Generation()
     """How text is generated."""
 

@@ -1,0 +1,71 @@
+"""What a trained model costs where it is used: parameters, bytes and latency beside the base's, merged or not."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from statistics import median
+
+import torch
+from torch import nn
+
+from peftlab.device import autocast
+from peftlab.evaluation.latency import latency_batch, measure_latency, relative_to
+from peftlab.memory.measure import state_bytes
+from peftlab.models.load import load_model
+from peftlab.parameters.report import parameter_report
+from peftlab.parameters.shape import shape_of
+from peftlab.reports import InferenceReport
+from peftlab.runs.bench import Bench
+
+ROWS = 1
+TOKENS = 128
+
+
+def measure_inference(bench: Bench, trained: nn.Module) -> InferenceReport:
+    """Measure `trained`, the base beside it, freshly loaded, and the merged model where the method merges.
+
+    All three are in memory at once, so that their passes can take turns. One row of `TOKENS` tokens, or of as many
+    as the recipe's rows and the model's positions allow.
+    """
+    recipe, method = bench.recipe, bench.recipe.method
+    base = load_base(bench)
+    shape = shape_of(base, bench.fresh, recipe.model.task)
+    merged = method.merge(trained) if method.mergeable else None
+    models = {"base": base, "unmerged": trained}
+    if merged is not None and merged is not trained:
+        models["merged"] = merged
+    tokens = min(TOKENS, recipe.data.max_length, (shape.positions or TOKENS) - method.virtual_tokens)
+    passes = measure_latency(
+        models,
+        latency_batch(ROWS, tokens, shape.vocabulary, bench.device),
+        device=bench.device,
+        autocast=partial(autocast, bench.precision, bench.device),
+    )
+    weight_bytes = {name: sum(state_bytes(model, None).values()) for name, model in models.items()}
+    if merged is trained:
+        passes["merged"], weight_bytes["merged"] = passes["unmerged"], weight_bytes["unmerged"]
+    return InferenceReport(
+        rows=ROWS,
+        tokens=tokens,
+        extra_parameters=sum(site.count for site in method.without_training_parts().added_parameters(shape)),
+        extra_parameters_merged=None if merged is None else parameter_report(merged).total - shape.total,
+        seconds={name: median(taken) for name, taken in passes.items()},
+        relative={name: relative_to(passes["base"], taken) for name, taken in passes.items()},
+        weight_bytes=weight_bytes,
+    )
+
+
+def load_base(bench: Bench) -> nn.Module:
+    """Return the base as the method found it, freshly loaded; the caller's random state stays."""
+    with torch.random.fork_rng(devices=[bench.device] if bench.device.type == "cuda" else []):
+        storage, labels = bench.recipe.method.base_storage, bench.dataset.labels
+        return load_model(bench.recipe.model, device=bench.device, labels=labels, **storage).model
+
+
+def as_saved(bench: Bench, model: nn.Module, weights: Path) -> nn.Module:
+    """Return the trained model as a saved copy of it is: without what only training needed."""
+    method = bench.recipe.method
+    if method.without_training_parts() == method:
+        return model
+    return method.load(load_base(bench), weights, {"base_model": bench.source}).to(bench.device)
