@@ -14,7 +14,7 @@ from peftlab.secrets import mask_secrets
 
 @answers
 def check(recipes: RecipePaths, as_json: AsJson = False, debug: Debug = False) -> Any:
-    """Check recipes: every problem with file, line and key."""
+    """Check recipes and comparisons: every problem with file, line and key."""
     paths, overrides = split_overrides(recipes)
     if not paths:
         raise UsageError("name at least one recipe file to check")
@@ -31,10 +31,11 @@ def check(recipes: RecipePaths, as_json: AsJson = False, debug: Debug = False) -
 
 
 def find_problems(path: Path, overrides: Sequence[str]) -> list[Problem]:
+    from peftlab.recipe.comparison import is_comparison, load_comparison
     from peftlab.recipe.load import load_recipe
 
     try:
-        load_recipe(path, overrides)
+        (load_comparison if is_comparison(path) else load_recipe)(path, overrides)
     except RecipeError as error:
         return error.problems
     return []

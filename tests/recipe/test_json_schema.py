@@ -10,7 +10,8 @@ from peftlab.methods import METHODS
 from peftlab.recipe.json_schema import editor_schema
 from peftlab.recipe.yaml_source import parse_yaml
 
-RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*/*.yaml"))
+FOLDER = Path(__file__).parents[2] / "recipes"
+RECIPES = sorted(set(FOLDER.glob("*/*.yaml")) - set(FOLDER.glob("comparisons/*.yaml")))
 
 
 @pytest.fixture(scope="module")

@@ -8,14 +8,24 @@ import pytest
 
 from peftlab.methods import METHODS
 from peftlab.recipe import load_recipe
+from peftlab.recipe.comparison import load_comparison
 
 FOLDER = Path(__file__).parents[2] / "recipes"
-RECIPES = sorted(FOLDER.glob("*/*.yaml"))
+COMPARISONS = sorted((FOLDER / "comparisons").glob("*.yaml"))
+RECIPES = sorted(set(FOLDER.glob("*/*.yaml")) - set(COMPARISONS))
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_a_shipped_recipe_has_no_problem(path):
     assert path.stem.startswith(load_recipe(path).method.type)
+
+
+@pytest.mark.parametrize("path", COMPARISONS, ids=lambda path: path.stem)
+def test_a_shipped_comparison_compares_on_test_rows_that_choose_nothing(path):
+    comparison, candidates = load_comparison(path)
+    assert len(candidates) >= 5 and comparison.seeds >= 3 and comparison.budgets
+    for recipe in (candidate.recipe for candidate in candidates):
+        assert recipe.data.test is not None and recipe.data.evaluation is not None
 
 
 def test_the_tiny_model_has_a_recipe_for_every_method():
