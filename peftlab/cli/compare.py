@@ -77,8 +77,8 @@ def compare(
         "cluster_options": parse_options(cluster_options or []),
     }
     settings = make_settings(file, given)
+    from peftlab.comparison.folder import trial_results
     from peftlab.comparison.lab import compare as run_comparison
-    from peftlab.comparison.lab import trial_results
 
     output = output or folder
     report = run_comparison(candidates, settings, output, name=output.name, overwrite=overwrite)

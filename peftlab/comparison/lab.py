@@ -2,38 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
-import shutil
 import sys
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from peftlab.checkpoint.lock import RunLock
+from peftlab.comparison.folder import PICTURE, SUMMARY, claim, clear, read_result, wait_until_free
 from peftlab.comparison.identity import hash_run
-from peftlab.comparison.jobs import GRACE_SECONDS, Ended, Job, run_locally, run_on_cluster
-from peftlab.comparison.variants import (
-    SOLUTIONS,
-    Entry,
-    Settings,
-    choose_metric,
-    note_differences,
-    open_entries,
-)
-from peftlab.errors import StorageError
+from peftlab.comparison.jobs import Ended, Job, run_locally, run_on_cluster
+from peftlab.comparison.variants import Entry, Settings, choose_metric, note_differences, open_entries
 from peftlab.evaluation.metrics import HIGHER_IS_BETTER
 from peftlab.files import write_atomically
 from peftlab.recipe.comparison import Candidate
 from peftlab.reports import ComparisonReport, RunResult, Trial, VariantReport
-from peftlab.runs.directory import MARKER, RunDirectory
 from peftlab.runs.picture import draw_memory
 
-SUMMARY = "comparison.json"
-PICTURE = "memory.png"
 # A run that diverged would diverge again; one that failed otherwise may have met a fault of the machine.
 SETTLED = ("finished", "diverged")
 
@@ -239,64 +225,6 @@ def compare(
         return Lab(name, folder, settings, entries, metric, note_differences(entries)).run()
 
 
-def claim(folder: Path) -> None:
-    """Make the folder or take it up again. Raises StorageError rather than touch what is not a comparison's."""
-    if (folder / "result.json").exists():
-        raise StorageError(f"{folder} is the folder of a run; name another --output")
-    try:
-        if folder.exists() and any(folder.iterdir()) and not (folder / MARKER).is_file():
-            raise StorageError(f"{folder} holds files that are no comparison of peftlab; name another --output")
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / MARKER, json.dumps({"schema": 1}) + "\n")
-    except OSError as error:
-        raise StorageError(f"{folder}: cannot be written: {error.strerror}; name another --output") from None
-
-
-def clear(folder: Path) -> None:
-    """Remove a former comparison's runs, logs and reports, and nothing else."""
-    for name in ("runs", "logs", "report"):
-        shutil.rmtree(folder / name, ignore_errors=True)
-    for name in (SUMMARY, PICTURE, SOLUTIONS):
-        (folder / name).unlink(missing_ok=True)
-
-
-def wait_until_free(folder: Path) -> None:
-    """Wait while a run of a former, killed comparison still saves itself here."""
-    until = time.monotonic() + GRACE_SECONDS
-    while folder.is_dir():
-        try:
-            with RunLock(folder / ".lock"):
-                return
-        except StorageError:
-            if time.monotonic() > until:
-                return
-            time.sleep(0.5)
-
-
-def read_result(folder: Path) -> RunResult | None:
-    try:
-        return RunDirectory.open(folder).read_result()
-    except StorageError:
-        return None
-
-
 def slug(text: str) -> str:
     """Return a text as a part of a file's name."""
     return re.sub(r"[^A-Za-z0-9._%]+", "-", text).strip("-.")[:80] or "variant"
-
-
-def read_comparison(folder: Path) -> ComparisonReport:
-    """Return a comparison's report. Raises StorageError where there is none."""
-    try:
-        return ComparisonReport.model_validate_json((folder / SUMMARY).read_text(encoding="utf-8"), extra="ignore")
-    except FileNotFoundError:
-        raise StorageError(f"{folder} is not the folder of a comparison (no {SUMMARY} in it)") from None
-    except (OSError, ValueError) as error:
-        raise StorageError(f"{folder / SUMMARY}: cannot be read ({type(error).__name__})") from None
-
-
-def trial_results(report: ComparisonReport, folder: Path) -> dict[str, Any]:
-    """Return the result of every run that the report names, by the run's name, as far as there is one."""
-    names = dict.fromkeys(t.run for v in report.variants for t in (*v.trials, *v.sweep))
-    results = {name: read_result(folder / "runs" / name) for name in names}
-    return {name: result for name, result in results.items() if result is not None}

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from peftlab.comparison.lab import read_comparison
+from peftlab.comparison.folder import read_comparison
 from peftlab.recipe.dump import dump_recipe
 from tests.runs.recipes import short_recipe
 

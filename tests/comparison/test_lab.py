@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from peftlab.comparison.folder import read_comparison
 from peftlab.comparison.jobs import Ended
-from peftlab.comparison.lab import compare, read_comparison
+from peftlab.comparison.lab import compare
 from peftlab.comparison.variants import Settings
 from peftlab.errors import StorageError, UsageError
 from peftlab.recipe.comparison import list_candidates
