@@ -21,6 +21,8 @@ from peftlab.runs.directory import RunDirectory
 from peftlab.training.loop import AUDITED_STEPS
 
 MEASURED_STEPS = 20
+# What loading may take besides, before the measuring run is stopped.
+LOADING_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ def measure_pace(recipe: Recipe, limit_seconds: float) -> Pace:
 
 
 def probe_recipe(recipe: Recipe, output: Path, limit_seconds: float) -> Recipe:
-    """Return the recipe's first steps alone, each of them timed, stopped when the budget itself is over."""
+    """Return the recipe's first steps alone, each of them timed, which take no longer than the budget itself."""
     alone = {
         "training.steps": AUDITED_STEPS + MEASURED_STEPS,
         "training.epochs": None,
@@ -98,7 +100,7 @@ def probe_recipe(recipe: Recipe, output: Path, limit_seconds: float) -> Recipe:
         "run.log_every": 1,
         "run.save_every": None,
         "run.stop_after": None,
-        "run.max_seconds": limit_seconds,
+        "run.max_seconds": LOADING_SECONDS + limit_seconds,
         "run.plan": "off",
         "run.trackers": (),
     }
