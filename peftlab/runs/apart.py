@@ -15,6 +15,9 @@ from peftlab.errors import PeftlabError
 from peftlab.recipe.load import load_recipe
 from peftlab.runs.run import train
 
+# Modules that a run needs sooner or later and that take long to import.
+WARM = [__name__, "datasets", "matplotlib.figure", "transformers.models.llama.modeling_llama", "peft.tuners.lora.bnb"]
+
 
 def train_apart(
     recipe: Path,
@@ -22,6 +25,7 @@ def train_apart(
     *,
     log: Path,
     resume: bool = False,
+    overwrite: bool = False,
     environment: Mapping[str, str] | None = None,
 ) -> BaseProcess:
     """Start a run of `recipe` beside this process; what it says goes to `log`.
@@ -30,19 +34,22 @@ def train_apart(
     """
     context = multiprocessing.get_context("forkserver")
     # Where there is a CUDA device, importing bitsandbytes opens it, and an open one does not survive a fork.
-    context.set_forkserver_preload([] if torch.cuda.is_available() else [__name__])
-    process = context.Process(target=_train, args=(recipe, list(overrides), log, resume, dict(environment or {})))
+    context.set_forkserver_preload([] if torch.cuda.is_available() else WARM)
+    arguments = (recipe, list(overrides), log, dict(environment or {}), resume, overwrite)
+    process = context.Process(target=_train, args=arguments)
     process.start()
     return process
 
 
-def _train(recipe: Path, overrides: list[str], log: Path, resume: bool, environment: dict[str, str]) -> None:
+def _train(
+    recipe: Path, overrides: list[str], log: Path, environment: dict[str, str], resume: bool, overwrite: bool
+) -> None:
     os.environ.update(environment)
     with log.open("ab") as file:
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)
     try:
-        train(load_recipe(recipe, overrides), name=recipe.stem, resume=resume)
+        train(load_recipe(recipe, overrides), name=recipe.stem, resume=resume, overwrite=overwrite)
     except PeftlabError as error:
         print(f"peftlab: error: {error}", file=sys.stderr, flush=True)
         sys.exit(error.exit_code)
