@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from typing import Any, TextIO
 
@@ -35,7 +36,8 @@ class LineDisplay:
         self.stream = stream or sys.stderr
 
     def note(self, text: str) -> None:
-        print(text, file=self.stream, flush=True)
+        with contextlib.suppress(OSError):  # nobody reads any more: that ends no run
+            print(text, file=self.stream, flush=True)
 
     def update(self, line: dict[str, Any], steps: int) -> None:
         self.note(format_line(line, steps))
@@ -53,19 +55,22 @@ class BarDisplay:
         self.task = None
 
     def note(self, text: str) -> None:
-        self.console.print(text, highlight=False, markup=False)
+        with contextlib.suppress(OSError):
+            self.console.print(text, highlight=False, markup=False)
 
     def update(self, line: dict[str, Any], steps: int) -> None:
         if line["event"] == "evaluation":
             return self.note(format_line(line, steps))
-        if self.task is None:
-            self.progress.start()
-            self.task = self.progress.add_task("", total=steps)
-        description = format_line(line, steps).removeprefix("step").lstrip()
-        self.progress.update(self.task, completed=line["step"], description=description)
+        with contextlib.suppress(OSError):  # the terminal is gone
+            if self.task is None:
+                self.progress.start()
+                self.task = self.progress.add_task("", total=steps)
+            description = format_line(line, steps).removeprefix("step").lstrip()
+            self.progress.update(self.task, completed=line["step"], description=description)
 
     def close(self) -> None:
-        self.progress.stop()
+        with contextlib.suppress(OSError):
+            self.progress.stop()
 
 
 class NoDisplay:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from peftlab.errors import StorageError
-from peftlab.parameters.audit import Audit
 from peftlab.recipe.schema import Recipe
-from peftlab.runs.bench import Bench
+
+if TYPE_CHECKING:
+    from peftlab.parameters.audit import Audit
+    from peftlab.runs.bench import Bench
 
 # More steps, evaluation, logging and saving; never what the trained bytes depend on, as run.seed.
-FREE_OF_RUN = (
-    "output device plan save_every keep_checkpoints max_seconds stop_after log_every trackers".split()
-)
+FREE_OF_RUN = "output device plan save_every keep_checkpoints max_seconds stop_after log_every trackers".split()
 MAY_CHANGE = ("training.steps", "training.epochs", "evaluation", *(f"run.{field}" for field in FREE_OF_RUN))
 
 

@@ -79,6 +79,7 @@ def _step(setup: Setup) -> None:
     clip_gradients(setup)
     torch._foreach_zero_([parameter.grad for parameter in trainable_parameters(setup.model).values()])
     setup.optimizer.step()
+    setup.scaler.update()
     setup.optimizer.zero_grad(set_to_none=True)
 
 

@@ -1,53 +1,55 @@
+"""A run that is stopped or killed goes on as if nothing had happened; what cannot go on exactly says so."""
+
 from __future__ import annotations
 
 import json
 import os
 import shutil
 import signal
+from pathlib import Path
 
 import pytest
-import torch
 
-from peftlab.checkpoint.tensors import load_state
 from peftlab.errors import StoppedError, StorageError
 from peftlab.methods import METHODS
+from peftlab.models.reference import resolve
 from peftlab.recipe.schema import Recipe
 from peftlab.runs.directory import RunDirectory
 from peftlab.runs.display import NoDisplay
 from peftlab.runs.run import train
+from peftlab.runs.verify import differing, load_final
 from tests.runs.recipes import short_sections
 
 
-def recipe(method, folder, run=None, method_fields=None, **training) -> Recipe:
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    """The shipped model with dropout in its attention, so that every method draws random numbers."""
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    shutil.copytree(resolve("builtin:tiny").folder, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"attention_dropout": 0.1}))
+    return folder
+
+
+def recipe(method, folder, run=None, model=None, **training) -> Recipe:
+    """Six steps of four rows over twelve: an epoch ends with step 3, inside the warm-up."""
     sections = short_sections(method, folder, **{"gradient_accumulation": 2, "batch_size": 2, "warmup": 4} | training)
     sections["run"] |= {"save_every": 3} | (run or {})
-    sections["method"] = sections["method"] | (method_fields or {})
-    sections["data"] |= {"train_rows": 14, "evaluation_rows": 4}
+    sections["data"] |= {"train_rows": 12, "evaluation_rows": 4, "max_length": 32}
+    sections["evaluation"] = {"generation": {"examples": 0}}
+    if model:
+        sections["model"] = {"name": str(model)}
     return Recipe.model_validate(sections)
 
 
-def final_state(folder):
-    steps = sorted((folder / "checkpoints").iterdir())
-    return load_state(steps[-1], "state")
+def start(one: Recipe, resume: bool = False):
+    return train(one, resume=resume, display=NoDisplay())
 
 
-def assert_same_bytes(one, other):
-    assert one["weights"].keys() == other["weights"].keys()
-    for name, tensor in one["weights"].items():
-        torch.testing.assert_close(other["weights"][name], tensor, rtol=0, atol=0)
-    for key, moments in one["optimizer"]["state"].items():
-        for name, value in moments.items():
-            torch.testing.assert_close(other["optimizer"]["state"][key][name], value, rtol=0, atol=0)
-    for part in ("schedule", "scaler", "progress"):
-        assert one[part] == other[part], part
-
-
-def stop_and_resume(one, folder, **changes):
+def stop(one: Recipe, resume: bool = False) -> None:
     with pytest.raises(StoppedError, match="stopped after step"):
-        train(one, display=NoDisplay())
-    assert RunDirectory.open(folder).read_result().status == "interrupted"
-    going_on = one.model_copy(update={"run": one.run.model_copy(update={"stop_after": None} | changes)})
-    return train(going_on, resume=True, display=NoDisplay())
+        start(one, resume)
+    assert RunDirectory.open(Path(one.run.output)).read_result().status == "interrupted"
 
 
 def losses(folder):
@@ -55,43 +57,52 @@ def losses(folder):
     return [(line["event"], line["step"], line["loss"]) for line in lines]
 
 
+def assert_equal_runs(one: Path, other: Path) -> None:
+    """Weights, moments, schedule, scaler, progress and random states to the byte; every logged loss."""
+    same = differing(load_final(one), load_final(other))
+    assert all(same.values()) and len(same) > 20, [name for name, equal in same.items() if not equal]
+    assert losses(one) == losses(other)
+
+
 @pytest.mark.parametrize("method", METHODS)
-def test_a_stopped_and_resumed_run_equals_a_straight_one_byte_for_byte(tmp_path, method):
-    """Six steps over 14 rows of 4 a step: the stop after step 4 lies in the second epoch and past the warm-up."""
-    fields = {"dropout": 0.1} if method in ("lora", "qlora") else {}
-    straight = train(recipe(method, tmp_path / "a", method_fields=fields), display=NoDisplay())
-    stopped = recipe(method, tmp_path / "b", {"stop_after": 4}, fields)
-    resumed = stop_and_resume(stopped, tmp_path / "b")
-    (report,) = resumed.resumes
-    assert report.exact and report.step == 4, report.reasons
-    assert_same_bytes(final_state(tmp_path / "a"), final_state(tmp_path / "b"))
-    assert losses(tmp_path / "a") == losses(tmp_path / "b")
-    assert straight.metrics == resumed.metrics
-    assert straight.progress == resumed.progress
+def test_a_run_that_is_stopped_and_resumed_equals_a_straight_one_byte_for_byte(tmp_path, model, method):
+    """Stopped in mid-epoch and mid-warm-up (2), at an epoch's end (3) and past the warm-up in mid-epoch (5)."""
+    straight = start(recipe(method, tmp_path / "a", model=model))
+    for number, step in enumerate((2, 3, 5)):
+        stop(recipe(method, tmp_path / "b", {"stop_after": step}, model), resume=number > 0)
+    resumed = start(recipe(method, tmp_path / "b", model=model), resume=True)
+    assert [(report.step, report.exact) for report in resumed.resumes] == [(2, True), (3, True), (5, True)]
+    assert_equal_runs(tmp_path / "a", tmp_path / "b")
+    assert straight.metrics == resumed.metrics and straight.progress == resumed.progress
 
 
-def test_a_run_stopped_in_mid_warmup_and_twice_is_exact(tmp_path):
-    train(recipe("lora", tmp_path / "a"), display=NoDisplay())
-    stop_at = {"stop_after": 1}
-    with pytest.raises(StoppedError):
-        stop_and_resume(recipe("lora", tmp_path / "b", stop_at), tmp_path / "b", stop_after=2)
-    again = train(recipe("lora", tmp_path / "b"), resume=True, display=NoDisplay())
-    assert [report.step for report in again.resumes] == [1, 2]
-    assert_same_bytes(final_state(tmp_path / "a"), final_state(tmp_path / "b"))
+def test_the_scale_of_half_precision_gradients_goes_on(tmp_path):
+    """65,536 at first: it is halved when a scaled gradient overflows, and the count of good steps goes on."""
+
+    def half(folder, **run):
+        one = recipe("bitfit", folder, run, steps=3, batch_size=1, gradient_accumulation=1, precision="float16")
+        rows = {"train": "builtin:docstrings[train]", "train_rows": 2, "max_length": 16}
+        return Recipe.model_validate(one.model_dump(mode="json") | {"data": rows, "evaluation": {"metrics": []}})
+
+    start(half(tmp_path / "a"))
+    stop(half(tmp_path / "b", stop_after=2))
+    start(half(tmp_path / "b"), resume=True)
+    assert_equal_runs(tmp_path / "a", tmp_path / "b")
+    scaler = load_final(tmp_path / "b")["state"]["scaler"]
+    assert scaler["scale"] > 1 and scaler["_growth_tracker"] > 0
 
 
 def test_a_killed_run_resumes_from_its_latest_checkpoint(tmp_path):
     """What a kill between checkpoints leaves: a record that says running, lines past the checkpoint."""
-    train(recipe("bitfit", tmp_path / "a"), display=NoDisplay())
-    train(recipe("bitfit", tmp_path / "b"), display=NoDisplay())
+    start(recipe("bitfit", tmp_path / "a"))
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
     directory = RunDirectory.open(tmp_path / "b")
     shutil.rmtree(directory.checkpoints / "step-000006")
     shutil.rmtree(directory.weights)
     directory.write_result(directory.read_result().model_copy(update={"status": "running"}))
-    resumed = train(recipe("bitfit", tmp_path / "b"), resume=True, display=NoDisplay())
+    resumed = start(recipe("bitfit", tmp_path / "b"), resume=True)
     assert resumed.resumes[0].step == 3
-    assert_same_bytes(final_state(tmp_path / "a"), final_state(tmp_path / "b"))
-    assert losses(tmp_path / "a") == losses(tmp_path / "b")
+    assert_equal_runs(tmp_path / "a", tmp_path / "b")
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
@@ -104,63 +115,109 @@ def test_a_signal_saves_and_stops_with_its_exit_code(tmp_path, number, code):
     with pytest.raises(StoppedError, match=f"stopped after step 1 of 6 \\(signal {number}\\)") as caught:
         train(recipe("bitfit", tmp_path / "run"), display=Impatient())
     assert caught.value.exit_code == code
-    assert train(recipe("bitfit", tmp_path / "run"), resume=True, display=NoDisplay()).resumes[0].exact
+    assert list((tmp_path / "run" / "checkpoints").iterdir()) == [tmp_path / "run" / "checkpoints" / "step-000001"]
 
 
 def test_the_time_limit_saves_and_stops(tmp_path):
     with pytest.raises(StoppedError, match="run.max_seconds") as caught:
-        train(recipe("bitfit", tmp_path / "run", {"max_seconds": 0.001}), display=NoDisplay())
+        start(recipe("bitfit", tmp_path / "run", {"max_seconds": 0.001}))
     assert caught.value.exit_code == 11
     assert RunDirectory.open(tmp_path / "run").checkpoints.is_dir()
 
 
-def test_a_changed_recipe_is_refused_with_the_difference(tmp_path):
-    with pytest.raises(StoppedError):
-        train(recipe("lora", tmp_path / "run", {"stop_after": 2}), display=NoDisplay())
-    with pytest.raises(StorageError, match=r"of another run: training.learning_rate: 0.005 -> 0.5"):
-        train(recipe("lora", tmp_path / "run", learning_rate=0.5), resume=True, display=NoDisplay())
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished run, to be copied."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    return start(recipe("bitfit", folder)), folder
 
 
-def test_more_steps_may_be_asked_for_and_are_told_to_be_inexact(tmp_path):
-    train(recipe("bitfit", tmp_path / "run"), display=NoDisplay())
-    longer = train(recipe("bitfit", tmp_path / "run", steps=8), resume=True, display=NoDisplay())
+@pytest.fixture
+def folder(finished, tmp_path) -> Path:
+    return shutil.copytree(finished[1], tmp_path / "run")
+
+
+def test_more_steps_may_be_asked_for_and_are_told_to_be_inexact(folder):
+    longer = start(recipe("bitfit", folder, steps=8), resume=True)
     assert longer.progress.step == 8
     assert not longer.resumes[0].exact
     assert longer.resumes[0].reasons == ["training.steps: 6 -> 8"]
 
 
-def test_resuming_a_finished_run_changes_nothing(tmp_path):
-    first = train(recipe("bitfit", tmp_path / "run"), display=NoDisplay())
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.is_file()}
-    assert train(recipe("bitfit", tmp_path / "run"), resume=True, display=NoDisplay()) == first
-    after = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.is_file()}
-    lock = tmp_path / "run" / ".lock"
-    before.pop(lock), after.pop(lock)
+def test_fewer_steps_than_were_done_are_refused(folder):
+    with pytest.raises(StorageError, match="has done 6 steps and the recipe asks for 4; ask for at least 6"):
+        start(recipe("bitfit", folder, steps=4), resume=True)
+
+
+@pytest.mark.parametrize("steps", [6, 8])
+def test_a_changed_recipe_is_refused_with_the_difference(folder, steps):
+    """Whether the run has steps left to do or not."""
+    with pytest.raises(StorageError, match=r"of another run: run.seed: 0 -> 1\. .* start anew with another run.output"):
+        start(recipe("bitfit", folder, {"seed": 1}, steps=steps), resume=True)
+
+
+def test_changed_data_and_a_changed_base_are_refused(tmp_path, model):
+    data = tmp_path / "rows.jsonl"
+    rows = [{"text": f"def f{i}(): return {i}"} for i in range(20)]
+    data.write_text("\n".join(map(json.dumps, rows)))
+
+    def of_files(**run):
+        one = recipe("bitfit", tmp_path / "run", run, model)
+        section = {"train": str(data), "format": "text", "max_length": 32}
+        return Recipe.model_validate(one.model_dump(mode="json") | {"data": section, "evaluation": {"metrics": []}})
+
+    stop(of_files(stop_after=1))
+    data.write_text("\n".join(map(json.dumps, rows[::-1])))
+    with pytest.raises(StorageError, match="of another run: data train: '.*' -> '"):
+        start(of_files(), resume=True)
+    data.write_text("\n".join(map(json.dumps, rows)))
+    weights = model / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(StorageError, match="of another run: base fingerprint: 'sha256:"):
+        start(of_files(), resume=True)
+    weights.write_bytes(whole)
+    assert start(of_files(), resume=True).resumes[0].exact
+
+
+def test_resuming_a_finished_run_changes_nothing(finished):
+    first, folder = finished
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    assert start(recipe("bitfit", folder), resume=True) == first
+    after = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    before.pop(folder / ".lock"), after.pop(folder / ".lock")
     assert before == after
 
 
 def test_resuming_nothing_is_an_error(tmp_path):
-    with pytest.raises(StorageError, match="is not a run directory of peftlab"):
-        train(recipe("bitfit", tmp_path / "run"), resume=True, display=NoDisplay())
+    for folder in (tmp_path, tmp_path / "absent"):
+        with pytest.raises(StorageError, match="is not a run directory of peftlab"):
+            start(recipe("bitfit", folder), resume=True)
 
 
-def test_resuming_without_a_checkpoint_is_an_error(tmp_path):
-    train(recipe("bitfit", tmp_path / "run", {"save_every": None}), display=NoDisplay())
+def test_resuming_without_a_checkpoint_is_an_error(folder):
+    shutil.rmtree(folder / "checkpoints")
     with pytest.raises(StorageError, match="no checkpoint to resume from; checkpoints come with run.save_every"):
-        train(recipe("bitfit", tmp_path / "run", steps=8), resume=True, display=NoDisplay())
+        start(recipe("bitfit", folder, steps=8), resume=True)
 
 
-def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path):
-    train(recipe("bitfit", tmp_path / "run"), display=NoDisplay())
-    damaged = tmp_path / "run" / "checkpoints" / "step-000006" / "state.safetensors"
+def test_a_damaged_checkpoint_is_named_and_passed_over_for_the_one_before(folder):
+    class Ear(NoDisplay):
+        said: list[str] = []
+
+        def note(self, text):
+            self.said.append(text)
+
+    damaged = folder / "checkpoints" / "step-000006" / "state.safetensors"
     content = bytearray(damaged.read_bytes())
     content[-1] ^= 1
     damaged.write_bytes(content)
-    longer = train(recipe("bitfit", tmp_path / "run", steps=7), resume=True, display=NoDisplay())
+    longer = train(recipe("bitfit", folder, steps=7), resume=True, display=Ear())
     assert longer.resumes[0].step == 3
+    assert any(text.startswith(f"passed over: {damaged}: is damaged") for text in Ear.said)
 
 
 def test_a_second_run_in_the_same_directory_is_refused(tmp_path):
     directory = RunDirectory.claim(tmp_path / "run")
     with directory.lock(), pytest.raises(StorageError, match=f"is in use by .*{os.getpid()}"):
-        train(recipe("bitfit", tmp_path / "run"), display=NoDisplay())
+        start(recipe("bitfit", tmp_path / "run"))

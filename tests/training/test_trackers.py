@@ -1,0 +1,54 @@
+"""A tracker that fails is said once, and the run goes on."""
+
+from __future__ import annotations
+
+import pytest
+from accelerate import Accelerator
+from accelerate.tracking import GeneralTracker
+
+from peftlab.training.trackers import Trackers
+
+
+class Fragile(GeneralTracker):
+    """Fails in one of its methods."""
+
+    name, requires_logging_directory, tracker = "fragile", False, None
+
+    def __init__(self, failing: str = ""):
+        super().__init__()
+        self.failing, self.logged = failing, []
+
+    def start(self):
+        self._do("start")
+
+    def log(self, values, step=None, **_):
+        self._do("log")
+        self.logged.append(step)
+
+    def finish(self):
+        self._do("finish")
+
+    def _do(self, what):
+        if what == self.failing:
+            raise ConnectionError(f"no service for {what}\nand more")
+
+
+@pytest.mark.parametrize("failing", ["start", "log", "finish"])
+def test_a_failing_tracker_is_said_once_and_ends_nothing(failing):
+    said, broken = [], Fragile(failing)
+    trackers = Trackers(Accelerator(cpu=True, log_with=[broken]), "run", said.append)
+    for step in (1, 2):
+        trackers.log({"loss": 1.0}, step)
+    trackers.close()
+    assert len(said) == 1 and "\n" not in said[0]
+    assert "failed and is left out from here on: ConnectionError: no service for " + failing in said[0]
+    assert broken.logged == ([1, 2] if failing == "finish" else [])
+
+
+def test_a_tracker_beside_a_failing_one_gets_everything():
+    said, whole = [], Fragile()
+    trackers = Trackers(Accelerator(cpu=True, log_with=[Fragile("log"), whole]), "run", said.append)
+    for step in (1, 2):
+        trackers.log({"loss": 1.0}, step)
+    trackers.close()
+    assert whole.logged == [1, 2] and len(said) == 1
