@@ -26,7 +26,7 @@ OWN_FOLDERS = ("weights", "checkpoints", "trackers")
 # What a killed process leaves of files that it was writing: see `write_atomically` and `writing`.
 HALF_MARKER = re.compile(r"\.\.peftlab\.\d+")
 HALF_FILE = re.compile(r"\.(\.peftlab|result\.json|recipe\.yaml|metrics\.jsonl)\.\d+|\.process-\d{5}\.json(\.\d+)?")
-HALF_FOLDER = re.compile(r"\.weights\.[a-z0-9_]{8}")
+HALF_FOLDER = re.compile(r"\.(weights|checkpoints|trackers)\.[a-z0-9_]{8}")
 
 
 class RunDirectory:
@@ -103,7 +103,7 @@ class RunDirectory:
         for name in (*OWN_FILES, *OWN_FOLDERS):
             entry = self.path / name
             if entry.is_dir() and not entry.is_symlink():
-                shutil.rmtree(entry)
+                _remove_whole(entry)
             else:
                 entry.unlink(missing_ok=True)
 
@@ -164,13 +164,20 @@ class RunDirectory:
             os.chmod(temporary, 0o755)
             sync_files(temporary)
             if folder.exists():
-                shutil.rmtree(folder)
+                _remove_whole(folder)
             os.replace(temporary, folder)
             sync(folder.parent)
         except OSError as error:
             raise StorageError(f"{folder}: cannot be written: {error.strerror or error}; free some space") from None
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _remove_whole(folder: Path) -> None:
+    """Remove a folder that nobody ever sees with half of its files."""
+    doomed = folder.with_name(f".{folder.name}.{os.getpid():08}")
+    os.rename(folder, doomed)
+    shutil.rmtree(doomed)
 
 
 @contextlib.contextmanager

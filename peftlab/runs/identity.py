@@ -38,7 +38,7 @@ def refuse_changes(saved: dict[str, Any], here: dict[str, Any]) -> None:
     for part in ("data", "base"):
         changes |= differences(saved[part], here[part], f"{part} ")
     if not changes and saved["frozen"] != here["frozen"] and _made_alike(saved, here):
-        changes = {"base weights": (f"sha256 {saved['frozen'][:12]}", here["frozen"][:12])}
+        changes = {"base weights": tuple(f"sha256 {one['frozen'][:12]}" for one in (saved, here))}
     _tell(changes)
 
 

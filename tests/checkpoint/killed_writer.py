@@ -19,6 +19,8 @@ from pathlib import Path
 from peftlab.checkpoint.lock import RunLock
 from peftlab.checkpoint.manifest import verify
 from peftlab.checkpoint.store import clean_leftovers, find_latest, rotate, write_checkpoint
+from peftlab.reports import RunResult
+from peftlab.runs.directory import RunDirectory, open_directory
 
 # The C functions through which the store changes the disk: killed before and after each of their calls.
 WRITING_CALLS = {"open", "write", "flush", "__exit__", "close", "fsync", "mkdir", "rename", "unlink", "rmdir"}
@@ -101,6 +103,48 @@ def write_until_killed(root: Path, scenario: str, boundary: int) -> None:
     sys.setprofile(None)
 
 
+def kill_in_directory(folder: Path) -> list[dict]:
+    """Kill at each boundary in turn what makes a run directory and ends a run in it; tell what a next run finds."""
+    found = []
+    while True:
+        path = folder / str(len(found))
+        if len(found) % 2:
+            use_directory(path, "old")  # every other victim replaces a run
+        status = os.waitpid(fork(lambda: use_until_killed(path, len(found))), 0)[1]  # noqa: B023
+        if os.WIFEXITED(status):
+            assert status == 0, "the writer failed by itself"
+            return found
+        found.append(look_in_directory(path))
+
+
+def use_until_killed(path: Path, boundary: int) -> None:
+    kill_at_call(boundary)
+    use_directory(path, "new")
+    sys.setprofile(None)
+
+
+def use_directory(path: Path, name: str) -> None:
+    """Do what a run does with its directory, from the claim to the finished record."""
+    with open_directory(path, main=True, overwrite=True, resume=False) as directory:
+        record = RunResult(status="running", name=name, recipe={}, environment={})
+        directory.write_recipe(name)
+        directory.write_result(record)
+        with directory.writing(directory.weights) as temporary:
+            for part in ("adapter", "tokenizer"):
+                (temporary / part).write_text(name)
+        directory.write_result(record.model_copy(update={"status": "finished"}))
+
+
+def look_in_directory(path: Path) -> dict:
+    """Tell what lies in a run directory, and whether a next run may have it and leaves it clean."""
+    directory = RunDirectory(path)
+    status = directory.read_result().status if directory.result.exists() else None
+    weights = sorted(part.read_text() for part in directory.weights.iterdir()) if directory.weights.exists() else []
+    use_directory(path, "next")
+    left = {entry.name for entry in path.iterdir()} - {".peftlab", ".lock", "recipe.yaml", "result.json", "weights"}
+    return {"status": status, "weights": weights, "left": sorted(left)}
+
+
 def look(root: Path) -> dict:
     """Do what the next run does first, and tell what it found."""
     named = [path for path in root.iterdir() if path.name.startswith("step-")]
@@ -142,7 +186,7 @@ def kill_at_instants(folder: Path, kills: int, seed: int) -> list[dict]:
         reading, writing = os.pipe()
         child = fork(lambda: train_until_killed(folder, writing))  # noqa: B023
         os.close(writing)
-        time.sleep(instants.uniform(0, 0.2))
+        time.sleep(instants.uniform(0, 0.06))
         os.kill(child, signal.SIGKILL)
         assert os.WIFSIGNALED(os.waitpid(child, 0)[1]), "the run failed by itself"
         while word := os.read(reading, 8):
@@ -157,6 +201,8 @@ if __name__ == "__main__":
     kind, place, *rest = sys.argv[1:]
     if kind == "instants":
         result = kill_at_instants(Path(place), *map(int, rest))
+    elif kind == "directory":
+        result = kill_in_directory(Path(place))
     else:
         result = kill_at_boundaries(Path(place), *rest)
     print(json.dumps(result))

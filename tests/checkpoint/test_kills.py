@@ -6,8 +6,6 @@ import json
 import subprocess
 import sys
 
-import pytest
-
 from tests.conftest import REPOSITORY
 
 
@@ -52,10 +50,13 @@ def assert_nothing_lost(found: list[dict]) -> None:
     assert found[-1]["step"] > len(found) / 4, "the run went on between the kills"
 
 
-def test_killed_at_twenty_random_instants(tmp_path):
-    assert_nothing_lost(kill("instants", tmp_path / "run", 20, 0))
+def test_killed_at_a_hundred_random_instants(tmp_path):
+    assert_nothing_lost(kill("instants", tmp_path / "run", 100, 0))
 
 
-@pytest.mark.slow
-def test_killed_at_three_hundred_random_instants(tmp_path):
-    assert_nothing_lost(kill("instants", tmp_path / "run", 300, 1))
+def test_killed_at_any_boundary_of_a_run_directory_it_can_be_taken_again_and_is_clean(tmp_path):
+    found = kill("directory", tmp_path)
+    assert all(each["left"] == [] for each in found), found
+    assert all(each["weights"] in ([], ["old", "old"], ["new", "new"]) for each in found), "weights are whole or absent"
+    assert all(each["weights"] for each in found if each["status"] == "finished")
+    assert {each["status"] for each in found} == {None, "running", "finished"} and len(found) > 80

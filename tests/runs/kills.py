@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import torch
@@ -31,7 +32,9 @@ from peftlab.runs.directory import RunDirectory
 from peftlab.runs.verify import differing, load_final
 from tests.runs.recipes import short_sections
 
-STEPS = 10
+STEPS = 6
+# The longest that writing a checkpoint takes here, or nearly.
+WRITING_SECONDS = 0.08
 
 
 @dataclass
@@ -59,16 +62,14 @@ def recipe_for(folder: Path) -> Recipe:
 
 
 def kill_runs(folder: Path, kills: int, seed: int = 0, minutes: float = 60.0) -> Figures:
-    """Kill runs under `folder` so many times, or as long as there is time for another.
+    """Kill runs under `folder` so many times, or as long as there is time: half at any instant, half in a write.
 
     Each goes on until it finishes and is compared with one that was never killed.
     """
     figures, instants, started = Figures(), random.Random(seed), time.monotonic()
     straight = folder / "straight"
     begin(folder, straight, resume=False).join()
-    began = time.monotonic()
-    begin(folder, folder / "timed", resume=False).join()
-    seconds = time.monotonic() - began
+    seconds = RunDirectory.open(straight).read_result().seconds["total"]
     while figures.kills < kills and not figures.faults and time.monotonic() < started + 60 * minutes:
         finish_one(folder, straight, seconds, instants, figures)
         print(f"{figures.kills:>5} kills, {figures.finished} runs, {len(figures.mismatches)} differ", flush=True)
@@ -83,7 +84,11 @@ def finish_one(folder: Path, straight: Path, seconds: float, instants: random.Ra
     resume, reached = False, 0
     while True:
         process = begin(folder, killed, resume)
-        process.join(instants.uniform(0, seconds))
+        if instants.random() < 0.5:
+            process.join(instants.uniform(0, seconds))
+        else:
+            wait_for_write(process, killed / "checkpoints", instants.randint(1, 2))
+            process.join(instants.uniform(0, WRITING_SECONDS))
         process.kill()
         process.join()
         if process.exitcode == 0:
@@ -104,7 +109,16 @@ def finish_one(folder: Path, straight: Path, seconds: float, instants: random.Ra
     figures.mismatches += [name for name, equal in same.items() if not equal]
 
 
-def begin(folder: Path, output: Path, resume: bool):
+def wait_for_write(process: BaseProcess, checkpoints: Path, number: int) -> None:
+    """Return once a run has begun to write its next checkpoint, or the one after that; or has ended."""
+    seen: set[str] = set()
+    while process.is_alive() and len(seen) < number:
+        names = os.listdir(checkpoints) if checkpoints.is_dir() else []
+        seen |= {name for name in names if name.endswith(f".{process.pid}.partial")}
+        time.sleep(0.001)
+
+
+def begin(folder: Path, output: Path, resume: bool) -> BaseProcess:
     """Start a run, or let it go on; what it says is in `log`."""
     path = folder / "recipe.yaml"
     path.write_text(dump_recipe(recipe_for(output)))
