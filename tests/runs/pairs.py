@@ -37,7 +37,7 @@ class Pair:
         ]
         self.directory = Path(recipe.run.output)
 
-    def wait(self, seconds: float = 120) -> list[int]:
+    def wait(self, seconds: float = 240) -> list[int]:
         """Return both exit codes."""
         ends = time.monotonic() + seconds
         for process in self.processes:
@@ -58,7 +58,7 @@ class Pair:
         wait_for_step(self.directory, step, lambda: all(process.is_alive() for process in self.processes))
 
 
-def wait_for_step(directory: Path, step: int, alive: Callable[[], bool], seconds: float = 60) -> None:
+def wait_for_step(directory: Path, step: int, alive: Callable[[], bool], seconds: float = 180) -> None:
     """Return once the metrics of a run that is `alive` have a line of the step or of a later one."""
     ends, metrics = time.monotonic() + seconds, directory / "metrics.jsonl"
     while time.monotonic() < ends and alive():
