@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -20,6 +21,17 @@ from peftlab.runs.bench import Bench
 
 ROWS = 1
 TOKENS = 128
+
+
+def try_inference(
+    bench: Bench, model: nn.Module, weights: Path, note: Callable[[str], None]
+) -> InferenceReport | None:
+    """Measure the result of a run, which lies in `weights`; without memory for it, note that: the run is good."""
+    try:
+        return measure_inference(bench, as_saved(bench, model, weights))
+    except torch.OutOfMemoryError:
+        note("evaluation.latency: not measured, no memory for the base and a merged copy beside the trained model")
+    return None
 
 
 def measure_inference(bench: Bench, trained: nn.Module) -> InferenceReport:

@@ -29,7 +29,7 @@ from peftlab.runs.directory import RunDirectory, is_finished, open_directory
 from peftlab.runs.display import open_display
 from peftlab.runs.ending import record_failure, refuse_not_finite, refuse_unfinished
 from peftlab.runs.environment import describe_environment
-from peftlab.runs.inference import as_saved, measure_inference
+from peftlab.runs.inference import try_inference
 from peftlab.runs.launch import Launch, launched
 from peftlab.runs.picture import draw_losses
 from peftlab.runs.prediction import foresee
@@ -157,7 +157,7 @@ class Run:
         result.memory["process"] = self.meter.report(model, setup.optimizer)
         if self.recipe.evaluation.latency and self.accelerator.is_main_process:
             with self.in_phase("latency"):
-                result.inference = measure_inference(bench, as_saved(bench, model, self.directory.weights))
+                result.inference = try_inference(bench, model, self.directory.weights, self.note)
         result.status = "finished"
         result.seconds["total"] = sum(seconds for name, seconds in result.seconds.items() if name in PHASES)
         self.write()

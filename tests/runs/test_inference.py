@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
+import torch
 
 from peftlab.cli.render import describe_inference
 from peftlab.evaluation import latency
 from peftlab.memory.fit import with_settings
 from peftlab.methods import METHODS as ALL
 from peftlab.reports import InferenceReport
+from peftlab.runs import inference
 from peftlab.runs.accelerator import open_accelerator
 from peftlab.runs.bench import prepare
 from peftlab.runs.inference import as_saved, measure_inference
@@ -81,6 +85,17 @@ def test_the_summary_says_what_merging_takes_away(reports):
     told = describe_inference(reports["lora"])
     assert told.startswith("87,552 parameters more; 1 × 96 tokens in ") and ", merged " in told
     assert "cannot be merged; 1 × 96 tokens in " in describe_inference(reports["adapters"])
+
+
+def test_without_memory_for_it_a_run_goes_on_and_says_so(monkeypatch, tmp_path):
+    def exhausted(bench, model):
+        raise torch.OutOfMemoryError("no room")
+
+    notes = []
+    monkeypatch.setattr(inference, "measure_inference", exhausted)
+    bench = SimpleNamespace(recipe=short_recipe("lora", tmp_path))
+    assert inference.try_inference(bench, torch.nn.Identity(), tmp_path, notes.append) is None
+    assert notes[0].startswith("evaluation.latency: not measured, no memory")
 
 
 def test_a_run_measures_where_it_is_asked_to_and_saves_the_same(few_passes, tmp_path):
