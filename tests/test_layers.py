@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "peftlab"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 LAYERS = [
-    {"errors", "files", "secrets", "patterns", "shapes", "reports", "architectures"}
+    {"errors", "files", "secrets", "patterns", "shapes", "quantities", "reports", "architectures"}
     | {"recipe", "methods", "models.reference"},
     {"device", "loss", "models", "parameters", "nn", "data", "memory", "evaluation", "checkpoint", "builtin"},
     {"training"},

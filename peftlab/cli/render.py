@@ -9,6 +9,7 @@ from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 
+from peftlab.quantities import format_bytes, format_metric, format_seconds, format_share
 from peftlab.reports import CountRow, InferenceReport, ParameterReport, RunResult
 
 WIDTH = 80
@@ -154,25 +155,6 @@ def plain_table(*titles: str, right: bool = True) -> Table:
 def peak_memory(result: RunResult) -> str:
     measured = result.memory.get("measured")
     return format_bytes(measured.peak_bytes) if measured else "-"
-
-
-def format_share(share: float) -> str:
-    return f"{100 * share:.3g} %" if share < 1 else "100 %"
-
-
-def format_bytes(count: int) -> str:
-    for exponent, unit in ((3, "GiB"), (2, "MiB"), (1, "KiB")):
-        if count >= 1024**exponent:
-            return f"{count / 1024**exponent:.1f} {unit}"
-    return f"{count} B"
-
-
-def format_seconds(seconds: float | None) -> str:
-    return "-" if seconds is None else f"{seconds:.1f}" if seconds < 100 else f"{seconds:.0f}"
-
-
-def format_metric(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
 
 
 def shorten(text: str) -> str:

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-from peftlab.cli.render import format_bytes, format_share, plain_table
+from peftlab.cli.render import plain_table
+from peftlab.quantities import format_bytes, format_share
 from peftlab.reports import MemoryReport, MethodPlan
 
 

@@ -19,8 +19,8 @@ alone, and is told apart from none.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Generic, TypeVar
 
@@ -55,6 +55,7 @@ class Difference(Generic[Name]):
     """`first` less `second`, with its own 95 % interval; `adjusted` is the p-value after Holm's correction.
 
     `sure` says that the two are told apart, at 5 % for the chance of any false one among all pairs of the family.
+    `seed_share` is the seeds' part of the variance, None where that is not known.
     """
 
     first: Name
@@ -64,6 +65,7 @@ class Difference(Generic[Name]):
     high: float
     p: float
     adjusted: float
+    seed_share: float | None = None
 
     @property
     def sure(self) -> bool:
@@ -140,53 +142,59 @@ def _estimate(part: _Part) -> Estimate:
 def compare_pairs(sample: Sample, owners: Sequence[Name]) -> list[Difference[Name]]:
     """Return the difference of every pair of variants; the pairs are one family for Holm's correction."""
     parts = split(sample, owners)
-    found = [(a, b, *_difference(parts[a], parts[b])) for a, b in combinations(parts, 2)]
-    adjusted = adjust_holm([p for *_, p in found])
-    return [
-        Difference(a, b, value, value - half, value + half, p, total)
-        for (a, b, value, half, p), total in zip(found, adjusted, strict=True)
-    ]
+    found = [_difference(a, b, parts) for a, b in combinations(parts, 2)]
+    adjusted = adjust_holm([pair.p for pair in found])
+    return [replace(pair, adjusted=p) for pair, p in zip(found, adjusted, strict=True)]
 
 
-def _difference(first: _Part, second: _Part) -> tuple[float, float, float]:
-    """Return value, half the interval, and the two-sided p-value of a difference (1 where a seed is alone)."""
+def _difference(a: Name, b: Name, parts: Mapping[Name, _Part]) -> Difference[Name]:
+    """Return one pair's difference, not yet corrected for the others; nothing is sure of a variant of one seed."""
+    first, second = parts[a], parts[b]
     value = first.mean - second.mean
     paired = first.replicates is not None and second.replicates is not None
-    drawn = first.drawn_mean - second.drawn_mean if paired else None
-    chance = Chance.of([first, second], drawn)
+    chance = Chance.of([first, second], first.drawn_mean - second.drawn_mean if paired else None)
+    half = chance.half_width()
     alone = min(first.seeds, second.seeds) < 2
-    return value, chance.half_width(), 1.0 if alone else chance.p_value(value)
+    p = 1.0 if alone else chance.p_value(value)
+    return Difference(a, b, value, value - half, value + half, p, p, None if alone else chance.seed_share)
 
 
 @dataclass(frozen=True)
 class Chance:
-    """The variance of a mean or a difference by its sources: (variance, degrees of freedom) of seeds and rows."""
+    """The variance of a mean or a difference by its sources, `seeds` and `rows`: (variance, degrees of freedom)."""
 
-    sources: list[tuple[float, float]]
+    sources: dict[str, tuple[float, float]]
 
     @classmethod
     def of(cls, parts: Sequence[_Part], drawn: Floats | None) -> Chance:
         """Take the seeds of the parts, and the rows from `drawn`: the same mean or difference on rows drawn anew."""
-        sources = []
+        sources = {}
         several = [part for part in parts if part.seeds > 1]
         seeds = sum(part.of_seeds for part in several)
         if seeds:
             # Two seeds lie close together too often for Welch's sum of freedoms.
             pair = any(part.seeds == 2 for part in several)
-            sources.append(
-                (seeds, 1.0 if pair else seeds**2 / sum(part.of_seeds**2 / (part.seeds - 1) for part in several))
-            )
+            freedom = seeds**2 / sum(part.of_seeds**2 / (part.seeds - 1) for part in several)
+            sources["seeds"] = seeds, 1.0 if pair else freedom
         if drawn is not None and parts[0].rows > 1:
             rows = parts[0].rows
             between = sum(part.of_rows_between_seeds for part in parts)
             # Drawing n rows from n makes their variance too small by (n - 1)/n.
-            sources.append((max(0.0, float(drawn.var(ddof=1)) - between) * rows / (rows - 1), rows - 1.0))
-        return cls([source for source in sources if source[0] > 0])
+            sources["rows"] = max(0.0, float(drawn.var(ddof=1)) - between) * rows / (rows - 1), rows - 1.0
+        return cls({name: source for name, source in sources.items() if source[0] > 0})
+
+    @property
+    def variance(self) -> float:
+        return sum(variance for variance, _ in self.sources.values())
 
     @property
     def error(self) -> float:
         """The standard error."""
-        return sum(variance for variance, _ in self.sources) ** 0.5
+        return self.variance**0.5
+
+    @property
+    def seed_share(self) -> float | None:
+        return self.sources.get("seeds", (0.0,))[0] / self.variance if self.sources else None
 
     def p_value(self, value: float) -> float:
         """Return the two-sided p-value of a value, were the true one 0."""
@@ -198,12 +206,12 @@ class Chance:
         """Return half of the 95 % interval: the value whose p-value is 5 %."""
         if not self.sources:
             return 0.0
-        widest = max(float(stats.t.ppf((1 + LEVEL) / 2, freedom)) for _, freedom in self.sources)
+        widest = max(float(stats.t.ppf((1 + LEVEL) / 2, freedom)) for _, freedom in self.sources.values())
         return self.error * float(brentq(lambda t: self._tails(t) - (1 - LEVEL), 0.0, widest + 1.0))
 
     def _tails(self, t: float) -> float:
-        whole = sum(variance for variance, _ in self.sources)
-        return sum(variance / whole * 2 * float(special.stdtr(freedom, -t)) for variance, freedom in self.sources)
+        shares = [(variance / self.variance, freedom) for variance, freedom in self.sources.values()]
+        return sum(share * 2 * float(special.stdtr(freedom, -t)) for share, freedom in shares)
 
 
 def adjust_holm(p_values: Sequence[float]) -> list[float]:

@@ -1,0 +1,122 @@
+"""Pictures with one row a variant: its quality, its difference to the best, and what training changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from peftlab.comparison.findings import Family, Findings
+from peftlab.comparison.outcome import Outcome
+from peftlab.comparison.report.scatters import direction, marker_of
+from peftlab.comparison.report.style import FAINT, INK, Look, drawing, looks_of, plain, save, write_heading
+from peftlab.comparison.statistics import Difference
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+ROW_INCHES = 0.27
+Draw = Callable[["Axes", str, float], None]
+
+
+def draw_quality(outcome: Outcome, findings: Findings) -> tuple[str, bytes] | None:
+    """Draw every variant's mean with its interval, its seeds as ticks, and its letters."""
+    quality = findings.quality.get(outcome.report.metric, {})
+    looks = looks_of(outcome.variants)
+    seeds = {
+        variant.label: [run.trial.test for run in variant.finished if run.trial.test is not None]
+        for variant in outcome.variants
+    }
+
+    def draw(axes: Axes, label: str, row: float) -> None:
+        found, look = quality[label], looks[label]
+        axes.errorbar(
+            found.mean, row, None, [[found.mean - found.low], [found.high - found.mean]],
+            fmt="none", ecolor=look.colour, elinewidth=1.4, capsize=2.5,
+        )  # fmt: skip
+        axes.plot(seeds[label], [row + 0.28] * len(seeds[label]), "|", color=INK, markersize=5)
+        axes.plot(found.mean, row, **marker_of(look))
+        axes.text(
+            1.02, row, findings.letters.get(label, ""), transform=axes.get_yaxis_transform(), va="center", ha="left"
+        )
+
+    return _draw_rows(outcome, findings, draw, direction(outcome)) if quality else None
+
+
+def draw_differences(outcome: Outcome, findings: Findings) -> tuple[str, bytes] | None:
+    """Draw how far each variant lies from the best mean of its budget; filled where the two are told apart."""
+    differences = {label: pair for family in findings.families for label, pair in _to_best(family).items()}
+    if not differences:
+        return None
+    looks = looks_of(outcome.variants)
+
+    def draw(axes: Axes, label: str, row: float) -> None:
+        look = looks[label]
+        if label not in differences:
+            axes.annotate("best mean", (0, row), (5, 0), textcoords="offset points", va="center", fontsize=9)
+            return
+        value, low, high, sure = differences[label]
+        axes.plot([low, high], [row, row], color=look.colour, linewidth=1.4)
+        axes.plot(value, row, **marker_of(Look(look.colour, look.marker, "full" if sure else "none", "-")))
+
+    label = f"{outcome.report.metric} less the best's (filled: told apart)"
+    return _draw_rows(outcome, findings, draw, label, zero=True)
+
+
+def _to_best(family: Family) -> dict[str, tuple[float, float, float, bool]]:
+    """Return value, interval and sureness of each variant's difference to the first of its family."""
+    found = {}
+    for pair in family.differences:
+        if family.ordered[0] == pair.second:
+            found[pair.first] = (pair.value, pair.low, pair.high, pair.sure)
+        elif family.ordered[0] == pair.first:
+            found[pair.second] = _turned(pair)
+    return found
+
+
+def _turned(pair: Difference[str]) -> tuple[float, float, float, bool]:
+    return -pair.value, -pair.high, -pair.low, pair.sure
+
+
+def draw_change(outcome: Outcome, findings: Findings) -> tuple[str, bytes] | None:
+    """Draw each variant's metric before training and after."""
+    quality = findings.quality.get(outcome.report.metric, {})
+    if not findings.before:
+        return None
+    looks = looks_of(outcome.variants)
+
+    def draw(axes: Axes, label: str, row: float) -> None:
+        after, look = quality[label].mean, looks[label]
+        if label in findings.before:
+            before = findings.before[label].mean
+            axes.plot([before, after], [row, row], color=look.colour, linewidth=1.4)
+            axes.plot(before, row, "|", color=INK, markersize=8, markeredgewidth=1.6)
+        axes.plot(after, row, **marker_of(look))
+
+    return _draw_rows(outcome, findings, draw, f"{direction(outcome)}: | before, marker after")
+
+
+def _draw_rows(
+    outcome: Outcome, findings: Findings, draw: Draw, label: str, *, zero: bool = False
+) -> tuple[str, bytes]:
+    """Draw one row a variant, best first, budget under budget."""
+    names = {variant.label: variant.report.name for variant in outcome.variants}
+    families = [family for family in findings.families if family.ordered]
+    headed = len(families) > 1
+    count = sum(len(family.ordered) + headed for family in families)
+    with drawing(0.75 + ROW_INCHES * max(count, 2)) as (figure, axes):
+        ticks, row = {}, 0
+        for family in families:
+            if headed:
+                write_heading(axes, row, family.budget)
+                row += 1
+            for name in family.ordered:
+                draw(axes, name, row)
+                ticks[row] = plain(names[name])
+                row += 1
+        if zero:
+            axes.axvline(0, color=INK, linewidth=0.8)
+        axes.set_yticks(list(ticks), list(ticks.values()))
+        axes.set_ylim(row - 0.4, -0.6)
+        axes.grid(axis="y", color=FAINT, alpha=0.5)
+        axes.set_xlabel(label)
+        return save(figure, label)

@@ -1,0 +1,94 @@
+"""All pictures of a report, each drawn on its own: one that fails takes nothing else with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from peftlab.comparison.findings import Findings
+from peftlab.comparison.outcome import Outcome
+from peftlab.comparison.report.bars import draw_memory
+from peftlab.comparison.report.curves import draw_losses, draw_rates
+from peftlab.comparison.report.forests import draw_change, draw_differences, draw_quality
+from peftlab.comparison.report.scatters import draw_forgetting, draw_pareto
+from peftlab.comparison.report.style import inline_svg
+
+Drawn = tuple[str, bytes] | None
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture: SVG and PNG, and the SVG as it stands in the page."""
+
+    name: str
+    title: str
+    caption: str
+    vector: str
+    pixels: bytes
+
+    @property
+    def inline(self) -> str:
+        return inline_svg(self.vector, self.name, self.title)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a picture shows: its title, how to read it, and what draws it (None: there is nothing to draw)."""
+
+    name: str
+    title: str
+    caption: str
+    draw: Callable[[], Drawn]
+
+
+BARS = (
+    "Bars are 95 % intervals over seeds and rows. All variants share the rows, so the bars of two may overlap although "
+    "they differ surely."
+)
+FRONT = "Faded: another variant is surely better and costs no more. The dotted front of the means claims nothing."
+
+
+def subjects_of(outcome: Outcome, findings: Findings) -> list[Subject]:
+    """Return everything that a report draws, in the page's order."""
+    metric = outcome.report.metric
+
+    def front(cost: str) -> Callable[[], Drawn]:
+        return partial(draw_pareto, outcome, findings, cost)
+
+    return [
+        Subject("quality", f"{metric.capitalize()} of every variant",
+                f"{BARS} Ticks are single seeds; variants that share a letter cannot be told apart.",
+                partial(draw_quality, outcome, findings)),
+        Subject("differences", "Difference to the best mean",
+                "95 % interval of each pair by itself, paired by row; filled where the pair differs surely.",
+                partial(draw_differences, outcome, findings)),
+        Subject("pareto_trainable", "Quality against trainable parameters", FRONT, front("trainable")),
+        Subject("pareto_memory", "Quality against peak memory", FRONT, front("memory")),
+        Subject("pareto_seconds", "Quality against time", FRONT, front("seconds")),
+        Subject("change", "Before and after training", "The model before training, and the mean of the seeds after it.",
+                partial(draw_change, outcome, findings)),
+        Subject("forgetting", "Learned against forgotten",
+                "Loss on general text that no variant trained on: above the line it rose. Bars are 95 % intervals.",
+                partial(draw_forgetting, outcome, findings)),
+        Subject("memory", "Memory, predicted and measured",
+                "What tensors hold at the peak of a step with the longest rows.", partial(draw_memory, outcome)),
+        Subject("training_loss", "Training loss", "Means over the seeds.", partial(draw_losses, outcome, "train")),
+        Subject("held_out_loss", "Held-out loss", "Means over the seeds.", partial(draw_losses, outcome, "evaluation")),
+        Subject("rates", "Sensitivity to the learning rate",
+                "The rate is chosen on the evaluation rows; the test rows only report.", partial(draw_rates, outcome)),
+    ]  # fmt: skip
+
+
+def draw_all(outcome: Outcome, findings: Findings, problems: list[str]) -> list[Picture]:
+    """Draw all that can be drawn; a picture that fails adds a line to `problems`."""
+    pictures = []
+    for subject in subjects_of(outcome, findings):
+        try:
+            drawn = subject.draw()
+            picture = Picture(subject.name, subject.title, subject.caption, *drawn) if drawn else None
+            if picture and picture.inline:
+                pictures.append(picture)
+        except Exception as error:  # whatever a drawing library makes of strange numbers, the tables still stand
+            problems.append(f"the picture {subject.title!r} could not be drawn: {type(error).__name__}: {error}")
+    return pictures

@@ -1,0 +1,30 @@
+"""Numbers as people read them: counts, bytes, shares, seconds, metrics."""
+
+from __future__ import annotations
+
+
+def format_share(share: float) -> str:
+    return f"{100 * share:.3g} %" if share < 1 else "100 %"
+
+
+def format_bytes(count: float) -> str:
+    for exponent, unit in ((3, "GiB"), (2, "MiB"), (1, "KiB")):
+        if count >= 1024**exponent:
+            return f"{count / 1024**exponent:.1f} {unit}"
+    return f"{count:.0f} B"
+
+
+def format_seconds(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{seconds:.1f}" if seconds < 100 else f"{seconds:.0f}"
+
+
+def format_metric(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def format_count(count: float) -> str:
+    """Return a count in three figures: 12.3M."""
+    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if count >= size:
+            return f"{count / size:.3g}{unit}"
+    return f"{count:.3g}"
