@@ -142,7 +142,7 @@ def _budgets() -> list[Column]:
         Column(
             "memory",
             "peak memory",
-            lambda line: line.run and peak_bytes(line.run, "measured"),
+            lambda line: peak_bytes(line.run, "measured"),
             lambda line: format_bytes(peak_bytes(line.run, "measured")),
         ),
         Column("seconds", "seconds", lambda line: line.seconds, lambda line: format_seconds(line.seconds)),
@@ -186,7 +186,7 @@ def _budget_text(line: Line) -> str:
     """Return the budget, and by how much the solved size misses it where it does."""
     report = line.variant.report
     missed = report.solution is not None and not report.solution.met
-    return f"{report.budget} (off {_signed(f'{report.solution.error:+.0%}')})" if missed else str(report.budget)
+    return f"{report.budget} (off {_signed(f'{100 * report.solution.error:+.0f} %')})" if missed else str(report.budget)
 
 
 def interval_text(found: Estimate, digits: int, sign: str = "") -> str:

@@ -59,8 +59,8 @@ COSTS: dict[str, Callable[[Run], float | None]] = {
 }
 
 
-def peak_bytes(run: Run, source: str) -> int | None:
-    report = run.result.memory.get(source) if run.result else None
+def peak_bytes(run: Run | None, source: str) -> int | None:
+    report = run.result.memory.get(source) if run and run.result else None
     return report.peak_bytes if report else None
 
 

@@ -29,8 +29,8 @@ def describe_groups(family: Family, names: dict[str, str], higher_is_better: boo
     for letter, members in family.groups.items():
         if len(members) > 1:
             sentences.append(f"{join([names[name] for name in members])} cannot be told apart (group {letter}).")
-        else:
-            sentences.append(f"{names[members[0]]} differs from every other (group {letter}).")
+        elif members[0] == family.ordered[0]:
+            sentences.append(f"{names[members[0]]} is surely better than every other (group {letter}).")
     return sentences + _losers(family, names, higher_is_better)
 
 
@@ -124,9 +124,8 @@ def _cannot(outcome: Outcome, findings: Findings, pairs: Sequence[Difference[str
         )
     missed = [v for v in outcome.variants if v.report.solution is not None and not v.report.solution.met]
     if missed:
-        off = ", ".join(f"{v.label} {v.report.solution.error:+.0%}" for v in missed[:MOST_NAMED]).replace("-", "−")
-        more = f" and {len(missed) - MOST_NAMED} more" if len(missed) > MOST_NAMED else ""
-        yield f"The budget was not met by {off}{more}: these do not compare at equal budgets."
+        off = _some([f"{v.label} ({100 * v.report.solution.error:+.0f} %)".replace("(-", "(−") for v in missed])
+        yield f"The budget was not met by {off}: these do not compare at equal budgets."
     lost = [f"{v.label} ({len(v.runs) - len(v.finished)} of {len(v.runs)})" for v in outcome.variants
             if len(v.finished) < len(v.runs)]  # fmt: skip
     if lost:
@@ -157,7 +156,9 @@ def _about_seeds(outcome: Outcome, findings: Findings, pairs: Sequence[Differenc
     )
     share = median(pair.seed_share for pair in unsure)
     first, second = ("seeds", "test rows") if share > 0.5 else ("test rows", "seeds")
-    yield f"{share:.0%} of that uncertainty comes from the seeds: more {first} narrow it sooner than more {second}."
+    yield (
+        f"{100 * share:.0f} % of that uncertainty comes from the seeds: more {first} narrow it sooner than more {second}."
+    )
 
 
 def _at_edge(variant: Variant) -> bool:

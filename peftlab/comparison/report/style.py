@@ -171,5 +171,5 @@ def write_heading(axes: Axes, row: float, budget: str | None) -> None:
     """Write a budget above the rows of its variants."""
     axes.text(
         0.01, row, plain(budget or "no budget"), transform=axes.get_yaxis_transform(), va="center", ha="left",
-        fontsize=9, fontweight="bold", zorder=5,
+        fontsize=9, fontweight="bold", zorder=5, bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 1},
     )  # fmt: skip
