@@ -16,6 +16,7 @@ from peftlab.cli.check import check, schema
 from peftlab.cli.compare import compare
 from peftlab.cli.inspection import doctor, params
 from peftlab.cli.plan import plan
+from peftlab.cli.report import report
 from peftlab.cli.training import train, verify_resume
 from peftlab.cli.use import evaluate, generate
 from peftlab.errors import EXIT_CODES, UsageError
@@ -35,7 +36,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (check, plan, budget, train, params, evaluate, generate, compare, verify_resume, schema, doctor):
+for command in (check, plan, budget, train, params, evaluate, generate, compare, report, verify_resume, schema, doctor):
     app.command()(command)
 
 

@@ -11,6 +11,16 @@ from peftlab.comparison.outcome import Outcome, Variant
 from peftlab.comparison.statistics import Difference, Estimate
 
 MOST_NAMED = 6
+NAME_CHARACTERS = 60
+
+
+def names_of(outcome: Outcome) -> dict[str, str]:
+    """Return what sentences about one budget call its variants: names short enough to read."""
+    return {variant.label: shorten(variant.report.name) for variant in outcome.variants}
+
+
+def shorten(name: str) -> str:
+    return name if len(name) <= NAME_CHARACTERS else f"{name[: NAME_CHARACTERS - 1]}…"
 
 
 def join(names: Sequence[str]) -> str:
@@ -54,6 +64,7 @@ def _losers(family: Family, names: dict[str, str], higher_is_better: bool) -> li
 
 
 def _some(names: Sequence[str]) -> str:
+    names = [shorten(name) for name in names]
     if len(names) <= MOST_NAMED:
         return join(names)
     return join([*names[: MOST_NAMED - 1], f"{len(names) - MOST_NAMED + 1} more"])
@@ -156,9 +167,8 @@ def _about_seeds(outcome: Outcome, findings: Findings, pairs: Sequence[Differenc
     )
     share = median(pair.seed_share for pair in unsure)
     first, second = ("seeds", "test rows") if share > 0.5 else ("test rows", "seeds")
-    yield (
-        f"{100 * share:.0f} % of that uncertainty comes from the seeds: more {first} narrow it sooner than more {second}."
-    )
+    told = f"{100 * share:.0f} % of that uncertainty comes from the seeds"
+    yield f"{told}: more {first} narrow it sooner than more {second}."
 
 
 def _at_edge(variant: Variant) -> bool:

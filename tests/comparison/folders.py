@@ -45,10 +45,11 @@ class Maker:
 
     def __init__(
         self, folder: Path, *, methods=tuple(TITLES), budgets=(None,), seeds=(0, 1, 2), rows=150, metric="loss",
-        names=None, failed=(), without=(), answer="Push an item onto the heap.",
+        names=None, failed=(), without=(), answer="Push an item onto the heap.", title="six methods on docstrings",
     ):  # fmt: skip
         self.folder, self.methods, self.budgets, self.seeds, self.rows = folder, methods, budgets, seeds, rows
-        self.metric, self.names, self.failed, self.without, self.answer = metric, names or {}, failed, without, answer
+        self.metric, self.names, self.failed, self.without = metric, names or {}, failed, without
+        self.answer, self.title = answer, title
         self.random = np.random.default_rng(0)
         self.difficulty = self.random.gamma(4.0, 0.25, rows)
         self.count = self.random.integers(4, 30, rows)
@@ -60,7 +61,7 @@ class Maker:
             for place, budget in enumerate(self.budgets) for method in self.methods
         ]  # fmt: skip
         report = ComparisonReport(
-            name="six methods on docstrings", metric=self.metric, higher_is_better=self.metric != "loss",
+            name=self.title, metric=self.metric, higher_is_better=self.metric != "loss",
             seeds=list(self.seeds), variants=variants, notes=["invented numbers"],
         )  # fmt: skip
         (self.folder / "comparison.json").write_text(report.model_dump_json(), encoding="utf-8")

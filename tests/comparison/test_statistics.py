@@ -34,8 +34,8 @@ def simulated_pairs(times, simulate, **how):
 
 @pytest.mark.parametrize("mixture", MIXTURES)
 def test_two_equal_methods_are_told_apart_at_no_more_than_five_percent(mixture):
-    pairs = simulated_pairs(800, simulate_losses, effects=[0, 0], **MIXTURES[mixture])
-    assert sum(pair.sure for (pair,) in pairs) <= at_most(0.05, 800)
+    pairs = simulated_pairs(600, simulate_losses, effects=[0, 0], **MIXTURES[mixture])
+    assert sum(pair.sure for (pair,) in pairs) <= at_most(0.05, 600)
 
 
 def test_two_equal_classifiers_are_told_apart_at_no_more_than_five_percent():
@@ -50,8 +50,8 @@ def test_two_equal_classifiers_are_told_apart_at_no_more_than_five_percent():
 
 @pytest.mark.parametrize("seeds", [2, 3, 5])
 def test_any_false_difference_among_six_equal_methods_comes_in_no_more_than_five_percent(seeds):
-    families = simulated_pairs(250, simulate_losses, effects=[0] * 6, seeds=seeds)
-    assert sum(any(pair.sure for pair in pairs) for pairs in families) <= at_most(0.05, 250)
+    families = simulated_pairs(150, simulate_losses, effects=[0] * 6, seeds=seeds)
+    assert sum(any(pair.sure for pair in pairs) for pairs in families) <= at_most(0.05, 150)
 
 
 def test_a_planted_difference_is_found_and_its_interval_covers_it():

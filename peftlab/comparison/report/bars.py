@@ -25,7 +25,7 @@ def draw_memory(outcome: Outcome) -> tuple[str, bytes] | None:
     from matplotlib.patches import Patch
 
     used: set[str] = set()
-    with drawing(1.9 + ROW_INCHES * len(rows)) as (figure, axes):
+    with drawing(0.8 + ROW_INCHES * len(rows)) as (figure, axes):
         for place, (title, memory) in enumerate(rows):
             if not memory:
                 write_heading(axes, place, title)
@@ -36,7 +36,7 @@ def draw_memory(outcome: Outcome) -> tuple[str, bytes] | None:
         axes.set_yticks(ticks, [plain(rows[place][0]) for place in ticks])
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.grid(False, axis="y")
-        axes.set_xlabel("MiB at the peak (hatched: predicted)")
+        axes.set_xlabel("MiB at the peak (hatched: predicted)", loc="right")
         categories = [name for name in CATEGORY_COLOURS if name in used]
         legend_below(figure, [Patch(color=colour_of(name), label=name.replace("_", " ")) for name in categories])
         return save(figure, "memory at the peak, predicted and measured")

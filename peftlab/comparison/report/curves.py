@@ -22,7 +22,7 @@ def draw_losses(outcome: Outcome, event: str) -> tuple[str, bytes] | None:
     if not curves:
         return None
     looks = looks_of(outcome.variants)
-    with drawing(3.0 + 0.17 * (len(curves) // 2 + 1)) as (figure, axes):
+    with drawing(2.8) as (figure, axes):
         for label, curve in curves.items():
             look = looks[label]
             axes.plot(
@@ -50,7 +50,7 @@ def draw_rates(outcome: Outcome) -> tuple[str, bytes] | None:
     if not tried:
         return None
     looks = looks_of(outcome.variants)
-    with drawing(3.0 + 0.17 * (len(tried) // 2 + 2)) as (figure, axes):
+    with drawing(2.8) as (figure, axes):
         label_rates(axes, [run.trial.learning_rate for variant in tried for run in variant.sweep])
         for variant in tried:
             _draw_sweep(axes, variant, looks[variant.label])

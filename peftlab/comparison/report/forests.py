@@ -31,7 +31,7 @@ def draw_quality(outcome: Outcome, findings: Findings) -> tuple[str, bytes] | No
         found, look = quality[label], looks[label]
         axes.errorbar(
             found.mean, row, None, [[found.mean - found.low], [found.high - found.mean]],
-            fmt="none", ecolor=look.colour, elinewidth=1.4, capsize=2.5,
+            fmt="none", color=look.colour, elinewidth=1.4, capsize=2.5,
         )  # fmt: skip
         axes.plot(seeds[label], [row + 0.28] * len(seeds[label]), "|", color=INK, markersize=5)
         axes.plot(found.mean, row, **marker_of(look))
@@ -118,5 +118,5 @@ def _draw_rows(
         axes.set_yticks(list(ticks), list(ticks.values()))
         axes.set_ylim(row - 0.4, -0.6)
         axes.grid(axis="y", color=FAINT, alpha=0.5)
-        axes.set_xlabel(label)
+        axes.set_xlabel(label, loc="right")
         return save(figure, label)

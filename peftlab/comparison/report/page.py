@@ -19,7 +19,7 @@ from peftlab.comparison.findings import Findings, peak_bytes
 from peftlab.comparison.outcome import Outcome, Run, Variant
 from peftlab.comparison.report.pictures import Picture
 from peftlab.comparison.resampling import REPLICATES
-from peftlab.comparison.words import conclude, describe_groups
+from peftlab.comparison.words import conclude, describe_groups, names_of
 from peftlab.quantities import format_bytes, format_metric
 
 EXAMPLE_PROMPTS = 5
@@ -57,7 +57,7 @@ def render_page(
         report=outcome.report,
         findings=findings,
         facts=_facts(outcome, findings),
-        groups=[(family.budget, describe_groups(family, _names(outcome), outcome.report.higher_is_better))
+        groups=[(family.budget, describe_groups(family, names_of(outcome), outcome.report.higher_is_better))
                 for family in findings.families],
         can=can,
         cannot=cannot,
@@ -107,10 +107,6 @@ def _memory(outcome: Outcome) -> list[tuple[str, str, str, str, str]]:
         texts = [NONE if size is None else format_bytes(size) for size in sizes]
         rows.append((variant.label, *texts, error.replace("-", "−")))
     return rows
-
-
-def _names(outcome: Outcome) -> dict[str, str]:
-    return {variant.label: variant.report.name for variant in outcome.variants}
 
 
 def _facts(outcome: Outcome, findings: Findings) -> list[str]:

@@ -37,7 +37,7 @@ def draw_pareto(outcome: Outcome, findings: Findings, cost: str) -> tuple[str, b
     if not costs:
         return None
     looks, beaten = looks_of(outcome.variants), findings.beaten[cost]
-    with drawing(3.4 + 0.17 * _legend_rows(outcome)) as (figure, axes):
+    with drawing(3.0) as (figure, axes):
         scale_to_fit(axes, min(c.low for c in costs.values()), max(c.high for c in costs.values()))
         front = point_front({n: (costs[n].mean, quality[n].mean) for n in costs}, outcome.report.higher_is_better)
         axes.step(
@@ -59,7 +59,7 @@ def draw_forgetting(outcome: Outcome, findings: Findings) -> tuple[str, bytes] |
     if not both:
         return None
     looks = looks_of(outcome.variants)
-    with drawing(3.2 + 0.17 * _legend_rows(outcome)) as (figure, axes):
+    with drawing(3.0) as (figure, axes):
         axes.axhline(0, color=INK, linewidth=0.8)
         for label in both:
             learned = findings.change[label]
@@ -77,7 +77,7 @@ def draw_forgetting(outcome: Outcome, findings: Findings) -> tuple[str, bytes] |
 def _point(axes: Axes, x: float, found: Estimate, look: Look, x_error: Any, alpha: float) -> None:
     axes.errorbar(
         x, found.mean, [[found.mean - found.low], [found.high - found.mean]], x_error,
-        fmt="none", ecolor=look.colour, elinewidth=1.2, capsize=2.5, alpha=alpha,
+        fmt="none", color=look.colour, elinewidth=1.2, capsize=2.5, alpha=alpha,
     )  # fmt: skip
     axes.plot(x, found.mean, alpha=alpha, zorder=3, **marker_of(look))
 
@@ -119,9 +119,3 @@ def _marks(faded: bool, front: bool) -> list[Any]:
         dot = marker_of(Look(INK, "o", "full", "-"))
         handles.append(Line2D([], [], label="faded: surely beaten", alpha=FADED, **dot))
     return handles
-
-
-def _legend_rows(outcome: Outcome) -> int:
-    names = {variant.report.name for variant in outcome.variants}
-    budgets = len(outcome.budgets) if len(outcome.budgets) > 1 else 0
-    return (len(names) + budgets + 3) // 2

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WIDTH_INCHES = 4.3  # of every picture: its 10-point text is 10 pixels high on the narrowest phone
-NAME_CHARACTERS = 26
+NAME_CHARACTERS, COLUMN_CHARACTERS = 22, 20
+LEGEND_ROW_INCHES = 0.19
 INK, FAINT, PAPER = "#1b1f24", "#c3c9d0", "#fefefe"
 
 # Okabe and Ito's colours (yellow is too pale on white), and markers, so that colour alone carries nothing.
@@ -93,8 +94,10 @@ def drawing(height_inches: float) -> Iterator[tuple[Figure, Axes]]:
         yield figure, figure.add_subplot()
 
 
-def legend_below(figure: Figure, handles: Sequence[Any], columns: int = 2) -> None:
-    """Put a legend under the axes, where it covers nothing."""
+def legend_below(figure: Figure, handles: Sequence[Any]) -> None:
+    """Put a legend under the axes, where it covers nothing; the figure grows by its height."""
+    columns = 1 if any(len(handle.get_label()) > COLUMN_CHARACTERS for handle in handles) else 2
+    figure.set_figheight(figure.get_figheight() + LEGEND_ROW_INCHES * -(-len(handles) // columns))
     figure.legend(handles=handles, loc="outside lower center", ncols=columns, handlelength=1.6, columnspacing=1.2)
 
 

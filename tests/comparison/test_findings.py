@@ -1,0 +1,163 @@
+"""From a comparison's folder to what it says: statistics, words, and what is missing."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from peftlab.comparison.findings import find
+from peftlab.comparison.outcome import read_outcome
+from peftlab.comparison.words import conclude, describe_groups, names_of
+from peftlab.errors import StorageError
+
+from .folders import Maker
+
+
+def made(folder, **how):
+    return read_outcome(Maker(folder, **how).write())
+
+
+def sentences(outcome):
+    findings = find(outcome)
+    names, higher = names_of(outcome), outcome.report.higher_is_better
+    groups = [describe_groups(family, names, higher) for family in findings.families]
+    return groups, *conclude(outcome, findings)
+
+
+def test_the_planted_order_is_found_and_near_neighbours_share_a_letter(plain):
+    letters = plain.findings.letters
+    first = {name.partition(" ")[0]: letter for name, letter in letters.items() if "trainable" in name}
+    assert set(first["full"]) & set(first["lora"])
+    assert "a" not in first["prefix"] + first["bitfit"]
+    for family in plain.findings.families:
+        assert len(family.differences) == 15
+
+
+def test_means_are_those_of_the_runs_own_metrics(plain):
+    variant = plain.outcome.variants[0]
+    expected = np.mean([run.result.metrics["test_after"]["loss"] for run in variant.runs])
+    assert plain.findings.quality["loss"][variant.label].mean == pytest.approx(expected)
+    change = np.mean([run.result.metrics["test_after"]["loss"] - run.result.metrics["test_before"]["loss"]
+                      for run in variant.runs])  # fmt: skip
+    assert plain.findings.change[variant.label].mean == pytest.approx(change)
+
+
+def test_groups_and_losers_are_told_in_words(plain):
+    told = describe_groups(plain.findings.families[0], names_of(plain.outcome), higher_is_better=False)
+    assert told[0].endswith("cannot be told apart (group a).")
+    assert any(sentence.startswith("bitfit is surely worse than ") for sentence in told)
+    can, cannot = conclude(plain.outcome, plain.findings)
+    sure = sum(len(family.sure) for family in plain.findings.families)
+    assert can[0] == f"Of 30 pairs of variants under the same budget, {sure} differ surely in loss."
+    assert any("stays possible" in sentence for sentence in cannot)
+    assert any(sentence.startswith("The budget was not met by full") for sentence in cannot)
+
+
+def test_one_seed_concludes_nothing_of_methods(tmp_path):
+    groups, _, cannot = sentences(made(tmp_path, seeds=(0,), rows=30))
+    assert groups == [["No two of the 6 variants can be told apart."]]
+    assert cannot[0].startswith("With one seed nothing can be said of the methods")
+
+
+def test_one_variant_is_nothing_to_compare(tmp_path):
+    groups, can, _ = sentences(made(tmp_path, methods=("lora",), rows=30))
+    assert groups == [["There is nothing to compare: fewer than two variants have results."]]
+    assert can[0].startswith("All 1 variant improved loss")
+
+
+def test_without_row_scores_the_seeds_alone_decide_and_a_note_says_so(tmp_path):
+    outcome = made(tmp_path, methods=("lora", "bitfit"), rows=30, without=("scores",))
+    findings = find(outcome)
+    values = [[run.result.metrics["test_after"]["loss"] for run in variant.runs] for variant in outcome.variants]
+    reference = stats.ttest_ind(*values, equal_var=False)
+    assert findings.families[0].differences[0].p == pytest.approx(reference.pvalue)
+    assert findings.rows == 0 and "seeds alone" in findings.notes[0]
+
+
+def test_rows_that_differ_between_runs_are_not_paired(tmp_path):
+    folder = Maker(tmp_path, methods=("lora", "bitfit"), rows=30).write()
+    scores = next((folder / "runs").glob("lora-0-0.001-*")) / "scores.json"
+    stored = json.loads(scores.read_text())
+    stored["test_after"]["loss"].append(1.0)
+    stored["test_after"]["count"].append(1)
+    scores.write_text(json.dumps(stored))
+    assert "same rows" in find(read_outcome(folder)).notes[0]
+
+
+def test_classes_give_every_metric_and_no_forgetting(tmp_path):
+    outcome = made(tmp_path, methods=("lora", "bitfit"), rows=80, metric="accuracy", without=("general",))
+    findings = find(outcome)
+    assert set(findings.quality) == {"loss", "perplexity", "accuracy", "f1", "matthews"}
+    run = outcome.variants[0].runs
+    expected = np.mean([one.result.metrics["test_after"]["accuracy"] for one in run])
+    assert findings.quality["accuracy"]["lora"].mean == pytest.approx(expected)
+    assert findings.general_change == {}
+
+
+def test_failed_seeds_are_left_out_and_told(tmp_path):
+    outcome = made(tmp_path, methods=("lora", "bitfit"), rows=30, failed=("bitfit",))
+    findings = find(outcome)
+    assert list(findings.quality["loss"]) == ["lora"]
+    assert any("bitfit (3 of 3)" in sentence for sentence in conclude(outcome, findings)[1])
+
+
+def test_without_test_rows_the_evaluation_rows_are_told(tmp_path):
+    folder = Maker(tmp_path, methods=("lora", "bitfit"), rows=30).write()
+    for path in (folder / "runs").glob("*/result.json"):
+        result = json.loads(path.read_text())
+        result["metrics"] = {k: v for k, v in result["metrics"].items() if not k.startswith("test_")}
+        path.write_text(json.dumps(result))
+    outcome = read_outcome(folder)
+    findings = find(outcome)
+    assert findings.part == "" and findings.quality["loss"]
+    assert any(sentence.startswith("There were no test rows") for sentence in conclude(outcome, findings)[1])
+
+
+def test_a_chosen_rate_at_the_end_of_those_tried_is_told(tmp_path):
+    folder = Maker(tmp_path, methods=("lora", "bitfit"), rows=30).write()
+    report = json.loads((folder / "comparison.json").read_text())
+    report["variants"][0]["learning_rate"] = 3e-3
+    (folder / "comparison.json").write_text(json.dumps(report))
+    outcome = read_outcome(folder)
+    told = [sentence for sentence in conclude(outcome, find(outcome))[1] if "best rate" in sentence]
+    assert told and "lora" in told[0] and "bitfit" not in told[0]
+
+
+def test_a_run_outside_the_folder_is_not_read(tmp_path):
+    folder = Maker(tmp_path / "in", methods=("lora",), rows=30)
+    folder.folder.mkdir()
+    folder.write()
+    text = (tmp_path / "in" / "comparison.json").read_text().replace("lora-0-0.001-0", "../../outside")
+    (tmp_path / "in" / "comparison.json").write_text(text)
+    outcome = read_outcome(tmp_path / "in")
+    assert "outside" in outcome.problems[0]
+    assert len(outcome.variants[0].finished) == 2
+
+
+def test_damaged_pieces_cost_only_themselves(tmp_path):
+    folder = Maker(tmp_path, methods=("lora", "bitfit"), rows=30).write()
+    (folder / "runs" / "lora-0-0.001-0" / "result.json").write_text("{")
+    (folder / "runs" / "lora-0-0.001-1" / "scores.json").write_text('{"test_after": 3}')
+    with (folder / "runs" / "lora-0-0.001-2" / "metrics.jsonl").open("a") as file:
+        file.write('{"event": "tr')
+    outcome = read_outcome(folder)
+    assert len(outcome.problems) == 2
+    assert len(outcome.variants[0].finished) == 2 and len(outcome.variants[1].finished) == 3
+    assert find(outcome).quality["loss"]["lora"].seeds == 2
+
+
+@pytest.mark.parametrize(("text", "told"), [
+    (None, "holds no comparison.json"),
+    ("{", "comparison.json: Invalid JSON"),
+    ("[]", "comparison.json: "),
+    ('{"name": "x"}', "comparison.json: metric"),
+])  # fmt: skip
+def test_what_is_no_comparison_is_told_in_one_line(tmp_path, text, told):
+    if text is not None:
+        (tmp_path / "comparison.json").write_text(text)
+    with pytest.raises(StorageError, match=told.replace(".", r"\.")) as error:
+        read_outcome(tmp_path)
+    assert "\n" not in str(error.value)

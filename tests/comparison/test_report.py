@@ -1,0 +1,185 @@
+"""The report's files without a browser: self-contained, escaped, and whole whatever is missing."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from xml.etree import ElementTree
+
+import pytest
+
+from peftlab.cli.app import run
+from peftlab.comparison.report import pictures
+from peftlab.comparison.report.pictures import Subject, draw_all
+from peftlab.comparison.report.style import PAGE_COLOURS
+from peftlab.comparison.report.style import plain as plain_name
+from peftlab.comparison.report.write import write_report
+
+from .conftest import SCRIPT
+from .folders import Maker
+
+PICTURES = {
+    "quality", "differences", "pareto_trainable", "pareto_memory", "pareto_seconds", "change", "forgetting", "memory",
+    "training_loss", "held_out_loss", "rates",
+}  # fmt: skip
+VOID = {"meta", "link", "input", "br", "hr", "img"}
+
+
+class Page(HTMLParser):
+    """Collects tags, attributes and ids, and checks that every tag is closed."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.tags, self.attributes, self.open = [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.attributes += [(tag, *pair) for pair in attributes]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.tags.append(tag)
+        self.attributes += [(tag, *pair) for pair in attributes]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+@pytest.fixture(scope="module", params=["plain", "hostile"])
+def page(request):
+    """The text and the parsed page of both reports."""
+    written = request.getfixturevalue(request.param)
+    text = written.page.read_text(encoding="utf-8")
+    return text, Page(text)
+
+
+def test_the_page_is_well_formed_and_every_id_is_its_own(page):
+    _, parsed = page
+    assert parsed.open == []
+    ids = [value for _, name, value in parsed.attributes if name == "id"]
+    assert len(ids) > 100 and len(ids) == len(set(ids))
+
+
+def test_the_page_refers_to_nothing_outside_itself(page):
+    text, parsed = page
+    ids = {value for _, name, value in parsed.attributes if name == "id"}
+    for tag, name, value in parsed.attributes:
+        if name in ("src", "href", "xlink:href", "srcset", "action", "data"):
+            assert value == "data:," or value[1:] in ids, (tag, name, value)
+        for reference in re.findall(r"url\((.*?)\)", value or ""):
+            assert reference.strip("'\"").lstrip("#") in ids
+    style = text.partition("<style>")[2].partition("</style>")[0]
+    assert "url(" not in style and "@import" not in style
+
+
+def test_only_the_pages_own_script_is_in_it(page):
+    text, parsed = page
+    assert parsed.tags.count("script") == 1
+    assert "script-src 'sha256-" in text
+    assert not [name for _, name, _ in parsed.attributes if name.startswith("on")]
+    assert "img" not in parsed.tags
+
+
+def test_pictures_in_the_page_take_their_colours_from_it(plain):
+    text = plain.page.read_text(encoding="utf-8")
+    for svg in re.findall(r"<svg.*?</svg>", text, re.DOTALL):
+        left = set(re.findall(r"#[0-9a-f]{6}\b", svg))
+        assert not left & set(PAGE_COLOURS), "a colour that a dark page could not change"
+        assert not left, "a colour that the page does not know"
+
+
+def test_every_picture_is_there_as_svg_and_png(plain):
+    for name in PICTURES:
+        ElementTree.parse(plain.page.parent / f"{name}.svg")
+        assert (plain.page.parent / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert plain.problems == []
+    assert all(path.is_file() for path in plain.files)
+
+
+def test_hostile_names_are_shown_as_they_are_without_control_characters(hostile):
+    text = hostile.page.read_text(encoding="utf-8")
+    assert SCRIPT not in text
+    assert "&lt;script&gt;window.harmed=1" in text
+    assert not set(text) & {"\x00", "\x1b", "\u202e"}
+    assert hostile.problems == []
+
+
+def test_a_failed_variant_is_a_row_that_says_so(hostile):
+    text = hostile.page.read_text(encoding="utf-8")
+    assert "0 of 3" in text and "(diverged)" in text
+    assert "loss is not finite at step 3" in text
+
+
+def test_a_name_fits_a_picture():
+    assert plain_name("a\nb\x00c") == "a bc"
+    assert plain_name("_hidden") == " _hidden"
+    assert len(plain_name("x" * 99)) == 22
+    assert plain_name("\u202e") == "unnamed"
+
+
+def test_a_report_is_the_same_when_written_again(tmp_path):
+    folder = Maker(tmp_path, methods=("lora",), seeds=(0,), rows=20, without=("memory", "examples", "sweep")).write()
+    first = write_report(folder)
+    before = {path.name: path.read_bytes() for path in first.files if path.suffix in (".html", ".csv", ".svg")}
+    again = write_report(folder)
+    assert {path.name: path.read_bytes() for path in again.files if path.name in before} == before
+
+
+@pytest.mark.parametrize("how", [
+    {"methods": ("lora", "full"), "failed": ("lora", "full"), "seeds": (0,)},
+    {"methods": (), "seeds": ()},
+])  # fmt: skip
+def test_a_comparison_without_results_still_has_a_report(tmp_path, how):
+    written = write_report(Maker(tmp_path, rows=20, **how).write())
+    assert written.problems == []
+    assert "nothing to compare" in written.page.read_text(encoding="utf-8") or not how["methods"]
+
+
+def test_a_picture_that_fails_takes_nothing_else_with_it(plain, monkeypatch):
+    subjects = pictures.subjects_of(plain.outcome, plain.findings)
+
+    def fail():
+        raise ValueError("no room")
+
+    broken = Subject("broken", "Broken", "", fail)
+    monkeypatch.setattr(pictures, "subjects_of", lambda *_: [broken, subjects[5]])
+    problems = []
+    assert [picture.name for picture in draw_all(plain.outcome, plain.findings, problems)] == ["change"]
+    assert problems == ["the picture 'Broken' could not be drawn: ValueError: no room"]
+
+
+def test_the_command_writes_the_page_where_it_is_told_and_answers_in_json(tmp_path, capfd):
+    folder = Maker(tmp_path, methods=("full", "bitfit"), rows=40, without=("memory", "examples", "sweep")).write()
+    page = tmp_path / "elsewhere" / "page.html"
+    assert run(["report", str(folder), "--output", str(page), "--json"]) == 0
+    answer = json.loads(capfd.readouterr().out)
+    assert page.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+    assert [one["group"] for one in answer["variants"]] == ["a", "b"]
+    assert answer["pairs"][0]["sure"] is True
+    assert set(answer["files"]) >= {str(page), str(folder / "report" / "rows.parquet")}
+    assert not (folder / "report" / "report.html").exists()
+
+
+def test_the_command_tells_groups_and_limits_to_people(tmp_path, capfd):
+    folder = Maker(tmp_path, methods=("lora",), rows=20, without=("memory", "examples", "sweep", "general")).write()
+    assert run(["report", str(folder)]) == 0
+    out = capfd.readouterr().out
+    assert "There is nothing to compare" in out and "but: All of this holds for this model" in out
+    assert max(map(len, out.splitlines())) <= 80 or str(folder) in out
+
+
+def test_a_folder_without_a_comparison_is_one_line_and_exit_code_8(tmp_path, capfd):
+    assert run(["report", str(tmp_path)]) == 8
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "holds no comparison.json; name a folder that `peftlab compare` wrote" in line
+
+
+def test_an_output_that_cannot_be_written_is_one_line_and_exit_code_8(tmp_path, capfd):
+    folder = Maker(tmp_path, methods=(), seeds=()).write()
+    (tmp_path / "file").write_text("")
+    assert run(["report", str(folder), "--output", str(tmp_path / "file" / "page.html")]) == 8
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "cannot be written" in line and "--output" in line
