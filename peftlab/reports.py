@@ -150,6 +150,25 @@ class ResumeReport(Report):
     reasons: list[str] = Field(default_factory=list)
 
 
+class SplitReport(Report):
+    """How `training.fit` split a step anew: what the recipe asked for, and what the plan said would fit."""
+
+    asked_batch_size: int
+    asked_gradient_accumulation: int
+    batch_size: int
+    gradient_accumulation: int
+
+    @classmethod
+    def of(cls, asked: Any, used: Any) -> SplitReport:
+        """Return the report of two recipes."""
+        return cls(
+            asked_batch_size=asked.training.batch_size,
+            asked_gradient_accumulation=asked.training.gradient_accumulation,
+            batch_size=used.training.batch_size,
+            gradient_accumulation=used.training.gradient_accumulation,
+        )
+
+
 class InferenceReport(Report):
     """What the trained result costs where it is used, as it is and, where it can be, merged into the base.
 
@@ -176,6 +195,7 @@ class RunResult(Report):
     environment: dict[str, Any]
     parameters: ParameterReport | None = None
     memory: dict[str, MemoryReport] = Field(default_factory=dict)
+    split: SplitReport | None = None
     audit: AuditReport | None = None
     data: dict[str, Any] = Field(default_factory=dict)
     progress: Progress = Field(default_factory=Progress)

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from peftlab.cli.render import plain_table
 from peftlab.quantities import format_bytes, format_share
-from peftlab.reports import MemoryReport, MethodPlan
+from peftlab.reports import DevicePhase, MemoryReport, MethodPlan
 
 
 def render_memory(report: MemoryReport) -> RenderableType:
@@ -34,6 +34,8 @@ def render_both(memory: dict[str, MemoryReport]) -> RenderableType:
     reports = {source: memory[source] for source in ("predicted", "measured") if source in memory}
     parts: list[RenderableType] = [both_table("at the peak", {k: v.categories for k, v in reports.items()})]
     parts += ["", both_table("phase's peak", {source: report.phases for source, report in reports.items()})]
+    if "measured" in reports and reports["measured"].device_phases:
+        parts += ["", device_table(reports["measured"].device_phases)]
     predicted = reports.get("predicted")
     if predicted is not None and predicted.fits is not None:
         parts += ["", f"needed {format_bytes(predicted.needed_bytes)}, free {format_bytes(predicted.capacity_bytes)}"]
@@ -49,6 +51,15 @@ def both_table(title: str, columns: dict[str, dict[str, int]]) -> Table:
         if len(counts) == 2:
             cells.append(format_error(*counts))
         table.add_row(name.replace("_", " "), *cells)
+    return table
+
+
+def device_table(phases: dict[str, DevicePhase]) -> Table:
+    """Return what CUDA says of each phase: the allocator's peaks, and what the whole device held."""
+    table = plain_table("on the device", "allocated", "reserved", "fragmented", "in use")
+    for name, phase in phases.items():
+        counts = (phase.allocated_bytes, phase.reserved_bytes, phase.fragmentation_bytes, phase.used_bytes)
+        table.add_row(name.replace("_", " "), *map(format_bytes, counts))
     return table
 
 

@@ -122,6 +122,27 @@ def build_blueprint(
     return Blueprint(recipe, device, shape, fake, load, _unit_bytes(model))
 
 
+class Blueprints:
+    """Blueprints of recipes for one device; the model is built anew only for a recipe that needs another one."""
+
+    def __init__(
+        self,
+        device: torch.device,
+        labels: Callable[[Recipe], list[str] | None] = lambda recipe: None,
+        silence_dropout: Callable[[nn.Module], None] | None = None,
+    ):
+        self.device, self.labels, self.silence_dropout = device, labels, silence_dropout
+        self._built: tuple[str, Blueprint] | None = None
+
+    def __call__(self, recipe: Recipe) -> Blueprint:
+        parts = {"model": True, "method": True, "training": {"gradient_checkpointing", "frozen_dropout"}}
+        key = recipe.model_dump_json(include=parts)
+        if self._built is None or self._built[0] != key:
+            built = build_blueprint(recipe, self.device, self.labels(recipe), self.silence_dropout)
+            self._built = key, built
+        return self._built[1].for_recipe(recipe)
+
+
 def _checkpoint(model: nn.Module) -> None:
     try:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

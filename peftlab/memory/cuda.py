@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from peftlab.errors import MissingRequirementError
 from peftlab.reports import DevicePhase
 
 SNAPSHOT_EVENTS = 200_000
@@ -34,6 +35,12 @@ def phase_of(stats: Mapping[str, int], free: int, total: int) -> DevicePhase:
         inactive_split_bytes=stats.get("inactive_split_bytes.all.peak", 0),
         used_bytes=total - free,
     )
+
+
+def refuse_snapshot(wanted: bool, device: torch.device) -> None:
+    """Raise MissingRequirementError for a snapshot without CUDA."""
+    if wanted and device.type != "cuda":
+        raise MissingRequirementError("run.memory_snapshot: records CUDA's allocator, and this run is on the CPU")
 
 
 @contextlib.contextmanager

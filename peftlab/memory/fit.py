@@ -31,7 +31,17 @@ class Change:
     report: MemoryReport
 
     def __str__(self) -> str:
-        return " ".join(f"{key}={str(value).lower()}" for key, value in self.settings.items())
+        return " ".join(f"{key}={show_setting(value)}" for key, value in self.settings.items())
+
+    def describe(self) -> str:
+        return f"{self} needs {format_bytes(self.report.needed_bytes)}"
+
+
+def show_setting(value: Any) -> str:
+    """Return a setting's value as one would write it on the command line."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {show_setting(item)}" for key, item in value.items()) + "}"
+    return str(value).lower()
 
 
 def with_settings(recipe: Recipe, settings: dict[str, Any]) -> Recipe:
@@ -91,35 +101,73 @@ def largest_fitting(
 
 
 def remedies(recipe: Recipe, capacity_bytes: int, predict: Predict, most: int = 3) -> list[Change]:
-    """Return the first changes that make the recipe fit, the gentlest first, each of them predicted."""
-    found = []
-    for settings in _candidates(recipe):
+    """Return the first changes that make the recipe fit, the gentlest first, each of them predicted.
+
+    First those that keep the result equal: checkpointing, the step in more pieces, or both if neither is enough;
+    then the largest shorter length, and other methods.
+    """
+    found: list[Change] = []
+    for change in _changes(recipe, capacity_bytes, predict):
+        found.append(change)
         if len(found) == most:
             break
-        report = predict(with_settings(recipe, settings))
-        if report.needed_bytes <= capacity_bytes:
-            found.append(Change(settings, report))
     return found
 
 
-def _candidates(recipe: Recipe) -> Iterator[dict[str, Any]]:
-    """Yield changes that keep the result equal (checkpointing, a step in more pieces), then those that do not."""
-    training, checkpointing = recipe.training, {}
-    if recipe.method.supports_gradient_checkpointing and not training.gradient_checkpointing:
-        checkpointing = {"training.gradient_checkpointing": True}
-        yield checkpointing
-    split: dict[str, Any] = {}
-    if training.batch_size > 1:
-        step_rows = training.batch_size * training.gradient_accumulation
-        split = {"training.batch_size": 1, "training.gradient_accumulation": step_rows}
+def _changes(recipe: Recipe, capacity_bytes: int, predict: Predict) -> Iterator[Change]:
+    def fitting(settings: dict[str, Any]) -> Iterator[Change]:
+        report = predict(with_settings(recipe, settings))
+        if report.needed_bytes <= capacity_bytes:
+            yield Change(settings, report)
+
+    checkpointing = {"training.gradient_checkpointing": True}
+    can_checkpoint = recipe.method.supports_gradient_checkpointing and not recipe.training.gradient_checkpointing
+    equal = list(fitting(checkpointing)) if can_checkpoint else []
+    yield from equal
+    split = largest_split(recipe, capacity_bytes, predict)
+    if split is not None:
         yield split
-        if checkpointing:
-            yield {**checkpointing, **split}
-    if recipe.data.max_length >= 2 * SMALLEST_LENGTH:
-        yield {**checkpointing, **split, "data.max_length": recipe.data.max_length // 2}
+    elif can_checkpoint and not equal:
+        both = largest_split(with_settings(recipe, checkpointing), capacity_bytes, predict)
+        if both is not None:
+            yield Change({**checkpointing, **both.settings}, both.report)
+    yield from _shorter(recipe, capacity_bytes, predict)
     for method in ("lora", "qlora"):
         if recipe.method.type != method:
-            yield {**split, "method": {"type": method}}
+            yield from fitting({"method": {"type": method}})
+
+
+def _shorter(recipe: Recipe, capacity_bytes: int, predict: Predict) -> Iterator[Change]:
+    """Yield the largest length below the recipe's that fits, unless hardly a sentence would be left."""
+    most = (recipe.data.max_length - 1) // LENGTH_STEP
+
+    def trial(count: int) -> MemoryReport:
+        return predict(with_settings(recipe, {"data.max_length": count * LENGTH_STEP}))
+
+    least = SMALLEST_LENGTH // LENGTH_STEP
+    if most < least or (smallest := trial(least)).needed_bytes > capacity_bytes:
+        return
+    count, report = largest_fitting(lambda extra: trial(least - 1 + extra), smallest, capacity_bytes, most - least + 1)
+    yield Change({"data.max_length": (least - 1 + count) * LENGTH_STEP}, report)
+
+
+def largest_split(recipe: Recipe, capacity_bytes: int, predict: Predict) -> Change | None:
+    """Return the largest smaller micro-batch that fits, with as many more of them as keep the step's rows.
+
+    It divides the step's rows. None if there is none: not even one row fits, or there is but one.
+    """
+    training = recipe.training
+    rows = training.batch_size * training.gradient_accumulation
+    sizes = [size for size in range(1, training.batch_size) if rows % size == 0]
+    best: Change | None = None
+    while sizes:
+        size = sizes[len(sizes) // 2]
+        settings = {"training.batch_size": size, "training.gradient_accumulation": rows // size}
+        report = predict(with_settings(recipe, settings))
+        fits = report.needed_bytes <= capacity_bytes
+        best = Change(settings, report) if fits else best
+        sizes = [other for other in sizes if (other > size if fits else other < size)]
+    return best
 
 
 def _path_of(field: str, recipe: Recipe) -> str:

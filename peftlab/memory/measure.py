@@ -10,7 +10,8 @@ import psutil
 import torch
 from torch import nn
 
-from peftlab.reports import MemoryReport
+from peftlab.memory.cuda import read_phase, reset_peaks
+from peftlab.reports import DevicePhase, MemoryReport
 
 PROC = Path("/proc/self")
 # What a container may take and takes, in the two generations of Linux control groups.
@@ -56,15 +57,27 @@ class MemoryMeter:
     def __init__(self, device: torch.device):
         self.device = device
         self.phases: dict[str, int] = {}
+        self.device_phases: dict[str, DevicePhase] = {}
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Attribute the peak of what runs inside to `name`; a phase that comes again keeps its highest."""
-        self._reset()
+        reset_peaks(self.device)
+        if self.device.type != "cuda":
+            reset_resident_peak()
         try:
             yield
         finally:
-            self.phases[name] = max(self.phases.get(name, 0), self._peak())
+            self._note(name)
+
+    def _note(self, name: str) -> None:
+        found = read_phase(self.device)
+        peak = resident_peak_bytes() if found is None else found.allocated_bytes
+        if peak < self.phases.get(name, 0):
+            return
+        self.phases[name] = peak
+        if found is not None:
+            self.device_phases[name] = found
 
     def current(self) -> int:
         """Return the bytes in use now: allocated on CUDA, resident on the CPU."""
@@ -80,18 +93,8 @@ class MemoryMeter:
             peak_bytes=max(self.phases.values(), default=0),
             categories=state_bytes(model, optimizer),
             phases=self.phases,
+            device_phases=self.device_phases,
         )
-
-    def _reset(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
-        else:
-            reset_resident_peak()
-
-    def _peak(self) -> int:
-        if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.device)
-        return resident_peak_bytes()
 
 
 def state_bytes(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> dict[str, int]:

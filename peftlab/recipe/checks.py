@@ -6,7 +6,8 @@ import string
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-from peftlab.errors import nearest
+from peftlab.errors import UsageError, nearest
+from peftlab.memory.sizes import parse_budget
 from peftlab.methods import LoRA, Prefix, QLoRA
 from peftlab.recipe.schema import COLUMN_ROLES, TEMPLATE_ROLES, Recipe
 from peftlab.recipe.yaml_source import KeyPath
@@ -140,6 +141,27 @@ def optimizer_needs_cuda(recipe: Recipe) -> Found:
             "training.optimizer",
             f"{recipe.training.optimizer} needs CUDA, and run.device is cpu; use adamw",
         )
+
+
+@reads("run.memory_snapshot", "run.device")
+def snapshot_needs_cuda(recipe: Recipe) -> Found:
+    if recipe.run.memory_snapshot and recipe.run.device == "cpu":
+        yield "run.memory_snapshot", "records CUDA's allocator, and run.device is cpu; set it to false"
+
+
+@reads("run.memory")
+def memory_is_a_size(recipe: Recipe) -> Found:
+    if recipe.run.memory is not None:
+        try:
+            parse_budget(recipe.run.memory)
+        except UsageError as error:
+            yield "run.memory", str(error)
+
+
+@reads("training.fit", "run.plan")
+def fit_needs_a_plan(recipe: Recipe) -> Found:
+    if recipe.training.fit and recipe.run.plan == "off":
+        yield "training.fit", "splits by the memory plan, and run.plan is off; set run.plan to refuse or report"
 
 
 @reads("model.attention", "run.device")

@@ -93,6 +93,8 @@ class Training(Section):
     """Largest gradient norm; null does not clip."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass to save memory."""
+    fit: bool = False
+    """Where the plan says that a micro-batch does not fit, take smaller ones, as many more, so that the step stays."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Type of computation: auto is bfloat16 on CUDA, float32 on the CPU."""
     frozen_dropout: Literal["keep", "off"] = "keep"
@@ -138,6 +140,10 @@ class Run(Section):
     """Where to run: auto takes CUDA where there is one."""
     plan: Literal["refuse", "report", "off"] = "refuse"
     """Predict the memory before loading: and refuse to start what will not fit, or only report it; or do not."""
+    memory: str | None = Field(None, min_length=1)
+    """What the plan may count on: `24GiB`, or the name of a GPU (default: what is free)."""
+    memory_snapshot: bool = False
+    """Write `memory_snapshot.pickle`, the allocations of the training, for pytorch.org/memory_viz (CUDA; slows it)."""
     save_every: PositiveInt | None = None
     """Steps between checkpoints, from which `train --resume` goes on exactly; the trained weights are always saved."""
     keep_checkpoints: PositiveInt = 2

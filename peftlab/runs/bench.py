@@ -143,10 +143,10 @@ def check_positions(recipe: Recipe, dataset: Dataset, model: nn.Module) -> None:
         )
 
 
-def prepare(recipe: Recipe, accelerator: Accelerator, foresee: Callable[[Dataset], None] | None = None) -> Bench:
+def prepare(recipe: Recipe, accelerator: Accelerator, foresee: Callable[[Dataset], Recipe] | None = None) -> Bench:
     """Read the data, check the method against the model's sizes, and only then load weights.
 
-    `foresee` is called with the data just before that, and may refuse to go on.
+    `foresee` is called with the data just before that, returns the recipe to go on with, and may refuse to.
     """
     seed = recipe.run.seed if recipe.data.seed is None else recipe.data.seed
     examples = load_examples(recipe.data, recipe.model.task, seed)
@@ -155,7 +155,7 @@ def prepare(recipe: Recipe, accelerator: Accelerator, foresee: Callable[[Dataset
     tokenizer = load_tokenizer(recipe.model)
     dataset = tokenise(examples, tokenizer, shape.vocabulary)
     if foresee is not None:
-        foresee(dataset)
+        recipe = foresee(dataset)
     torch.manual_seed(recipe.run.seed)
     probe, storage = Probe(accelerator.device), recipe.method.base_storage
     with probe.alone("load"):

@@ -21,7 +21,8 @@ from peftlab.reports import RunResult
 from peftlab.runs.identity import refuse_changed_recipe
 
 MARKER = ".peftlab"
-OWN_FILES = ("result.json", "recipe.yaml", "metrics.jsonl", "scores.json", "loss.png")
+SNAPSHOT = "memory_snapshot.pickle"
+OWN_FILES = ("result.json", "recipe.yaml", "metrics.jsonl", "scores.json", "loss.png", SNAPSHOT)
 OWN_FOLDERS = ("weights", "checkpoints", "trackers")
 # What a killed process leaves of files that it was writing: see `write_atomically` and `writing`.
 HALF_MARKER = re.compile(r"\.\.peftlab\.\d+")
@@ -39,6 +40,7 @@ class RunDirectory:
         self.metrics = path / "metrics.jsonl"
         self.scores = path / "scores.json"
         self.picture = path / "loss.png"
+        self.memory_snapshot = path / SNAPSHOT
         self.weights = path / "weights"
         self.checkpoints = path / "checkpoints"
         self.trackers = path / "trackers"

@@ -6,9 +6,8 @@ import contextlib
 import math
 from typing import TYPE_CHECKING
 
-import torch
-
 from peftlab.errors import DivergedError, LaunchError, OutOfMemoryError, StoppedError, StorageError, one_line
+from peftlab.runs.shortage import explain_shortage, is_shortage
 from peftlab.secrets import mask_secrets
 
 if TYPE_CHECKING:
@@ -45,18 +44,11 @@ def stand_in(run: Run) -> None:
 
 
 def translate(error: BaseException, run: Run) -> BaseException:
-    """Return the error that a user should see: torch's out of memory becomes ours."""
+    """Return the error that a user should see: any sort of out of memory becomes ours."""
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         return StorageError(f"{where}{error.strerror or one_line(error)}; free some space or check the disk")
-    if not isinstance(error, torch.OutOfMemoryError):
-        return error
-    training = run.recipe.training
-    return OutOfMemoryError(
-        f"out of memory in phase {run.phase!r} at batch_size {training.batch_size}, max_length "
-        f"{run.recipe.data.max_length}; lower training.batch_size or data.max_length (raise "
-        "training.gradient_accumulation to keep the step), or set training.gradient_checkpointing=true"
-    )
+    return explain_shortage(error, run) if is_shortage(error) else error
 
 
 def status_of(error: BaseException) -> str:

@@ -13,7 +13,10 @@ if TYPE_CHECKING:
     from peftlab.runs.bench import Bench
 
 # More steps, evaluation, logging and saving; never what the trained bytes depend on, as run.seed.
-FREE_OF_RUN = "output device plan save_every keep_checkpoints max_seconds stop_after log_every trackers".split()
+FREE_OF_RUN = (
+    "output device plan memory memory_snapshot save_every keep_checkpoints max_seconds stop_after".split()
+    + ["log_every", "trackers"]
+)
 MAY_CHANGE = ("training.steps", "training.epochs", "evaluation", *(f"run.{field}" for field in FREE_OF_RUN))
 
 
@@ -49,8 +52,18 @@ def refuse_changed_recipe(saved: dict[str, Any], here: dict[str, Any]) -> None:
 
 def recipe_changes(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Return what differs between two recipes, but for what may."""
+    if old["training"].get("fit") or new["training"]["fit"]:
+        old, new = _with_whole_steps(old), _with_whole_steps(new)
     changes = differences(old, new)
     return {key: pair for key, pair in changes.items() if not any(_within(key, free) for free in MAY_CHANGE)}
+
+
+def _with_whole_steps(recipe: dict[str, Any]) -> dict[str, Any]:
+    """Return a recipe with a step's rows in place of how they are split, which `training.fit` leaves to the plan."""
+    split = {"batch_size": None, "gradient_accumulation": None, "fit": None}
+    training = recipe["training"]
+    rows = training["batch_size"] * training["gradient_accumulation"]
+    return {**recipe, "training": {**training, **split, "rows of a step": rows}}
 
 
 def why_inexact(saved: dict[str, Any], here: dict[str, Any]) -> list[str]:

@@ -6,10 +6,10 @@ import torch
 
 from peftlab.device import quiet_libraries
 from peftlab.errors import MethodError
-from peftlab.memory.blueprint import Blueprint, build_blueprint
+from peftlab.memory.blueprint import Blueprint, Blueprints
 from peftlab.memory.fit import maximize, remedies
 from peftlab.memory.predict import predict
-from peftlab.memory.sizes import DEFAULT_CAPABILITY, Budget, format_bytes, parse_budget
+from peftlab.memory.sizes import DEFAULT_CAPABILITY, Budget, parse_budget
 from peftlab.memory.strategies import Strategy, find_strategy
 from peftlab.methods import METHODS, Method
 from peftlab.recipe.schema import Recipe
@@ -30,11 +30,13 @@ def plan(
 ) -> MemoryReport:
     """Return what the recipe will take on one device, from the model's config alone.
 
-    `memory` is a size or a GPU's name: the report then says whether it fits, and what would make it fit.
-    `maximized` (batch_size, max_length or rank) asks for the largest that fits. `device` is `cpu`, `cuda` (none
-    is needed), or `auto`: the recipe's, else CUDA if there is one or a GPU is named. Raises UsageError.
+    `memory` (else the recipe's `run.memory`) is a size or a GPU's name: the report then says whether it fits, and
+    what would make it fit. `maximized` (batch_size, max_length or rank) asks for the largest that fits. `device` is
+    `cpu`, `cuda` (none is needed), or `auto`: the recipe's, else CUDA if there is one or a GPU is named. Raises
+    UsageError.
     """
     quiet_libraries()
+    memory = memory or recipe.run.memory
     budget = parse_budget(memory) if memory is not None else None
     target = planned_device(recipe, device, budget)
     planner = Planner(target, budget, devices, find_strategy(strategy))
@@ -46,8 +48,7 @@ def plan(
         report = report.model_copy(update={"maximized": {maximized: value}})
     if report.fits is False:
         changes = remedies(recipe, report.capacity_bytes, planner)
-        lines = [f"{change} needs {format_bytes(change.report.needed_bytes)}" for change in changes]
-        report = report.model_copy(update={"remedies": lines})
+        report = report.model_copy(update={"remedies": [change.describe() for change in changes]})
     return report
 
 
@@ -113,7 +114,7 @@ def _plan_method(recipe: Recipe, memory: str | None, device: str) -> MethodPlan:
     budget = parse_budget(memory) if memory is not None else None
     target = planned_device(recipe, device, budget)
     try:
-        blueprint = _blueprint(recipe, target)
+        blueprint = Blueprints(target, read_labels, disable_dropout)(recipe)
     except MethodError as error:
         return row.model_copy(update={"error": str(error)})
     trainable = method.count_trainable(blueprint.shape)
@@ -131,22 +132,11 @@ class Planner:
     """Turns recipes into reports; builds a model anew only for a recipe that needs another one."""
 
     def __init__(self, target: torch.device, budget: Budget | None, devices: int, strategy: Strategy):
-        self.target, self.budget, self.devices, self.strategy = target, budget, devices, strategy
-        self._built: tuple[str, Blueprint] | None = None
+        self.budget, self.devices, self.strategy = budget, devices, strategy
+        self.blueprint = Blueprints(target, read_labels, disable_dropout)
 
     def __call__(self, recipe: Recipe) -> MemoryReport:
         return _report(self.blueprint(recipe), self.budget, self.devices, self.strategy)
-
-    def blueprint(self, recipe: Recipe) -> Blueprint:
-        parts = {"model": True, "method": True, "training": {"gradient_checkpointing", "frozen_dropout"}}
-        key = recipe.model_dump_json(include=parts)
-        if self._built is None or self._built[0] != key:
-            self._built = key, _blueprint(recipe, self.target)
-        return self._built[1].for_recipe(recipe)
-
-
-def _blueprint(recipe: Recipe, target: torch.device) -> Blueprint:
-    return build_blueprint(recipe, target, read_labels(recipe), disable_dropout)
 
 
 def _report(blueprint: Blueprint, budget: Budget | None, devices: int, strategy: Strategy) -> MemoryReport:

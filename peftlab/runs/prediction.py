@@ -8,50 +8,95 @@ from dataclasses import replace
 import psutil
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 
 from peftlab.data.dataset import Dataset
 from peftlab.errors import OutOfMemoryError
-from peftlab.memory.blueprint import build_blueprint
+from peftlab.memory.blueprint import Blueprints
+from peftlab.memory.fit import largest_split, remedies, with_settings
 from peftlab.memory.predict import predict
-from peftlab.memory.sizes import format_bytes
+from peftlab.memory.sizes import format_bytes, parse_budget
+from peftlab.memory.strategies import find_strategy
 from peftlab.recipe.schema import Recipe
 from peftlab.reports import MemoryReport
 from peftlab.runs.longest import answers_to, longest_prompts, longest_work
 from peftlab.training.dropout import disable_dropout
 
+Note = Callable[[str], None]
 
-def foresee(
-    recipe: Recipe,
-    dataset: Dataset,
-    accelerator: Accelerator,
-    memory: dict[str, MemoryReport],
-    note: Callable[[str], None],
-) -> None:
-    """Enter the run's predicted ledger into `memory`, or note why there is none.
 
-    Raises OutOfMemoryError for a run that will not fit, unless it is told to go on.
+class Forecast:
+    """Predicts recipes on a run's own rows and for its device and processes, `capacity_bytes` being what there is."""
+
+    def __init__(self, dataset: Dataset, device: torch.device, processes: int, capacity_bytes: int):
+        self.dataset, self.device, self.processes, self.capacity_bytes = dataset, device, processes, capacity_bytes
+        self._blueprint = Blueprints(device, lambda recipe: dataset.labels, disable_dropout)
+
+    def __call__(self, recipe: Recipe) -> MemoryReport:
+        """Return the predicted ledger of the run's longest rows on one device."""
+        blueprint = self._blueprint(recipe)
+        options = {}
+        if self.device.type == "cuda":
+            options["capability"] = torch.cuda.get_device_capability(self.device)
+        work = longest_work(blueprint.workload(), self.dataset)
+        prompts = longest_prompts(recipe, self.dataset, blueprint.fake.model)
+        return predict(
+            blueprint,
+            replace(work, answers=answers_to(prompts, recipe)),
+            devices=self.processes,
+            strategy=find_strategy("ddp"),
+            capacity_bytes=self.capacity_bytes,
+            **options,
+        )
+
+
+def open_forecast(recipe: Recipe, dataset: Dataset, accelerator: Accelerator) -> Forecast:
+    """Return the forecast of a run: every process of a launch must call this, and gets an equal one."""
+    processes = accelerator.num_processes
+    return Forecast(dataset, accelerator.device, processes, count_on(recipe, accelerator))
+
+
+def foresee(recipe: Recipe, forecast: Forecast, memory: dict[str, MemoryReport], note: Note) -> Recipe:
+    """Enter the run's predicted ledger into `memory`, or note why there is none; return the recipe to run.
+
+    That is another one, which is said, only where `training.fit` asks for smaller micro-batches. Raises
+    OutOfMemoryError for a run that will not fit, unless it is told to go on.
     """
     if recipe.run.plan == "off":
-        return
+        return recipe
     try:
-        report = predict_run(recipe, dataset, accelerator.device)
+        memory["predicted"] = forecast(recipe)
     except Exception as error:  # a model that cannot be traced may still train: a forecast never ends a run
-        note(f"no memory plan for this model: {type(error).__name__}: {error}")
-        return
-    memory["predicted"] = report
-    if recipe.run.plan == "refuse":
-        refuse_too_large(report)
+        unsplit = "; training.fit changes nothing" if recipe.training.fit else ""
+        note(f"no memory plan for this model: {type(error).__name__}: {error}{unsplit}")
+        return recipe
+    if memory["predicted"].fits is False and recipe.training.fit:
+        recipe = split_to_fit(recipe, forecast, memory, note)
+    if memory["predicted"].fits is False and recipe.run.plan == "refuse":
+        refuse_too_large(recipe, memory["predicted"], forecast)
+    return recipe
 
 
-def predict_run(recipe: Recipe, dataset: Dataset, device: torch.device) -> MemoryReport:
-    """Return the predicted ledger of the run's longest rows, with what the device has free as its capacity."""
-    blueprint = build_blueprint(recipe, device, dataset.labels, disable_dropout)
-    capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
-    options = {} if capability is None else {"capability": capability}
-    work = longest_work(blueprint.workload(), dataset)
-    prompts = longest_prompts(recipe, dataset, blueprint.fake.model)
-    work = replace(work, answers=answers_to(prompts, recipe))
-    return predict(blueprint, work, capacity_bytes=free_bytes(device), **options)
+def split_to_fit(recipe: Recipe, forecast: Forecast, memory: dict[str, MemoryReport], note: Note) -> Recipe:
+    """Return the recipe with micro-batches that fit and the same rows in a step, and say so; unchanged if none fit."""
+    change = largest_split(recipe, forecast.capacity_bytes, forecast)
+    if change is None:
+        return recipe
+    memory["predicted"] = change.report
+    split = with_settings(recipe, change.settings)
+    used, asked = (
+        f"{one.training.gradient_accumulation} micro-batches of {one.training.batch_size} rows"
+        for one in (split, recipe)
+    )
+    sizes = f"{format_bytes(change.report.needed_bytes)} of {format_bytes(forecast.capacity_bytes)}"
+    note(f"training.fit: {used} a step instead of {asked}: that needs {sizes}")
+    return split
+
+
+def count_on(recipe: Recipe, accelerator: Accelerator) -> int:
+    """Return the memory that each process may count on: the same for all, since all must plan alike."""
+    least = min(gather_object([free_bytes(accelerator.device) // sharing(accelerator)]))
+    return least if recipe.run.memory is None else min(least, parse_budget(recipe.run.memory).bytes)
 
 
 def free_bytes(device: torch.device) -> int:
@@ -61,12 +106,17 @@ def free_bytes(device: torch.device) -> int:
     return psutil.virtual_memory().available
 
 
-def refuse_too_large(report: MemoryReport) -> None:
-    """Raise OutOfMemoryError, naming ways out, for a run that will not fit."""
-    if report.fits is not False:
-        return
+def sharing(accelerator: Accelerator) -> int:
+    """Return how many processes share this one's memory: on the CPU all of a launch, on CUDA each has a device."""
+    return 1 if accelerator.device.type == "cuda" else accelerator.num_processes
+
+
+def refuse_too_large(recipe: Recipe, report: MemoryReport, forecast: Forecast) -> None:
+    """Raise OutOfMemoryError, naming what would fit, for a run that will not."""
+    changes = remedies(recipe, report.capacity_bytes, forecast)
+    report.remedies = [change.describe() for change in changes]
+    ways = f"these fit: {'; '.join(report.remedies)}" if changes else "no smaller batch, length or method would fit"
     raise OutOfMemoryError(
-        f"this run needs {format_bytes(report.needed_bytes)} and {format_bytes(report.capacity_bytes)} are free; "
-        "lower training.batch_size or data.max_length, set training.gradient_checkpointing=true, take another "
-        "method (peftlab plan shows each), or run.plan=report to start all the same"
+        f"this run needs {format_bytes(report.needed_bytes)}, and there are {format_bytes(report.capacity_bytes)}; "
+        f"{ways}; run.plan=report starts all the same"
     )

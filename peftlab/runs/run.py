@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from torch import nn
 
@@ -17,12 +18,13 @@ from peftlab.data.notes import note_data
 from peftlab.device import quiet_libraries, synchronize
 from peftlab.errors import StorageError, one_line
 from peftlab.files import user_path
+from peftlab.memory.cuda import refuse_snapshot, snapshot
 from peftlab.memory.measure import MemoryMeter
 from peftlab.memory.probe import Probe, join_reports
 from peftlab.recipe.dump import dump_recipe
 from peftlab.recipe.schema import Recipe
 from peftlab.recipe.schema import Run as RunSettings
-from peftlab.reports import ParameterReport, RunResult
+from peftlab.reports import ParameterReport, RunResult, SplitReport
 from peftlab.runs.accelerator import open_accelerator
 from peftlab.runs.bench import Bench, prepare
 from peftlab.runs.directory import RunDirectory, is_finished, open_directory
@@ -32,7 +34,7 @@ from peftlab.runs.environment import describe_environment
 from peftlab.runs.inference import try_inference
 from peftlab.runs.launch import Launch, launched
 from peftlab.runs.picture import draw_losses
-from peftlab.runs.prediction import foresee
+from peftlab.runs.prediction import Forecast, foresee, open_forecast
 from peftlab.runs.training import train_model
 from peftlab.secrets import mask_secrets
 from peftlab.training.recorder import Recorder
@@ -117,6 +119,11 @@ class Run:
 
     def __post_init__(self):
         device = self.accelerator.device
+        # What is at hand when memory runs out: the tracker of the phase, what holds memory, the plan to ask.
+        self.probe: Probe | None = None
+        self.model: nn.Module | None = None
+        self.optimizer: torch.optim.Optimizer | None = None
+        self.forecast: Forecast | None = None
         self.meter = MemoryMeter(device)
         self.result = RunResult(
             status="running",
@@ -135,6 +142,7 @@ class Run:
         result = self.result
         with self.in_phase("load"):
             bench = prepare(self.recipe, self.accelerator, self.foresee)
+        self.model = bench.model
         result.data = bench.dataset.report
         for line in note_data(self.recipe, result.data, self.accelerator.num_processes):
             self.note(line)
@@ -143,17 +151,18 @@ class Run:
                 self.evaluate(bench, bench.model, "before", 0)
         with self.in_phase("apply"):
             model, result.parameters = bench.apply()
+        self.model = model
         self.note(describe_parameters(self.recipe, result.parameters))
-        with self.in_phase("training"):
+        with self.in_phase("training"), snapshot(self.snapshot_file):
             setup = train_model(self, bench, model)
         refuse_unfinished(setup, self.stop)
         with self.in_phase("evaluation_after"):
             self.evaluate(bench, model, "after", result.progress.step)
         with self.in_phase("save"):
-            probe = Probe(self.accelerator.device)
-            with probe.alone("save", model, setup.optimizer):
+            self.probe = Probe(self.accelerator.device)
+            with self.probe.alone("save", model, setup.optimizer):
                 self.save(bench, model)
-        result.memory["measured"] = join_reports([result.memory["measured"], probe.report()])
+        result.memory["measured"] = join_reports([result.memory["measured"], self.probe.report()])
         result.memory["process"] = self.meter.report(model, setup.optimizer)
         if self.recipe.evaluation.latency and self.accelerator.is_main_process:
             with self.in_phase("latency"):
@@ -170,8 +179,16 @@ class Run:
         self.display.note(line)
         self.result.notes.append(line)
 
-    def foresee(self, dataset: Dataset) -> None:
-        foresee(self.recipe, dataset, self.accelerator, self.result.memory, self.note)
+    def foresee(self, dataset: Dataset) -> Recipe:
+        """Plan the run's memory on its own rows, and go on with the recipe that comes of it."""
+        self.forecast = open_forecast(self.recipe, dataset, self.accelerator)
+        recipe = foresee(self.recipe, self.forecast, self.result.memory, self.note)
+        if recipe != self.recipe:
+            self.result.split = SplitReport.of(self.recipe, recipe)
+            self.recipe, self.result.recipe = recipe, recipe.model_dump(mode="json")
+            if self.accelerator.is_main_process:
+                self.directory.write_recipe(dump_recipe(recipe))
+        return recipe
 
     @contextlib.contextmanager
     def in_phase(self, phase: str) -> Iterator[None]:
@@ -186,7 +203,13 @@ class Run:
         """Add to what the result says under `name`, a phase or a part of one."""
         self.result.seconds[name] = self.result.seconds.get(name, 0.0) + seconds
 
+    @property
+    def snapshot_file(self) -> Path | None:
+        wanted = self.recipe.run.memory_snapshot and self.accelerator.is_main_process
+        return self.directory.memory_snapshot if wanted else None
+
     def start_files(self) -> None:
+        refuse_snapshot(self.recipe.run.memory_snapshot, self.accelerator.device)
         if self.resume:
             self.take_up()
         if self.accelerator.is_main_process:

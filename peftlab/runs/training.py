@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from peftlab.errors import MethodError
-from peftlab.memory.probe import join_reports
+from peftlab.memory.probe import Probe, join_reports
 from peftlab.parameters.audit import Audit
 from peftlab.reports import AuditReport, MemoryReport
 from peftlab.runs import checkpoints
@@ -48,12 +48,12 @@ def train_model(run: Run, bench: Bench, model: nn.Module) -> Setup:
 
 def measure(run: Run, bench: Bench, model: nn.Module, setup: Setup) -> None:
     """Take the longest rows through the model, and leave `setup` as at its start."""
-    run.phase = "preflight"
-    measured = measure_longest(setup, model, held_out(bench, model))
+    run.probe, run.optimizer = Probe(run.accelerator.device), setup.optimizer
+    measured = measure_longest(setup, model, held_out(bench, model), run.probe)
     run.result.memory["measured"] = join_reports([bench.load, measured])
     run.note(describe_memory(run.result.memory))
     renew_optimizer(setup)
-    run.phase = "training"
+    run.probe, run.optimizer = None, setup.optimizer
     run.recorder.start(setup.steps)
 
 

@@ -46,17 +46,15 @@ class HeldOut:
     answers: Answers | None = None
 
 
-def measure_longest(setup: Setup, model: nn.Module, held_out: HeldOut, probe: Probe | None = None) -> MemoryReport:
+def measure_longest(setup: Setup, model: nn.Module, held_out: HeldOut, probe: Probe) -> MemoryReport:
     """Take the longest training rows through two steps, the longest of an evaluation through two batches and an answer.
 
     `setup` holds an optimiser of its own, which is thrown away afterwards; `model` is the one that
     `setup.model` wraps. The optimiser sees zero gradients, so the weights stay as they are; modes and random
-    states are put back. Returns the measured ledger by phase; `probe` is one to watch with, for whoever wants to
-    ask it where it stopped.
+    states are put back. Returns the measured ledger by phase; `probe`, a new one, can be asked where it stopped.
     """
     random = capture_random_state()
     trial = replace(setup, rows=longest_step(setup.rows))
-    probe = probe or Probe(setup.accelerator.device)
     with probe.steps(model, trial.optimizer):
         for phase in ("first_step", "steady_step"):
             with probe.phase(phase):

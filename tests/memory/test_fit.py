@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from peftlab.errors import UsageError
-from peftlab.memory.fit import largest_fitting, maximize, remedies
+from peftlab.memory.fit import largest_fitting, largest_split, maximize, remedies
 from peftlab.recipe.schema import Recipe
 from peftlab.reports import MemoryReport
 from tests.memory.real import tiny_recipe
@@ -57,11 +57,34 @@ def test_what_cannot_be_maximised_is_told_in_one_line(tmp_path, field, capacity,
 
 
 def test_remedies_keep_the_effective_batch_and_fit(tmp_path):
-    recipe = tiny_recipe(tmp_path, {"type": "lora"}, 400, batch_size=8, gradient_accumulation=2)
-    changes = remedies(recipe, 1000 + 100 * 400, by_sizes)
+    recipe = tiny_recipe(tmp_path, {"type": "lora"}, 400, batch_size=8, gradient_accumulation=3)
+    capacity = 1000 + 100 * 400 * 5
+    changes = remedies(recipe, capacity, by_sizes)
+    # Of the divisors of 24 rows, 4 is the largest that is below 5; 8 rows of 224 tokens are below 5 of 400.
     assert [str(change) for change in changes] == [
         "training.gradient_checkpointing=true",
-        "training.batch_size=1 training.gradient_accumulation=16",
-        "training.gradient_checkpointing=true training.batch_size=1 training.gradient_accumulation=16",
+        "training.batch_size=4 training.gradient_accumulation=6",
+        "data.max_length=224",
     ]
-    assert all(change.report.needed_bytes <= 1000 + 100 * 400 for change in changes)
+    assert all(change.report.needed_bytes <= capacity for change in changes)
+
+
+def test_checkpointing_and_smaller_micro_batches_go_together_where_neither_is_enough(tmp_path):
+    recipe = tiny_recipe(tmp_path, {"type": "qlora"}, 400, batch_size=8)
+    (first, *_) = remedies(recipe, 1000 + 10 * 400 * 2, by_sizes)
+    assert str(first) == (
+        "training.gradient_checkpointing=true training.batch_size=2 training.gradient_accumulation=4"
+    )
+
+
+@pytest.mark.parametrize(
+    ("fitting", "batch", "accumulation", "split"),
+    [(5, 8, 1, (4, 2)), (5, 6, 4, (4, 6)), (1, 8, 2, (1, 16)), (0, 8, 2, None), (1, 1, 4, None)],
+)
+def test_a_step_is_split_into_the_largest_smaller_micro_batches_that_divide_it(
+    tmp_path, fitting, batch, accumulation, split
+):
+    recipe = tiny_recipe(tmp_path, {"type": "full"}, 10, batch_size=batch, gradient_accumulation=accumulation)
+    change = largest_split(recipe, 1000 + 100 * 10 * fitting, by_sizes)
+    found = change and tuple(change.settings.values())
+    assert found == split

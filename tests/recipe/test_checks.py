@@ -56,6 +56,10 @@ CASES = [
         "leave it auto",
         "method.compute_dtype=auto",
     ),
+    (["run.memory_snapshot=true", "run.device=cpu"], "run.memory_snapshot", "set it to false", "run.device=auto"),
+    (["run.memory=plenty"], "run.memory", "neither a size such as 24GiB nor a known GPU", "run.memory=24GiB"),
+    (["run.memory=24"], "run.memory", "has no unit", "run.memory=24GiB"),
+    (["training.fit=true", "run.plan=off"], "training.fit", "splits by the memory plan", "run.plan=refuse"),
     (["method.targets=[]"], "method.targets", "adapts nothing", "method.targets=[q_proj]"),
     (["method.targets=['']"], "method.targets", "an empty pattern", "method.targets=[q_proj]"),
     (

@@ -27,7 +27,7 @@ def test_a_run_is_predicted_within_two_percent_of_what_its_longest_rows_take(tmp
 def test_a_run_that_will_not_fit_is_refused_before_weights_are_loaded(tmp_path, monkeypatch):
     monkeypatch.setattr("peftlab.runs.prediction.free_bytes", lambda device: 10 * 2**20)
     monkeypatch.setattr("peftlab.runs.bench.load_model", lambda *_, **__: pytest.fail("weights were loaded"))
-    with pytest.raises(OutOfMemoryError, match="MiB and 10.0 MiB are free; lower training.batch_size"):
+    with pytest.raises(OutOfMemoryError, match="MiB, and there are 10.0 MiB; no smaller batch, length or method"):
         train(planned("lora", tmp_path / "run"), display=NoDisplay())
     result = RunDirectory.open(tmp_path / "run").read_result()
     assert result.status == "out_of_memory" and result.memory["predicted"].fits is False

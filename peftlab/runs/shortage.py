@@ -1,0 +1,114 @@
+"""A run out of memory: what lived at that moment, in which phase, and what would have fitted."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from peftlab.errors import OutOfMemoryError
+from peftlab.memory.cuda import read_phase
+from peftlab.memory.fit import remedies
+from peftlab.memory.measure import state_bytes, tensor_bytes
+from peftlab.memory.sizes import format_bytes
+from peftlab.reports import MemoryReport
+
+if TYPE_CHECKING:
+    from peftlab.memory.fit import Change
+    from peftlab.runs.run import Run
+
+# What CUDA's libraries and the CPU's allocator say, in errors that have no class of their own.
+SIGNS = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
+# A plan that said that a run fits was wrong by something: what is proposed instead keeps away from it.
+MARGIN = 0.9
+
+
+def is_shortage(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on a device or on the CPU."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in SIGNS)
+
+
+def explain_shortage(error: BaseException, run: Run) -> OutOfMemoryError:
+    """Return the error that a user sees, a line each for phase, ledger and what would have fitted.
+
+    The ledger and the changes also go into the run's result, as `memory.out_of_memory`.
+    """
+    report = held_at_shortage(run)
+    changes = what_fits(run)
+    report.remedies = [change.describe() for change in changes]
+    run.result.memory["out_of_memory"] = report
+    (phase,) = report.phases
+    recipe = run.recipe
+    lines = [
+        f"out of memory in phase {phase.replace('_', ' ')}, at training.batch_size={recipe.training.batch_size} and "
+        f"data.max_length={recipe.data.max_length}: {first_line(error)}",
+        f"held then: {describe_ledger(report)}",
+        f"would have fitted, by the plan: {'; '.join(report.remedies)}" if changes else without_plan(run),
+    ]
+    return OutOfMemoryError("\n".join(lines))
+
+
+def held_at_shortage(run: Run) -> MemoryReport:
+    """Return the ledger at the moment: the tracker's where it watched, else the state and what the device says."""
+    watched = run.probe is not None and run.probe.ledger.shortage is not None
+    phase = run.probe.current if watched else run.phase
+    categories = run.probe.ledger.shortage if watched else held_by(run)
+    found = read_phase(run.accelerator.device)
+    if found is not None:
+        peak = found.allocated_bytes
+    else:
+        peak = sum(categories.values()) if watched else run.meter.current()
+    return MemoryReport(
+        source="measured",
+        device=run.accelerator.device.type,
+        peak_bytes=peak,
+        categories=categories,
+        phases={phase: peak},
+        device_phases={} if found is None else {phase: found},
+        notes=[] if watched or found else ["the peak is the process's resident memory"],
+    )
+
+
+def held_by(run: Run) -> dict[str, int]:
+    """Return what the run's model and optimiser hold, with the gradients that there are."""
+    if run.model is None:
+        return {}
+    gradients = tensor_bytes(parameter.grad for parameter in run.model.parameters())
+    return state_bytes(run.model, run.optimizer) | {"gradients": gradients}
+
+
+def what_fits(run: Run) -> list[Change]:
+    """Return the changes that the plan says would have fitted; none where there is no plan of this run."""
+    predicted = run.result.memory.get("predicted")
+    if predicted is None or run.forecast is None or not run.accelerator.is_main_process:
+        return []
+    limit = min(predicted.capacity_bytes, int(MARGIN * predicted.needed_bytes))
+    try:
+        return remedies(run.recipe, limit, run.forecast)
+    except Exception as error:  # the run has failed already, and this only advises
+        run.display.note(f"no advice from the memory plan: {type(error).__name__}: {error}")
+        return []
+
+
+def without_plan(run: Run) -> str:
+    """Return what to try where the plan proposes nothing."""
+    if "predicted" in run.result.memory:
+        return "by the plan no smaller batch, length or method would have fitted; take a smaller model"
+    ways = "lower training.batch_size or data.max_length, or set training.gradient_checkpointing=true"
+    return f"nothing was planned, so nothing is known to fit: {ways}"
+
+
+def describe_ledger(report: MemoryReport) -> str:
+    """Return the categories, largest first, and their sum: `saved activations 5.1 GiB, ...`."""
+    held = sorted(report.categories.items(), key=lambda item: -item[1])
+    parts = [f"{name.replace('_', ' ')} {format_bytes(count)}" for name, count in held if count]
+    if report.residual_bytes > 0:
+        parts.append(f"everything else {format_bytes(report.residual_bytes)}")
+    return f"{', '.join(parts)}; {format_bytes(report.peak_bytes)} in all"
+
+
+def first_line(error: BaseException) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0]

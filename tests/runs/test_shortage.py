@@ -1,0 +1,70 @@
+"""Out of memory: what a user reads, what the record keeps, in the preflight and in the middle of training."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from peftlab.errors import OutOfMemoryError
+from peftlab.loss import supervised_loss
+from peftlab.recipe.schema import Recipe
+from peftlab.runs.directory import RunDirectory
+from peftlab.runs.display import NoDisplay
+from peftlab.runs.run import train
+from tests.runs.recipes import short_sections
+
+MORE_THAN_ANY_MACHINE_HAS = 2**60
+# The preflight's two steps call the loss once each.
+PREFLIGHT_CALLS = 2
+
+
+def exhausted(folder, monkeypatch, calls: int, fail, plan: str) -> tuple[OutOfMemoryError, RunDirectory]:
+    """Run out of memory at the loss after so many calls; return the error and the run's directory."""
+    seen = []
+
+    def loss(model, batch):
+        seen.append(1)
+        result = supervised_loss(model, batch)
+        if len(seen) > calls:
+            fail()
+        return result
+
+    monkeypatch.setattr("peftlab.training.step.supervised_loss", loss)
+    sections = short_sections("bitfit", folder / "run", steps=3, batch_size=8)
+    sections["run"]["plan"] = plan
+    sections["data"]["evaluation"] = sections["data"]["evaluation_rows"] = None
+    with pytest.raises(OutOfMemoryError) as error:
+        train(Recipe.model_validate(sections), display=NoDisplay())
+    return error.value, RunDirectory.open(folder / "run")
+
+
+def test_the_ledger_phase_and_ways_out_are_told_where_the_tracker_watched(tmp_path, monkeypatch):
+    error, directory = exhausted(tmp_path, monkeypatch, 1, lambda: torch.empty(MORE_THAN_ANY_MACHINE_HAS), "refuse")
+    what, held, ways = str(error).splitlines()
+    assert error.exit_code == 7
+    assert what.startswith("out of memory in phase steady step, at training.batch_size=8 and data.max_length=96: ")
+    assert "can't allocate memory" in what
+    assert held.startswith("held then: saved activations ") and "optimiser state" in held
+    assert "training.gradient_checkpointing=true needs" in ways and "training.batch_size=" in ways
+    result = directory.read_result()
+    assert result.status == "out_of_memory" and result.error == str(error)
+    memory, predicted = result.memory["out_of_memory"], result.memory["predicted"]
+    assert memory.phases == {"steady_step": memory.peak_bytes} and memory.residual_bytes == 0
+    for state in ("frozen_weights", "trainable_weights", "optimiser_state"):
+        assert memory.categories[state] == predicted.categories[state], state
+    # At the end of the forward pass all that the backward pass needs lives.
+    assert memory.categories["saved_activations"] == pytest.approx(predicted.categories["saved_activations"], rel=0.05)
+    assert len(memory.remedies) >= 2
+
+
+def test_in_training_the_state_and_the_rest_of_the_process_are_told(tmp_path, monkeypatch):
+    def fail():
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.\nmore advice")
+
+    error, directory = exhausted(tmp_path, monkeypatch, PREFLIGHT_CALLS + 1, fail, "off")
+    what, held, ways = str(error).splitlines()
+    assert what.endswith("CUDA out of memory. Tried to allocate 20.00 MiB.") and "phase training" in what
+    assert "everything else" in held and "frozen weights" in held and "nothing was planned" in ways
+    memory = directory.read_result().memory
+    assert memory["measured"].phases["steady_step"] > 0
+    assert memory["out_of_memory"].residual_bytes > 0
