@@ -92,7 +92,7 @@ class Ledger(TorchDispatchMode):
                 self.track(tensor, category)
 
     def _counts(self, tensor: torch.Tensor) -> bool:
-        # Asking a fake tensor for its device is an operation, and would double the time of a trace.
+        # A fake tensor's device is asked for by an operation, which would double the time of a trace.
         return self.only is None or tensor.device.type == self.only
 
     @contextmanager

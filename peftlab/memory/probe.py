@@ -17,7 +17,7 @@ class Probe:
     """Watches what runs inside `phase`; `report` says what each took. `current` is the phase that runs now."""
 
     def __init__(self, device: torch.device):
-        self.device, self.ledger = device, Ledger(only="cuda" if device.type == "cuda" else None)
+        self.device, self.ledger = device, Ledger(only=device.type)
         self.current: str | None = None
         self._device_phases: dict[str, DevicePhase] = {}
 
