@@ -161,12 +161,12 @@ def largest_split(recipe: Recipe, capacity_bytes: int, predict: Predict) -> Chan
     sizes = [size for size in range(1, training.batch_size) if rows % size == 0]
     best: Change | None = None
     while sizes:
-        size = sizes[len(sizes) // 2]
+        size = sizes[0 if best is None else len(sizes) // 2]  # one row first: if that does not fit, nothing does
         settings = {"training.batch_size": size, "training.gradient_accumulation": rows // size}
         report = predict(with_settings(recipe, settings))
         fits = report.needed_bytes <= capacity_bytes
         best = Change(settings, report) if fits else best
-        sizes = [other for other in sizes if (other > size if fits else other < size)]
+        sizes = [other for other in sizes if (other > size) == fits and other != size]
     return best
 
 

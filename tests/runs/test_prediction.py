@@ -3,8 +3,9 @@ from __future__ import annotations
 import pytest
 
 from peftlab.errors import OutOfMemoryError
+from peftlab.memory.fit import Change
 from peftlab.methods import METHODS
-from peftlab.reports import PHASES
+from peftlab.reports import PHASES, MemoryReport
 from peftlab.runs.directory import RunDirectory
 from peftlab.runs.display import NoDisplay
 from peftlab.runs.run import train
@@ -27,7 +28,11 @@ def test_a_run_is_predicted_within_two_percent_of_what_its_longest_rows_take(tmp
 def test_a_run_that_will_not_fit_is_refused_before_weights_are_loaded(tmp_path, monkeypatch):
     monkeypatch.setattr("peftlab.runs.prediction.free_bytes", lambda device: 10 * 2**20)
     monkeypatch.setattr("peftlab.runs.bench.load_model", lambda *_, **__: pytest.fail("weights were loaded"))
-    with pytest.raises(OutOfMemoryError, match="MiB, and there are 10.0 MiB; no smaller batch, length or method"):
+    fitting = MemoryReport(source="predicted", device="cpu", peak_bytes=2**20)
+    changes = [Change({"training.batch_size": 1}, fitting)]
+    monkeypatch.setattr("peftlab.runs.prediction.remedies", lambda recipe, capacity, forecast: changes)
+    told = "MiB, and there are 10.0 MiB; these fit: training.batch_size=1 needs 1.0 MiB; run.plan=report starts"
+    with pytest.raises(OutOfMemoryError, match=told):
         train(planned("lora", tmp_path / "run"), display=NoDisplay())
     result = RunDirectory.open(tmp_path / "run").read_result()
     assert result.status == "out_of_memory" and result.memory["predicted"].fits is False
@@ -39,12 +44,12 @@ def test_a_run_that_will_not_fit_starts_when_told_to(tmp_path, monkeypatch):
 
 
 def test_a_model_that_cannot_be_traced_still_trains(tmp_path, monkeypatch):
-    def fail(*_):
+    def fail(*_, **__):
         raise NotImplementedError("no such operation on fake tensors")
 
     notes = []
     display = NoDisplay()
     display.note = notes.append
-    monkeypatch.setattr("peftlab.runs.prediction.predict_run", fail)
+    monkeypatch.setattr("peftlab.runs.prediction.predict", fail)
     assert train(planned("bitfit", tmp_path / "run"), display=display).status == "finished"
     assert any("no memory plan for this model: NotImplementedError" in note for note in notes)
