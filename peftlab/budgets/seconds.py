@@ -83,6 +83,7 @@ def measure_pace(recipe: Recipe, limit_seconds: float) -> Pace:
         times = read_times(RunDirectory(output).metrics)
     if not times:
         told = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        told = told.removeprefix("peftlab: error: ")
         raise UsageError(f"seconds: the run that was to measure the pace failed: {told}")
     return read_pace(times)
 

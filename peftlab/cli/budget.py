@@ -57,5 +57,5 @@ def split_budget(arguments: Sequence[str]) -> tuple[str, list[str]]:
 def show_solved(text: str, report: Any) -> None:
     from peftlab.cli.render_budget import describe_budget
 
+    print(text, end="", flush=True)
     print("\n".join(describe_budget(report)), file=sys.stderr)
-    print(text, end="")

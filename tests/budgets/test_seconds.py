@@ -68,5 +68,5 @@ def test_seconds_are_solved_by_the_pace_of_a_real_short_run(in_process, tmp_path
 def test_a_run_that_cannot_measure_tells_its_error(in_process, tmp_path, capfd):
     sections = short_sections("bitfit", tmp_path / "run")
     sections["data"]["train"] = str(tmp_path / "missing.csv")
-    with pytest.raises(UsageError, match="the run that was to measure the pace failed: peftlab: error: no room"):
+    with pytest.raises(UsageError, match="the run that was to measure the pace failed: no room"):
         apply_budget(Recipe.model_validate(sections), parse_budget("seconds=60"))
