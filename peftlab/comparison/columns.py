@@ -14,6 +14,7 @@ from peftlab.reports import InferenceReport, ParameterReport
 
 NONE = "–"
 MOST_DECIMALS = 4
+BUDGET_TOLERANCE = 0.02
 
 
 @dataclass(frozen=True)
@@ -185,8 +186,9 @@ def _latency_text(line: Line) -> str:
 def _budget_text(line: Line) -> str:
     """Return the budget, and by how much the solved size misses it where it does."""
     report = line.variant.report
-    missed = report.solution is not None and not report.solution.met
-    return f"{report.budget} (off {_signed(f'{100 * report.solution.error:+.0f} %')})" if missed else str(report.budget)
+    if report.solution is None or abs(report.solution.error) <= BUDGET_TOLERANCE:
+        return str(report.budget)
+    return f"{report.budget} (off {_signed(f'{100 * report.solution.error:+.0f} %')})"
 
 
 def interval_text(found: Estimate, digits: int, sign: str = "") -> str:

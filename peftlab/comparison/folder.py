@@ -7,6 +7,8 @@ import shutil
 import time
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from peftlab.checkpoint.lock import RunLock
 from peftlab.comparison.jobs import GRACE_SECONDS
 from peftlab.comparison.variants import SOLUTIONS
@@ -62,12 +64,21 @@ def read_result(folder: Path) -> RunResult | None:
 
 def read_comparison(folder: Path) -> ComparisonReport:
     """Return a comparison's report. Raises StorageError where there is none."""
+    path = folder / SUMMARY
     try:
-        return ComparisonReport.model_validate_json((folder / SUMMARY).read_text(encoding="utf-8"), extra="ignore")
+        return ComparisonReport.model_validate_json(path.read_text(encoding="utf-8"), extra="ignore")
     except FileNotFoundError:
-        raise StorageError(f"{folder} is not the folder of a comparison (no {SUMMARY} in it)") from None
+        raise StorageError(
+            f"{folder} is not the folder of a comparison (no {SUMMARY} in it); name one that `peftlab compare` wrote"
+        ) from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise StorageError(
+            f"{path}: {place + ': ' if place else ''}{first['msg']}; the file is damaged: start the comparison again"
+        ) from None
     except (OSError, ValueError) as error:
-        raise StorageError(f"{folder / SUMMARY}: cannot be read ({type(error).__name__})") from None
+        raise StorageError(f"{path}: cannot be read ({type(error).__name__})") from None
 
 
 def trial_results(report: ComparisonReport, folder: Path) -> dict[str, RunResult]:

@@ -9,14 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
+from peftlab.comparison.folder import read_comparison
 from peftlab.comparison.resampling import RowScores
 from peftlab.errors import StorageError
 from peftlab.reports import ComparisonReport, RunResult, Trial, VariantReport
 from peftlab.runs.directory import RunDirectory
 
-SUMMARY = "comparison.json"
 RUNS = "runs"
 
 
@@ -82,19 +80,7 @@ class Outcome:
 
 def read_outcome(folder: Path) -> Outcome:
     """Read a comparison's folder. Raises StorageError where there is none, or its summary is damaged."""
-    path = folder / SUMMARY
-    try:
-        report = ComparisonReport.model_validate_json(path.read_text(encoding="utf-8"), extra="ignore")
-    except FileNotFoundError:
-        raise StorageError(f"{folder} holds no {SUMMARY}; name a folder that `peftlab compare` wrote") from None
-    except OSError as error:
-        raise StorageError(f"{path}: cannot be read: {error.strerror}") from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        raise StorageError(
-            f"{path}: {place + ': ' if place else ''}{first['msg']}; the file is damaged: start the comparison again"
-        ) from None
+    report = read_comparison(folder)
     problems: list[str] = []
     known: dict[str, Run] = {}
     variants = [

@@ -12,9 +12,10 @@ errors is Student's of the seeds (Welch's degrees of freedom) and of the rows, w
 one joint number of degrees of freedom is too hopeful after Holm's correction, when few seeds lie close by chance (13 %
 false among nine equal variants of three seeds, against 4 %). Seeds are not drawn again: the variance of doing so is
 known, (S-1)/S·s²/S, and with three seeds it is a third too small and its tails those of three numbers (a percentile
-bootstrap over rows and seeds told two equal methods apart in up to 21 %). How often this one does is simulated in
-`tests/comparison/test_statistics.py`. One seed says nothing of the others: such a variant has an interval of its rows
-alone, and is told apart from none.
+bootstrap over rows and seeds told two equal methods apart in a fifth of 1000 comparisons where the seeds decide). How
+often this one does is simulated in `tests/comparison/test_statistics.py`. Seeds count as independent between variants,
+though they order the data alike: if that makes them move together, the intervals are too wide, not too narrow. One seed
+says nothing of the others: such a variant has an interval of its rows alone, and is told apart from none.
 """
 
 from __future__ import annotations

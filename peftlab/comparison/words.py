@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from statistics import median
 
-from peftlab.comparison.columns import interval_text, shared_decimals
+from peftlab.comparison.columns import BUDGET_TOLERANCE, interval_text, shared_decimals
 from peftlab.comparison.findings import Family, Findings
 from peftlab.comparison.outcome import Outcome, Variant
 from peftlab.comparison.statistics import Difference, Estimate
@@ -87,10 +87,9 @@ def _can(outcome: Outcome, findings: Findings, pairs: Sequence[Difference[str]])
     sure = [pair for pair in pairs if pair.sure]
     metric, several = outcome.report.metric, len(outcome.budgets) > 1
     if pairs:
-        yield (
-            f"Of {_number(len(pairs), 'pair')} of variants{' under the same budget' if several else ''}, {len(sure)} "
-            f"{'differs' if len(sure) == 1 else 'differ'} surely in {metric}."
-        )
+        kind = f"{_number(len(pairs), 'pair')} of variants{' under the same budget' if several else ''}"
+        verb = "differs" if len(sure) == 1 else "differ"
+        yield f"Of {kind}, {len(sure) or 'none'} {verb if sure else 'differs'} surely in {metric}."
     if sure:
         yield (
             "Surely means: were all variants equal, the chance of calling even one pair different would be at most 5 %"
@@ -133,10 +132,12 @@ def _cannot(outcome: Outcome, findings: Findings, pairs: Sequence[Difference[str
             f"The best rate of {_some([variant.label for variant in edge])} lies at the end of the rates that were "
             "tried: a better one may lie beyond."
         )
-    missed = [v for v in outcome.variants if v.report.solution is not None and not v.report.solution.met]
+    missed = [
+        f"{shorten(v.label)} ({100 * v.report.solution.error:+.0f} %)".replace("(-", "(−") for v in outcome.variants
+        if v.report.solution is not None and abs(v.report.solution.error) > BUDGET_TOLERANCE
+    ]  # fmt: skip
     if missed:
-        off = _some([f"{v.label} ({100 * v.report.solution.error:+.0f} %)".replace("(-", "(−") for v in missed])
-        yield f"The budget was not met by {off}: these do not compare at equal budgets."
+        yield f"Off their budget by more than 2 %: {_some(missed)}. These do not compare at equal budgets."
     lost = [f"{v.label} ({len(v.runs) - len(v.finished)} of {len(v.runs)})" for v in outcome.variants
             if len(v.finished) < len(v.runs)]  # fmt: skip
     if lost:

@@ -71,7 +71,7 @@ class Maker:
         name = self.names.get(method, method)
         sweep = [] if "sweep" in self.without else [self.trial(method, place, rate, 0) for rate in RATES]
         trials = [self.trial(method, place, RATES[1], seed) for seed in self.seeds]
-        asked = 200_000
+        asked = 175_000
         solution = BudgetReport(
             kind="trainable", asked=asked, reached=TRAINABLE[method], solved={"method.rank": 16}, met=method == "lora",
             reason=None if method == "lora" else "the nearest size",

@@ -174,7 +174,7 @@ def test_the_command_tells_groups_and_limits_to_people(tmp_path, capfd):
 def test_a_folder_without_a_comparison_is_one_line_and_exit_code_8(tmp_path, capfd):
     assert run(["report", str(tmp_path)]) == 8
     (line,) = capfd.readouterr().err.splitlines()
-    assert "holds no comparison.json; name a folder that `peftlab compare` wrote" in line
+    assert "(no comparison.json in it); name one that `peftlab compare` wrote" in line
 
 
 def test_an_output_that_cannot_be_written_is_one_line_and_exit_code_8(tmp_path, capfd):

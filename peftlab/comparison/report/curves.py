@@ -29,6 +29,7 @@ def draw_losses(outcome: Outcome, event: str) -> tuple[str, bytes] | None:
                 list(curve), list(curve.values()), color=look.colour, linestyle=look.dash, linewidth=1.5,
                 marker=look.marker, fillstyle=look.fill, markersize=4, markevery=max(1, len(curve) // 6),
             )  # fmt: skip
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set(xlabel="optimiser step", ylabel=f"{EVENTS[event]} (nats)")
         legend_below(figure, legend(outcome, list(curves)))
         return save(figure, EVENTS[event])

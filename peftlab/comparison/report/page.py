@@ -102,7 +102,7 @@ def _memory(outcome: Outcome) -> list[tuple[str, str, str, str, str]]:
         measured, predicted = (peak_bytes(variant.example, source) for source in ("measured", "predicted"))
         if measured is None and predicted is None:
             continue
-        error = f"{100 * (predicted / measured - 1) + 0.0:+.1f} %" if measured and predicted else NONE
+        error = f"{round(100 * (predicted / measured - 1), 1) + 0.0:+.1f} %" if measured and predicted else NONE
         sizes = (state_bytes(variant.example), predicted, measured)
         texts = [NONE if size is None else format_bytes(size) for size in sizes]
         rows.append((variant.label, *texts, error.replace("-", "−")))
