@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 DEFAULT_REDUCTION = 16.0
+LARGEST_BOTTLENECK = 1_000_000_000
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,8 @@ class Adapters(Method):
         return self.bottleneck or max(1, round(shape.hidden_size / factor))
 
     def check_own(self, shape: ModelShape) -> Problems:
+        if self.width(shape) > LARGEST_BOTTLENECK:
+            return [("reduction_factor", f"makes the bottleneck wider than {LARGEST_BOTTLENECK:,}; 2 to 64 are usual")]
         if self.modules:
             names = _module_names(shape)
             return [

@@ -11,7 +11,8 @@ from peftlab.recipe.yaml_source import KeyPath
 from peftlab.secrets import holds_hub_token
 
 LARGEST_COUNT = 1_000_000_000
-# A seed is no count, and the sizes of these numbers have no limit but their type's.
+MOST_BEAMS = 256  # each is a copy of the whole batch
+SMALLER_COUNTS = {("evaluation", "generation", "beams"): MOST_BEAMS}
 UNCOUNTED = {("run", "seed")}
 COUNTED_FRACTIONS = {("training", "epochs")}
 LINES_ALLOWED = {("data", "template")}
@@ -36,8 +37,8 @@ def explain_excess(path: KeyPath, value: Any) -> str | None:
     if isinstance(value, str):
         return explain_text(value, lines_allowed=path in LINES_ALLOWED)
     counted = isinstance(value, int) and path not in UNCOUNTED or path in COUNTED_FRACTIONS and value is not None
-    if counted and value > LARGEST_COUNT:
-        return f"must be at most {LARGEST_COUNT:,}"
+    if counted and value > (most := SMALLER_COUNTS.get(path, LARGEST_COUNT)):
+        return f"must be at most {most:,}"
     return None
 
 

@@ -135,6 +135,9 @@ def check_positions(recipe: Recipe, dataset: Dataset, model: nn.Module) -> None:
     """Raise DataError for rows that are longer than the model has positions for."""
     positions = getattr(model.config, "max_position_embeddings", None)
     longest = max(len(row.input_ids) for row in (*dataset.train, *dataset.all_held_out))
+    if positions and recipe.method.virtual_tokens >= positions:
+        told = f"{recipe.method.virtual_tokens} virtual tokens leave no room for text"
+        raise MethodError(f"method.length: {told} in the model's {positions} positions")
     if positions and longest + recipe.method.virtual_tokens > positions:
         learned = f" and {recipe.method.virtual_tokens} virtual ones" if recipe.method.virtual_tokens else ""
         raise DataError(

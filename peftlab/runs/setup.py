@@ -7,6 +7,7 @@ import math
 import torch
 from torch import nn
 
+from peftlab.errors import UsageError
 from peftlab.recipe.schema import Training
 from peftlab.runs.bench import Bench
 from peftlab.training.optimizer import build_optimizer, build_schedule
@@ -19,6 +20,7 @@ def build_setup(bench: Bench, model: nn.Module, stop: Stop, saver: Saver | None 
     """Return the loop's setup at step 0, with a fresh optimiser and seeded random states."""
     recipe, accelerator, training = bench.recipe, bench.accelerator, bench.recipe.training
     steps = count_steps(training, len(bench.dataset.train), accelerator.num_processes)
+    refuse_endless_warmup(training, steps)
     optimizer = build_optimizer(model, training, accelerator.device)
     # Dropout must differ between processes, while data order and initialisation must not.
     torch.manual_seed(recipe.run.seed + accelerator.process_index)
@@ -43,6 +45,13 @@ def build_setup(bench: Bench, model: nn.Module, stop: Stop, saver: Saver | None 
         evaluate=lambda: bench.evaluate(model)[0],
         saver=saver or NoSaver(),
     )
+
+
+def refuse_endless_warmup(training: Training, steps: int) -> None:
+    """Raise UsageError for a warm-up that training ends within; a recipe in epochs shows it only now."""
+    if isinstance(training.warmup, int) and training.warmup > steps:
+        told = f"{training.warmup} steps of warm-up do not fit into {steps} steps of training"
+        raise UsageError(f"training.warmup: {told}; a fraction such as 0.1 always fits")
 
 
 def renew_optimizer(setup: Setup) -> None:

@@ -59,7 +59,7 @@ def check_finite(setup: Setup, step: int, losses: torch.Tensor, norm: torch.Tens
     rows = sorted(i for micro in bad for i in setup.rows.indices(step, micro, setup.rows.process))
     remedy = "lower training.learning_rate or look at these rows"
     if step == 1:
-        remedy = "nothing has been trained yet, so look at these rows and at the base model's weights"
+        remedy = "nothing has been trained yet, so look at these rows, the base's weights and the method's settings"
     what = "loss" if not bool(torch.isfinite(total)) else "gradient norm"
     raise DivergedError(
         f"step {step}: the {what} is not finite (loss {total.item():g}, gradient norm {norm.item():g}); "
