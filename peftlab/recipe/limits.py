@@ -11,6 +11,7 @@ from peftlab.recipe.yaml_source import KeyPath
 from peftlab.secrets import holds_hub_token
 
 LARGEST_COUNT = 1_000_000_000
+LARGEST_NUMBER = 1e30  # what is computed in 32 bits ends at 3e38
 MOST_BEAMS = 256  # each is a copy of the whole batch
 SMALLER_COUNTS = {("evaluation", "generation", "beams"): MOST_BEAMS}
 UNCOUNTED = {("run", "seed")}
@@ -39,6 +40,8 @@ def explain_excess(path: KeyPath, value: Any) -> str | None:
     counted = isinstance(value, int) and path not in UNCOUNTED or path in COUNTED_FRACTIONS and value is not None
     if counted and value > (most := SMALLER_COUNTS.get(path, LARGEST_COUNT)):
         return f"must be at most {most:,}"
+    if isinstance(value, float) and value > LARGEST_NUMBER:
+        return f"must be at most {LARGEST_NUMBER:g}"
     return None
 
 

@@ -53,7 +53,8 @@ def parse_value(text: str, path: KeyPath) -> Any:
         if only_text:
             return text
         raise
-    if only_text and not isinstance(source.value, str | None):
+    # Unquoted text stands for itself: YAML would cut `a #1` at the comment and fold line breaks.
+    if only_text and source.value is not None and text[:1] not in ("'", '"'):
         return text
     return source.value
 

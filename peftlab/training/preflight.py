@@ -55,6 +55,8 @@ def measure_longest(setup: Setup, model: nn.Module, held_out: HeldOut, probe: Pr
     """
     random = capture_random_state()
     trial = replace(setup, rows=longest_step(setup.rows))
+    for group in trial.optimizer.param_groups:  # decay moves weights without any gradient
+        group["weight_decay"] = 0.0
     with probe.steps(model, trial.optimizer):
         for phase in ("first_step", "steady_step"):
             with probe.phase(phase):

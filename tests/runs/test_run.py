@@ -120,6 +120,14 @@ def test_the_preflight_leaves_no_trace_in_the_training(runs, tmp_path, monkeypat
     assert without.metrics == runs["lora"][0].metrics
 
 
+def test_the_preflight_does_not_decay_the_weights(runs, tmp_path, monkeypatch):
+    decaying = {"steps": 1, "weight_decay": 100.0}
+    with_it = train(short_recipe("adapters", tmp_path / "with", **decaying), display=NoDisplay())
+    monkeypatch.setattr("peftlab.runs.training.measure_longest", lambda *_: runs["lora"][0].memory["measured"])
+    without = train(short_recipe("adapters", tmp_path / "without", **decaying), display=NoDisplay())
+    assert without.metrics == with_it.metrics
+
+
 def test_the_scores_of_every_row_make_the_metrics(runs):
     result, directory = runs["lora"]
     scores = json.loads(directory.scores.read_text())
