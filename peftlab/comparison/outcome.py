@@ -71,7 +71,7 @@ class Outcome:
         return [variant for variant in self.variants if variant.report.budget == budget]
 
     def all_runs(self) -> Iterator[tuple[Variant, Run, str]]:
-        """Yield every run once with what it was for: `seed` at the chosen rate, or a `rate` of the sweep."""
+        """Yield each variant's runs once and what for: a `seed` at the chosen rate, or a `rate` of the sweep."""
         for variant in self.variants:
             seen = {run.trial.run for run in variant.runs}
             yield from ((variant, run, "seed") for run in variant.runs)

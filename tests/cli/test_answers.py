@@ -38,7 +38,8 @@ def answer(capfd):
 def test_help_names_every_command_and_every_exit_code(answer):
     code, out, errors = answer("--help")
     assert (code, errors) == (0, [])
-    for command in ("check", "budget", "train", "params", "evaluate", "generate", "compare", "schema", "doctor"):
+    told = ("check", "budget", "train", "params", "evaluate", "generate", "compare", "report", "schema", "doctor")
+    for command in told:
         assert f"\n  {command} " in out
     for number, meaning in EXIT_CODES.items():
         assert f"{number}  {meaning}\n" in out

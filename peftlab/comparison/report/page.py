@@ -111,11 +111,11 @@ def _memory(outcome: Outcome) -> list[tuple[str, str, str, str, str]]:
 
 def _facts(outcome: Outcome, findings: Findings) -> list[str]:
     """Return the comparison in figures: variants, seeds, rows, model and data."""
-    runs = list(outcome.all_runs())
+    runs = {run.trial.run: run for _, run, _ in outcome.all_runs()}.values()  # budgets may share a run
     facts = [
         f"{len(outcome.variants)} variants",
         f"{len(outcome.report.seeds)} seed{'s' if len(outcome.report.seeds) != 1 else ''}",
-        f"{len(runs)} runs, {sum(run.finished for _, run, _ in runs)} finished",
+        f"{len(runs)} runs, {sum(run.finished for run in runs)} finished",
     ]
     if findings.rows:
         facts.append(f"{findings.rows} {'test' if findings.part else 'evaluation'} rows")

@@ -28,6 +28,11 @@ class Picture:
     pixels: bytes
 
     @property
+    def standalone(self) -> str:
+        """The SVG by itself, on white: its ink is dark."""
+        return self.vector.replace("<svg ", '<svg style="background:#ffffff" ', 1)
+
+    @property
     def inline(self) -> str:
         return inline_svg(self.vector, self.name, self.title)
 

@@ -102,7 +102,7 @@ def legend_below(figure: Figure, handles: Sequence[Any]) -> None:
 
 
 def save(figure: Figure, name: str) -> tuple[str, bytes]:
-    """Return a figure as SVG and as PNG; both on paper's white."""
+    """Return a figure as SVG, without a background, and as PNG on white."""
     vector, pixels = io.StringIO(), io.BytesIO()
     figure.savefig(vector, format="svg", metadata={"Date": None, "Creator": None, "Title": name})
     figure.set_layout_engine("none")  # it is laid out now

@@ -52,7 +52,7 @@ def _write(outcome: Outcome, findings: Findings, place: Path, page: Path) -> Wri
     pictures = draw_all(outcome, findings, problems)
     written = []
     for picture in pictures:
-        write_atomically(place / f"{picture.name}.svg", picture.vector)
+        write_atomically(place / f"{picture.name}.svg", picture.standalone)
         (place / f"{picture.name}.png").write_bytes(picture.pixels)
         written += [place / f"{picture.name}.svg", place / f"{picture.name}.png"]
     lines = lines_of(outcome, findings)
