@@ -8,7 +8,7 @@ import re
 HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}")
 SECRET_NAME = re.compile(r"(TOKEN|API_?KEY|SECRET|PASSWORD)$", re.IGNORECASE)
 # Shorter values are more likely `1` or `none` than a secret, and would be cut out of ordinary words.
-SHORTEST_SECRET = 8
+SHORTEST_SECRET = 12
 MASK = "***"
 
 
@@ -19,8 +19,8 @@ def mask_secrets(text: str) -> str:
     return HUB_TOKEN.sub(MASK, text)
 
 
-def holds_hub_token(text: str) -> bool:
-    return HUB_TOKEN.search(text) is not None
+def holds_secret(text: str) -> bool:
+    return mask_secrets(text) != text
 
 
 def _environment_secrets() -> list[str]:

@@ -15,6 +15,7 @@ BUILTIN = Path(__file__).parent.parent / "builtin"
 GRAMMAR = re.compile(r"(?P<source>[^\[\]]+)(?:\[(?P<split>[^\[\]]+)(?:\[(?P<rows>[^\[\]]*)\])?\])?")
 HUB_ID = re.compile(r"[\w.-]+(?:/[\w.-]+)?(?::[\w.-]+)?")
 PROBE_SECONDS = 5
+ARCHIVES = {".zip", ".tar", ".tgz", ".7z", ".rar"}
 
 
 def read_source(text: str, split_default: str) -> Table:
@@ -42,6 +43,7 @@ def _read_split(source: str, split: str | None, split_default: str) -> Table:
     except ValueError as error:
         raise DataError(f"{one_line(source, 80)}: cannot be read: {error}") from None
     if path.is_dir():
+        _refuse_archives(path)
         return _load_dataset(str(path), None, split or split_default)
     if file_kind(source):
         if split not in (None, "train"):
@@ -52,6 +54,13 @@ def _read_split(source: str, split: str | None, split_default: str) -> Table:
     if not HUB_ID.fullmatch(source):
         raise DataError(f"{source}: no such file, and not the id of a hub data set (OWNER/NAME or OWNER/NAME:CONFIG)")
     return _read_hub(source, split or split_default)
+
+
+def _refuse_archives(folder: Path) -> None:
+    """Raise DataError for an archive in a data folder, which `datasets` would unpack, however large it becomes."""
+    found = next((path for path in sorted(folder.rglob("*")) if path.suffix.lower() in ARCHIVES), None)
+    if found is not None:
+        raise DataError(f"{found}: is an archive; unpack it and look at what it holds")
 
 
 def _find_builtin(name: str, split: str) -> Path:

@@ -41,6 +41,11 @@ def one_line_errors(reference: Reference, doing: str) -> Iterator[None]:
     except Exception as error:
         if "out of memory" in str(error).lower():
             raise
+        if "trust_remote_code" in str(error):
+            raise ModelError(
+                f"model {reference.label!r} needs code that it ships; read that code, then set "
+                "model.trust_remote_code=true and pin model.revision"
+            ) from error
         raise ModelError(
             f"model {reference.label!r} cannot be {doing} ({reference.source}): {_first_line(error)}"
         ) from error

@@ -8,7 +8,7 @@ from typing import Any
 
 from peftlab.recipe.schema import Recipe
 from peftlab.recipe.yaml_source import KeyPath
-from peftlab.secrets import holds_hub_token
+from peftlab.secrets import holds_secret
 
 LARGEST_COUNT = 1_000_000_000
 LARGEST_NUMBER = 1e30  # what is computed in 32 bits ends at 3e38
@@ -47,8 +47,8 @@ def explain_excess(path: KeyPath, value: Any) -> str | None:
 
 def explain_text(text: str, lines_allowed: bool) -> str | None:
     """Say what is wrong with a text that names something, or with a template."""
-    if holds_hub_token(text):
-        return "holds what looks like a hub token, and recipes are copied into every record; set HF_TOKEN instead"
+    if holds_secret(text):
+        return "holds a token, and recipes are copied into every record; leave it to the environment (HF_TOKEN, ...)"
     try:
         text.encode()
     except UnicodeEncodeError:

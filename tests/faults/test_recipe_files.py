@@ -56,7 +56,7 @@ VALUES = {
     "a zero byte": ("run.output=a\0b", r"holds the control character '\x00'"),
     "a line break": ('model.name="a\\nb"', r"holds the control character '\n'"),
     "a broken encoding": ("data.train=a\udcffb.csv", r"got 'a\udcffb.csv'"),
-    "a token": ("model.name=https://hf_abcdefghijklmnopqrstuvwxyz@hub/x", "holds what looks like a hub token"),
+    "a token": ("model.name=https://hf_abcdefghijklmnopqrstuvwxyz@hub/x", "holds a token, and recipes are copied"),
     "not a number": ("training.learning_rate=.nan", "must be a number greater than 0"),
     "a name in place of a list": ("method.unfreeze=norm", "must be a list, each text"),
     "checkpointing of prefixes": (
