@@ -9,13 +9,14 @@ from peftlab.data.view import view_row
 from peftlab.device import quiet_libraries
 from peftlab.memory.probe import Probe, join_reports
 from peftlab.recipe.schema import Recipe
-from peftlab.reports import DryRunReport, MemoryReport
+from peftlab.reports import DryRunReport
 from peftlab.runs.accelerator import open_accelerator
 from peftlab.runs.bench import prepare
 from peftlab.runs.display import open_display
 from peftlab.runs.longest import held_out
 from peftlab.runs.prediction import foresee, open_forecast
 from peftlab.runs.setup import build_setup
+from peftlab.runs.shortage import Watch, explain_shortage, is_shortage
 from peftlab.training.preflight import measure_longest
 from peftlab.training.stop import Stop
 
@@ -28,22 +29,28 @@ def dry_run(recipe: Recipe, *, rows: int = 3, display: Any = None) -> DryRunRepo
     quiet_libraries()
     accelerator = open_accelerator(recipe)
     display = display or open_display(accelerator.is_main_process)
-    memory: dict[str, MemoryReport] = {}
+    watch = Watch(recipe, accelerator.device, memory={})
 
     def look_ahead(dataset: Dataset) -> Recipe:
-        return foresee(recipe, open_forecast(recipe, dataset, accelerator), memory, display.note)
+        watch.forecast = open_forecast(recipe, dataset, accelerator)
+        watch.recipe = foresee(recipe, watch.forecast, watch.memory, display.note)
+        return watch.recipe
 
-    bench = prepare(recipe, accelerator, look_ahead)
-    model, parameters = bench.apply()
-    setup = build_setup(bench, model, Stop())
-    measured = measure_longest(setup, model, held_out(bench, model), Probe(accelerator.device))
-    memory["measured"] = join_reports([bench.load, measured])
-    shown = bench.dataset.train[:rows]
+    try:
+        bench = prepare(recipe, accelerator, look_ahead)
+        watch.model, parameters = bench.apply()
+        setup = build_setup(bench, watch.model, Stop())
+        watch.probe, watch.optimizer = Probe(accelerator.device), setup.optimizer
+        measured = measure_longest(setup, watch.model, held_out(bench, watch.model), watch.probe)
+    except Exception as error:
+        if is_shortage(error):
+            raise explain_shortage(error, watch) from error
+        raise
     return DryRunReport(
         recipe=bench.recipe.model_dump(mode="json"),
         steps=setup.steps,
         data=bench.dataset.report,
-        rows=[view_row(row, bench.tokenizer, bench.dataset.labels) for row in shown],
+        rows=[view_row(row, bench.tokenizer, bench.dataset.labels) for row in bench.dataset.train[:rows]],
         parameters=parameters,
-        memory=memory,
+        memory=watch.memory | {"measured": join_reports([bench.load, measured])},
     )

@@ -48,7 +48,7 @@ def translate(error: BaseException, run: Run) -> BaseException:
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         return StorageError(f"{where}{error.strerror or one_line(error)}; free some space or check the disk")
-    return explain_shortage(error, run) if is_shortage(error) else error
+    return explain_shortage(error, run.watch) if is_shortage(error) else error
 
 
 def status_of(error: BaseException) -> str:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from torch import nn
 
@@ -34,7 +33,8 @@ from peftlab.runs.environment import describe_environment
 from peftlab.runs.inference import try_inference
 from peftlab.runs.launch import Launch, launched
 from peftlab.runs.picture import draw_losses
-from peftlab.runs.prediction import Forecast, foresee, open_forecast
+from peftlab.runs.prediction import foresee, open_forecast
+from peftlab.runs.shortage import Watch
 from peftlab.runs.training import train_model
 from peftlab.secrets import mask_secrets
 from peftlab.training.recorder import Recorder
@@ -115,15 +115,9 @@ class Run:
     display: Any
     stop: Stop
     resume: bool = False
-    phase: str = "start"
 
     def __post_init__(self):
         device = self.accelerator.device
-        # What is at hand when memory runs out: the tracker of the phase, what holds memory, the plan to ask.
-        self.probe: Probe | None = None
-        self.model: nn.Module | None = None
-        self.optimizer: torch.optim.Optimizer | None = None
-        self.forecast: Forecast | None = None
         self.meter = MemoryMeter(device)
         self.result = RunResult(
             status="running",
@@ -132,6 +126,7 @@ class Run:
             environment=describe_environment(device, self.accelerator.num_processes),
         )
         trackers = Trackers(self.accelerator, self.name, self.note)
+        self.watch = Watch(self.recipe, device, self.result.memory)
         self.recorder = Recorder(
             self.accelerator, self.directory.metrics, self.display, trackers, self.meter.current
         )
@@ -142,7 +137,7 @@ class Run:
         result = self.result
         with self.in_phase("load"):
             bench = prepare(self.recipe, self.accelerator, self.foresee)
-        self.model = bench.model
+        self.watch.model = bench.model
         result.data = bench.dataset.report
         for line in note_data(self.recipe, result.data, self.accelerator.num_processes):
             self.note(line)
@@ -151,7 +146,7 @@ class Run:
                 self.evaluate(bench, bench.model, "before", 0)
         with self.in_phase("apply"):
             model, result.parameters = bench.apply()
-        self.model = model
+        self.watch.model = model
         self.note(describe_parameters(self.recipe, result.parameters))
         with self.in_phase("training"), snapshot(self.snapshot_file):
             setup = train_model(self, bench, model)
@@ -159,10 +154,10 @@ class Run:
         with self.in_phase("evaluation_after"):
             self.evaluate(bench, model, "after", result.progress.step)
         with self.in_phase("save"):
-            self.probe = Probe(self.accelerator.device)
-            with self.probe.alone("save", model, setup.optimizer):
+            self.watch.probe = Probe(self.accelerator.device)
+            with self.watch.probe.alone("save", model, setup.optimizer):
                 self.save(bench, model)
-        result.memory["measured"] = join_reports([result.memory["measured"], self.probe.report()])
+        result.memory["measured"] = join_reports([result.memory["measured"], self.watch.probe.report()])
         result.memory["process"] = self.meter.report(model, setup.optimizer)
         if self.recipe.evaluation.latency and self.accelerator.is_main_process:
             with self.in_phase("latency"):
@@ -181,18 +176,19 @@ class Run:
 
     def foresee(self, dataset: Dataset) -> Recipe:
         """Plan the run's memory on its own rows, and go on with the recipe that comes of it."""
-        self.forecast = open_forecast(self.recipe, dataset, self.accelerator)
-        recipe = foresee(self.recipe, self.forecast, self.result.memory, self.note)
+        self.watch.forecast = open_forecast(self.recipe, dataset, self.accelerator)
+        recipe = foresee(self.recipe, self.watch.forecast, self.result.memory, self.note)
         if recipe != self.recipe:
             self.result.split = SplitReport.of(self.recipe, recipe)
-            self.recipe, self.result.recipe = recipe, recipe.model_dump(mode="json")
+            self.recipe = self.watch.recipe = recipe
+            self.result.recipe = recipe.model_dump(mode="json")
             if self.accelerator.is_main_process:
                 self.directory.write_recipe(dump_recipe(recipe))
         return recipe
 
     @contextlib.contextmanager
     def in_phase(self, phase: str) -> Iterator[None]:
-        self.phase = phase
+        self.watch.phase = phase
         started = time.perf_counter()
         with self.meter.phase(phase):
             yield

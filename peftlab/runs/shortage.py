@@ -2,25 +2,43 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
 from peftlab.errors import OutOfMemoryError
 from peftlab.memory.cuda import read_phase
 from peftlab.memory.fit import remedies
-from peftlab.memory.measure import state_bytes, tensor_bytes
+from peftlab.memory.measure import MemoryMeter, state_bytes, tensor_bytes
+from peftlab.memory.probe import Probe
 from peftlab.memory.sizes import format_bytes
+from peftlab.recipe.schema import Recipe
 from peftlab.reports import MemoryReport
+from peftlab.runs.prediction import Forecast
 
 if TYPE_CHECKING:
     from peftlab.memory.fit import Change
-    from peftlab.runs.run import Run
 
 # What CUDA's libraries and the CPU's allocator say, in errors that have no class of their own.
 SIGNS = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
 # A plan that said that a run fits was wrong by something: what is proposed instead keeps away from it.
 MARGIN = 0.9
+
+
+@dataclass
+class Watch:
+    """What is at hand when memory runs out: the phase, the tracker of it, what holds memory, the plan to ask."""
+
+    recipe: Recipe
+    device: torch.device
+    memory: dict[str, MemoryReport]
+    phase: str = "load"
+    probe: Probe | None = None
+    model: nn.Module | None = None
+    optimizer: torch.optim.Optimizer | None = None
+    forecast: Forecast | None = None
 
 
 def is_shortage(error: BaseException) -> bool:
@@ -30,39 +48,39 @@ def is_shortage(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in SIGNS)
 
 
-def explain_shortage(error: BaseException, run: Run) -> OutOfMemoryError:
+def explain_shortage(error: BaseException, watch: Watch) -> OutOfMemoryError:
     """Return the error that a user sees, a line each for phase, ledger and what would have fitted.
 
-    The ledger and the changes also go into the run's result, as `memory.out_of_memory`.
+    The ledger and the changes also go into `watch.memory`, as `out_of_memory`.
     """
-    report = held_at_shortage(run)
-    changes = what_fits(run)
+    report = held_at_shortage(watch)
+    changes = what_fits(watch)
     report.remedies = [change.describe() for change in changes]
-    run.result.memory["out_of_memory"] = report
+    watch.memory["out_of_memory"] = report
     (phase,) = report.phases
-    recipe = run.recipe
+    recipe = watch.recipe
     lines = [
         f"out of memory in phase {phase.replace('_', ' ')}, at training.batch_size={recipe.training.batch_size} and "
         f"data.max_length={recipe.data.max_length}: {first_line(error)}",
         f"held then: {describe_ledger(report)}",
-        f"would have fitted, by the plan: {'; '.join(report.remedies)}" if changes else without_plan(run),
+        f"would have fitted, by the plan: {'; '.join(report.remedies)}" if changes else without_plan(watch),
     ]
     return OutOfMemoryError("\n".join(lines))
 
 
-def held_at_shortage(run: Run) -> MemoryReport:
+def held_at_shortage(watch: Watch) -> MemoryReport:
     """Return the ledger at the moment: the tracker's where it watched, else the state and what the device says."""
-    watched = run.probe is not None and run.probe.ledger.shortage is not None
-    phase = run.probe.current if watched else run.phase
-    categories = run.probe.ledger.shortage if watched else held_by(run)
-    found = read_phase(run.accelerator.device)
+    watched = watch.probe is not None and watch.probe.ledger.shortage is not None
+    phase = watch.probe.current if watched else watch.phase
+    categories = watch.probe.ledger.shortage if watched else held_by(watch)
+    found = read_phase(watch.device)
     if found is not None:
         peak = found.allocated_bytes
     else:
-        peak = sum(categories.values()) if watched else run.meter.current()
+        peak = sum(categories.values()) if watched else MemoryMeter(watch.device).current()
     return MemoryReport(
         source="measured",
-        device=run.accelerator.device.type,
+        device=watch.device.type,
         peak_bytes=peak,
         categories=categories,
         phases={phase: peak},
@@ -71,30 +89,29 @@ def held_at_shortage(run: Run) -> MemoryReport:
     )
 
 
-def held_by(run: Run) -> dict[str, int]:
+def held_by(watch: Watch) -> dict[str, int]:
     """Return what the run's model and optimiser hold, with the gradients that there are."""
-    if run.model is None:
+    if watch.model is None:
         return {}
-    gradients = tensor_bytes(parameter.grad for parameter in run.model.parameters())
-    return state_bytes(run.model, run.optimizer) | {"gradients": gradients}
+    gradients = tensor_bytes(parameter.grad for parameter in watch.model.parameters())
+    return state_bytes(watch.model, watch.optimizer) | {"gradients": gradients}
 
 
-def what_fits(run: Run) -> list[Change]:
+def what_fits(watch: Watch) -> list[Change]:
     """Return the changes that the plan says would have fitted; none where there is no plan of this run."""
-    predicted = run.result.memory.get("predicted")
-    if predicted is None or run.forecast is None or not run.accelerator.is_main_process:
+    predicted = watch.memory.get("predicted")
+    if predicted is None or watch.forecast is None:
         return []
     limit = min(predicted.capacity_bytes, int(MARGIN * predicted.needed_bytes))
     try:
-        return remedies(run.recipe, limit, run.forecast)
-    except Exception as error:  # the run has failed already, and this only advises
-        run.display.note(f"no advice from the memory plan: {type(error).__name__}: {error}")
+        return remedies(watch.recipe, limit, watch.forecast)
+    except Exception:  # the run has failed already, and this only advises
         return []
 
 
-def without_plan(run: Run) -> str:
+def without_plan(watch: Watch) -> str:
     """Return what to try where the plan proposes nothing."""
-    if "predicted" in run.result.memory:
+    if "predicted" in watch.memory:
         return "by the plan no smaller batch, length or method would have fitted; take a smaller model"
     ways = "lower training.batch_size or data.max_length, or set training.gradient_checkpointing=true"
     return f"nothing was planned, so nothing is known to fit: {ways}"

@@ -48,12 +48,12 @@ def train_model(run: Run, bench: Bench, model: nn.Module) -> Setup:
 
 def measure(run: Run, bench: Bench, model: nn.Module, setup: Setup) -> None:
     """Take the longest rows through the model, and leave `setup` as at its start."""
-    run.probe, run.optimizer = Probe(run.accelerator.device), setup.optimizer
-    measured = measure_longest(setup, model, held_out(bench, model), run.probe)
+    run.watch.probe, run.watch.optimizer = Probe(run.accelerator.device), setup.optimizer
+    measured = measure_longest(setup, model, held_out(bench, model), run.watch.probe)
     run.result.memory["measured"] = join_reports([bench.load, measured])
     run.note(describe_memory(run.result.memory))
     renew_optimizer(setup)
-    run.probe, run.optimizer = None, setup.optimizer
+    run.watch.probe, run.watch.optimizer = None, setup.optimizer
     run.recorder.start(setup.steps)
 
 

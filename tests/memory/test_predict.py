@@ -71,3 +71,10 @@ def test_a_deep_model_is_predicted_from_a_few_of_its_layers(tmp_path, family, me
     folder = write_model(tmp_path, family, **{depth: 9})
     recipe = tiny_recipe(folder, method, 40, batch_size=2, gradient_accumulation=3)
     assert_alike(predicted(recipe, ragged=True), recipe, ragged=True)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_an_8_bit_base_is_predicted(tmp_path, family):
+    method = {"type": "qlora", "rank": 4, "quantization": "int8"}
+    recipe = tiny_recipe(write_model(tmp_path, family), method, 40, batch_size=2)
+    assert_alike(predicted(recipe, ragged=True), recipe, ragged=True)

@@ -1,0 +1,32 @@
+"""Where the benchmarks write what they measured, with hardware, versions and date."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from peftlab.runs.environment import describe_environment
+
+RESULTS = Path(__file__).resolve().parent / "results"
+
+
+def write_result(name: str, device: torch.device, found: dict[str, Any]) -> Path:
+    """Write one measurement as JSON, named after what was measured and on what, and return its path."""
+    environment = describe_environment(device, 1) | {"date": datetime.date.today().isoformat()}
+    del environment["command"]
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps({"environment": environment} | found, indent=2) + "\n", encoding="utf-8")
+    return path
+
+
+def require_cuda(script: str) -> None:
+    """End with one line where there is no CUDA device."""
+    if not torch.cuda.is_available():
+        print(f"{script}: torch sees no CUDA device; --device cpu tries the script on this machine", file=sys.stderr)
+        raise SystemExit(9)
