@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +9,7 @@ import typer
 
 from peftlab.cli.answer import answers
 from peftlab.cli.options import AsJson, Debug, Overwrite, split_overrides
-from peftlab.errors import ComparisonError, UsageError
+from peftlab.errors import ComparisonError, UsageError, one_line
 
 if TYPE_CHECKING:
     from peftlab.comparison.variants import Settings
@@ -85,13 +84,17 @@ def compare(
     results = trial_results(report, output)
     good = all(trial.status == "finished" for variant in report.variants for trial in variant.trials)
     good = good and all(variant.trials for variant in report.variants)
+    page, groups, told = write_page(output)
     answer = {
         "ok": good,
         "folder": str(output),
+        "page": page,
+        "groups": groups,
         "comparison": report.model_dump(),
         "runs": {name: result.model_dump() for name, result in results.items()},
     }
-    return answer, lambda: show_comparison(report, results, output), 0 if good else ComparisonError.exit_code
+    lines = [*groups, f"everything is in {output}", told]
+    return answer, lambda: show_comparison(report, results, lines), 0 if good else ComparisonError.exit_code
 
 
 def read_sources(arguments: list[str]) -> tuple[Comparison | None, list[Candidate], Path]:
@@ -148,9 +151,21 @@ def parse_options(texts: list[str]) -> dict[str, Any]:
     return options
 
 
-def show_comparison(report: Any, results: Any, folder: Path) -> None:
+def write_page(folder: Path) -> tuple[str | None, list[str], str]:
+    """Write the report; return its page, what can be told apart, and a line on where it is or why there is none."""
+    from peftlab.cli.report import list_groups
+    from peftlab.comparison.report.write import write_report
+
+    try:
+        written = write_report(folder)
+    except Exception as error:  # whatever fails in drawing, the runs and their table are worth more
+        return None, [], f"there is no report: {one_line(f'{type(error).__name__}: {error}')}"
+    return str(written.page), list_groups(written), f"the report is {written.page}"
+
+
+def show_comparison(report: Any, results: Any, lines: list[str]) -> None:
     from peftlab.cli.render import show
     from peftlab.cli.render_comparison import render_comparison
 
     show(render_comparison(report, results))
-    print(f"everything lies in {folder}; peftlab report {folder} draws it", file=sys.stderr)
+    show("\n".join(["", *lines]))

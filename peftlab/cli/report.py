@@ -64,13 +64,21 @@ def describe(written: Written) -> dict[str, Any]:
 
 def show_written(written: Written) -> None:
     from peftlab.cli.render import show
-    from peftlab.comparison.words import conclude, describe_groups, names_of
+    from peftlab.comparison.words import conclude
 
     outcome = written.outcome
-    lines = [f"page: {written.page}", f"pictures and tables: {written.files[-1].parent}"]
-    for family in written.findings.families:
-        title = f"{outcome.report.metric} under {family.budget}" if family.budget else outcome.report.metric
-        lines += ["", f"{title}:", *describe_groups(family, names_of(outcome), outcome.report.higher_is_better)]
+    lines = [f"page: {written.page}", f"pictures and tables: {written.files[-1].parent}", "", *list_groups(written)]
     lines += ["", *(f"but: {sentence}" for sentence in conclude(outcome, written.findings)[1])]
     lines += [f"note: {problem}" for problem in written.problems]
     show("\n".join(lines))
+
+
+def list_groups(written: Written) -> list[str]:
+    """Return in words, budget by budget, which variants can be told apart."""
+    from peftlab.comparison.words import describe_groups, names_of
+
+    outcome, lines = written.outcome, []
+    for family in written.findings.families:
+        title = f"{outcome.report.metric} under {family.budget}" if family.budget else outcome.report.metric
+        lines += [f"{title}:", *describe_groups(family, names_of(outcome), outcome.report.higher_is_better)]
+    return lines
