@@ -43,7 +43,7 @@ from peftlab.training.trackers import Trackers
 
 # A signal from a terminal reaches the processes of a launch twice: by itself, and from the launcher.
 ECHO_SECONDS = 3.0
-PHASES = ("load", "evaluation_before", "apply", "training", "evaluation_after", "save")
+PHASES = ("load", "evaluation_before", "apply", "training", "evaluation_after", "save", "latency")
 
 # Each part of the held-out data, and what stands before `before` and `after` where its metrics are kept.
 PARTS = {"evaluation": "", "test": "test_", "general": "general_"}
