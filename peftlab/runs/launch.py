@@ -28,12 +28,12 @@ class Launch:
     """This process and the others of its launch that run on the same machine.
 
     While the context lasts, a thread watches them. When one is gone and this process has not left the context
-    `STUCK_SECONDS` later, it calls `give_up` with the error and ends the process.
+    `STUCK_SECONDS` later, it calls `give_up`, if set, with the error and ends the process.
     """
 
     def __init__(self, processes: int, others: Mapping[int, psutil.Process]):
         self.processes, self.others = processes, others
-        self.give_up: Callable[[LaunchError], None] = lambda error: None
+        self.give_up: Callable[[LaunchError], object] | None = None
         self._left = threading.Event()
         self._watch = threading.Thread(target=self._end_if_stuck, name="launch", daemon=True)
 
@@ -73,7 +73,8 @@ class Launch:
                     return
                 error = self._tell(lost)
                 with contextlib.suppress(Exception):
-                    self.give_up(error)
+                    if self.give_up is not None:
+                        self.give_up(error)
                 print(f"peftlab: error: {error}", file=sys.stderr, flush=True)
                 os._exit(error.exit_code)
 
@@ -103,11 +104,10 @@ def lives(process: psutil.Process) -> bool:
 @contextlib.contextmanager
 def launched(accelerator: Accelerator) -> Iterator[Launch]:
     """Give this process's launch, and leave it in the end. Raises LaunchError where another process was lost."""
-    try:
-        with Launch(accelerator.num_processes, find_others(accelerator)) as launch:
-            try:
-                yield launch
-            except RuntimeError as error:
-                raise launch.explain(error) from error
-    finally:
-        accelerator.state.destroy_process_group()
+    with Launch(accelerator.num_processes, find_others(accelerator)) as launch:
+        try:
+            yield launch
+        except RuntimeError as error:
+            raise launch.explain(error) from error
+        finally:
+            accelerator.state.destroy_process_group()

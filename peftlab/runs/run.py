@@ -78,6 +78,7 @@ def train(
             failure = record_failure(error, run)
             raise failure from (None if failure is error else error)
         finally:
+            launch.give_up = None  # the record is written
             run.recorder.trackers.close()
             run.display.close()
     return run.result
