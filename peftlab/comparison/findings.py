@@ -74,6 +74,8 @@ def find(outcome: Outcome) -> Findings:
     before = _samples(finished, f"{part}before", outcome.report.metric, [])
     general = {when: _samples(finished, f"general_{when}", "loss", []).get("loss") for when in ("before", "after")}
     main = after.get(outcome.report.metric)
+    lost = set(owners) - set(_estimated(main, owners))
+    notes += [f"{label} has no finite {outcome.report.metric}" for label in dict.fromkeys(owners) if label in lost]
     pairs = compare_pairs(main, owners) if main else []
     costs = {kind: _costs(outcome.variants, measure) for kind, measure in COSTS.items()}
     return Findings(

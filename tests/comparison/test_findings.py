@@ -105,6 +105,17 @@ def test_failed_seeds_are_left_out_and_told(tmp_path):
     assert any("bitfit (3 of 3)" in sentence for sentence in conclude(outcome, findings)[1])
 
 
+def test_a_finished_variant_without_a_finite_metric_is_told(tmp_path):
+    folder = Maker(tmp_path, methods=("lora", "bitfit"), rows=30).write()
+    for path in (folder / "runs").glob("lora-*/scores.json"):
+        scores = json.loads(path.read_text())
+        scores["test_after"]["loss"][0] = float("nan")
+        path.write_text(json.dumps(scores))
+    findings = find(read_outcome(folder))
+    assert list(findings.quality["loss"]) == ["bitfit"]
+    assert findings.notes == ["lora has no finite loss"]
+
+
 def test_without_test_rows_the_evaluation_rows_are_told(tmp_path):
     folder = Maker(tmp_path, methods=("lora", "bitfit"), rows=30).write()
     for path in (folder / "runs").glob("*/result.json"):

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
+from math import nan
 from xml.etree import ElementTree
 
 import pytest
 
 from peftlab.cli.app import run
 from peftlab.comparison.report import pictures
+from peftlab.comparison.report.curves import mean_curve
 from peftlab.comparison.report.pictures import Subject, draw_all
 from peftlab.comparison.report.style import PAGE_COLOURS
 from peftlab.comparison.report.style import plain as plain_name
@@ -118,6 +121,16 @@ def test_a_failed_variant_is_a_row_that_says_so(hostile):
     text = hostile.page.read_text(encoding="utf-8")
     assert "0 of 3" in text and "(diverged)" in text
     assert "loss is not finite at step 3" in text
+
+
+def test_lines_of_a_history_that_hold_no_number_are_passed_over(plain):
+    variant = plain.outcome.variants[0]
+    whole = mean_curve(variant, "train")
+    odd = [{"event": "train", "step": 10, "loss": None}, {"event": "train"}]
+    odd.append({"event": "train", "step": 20, "loss": nan})
+    runs = [replace(run, history=run.history + odd) for run in variant.runs]
+    assert set(whole) == {10, 20, 30, 40}
+    assert set(mean_curve(replace(variant, runs=runs), "train")) == {30, 40}
 
 
 def test_a_name_fits_a_picture():

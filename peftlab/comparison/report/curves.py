@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from math import isfinite
 from statistics import fmean
 from typing import TYPE_CHECKING
 
@@ -39,9 +40,10 @@ def mean_curve(variant: Variant, event: str) -> dict[int, float]:
     """Return the mean loss at every step that all finished seeds logged."""
     losses: dict[int, list[float]] = defaultdict(list)
     for run in variant.finished:
-        found = {line["step"]: line["loss"] for line in run.history if line.get("event") == event and "loss" in line}
+        found = {line.get("step"): line.get("loss") for line in run.history if line.get("event") == event}
         for step, loss in found.items():
-            losses[step].append(loss)
+            if isinstance(step, int) and isinstance(loss, float) and isfinite(loss):
+                losses[step].append(loss)
     return {step: fmean(losses[step]) for step in sorted(losses) if len(losses[step]) == len(variant.finished)}
 
 
