@@ -43,7 +43,9 @@ class Line:
 
     @property
     def inference(self) -> InferenceReport | None:
-        return self.run.result.inference if self.run else None
+        """What the result costs in use, of the first seed that measured it."""
+        runs = [run.result for run in self.variant.finished]
+        return next((result.inference for result in runs if result.inference), None)
 
     def latency(self, state: str) -> float | None:
         """Return a forward pass's time `unmerged` or `merged` as a multiple of the base model's."""

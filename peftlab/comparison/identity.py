@@ -16,8 +16,11 @@ from peftlab.models.reference import resolve
 from peftlab.recipe.schema import Recipe
 from peftlab.runs.environment import LIBRARIES
 
-# Where a run lies, and how it is watched, does not change what it computes.
-NOT_IDENTITY = {"output", "log_every", "trackers", "save_every", "keep_checkpoints", "plan", "max_seconds"}
+# Where a run lies, how it is watched and what is measured of it afterwards does not change what it computes.
+NOT_IDENTITY = {
+    "run": {"output", "log_every", "trackers", "save_every", "keep_checkpoints", "plan", "max_seconds"},
+    "evaluation": {"latency"},
+}
 
 
 def hash_run(recipe: Recipe) -> str:
@@ -26,7 +29,8 @@ def hash_run(recipe: Recipe) -> str:
     Local weights and data count by their content; what is on a hub counts by its name and revision.
     """
     values = recipe.model_dump(mode="json")
-    values["run"] = {key: value for key, value in values["run"].items() if key not in NOT_IDENTITY}
+    for section, left_out in NOT_IDENTITY.items():
+        values[section] = {key: value for key, value in values[section].items() if key not in left_out}
     identity = {
         "recipe": values,
         "data": {part: fingerprint_source(getattr(recipe.data, part)) for part in ("train", "evaluation", "test")},

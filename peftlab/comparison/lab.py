@@ -68,8 +68,10 @@ class Lab:
         return ((i, entry) for i, entry in enumerate(self.entries) if entry.error is None)
 
     def plan(self, index: int, rate: float, seed: int) -> Planned:
-        entry = self.entries[index]
-        candidate = entry.candidate.with_overrides([f"training.learning_rate={rate!r}", f"run.seed={seed}"])
+        """Plan a run. The last seed's also measures what the result costs in use: once a variant is enough."""
+        entry, last = self.entries[index], seed == self.settings.seeds[-1]
+        overrides = [f"training.learning_rate={rate!r}", f"run.seed={seed}"]
+        candidate = entry.candidate.with_overrides([*overrides, *(["evaluation.latency=true"] if last else [])])
         key = hash_run(candidate.recipe)
         found = sorted((self.folder / "runs").glob(f"*-{key}"))
         name = found[0].name if found else f"{slug(entry.label)}-rate-{rate:g}-seed-{seed}-{key}"

@@ -88,6 +88,13 @@ def test_rows_that_choose_are_not_those_that_report(machine, candidates, tmp_pat
         assert data["seed"] == 0
 
 
+def test_what_a_result_costs_in_use_is_measured_once_a_variant(machine, candidates, tmp_path):
+    report = run(candidates, tmp_path / "out")
+    runs = {path.name: RunDirectory.open(path).read_result().recipe for path in (tmp_path / "out" / "runs").iterdir()}
+    measured = {name for name, recipe in runs.items() if recipe["evaluation"]["latency"]}
+    assert measured == {variant.trials[-1].run for variant in report.variants}
+
+
 def test_a_best_rate_at_the_edge_is_told(machine, candidates, tmp_path):
     machine.best = 1e-1
     notes = run(candidates, tmp_path / "out").notes
