@@ -74,12 +74,10 @@ def draw_metric(
     rows = runs[0].rows
     classes = _classes(runs)
     tables = [metric.sums(run, classes) for run in runs]
-    width = tables[0].shape[1]
-    table = np.concatenate(tables, axis=1)
     weights = _drawings(rows, replicates, random or np.random.default_rng(0))
     with np.errstate(all="ignore"):
-        values = metric.value(table.sum(0).reshape(len(runs), width))
-        drawn = [metric.value((part @ table).reshape(len(part), len(runs), width)) for part in weights]
+        values = metric.value(np.stack([table.sum(0, dtype=float) for table in tables]))
+        drawn = [metric.value(np.stack([part @ table for table in tables], axis=1)) for part in weights]
     return Sample(values, np.concatenate(drawn), rows)
 
 
@@ -102,7 +100,7 @@ def _classes(runs: Sequence[RowScores]) -> NDArray[np.int64]:
 class Metric:
     """A metric as a function of sums over rows: what each row adds, (rows, sums), and the value of (..., sums)."""
 
-    sums: Callable[[RowScores, NDArray[np.int64]], Floats]
+    sums: Callable[[RowScores, NDArray[np.int64]], Floats | NDArray[np.bool_]]
     value: Callable[[Floats], Floats]
     higher_is_better: bool
 
@@ -115,10 +113,10 @@ def _accuracy_sums(run: RowScores, classes: ArrayLike) -> Floats:
     return np.stack([(run.prediction == run.label).astype(float), np.ones(run.rows)], axis=1)
 
 
-def _confusion_sums(run: RowScores, classes: NDArray[np.int64]) -> Floats:
+def _confusion_sums(run: RowScores, classes: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Hits, predictions and labels of each class: all that F1 and Matthews' correlation need."""
     predicted, true = run.prediction[:, None] == classes, run.label[:, None] == classes
-    return np.concatenate([predicted & true, predicted, true], axis=1).astype(float)
+    return np.concatenate([predicted & true, predicted, true], axis=1)
 
 
 def _ratio(sums: Floats) -> Floats:
