@@ -22,7 +22,8 @@ Maximize = Annotated[
     typer.Option("--maximize", metavar="FIELD", help="Find the largest batch_size, max_length or rank that fits."),
 ]
 Device = Annotated[str, typer.Option("--device", help="cpu, cuda (none is needed here) or auto.")]
-Devices = Annotated[int, typer.Option("--devices", metavar="N", help="Devices that share the work.")]
+DEVICES = ("auto", "cpu", "cuda")
+Devices = Annotated[int, typer.Option("--devices", min=1, metavar="N", help="Devices that share the work.")]
 Strategy = Annotated[str, typer.Option("--strategy", help="How they share it: ddp, fsdp2, zero1, zero2 or zero3.")]
 
 
@@ -39,6 +40,8 @@ def plan(
     debug: Debug = False,
 ) -> Any:
     """Predict what a run will take: by category, by phase, and whether it fits."""
+    if device not in DEVICES:
+        raise UsageError(f"--device {device!r} is none of {', '.join(DEVICES)}")
     if not is_recipe(what):
         return plan_model(what, overrides, memory, maximize, device)
     from peftlab.recipe.load import load_recipe

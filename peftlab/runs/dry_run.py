@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from peftlab.data.dataset import Dataset
+from peftlab.data.notes import note_data
 from peftlab.data.view import view_row
 from peftlab.device import quiet_libraries
 from peftlab.memory.probe import Probe, join_reports
@@ -38,6 +39,8 @@ def dry_run(recipe: Recipe, *, rows: int = 3, display: Any = None) -> DryRunRepo
 
     try:
         bench = prepare(recipe, accelerator, look_ahead)
+        for line in note_data(recipe, bench.dataset.report, accelerator.num_processes):
+            display.note(line)
         watch.model, parameters = bench.apply()
         setup = build_setup(bench, watch.model, Stop())
         watch.probe, watch.optimizer = Probe(accelerator.device), setup.optimizer

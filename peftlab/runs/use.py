@@ -34,6 +34,7 @@ def evaluate(folder: Path, overrides: Sequence[str] = ()) -> dict[str, float]:
 def generate(folder: Path, prompt: str, overrides: Sequence[str] = ()) -> str:
     """Return what a run's trained weights write after `prompt`; needs no data."""
     quiet_libraries()
+    refuse_unreadable(prompt)
     directory, recipe = open_run(folder, overrides)
     if recipe.model.task != "causal-lm":
         raise UsageError(f"{folder} is a {recipe.model.task} run; only causal-lm models generate")
@@ -46,6 +47,16 @@ def generate(folder: Path, prompt: str, overrides: Sequence[str] = ()) -> str:
         messages = [{"role": "user", "content": prompt}]
         prompt = encode_chat_prompt(tokenizer, render_prompt(messages, tokenizer))
     return generate_text(model, tokenizer, [prompt], settings, autocast=lambda: autocast(precision, device))[0]
+
+
+def refuse_unreadable(prompt: str) -> None:
+    """Raise UsageError for a prompt that no tokenizer takes or that holds nothing to continue."""
+    if not prompt.strip():
+        raise UsageError("the prompt is empty; write what the model shall continue or answer")
+    try:
+        prompt.encode()
+    except UnicodeEncodeError:
+        raise UsageError("the prompt holds bytes that are no UTF-8 text") from None
 
 
 def open_run(folder: Path, overrides: Sequence[str]) -> tuple[RunDirectory, Recipe]:

@@ -89,3 +89,21 @@ def test_any_file_name_will_do(user, name):
     assert answer.code == 0 and (folder / "loss.png").stat().st_size > 1000
     assert not any("Warning" in line or "cannot" in line for line in answer.lines)
     assert user.run("evaluate", folder, f"data.evaluation={user.rows()}").code == 0
+
+
+COMMANDS = {
+    "no device": (["plan", "RECIPE", "--device", "tpu"], "--device 'tpu' is none of auto, cpu, cuda"),
+    "no devices": (["plan", "RECIPE", "--devices", "0"], "Invalid value for '--devices'"),
+    "no memory": (["plan", "RECIPE", "--memory", "-3GiB"], "memory '-3GiB' must be more than zero"),
+    "an empty prompt": (["generate", "RUN", " "], "the prompt is empty"),
+    "a prompt of half characters": (["generate", "RUN", "a\udcff"], "the prompt holds bytes that are no UTF-8 text"),
+    "a long override": (["check", "RECIPE", "x=" + "y" * 5000], "x: unknown key"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "told"), COMMANDS.values(), ids=COMMANDS)
+def test_arguments_that_nothing_can_use_are_one_line(user, arguments, told):
+    places = {"RECIPE": user.recipe(), "RUN": user.output}
+    answer = user.run(*(places.get(argument, argument) for argument in arguments))
+    assert answer.code == 2 and told in (answer.out + "".join(answer.lines))
+    assert len(answer.out.splitlines() + answer.lines) == 1
