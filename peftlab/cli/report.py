@@ -67,8 +67,8 @@ def show_written(written: Written) -> None:
     from peftlab.comparison.words import conclude
 
     outcome = written.outcome
-    lines = [f"page: {written.page}", f"pictures and tables: {written.files[-1].parent}", "", *list_groups(written)]
-    lines += ["", *(f"but: {sentence}" for sentence in conclude(outcome, written.findings)[1])]
+    print(f"page: {written.page}\npictures and tables: {written.files[-1].parent}\n")  # paths whole, to be copied
+    lines = [*list_groups(written), "", *(f"but: {sentence}" for sentence in conclude(outcome, written.findings)[1])]
     lines += [f"note: {problem}" for problem in written.problems]
     show("\n".join(lines))
 
