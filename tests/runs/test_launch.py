@@ -24,7 +24,7 @@ from peftlab.runs.run import train
 from peftlab.runs.verify import differing, load_final
 from tests.conftest import REPOSITORY
 from tests.runs.pairs import Pair, wait_for_step
-from tests.runs.recipes import short_recipe, short_sections
+from tests.runs.recipes import short_sections
 
 LONG = 5000
 
@@ -40,11 +40,17 @@ def small_recipe(folder, run=None, **training) -> Recipe:
 
 def test_two_processes_equal_one(tmp_path):
     """Oracle: one process whose accumulation is twice as long takes the same rows in every step."""
-    settings = {"steps": 4, "batch_size": 2}
-    pair = Pair(short_recipe("lora", tmp_path / "two", gradient_accumulation=1, **settings), tmp_path)
+
+    def recipe(name, accumulation):
+        sections = short_sections("lora", tmp_path / name, steps=3, batch_size=2, gradient_accumulation=accumulation)
+        sections["data"] |= {"max_length": 48, "train_rows": 12, "evaluation_rows": 5}
+        sections["evaluation"] = {"generation": {"examples": 0}}
+        return Recipe.model_validate(sections)
+
+    pair = Pair(recipe("two", 1), tmp_path)
     assert pair.wait() == [0, 0], pair.said()
     two = RunDirectory.open(tmp_path / "two").read_result()
-    one = train(short_recipe("lora", tmp_path / "one", gradient_accumulation=2, **settings), display=NoDisplay())
+    one = train(recipe("one", 2), display=NoDisplay())
     assert two.environment["processes"] == 2
     assert two.progress == one.progress
     for when in ("before", "after"):
