@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -12,6 +13,9 @@ if TYPE_CHECKING:
     from peftlab.runs.run import train
 
 __version__ = "0.1.0"
+
+# It advises an optional package as it is imported, which other libraries do before anybody can stop it.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 __all__ = [
     "Adapters",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import logging
 import os
 import re
 import sys
@@ -43,7 +42,6 @@ def answers(command: Callable[..., Any]) -> Callable[..., None]:
 
 def run_command(command: Callable[[], Any], as_json: bool, debug: bool) -> int:
     """Run a command and answer; return the exit code."""
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # advises an optional package as it is imported
     try:
         with standard_output_kept_clean() if as_json else contextlib.nullcontext():
             answer, show, code = command()
