@@ -54,7 +54,7 @@ def explain_shortage(error: BaseException, watch: Watch) -> OutOfMemoryError:
     The ledger and the changes also go into `watch.memory`, as `out_of_memory`.
     """
     report = held_at_shortage(watch)
-    changes = what_fits(watch)
+    changes = what_fits(watch, report)
     report.remedies = [change.describe() for change in changes]
     watch.memory["out_of_memory"] = report
     (phase,) = report.phases
@@ -97,12 +97,17 @@ def held_by(watch: Watch) -> dict[str, int]:
     return state_bytes(watch.model, watch.optimizer) | {"gradients": gradients}
 
 
-def what_fits(watch: Watch) -> list[Change]:
-    """Return the changes that the plan says would have fitted; none where there is no plan of this run."""
+def what_fits(watch: Watch, held: MemoryReport) -> list[Change]:
+    """Return the changes that the plan says would have fitted; none where there is no plan of this run.
+
+    What lived did fit, so that is what there is; where only the process's memory is known, a little less than
+    the plan said for the run as it was.
+    """
     predicted = watch.memory.get("predicted")
     if predicted is None or watch.forecast is None:
         return []
-    limit = min(predicted.capacity_bytes, int(MARGIN * predicted.needed_bytes))
+    known = held.peak_bytes + sum(predicted.overheads.values()) if not held.notes else predicted.needed_bytes
+    limit = min(predicted.capacity_bytes, known, int(MARGIN * predicted.needed_bytes))
     try:
         return remedies(watch.recipe, limit, watch.forecast)
     except Exception:  # the run has failed already, and this only advises

@@ -44,6 +44,14 @@ def seconds_of(setup: Setup, number: int, meter: MemoryMeter | None) -> float:
     return time.perf_counter() - started
 
 
+def seconds_of_recording(meter: MemoryMeter) -> float:
+    """Return what recording takes by itself."""
+    started = time.perf_counter()
+    with meter.phase("nothing"):
+        meter.current()
+    return time.perf_counter() - started
+
+
 def main() -> None:
     arguments = sys.argv[1:]
     path = Path(arguments.pop(0)) if arguments and "=" not in arguments[0] else Path("recipes/tiny/lora.yaml")
@@ -68,9 +76,12 @@ def main() -> None:
         "plain_seconds": median(before for before, _ in pairs),
         "recorded_seconds": median(after for _, after in pairs),
         "added": added,
+        "recording_seconds": median(seconds_of_recording(meter) for _ in range(200)),
     }
+    share = found["recording_seconds"] / found["plain_seconds"]
     print(f"a step: {found['plain_seconds']:.4f} s, with memory recorded: {found['recorded_seconds']:.4f} s")
-    print(f"the median of {PAIRS} pairs differs by {added:+.2%}")
+    print(f"recording alone takes {found['recording_seconds'] * 1e6:.0f} us, {share:.3%} of a step")
+    print(f"the median of {PAIRS} pairs of steps differs by {added:+.2%}")
     print(f"written: {write_result('recording_cost', torch.device(bench.device), found)}")
 
 
