@@ -98,6 +98,6 @@ def _load_peak(blueprint: Blueprint, state_bytes: int) -> int:
 
 def _notes(work: Workload, strategy: Strategy | None, devices: int) -> list[str]:
     notes = [NOT_MEASURED] if work.cuda else []
-    if strategy is not None and devices > 1:
+    if strategy is not None and devices > 1 and not strategy.measured:
         notes.append(STRATEGY_NOT_MEASURED.format(strategy.name, devices))
     return notes
