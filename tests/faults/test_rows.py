@@ -6,7 +6,11 @@ import gzip
 import json
 import os
 
+import numpy as np
 import pytest
+
+from peftlab.data.tokens import TokenRow
+from peftlab.runs.longest import longest_mix
 
 from .conftest import CHAT_TEMPLATE, CHATS, ROWS, TINY
 
@@ -83,6 +87,12 @@ def test_rows_over_the_length_are_counted_and_so_are_those_that_lost_what_is_lea
 def test_too_few_rows_for_a_step_are_told(user):
     told = notes(user.train("training.batch_size=4", "training.gradient_accumulation=2"))
     assert "training.batch_size: a step takes 8 rows and there are 6: rows repeat within a step" in told
+
+
+def test_a_mistyped_batch_size_builds_no_list_of_its_length():
+    rows = [TokenRow(np.arange(n), np.arange(n)) for n in (2, 5, 3)]
+    assert [len(row.input_ids) for row in longest_mix(rows, 10**9)] == [5, 3, 2]
+    assert [len(row.input_ids) for row in longest_mix(rows, 4)] == [5, 3, 2, 5]
 
 
 def test_rows_in_both_parts_are_told(user):
