@@ -43,7 +43,7 @@ OWN_FIELDS = {
 REQUIRED = [("model",), ("method",), ("data",), ("training",), ("model", "name"), ("method", "type"), ("data", "train")]
 REQUIRED += [("training", "learning_rate")]
 # No field takes any of these, whatever it is for.
-MISFITS = [{"a": {"b": 1}}, [[1]], [{}], -1, -0.5, float("nan"), float("-inf"), 10**30, "\x07", "hf_" + "a" * 30]
+MISFITS = [{"a": {"b": 1}}, [[1]], [{}], -1, -0.5, float("nan"), float("-inf"), 10**31, "\x07", "hf_" + "a" * 30]
 SCRAPS = ["\t", "\n", ": ", "- ", "*a", "&a ", "!!python/name:os.system ", "{", "]", "'", '"', "|", "#", "%", "\x00"]
 SCRAPS += ["---\n", "9" * 50, "é", "<<: ", "? ", "null", "\u2028", "[" * 30, "model:"]
 
