@@ -39,9 +39,11 @@ class CheckpointWriter:
 
     def close(self, quietly: bool = False) -> None:
         """Wait for the last write and end the thread; `quietly` where another error is on its way already."""
-        with contextlib.suppress(StorageError) if quietly else contextlib.nullcontext():
-            self.wait()
-        self._thread.shutdown()
+        try:
+            with contextlib.suppress(StorageError) if quietly else contextlib.nullcontext():
+                self.wait()
+        finally:
+            self._thread.shutdown()
 
     def _time(self, write: Callable[[], None]) -> None:
         started = time.perf_counter()
