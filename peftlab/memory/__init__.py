@@ -1,1 +1,1 @@
-"""Memory: measured while a run goes."""
+"""Memory: predicted before a run, measured while it goes, by one tracker."""
