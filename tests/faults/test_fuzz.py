@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import string
 
-import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -30,9 +29,3 @@ def test_a_case_gets_the_verdict_that_it_must(tmp_path_factory, seed):
 @given(overrides=st.lists(st.tuples(KEYS, TEXTS).map("=".join) | TEXTS, max_size=3))
 def test_any_override_is_taken_or_refused_in_clear_lines(overrides):
     try_recipe(BASE, tuple(overrides))
-
-
-@pytest.mark.slow
-def test_ten_thousand_cases_get_the_verdict_that_they_must(tmp_path):
-    for seed in range(10_000):
-        check_case(seed, tmp_path)
