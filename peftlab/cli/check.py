@@ -31,11 +31,15 @@ def check(recipes: RecipePaths, as_json: AsJson = False, debug: Debug = False) -
 
 
 def find_problems(path: Path, overrides: Sequence[str]) -> list[Problem]:
-    from peftlab.recipe.comparison import is_comparison, load_comparison
-    from peftlab.recipe.load import load_recipe
+    from peftlab.recipe.load import is_comparison, load_recipe
 
     try:
-        (load_comparison if is_comparison(path) else load_recipe)(path, overrides)
+        if is_comparison(path):
+            from peftlab.recipe.comparison import load_comparison
+
+            load_comparison(path, overrides)
+        else:
+            load_recipe(path, overrides)
     except RecipeError as error:
         return error.problems
     return []

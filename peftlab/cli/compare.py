@@ -102,7 +102,8 @@ def read_sources(arguments: list[str]) -> tuple[Comparison | None, list[Candidat
     paths, overrides = split_overrides(arguments)
     if not paths:
         raise UsageError("name at least one recipe file to compare")
-    from peftlab.recipe.comparison import is_comparison, list_candidates, load_comparison
+    from peftlab.recipe.comparison import list_candidates, load_comparison
+    from peftlab.recipe.load import is_comparison
 
     files = [path for path in paths if is_comparison(path)]
     if not files:

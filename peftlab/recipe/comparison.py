@@ -65,15 +65,6 @@ class Candidate:
         return Candidate(self.name, self.path, tuple(merged.values()), load_recipe(self.path, list(merged.values())))
 
 
-def is_comparison(path: Path) -> bool:
-    """Whether a YAML file is a comparison and not a recipe: it has `variants`."""
-    try:
-        value = parse_yaml(read_text(path), str(path)).value
-    except RecipeError:
-        return False
-    return isinstance(value, dict) and "variants" in value
-
-
 def list_candidates(paths: Sequence[Path], overrides: Sequence[str]) -> list[Candidate]:
     """Return recipe files as candidates; one that comes twice gets a number. Raises RecipeError with all problems."""
     names = [recipe_name(path) for path in paths]

@@ -54,17 +54,13 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     return parse_recipe(read_text(Path(path)), overrides, file=str(path))
 
 
-def load_recipes(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> list[Recipe]:
-    """Return the recipes of several files. Raises RecipeError with every problem of every file."""
-    recipes, problems = [], []
-    for path in paths:
-        try:
-            recipes.append(load_recipe(path, overrides))
-        except RecipeError as error:
-            problems += error.problems
-    if problems:
-        raise RecipeError(list(dict.fromkeys(problems)))  # a bad override is the same for every file
-    return recipes
+def is_comparison(path: Path) -> bool:
+    """Whether a YAML file is a comparison and not a recipe: it has `variants`."""
+    try:
+        value = parse_yaml(read_text(path), str(path)).value
+    except RecipeError:
+        return False
+    return isinstance(value, dict) and "variants" in value
 
 
 def parse_recipe(text: str, overrides: Sequence[str] = (), file: str | None = None) -> Recipe:

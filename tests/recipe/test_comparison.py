@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from peftlab.errors import RecipeError
-from peftlab.recipe.comparison import is_comparison, load_comparison
+from peftlab.recipe.comparison import load_comparison
+from peftlab.recipe.load import is_comparison
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes" / "tiny"
 TEXT = """base: BASE

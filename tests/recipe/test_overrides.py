@@ -6,7 +6,7 @@ import pytest
 
 from peftlab.errors import RecipeError
 from peftlab.recipe import parse_recipe
-from peftlab.recipe.load import load_recipes
+from peftlab.recipe.comparison import list_candidates
 
 from .texts import VALID, only_problem, problems_of
 
@@ -87,5 +87,5 @@ def test_a_bad_override_of_several_recipes_is_told_once(tmp_path):
     for path in paths:
         path.write_text(VALID)
     with pytest.raises(RecipeError) as caught:
-        load_recipes(paths, ["method.rank=0"])
+        list_candidates(paths, ["method.rank=0"])
     assert len(caught.value.problems) == 1
