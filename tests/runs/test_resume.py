@@ -80,7 +80,8 @@ def test_the_scale_of_half_precision_gradients_goes_on(tmp_path):
     """65,536 at first: it is halved when a scaled gradient overflows, and the count of good steps goes on."""
 
     def half(folder, **run):
-        one = recipe("bitfit", folder, run, steps=3, batch_size=1, gradient_accumulation=1, precision="float16")
+        short = {"steps": 3, "warmup": 2, "batch_size": 1, "gradient_accumulation": 1}
+        one = recipe("bitfit", folder, run, precision="float16", **short)
         rows = {"train": "builtin:docstrings[train]", "train_rows": 2, "max_length": 16}
         return Recipe.model_validate(one.model_dump(mode="json") | {"data": rows, "evaluation": {"metrics": []}})
 
