@@ -24,15 +24,16 @@ LLAMA_405B = {
     "tie_word_embeddings": False,
 }
 # Prints the count, the processor seconds of building and counting (a busy machine has others to serve), and the
-# peak memory of the process.
+# peak memory of the process, as /proc has it: what getrusage says includes the parent's, from which it was forked.
 COUNT = """
-import resource, sys, time
+import sys, time
+from peftlab.memory.measure import resident_peak_bytes
 from peftlab.models.build import build_meta
 from peftlab.parameters.report import parameter_report
 from peftlab.recipe.schema import Model
 started = time.process_time()
 total = parameter_report(build_meta(Model(name=sys.argv[1]))[0]).total
-print(total, time.process_time() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+print(total, time.process_time() - started, resident_peak_bytes())
 """
 
 
