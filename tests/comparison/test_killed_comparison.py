@@ -46,7 +46,8 @@ def test_a_comparison_killed_at_random_moments_gives_the_same_table_and_repeats_
         files[-1].write_text(dump_recipe(short_recipe(method, tmp_path / "unused")))
     started = time.monotonic()
     assert start(files, tmp_path / "straight").wait() == 0
-    longest_life_seconds = 0.7 * (time.monotonic() - started)  # however busy the machine is, some runs end in it
+    # Two of its three rounds of runs never fit into one life, however busy the machine is; one sometimes does.
+    longest_life_seconds = 0.55 * (time.monotonic() - started)
     folder, lives, seen, kills = tmp_path / "killed", random.Random(0), {}, 0
     while True:
         process = start(files, folder)
