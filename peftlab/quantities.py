@@ -7,6 +7,11 @@ def format_share(share: float) -> str:
     return f"{100 * share:.3g} %" if share < 1 else "100 %"
 
 
+def format_change(share: float, decimals: int = 1) -> str:
+    """Return a relative change in per cent with its sign, +1.3%; what rounds to nothing is +0.0%."""
+    return f"{round(100 * share, decimals) + 0.0:+.{decimals}f}%"
+
+
 def format_bytes(count: float) -> str:
     for exponent, unit in ((3, "GiB"), (2, "MiB"), (1, "KiB")):
         if count >= 1024**exponent:

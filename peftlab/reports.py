@@ -287,6 +287,12 @@ class VariantReport(Report):
     sweep: list[Trial] = Field(default_factory=list)
     trials: list[Trial] = Field(default_factory=list)
 
+    @property
+    def rate_at_edge(self) -> bool:
+        """Whether no rate beyond the best was tried on its side."""
+        rates = {trial.learning_rate for trial in self.sweep}
+        return len(rates) > 1 and self.learning_rate in (min(rates), max(rates))
+
 
 class ComparisonReport(Report):
     """A whole comparison; `comparison.json` in its folder, whose `runs/` holds the run directories."""

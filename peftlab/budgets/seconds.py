@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,9 +48,9 @@ class Pace:
         return self.first_steps + round((seconds - self.first_seconds) / self.step_seconds)
 
 
-def solve_seconds(recipe: Recipe, budget: Budget) -> BudgetReport:
+def solve_seconds(recipe: Recipe, budget: Budget, environment: Mapping[str, str]) -> BudgetReport:
     """Solve for the steps that take so long at the pace of a short run here, evaluations and checkpoints apart."""
-    pace = measure_pace(recipe, budget.amount)
+    pace = measure_pace(recipe, budget.amount, environment)
     steps = pace.steps(budget.amount)
     reached = pace.seconds(steps)
     step = pace.seconds(steps + 1) - reached
@@ -70,7 +71,7 @@ def solve_seconds(recipe: Recipe, budget: Budget) -> BudgetReport:
     )
 
 
-def measure_pace(recipe: Recipe, limit_seconds: float) -> Pace:
+def measure_pace(recipe: Recipe, limit_seconds: float, environment: Mapping[str, str]) -> Pace:
     """Run the recipe's first steps in a process of its own and return their pace.
 
     Raises UsageError if that run fails, with its error.
@@ -79,7 +80,9 @@ def measure_pace(recipe: Recipe, limit_seconds: float) -> Pace:
         path, output = Path(folder, "recipe.yaml"), Path(folder, "run")
         path.write_text(dump_recipe(probe_recipe(recipe, output, limit_seconds)), encoding="utf-8")
         command = [sys.executable, "-m", "peftlab", "train", str(path)]
-        done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        done = subprocess.run(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=os.environ | environment
+        )
         times = read_times(RunDirectory(output).metrics)
     if not times:
         told = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from peftlab.budgets.budget import Budget
 from peftlab.budgets.memory import solve_memory
 from peftlab.budgets.seconds import solve_seconds
@@ -29,15 +31,17 @@ def apply_budget(recipe: Recipe, budget: Budget, shape: ModelShape | None = None
     return solved, report
 
 
-def solve(recipe: Recipe, budget: Budget, shape: ModelShape | None = None) -> BudgetReport:
+def solve(
+    recipe: Recipe, budget: Budget, shape: ModelShape | None = None, environment: Mapping[str, str] | None = None
+) -> BudgetReport:
     """Return which fields of the recipe to set for a budget, and what they reach.
 
     Trainable parameters and stored bytes follow from the model's sizes alone (`shape`, else read from its config);
-    memory is planned, and seconds are measured by a short run here.
+    memory is planned, and seconds are measured by a short run here, under more variables of `environment`.
     """
     quiet_libraries()
     if budget.kind == "seconds":
-        return solve_seconds(recipe, budget)
+        return solve_seconds(recipe, budget, environment or {})
     shape = shape or read_shape(recipe, read_labels(recipe))
     if budget.kind == "memory":
         return solve_memory(recipe, budget, shape)

@@ -123,7 +123,7 @@ def make_settings(file: Comparison | None, given: dict[str, Any]) -> Settings:
     if file is not None:
         seeds = tuple(range(file.seeds)) if isinstance(file.seeds, int) else file.seeds
         settings = {"budgets": file.budgets, "seeds": seeds, "rates": file.rates, "metric": file.metric}
-        settings["rate_factors"] = file.rate_factors
+        settings |= {"rate_factors": file.rate_factors, "rate_extensions": file.rate_extensions}
     settings |= {name: value for name, value in given.items() if value is not None}
     if given["rate_factors"]:
         settings["rates"] = None

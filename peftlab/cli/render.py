@@ -9,7 +9,7 @@ from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 
-from peftlab.quantities import format_bytes, format_metric, format_seconds, format_share
+from peftlab.quantities import format_bytes, format_change, format_metric, format_seconds, format_share
 from peftlab.reports import CountRow, InferenceReport, ParameterReport, RunResult
 
 WIDTH = 80
@@ -89,7 +89,7 @@ def render_result(result: RunResult) -> RenderableType:
 
 def describe_inference(report: InferenceReport) -> str:
     """Return what the result adds to the base where it is used, and the time of a pass, merged too."""
-    times = [f"{name} {share - 1:+.1%}" for name, share in report.relative.items() if name != "base"]
+    times = [f"{name} {format_change(share - 1)}" for name, share in report.relative.items() if name != "base"]
     merges = "" if "merged" in report.relative else ", cannot be merged"
     added = f"{report.extra_parameters:,} parameters more{merges}"
     batch = f"{report.rows} × {report.tokens} tokens in {1000 * report.seconds['base']:.1f} ms by the base"

@@ -18,6 +18,7 @@ from peftlab.cli.render import (
     plain_table,
     render_example,
 )
+from peftlab.quantities import format_change
 from peftlab.reports import ComparisonReport, RunResult, VariantReport
 
 STATE = ("frozen_weights", "quantisation_state", "trainable_weights", "optimiser_state")
@@ -39,6 +40,8 @@ def render_comparison(report: ComparisonReport, results: Mapping[str, RunResult]
     parts: list[RenderableType] = [quality_table(report, rows)]
     parts += [line for row in rows for line in failures(row)]
     parts += [f"note: {note}" for note in report.notes]
+    if edges := [row.label for row in rows if row.variant.rate_at_edge]:
+        parts.append(f"note: a better rate may lie beyond those tried: {', '.join(edges)} took the last on a side")
     measured = [row for row in rows if row.result and "measured" in row.result.memory]
     if measured:
         parts += ["", memory_table(measured)]
@@ -72,9 +75,12 @@ def short_budget(budget: str | None, one_kind: bool) -> list[str]:
 
 
 def quality_table(report: ComparisonReport, rows: Sequence[Row]) -> Table:
-    """Return cost and quality: the share where no budget says it already, the rate where it was chosen."""
+    """Return cost and quality: the share where no budget says it already, the rate where it was chosen.
+
+    Memory makes room for the rate: it has a table of its own.
+    """
     left_out = {"share"} if any(row.variant.budget for row in rows) else set()
-    left_out |= set() if any(len(row.variant.sweep) > 1 for row in rows) else {"rate"}
+    left_out |= {"memory"} if any(len(row.variant.sweep) > 1 for row in rows) else {"rate"}
     cells = [{k: v for k, v in quality_cells(report, row).items() if k not in left_out} for row in rows]
     table = plain_table("variant", *cells[0])
     for row, values in zip(rows, cells, strict=True):
@@ -121,18 +127,22 @@ def failures(row: Row) -> list[str]:
 def memory_table(rows: Sequence[Row]) -> Table:
     """Return what each run's state and peak take in tensors, as a part of full fine-tuning's where that is a row.
 
-    State is weights, their gradients (as large as what trains) and the optimiser's.
+    State is weights, their gradients (as large as what trains) and the optimiser's. A few layers are not full.
     """
-    full = next((row.result for row in rows if row.variant.method == "full"), None)
-    table = plain_table("memory", "state", "of full", "peak", "of full", "predicted", "error")
+    whole = [
+        row.result for row in rows
+        if row.variant.method == "full" and row.result.parameters and row.result.parameters.fraction == 1
+    ]  # fmt: skip
+    title = ["of full"] if whole else []
+    table = plain_table("memory", "state", *title, "peak", *title, "predicted", "error")
     for row in rows:
         cells = [row.label]
         for count in (state_bytes, peak_bytes):
-            whole = count(full) if full else 0
-            cells += [format_bytes(count(row.result)), f"{count(row.result) / whole:.2f}" if whole else "-"]
+            share = [f"{count(row.result) / count(full):.2f}" for full in whole[:1]]
+            cells += [format_bytes(count(row.result)), *share]
         predicted = row.result.memory.get("predicted")
         error = predicted.peak_bytes / peak_bytes(row.result) - 1 if predicted else None
-        cells += [format_bytes(predicted.peak_bytes), f"{round(error, 3) + 0.0:+.1%}"] if predicted else ["-", "-"]
+        cells += [format_bytes(predicted.peak_bytes), format_change(error)] if predicted else ["-", "-"]
         table.add_row(*cells)
     return table
 

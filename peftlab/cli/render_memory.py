@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 
 from peftlab.cli.render import plain_table
-from peftlab.quantities import format_bytes, format_share
+from peftlab.quantities import format_bytes, format_change, format_share
 from peftlab.reports import DevicePhase, MemoryReport, MethodPlan
 
 
@@ -64,7 +64,7 @@ def device_table(phases: dict[str, DevicePhase]) -> Table:
 
 
 def format_error(predicted: int | None, measured: int | None) -> str:
-    return f"{round(predicted / measured - 1, 3) + 0.0:+.1%}" if predicted is not None and measured else "-"
+    return format_change(predicted / measured - 1) if predicted is not None and measured else "-"
 
 
 def verdict(report: MemoryReport) -> str:

@@ -80,16 +80,17 @@ def state_bytes(run: Run | None) -> int | None:
 
 @dataclass(frozen=True)
 class Column:
-    """One column of the table of variants: its value, by which it sorts, and the text that people read."""
+    """One column of the table of variants: its value, by which it sorts, the text that people read, an addition."""
 
     key: str
     title: str
     value: Callable[[Line], float | str | None]
     show: Callable[[Line], str]
     number: bool = True
+    add: Callable[[Line], str] = lambda line: ""
 
     def text(self, line: Line) -> str:
-        return NONE if self.value(line) is None else self.show(line)
+        return NONE if self.value(line) is None else " ".join(filter(None, [self.show(line), self.add(line)]))
 
 
 def filled_columns(outcome: Outcome, lines: Sequence[Line]) -> list[Column]:
@@ -103,7 +104,7 @@ def _statistics(metric: str, lines: Sequence[Line]) -> list[Column]:
         return line.variant.report.name
 
     return [
-        Column("variant", "variant", name, name, False),
+        Column("variant", "variant", name, name, False, _size_text),
         Column("budget", "budget", lambda line: line.variant.report.budget, _budget_text, False),
         _interval_column("quality", metric, [line.quality for line in lines], lambda line: line.quality),
         Column("group", "group", lambda line: line.letters or None, lambda line: line.letters, False),
@@ -174,6 +175,13 @@ def _runs() -> list[Column]:
         ),
         Column("seeds", "seeds", lambda line: len(line.variant.finished), lambda line: line.status),
     ]
+
+
+def _size_text(line: Line) -> str:
+    """Return the size that the budget was solved for: without it nobody knows which LoRA this is."""
+    solution = line.variant.report.solution
+    field, size = next(iter(solution.solved.items()), (None, None)) if solution else (None, None)
+    return f"({field.rpartition('.')[2]} {size})" if field else ""
 
 
 def _count_text(line: Line) -> str:

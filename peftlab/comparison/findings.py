@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from math import inf
 
 import numpy as np
 
@@ -11,6 +12,7 @@ from peftlab.comparison.groups import Cost, beaten_by, best_first, letter_groups
 from peftlab.comparison.outcome import Outcome, Run, Variant
 from peftlab.comparison.resampling import RowScores, Sample, draw_metric, row_metrics
 from peftlab.comparison.statistics import Difference, Estimate, compare_pairs, estimate
+from peftlab.evaluation.metrics import RANGES
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ def find(outcome: Outcome) -> Findings:
     return Findings(
         part=part,
         rows=main.rows if main else 0,
-        quality={name: estimate(sample, owners) for name, sample in after.items()},
+        quality={name: within(estimate(sample, owners), name) for name, sample in after.items()},
         families=[_family(outcome, budget, main, owners) for budget in outcome.budgets],
         before=_estimated(before.get(outcome.report.metric), owners),
         change=_estimated(_minus(main, before.get(outcome.report.metric)), owners),
@@ -132,6 +134,14 @@ def _equal(first: np.ndarray | None, second: np.ndarray | None) -> bool:
 
 def _minus(after: Sample | None, before: Sample | None) -> Sample | None:
     return after - before if after and before else None
+
+
+def within(found: dict[str, Estimate], metric: str) -> dict[str, Estimate]:
+    """Return estimates whose intervals end where the metric does."""
+    lowest, highest = RANGES.get(metric, (-inf, inf))
+    return {
+        label: replace(one, low=max(one.low, lowest), high=min(one.high, highest)) for label, one in found.items()
+    }
 
 
 def _estimated(sample: Sample | None, owners: Sequence[str]) -> dict[str, Estimate]:

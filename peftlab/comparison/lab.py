@@ -6,14 +6,22 @@ import math
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from peftlab.checkpoint.lock import RunLock
 from peftlab.comparison.folder import PICTURE, SUMMARY, claim, clear, read_result, wait_until_free
 from peftlab.comparison.identity import hash_run
 from peftlab.comparison.jobs import Ended, Job, run_locally, run_on_cluster
-from peftlab.comparison.variants import Entry, Settings, choose_metric, note_differences, open_entries
+from peftlab.comparison.variants import (
+    Entry,
+    Settings,
+    choose_metric,
+    note_differences,
+    open_entries,
+    rate_beyond,
+    round_rates,
+)
 from peftlab.evaluation.metrics import HIGHER_IS_BETTER
 from peftlab.files import write_atomically
 from peftlab.recipe.comparison import Candidate
@@ -54,15 +62,33 @@ class Lab:
 
     def run(self) -> ComparisonReport:
         """Try the rates with the first seed, choose one for each entry, run the other seeds, report."""
-        first, *others = self.settings.seeds
-        tries = [self.plan(i, rate, first) for i, entry in self.open_entries() for rate in entry.rates]
-        self.execute(tries)
-        for i, entry in self.open_entries():
-            self.chosen[i] = self.choose_rate(i, entry)
+        self.try_rates()
+        _, *others = self.settings.seeds
         self.execute([self.plan(i, rate, seed) for seed in others for i, rate in self.chosen.items()])
         report = self.write_report()
         self.draw_memory()
         return report
+
+    def try_rates(self) -> None:
+        """Choose a rate for each entry; one that did best at the last on a side tries beyond it, a few times."""
+        first, extensions = self.settings.seeds[0], 0 if self.settings.rates else self.settings.rate_extensions
+        tries = [self.plan(i, rate, first) for i, entry in self.open_entries() for rate in entry.rates]
+        while tries:
+            self.execute(tries)
+            for i, entry in self.open_entries():
+                self.chosen[i] = self.choose_rate(i, entry)
+            extensions -= 1
+            tries = [self.plan(i, rate, first) for i, rate in self.extend_rates()] if extensions >= 0 else []
+            if tries:
+                self.tell(f"{len(tries)} of {len(self.chosen)} variants did best at the last rate: one beyond it")
+
+    def extend_rates(self) -> Iterator[tuple[int, float]]:
+        """Give each entry whose best rate is the last on a side one more beyond it, and yield those."""
+        for i, entry in self.open_entries():
+            beyond = rate_beyond(entry.rates, self.chosen[i])
+            if beyond and self.status(self.planned[i, self.chosen[i], self.settings.seeds[0]].job) in SETTLED:
+                self.entries[i] = replace(entry, rates=round_rates((*entry.rates, beyond)))
+                yield i, next(rate for rate in self.entries[i].rates if rate not in entry.rates)
 
     def open_entries(self) -> Iterator[tuple[int, Entry]]:
         return ((i, entry) for i, entry in enumerate(self.entries) if entry.error is None)
@@ -180,7 +206,7 @@ class Lab:
             higher_is_better=HIGHER_IS_BETTER[self.metric],
             seeds=list(self.settings.seeds),
             variants=[self.describe(i, entry) for i, entry in enumerate(self.entries)],
-            notes=[*self.notes, *self.note_budgets(), *self.note_edges()],
+            notes=[*self.notes, *self.note_budgets()],
         )
         write_atomically(self.folder / SUMMARY, report.model_dump_json(indent=2) + "\n")
         return report
@@ -201,13 +227,6 @@ class Lab:
                 yield entry.error
             elif entry.solution and not entry.solution.met:
                 yield f"{entry.label}: {entry.solution.reason}"
-
-    def note_edges(self) -> Iterator[str]:
-        """Say where a rate beyond those tried might be better still."""
-        for index, rate in self.chosen.items():
-            entry = self.entries[index]
-            if len(entry.rates) > 1 and rate in (min(entry.rates), max(entry.rates)):
-                yield f"{entry.label}: the best rate, {rate:g}, is the last of those tried on its side"
 
 
 def compare(

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from peftlab.comparison.jobs import share_of_machine
 from peftlab.errors import PeftlabError, UsageError, nearest
 from peftlab.evaluation.metrics import HIGHER_IS_BETTER
 from peftlab.files import write_atomically
-from peftlab.recipe.comparison import DEFAULT_RATE_FACTORS, DEFAULT_SEEDS, Candidate
+from peftlab.recipe.comparison import DEFAULT_RATE_EXTENSIONS, DEFAULT_RATE_FACTORS, DEFAULT_SEEDS, Candidate
 from peftlab.recipe.schema import Recipe
 from peftlab.reports import BudgetReport
 
@@ -22,12 +23,16 @@ VALIDATION_SHARE = 0.1
 
 @dataclass(frozen=True)
 class Settings:
-    """How a comparison is run. `rates` replaces `rate_factors`; `jobs` run at once; `cluster` is submitit's."""
+    """How a comparison is run. `jobs` run at once; `cluster` is submitit's.
+
+    `rates` replaces `rate_factors` and is not extended.
+    """
 
     budgets: tuple[str, ...] = ()
     seeds: tuple[int, ...] = tuple(range(DEFAULT_SEEDS))
     rates: tuple[float, ...] | None = None
     rate_factors: tuple[float, ...] = DEFAULT_RATE_FACTORS
+    rate_extensions: int = DEFAULT_RATE_EXTENSIONS
     metric: str | None = None
     jobs: int = 1
     cluster: str | None = None
@@ -61,7 +66,8 @@ def open_entries(candidates: Sequence[Candidate], settings: Settings, metric: st
         for budget in settings.budgets or (None,)
         for candidate in prepared
     ]
-    return [entry if entry.budget is None else solve_entry(entry, folder / SOLUTIONS) for entry in entries]
+    cache = folder / SOLUTIONS
+    return [entry if entry.budget is None else solve_entry(entry, cache, settings.jobs) for entry in entries]
 
 
 def prepare_candidate(candidate: Candidate, settings: Settings, metric: str) -> Candidate:
@@ -92,8 +98,18 @@ def separate_test(recipe: Recipe) -> list[str]:
 def list_rates(recipe: Recipe, settings: Settings) -> tuple[float, ...]:
     """Return the learning rates to try, ascending, to three digits."""
     own = recipe.training.learning_rate
-    rates = settings.rates or [own * factor for factor in settings.rate_factors]
+    return round_rates(settings.rates or [own * factor for factor in settings.rate_factors])
+
+
+def round_rates(rates: Iterable[float]) -> tuple[float, ...]:
     return tuple(sorted({float(f"{rate:.3g}") for rate in rates}))
+
+
+def rate_beyond(rates: Sequence[float], best: float) -> float | None:
+    """Return the rate as far beyond `best` as `best` is from its neighbour; None where others lie on both sides."""
+    if len(rates) < 2 or best not in (rates[0], rates[-1]):
+        return None
+    return best * best / (rates[1] if best == rates[0] else rates[-2])
 
 
 def choose_metric(recipes: Sequence[Recipe], wanted: str | None) -> str:
@@ -122,8 +138,8 @@ def note_differences(entries: Sequence[Entry]) -> list[str]:
     return notes
 
 
-def solve_entry(entry: Entry, cache: Path) -> Entry:
-    """Return the entry with the size that meets its budget; what was solved before is not solved again."""
+def solve_entry(entry: Entry, cache: Path, jobs: int) -> Entry:
+    """Return the entry with the size that meets its budget, as one of `jobs`; what was solved before is not again."""
     from peftlab.budgets.budget import parse_budget
     from peftlab.budgets.solve import solve
 
@@ -131,7 +147,10 @@ def solve_entry(entry: Entry, cache: Path) -> Entry:
     key = sha256(f"{recipe.model_dump_json()}\0{budget}".encode()).hexdigest()[:16]
     known = json.loads(cache.read_text(encoding="utf-8")) if cache.exists() else {}
     try:
-        solution = BudgetReport.model_validate(known[key], extra="ignore") if key in known else solve(recipe, budget)
+        if key in known:
+            solution = BudgetReport.model_validate(known[key], extra="ignore")
+        else:
+            solution = solve(recipe, budget, environment=share_of_machine(0, jobs))
         overrides = [f"{field}={json.dumps(value)}" for field, value in solution.solved.items()]
         solved = entry.candidate.with_overrides(overrides)
     except PeftlabError as error:

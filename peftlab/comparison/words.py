@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from statistics import median
 
 from peftlab.comparison.columns import BUDGET_TOLERANCE, interval_text, shared_decimals
 from peftlab.comparison.findings import Family, Findings
-from peftlab.comparison.outcome import Outcome, Variant
+from peftlab.comparison.outcome import Outcome
 from peftlab.comparison.statistics import Difference, Estimate
+from peftlab.reports import VariantReport
 
 MOST_NAMED = 6
 NAME_CHARACTERS = 60
@@ -127,25 +128,37 @@ def _cannot(outcome: Outcome, findings: Findings, pairs: Sequence[Difference[str
             "There were no test rows: these numbers are of the rows by which the rates were chosen, and so too "
             "good, most of all for variants that tried many rates."
         )
-    if edge := [variant for variant in outcome.variants if _at_edge(variant)]:
-        yield (
-            f"The best rate of {_some([variant.label for variant in edge])} lies at the end of the rates that were "
-            "tried: a better one may lie beyond."
-        )
-    missed = [
-        f"{shorten(v.label)} ({100 * v.report.solution.error:+.0f} %)".replace("(-", "(−") for v in outcome.variants
-        if v.report.solution is not None and abs(v.report.solution.error) > BUDGET_TOLERANCE
-    ]  # fmt: skip
-    if missed:
-        yield f"Off their budget by more than 2 %: {_some(missed)}. These do not compare at equal budgets."
-    lost = [f"{v.label} ({len(v.runs) - len(v.finished)} of {len(v.runs)})" for v in outcome.variants
-            if len(v.finished) < len(v.runs)]  # fmt: skip
-    if lost:
-        yield f"Seeds did not finish: {_some(lost)}; what remains may flatter these."
+    if edge := _by_budget(outcome, lambda report: report.name if report.rate_at_edge else None):
+        yield f"The best rate of {edge} is the last that was tried on its side: a better one may lie beyond."
+    if missed := _by_budget(outcome, _missed):
+        yield f"Off their budget by more than 2 %: {missed}. These do not compare at equal budgets."
+    if lost := _by_budget(outcome, _lost):
+        yield f"Seeds did not finish: {lost}; what remains may flatter these."
     yield (
         "All of this holds for this model, this data and this length of training; nothing here says how far it carries "
         "to others."
     )
+
+
+def _by_budget(outcome: Outcome, tell: Callable[[VariantReport], str | None]) -> str:
+    """Return what is told of variants, `full and lora under trainable=1%; full under trainable=2%`, or nothing."""
+    parts = []
+    for budget in outcome.budgets:
+        told = [text for variant in outcome.of_budget(budget) if (text := tell(variant.report))]
+        if told:
+            parts.append(_some(told) + (f" under {budget}" if len(outcome.budgets) > 1 else ""))
+    return "; ".join(parts)
+
+
+def _missed(report: VariantReport) -> str | None:
+    error = report.solution.error if report.solution else 0
+    told = f"{shorten(report.name)} ({100 * error:+.0f} %)".replace("(-", "(−")
+    return told if abs(error) > BUDGET_TOLERANCE else None
+
+
+def _lost(report: VariantReport) -> str | None:
+    lost = sum(trial.status != "finished" for trial in report.trials)
+    return f"{shorten(report.name)} ({lost} of {len(report.trials)})" if lost else None
 
 
 def _about_seeds(outcome: Outcome, findings: Findings, pairs: Sequence[Difference[str]]) -> Iterable[str]:
@@ -170,8 +183,3 @@ def _about_seeds(outcome: Outcome, findings: Findings, pairs: Sequence[Differenc
     first, second = ("seeds", "test rows") if share > 0.5 else ("test rows", "seeds")
     told = f"{100 * share:.0f} % of that uncertainty comes from the seeds"
     yield f"{told}: more {first} narrow it sooner than more {second}."
-
-
-def _at_edge(variant: Variant) -> bool:
-    rates = sorted({run.trial.learning_rate for run in variant.sweep})
-    return len(rates) > 1 and variant.report.learning_rate in (rates[0], rates[-1])

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf
 
 LOSS_METRICS = ("loss", "perplexity")
 CLASS_METRICS = ("accuracy", "f1", "matthews")
 TEXT_METRICS = ("exact_match", "bleu", "rouge")
 HIGHER_IS_BETTER = dict.fromkeys(LOSS_METRICS, False) | dict.fromkeys((*CLASS_METRICS, *TEXT_METRICS), True)
+# The smallest and the largest value.
+RANGES = {"loss": (0.0, inf), "perplexity": (1.0, inf), "matthews": (-1.0, 1.0), "bleu": (0.0, 100.0)}
+RANGES |= dict.fromkeys(("accuracy", "f1", "exact_match", "rouge"), (0.0, 1.0))
 
 
 def score_classes(predictions: Sequence[int], references: Sequence[int], metrics: Sequence[str]) -> dict[str, float]:

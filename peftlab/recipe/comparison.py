@@ -20,6 +20,7 @@ Rates = Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)
 Overrides = dict[str, Any]
 DEFAULT_SEEDS = 3
 DEFAULT_RATE_FACTORS = (0.3, 1.0, 3.0)
+DEFAULT_RATE_EXTENSIONS = 2
 
 
 class Variant(Section):
@@ -46,6 +47,8 @@ class Comparison(Section):
     """Learning rates to try with every variant, in place of `rate_factors`."""
     rate_factors: Rates = DEFAULT_RATE_FACTORS
     """What each variant's own learning rate is multiplied with; [1] tries no other."""
+    rate_extensions: Annotated[int, Field(ge=0)] = DEFAULT_RATE_EXTENSIONS
+    """How often a variant that did best at the last rate on a side tries one beyond it; not with `rates`."""
     metric: str | None = None
     """What a rate is chosen and a variant reported by: loss (the default), accuracy (for classifiers), f1, ..."""
 

@@ -9,6 +9,7 @@ from torch import nn
 from peftlab.errors import MethodError
 from peftlab.memory.probe import Probe, join_reports
 from peftlab.parameters.audit import Audit
+from peftlab.quantities import format_change
 from peftlab.reports import AuditReport, MemoryReport
 from peftlab.runs import checkpoints
 from peftlab.runs.bench import Bench
@@ -64,7 +65,7 @@ def describe_memory(memory: dict[str, MemoryReport]) -> str:
     if predicted is None:
         return line
     foreseen = max(predicted.phases.get(phase, 0) for phase in memory["measured"].phases)
-    return f"{line}, {foreseen / 2**20:,.1f} MiB predicted ({foreseen / measured - 1:+.1%})"
+    return f"{line}, {foreseen / 2**20:,.1f} MiB predicted ({format_change(foreseen / measured - 1)})"
 
 
 def continue_from_checkpoint(run: Run, setup: Setup, identity: dict[str, Any]) -> int:

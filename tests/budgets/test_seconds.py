@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from types import SimpleNamespace
 
@@ -14,9 +15,12 @@ from peftlab.budgets.budget import parse_budget
 from peftlab.budgets.seconds import Pace, read_pace
 from peftlab.budgets.solve import apply_budget
 from peftlab.cli.app import run
+from peftlab.comparison.variants import Settings, open_entries
 from peftlab.errors import UsageError
+from peftlab.recipe.comparison import list_candidates
+from peftlab.recipe.dump import dump_recipe
 from peftlab.recipe.schema import Recipe
-from tests.runs.recipes import short_sections
+from tests.runs.recipes import short_recipe, short_sections
 
 
 def test_the_first_steps_are_not_in_the_pace():
@@ -70,3 +74,21 @@ def test_a_run_that_cannot_measure_tells_its_error(in_process, tmp_path, capfd):
     sections["data"]["train"] = str(tmp_path / "missing.csv")
     with pytest.raises(UsageError, match="the run that was to measure the pace failed: no room"):
         apply_budget(Recipe.model_validate(sections), parse_budget("seconds=60"))
+
+
+def test_beside_other_jobs_the_pace_is_measured_with_a_share_of_the_cores(monkeypatch, tmp_path):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    threads = []
+
+    def fail(command, env, **options):
+        threads.append(env.get("OMP_NUM_THREADS"))
+        return subprocess.CompletedProcess(command, 1, stderr="peftlab: error: no room")
+
+    monkeypatch.setattr(seconds, "subprocess", SimpleNamespace(run=fail, DEVNULL=None, PIPE=None))
+    (tmp_path / "bitfit.yaml").write_text(dump_recipe(short_recipe("bitfit", tmp_path / "run")))
+    candidates = list_candidates([tmp_path / "bitfit.yaml"], [])
+    for jobs in (1, 2):
+        settings = Settings(budgets=("seconds=60",), seeds=(0,), jobs=jobs)
+        (entry,) = open_entries(candidates, settings, "loss", tmp_path)
+        assert "no room" in entry.error
+    assert threads == [None, str(max(1, len(os.sched_getaffinity(0)) // 2))]

@@ -79,7 +79,7 @@ def test_parameters_of_a_large_model_are_a_few_lines_of_80_columns(text_of):
     assert "405,853,388,800" in text and "layers.0-125, each" in text
 
 
-def compared(*runs: RunResult, seeds: int = 1):
+def compared(*runs: RunResult, seeds: int = 1, budget: str | None = None, rates: tuple[float, ...] = ()):
     """Return the table of a comparison in which every run is a variant, with equal values for all seeds but 0.1."""
     variants = []
     for run in runs:
@@ -92,7 +92,12 @@ def compared(*runs: RunResult, seeds: int = 1):
             for seed in range(seeds)
         ]  # fmt: skip
         kind = run.recipe["method"]["type"]
-        variants.append(VariantReport(name=run.name, method=kind, title=kind, learning_rate=1e-3, trials=trials))
+        sweep = [Trial(run=run.name, learning_rate=rate, seed=0, status="finished") for rate in rates]
+        variants.append(
+            VariantReport(
+                name=run.name, method=kind, title=kind, budget=budget, learning_rate=1e-3, sweep=sweep, trials=trials
+            )
+        )  # fmt: skip
     report = ComparisonReport(
         name="c", metric="loss", higher_is_better=False, seeds=list(range(seeds)), variants=variants
     )
@@ -125,6 +130,15 @@ def test_a_failed_run_is_a_row_that_says_why(text_of):
 def test_several_seeds_are_a_mean_and_a_spread(text_of):
     text = text_of(compared(result("tiny-lora", "lora"), seeds=3))
     assert "1.6000 ± 0.1000" in text and "loss, 3 seeds" in text
+
+
+def test_a_row_with_budget_rate_and_spread_fits_one_line(text_of):
+    run = result("tiny-adapters", "adapters")
+    text = text_of(compared(run, seeds=3, budget="trainable=43.8k", rates=(3e-4, 1e-3)))
+    row = next(line for line in text.splitlines() if line.startswith("adapters"))
+    assert row.split() == "adapters 43.8k 311,721,984 1234 0.001 3.2500 1.6000 ± 0.1000".split()
+    told = " ".join(text.split())
+    assert "note: a better rate may lie beyond those tried: adapters 43.8k took the last on a side" in told
 
 
 def test_a_result_of_a_run_that_failed_early_prints_too(text_of):
@@ -160,13 +174,16 @@ def test_memory_is_told_as_a_part_of_full_fine_tunings_and_against_its_predictio
     mib = 2**20
     full = ledger("measured", 400 * mib, trainable_weights=50 * mib, optimiser_state=100 * mib)
     lora = ledger("measured", 300 * mib, frozen_weights=38 * mib, trainable_weights=3 * mib, optimiser_state=6 * mib)
+    everything = report().model_copy(update={"trainable": LARGE})
     rows = [
-        result("a", "full", memory={"measured": full}),
+        result("a", "full", memory={"measured": full}, parameters=everything),
         result("b", "lora", memory={"measured": lora, "predicted": ledger("predicted", 309 * mib)}),
     ]
     lines = [line.split() for line in text_of(compared(*rows)).splitlines()]
     assert ["full", "200.0", "MiB", "1.00", "400.0", "MiB", "1.00", "-", "-"] in lines
     assert ["lora", "50.0", "MiB", "0.25", "300.0", "MiB", "0.75", "309.0", "MiB", "+3.0%"] in lines
+    few_layers = text_of(compared(result("a", "full", memory={"measured": full}), rows[1]))
+    assert "of full" not in few_layers and "+3.0%" in few_layers
 
 
 def test_a_plan_says_whether_it_fits_and_what_would_make_it_fit(text_of):

@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from peftlab.comparison.findings import find
+from peftlab.comparison.findings import find, within
 from peftlab.comparison.outcome import read_outcome
+from peftlab.comparison.resampling import Sample
+from peftlab.comparison.statistics import estimate
 from peftlab.comparison.words import conclude, describe_groups, names_of
 from peftlab.errors import StorageError
+from peftlab.evaluation.metrics import HIGHER_IS_BETTER, RANGES
 
 from .folders import Maker
 
@@ -53,7 +56,7 @@ def test_groups_and_losers_are_told_in_words(plain):
     sure = sum(len(family.sure) for family in plain.findings.families)
     assert can[0] == f"Of 30 pairs of variants under the same budget, {sure} differ surely in loss."
     assert any("stays possible" in sentence for sentence in cannot)
-    off = "Off their budget by more than 2 %: full (trainable=200k) (+1874 %)"
+    off = "Off their budget by more than 2 %: full (+1874 %)"
     assert any(sentence.startswith(off) for sentence in cannot)
 
 
@@ -173,3 +176,14 @@ def test_what_is_no_comparison_is_told_in_one_line(tmp_path, text, told):
     with pytest.raises(StorageError, match=told.replace(".", r"\.")) as error:
         read_outcome(tmp_path)
     assert "\n" not in str(error.value)
+
+
+def test_an_interval_ends_where_its_metric_does():
+    found = estimate(Sample(np.array([0.1, 0.65, 0.7])), ["prefix"] * 3)
+    assert found["prefix"].low < 0 and found["prefix"].high > 1
+    clipped = within(found, "accuracy")["prefix"]
+    assert (clipped.low, clipped.high, clipped.mean) == (0.0, 1.0, found["prefix"].mean)
+
+
+def test_every_metric_has_a_range():
+    assert set(RANGES) == set(HIGHER_IS_BETTER)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from peftlab.cli.render_comparison import render_comparison
 from peftlab.comparison.folder import read_comparison
 from peftlab.comparison.jobs import Ended
 from peftlab.comparison.lab import compare
@@ -27,7 +28,7 @@ class Machine:
     """Stands in for the processes: writes what a run would, with a loss that depends on rate and seed alone."""
 
     def __init__(self, best: float = 1e-2):
-        self.best, self.done, self.stop_after, self.failing = best, [], None, set()
+        self.best, self.done, self.stop_after, self.failing, self.status = best, [], None, set(), "failed"
 
     def run(self, jobs, at_once):
         for job in jobs:
@@ -44,7 +45,7 @@ class Machine:
         distance = abs(recipe.training.learning_rate / self.best - 1)
         losses = {"after": {"loss": 2 + distance}, "test_after": {"loss": 3 + distance + recipe.run.seed / 10}}
         return RunResult(
-            status="failed" if failed else "finished", name=name, recipe=recipe.model_dump(mode="json"),
+            status=self.status if failed else "finished", name=name, recipe=recipe.model_dump(mode="json"),
             environment={}, metrics={} if failed else losses, error="no device" if failed else None,
         )  # fmt: skip
 
@@ -96,9 +97,44 @@ def test_what_a_result_costs_in_use_is_measured_once_a_variant(machine, candidat
 
 
 def test_a_best_rate_at_the_edge_is_told(machine, candidates, tmp_path):
+    def told(folder):
+        return "\n".join(map(str, render_comparison(run(candidates, folder), {}).renderables))
+
+    assert "a better rate may lie beyond" not in told(tmp_path / "inside")
     machine.best = 1e-1
-    notes = run(candidates, tmp_path / "out").notes
-    assert len(notes) == 2 and "the best rate, 0.1, is the last of those tried on its side" in notes[0]
+    assert "a better rate may lie beyond those tried: lora, bitfit took the last on a side" in told(tmp_path / "edge")
+
+
+@pytest.mark.parametrize(
+    ("best", "tried", "chosen"),
+    [
+        (5e-3, (1.5e-3, 5e-3, 0.015), 5e-3),
+        (0.045, (1.5e-3, 5e-3, 0.015, 0.045, 0.135), 0.045),
+        (9.0, (1.5e-3, 5e-3, 0.015, 0.045, 0.135), 0.135),
+        (4.5e-4, (1.35e-4, 4.5e-4, 1.5e-3, 5e-3, 0.015), 4.5e-4),
+    ],
+)
+def test_a_best_rate_that_is_the_last_is_followed_by_those_beyond(machine, candidates, tmp_path, best, tried, chosen):
+    machine.best = best
+    (variant,) = run(candidates[:1], tmp_path / "out", rates=None, seeds=(0, 1)).variants
+    assert variant.learning_rate == pytest.approx(chosen) and variant.rate_at_edge == (chosen == 0.135)
+    assert [trial.learning_rate for trial in variant.sweep] == pytest.approx(tried)
+    assert machine.done[-1] == ("lora", pytest.approx(chosen), 1)
+
+
+def test_rates_that_were_named_are_all_there_are(machine, candidates, tmp_path):
+    machine.best = 9.0
+    run(candidates[:1], tmp_path / "out", seeds=(0,))
+    assert sorted(rate for _, rate, _ in machine.done) == list(RATES)
+
+
+def test_variants_that_diverge_at_every_rate_try_lower_ones_and_others_do_not(machine, candidates, tmp_path):
+    machine.failing = {("lora", rate, 0) for rate in (1.5e-3, 5e-3, 0.015)}
+    run(candidates[:1], tmp_path / "failed", rates=None, seeds=(0,))
+    assert len(machine.done) == 3
+    machine.status = "diverged"
+    report = run(candidates[:1], tmp_path / "diverged", rates=None, seeds=(0,))
+    assert report.variants[0].learning_rate == pytest.approx(4.5e-4)
 
 
 @pytest.mark.parametrize("stop_after", [0, 1, 5, 7, 9])

@@ -64,8 +64,8 @@ def test_columns_that_no_variant_fills_are_left_out(tmp_path):
 
 def test_a_missed_budget_says_by_how_much(plain):
     text = (plain.page.parent / "table.md").read_text(encoding="utf-8")
-    assert "| full | trainable=200k (off +1874 %) |" in text
-    assert "| lora | trainable=200k |" in text
+    assert "| full (rank 16) | trainable=200k (off +1874 %) |" in text
+    assert "| lora (rank 16) | trainable=200k |" in text
 
 
 def test_every_run_is_one_row_and_csv_and_parquet_say_the_same(hostile, tmp_path):

@@ -20,7 +20,7 @@ from peftlab.comparison.outcome import Outcome, Run, Variant
 from peftlab.comparison.report.pictures import Picture
 from peftlab.comparison.resampling import REPLICATES
 from peftlab.comparison.words import conclude, describe_groups, names_of
-from peftlab.quantities import format_bytes, format_metric
+from peftlab.quantities import format_bytes, format_change, format_metric
 
 EXAMPLE_PROMPTS = 5
 TEXT_CHARACTERS = 1200
@@ -102,7 +102,7 @@ def _memory(outcome: Outcome) -> list[tuple[str, str, str, str, str]]:
         measured, predicted = (peak_bytes(variant.example, source) for source in ("measured", "predicted"))
         if measured is None and predicted is None:
             continue
-        error = f"{round(100 * (predicted / measured - 1), 1) + 0.0:+.1f} %" if measured and predicted else NONE
+        error = format_change(predicted / measured - 1).replace("%", " %") if measured and predicted else NONE
         sizes = (state_bytes(variant.example), predicted, measured)
         texts = [NONE if size is None else format_bytes(size) for size in sizes]
         rows.append((variant.label, *texts, error.replace("-", "−")))
@@ -128,8 +128,8 @@ def _facts(outcome: Outcome, findings: Findings) -> list[str]:
 def _cell(column: Column, line: Line) -> Cell:
     value = column.value(line)
     text, small = re.fullmatch(r"(.*?)( [\[(].*|, merged.*)?", column.text(line), re.DOTALL).groups()
-    if column.key in ("variant", "rate"):
-        text, small = column.text(line), ""
+    if column.key in ("variant", "rate"):  # names may hold anything
+        text, small = column.show(line) if value is not None else NONE, column.add(line).strip("()")
     return Cell(column, text, (small or "").lstrip(", "), "" if value is None else value)
 
 
