@@ -18,7 +18,7 @@ from peftlab.cli.render import (
     plain_table,
     render_example,
 )
-from peftlab.quantities import format_change
+from peftlab.cli.render_memory import format_error
 from peftlab.reports import ComparisonReport, RunResult, VariantReport
 
 STATE = ("frozen_weights", "quantisation_state", "trainable_weights", "optimiser_state")
@@ -141,8 +141,8 @@ def memory_table(rows: Sequence[Row]) -> Table:
             share = [f"{count(row.result) / count(full):.2f}" for full in whole[:1]]
             cells += [format_bytes(count(row.result)), *share]
         predicted = row.result.memory.get("predicted")
-        error = predicted.peak_bytes / peak_bytes(row.result) - 1 if predicted else None
-        cells += [format_bytes(predicted.peak_bytes), format_change(error)] if predicted else ["-", "-"]
+        foreseen = predicted.peak_bytes if predicted else None
+        cells += [format_bytes(foreseen) if predicted else "-", format_error(foreseen, peak_bytes(row.result))]
         table.add_row(*cells)
     return table
 

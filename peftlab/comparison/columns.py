@@ -10,7 +10,7 @@ from peftlab.comparison.findings import Findings, peak_bytes
 from peftlab.comparison.outcome import Outcome, Run, Variant
 from peftlab.comparison.statistics import Estimate
 from peftlab.quantities import format_bytes, format_count, format_seconds, format_share
-from peftlab.reports import InferenceReport, ParameterReport
+from peftlab.reports import InferenceReport, ParameterReport, VariantReport
 
 NONE = "–"
 MOST_DECIMALS = 4
@@ -90,7 +90,10 @@ class Column:
     add: Callable[[Line], str] = lambda line: ""
 
     def text(self, line: Line) -> str:
-        return NONE if self.value(line) is None else " ".join(filter(None, [self.show(line), self.add(line)]))
+        if self.value(line) is None:
+            return NONE
+        added = self.add(line)
+        return f"{self.show(line)} ({added})" if added else self.show(line)
 
 
 def filled_columns(outcome: Outcome, lines: Sequence[Line]) -> list[Column]:
@@ -181,7 +184,7 @@ def _size_text(line: Line) -> str:
     """Return the size that the budget was solved for: without it nobody knows which LoRA this is."""
     solution = line.variant.report.solution
     field, size = next(iter(solution.solved.items()), (None, None)) if solution else (None, None)
-    return f"({field.rpartition('.')[2]} {size})" if field else ""
+    return f"{field.rpartition('.')[2]} {size}" if field else ""
 
 
 def _count_text(line: Line) -> str:
@@ -196,18 +199,24 @@ def _latency_text(line: Line) -> str:
 def _budget_text(line: Line) -> str:
     """Return the budget, and by how much the solved size misses it where it does."""
     report = line.variant.report
-    if report.solution is None or abs(report.solution.error) <= BUDGET_TOLERANCE:
-        return str(report.budget)
-    return f"{report.budget} (off {_signed(f'{100 * report.solution.error:+.0f} %')})"
+    missed = missed_text(report)
+    return f"{report.budget} (off {missed})" if missed else str(report.budget)
+
+
+def missed_text(report: VariantReport) -> str | None:
+    """Return by how much the solved size misses the budget, `−74 %`; None where it is within 2 %."""
+    error = report.solution.error if report.solution else 0.0
+    return signed(f"{100 * error:+.0f} %") if abs(error) > BUDGET_TOLERANCE else None
 
 
 def interval_text(found: Estimate, digits: int, sign: str = "") -> str:
     """Return `mean [low, high]`, or the mean alone where there is no interval."""
-    texts = [_signed(f"{value:{sign}.{digits}f}") for value in (found.mean, found.low, found.high)]
+    texts = [signed(f"{value:{sign}.{digits}f}") for value in (found.mean, found.low, found.high)]
     return texts[0] if found.low == found.high else f"{texts[0]} [{texts[1]}, {texts[2]}]"
 
 
-def _signed(text: str) -> str:
+def signed(text: str) -> str:
+    """Return a number with a true minus."""
     return text.replace("-", "−")
 
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from statistics import median
 
-from peftlab.comparison.columns import BUDGET_TOLERANCE, interval_text, shared_decimals
+from peftlab.comparison.columns import interval_text, missed_text, shared_decimals
 from peftlab.comparison.findings import Family, Findings
-from peftlab.comparison.outcome import Outcome
+from peftlab.comparison.outcome import Outcome, Variant
 from peftlab.comparison.statistics import Difference, Estimate
-from peftlab.reports import VariantReport
 
 MOST_NAMED = 6
 NAME_CHARACTERS = 60
@@ -128,7 +127,7 @@ def _cannot(outcome: Outcome, findings: Findings, pairs: Sequence[Difference[str
             "There were no test rows: these numbers are of the rows by which the rates were chosen, and so too "
             "good, most of all for variants that tried many rates."
         )
-    if edge := _by_budget(outcome, lambda report: report.name if report.rate_at_edge else None):
+    if edge := _by_budget(outcome, lambda variant: "" if variant.report.rate_at_edge else None):
         yield f"The best rate of {edge} is the last that was tried on its side: a better one may lie beyond."
     if missed := _by_budget(outcome, _missed):
         yield f"Off their budget by more than 2 %: {missed}. These do not compare at equal budgets."
@@ -140,25 +139,27 @@ def _cannot(outcome: Outcome, findings: Findings, pairs: Sequence[Difference[str
     )
 
 
-def _by_budget(outcome: Outcome, tell: Callable[[VariantReport], str | None]) -> str:
-    """Return what is told of variants, `full and lora under trainable=1%; full under trainable=2%`, or nothing."""
+def _by_budget(outcome: Outcome, tell: Callable[[Variant], str | None]) -> str:
+    """Return whom something is told of and what, `full (+5 %) and lora (−3 %) under trainable=1%; ...`, or nothing."""
     parts = []
     for budget in outcome.budgets:
-        told = [text for variant in outcome.of_budget(budget) if (text := tell(variant.report))]
+        told = [
+            f"{shorten(variant.report.name)}{text}"
+            for variant in outcome.of_budget(budget) if (text := tell(variant)) is not None
+        ]  # fmt: skip
         if told:
             parts.append(_some(told) + (f" under {budget}" if len(outcome.budgets) > 1 else ""))
     return "; ".join(parts)
 
 
-def _missed(report: VariantReport) -> str | None:
-    error = report.solution.error if report.solution else 0
-    told = f"{shorten(report.name)} ({100 * error:+.0f} %)".replace("(-", "(−")
-    return told if abs(error) > BUDGET_TOLERANCE else None
+def _missed(variant: Variant) -> str | None:
+    missed = missed_text(variant.report)
+    return f" ({missed})" if missed else None
 
 
-def _lost(report: VariantReport) -> str | None:
-    lost = sum(trial.status != "finished" for trial in report.trials)
-    return f"{shorten(report.name)} ({lost} of {len(report.trials)})" if lost else None
+def _lost(variant: Variant) -> str | None:
+    lost = len(variant.runs) - len(variant.finished)
+    return f" ({lost} of {len(variant.runs)})" if lost else None
 
 
 def _about_seeds(outcome: Outcome, findings: Findings, pairs: Sequence[Difference[str]]) -> Iterable[str]:

@@ -14,7 +14,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from peftlab.comparison.columns import NONE, Column, Line, interval_text, shared_decimals, state_bytes
+from peftlab.comparison.columns import NONE, Column, Line, interval_text, shared_decimals, signed, state_bytes
 from peftlab.comparison.findings import Findings, peak_bytes
 from peftlab.comparison.outcome import Outcome, Run, Variant
 from peftlab.comparison.report.pictures import Picture
@@ -105,7 +105,7 @@ def _memory(outcome: Outcome) -> list[tuple[str, str, str, str, str]]:
         error = format_change(predicted / measured - 1).replace("%", " %") if measured and predicted else NONE
         sizes = (state_bytes(variant.example), predicted, measured)
         texts = [NONE if size is None else format_bytes(size) for size in sizes]
-        rows.append((variant.label, *texts, error.replace("-", "−")))
+        rows.append((variant.label, *texts, signed(error)))
     return rows
 
 
@@ -129,7 +129,7 @@ def _cell(column: Column, line: Line) -> Cell:
     value = column.value(line)
     text, small = re.fullmatch(r"(.*?)( [\[(].*|, merged.*)?", column.text(line), re.DOTALL).groups()
     if column.key in ("variant", "rate"):  # names may hold anything
-        text, small = column.show(line) if value is not None else NONE, column.add(line).strip("()")
+        text, small = column.show(line) if value is not None else NONE, column.add(line)
     return Cell(column, text, (small or "").lstrip(", "), "" if value is None else value)
 
 
