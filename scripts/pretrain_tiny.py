@@ -44,12 +44,17 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=8, help=f"rows of {SEQUENCE} tokens (default %(default)s)")
     parser.add_argument("--learning-rate", type=float, default=4e-3, help="peak rate of AdamW (default %(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default %(default)s)")
-    parser.add_argument("--precision", choices=("bfloat16", "float32"), default="bfloat16",
-                        help="of the matrix products; weights and optimiser stay float32 (default %(default)s)")
+    parser.add_argument(
+        "--precision",
+        choices=("bfloat16", "float32"),
+        default="bfloat16",
+        help="of the matrix products; weights and optimiser stay float32 (default %(default)s)",
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of weights and order (default %(default)s)")
     parser.add_argument("--save-every", type=int, default=250, help="steps between checkpoints (default %(default)s)")
-    parser.add_argument("--resume", action="store_true",
-                        help="go on from the checkpoint in --output; repeat the other options")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on from the checkpoint in --output; repeat the other options"
+    )
     arguments = parser.parse_args()
     if min(arguments.steps, arguments.batch, arguments.threads, arguments.save_every) < 1:
         parser.error("--steps, --batch, --threads and --save-every must be at least 1")

@@ -58,9 +58,7 @@ def own_imports(path: Path, inside_functions: bool) -> set[str]:
     """Return the modules of this package that a module imports, without the package's name."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     names = {
-        name.removeprefix("peftlab.")
-        for name in imports_of(tree, inside_functions)
-        if name.startswith("peftlab.")
+        name.removeprefix("peftlab.") for name in imports_of(tree, inside_functions) if name.startswith("peftlab.")
     }
     return names - {"__version__"}
 

@@ -69,9 +69,7 @@ def tell_error(error: Exception, as_json: bool, debug: bool) -> int:
         print(f"peftlab: error: {line}", file=sys.stderr)
     if as_json and is_main_process():
         problems = [masked(problem) for problem in getattr(error, "problems", [])]
-        print_json(
-            {"error": {"kind": type(error).__name__, "exit_code": code, "lines": lines, "problems": problems}}
-        )
+        print_json({"error": {"kind": type(error).__name__, "exit_code": code, "lines": lines, "problems": problems}})
     return code
 
 

@@ -9,9 +9,7 @@ from peftlab.cli.options import AsJson, Debug, Overrides, RecipePath
 
 
 @answers
-def params(
-    recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = False, debug: Debug = False
-) -> Any:
+def params(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = False, debug: Debug = False) -> Any:
     """Count what a recipe would train, from the model's config alone."""
     from peftlab.recipe.load import load_recipe
 

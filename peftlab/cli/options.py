@@ -13,14 +13,10 @@ RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe file.
 RecipePaths = Annotated[
     list[str], typer.Argument(metavar="RECIPE", help="Recipe files, and KEY=VALUE overrides for all of them.")
 ]
-Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Overrides, such as method.rank=16.")
-]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Overrides, such as method.rank=16.")]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Directory of a run.", show_default=False)]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what already lies there.")]
-AsJson = Annotated[
-    bool, typer.Option("--json", help="Print one JSON object on standard output, nothing else.")
-]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output, nothing else.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 

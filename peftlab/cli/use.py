@@ -9,9 +9,7 @@ import typer
 from peftlab.cli.answer import answers
 from peftlab.cli.options import AsJson, Debug, Overrides, RunPath
 
-Prompt = Annotated[
-    str, typer.Argument(metavar="PROMPT", help="What to continue or answer.", show_default=False)
-]
+Prompt = Annotated[str, typer.Argument(metavar="PROMPT", help="What to continue or answer.", show_default=False)]
 
 
 @answers

@@ -139,9 +139,7 @@ def _minus(after: Sample | None, before: Sample | None) -> Sample | None:
 def within(found: dict[str, Estimate], metric: str) -> dict[str, Estimate]:
     """Return estimates whose intervals end where the metric does."""
     lowest, highest = RANGES.get(metric, (-inf, inf))
-    return {
-        label: replace(one, low=max(one.low, lowest), high=min(one.high, highest)) for label, one in found.items()
-    }
+    return {label: replace(one, low=max(one.low, lowest), high=min(one.high, highest)) for label, one in found.items()}
 
 
 def _estimated(sample: Sample | None, owners: Sequence[str]) -> dict[str, Estimate]:

@@ -149,9 +149,7 @@ def run_on_cluster(jobs: Iterable[Job], cluster: str, options: Mapping[str, Any]
     try:
         import submitit
     except ImportError:
-        raise MissingRequirementError(
-            "--cluster needs the package submitit: pip install 'peftlab[cluster]'"
-        ) from None
+        raise MissingRequirementError("--cluster needs the package submitit: pip install 'peftlab[cluster]'") from None
     try:
         executor = submitit.AutoExecutor(folder=logs, cluster=cluster)
         executor.update_parameters(**options)

@@ -20,6 +20,7 @@ def paper_columns(columns: Sequence[Column]) -> list[Column]:
 
 def markdown_table(columns: Sequence[Column], lines: Sequence[Line]) -> str:
     """Return the table of variants in Markdown."""
+
     def row(cells: Sequence[str]) -> str:
         return "| " + " | ".join(map(_markdown, cells)) + " |"
 

@@ -111,8 +111,12 @@ def _number(count: int, noun: str) -> str:
 def _part(some: Sequence[str], among: Iterable[str]) -> str:
     """Return `All 6 variants`, `4 of 6 variants`, `None of the 6 variants`."""
     whole = _number(len(list(among)), "variant")
-    return f"None of the {whole}" if not some else f"All {whole}" if whole.startswith(f"{len(some)} ") else (
-        f"{len(some)} of {whole}"
+    return (
+        f"None of the {whole}"
+        if not some
+        else f"All {whole}"
+        if whole.startswith(f"{len(some)} ")
+        else (f"{len(some)} of {whole}")
     )
 
 

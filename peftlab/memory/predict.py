@@ -75,9 +75,7 @@ def _shared(part: np.ndarray, strategy: Strategy, state: State, devices: int) ->
     return shared
 
 
-def _other_phases(
-    blueprint: Blueprint, segments: Segments, phases: dict[str, np.ndarray]
-) -> dict[str, np.ndarray]:
+def _other_phases(blueprint: Blueprint, segments: Segments, phases: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Return the peaks of loading and of saving, which are not traced, as columns of categories."""
     weights = segments[("state",)][:, [-1]].copy()
     load = np.zeros_like(weights)

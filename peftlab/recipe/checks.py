@@ -183,9 +183,7 @@ def format_suits_task(recipe: Recipe) -> Found:
 def metrics_suit_task(recipe: Recipe) -> Found:
     asked = list(dict.fromkeys(recipe.evaluation.metrics))
     classifies = recipe.model.task == "sequence-classification"
-    misfits = [
-        metric for metric in asked if metric in (TEXT_METRICS if classifies else CLASSIFICATION_METRICS)
-    ]
+    misfits = [metric for metric in asked if metric in (TEXT_METRICS if classifies else CLASSIFICATION_METRICS)]
     if misfits:
         needed = "causal-lm" if classifies else "sequence-classification"
         yield "evaluation.metrics", f"{', '.join(misfits)}: only for task {needed}, not {recipe.model.task}"

@@ -24,9 +24,7 @@ def editor_schema() -> dict[str, Any]:
     """Return the schema of a recipe file: every field with its type, default and documentation."""
     schema = {"$schema": DIALECT, **deepcopy(json_schema())}
     schema["title"] = "peftlab recipe"
-    models = [
-        model for model in vars(sections).values() if inspect.isclass(model) and issubclass(model, BaseModel)
-    ]
+    models = [model for model in vars(sections).values() if inspect.isclass(model) and issubclass(model, BaseModel)]
     for model in {*models, *METHODS.values()}:
         definition = schema if model is sections.Recipe else schema["$defs"].get(model.__name__)
         if definition:
@@ -69,7 +67,5 @@ def documented_fields(node: ast.ClassDef) -> list[tuple[str, str]]:
     return [
         (line.target.id, " ".join(inspect.cleandoc(below.value.value).split()))
         for line, below in zip(node.body, node.body[1:], strict=False)
-        if isinstance(line, ast.AnnAssign)
-        and isinstance(below, ast.Expr)
-        and isinstance(below.value, ast.Constant)
+        if isinstance(line, ast.AnnAssign) and isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
     ]

@@ -69,16 +69,12 @@ def parse_recipe(text: str, overrides: Sequence[str] = (), file: str | None = No
     if source.value is None:
         raise fatal("is empty; a recipe has the sections model, method, data and training", file)
     if not isinstance(source.value, dict):
-        raise fatal(
-            "holds no mapping; a recipe starts with sections such as `model:`", file, source.lines[()]
-        )
+        raise fatal("holds no mapping; a recipe starts with sections such as `model:`", file, source.lines[()])
     overridden, problems = apply_overrides(source.value, overrides)
     draft = Draft(source.value, file, source.lines, overridden)
     recipe, found = check_values(draft)
     if problems := [*source.problems, *problems, *found]:
-        raise RecipeError(
-            sorted(problems, key=lambda problem: (problem.file == COMMAND_LINE, problem.line or 0))
-        )
+        raise RecipeError(sorted(problems, key=lambda problem: (problem.file == COMMAND_LINE, problem.line or 0)))
     return recipe
 
 
@@ -104,9 +100,7 @@ def check_values(draft: Draft) -> tuple[Recipe, list[Problem]]:
         recipe, errors = Recipe.model_validate(draft.values, strict=True), []
     except ValidationError as error:
         errors = find_schema_errors(error, draft.values)
-        recipe = Recipe.model_validate(
-            without_errors(draft.values, [path for path, _ in errors]), strict=True
-        )
+        recipe = Recipe.model_validate(without_errors(draft.values, [path for path, _ in errors]), strict=True)
     wrong = [path for path, _ in errors]
     errors += [*find_contradictions(recipe, wrong), *find_excesses(recipe)]
     return recipe, [draft.problem(path, message) for path, message in errors]

@@ -119,9 +119,9 @@ class Generation(Section):
 class Evaluation(Section):
     every: PositiveInt | None = None
     """Steps between evaluations; there is always one before and one after training."""
-    metrics: tuple[
-        Literal["loss", "perplexity", "accuracy", "f1", "matthews", "exact_match", "bleu", "rouge"], ...
-    ] = ("loss",)
+    metrics: tuple[Literal["loss", "perplexity", "accuracy", "f1", "matthews", "exact_match", "bleu", "rouge"], ...] = (
+        "loss",
+    )
     """What to measure on the evaluation rows."""
     batch_size: PositiveInt | None = None
     """Rows of one evaluation batch (default: training's)."""

@@ -31,9 +31,7 @@ def schema_at(path: KeyPath, method_type: Any) -> JsonSchema | None:
 
 def child_schema(schema: JsonSchema, part: str | int, method_type: Any) -> JsonSchema | None:
     if isinstance(part, int):
-        return next(
-            (resolve(option["items"], method_type) for option in options(schema) if "items" in option), None
-        )
+        return next((resolve(option["items"], method_type) for option in options(schema) if "items" in option), None)
     if part in schema.get("properties", {}):
         return resolve(schema["properties"][part], method_type)
     extra = schema.get("additionalProperties")
@@ -129,9 +127,7 @@ def explain_unknown(path: KeyPath, method_type: Any) -> str:
     """Say that a key is unknown: the nearest known one, where it belongs, or the known ones."""
     key, section = str(path[-1]), path[:-1]
     known = known_keys(section, method_type)
-    if section == ("method",) and (
-        owners := [name for name, cls in METHODS.items() if key in cls.model_fields]
-    ):
+    if section == ("method",) and (owners := [name for name, cls in METHODS.items() if key in cls.model_fields]):
         return f"not a field of method {method_type}, only of {', '.join(owners)}"
     if suggestion := nearest(key, known):
         return f"unknown key{suggestion}"

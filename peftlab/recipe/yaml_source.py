@@ -76,9 +76,7 @@ def parse_yaml(text: str, file: str | None) -> Source:
         return Parser(text, file).parse()
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        raise fatal(
-            f"not valid YAML: {explain_syntax(error)}", file, mark.line + 1 if mark else None
-        ) from None
+        raise fatal(f"not valid YAML: {explain_syntax(error)}", file, mark.line + 1 if mark else None) from None
     except YAMLError as error:
         reason = getattr(error, "reason", None) or str(error).splitlines()[0]
         raise fatal(f"not valid YAML: {reason}", file) from None
@@ -199,9 +197,7 @@ class Parser:
     def count_nodes(self, count: int, event: Event) -> None:
         self.nodes += count
         if self.nodes > LIMIT_NODES:
-            raise fatal(
-                f"holds more than {LIMIT_NODES:,} values, counting aliases", self.file, line_of(event)
-            )
+            raise fatal(f"holds more than {LIMIT_NODES:,} values, counting aliases", self.file, line_of(event))
 
     def report(self, path: KeyPath, message: str, event: Event) -> None:
         self.source.problems.append(Problem(dotted(path), message, self.file, line_of(event)))
@@ -213,9 +209,7 @@ def line_of(event: Event) -> int:
 
 def dotted(path: KeyPath) -> str:
     """Return a key path as people write it, in one line: `method.targets[0]`."""
-    return "".join(
-        f"[{part}]" if isinstance(part, int) else f".{one_line(part)}" for part in path
-    ).removeprefix(".")
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{one_line(part)}" for part in path).removeprefix(".")
 
 
 def one_line(key: str) -> str:

@@ -66,9 +66,7 @@ class RunDirectory:
         if self.path.exists() and not self.path.is_dir():
             raise StorageError(f"run.output: {self.path} is a file; choose a folder")
         if not (self.path / MARKER).is_file() and self._holds_others_files():
-            raise StorageError(
-                f"run.output: {self.path} holds files that are no run of peftlab; choose another folder"
-            )
+            raise StorageError(f"run.output: {self.path} holds files that are no run of peftlab; choose another folder")
         self.path.mkdir(parents=True, exist_ok=True)
         write_atomically(self.path / MARKER, json.dumps({"schema": 1}) + "\n")
 

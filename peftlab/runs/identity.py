@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     from peftlab.runs.bench import Bench
 
 # More steps, evaluation, logging and saving; never what the trained bytes depend on, as run.seed.
-FREE_OF_RUN = (
-    "output device plan memory memory_snapshot save_every keep_checkpoints max_seconds stop_after".split()
-    + ["log_every", "trackers"]
-)
+FREE_OF_RUN = "output device plan memory memory_snapshot save_every keep_checkpoints max_seconds stop_after".split() + [
+    "log_every",
+    "trackers",
+]
 MAY_CHANGE = ("training.steps", "training.epochs", "evaluation", *(f"run.{field}" for field in FREE_OF_RUN))
 
 

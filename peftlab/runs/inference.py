@@ -23,9 +23,7 @@ ROWS = 1
 TOKENS = 128
 
 
-def try_inference(
-    bench: Bench, model: nn.Module, weights: Path, note: Callable[[str], None]
-) -> InferenceReport | None:
+def try_inference(bench: Bench, model: nn.Module, weights: Path, note: Callable[[str], None]) -> InferenceReport | None:
     """Measure the result of a run, which lies in `weights`; without memory for it, note that: the run is good."""
     try:
         return measure_inference(bench, as_saved(bench, model, weights))

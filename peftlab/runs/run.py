@@ -128,9 +128,7 @@ class Run:
         )
         trackers = Trackers(self.accelerator, self.name, self.note)
         self.watch = Watch(self.recipe, device, self.result.memory)
-        self.recorder = Recorder(
-            self.accelerator, self.directory.metrics, self.display, trackers, self.meter.current
-        )
+        self.recorder = Recorder(self.accelerator, self.directory.metrics, self.display, trackers, self.meter.current)
 
     def execute(self) -> None:
         """Do everything in order, each part a phase with its seconds and its peak of memory."""

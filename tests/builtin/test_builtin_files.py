@@ -124,8 +124,17 @@ def test_pretraining_files_hold_no_module_of_the_data_and_none_of_its_tests(corp
     assert not test_stems & {f"test_{module.lstrip('_')}" for module in modules}
 
 
-@pytest.mark.parametrize("path", ["email/message.py", "test/test_email/test_message.py", "test/test_zipfile64.py",
-                                  "test/_test_multiprocessing.py", "tkinter/test/support.py", "test/test_minidom.py"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "email/message.py",
+        "test/test_email/test_message.py",
+        "test/test_zipfile64.py",
+        "test/_test_multiprocessing.py",
+        "tkinter/test/support.py",
+        "test/test_minidom.py",
+    ],
+)
 def test_files_of_task_modules_are_kept_out_of_pretraining(corpus, path):
     assert not corpus.is_allowed(Path(path))
 

@@ -11,9 +11,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 TINY = REPOSITORY / "recipes" / "tiny" / "lora.yaml"
 
 
-def peftlab(
-    *arguments: object, cwd: Path | None = None, **environment: str
-) -> subprocess.CompletedProcess[str]:
+def peftlab(*arguments: object, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run one command line and return what it printed and its exit code."""
     return subprocess.run(
         [sys.executable, "-m", "peftlab", *map(str, arguments)],

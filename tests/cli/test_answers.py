@@ -118,9 +118,7 @@ ERRORS = [
 
 
 @pytest.mark.parametrize(("command", "overrides", "code", "line"), ERRORS)
-def test_a_foreseeable_error_is_one_line_with_its_exit_code(
-    answer, recipe, tmp_path, command, overrides, code, line
-):
+def test_a_foreseeable_error_is_one_line_with_its_exit_code(answer, recipe, tmp_path, command, overrides, code, line):
     output = [f"run.output={tmp_path / 'run'}"] if command == "train" else []
     found, out, errors = answer(command, recipe, *overrides, *output)
     assert (found, out, len(errors)) == (code, "", 1)

@@ -42,9 +42,7 @@ def test_a_light_command_loads_nothing_heavy_and_is_quick(arguments):
 
 def test_importing_the_package_loads_no_torch():
     code = "import sys, peftlab; peftlab.load_recipe, peftlab.LoRA(rank=4), dir(peftlab); print('torch' in sys.modules)"
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=True)
     assert done.stdout == "False\n"
 
 

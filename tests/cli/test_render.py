@@ -120,9 +120,7 @@ def test_runs_of_one_method_are_told_apart_by_their_names(text_of):
 
 
 def test_a_failed_run_is_a_row_that_says_why(text_of):
-    failed = result(
-        "tiny-full", "full", status="diverged", error="[1] loss is nan", metrics={}, examples=[], memory={}
-    )
+    failed = result("tiny-full", "full", status="diverged", error="[1] loss is nan", metrics={}, examples=[], memory={})
     text = text_of(compared(result("tiny-lora", "lora"), failed))
     assert "full, seed 0: diverged: [1] loss is nan" in text
 

@@ -22,9 +22,7 @@ def start(files: list[Path], folder: Path) -> subprocess.Popen:
     command = [sys.executable, "-m", "peftlab", "compare", *map(str, files)]
     options = ["--output", str(folder), "--seeds", "2", "--rates", "1e-3,1e-2", "--jobs", "2"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [*command, *options], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    return subprocess.Popen([*command, *options], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 def finished_runs(folder: Path) -> dict[str, int]:

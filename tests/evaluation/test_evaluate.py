@@ -148,11 +148,19 @@ def test_without_evaluation_rows_there_is_nothing_to_measure(tiny, tokenizer):
 
 def test_the_test_part_and_general_text_are_measured_by_themselves(tiny, tokenizer):
     source = "builtin:docstrings"
-    data = Data(train=source, evaluation=source, evaluation_rows=3, test=f"{source}[test[-4:]]", train_rows=2,
-                general="builtin:prose[test[:3]]", max_length=64)
+    data = Data(
+        train=source,
+        evaluation=source,
+        evaluation_rows=3,
+        test=f"{source}[test[-4:]]",
+        train_rows=2,
+        general="builtin:prose[test[:3]]",
+        max_length=64,
+    )
     dataset = load_data(data, tokenizer, "causal-lm", 0)
-    twin = load_data(Data(train=source, evaluation=f"{source}[test[-4:]]", train_rows=2, max_length=64),
-                     tokenizer, "causal-lm", 0)
+    twin = load_data(
+        Data(train=source, evaluation=f"{source}[test[-4:]]", train_rows=2, max_length=64), tokenizer, "causal-lm", 0
+    )
     metrics, scores = measure(tiny, dataset, Evaluation(), tokenizer, part="test")
     assert (metrics, scores) == measure(tiny, twin, Evaluation(), tokenizer)
     assert len(scores.loss) == len(dataset.test) == 4 and scores.prediction is None

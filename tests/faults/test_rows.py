@@ -130,9 +130,7 @@ def test_when_no_row_has_anything_to_learn_the_roles_are_named(user, refused, ch
 
 def test_messages_too_deep_to_compare_are_refused(user, refused, chat):
     deep = {"role": "user", "content": "q", "tool": json.loads("[" * 500 + "]" * 500)}
-    assert "row 1: messages are nested deeper than 32" in refused(
-        4, *chat, train=user.rows([{"messages": [deep]}])
-    )
+    assert "row 1: messages are nested deeper than 32" in refused(4, *chat, train=user.rows([{"messages": [deep]}]))
 
 
 @pytest.mark.parametrize(

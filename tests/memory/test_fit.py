@@ -72,9 +72,7 @@ def test_remedies_keep_the_effective_batch_and_fit(tmp_path):
 def test_checkpointing_and_smaller_micro_batches_go_together_where_neither_is_enough(tmp_path):
     recipe = tiny_recipe(tmp_path, {"type": "qlora"}, 400, batch_size=8)
     (first, *_) = remedies(recipe, 1000 + 10 * 400 * 2, by_sizes)
-    assert str(first) == (
-        "training.gradient_checkpointing=true training.batch_size=2 training.gradient_accumulation=4"
-    )
+    assert str(first) == ("training.gradient_checkpointing=true training.batch_size=2 training.gradient_accumulation=4")
 
 
 @pytest.mark.parametrize(

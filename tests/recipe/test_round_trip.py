@@ -58,9 +58,7 @@ RECIPES = st.fixed_dictionaries(
             optional={"warmup": st.integers(0, 9) | st.floats(0, 0.99), "clip": SMALL | st.none()},
         ),
     },
-    optional={
-        "run": st.fixed_dictionaries({"output": TEXT, "trackers": st.lists(TEXT, max_size=2).map(tuple)})
-    },
+    optional={"run": st.fixed_dictionaries({"output": TEXT, "trackers": st.lists(TEXT, max_size=2).map(tuple)})},
 )
 
 
@@ -145,9 +143,7 @@ def test_a_damaged_recipe_is_a_recipe_or_a_recipe_error(seed):
 
 JUNK = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda inner: (
-        st.lists(inner, max_size=2).map(tuple) | st.dictionaries(st.text(max_size=5), inner, max_size=2)
-    ),
+    lambda inner: st.lists(inner, max_size=2).map(tuple) | st.dictionaries(st.text(max_size=5), inner, max_size=2),
     max_leaves=4,
 )
 FIELDS = "name type rank train columns steps warmup metrics generation trackers targets evaluation epochs bogus".split()
