@@ -9,7 +9,6 @@ import numpy as np
 import torch
 
 from peftlab.data.tokens import TokenRow
-from peftlab.loss import IGNORED, supervised_positions
 
 EPOCH_ORDER = 4
 
@@ -57,24 +56,21 @@ def evaluation_batches(
 
 
 def collate(rows: Sequence[TokenRow], pad_id: int, pad_to: int | None = None) -> dict[str, torch.Tensor]:
-    """Return `input_ids`, `attention_mask`, `labels` (int64), padded at the right to the longest row or `pad_to`.
+    """Return `input_ids` and `attention_mask`, padded at the right to the longest row or `pad_to`, and the targets.
 
-    Token labels also give `supervised` (see loss.supervised_positions), computed here on the CPU, where asking
-    for it costs no synchronisation. Masks come from lengths: a pad id may well be the end-of-text id.
+    All int64. `targets` are the classes to predict; `positions`, where the rows have them, say where in the flat
+    (rows, length) each is predicted. They are computed here on the CPU, where asking for them costs no
+    synchronisation. Masks come from lengths: a pad id may well be the end-of-text id.
     """
     width = max(pad_to or 0, *(len(row.input_ids) for row in rows))
     batch = {
         "input_ids": _pad([row.input_ids for row in rows], width, pad_id),
         "attention_mask": _pad([np.ones(len(row.input_ids)) for row in rows], width, 0),
     }
-    if rows[0].token_type_ids is not None:
-        batch["token_type_ids"] = _pad([row.token_type_ids for row in rows], width, 0)
-    if isinstance(rows[0].labels, int):
-        batch["labels"] = torch.tensor([row.labels for row in rows])
-    else:
-        batch["labels"] = _pad([row.labels for row in rows], width, IGNORED)
-        batch["supervised"] = supervised_positions(batch["labels"])
-    return batch
+    types = [row.token_type_ids for row in rows if row.token_type_ids is not None]
+    if types:
+        batch["token_type_ids"] = _pad(types, width, 0)
+    return batch | {name: torch.from_numpy(values) for name, values in rows[0].stack(rows, width).items()}
 
 
 def _pad(values: Sequence[np.ndarray], width: int, fill: int) -> torch.Tensor:

@@ -2,33 +2,119 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from peftlab.data.chat import render_chats
-from peftlab.data.formats import Chat, Completion, Example, Labelled, Text
 from peftlab.errors import DataError
-from peftlab.loss import IGNORED
+from peftlab.tasks.formats import Chat, Completion, Example, Text
+from peftlab.tasks.sequence_classification import Labelled
+from peftlab.tasks.token_classification import Tagged
 
 TEXTS_AT_ONCE = 1024
+IGNORED = -100
+# The names in a batch of what is predicted: flat positions in (rows, length), and the class at each.
+POSITIONS, TARGETS = "positions", "targets"
 
 
 @dataclass(frozen=True, slots=True)
-class TokenRow:
-    """One row: int32 ids, and labels as long as they (-100: not supervised) or one class."""
+class TokenRow(ABC):
+    """One row: int32 ids, what is to be predicted, and the tokenizer's segment ids where a row has two texts."""
 
     input_ids: np.ndarray
-    labels: np.ndarray | int
+    labels: Any
     token_type_ids: np.ndarray | None = None
 
     @property
+    @abstractmethod
     def supervised(self) -> int:
-        """How many labels count in the loss; the first token of a row is never predicted."""
-        return 1 if isinstance(self.labels, int) else int((self.labels[1:] != IGNORED).sum())
+        """The number of targets, which the loss is a mean over."""
+
+    @property
+    @abstractmethod
+    def supervised_tokens(self) -> np.ndarray:
+        """Which tokens are targets themselves, (length,) of booleans."""
+
+    @classmethod
+    @abstractmethod
+    def stack(cls, rows: Sequence[Any], width: int) -> dict[str, np.ndarray]:
+        """Return the targets of a batch of such rows, padded to `width`, as int64 arrays."""
+
+    @classmethod
+    @abstractmethod
+    def target_sizes(cls, rows: int, width: int, share: float) -> dict[str, int]:
+        """Return the lengths of what `stack` gives where a `share` of the predictable tokens is supervised."""
+
+
+class PositionRow(TokenRow):
+    """Labels as long as the ids, -100 where not supervised.
+
+    The label of a token is predicted `shift` positions before it.
+    """
+
+    __slots__ = ()
+    shift: ClassVar[int] = 0
+
+    @property
+    def supervised(self) -> int:
+        return int((self.labels[self.shift :] != IGNORED).sum())
+
+    @property
+    def supervised_tokens(self) -> np.ndarray:
+        marked = self.labels != IGNORED
+        marked[: self.shift] = False
+        return marked
+
+    @classmethod
+    def stack(cls, rows: Sequence[PositionRow], width: int) -> dict[str, np.ndarray]:
+        places = [np.flatnonzero(row.supervised_tokens) for row in rows]
+        positions = [number * width + found - cls.shift for number, found in enumerate(places)]
+        targets = [row.labels[found] for row, found in zip(rows, places, strict=True)]
+        return {POSITIONS: np.concatenate(positions), TARGETS: np.concatenate(targets).astype(np.int64)}
+
+    @classmethod
+    def target_sizes(cls, rows: int, width: int, share: float) -> dict[str, int]:
+        return dict.fromkeys((POSITIONS, TARGETS), max(1, round(rows * (width - 1) * share)))
+
+
+class TextRow(PositionRow):
+    """Each position predicts the next token; the first token of a row is never predicted."""
+
+    __slots__ = ()
+    shift: ClassVar[int] = 1
+
+
+class TagRow(PositionRow):
+    """Each supervised position predicts its own class."""
+
+    __slots__ = ()
+
+
+class ClassRow(TokenRow):
+    """The whole row has one class, `labels`."""
+
+    __slots__ = ()
+
+    @property
+    def supervised(self) -> int:
+        return 1
+
+    @property
+    def supervised_tokens(self) -> np.ndarray:
+        return np.zeros(len(self.input_ids), dtype=bool)
+
+    @classmethod
+    def stack(cls, rows: Sequence[ClassRow], width: int) -> dict[str, np.ndarray]:
+        return {TARGETS: np.array([row.labels for row in rows], dtype=np.int64)}
+
+    @classmethod
+    def target_sizes(cls, rows: int, width: int, share: float) -> dict[str, int]:
+        return {TARGETS: rows}
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +151,7 @@ def tokenise_texts(
         counts["truncated"] += len(keep) < len(ids)
         counts["lost_supervised"] += supervised[keep].sum() < supervised.sum()
         ids, supervised = ids[keep].astype(np.int32), supervised[keep]
-        row = TokenRow(ids, np.where(supervised, ids, IGNORED).astype(np.int32))
+        row = TextRow(ids, np.where(supervised, ids, IGNORED).astype(np.int32))
         if row.supervised:
             rows.append(row)
         else:
@@ -82,8 +168,7 @@ def tokenise_labelled(
     """
     check_tokenizer(tokenizer)
     paired = examples[0].text_pair is not None
-    if max_length <= (special := tokenizer.num_special_tokens_to_add(pair=paired)):
-        raise DataError(f"data.max_length: {max_length} leaves no room beside {special} special tokens")
+    check_room(tokenizer, max_length, paired=paired)
     number = {label: index for index, label in enumerate(labels)}
     rows = []
     for chunk in _chunks(examples):
@@ -93,8 +178,63 @@ def tokenise_labelled(
         for i, example in enumerate(chunk):
             counts["truncated"] += bool(encoded.encodings[i].overflowing)
             types = np.array(encoded["token_type_ids"][i], np.int32) if paired and "token_type_ids" in encoded else None
-            rows.append(TokenRow(np.array(encoded["input_ids"][i], np.int32), number[example.label], types))
+            rows.append(ClassRow(np.array(encoded["input_ids"][i], np.int32), number[example.label], types))
     return rows
+
+
+def tokenise_tagged(
+    examples: Sequence[Tagged], labels: Sequence[str], tokenizer: Any, max_length: int, counts: Counter
+) -> list[TagRow]:
+    """Return one row for each example: its words joined by spaces, the tag of a word at its first token.
+
+    `counts` gains `truncated`, `lost_supervised` (rows that lost words by the cut), `unaligned` (words that the
+    tokenizer drops) and `dropped` (rows without a supervised token). Raises DataError without a fast tokenizer, or
+    where `max_length` leaves no text.
+    """
+    check_tokenizer(tokenizer)
+    check_room(tokenizer, max_length, paired=False)
+    number = {label: index for index, label in enumerate(labels)}
+    rows = []
+    for chunk in _chunks(examples):
+        texts = [" ".join(example.words) for example in chunk]
+        encoded = tokenizer(
+            texts, truncation=True, max_length=max_length, return_offsets_mapping=True, return_special_tokens_mask=True
+        )
+        for i, example in enumerate(chunk):
+            ids = np.array(encoded["input_ids"][i], np.int32)
+            offsets = np.array(encoded["offset_mapping"][i], np.int64).reshape(-1, 2)
+            offsets[np.array(encoded["special_tokens_mask"][i], bool)] = -1
+            tokens = _first_tokens(example.words, offsets)
+            cut = bool(encoded.encodings[i].overflowing)
+            counts["truncated"] += cut
+            counts["lost_supervised" if cut else "unaligned"] += (tokens < 0).any() if cut else (tokens < 0).sum()
+            row_labels = np.full(len(ids), IGNORED, np.int32)
+            aligned = tokens >= 0
+            row_labels[tokens[aligned]] = np.array([number[tag] for tag in example.tags], np.int32)[aligned]
+            row = TagRow(ids, row_labels)
+            if row.supervised:
+                rows.append(row)
+            else:
+                counts["dropped"] += 1
+    return rows
+
+
+def _first_tokens(words: Sequence[str], offsets: np.ndarray) -> np.ndarray:
+    """Return the first token of each word, -1 where none is its own: words are joined by single spaces."""
+    found, begin, used = np.full(len(words), -1), 0, -1
+    for number, word in enumerate(words):
+        inside = np.flatnonzero((offsets[:, 1] > begin) & (offsets[:, 0] < begin + len(word)))
+        inside = inside[inside > used]
+        if len(inside):
+            found[number] = used = int(inside[0])
+        begin += len(word) + 1
+    return found
+
+
+def check_room(tokenizer: Any, max_length: int, *, paired: bool) -> None:
+    """Raise DataError where a limit leaves no text beside the tokenizer's special tokens."""
+    if max_length <= (special := tokenizer.num_special_tokens_to_add(pair=paired)):
+        raise DataError(f"data.max_length: {max_length} leaves no room beside {special} special tokens")
 
 
 def check_tokenizer(tokenizer: Any) -> None:

@@ -5,18 +5,14 @@ from __future__ import annotations
 from itertools import groupby
 from typing import Any
 
-from peftlab.data.tokens import TokenRow
-from peftlab.loss import IGNORED
+from peftlab.data.tokens import PositionRow, TokenRow
 from peftlab.reports import RowView, Span
 
 
 def view_row(row: TokenRow, tokenizer: Any, labels: list[str] | None = None) -> RowView:
     """Return a row as spans of tokens that are, or are not, supervised; of a classified row its label."""
-    if isinstance(row.labels, int):
-        supervised, label = [False] * len(row.input_ids), labels[row.labels] if labels else str(row.labels)
-    else:
-        # The first token of a row is never predicted, whatever its label.
-        supervised, label = [i > 0 and value != IGNORED for i, value in enumerate(row.labels)], None
+    supervised = row.supervised_tokens.tolist()
+    label = None if isinstance(row, PositionRow) else labels[row.labels] if labels else str(row.labels)
     spans = [
         _view_span([int(row.input_ids[i]) for i in places], marked, tokenizer)
         for marked, places in groupby(range(len(supervised)), key=supervised.__getitem__)

@@ -1,0 +1,128 @@
+"""Which rows each optimiser step takes, on every process, and their batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import torch
+
+from peftlab.data.batches import collate, rows_for_micro_batch
+from peftlab.data.tokens import TokenRow
+from peftlab.errors import StorageError
+
+Batch = dict[str, torch.Tensor]
+
+
+class StepCount(NamedTuple):
+    """What a whole step has on all processes: targets, which its loss is a mean over, and tokens."""
+
+    targets: int
+    tokens: int
+
+
+class Rows(Protocol):
+    """The rows of a training: what each step takes. Steps count from 1."""
+
+    @property
+    def per_step(self) -> int:
+        """Rows of one step on all processes."""
+
+    def batches(self, step: int) -> list[Batch]:
+        """Return the micro-batches of this process, on the CPU."""
+
+    def count(self, step: int) -> StepCount:
+        """Return the targets and tokens of the step on all processes, without communication."""
+
+    def numbers(self, step: int) -> list[list[int]]:
+        """Return which training rows each micro-batch of this process holds."""
+
+    def state(self) -> dict[str, Any]:
+        """Return what a resumed run needs to take the same rows, as plain values."""
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Put a state back. Raises StorageError if it belongs to other rows."""
+
+
+@dataclass
+class ShuffledRows:
+    """Rows in a new order each epoch: a pure function of seed, step, micro-batch and process.
+
+    `rows` are all tokenised training rows; every process holds all of them, so that the number of targets of a
+    step on all processes is known without communication.
+    """
+
+    rows: Sequence[TokenRow]
+    pad_id: int
+    batch_size: int
+    accumulation: int
+    process: int
+    processes: int
+    seed: int
+
+    @property
+    def per_step(self) -> int:
+        return self.batch_size * self.accumulation * self.processes
+
+    def batches(self, step: int) -> list[Batch]:
+        return [collate([self.rows[i] for i in numbers], self.pad_id) for numbers in self.numbers(step)]
+
+    def count(self, step: int) -> StepCount:
+        micros = ((micro, process) for micro in range(self.accumulation) for process in range(self.processes))
+        rows = [self.rows[i] for micro, process in micros for i in self.indices(step, micro, process)]
+        return StepCount(sum(row.supervised for row in rows), sum(len(row.input_ids) for row in rows))
+
+    def numbers(self, step: int) -> list[list[int]]:
+        return [self.indices(step, micro, self.process) for micro in range(self.accumulation)]
+
+    def indices(self, step: int, micro: int, process: int) -> list[int]:
+        """Return the rows of one micro-batch of one process."""
+        return rows_for_micro_batch(
+            step - 1,
+            micro,
+            batch_size=self.batch_size,
+            accumulation=self.accumulation,
+            process=process,
+            processes=self.processes,
+            seed=self.seed,
+            n=len(self.rows),
+        )
+
+    def state(self) -> dict[str, Any]:
+        return {"order": "shuffled", "seed": self.seed, "rows": len(self.rows)}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        if state != self.state():
+            raise StorageError(f"the checkpoint was written with another order of rows: {state}, here {self.state()}")
+
+
+class BatchesAhead:
+    """Collates the next step's batches in a thread while the present step computes.
+
+    `stage` is applied to each batch there (pinning, for a CUDA device). Steps must be taken in order.
+    """
+
+    def __init__(self, rows: Rows, last_step: int, stage: Callable[[Batch], Batch]):
+        self.rows, self.last_step, self.stage = rows, last_step, stage
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="collate")
+        self._next: tuple[int, Future[list[Batch]]] | None = None
+
+    def __enter__(self) -> BatchesAhead:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def take(self, step: int) -> list[Batch]:
+        """Return the batches of `step`, and begin those of the next one."""
+        if self._next is not None and self._next[0] == step:
+            batches = self._next[1].result()
+        else:
+            batches = self._collate(step)
+        self._next = (step + 1, self._pool.submit(self._collate, step + 1)) if step < self.last_step else None
+        return batches
+
+    def _collate(self, step: int) -> list[Batch]:
+        return [self.stage(batch) for batch in self.rows.batches(step)]

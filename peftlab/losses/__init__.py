@@ -1,0 +1,1 @@
+"""Losses: what training minimises and evaluation reports, one class for each way of computing it."""

@@ -1,0 +1,34 @@
+"""What a loss is: its total over a batch, and its part on every row."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+Batch = Mapping[str, torch.Tensor]
+
+
+class RowLosses(NamedTuple):
+    """Row by row: the summed loss, (rows,) in float32; the likeliest class at every target, (targets,) or None."""
+
+    losses: torch.Tensor
+    predictions: torch.Tensor | None = None
+
+
+class Loss(ABC):
+    """Computes a model's loss on batches as `data.batches.collate` makes them.
+
+    Both methods call `model` once. Neither waits for the device.
+    """
+
+    @abstractmethod
+    def total(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+        """Return the loss summed over the batch's targets (float32 scalar with a gradient)."""
+
+    @abstractmethod
+    def rows(self, model: nn.Module, batch: Batch, counts: Sequence[int]) -> RowLosses:
+        """Return each row's part of the total; `counts` says how many of the batch's targets are a row's, in order."""

@@ -1,0 +1,63 @@
+"""Cross-entropy, of supervised positions or of whole rows, computed in float32 whatever the logits' type."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from peftlab.data.tokens import POSITIONS, TARGETS
+from peftlab.losses.base import Batch, Loss, RowLosses
+from peftlab.losses.selection import selected_before, take_positions
+
+
+class CrossEntropy(Loss):
+    """Cross-entropy of the logits that `scores` returns."""
+
+    predicts = True
+    """Whether `rows` also returns the likeliest class at every target."""
+
+    @abstractmethod
+    def scores(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+        """Return logits (targets, classes) in the model's own type."""
+
+    def total(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+        return functional.cross_entropy(self.scores(model, batch).float(), batch[TARGETS], reduction="sum")
+
+    def rows(self, model: nn.Module, batch: Batch, counts: Sequence[int]) -> RowLosses:
+        scores = self.scores(model, batch)
+        losses = functional.cross_entropy(scores.float(), batch[TARGETS], reduction="none")
+        sums = torch.stack([row.sum() for row in losses.split(list(counts))])
+        return RowLosses(sums, scores.argmax(-1) if self.predicts else None)
+
+
+class RowCrossEntropy(CrossEntropy):
+    """One target a row, as in sequence classification."""
+
+    def scores(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+        return model(**inputs_of(batch)).logits
+
+
+class PositionCrossEntropy(CrossEntropy):
+    """One target at each of the batch's `positions`: next tokens, or tags.
+
+    `head` is the module before which the positions are selected; without one, or where a model does not pass it
+    hidden states of all positions, they are selected among the logits.
+    """
+
+    def __init__(self, head: nn.Module | None = None, predicts: bool = True):
+        self.head, self.predicts = head, predicts
+
+    def scores(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+        positions, length = batch[POSITIONS], batch["input_ids"].shape[1]
+        with selected_before(self.head, positions, length):
+            logits = model(**inputs_of(batch)).logits
+        return logits if logits.dim() == 2 else take_positions(logits, positions, length)
+
+
+def inputs_of(batch: Batch) -> dict[str, torch.Tensor]:
+    """Return what of a batch goes into the model."""
+    return {name: value for name, value in batch.items() if name not in (POSITIONS, TARGETS)}

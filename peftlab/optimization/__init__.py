@@ -1,0 +1,1 @@
+"""Optimisation: one optimiser step, its checks, the schedule."""

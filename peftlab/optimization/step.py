@@ -1,0 +1,91 @@
+"""One optimiser step: the training loop's, the trial's before it, and the one that the memory plan traces."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from peftlab.losses.base import Loss
+from peftlab.world.base import World
+
+Batch = dict[str, torch.Tensor]
+
+
+@dataclass
+class Stepper:
+    """What a step works with. `model` is the one that `world.prepare` returned, `clip` the largest gradient norm.
+
+    `foreach` is passed to the clipping: None lets torch choose by the tensors' device.
+    """
+
+    world: World
+    model: nn.Module
+    loss: Loss
+    optimizer: torch.optim.Optimizer
+    precision: torch.dtype
+    clip: float | None
+    scaler: torch.amp.GradScaler
+    foreach: bool | None
+
+
+class StepResult(NamedTuple):
+    """A step's losses by micro-batch, each a share of the step's mean, and the gradient norm before clipping."""
+
+    losses: torch.Tensor
+    norm: torch.Tensor
+
+
+def optimizer_step(
+    parts: Stepper,
+    batches: Sequence[Batch],
+    targets: int,
+    *,
+    before_update: Callable[[StepResult], object] = lambda result: None,
+    mark: Callable[[str], object] = lambda place: None,
+) -> StepResult:
+    """Step once on the micro-batches of this process.
+
+    The loss is the sum over all targets, divided by `targets`, the number on all processes and micro-batches, so
+    that neither accumulation nor the number of processes changes the gradients. `before_update` sees the clipped
+    gradients and may raise; `mark` is called at the places `loss`, `clip` and `step`. Does not wait for the device.
+    """
+    losses = []
+    for batch in batches:
+        last = len(losses) == len(batches) - 1
+        with contextlib.nullcontext() if last else parts.world.accumulating(parts.model):
+            losses.append(_backward(parts, parts.world.move(batch), targets, mark))
+    mark("clip")
+    result = StepResult(torch.stack(losses), clip_gradients(parts))
+    before_update(result)
+    mark("step")
+    parts.scaler.step(parts.optimizer)
+    parts.scaler.update()
+    parts.optimizer.zero_grad(set_to_none=True)
+    return result
+
+
+def _backward(parts: Stepper, batch: Batch, targets: int, mark: Callable[[str], object]) -> torch.Tensor:
+    with parts.world.autocast(parts.precision):
+        total = parts.loss.total(parts.model, batch)
+    share = total / targets
+    mark("loss")
+    parts.scaler.scale(share * parts.world.gradient_factor).backward()
+    return share.detach()
+
+
+def clip_gradients(parts: Stepper) -> torch.Tensor:
+    """Clip to the norm `clip`, if any, and return the norm before that."""
+    parts.scaler.unscale_(parts.optimizer)
+    parameters = [p for group in parts.optimizer.param_groups for p in group["params"]]
+    limit = float("inf") if parts.clip is None else parts.clip
+    return torch.nn.utils.clip_grad_norm_(parameters, limit, foreach=parts.foreach)
+
+
+def open_scaler(precision: torch.dtype, device: torch.device) -> torch.amp.GradScaler:
+    """Return the gradient scaler that float16 needs; a switched-off one for other types."""
+    return torch.amp.GradScaler(device.type, enabled=precision == torch.float16)

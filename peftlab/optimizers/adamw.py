@@ -1,0 +1,86 @@
+"""AdamW (https://arxiv.org/abs/1711.05101): torch's, or bitsandbytes' with states in 8 bits or in pages."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from peftlab.errors import MissingRequirementError
+from peftlab.optimizers.base import Groups, Optimizer, StateTensor
+
+if TYPE_CHECKING:
+    import torch
+
+# Below these sizes bitsandbytes keeps a tensor's moments in 32 bits, and on the device.
+SMALLEST_8BIT, SMALLEST_PAGED = 4096, 100_000
+STATE_BLOCK = 256
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
+class AdamW(Optimizer):
+    title: ClassVar[str] = "AdamW"
+
+    type: Literal["adamw"] = "adamw"
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
+    """Decay of the running means of the gradient and of its square."""
+    eps: float = Field(1e-8, gt=0)
+    """Added to the denominator."""
+    bits: Literal[32, 8] = 32
+    """Bits of the moments: 8 uses bitsandbytes (CUDA)."""
+    paged: bool = False
+    """Keep large moments in pages that can move to the host when the device is full (bitsandbytes, CUDA)."""
+
+    @property
+    def needs_cuda(self) -> bool:
+        return self.bits == 8 or self.paged
+
+    def build(self, groups: Groups, learning_rate: float, device: torch.device) -> torch.optim.Optimizer:
+        """Return the optimiser. Raises MissingRequirementError for bitsandbytes' away from CUDA."""
+        import torch
+
+        settings = {"lr": learning_rate, "betas": self.betas, "eps": self.eps}
+        if not self.needs_cuda:
+            return torch.optim.AdamW(groups, **settings, fused=device.type == "cuda")
+        if device.type != "cuda":
+            raise MissingRequirementError(
+                f"training.optimizer: {self.variant} needs CUDA; on {device.type} use bits: 32 and paged: false"
+            )
+        import bitsandbytes
+
+        kinds = {
+            (8, False): bitsandbytes.optim.AdamW8bit,
+            (32, True): bitsandbytes.optim.PagedAdamW,
+            (8, True): bitsandbytes.optim.PagedAdamW8bit,
+        }
+        return kinds[self.bits, self.paged](groups, **settings)
+
+    @property
+    def variant(self) -> str:
+        """The short name: adamw, adamw_8bit, paged_adamw, paged_adamw_8bit."""
+        return f"{'paged_' if self.paged else ''}adamw{'_8bit' if self.bits == 8 else ''}"
+
+    def state_tensors(self, count: int) -> dict[str, StateTensor]:
+        if not self.needs_cuda:
+            return {"step": StateTensor(1, "float32")} | {
+                name: StateTensor(count, "float32") for name in ("exp_avg", "exp_avg_sq")
+            }
+        small = count < SMALLEST_8BIT or self.bits == 32
+        states = {}
+        if not (self.paged and count >= SMALLEST_PAGED):
+            dtype = "float32" if small else "uint8"
+            states |= {name: StateTensor(count, dtype) for name in ("state1", "state2")}
+        if not small:
+            blocks = -(-count // STATE_BLOCK)
+            states |= {name: StateTensor(blocks, "float32") for name in ("absmax1", "absmax2")}
+        return states or {"step": StateTensor(1, "float32")}
+
+    def plan(self, groups: Groups, device_type: str) -> torch.optim.Optimizer:
+        import torch
+
+        from peftlab.optimization.planned import PlannedStates
+
+        if self.needs_cuda:
+            return PlannedStates(groups, self)
+        # CUDA's fused step needs no scratch space; the CPU's own is foreach's or a loop's.
+        return torch.optim.AdamW(groups, fused=device_type == "cuda" or None)

@@ -1,0 +1,26 @@
+"""Text fields that name an entry of a registry: checked like a Literal, but open to what is registered later."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from pydantic_core import PydanticCustomError, core_schema
+
+
+class OneOf:
+    """Annotation of a text that must be one of the names that `names` returns when it is checked."""
+
+    def __init__(self, names: Callable[[], Iterable[str]]):
+        self.names = names
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Callable[[Any], Any]) -> Any:
+        return core_schema.no_info_after_validator_function(self._check, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: Any, handler: Callable[[Any], Any]) -> dict[str, Any]:
+        return {"type": "string", "enum": list(self.names())}
+
+    def _check(self, value: str) -> str:
+        if value not in self.names():
+            raise PydanticCustomError("literal_error", "Input should be one of the known names")
+        return value

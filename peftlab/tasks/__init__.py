@@ -1,0 +1,43 @@
+"""The registry of tasks: one line each."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from peftlab.tasks.base import Task
+from peftlab.tasks.causal_lm import CausalLM
+from peftlab.tasks.formats import Format
+from peftlab.tasks.sequence_classification import SequenceClassification
+from peftlab.tasks.token_classification import TokenClassification
+
+if TYPE_CHECKING:
+    from torch import nn
+
+TASKS: dict[str, Task] = {task.name: task for task in (CausalLM(), SequenceClassification(), TokenClassification())}
+
+DEFAULT_TASK = "causal-lm"
+
+__all__ = ["DEFAULT_TASK", "TASKS", "Format", "Task", "find_format", "list_formats", "task_of", "tasks_taking"]
+
+
+def list_formats() -> list[str]:
+    """Return the names of all formats of rows."""
+    return list(dict.fromkeys(one.name for task in TASKS.values() for one in task.formats))
+
+
+def find_format(name: str) -> Format:
+    """Return the format of this name. Raises KeyError."""
+    return {one.name: one for task in TASKS.values() for one in task.formats}[name]
+
+
+def tasks_taking(format_name: str) -> list[str]:
+    """Return the names of the tasks whose rows can have this format."""
+    return [task.name for task in TASKS.values() if task.takes(format_name)]
+
+
+def task_of(model: nn.Module) -> Task:
+    """Return the task that a transformers model is built for, by its class; causal language modelling by default."""
+    from peftlab.parameters.trainable import find_base
+
+    name = type(find_base(model)[1]).__name__
+    return next((task for task in TASKS.values() if task.model_suffix in name), TASKS[DEFAULT_TASK])

@@ -1,0 +1,88 @@
+"""What a task is: the model class, the rows, the loss and the metrics that belong together."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from peftlab.tasks.formats import Example, Format
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedConfig
+
+    from peftlab.data.tokens import TokenRow
+    from peftlab.losses.base import Loss
+
+
+class Task(ABC):
+    """A task. Its subclass is one file and one line of `TASKS`; nothing else knows a task by its name.
+
+    `auto_class` is the transformers class that builds the model, `model_suffix` what the names of such models' own
+    classes contain, `peft_type` PEFT's name of the task, `head_names` the modules that PEFT saves as its head.
+    `row_columns` names the whole numbers that `score_row` returns of a held-out row.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    auto_class: ClassVar[str]
+    model_suffix: ClassVar[str]
+    peft_type: ClassVar[str]
+    formats: ClassVar[tuple[Format, ...]]
+    metrics: ClassVar[tuple[str, ...]]
+    default_metric: ClassVar[str] = "loss"
+    head_names: ClassVar[tuple[str, ...]] = ()
+    generates: ClassVar[bool] = False
+    has_labels: ClassVar[bool] = False
+    row_columns: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def default_format(self) -> Format:
+        return self.formats[0]
+
+    def takes(self, format_name: str) -> bool:
+        return any(one.name == format_name for one in self.formats)
+
+    @property
+    @abstractmethod
+    def row_class(self) -> type[TokenRow]:
+        """The kind of tokenised rows."""
+
+    @abstractmethod
+    def loss(self, model: nn.Module) -> Loss:
+        """Return the loss that training minimises on `model`."""
+
+    @abstractmethod
+    def tokenise(
+        self,
+        examples: Sequence[Example],
+        labels: Sequence[str] | None,
+        tokenizer: Any,
+        max_length: int,
+        counts: Counter,
+    ) -> list[TokenRow]:
+        """Return the examples' rows; `counts` gains what was cut and dropped. Raises DataError."""
+
+    def labels_of(self, example: Example) -> Iterable[str]:
+        """Return the labels of one example; only where the task `has_labels`."""
+        return ()
+
+    def list_labels(self, examples: Sequence[Example]) -> list[str] | None:
+        """Return the classes in the order of their numbers; None for a task without classes."""
+        return None
+
+    def fit_config(self, config: PreTrainedConfig, labels: Sequence[str] | None) -> None:
+        """Give a model's configuration what the task needs, such as the classes of its head."""
+
+    def score_row(self, row: TokenRow, predictions: Sequence[int], labels: Sequence[str] | None) -> tuple[int, ...]:
+        """Return the row's `row_columns` from the likeliest class at each of its targets."""
+        return ()
+
+
+def name_classes(config: PreTrainedConfig, labels: Sequence[str] | None) -> None:
+    """Enter the classes of a head into a model's configuration."""
+    if labels is not None:
+        config.id2label = dict(enumerate(labels))
+        config.label2id = {label: index for index, label in enumerate(labels)}

@@ -1,0 +1,51 @@
+"""Causal language modelling: predict the next token of texts, answers and chats."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from peftlab.tasks.base import Task
+from peftlab.tasks.formats import CHAT, COMPLETION, TEXT, Example
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from peftlab.data.tokens import TokenRow
+    from peftlab.losses.base import Loss
+
+
+class CausalLM(Task):
+    name: ClassVar[str] = "causal-lm"
+    title: ClassVar[str] = "causal language modelling"
+    auto_class: ClassVar[str] = "AutoModelForCausalLM"
+    model_suffix: ClassVar[str] = "ForCausalLM"
+    peft_type: ClassVar[str] = "CAUSAL_LM"
+    formats = (COMPLETION, TEXT, CHAT)
+    metrics = ("loss", "perplexity", "exact_match", "bleu", "rouge")
+    generates: ClassVar[bool] = True
+
+    @property
+    def row_class(self) -> type[TokenRow]:
+        from peftlab.data.tokens import TextRow
+
+        return TextRow
+
+    def loss(self, model: nn.Module) -> Loss:
+        from peftlab.losses.cross_entropy import PositionCrossEntropy
+        from peftlab.losses.selection import find_head
+
+        return PositionCrossEntropy(find_head(model), predicts=False)
+
+    def tokenise(
+        self,
+        examples: Sequence[Example],
+        labels: Sequence[str] | None,
+        tokenizer: Any,
+        max_length: int,
+        counts: Counter,
+    ) -> list[TokenRow]:
+        from peftlab.data.tokens import tokenise_texts
+
+        return tokenise_texts(examples, tokenizer, max_length, counts)

@@ -1,0 +1,124 @@
+"""What a row of a data source can be: the columns that it is read from, and the example that they make."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from peftlab.errors import one_line
+
+DEEPEST_MESSAGE = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    prompt: str
+    completion: str
+
+
+@dataclass(frozen=True, slots=True)
+class Chat:
+    messages: list[dict[str, Any]]
+
+
+Example = Any
+"""One row before any tokenizer: a frozen dataclass whose fields are its format's roles."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """A kind of rows. `roles` maps each field of `example` to the function that reads its cell, or raises ValueError.
+
+    `template_role` is the role that `data.template` can make; where there is none, `template_refusal` says what to
+    do instead. `prompts` tells whether a row has a prompt and an answer that generated text can be compared with.
+    """
+
+    name: str
+    title: str
+    example: type
+    roles: Mapping[str, Callable[[Any], Any]]
+    optional: frozenset[str] = frozenset()
+    template_role: str | None = None
+    template_refusal: str = ""
+    prompts: bool = False
+    remedy: str = "check which column is which"
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+
+
+def as_text(value: Any) -> str:
+    """Return a cell as text. Raises ValueError."""
+    if not isinstance(value, str | int | float) or isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"needs text, not {type(value).__name__}{' inf' if isinstance(value, float) else ''}")
+    text = str(value)
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # JSON can write half of a surrogate pair, which no tokenizer takes
+        place = f"({text[error.start]!r}) at position {error.start}"
+        raise ValueError(f"contains half of a surrogate pair {place}, which is not a character") from None
+    return text
+
+
+def as_label(value: Any) -> str:
+    """Return a cell as the name of a class. Raises ValueError."""
+    if not isinstance(value, str | int):
+        raise ValueError(f"a label is a text or a whole number, not {type(value).__name__} {one_line(value, 60)}")
+    return as_text(value).strip()
+
+
+def as_messages(value: Any) -> list[dict[str, Any]]:
+    """Return a cell as the messages of a chat. Raises ValueError."""
+    if not isinstance(value, list):
+        raise ValueError(f"needs a list of messages {{role, content}}, not {type(value).__name__}")
+    for message in value:
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+            raise ValueError("each message needs a role and a content")
+        if not isinstance(message.get("content"), str):
+            raise ValueError(f"the content of a {message['role']!r} message must be text")
+        as_text(message["role"])
+        as_text(message["content"])
+    if _depth(value) > DEEPEST_MESSAGE:
+        raise ValueError(f"messages are nested deeper than {DEEPEST_MESSAGE} levels")
+    return value
+
+
+def as_texts(value: Any) -> list[str]:
+    """Return a cell as a list of texts. Raises ValueError."""
+    if not isinstance(value, list):
+        raise ValueError(f"needs a list of texts, not {type(value).__name__}")
+    return [as_text(item) for item in value]
+
+
+def _depth(value: Any) -> int:
+    """Return how deep lists and objects are nested, without recursion."""
+    depth, level = 0, [value]
+    while level := [item for item in level if isinstance(item, list | dict)]:
+        depth += 1
+        level = [inner for item in level for inner in (item.values() if isinstance(item, dict) else item)]
+    return depth
+
+
+TEXT = Format("text", "running text", Text, {"text": as_text}, template_role="text")
+COMPLETION = Format(
+    "completion",
+    "prompt and completion",
+    Completion,
+    {"prompt": as_text, "completion": as_text},
+    template_role="prompt",
+    prompts=True,
+)
+CHAT = Format(
+    "chat",
+    "messages",
+    Chat,
+    {"messages": as_messages},
+    template_refusal="format chat uses the model's own chat template; remove this one",
+    prompts=True,
+    remedy="check the roles: only `assistant` turns are learned",
+)

@@ -1,0 +1,115 @@
+"""Token classification: a tag for every word, such as the names in a text (BIO tags)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from peftlab.tasks.base import Task, name_classes
+from peftlab.tasks.formats import Example, Format, as_texts
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedConfig
+
+    from peftlab.data.tokens import TokenRow
+    from peftlab.losses.base import Loss
+
+OUTSIDE = "O"
+Span = tuple[str, int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Tagged:
+    """A text as words, and as many tags."""
+
+    words: list[str]
+    tags: list[str]
+
+    def __post_init__(self):
+        if len(self.words) != len(self.tags):
+            raise ValueError(f"has {len(self.words)} words and {len(self.tags)} tags; give every word one tag")
+
+
+TOKENS = Format(
+    "tokens",
+    "words and their tags",
+    Tagged,
+    {"words": as_texts, "tags": as_texts},
+    template_refusal="format tokens takes the words as they are; remove the template",
+)
+
+
+class TokenClassification(Task):
+    """The tag of a word is predicted at its first token; its other tokens are not supervised."""
+
+    name: ClassVar[str] = "token-classification"
+    title: ClassVar[str] = "token classification"
+    auto_class: ClassVar[str] = "AutoModelForTokenClassification"
+    model_suffix: ClassVar[str] = "ForTokenClassification"
+    peft_type: ClassVar[str] = "TOKEN_CLS"
+    formats = (TOKENS,)
+    metrics = ("loss", "span_f1", "span_precision", "span_recall")
+    default_metric: ClassVar[str] = "span_f1"
+    head_names = ("classifier", "score")
+    has_labels: ClassVar[bool] = True
+    row_columns = ("span_hits", "span_predicted", "span_true")
+
+    @property
+    def row_class(self) -> type[TokenRow]:
+        from peftlab.data.tokens import TagRow
+
+        return TagRow
+
+    def loss(self, model: nn.Module) -> Loss:
+        from peftlab.losses.cross_entropy import PositionCrossEntropy
+
+        return PositionCrossEntropy()
+
+    def tokenise(
+        self,
+        examples: Sequence[Example],
+        labels: Sequence[str] | None,
+        tokenizer: Any,
+        max_length: int,
+        counts: Counter,
+    ) -> list[TokenRow]:
+        from peftlab.data.tokens import tokenise_tagged
+
+        return tokenise_tagged(examples, labels or (), tokenizer, max_length, counts)
+
+    def labels_of(self, example: Example) -> Iterable[str]:
+        return example.tags
+
+    def list_labels(self, examples: Sequence[Example]) -> list[str]:
+        """Return the tags that occur, the one outside of all spans first, then alphabetically."""
+        return sorted({tag for example in examples for tag in example.tags}, key=lambda tag: (tag != OUTSIDE, tag))
+
+    def fit_config(self, config: PreTrainedConfig, labels: Sequence[str] | None) -> None:
+        name_classes(config, labels)
+
+    def score_row(self, row: TokenRow, predictions: Sequence[int], labels: Sequence[str] | None) -> tuple[int, ...]:
+        assert labels is not None, "a task with labels lists them"
+        true = find_spans([labels[number] for number in row.labels[row.supervised_tokens]])
+        predicted = find_spans([labels[number] for number in predictions])
+        return len(true & predicted), len(predicted), len(true)
+
+
+def find_spans(tags: Sequence[str]) -> set[Span]:
+    """Return (kind, first word, word after the last) of every span in a row of BIO tags.
+
+    A span begins at `B-kind`, and at an `I-kind` that continues no span of its kind, as in CoNLL-2000's evaluation.
+    A tag without a prefix, other than `O`, is a span of its own kind together with equal neighbours.
+    """
+    spans: set[Span] = set()
+    begun: tuple[str, int] | None = None
+    for place, tag in enumerate([*tags, OUTSIDE]):
+        prefix, _, kind = tag.partition("-") if tag[:2] in ("B-", "I-") else ("I", "", tag)
+        if begun is not None and (prefix == "B" or kind != begun[0]):
+            spans.add((*begun, place))
+            begun = None
+        if begun is None and tag != OUTSIDE:
+            begun = kind, place
+    return spans
