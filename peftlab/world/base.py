@@ -1,0 +1,129 @@
+"""One process of a run: its device, its place among the run's processes, and what it exchanges with them.
+
+To add a strategy: subclass `World` in a file beside this one and enter the class into `open.STRATEGIES`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, TypeVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch import nn
+
+from peftlab.world import hardware
+from peftlab.world.dtypes import autocast
+
+Item = TypeVar("Item")
+
+
+class Tracker(Protocol):
+    """Sends a run's numbers to a service or a folder."""
+
+    name: str
+
+    def log(self, values: dict[str, float], *, step: int) -> Any: ...
+
+    def finish(self) -> Any: ...
+
+
+class World(ABC):
+    """A strategy for training on one or several devices. Every process of a launch has its own, on one device.
+
+    Methods that exchange something must be called by all processes at the same point. `notes` are lines about the
+    launch that a user should see.
+    """
+
+    strategy: ClassVar[str]
+
+    def __init__(self, accelerator: Accelerator, notes: Sequence[str] = ()):
+        self._accelerator = accelerator
+        self.notes = tuple(notes)
+        self.device: torch.device = accelerator.device
+        self.processes: int = accelerator.num_processes
+        self.process: int = accelerator.process_index
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes the run's files."""
+        return self.process == 0
+
+    @property
+    @abstractmethod
+    def gradient_factor(self) -> float:
+        """What a loss is multiplied by before its gradient is taken.
+
+        The loss is already divided by the count of all processes; the factor makes the exchanged gradient the sum
+        over processes.
+        """
+
+    @abstractmethod
+    def prepare(self, model: nn.Module) -> nn.Module:
+        """Return `model` on this process's device, wrapped for training by this strategy."""
+
+    @abstractmethod
+    def accumulating(self, model: nn.Module) -> AbstractContextManager[None]:
+        """Return a context in which backward passes of a prepared model exchange no gradients."""
+
+    @abstractmethod
+    def gather(self, items: list[Item]) -> list[Item]:
+        """Return the items of all processes, in the order of processes."""
+
+    @abstractmethod
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return the sum of all processes' tensors of one shape."""
+
+    @abstractmethod
+    def wait(self) -> None:
+        """Wait until every process is here."""
+
+    @property
+    @abstractmethod
+    def sharing(self) -> int:
+        """Return the number of processes that share the memory of this process's device."""
+
+    def highest(self, number: int) -> int:
+        """Return the highest of all processes' numbers."""
+        return max(self.gather([number]))
+
+    def autocast(self, precision: torch.dtype) -> AbstractContextManager:
+        """Return a context that computes in `precision` on this device; none is needed for float32."""
+        return autocast(precision, self.device)
+
+    def move(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Return the batch on this device; a copy from pinned memory does not wait."""
+        return {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
+
+    def synchronize(self) -> None:
+        """Wait for the device's queue, so that a clock that is read next is right."""
+        hardware.synchronize(self.device)
+
+    def free_bytes(self) -> int:
+        """Return the memory that this process can count on now: what its device has free, shared evenly."""
+        return hardware.free_bytes(self.device) // self.sharing
+
+    def seed(self, number: int) -> None:
+        """Seed every generator of this process, its devices' included."""
+        set_seed(number)
+
+    def open_trackers(self, names: Sequence[Any], project: str, folder: Path) -> list[Tracker]:
+        """Return the trackers of these names, started for `project`, which write under `folder`.
+
+        Empty on all processes but the main one. Raises what the tracker's library raises.
+        """
+        if not names or not self.is_main:
+            return []
+        opener = Accelerator(
+            cpu=self.device.type == "cpu", mixed_precision="no", log_with=list(names), project_dir=str(folder)
+        )
+        opener.init_trackers(project)
+        return list(opener.trackers)
+
+    def close(self) -> None:
+        """Leave the other processes: nothing can be exchanged after this."""
+        self._accelerator.state.destroy_process_group()

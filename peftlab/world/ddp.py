@@ -1,0 +1,38 @@
+"""Data parallel: every process has the whole model and its own rows, and gradients are averaged over processes."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+
+import torch
+from accelerate.utils import gather_object
+from torch import nn
+
+from peftlab.world.base import Item, World
+
+
+class Ddp(World):
+    strategy = "ddp"
+
+    @property
+    def gradient_factor(self) -> float:
+        return float(self.processes)  # DDP averages, and the gradient of a step is a sum
+
+    @property
+    def sharing(self) -> int:
+        return 1 if self.device.type == "cuda" else self.processes
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        return self._accelerator.prepare_model(model)
+
+    def accumulating(self, model: nn.Module) -> AbstractContextManager[None]:
+        return self._accelerator.no_sync(model)
+
+    def gather(self, items: list[Item]) -> list[Item]:
+        return gather_object(items)
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        return self._accelerator.reduce(tensor, "sum")
+
+    def wait(self) -> None:
+        self._accelerator.wait_for_everyone()

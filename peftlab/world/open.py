@@ -1,0 +1,67 @@
+"""Opens this process's world: the strategy of the launch, refused in one line where there is none for it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Mapping
+
+from accelerate import Accelerator
+from accelerate.tracking import filter_trackers
+
+from peftlab.errors import MissingRequirementError, UsageError
+from peftlab.world.base import World
+from peftlab.world.ddp import Ddp
+from peftlab.world.hardware import pick_device
+from peftlab.world.request import is_alone_in_a_launch, requested_strategy
+from peftlab.world.single import Single
+
+STRATEGIES: dict[str, type[World]] = {world.strategy: world for world in (Single, Ddp)}
+
+ALONE = (
+    "the launcher was asked for several processes and started one (accelerate does that with --cpu); "
+    "for several on the CPU give it distributed_type MULTI_GPU and use_cpu true in a configuration file"
+)
+
+
+def open_world(device: str) -> World:
+    """Return this process's world for `auto`, `cpu` or `cuda`; joins the other processes of the launch.
+
+    Raises UsageError for a strategy that is not supported and MissingRequirementError for a device that is not here.
+    """
+    refuse_unsupported(os.environ)
+    request = requested_strategy(os.environ)
+    # The training step does its own autocast, so that logits are not copied to float32.
+    accelerator = Accelerator(cpu=pick_device(device).type == "cpu", mixed_precision="no")
+    kind = str(accelerator.distributed_type.value)
+    if request is None and kind not in ("NO", "MULTI_CPU", "MULTI_GPU"):
+        raise UsageError(unsupported(kind, "this machine"))
+    strategy = request.strategy if request else "ddp" if accelerator.num_processes > 1 else "single"
+    return STRATEGIES[strategy](accelerator, (ALONE,) if is_alone_in_a_launch(os.environ) else ())
+
+
+def refuse_unsupported(environment: Mapping[str, str] = os.environ) -> None:
+    """Raise UsageError if the launch asks for a strategy that is not in `STRATEGIES`.
+
+    It is an error of usage and not of a missing requirement: nothing can be installed, the launch must change.
+    """
+    request = requested_strategy(environment)
+    if request is not None and request.strategy not in STRATEGIES:
+        raise UsageError(unsupported(request.title, request.variable))
+
+
+def unsupported(title: str, place: str) -> str:
+    """Return the line that refuses a strategy asked for by `place`."""
+    return (
+        f"{place} asks for {title}, which peftlab does not support; it trains on one device, or data parallel (DDP) "
+        "on several: use a launcher configuration with distributed_type NO or MULTI_GPU"
+    )
+
+
+def refuse_missing_trackers(names: Collection[str]) -> None:
+    """Raise MissingRequirementError for a tracker that is unknown, or whose library is not installed."""
+    try:
+        found = filter_trackers(list(names), logging_dir="-")
+    except ValueError as error:
+        raise MissingRequirementError(f"run.trackers: {error}") from None
+    if missing := sorted(set(names) - {str(tracker) for tracker in found}):
+        raise MissingRequirementError(f"run.trackers: {', '.join(missing)} is not installed; pip install it")

@@ -1,0 +1,64 @@
+"""What the launcher asks for in the environment: a strategy, and a number of processes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+PARALLEL = "PARALLELISM_CONFIG_"
+# What each size of accelerate's parallelism config divides, and the strategy that this makes.
+PARALLELISMS = {
+    "DP_SHARD_SIZE": ("fsdp2", "sharded data parallel"),
+    "TP_SIZE": ("tensor", "tensor parallel"),
+    "CP_SIZE": ("context", "context parallel"),
+    "SP_SIZE": ("sequence", "sequence parallel"),
+}
+
+
+@dataclass(frozen=True)
+class Request:
+    """A strategy by name, its name in the field, and the variable that asks for it."""
+
+    strategy: str
+    title: str
+    variable: str
+
+
+def requested_strategy(environment: Mapping[str, str]) -> Request | None:
+    """Return the strategy that accelerate's launcher or a user asks for; None for data parallel or one process."""
+    if is_on(environment, "ACCELERATE_USE_DEEPSPEED"):
+        stage = environment.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "")
+        known = stage in ("1", "2", "3")
+        title = f"DeepSpeed ZeRO-{stage}" if known else "DeepSpeed"
+        return Request(f"zero{stage}" if known else "deepspeed", title, "ACCELERATE_USE_DEEPSPEED")
+    if is_on(environment, "ACCELERATE_USE_FSDP"):
+        version = environment.get("FSDP_VERSION", "1")
+        return Request(f"fsdp{version}", f"FSDP {version}", "ACCELERATE_USE_FSDP")
+    if is_on(environment, "ACCELERATE_USE_MEGATRON_LM"):
+        return Request("megatron", "Megatron-LM", "ACCELERATE_USE_MEGATRON_LM")
+    for size, (strategy, title) in PARALLELISMS.items():
+        if count(environment, PARALLEL + size) > 1:
+            return Request(strategy, title, PARALLEL + size)
+    if is_on(environment, "ACCELERATE_USE_PARALLELISM_CONFIG"):
+        return Request("mesh", "a mesh of devices", "ACCELERATE_USE_PARALLELISM_CONFIG")
+    return None
+
+
+def is_alone_in_a_launch(environment: Mapping[str, str]) -> bool:
+    """Return whether accelerate's launcher was asked for several processes and started one.
+
+    It does with `--cpu`: it then sets the address to meet at, as for several processes, but no process's number.
+    """
+    launched = "ACCELERATE_USE_CPU" in environment and "ACCELERATE_MIXED_PRECISION" in environment
+    return launched and "MASTER_ADDR" in environment and not environment.keys() & {"LOCAL_RANK", "WORLD_SIZE"}
+
+
+def is_on(environment: Mapping[str, str], name: str) -> bool:
+    """Return whether a variable has one of the values that accelerate reads as yes."""
+    return environment.get(name, "").lower() in ("1", "true", "yes", "y", "on", "t")
+
+
+def count(environment: Mapping[str, str], name: str) -> int:
+    """Return a variable's number, 1 where it has none."""
+    value = environment.get(name, "1")
+    return int(value) if value.isdigit() else 1
