@@ -8,8 +8,8 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from peftlab.data.formats import Chat
 from peftlab.errors import DataError, one_line
+from peftlab.tasks.formats import Chat
 
 GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 Span = tuple[int, int]

@@ -10,20 +10,19 @@ from typing import Any, Literal
 import numpy as np
 
 from peftlab.data.chat import render_prompt
-from peftlab.data.formats import Chat, Completion, Example, Text, content_key, fingerprint, list_labels, read_examples
+from peftlab.data.formats import content_key, fingerprint, read_examples
 from peftlab.data.sources import read_source
 from peftlab.data.tokens import (
     TokenRow,
     encode_chat_prompt,
     encode_prompt,
     split_prompt,
-    tokenise_labelled,
-    tokenise_texts,
 )
 from peftlab.errors import DataError, listed, one_line
 from peftlab.recipe.schema import Data
+from peftlab.tasks import Task, find_format, tasks_taking
+from peftlab.tasks.formats import TEXT, Chat, Completion, Example, Text
 
-Task = Literal["causal-lm", "sequence-classification"]
 Part = Literal["evaluation", "test", "general"]
 # What a random order is for: each has its own, whatever else is drawn. 4 is the order of an epoch.
 HELD_OUT, TRAIN_ROWS, EVALUATION_ROWS, HELD_OUT_TEST, TEST_ROWS = 1, 2, 3, 5, 6
@@ -34,6 +33,7 @@ class Examples:
     """The rows of a recipe before any tokenizer: enough to know the labels, and so to build the model."""
 
     section: Data
+    task: Task
     train: list[Example]
     evaluation: list[Example]
     labels: list[str] | None
@@ -57,6 +57,7 @@ class Dataset:
     `evaluation` rows choose (the best step, a rate), `test` rows only report, `general` text shows forgetting.
     """
 
+    task: Task
     train: list[TokenRow]
     evaluation: list[TokenRow]
     labels: list[str] | None
@@ -88,20 +89,22 @@ def load_data(section: Data, tokenizer: Any, task: Task, seed: int, vocabulary: 
 
 def load_examples(section: Data, task: Task, seed: int) -> Examples:
     """Read a recipe's rows, hold out and draw by `seed`, and list the labels of the whole training source."""
-    if (task == "sequence-classification") != (section.format == "classification"):
+    if not task.takes(section.format):
+        taken, owners = (" or ".join(names) for names in ((f.name for f in task.formats), tasks_taking(section.format)))
         raise DataError(
-            f"data.format {section.format} does not suit model.task {task}:"
-            " format classification goes with task sequence-classification, every other with causal-lm"
+            f"data.format {section.format} does not suit model.task {task.name}: it belongs to task {owners}, and "
+            f"{task.name} needs format {taken}"
         )
     train = read_examples(read_source(section.train, "train"), section)
-    labels = list_labels(train) if section.format == "classification" else None
+    labels = task.list_labels(train)
     if labels is not None and len(labels) < 2:
         only = one_line(labels[0], 60)
         raise DataError(f"{section.train}: every row has the label {only!r}; a classifier needs at least two")
-    train, evaluation = _set_aside(train, section, "evaluation", labels, seed, HELD_OUT)
-    train, test = _set_aside(train, section, "test", labels, seed, HELD_OUT_TEST)
+    train, evaluation = _set_aside(train, section, "evaluation", task, labels, seed, HELD_OUT)
+    train, test = _set_aside(train, section, "test", task, labels, seed, HELD_OUT_TEST)
     return Examples(
         section,
+        task,
         _draw(train, section.train_rows, seed, TRAIN_ROWS),
         _draw(evaluation, section.evaluation_rows, seed, EVALUATION_ROWS),
         labels,
@@ -135,7 +138,16 @@ def tokenise(examples: Examples, tokenizer: Any, vocabulary: int | None = None) 
         list_prompts(part, tokenizer, section.max_length) for part in (examples.evaluation, examples.test)
     )
     return Dataset(
-        train, evaluation, examples.labels, prompts, find_pad_id(tokenizer), report, test, test_prompts, general
+        examples.task,
+        train,
+        evaluation,
+        examples.labels,
+        prompts,
+        find_pad_id(tokenizer),
+        report,
+        test,
+        test_prompts,
+        general,
     )
 
 
@@ -174,11 +186,8 @@ def _tokenise_part(
 ) -> tuple[list[TokenRow], dict[str, Any]]:
     if not part:
         return [], {"rows": 0}
-    section, counts = examples.section, Counter()
-    if examples.labels is not None and name != "general":
-        rows = tokenise_labelled(part, examples.labels, tokenizer, section.max_length, counts)
-    else:
-        rows = tokenise_texts(part, tokenizer, section.max_length, counts)
+    section, counts = examples.section, Counter[str]()
+    rows = examples.task.tokenise(part, examples.labels, tokenizer, section.max_length, counts)
     _refuse_dropped(len(part), counts["dropped"], section, name)
     lengths = [len(row.input_ids) for row in rows]
     return rows, {
@@ -193,9 +202,7 @@ def _tokenise_part(
 
 def _refuse_dropped(rows: int, dropped: int, section: Data, name: str) -> None:
     """Raise DataError where more rows than allowed teach nothing: a wrong column, role or limit, most likely."""
-    remedy = f"raise data.max_length ({section.max_length}) or check which column is which"
-    if section.format == "chat":
-        remedy = f"raise data.max_length ({section.max_length}) or check the roles: only `assistant` turns are learned"
+    remedy = f"raise data.max_length ({section.max_length}) or {find_format(section.format).remedy}"
     if dropped == rows:
         raise DataError(f"data.{name}: none of {rows} rows has a supervised token; {remedy}")
     if dropped > section.allow_dropped * rows:
@@ -210,7 +217,7 @@ def _permute(n: int, seed: int, purpose: int) -> np.ndarray:
 
 
 def _set_aside(
-    rows: list[Example], section: Data, part: str, labels: list[str] | None, seed: int, purpose: int
+    rows: list[Example], section: Data, part: str, task: Task, labels: list[str] | None, seed: int, purpose: int
 ) -> tuple[list[Example], list[Example]]:
     """Return what stays for training, and a part that is read from its own source or taken from `rows`."""
     wanted = getattr(section, part)
@@ -218,7 +225,7 @@ def _set_aside(
         return rows, []
     if isinstance(wanted, str):
         aside = read_examples(read_source(wanted, "test"), section)
-        _check_labels(aside, labels, wanted)
+        _check_labels(aside, task, labels, wanted)
         return rows, aside
     count = wanted if isinstance(wanted, int) else max(1, round(wanted * len(rows)))
     if count >= len(rows):
@@ -230,7 +237,7 @@ def _set_aside(
 def _read_general(source: str | None) -> list[Text]:
     if source is None:
         return []
-    return read_examples(read_source(source, "test"), Data(train=source, format="text"))
+    return read_examples(read_source(source, "test"), Data(train=source, format=TEXT.name))
 
 
 def _draw(rows: list[Example], count: int | None, seed: int, purpose: int) -> list[Example]:
@@ -239,12 +246,11 @@ def _draw(rows: list[Example], count: int | None, seed: int, purpose: int) -> li
     return [rows[i] for i in _permute(len(rows), seed, purpose)[:count]]
 
 
-def _check_labels(evaluation: Sequence[Example], labels: list[str] | None, source: str) -> None:
-    if labels is None:
-        return
-    for row, example in enumerate(evaluation, start=1):
-        if example.label not in labels:
-            told = f"label {one_line(example.label, 60)!r} never occurs in training; there: {listed(labels)}"
+def _check_labels(examples: Sequence[Example], task: Task, labels: list[str] | None, source: str) -> None:
+    known = set(labels or ())
+    for row, example in enumerate(examples, start=1):
+        if unknown := [label for label in task.labels_of(example) if label not in known]:
+            told = f"label {one_line(unknown[0], 60)!r} never occurs in training; there: {listed(labels)}"
             raise DataError(f"{source}: row {row}: {told}")
 
 

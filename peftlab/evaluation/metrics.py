@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import inf
 
 LOSS_METRICS = ("loss", "perplexity")
 CLASS_METRICS = ("accuracy", "f1", "matthews")
+SPAN_METRICS = ("span_f1", "span_precision", "span_recall")
 TEXT_METRICS = ("exact_match", "bleu", "rouge")
-HIGHER_IS_BETTER = dict.fromkeys(LOSS_METRICS, False) | dict.fromkeys((*CLASS_METRICS, *TEXT_METRICS), True)
+HIGHER_IS_BETTER = dict.fromkeys(LOSS_METRICS, False) | dict.fromkeys(
+    (*CLASS_METRICS, *SPAN_METRICS, *TEXT_METRICS), True
+)
 # The smallest and the largest value.
 RANGES = {"loss": (0.0, inf), "perplexity": (1.0, inf), "matthews": (-1.0, 1.0), "bleu": (0.0, 100.0)}
-RANGES |= dict.fromkeys(("accuracy", "f1", "exact_match", "rouge"), (0.0, 1.0))
+RANGES |= dict.fromkeys(("accuracy", "f1", "exact_match", "rouge", *SPAN_METRICS), (0.0, 1.0))
 
 
 def score_classes(predictions: Sequence[int], references: Sequence[int], metrics: Sequence[str]) -> dict[str, float]:
@@ -24,6 +27,20 @@ def score_classes(predictions: Sequence[int], references: Sequence[int], metrics
         "matthews": lambda: matthews_corrcoef(references, predictions),
     }
     return {name: float(functions[name]()) for name in CLASS_METRICS if name in metrics}
+
+
+def score_spans(columns: Mapping[str, Sequence[int]], metrics: Sequence[str]) -> dict[str, float]:
+    """Return the wanted ones of precision, recall and F1 over all spans, as CoNLL-2000's evaluation counts them.
+
+    `columns` are the rows' `span_hits`, `span_predicted` and `span_true`. Without any span a ratio is 0.
+    """
+    hits, predicted, true = (sum(columns[f"span_{name}"]) for name in ("hits", "predicted", "true"))
+    values = {
+        "span_f1": 2 * hits / (predicted + true) if predicted + true else 0.0,
+        "span_precision": hits / predicted if predicted else 0.0,
+        "span_recall": hits / true if true else 0.0,
+    }
+    return {name: values[name] for name in SPAN_METRICS if name in metrics}
 
 
 def score_texts(

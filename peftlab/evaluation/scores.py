@@ -3,76 +3,66 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
 from peftlab.data.batches import collate, evaluation_batches
+from peftlab.data.dataset import Dataset
 from peftlab.data.tokens import TokenRow
 from peftlab.evaluation.generate import evaluation_mode
-from peftlab.loss import row_losses, supervised_scores
-
-Gather = Callable[[list[Any]], list[Any]]
-Autocast = Callable[[], AbstractContextManager]
+from peftlab.losses.base import Loss
+from peftlab.world.base import World
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Row by row: the summed loss, what it is a sum over, and for a classifier the predicted and the true class."""
+    """Row by row: the summed loss, the number of targets, and the task's own columns (a classifier's classes)."""
 
     loss: list[float]
     count: list[int]
-    prediction: list[int] | None = None
-    label: list[int] | None = None
+    columns: dict[str, list[int]] = field(default_factory=dict)
 
     @property
     def mean_loss(self) -> float:
-        """The loss of all supervised tokens (or rows) by their number."""
+        """The loss of all targets divided by their number."""
         return math.fsum(self.loss) / sum(self.count)
 
     def dump(self) -> dict[str, Any]:
-        return asdict(self)
+        return {"loss": self.loss, "count": self.count, **self.columns}
 
 
 def score_rows(
     model: nn.Module,
     rows: Sequence[TokenRow],
+    dataset: Dataset,
     *,
-    pad_id: int,
+    loss: Loss,
+    world: World,
+    precision: torch.dtype,
     batch_size: int,
-    device: torch.device | str,
-    autocast: Autocast,
-    gather: Gather,
-    process: int,
-    processes: int,
 ) -> Scores:
     """Return the scores of `rows` in their order, exactly the same however they are spread over processes."""
-    batches = evaluation_batches(rows, batch_size, process=process, processes=processes)
-    classes = isinstance(rows[0].labels, int)
+    batches = evaluation_batches(rows, batch_size, process=world.process, processes=world.processes)
     measured = []
-    with evaluation_mode(model), torch.no_grad(), autocast():
-        for _, batch in batches:
-            measured.append(_score_batch(model, [rows[i] for i in batch], pad_id, device, classes))
+    with evaluation_mode(model), torch.no_grad(), world.autocast(precision):
+        for _, numbers in batches:
+            batch = world.move(collate([rows[i] for i in numbers], dataset.pad_id))
+            measured.append(loss.rows(model, batch, [rows[i].supervised for i in numbers]))
     # Read only now, so that the device is not waited for after every batch.
-    mine = [
-        (row, loss, prediction)
-        for (_, batch), (losses, predictions) in zip(batches, measured, strict=True)
-        for row, loss, prediction in zip(batch, losses.tolist(), predictions.tolist(), strict=True)
-    ]
-    _, losses, predictions = zip(*sorted(gather(mine)), strict=True)
-    labels = [row.labels for row in rows] if classes else None
-    return Scores(list(losses), [row.supervised for row in rows], list(predictions) if classes else None, labels)
-
-
-def _score_batch(
-    model: nn.Module, rows: Sequence[TokenRow], pad_id: int, device: torch.device | str, classes: bool
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return each row's summed loss and predicted class (zeros where there are none)."""
-    batch = {name: value.to(device, non_blocking=True) for name, value in collate(rows, pad_id).items()}
-    scores, targets = supervised_scores(model, batch)
-    losses = row_losses(scores, targets, [row.supervised for row in rows])
-    return losses, scores.argmax(-1) if classes else torch.zeros_like(losses)
+    mine: list[tuple[int, float, tuple[int, ...]]] = []
+    for (_, numbers), (losses, predictions) in zip(batches, measured, strict=True):
+        classes = iter([] if predictions is None else predictions.tolist())
+        for row, value in zip(numbers, losses.tolist(), strict=True):
+            own = [] if predictions is None else [next(classes) for _ in range(rows[row].supervised)]
+            mine.append((row, value, dataset.task.score_row(rows[row], own, dataset.labels)))
+    everyone = sorted(world.gather(mine))
+    columns = zip(*(found for _, _, found in everyone), strict=True)
+    return Scores(
+        [value for _, value, _ in everyone],
+        [row.supervised for row in rows],
+        {name: list(column) for name, column in zip(dataset.task.row_columns, columns, strict=True)},
+    )

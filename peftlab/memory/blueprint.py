@@ -20,6 +20,7 @@ from peftlab.parameters.shape import shape_of
 from peftlab.parameters.trainable import find_base
 from peftlab.recipe.schema import Model, Recipe
 from peftlab.shapes import ModelShape
+from peftlab.tasks import find_format
 
 # What stands for the real attention on a machine that cannot run it: likewise without stored scores.
 STAND_INS = {"flash_attention_2": "sdpa"}
@@ -78,7 +79,7 @@ class Blueprint:
             length=length,
             evaluation_rows=evaluation_rows if any((data.evaluation, data.test, data.general)) else 0,
             evaluation_length=length,
-            classes=recipe.model.task == "sequence-classification",
+            task=recipe.task,
             padded=training.batch_size > 1 and recipe.model.attention not in STAND_INS,
             micro_batches=min(training.gradient_accumulation, 2),
             precision=self.precision,
@@ -92,7 +93,7 @@ def count_answers(recipe: Recipe) -> int:
     """Return how many prompts a run writes answers to at most: examples, and for metrics that compare texts."""
     settings, compared = recipe.evaluation.generation, {"exact_match", "bleu", "rouge"}
     asked = recipe.data.evaluation is not None or recipe.data.test is not None
-    if recipe.model.task != "causal-lm" or recipe.data.format == "text" or not asked:
+    if not recipe.task.generates or not find_format(recipe.data.format).prompts or not asked:
         return 0
     return max(settings.examples, settings.rows if compared & set(recipe.evaluation.metrics) else 0)
 

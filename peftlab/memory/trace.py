@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import UnsupportedFakeTensorException
 
+from peftlab.data.tokens import TARGETS
 from peftlab.errors import ModelError
-from peftlab.loss import IGNORED, sum_loss, supervised_loss, supervised_scores
 from peftlab.memory.allocator import slack_bytes
 from peftlab.memory.autocast import cuda_widening
 from peftlab.memory.constants import ALLOCATION_ROUNDING
@@ -19,10 +19,10 @@ from peftlab.memory.depth import LayerPlace, Segments, Stack
 from peftlab.memory.fakes import FakeModel
 from peftlab.memory.generation import Answers, write_last_token
 from peftlab.memory.ledger import Ledger, find_body
-
-# From here on bitsandbytes keeps a tensor's moments in 8 bits, and in pages that may leave the device.
-SMALLEST_8BIT, SMALLEST_PAGED = 4096, 100_000
-STATE_BLOCK = 256
+from peftlab.optimization.step import Stepper, optimizer_step
+from peftlab.optimizers import AdamW, Optimizer
+from peftlab.tasks import DEFAULT_TASK, TASKS, Task
+from peftlab.world.single import Single
 
 
 @dataclass(frozen=True)
@@ -38,13 +38,13 @@ class Workload:
     length: int
     evaluation_rows: int
     evaluation_length: int
-    classes: bool = False
+    task: Task = TASKS[DEFAULT_TASK]
     supervised: float = 1.0
     evaluation_supervised: float | None = None
     padded: bool = True
     micro_batches: int = 1
     precision: torch.dtype = torch.float32
-    optimizer: str = "adamw"
+    optimizer: Optimizer = AdamW()
     cuda: bool = False
     answers: Answers | None = None
 
@@ -53,12 +53,9 @@ class Workload:
         return self.supervised if self.evaluation_supervised is None else self.evaluation_supervised
 
     def batch(self, rows: int, length: int, share: float) -> dict[str, torch.Tensor]:
-        ids = {name: torch.empty(rows, length, dtype=torch.int64) for name in ("input_ids", "attention_mask")}
-        if self.classes:
-            return {**ids, "labels": torch.empty(rows, dtype=torch.int64)}
-        supervised = max(1, round(rows * (length - 1) * share))
-        labels = torch.full((rows, length), IGNORED)
-        return {**ids, "labels": labels, "supervised": torch.empty(supervised, dtype=torch.int64)}
+        sizes: dict[str, tuple[int, ...]] = dict.fromkeys(("input_ids", "attention_mask"), (rows, length))
+        sizes |= {name: (size,) for name, size in self.task.row_class.target_sizes(rows, length, share).items()}
+        return {name: torch.empty(size, dtype=torch.int64) for name, size in sizes.items()}
 
 
 @dataclass(frozen=True)
@@ -99,21 +96,46 @@ def _slack(segments: Segments, ledger: Ledger) -> float:
 def _trace(model: nn.Module, work: Workload, stack: Stack, longer: int | None) -> tuple[Segments, Ledger]:
     kept = stack.keep(longer)
     ledger = Ledger(ALLOCATION_ROUNDING if work.cuda else 1)
-    optimizer = _optimizer([p for p in model.parameters() if p.requires_grad], work)
-    with ledger.watch(model, optimizer), _marking(model, kept, ledger) as marker, ledger:
+    parts = _stepper(model, work)
+    with ledger.watch(model, parts.optimizer), _marking(model, kept, ledger) as marker, ledger:
         ledger.mark(("state",))
         ledger.adopt(model)
         for phase in ("first_step", "steady_step"):
             marker.enter(phase)
-            _step(model, optimizer, work, marker)
+            model.train()
+            _step(parts, work, marker)
         model.eval()
         if work.evaluation_rows:
             marker.enter("evaluation")
-            _evaluate(model, work)
+            _evaluate(parts, work)
         if work.answers is not None:
             marker.enter("generation")
-            _generate(model, work.answers, work, marker)
+            _generate(parts, work.answers, marker)
     return _by_place(ledger.segments()), ledger
+
+
+class TracedWorld(Single):
+    """One process on the CPU, where fake tensors are."""
+
+    def __init__(self):
+        self.device, self.process, self.processes, self.notes = torch.device("cpu"), 0, 1, ()
+
+
+def _stepper(model: nn.Module, work: Workload) -> Stepper:
+    """Return the parts of the run's own step, with an optimiser that fake tensors can go through."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    # Two groups, as in training: with and without weight decay.
+    groups = [[p for p in trained if p.ndim >= 2], [p for p in trained if p.ndim < 2]]
+    return Stepper(
+        world=TracedWorld(),
+        model=model,
+        loss=work.task.loss(model),
+        optimizer=work.optimizer.plan([{"params": group} for group in groups if group], "cuda" if work.cuda else "cpu"),
+        precision=work.precision,
+        clip=1.0,
+        scaler=torch.amp.GradScaler("cpu", enabled=False),
+        foreach=work.cuda or None,
+    )
 
 
 def _by_place(segments: Segments) -> Segments:
@@ -127,41 +149,27 @@ def _by_place(segments: Segments) -> Segments:
     return found
 
 
-def _step(model: nn.Module, optimizer: torch.optim.Optimizer, work: Workload, marker: _Marker) -> None:
-    """Do what the training loop does in one step."""
-    model.train()
-    for _ in range(work.micro_batches):
-        _backward(model, work, marker)
-    marker.mark("clip")
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    torch.nn.utils.clip_grad_norm_(parameters, 1.0, foreach=work.cuda or None)
-    marker.mark("step")
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
+def _step(parts: Stepper, work: Workload, marker: _Marker) -> None:
+    batches = [work.batch(work.rows, work.length, work.supervised) for _ in range(work.micro_batches)]
+    targets = sum(batch[TARGETS].shape[0] for batch in batches)
+    optimizer_step(parts, batches, targets, mark=marker.mark)
 
 
-def _backward(model: nn.Module, work: Workload, marker: _Marker) -> None:
-    batch = work.batch(work.rows, work.length, work.supervised)
-    with _autocast(work):
-        loss_sum, tokens = supervised_loss(model, batch)
-    share = loss_sum / tokens
-    marker.mark("loss")
-    share.backward()
-
-
-def _evaluate(model: nn.Module, work: Workload) -> None:
-    """Do what evaluation does with two batches: the first one's scores live while the second is computed."""
+def _evaluate(parts: Stepper, work: Workload) -> None:
+    """Do what evaluation does with two batches: the first one's losses live while the second's are computed."""
     batch = work.batch(work.evaluation_rows, work.evaluation_length, work.evaluation_share)
-    with torch.no_grad(), _autocast(work):
+    targets, rows = batch[TARGETS].shape[0], work.evaluation_rows
+    counts = [targets // rows + (row < targets % rows) for row in range(rows)]
+    with torch.no_grad(), parts.world.autocast(parts.precision):
         for _ in range(2):
-            scores, targets = supervised_scores(model, batch)
-            sum_loss(scores, targets)
+            scored = parts.loss.rows(parts.model, batch, counts)
+    del scored
 
 
-def _generate(model: nn.Module, answers: Answers, work: Workload, marker: _Marker) -> None:
+def _generate(parts: Stepper, answers: Answers, marker: _Marker) -> None:
     ids, mask = (torch.empty(answers.rows, answers.length, dtype=torch.int64) for _ in range(2))
-    with _autocast(work):
-        write_last_token(model, ids, mask, answers, marker.mark)
+    with parts.world.autocast(parts.precision):
+        write_last_token(parts.model, ids, mask, answers, marker.mark)
 
 
 class _Marker:
@@ -205,46 +213,3 @@ def _marking(model: nn.Module, kept: list[tuple[nn.Module, LayerPlace]], ledger:
     finally:
         for handle in handles:
             handle.remove()
-
-
-class _PlannedStates(torch.optim.Optimizer):
-    """Holds the states that bitsandbytes' AdamW would hold on the device, and does nothing with them."""
-
-    def __init__(self, parameters: list[nn.Parameter], eight_bit: bool, paged: bool):
-        super().__init__(parameters, {})
-        self.eight_bit, self.paged = eight_bit, paged
-
-    @torch.no_grad()
-    def step(self) -> None:
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if not self.state[parameter]:
-                    self.state[parameter].update(self._states(parameter))
-
-    def _states(self, parameter: nn.Parameter) -> dict[str, torch.Tensor]:
-        small = parameter.numel() < SMALLEST_8BIT or not self.eight_bit
-        moments = torch.float32 if small else torch.uint8
-        states = {}
-        if not (self.paged and parameter.numel() >= SMALLEST_PAGED):
-            states |= {name: torch.empty_like(parameter, dtype=moments) for name in ("state1", "state2")}
-        if not small:
-            blocks = -(-parameter.numel() // STATE_BLOCK)
-            states |= {name: torch.empty(blocks) for name in ("absmax1", "absmax2")}
-        return states or {"step": torch.empty(())}
-
-
-def _optimizer(parameters: list[nn.Parameter], work: Workload) -> torch.optim.Optimizer:
-    if work.optimizer == "adamw":
-        # Two groups, as in training: with and without weight decay.
-        groups = [[p for p in parameters if p.ndim >= 2], [p for p in parameters if p.ndim < 2]]
-        return torch.optim.AdamW([{"params": group} for group in groups if group], fused=work.cuda or None)
-    return _PlannedStates(parameters, "8bit" in work.optimizer, "paged" in work.optimizer)
-
-
-@contextlib.contextmanager
-def _autocast(work: Workload) -> Iterator[None]:
-    if work.precision == torch.float32:
-        yield
-        return
-    with torch.autocast("cpu", work.precision):
-        yield

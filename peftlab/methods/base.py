@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from peftlab.errors import MethodError
 from peftlab.patterns import matches, matching, unmatched
 from peftlab.shapes import ModelShape, ParameterSite
+from peftlab.tasks import task_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -146,7 +147,7 @@ class Method(BaseModel):
         from peftlab.parameters.shape import shape_of
         from peftlab.parameters.trainable import set_trainable
 
-        shape = shape_of(model, fresh, task_of(model))
+        shape = shape_of(model, fresh, task_of(model).name)
         problems = self.check(shape)
         if problems:
             raise MethodError("; ".join(f"method.{field}: {message}" for field, message in problems))
@@ -198,7 +199,7 @@ class Method(BaseModel):
         """Return the base parameters that trained although this method does not train them: a new head's."""
         from peftlab.parameters.shape import shape_of
 
-        shape = shape_of(model, task=task_of(model))
+        shape = shape_of(model, task=task_of(model).name)
         return frozenset(trained) & shape.by_name.keys() - {site.name for site in self.trainable_sites(shape)}
 
     def merge(self, model: nn.Module) -> nn.Module:
@@ -213,14 +214,6 @@ class Method(BaseModel):
     def without_training_parts(self) -> Self:
         """Return this method as a saved copy of it is: without what only training needs."""
         return self
-
-
-def task_of(model: nn.Module) -> str:
-    """Return the recipe's name of the task that a transformers model is built for."""
-    from peftlab.parameters.trainable import find_base
-
-    name = type(find_base(model)[1]).__name__
-    return "sequence-classification" if "SequenceClassification" in name else "causal-lm"
 
 
 def _tied(pattern: str, shape: ModelShape) -> str:

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field
 
-from peftlab.methods.base import Method, Problems, Sizes, describe_candidates, task_of
+from peftlab.methods.base import Method, Problems, Sizes, describe_candidates
 from peftlab.methods.peft_folder import WEIGHTS, base_tensors, stored_head, write_config
 from peftlab.patterns import matching, unmatched
 from peftlab.shapes import LinearSite, ModelShape, ParameterSite
+from peftlab.tasks import task_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

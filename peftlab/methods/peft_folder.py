@@ -11,21 +11,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peftlab.shapes import ModelShape, ParameterSite
+from peftlab.tasks import TASKS, Task
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from torch import Tensor, nn
 
 WEIGHTS = "adapter_model.safetensors"
-TASK_TYPES = {"causal-lm": "CAUSAL_LM", "sequence-classification": "SEQ_CLS"}
-# PEFT wraps every module of a classifier whose name ends so, and fails where the file lacks one.
-CLASSIFIER_HEADS = ("classifier", "score")
 
 
-def base_tensors(wrapped: PeftModel, task: str) -> dict[str, Tensor]:
+def base_tensors(wrapped: PeftModel, task: Task) -> dict[str, Tensor]:
     """Return what must be stored of the base: what trained, and all of a classifier's head."""
     trained = {name for name, parameter in wrapped.named_parameters() if parameter.requires_grad}
-    heads = _head_prefixes(wrapped) if task == "sequence-classification" else ()
+    heads = _head_prefixes(wrapped, task)
     base = ("base_model.model.", "base_model.")[wrapped.active_peft_config.is_prompt_learning]
     return {
         name: parameter
@@ -34,30 +32,28 @@ def base_tensors(wrapped: PeftModel, task: str) -> dict[str, Tensor]:
     }
 
 
-def _head_prefixes(wrapped: PeftModel) -> tuple[str, ...]:
-    return tuple(f"{name}." for name, _ in wrapped.named_modules() if name.endswith(CLASSIFIER_HEADS))
+def _head_prefixes(wrapped: PeftModel, task: Task) -> tuple[str, ...]:
+    return tuple(f"{name}." for name, _ in wrapped.named_modules() if name.endswith(task.head_names))
 
 
 def stored_head(sites: list[ParameterSite], shape: ModelShape) -> list[ParameterSite]:
     """Return the sites of a saved copy with those of a classifier's head, which a folder holds though it be frozen."""
-    if shape.task != "sequence-classification":
-        return sites
-    known = {site.name for site in sites}
-    return [*sites, *(site for site in shape.parameters if site.name not in known and _in_head(site.name))]
+    known, heads = {site.name for site in sites}, TASKS[shape.task].head_names
+    return [*sites, *(site for site in shape.parameters if site.name not in known and _in_head(site.name, heads))]
 
 
-def _in_head(name: str) -> bool:
-    return any(module.endswith(CLASSIFIER_HEADS) for module in name.split(".")[:-1])
+def _in_head(name: str, heads: tuple[str, ...]) -> bool:
+    return any(module.endswith(heads) for module in name.split(".")[:-1])
 
 
-def write_config(wrapped: PeftModel, folder: Path, task: str, context: dict[str, Any]) -> None:
+def write_config(wrapped: PeftModel, folder: Path, task: Task, context: dict[str, Any]) -> None:
     """Write `adapter_config.json` for inference with PEFT."""
     from copy import deepcopy
 
     config = deepcopy(wrapped.active_peft_config)
     config.inference_mode = True
-    config.task_type = TASK_TYPES[task]
-    config.modules_to_save = list(CLASSIFIER_HEADS) if task == "sequence-classification" else None
+    config.task_type = task.peft_type
+    config.modules_to_save = list(task.head_names) or None
     source = context.get("base_model") or {}
     config.base_model_name_or_path = source.get("name") or config.base_model_name_or_path
     config.revision = source.get("revision") or config.revision

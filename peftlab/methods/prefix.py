@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from peftlab.methods.base import Method, Problems, Sizes, task_of
-from peftlab.methods.peft_folder import TASK_TYPES, WEIGHTS, base_tensors, stored_head, unwrap_heads, write_config
+from peftlab.methods.base import Method, Problems, Sizes
+from peftlab.methods.peft_folder import WEIGHTS, base_tensors, stored_head, unwrap_heads, write_config
 from peftlab.shapes import ModelShape, ParameterSite
+from peftlab.tasks import TASKS, task_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -66,7 +67,7 @@ class Prefix(Method):
             problems.append(("type", "prefixes need a transformers language model"))
         if self.kind == "prefix" and shape.model_type == "distilbert":
             problems.append(("kind", "DistilBERT takes no keys and values from outside; set `kind: prompt`"))
-        if self.kind == "prompt" and shape.task == "sequence-classification" and shape.model_type not in ENCODERS:
+        if self.kind == "prompt" and TASKS[shape.task].reads_last_token and shape.model_type not in ENCODERS:
             told = "a decoder's classifier cannot find the last token behind a prompt; set `kind: prefix`"
             problems.append(("kind", told))
         return problems
@@ -111,7 +112,7 @@ class Prefix(Method):
             wrapped.prompt_encoder["default"].embedding.weight.data.copy_(start)
         # PEFT looks for the first parameter with as many rows as the vocabulary, which others may have as well.
         wrapped.word_embeddings = model.get_input_embeddings()
-        if self.kind == "prompt" and shape.task == "causal-lm":
+        if self.kind == "prompt" and TASKS[shape.task].generates:
             wrapped.register_forward_hook(_drop_prompt_positions)
         return wrapped
 
@@ -131,7 +132,7 @@ class Prefix(Method):
         from peft import PrefixTuningConfig, PromptTuningConfig
 
         shared = {
-            "task_type": TASK_TYPES[shape.task],
+            "task_type": TASKS[shape.task].peft_type,
             "num_virtual_tokens": self.length,
             "num_layers": shape.layers,
             "num_attention_heads": model.config.num_attention_heads,
@@ -169,5 +170,6 @@ def _embedding_width(shape: ModelShape) -> int:
 
 def _drop_prompt_positions(wrapped: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
     """Forward hook: leave out the logits at the prompt, so that they align with the tokens as without it."""
-    output.logits = output.logits[:, wrapped.active_peft_config.num_virtual_tokens :]
+    if output.logits.dim() == 3:  # else a loss has selected its positions before the head already
+        output.logits = output.logits[:, wrapped.active_peft_config.num_virtual_tokens :]
     return output

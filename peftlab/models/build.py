@@ -11,10 +11,11 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from peftlab.device import resolve_dtype
 from peftlab.errors import ModelError
 from peftlab.models.checkpoint import stored_shapes
-from peftlab.models.config import AUTO_CLASSES, one_line_errors, read_config
+from peftlab.models.config import auto_class, one_line_errors, read_config
 from peftlab.models.reference import Reference, resolve
 from peftlab.parameters.kinds import parameter_sites
 from peftlab.recipe.schema import Model
+from peftlab.tasks import TASKS
 
 
 def build_meta(section: Model, labels: Sequence[str] | None = None) -> tuple[PreTrainedModel, frozenset[str]]:
@@ -33,7 +34,7 @@ def build_meta(section: Model, labels: Sequence[str] | None = None) -> tuple[Pre
 def from_config(section: Model, reference: Reference, config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
     """Return a model of this configuration with random weights, on the current default device."""
     with one_line_errors(reference, "built"):
-        return AUTO_CLASSES[section.task].from_config(
+        return auto_class(TASKS[section.task]).from_config(
             config,
             dtype=dtype,
             trust_remote_code=section.trust_remote_code,
@@ -63,7 +64,7 @@ def check_body(model: nn.Module, lacking: Iterable[str], reference: Reference) -
 
 def random_fresh(model: PreTrainedModel, section: Model) -> frozenset[str]:
     """Return what counts as fresh where no checkpoint says: everything outside the body of a classifier."""
-    if section.task != "sequence-classification":
+    if not TASKS[section.task].has_labels:
         return frozenset()
     prefix = model.base_model_prefix + "."
     return frozenset(name for name, _ in model.named_parameters() if not name.startswith(prefix))

@@ -10,18 +10,20 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedConfig
+import transformers
+from transformers import AutoConfig, PreTrainedConfig
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from peftlab.errors import MissingRequirementError, ModelError, PeftlabError
 from peftlab.models.hub import must_stay_local
 from peftlab.models.reference import Reference
 from peftlab.recipe.schema import Model
+from peftlab.tasks import TASKS, Task
 
-AUTO_CLASSES = {
-    "causal-lm": AutoModelForCausalLM,
-    "sequence-classification": AutoModelForSequenceClassification,
-}
+
+def auto_class(task: Task) -> Any:
+    """Return the transformers class that builds models for a task."""
+    return getattr(transformers, task.auto_class)
 
 
 @contextlib.contextmanager
@@ -67,12 +69,12 @@ def read_config(section: Model, reference: Reference, labels: Sequence[str] | No
             config = copy.deepcopy(_read_gguf(file, file.stat().st_mtime_ns))
         else:
             config = AutoConfig.from_pretrained(reference.source, **arguments)
-    if type(config) not in AUTO_CLASSES[section.task]._model_mapping and not section.trust_remote_code:
+    task = TASKS[section.task]
+    if type(config) not in auto_class(task)._model_mapping and not section.trust_remote_code:
         raise ModelError(
             f"model {reference.label!r}: transformers has no {section.task} model of type {config.model_type!r}"
         )
-    if section.task == "sequence-classification":
-        _fit_to_classification(config, labels)
+    task.fit_config(config, labels)
     return config
 
 
@@ -89,18 +91,6 @@ def _refuse_adapter(reference: Reference, local: bool) -> None:
 def _read_gguf(file: Path, modified_ns: int) -> PreTrainedConfig:
     """Read a GGUF file's configuration; kept, because its vocabulary is parsed with it, which takes seconds."""
     return AutoConfig.from_pretrained(str(file.parent), gguf_file=file.name, local_files_only=True)
-
-
-def _fit_to_classification(config: PreTrainedConfig, labels: Sequence[str] | None) -> None:
-    if labels is not None:
-        config.id2label = dict(enumerate(labels))
-        config.label2id = {label: index for index, label in enumerate(labels)}
-        config.problem_type = "single_label_classification"
-    if config.get_text_config().pad_token_id is None:
-        # Decoders read the class from the last token that is not padding; any id will do until the tokenizer
-        # names its own (`tokenizer.fit_tokenizer`).
-        end = config.get_text_config().eos_token_id
-        config.get_text_config().pad_token_id = end[0] if isinstance(end, list) else (end or 0)
 
 
 def _first_line(error: Exception) -> str:

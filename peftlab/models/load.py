@@ -13,13 +13,14 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from peftlab.device import resolve_dtype
 from peftlab.models.build import attention_argument, check_body, from_config, random_fresh
 from peftlab.models.checkpoint import fingerprint
-from peftlab.models.config import AUTO_CLASSES, hub_arguments, one_line_errors, read_config
+from peftlab.models.config import auto_class, hub_arguments, one_line_errors, read_config
 from peftlab.models.hub import cached_commit
 from peftlab.models.quantize import quantize_
 from peftlab.models.reference import Reference, resolve
 from peftlab.models.tokenizer import fit_tokenizer, load_tokenizer
 from peftlab.parameters.trainable import named_parameters
 from peftlab.recipe.schema import Model
+from peftlab.tasks import TASKS
 
 __all__ = ["LoadedModel", "fit_tokenizer", "load_model", "load_tokenizer"]
 
@@ -71,7 +72,7 @@ def _from_checkpoint(
     arguments = hub_arguments(reference, section) | attention_argument(section)
     with one_line_errors(reference, "loaded"):
         # A classifier of another size becomes a fresh one; `check_body` refuses any other such tensor.
-        model, found = AUTO_CLASSES[section.task].from_pretrained(
+        model, found = auto_class(TASKS[section.task]).from_pretrained(
             reference.source,
             config=config,
             dtype=dtype,

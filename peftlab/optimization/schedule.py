@@ -12,7 +12,6 @@ from peftlab.parameters.trainable import trainable_parameters
 
 if TYPE_CHECKING:
     from peftlab.methods import Method
-    from peftlab.optimizers import Optimizer
     from peftlab.optimizers.base import Groups
     from peftlab.recipe.schema import Recipe, Training
 

@@ -9,8 +9,9 @@ from typing import NamedTuple
 from peftlab.errors import UsageError, nearest
 from peftlab.memory.sizes import parse_budget
 from peftlab.methods import LoRA, Prefix, QLoRA
-from peftlab.recipe.schema import COLUMN_ROLES, TEMPLATE_ROLES, Recipe
+from peftlab.recipe.schema import Recipe
 from peftlab.recipe.yaml_source import KeyPath
+from peftlab.tasks import TASKS, find_format, tasks_taking
 
 Found = Iterator[tuple[str, str]]
 
@@ -22,8 +23,6 @@ class Check(NamedTuple):
 
 CHECKS: list[Check] = []
 
-CLASSIFICATION_METRICS = {"accuracy", "f1", "matthews"}
-TEXT_METRICS = {"perplexity", "exact_match", "bleu", "rouge"}
 GENERATION_METRICS = {"exact_match", "bleu", "rouge"}
 
 
@@ -136,11 +135,8 @@ def precision_below_weights(recipe: Recipe) -> Found:
 
 @reads("training.optimizer", "run.device")
 def optimizer_needs_cuda(recipe: Recipe) -> Found:
-    if recipe.training.optimizer != "adamw" and recipe.run.device == "cpu":
-        yield (
-            "training.optimizer",
-            f"{recipe.training.optimizer} needs CUDA, and run.device is cpu; use adamw",
-        )
+    if recipe.training.optimizer.needs_cuda and recipe.run.device == "cpu":
+        yield "training.optimizer", "these settings need CUDA, and run.device is cpu; use bits: 32 and paged: false"
 
 
 @reads("run.memory_snapshot", "run.device")
@@ -172,24 +168,28 @@ def flash_attention_needs_cuda(recipe: Recipe) -> Found:
 
 @reads("model.task", "data.format")
 def format_suits_task(recipe: Recipe) -> Found:
-    task, layout = recipe.model.task, recipe.data.format
-    if task == "sequence-classification" and layout != "classification":
-        yield "data.format", f"task sequence-classification needs format classification, not {layout}"
-    if task == "causal-lm" and layout == "classification":
-        yield "data.format", "format classification needs model.task: sequence-classification"
+    task, layout = recipe.task, recipe.data.format
+    if not task.takes(layout):
+        taken = " or ".join(one.name for one in task.formats)
+        owners = " or ".join(tasks_taking(layout))
+        yield (
+            "data.format",
+            f"task {task.name} needs format {taken}, not {layout}, which belongs to model.task: {owners}",
+        )
 
 
 @reads("model.task", "data.format", "evaluation.metrics")
 def metrics_suit_task(recipe: Recipe) -> Found:
-    asked = list(dict.fromkeys(recipe.evaluation.metrics))
-    classifies = recipe.model.task == "sequence-classification"
-    misfits = [metric for metric in asked if metric in (TEXT_METRICS if classifies else CLASSIFICATION_METRICS)]
+    task, asked = recipe.task, list(dict.fromkeys(recipe.evaluation.metrics))
+    misfits = [metric for metric in asked if metric not in task.metrics]
     if misfits:
-        needed = "causal-lm" if classifies else "sequence-classification"
-        yield "evaluation.metrics", f"{', '.join(misfits)}: only for task {needed}, not {recipe.model.task}"
-    generated = [metric for metric in asked if metric in GENERATION_METRICS]
-    if generated and not classifies and recipe.data.format == "text":
-        yield "evaluation.metrics", f"{', '.join(generated)}: format text has no answer to compare with"
+        owners = [other.name for other in TASKS.values() if set(misfits) <= set(other.metrics)]
+        needed = f"only for task {' or '.join(owners)}, " if owners else ""
+        yield "evaluation.metrics", f"{', '.join(misfits)}: {needed}not {task.name}"
+    generated = [metric for metric in asked if metric in GENERATION_METRICS & set(task.metrics)]
+    if generated and task.takes(recipe.data.format) and not find_format(recipe.data.format).prompts:
+        fault = f"format {recipe.data.format} has no answer to compare with"
+        yield "evaluation.metrics", f"{', '.join(generated)}: {fault}"
 
 
 @reads("evaluation.metrics")
@@ -203,7 +203,7 @@ def metrics_named_once(recipe: Recipe) -> Found:
 
 @reads("data.format", "data.columns")
 def columns_have_known_roles(recipe: Recipe) -> Found:
-    roles = COLUMN_ROLES[recipe.data.format]
+    roles = find_format(recipe.data.format).roles
     for role in recipe.data.columns:
         if role not in roles:
             known = nearest(role, roles) or f"; it has {', '.join(roles)}"
@@ -233,13 +233,13 @@ def template_names_columns(recipe: Recipe) -> Found:
 
 @reads("data.template", "data.format", "data.columns")
 def template_suits_format(recipe: Recipe) -> Found:
-    layout = recipe.data.format
+    layout = find_format(recipe.data.format)
     if recipe.data.template is None:
         return
-    if layout == "chat":
-        yield "data.template", "format chat uses the model's own chat template; remove this one"
-    elif TEMPLATE_ROLES[layout] in recipe.data.columns:
-        role = TEMPLATE_ROLES[layout]
+    if layout.template_role is None:
+        yield "data.template", layout.template_refusal
+    elif layout.template_role in recipe.data.columns:
+        role = layout.template_role
         yield f"data.columns.{role}", f"the template makes the {role} already; give one of the two"
 
 
@@ -247,8 +247,8 @@ def template_suits_format(recipe: Recipe) -> Found:
 def test_and_general_rows(recipe: Recipe) -> Found:
     if recipe.data.test_rows is not None and recipe.data.test is None:
         yield "data.test_rows", "there are no test rows; give data.test"
-    if recipe.data.general is not None and recipe.model.task != "causal-lm":
-        yield "data.general", "a classifier gives text no loss; only for task causal-lm"
+    if recipe.data.general is not None and not recipe.task.takes("text"):
+        yield "data.general", f"task {recipe.task.name} gives text no loss; only for task {tasks_taking('text')[0]}"
 
 
 @reads("data.evaluation", "data.evaluation_rows", "data.test", "evaluation.every", "evaluation.metrics")

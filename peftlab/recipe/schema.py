@@ -7,14 +7,10 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from peftlab.methods import AnyMethod
+from peftlab.optimizers import AdamW, AnyOptimizer
+from peftlab.recipe.choices import OneOf
+from peftlab.tasks import DEFAULT_TASK, TASKS, Task, list_formats
 
-COLUMN_ROLES = {
-    "text": ("text",),
-    "completion": ("prompt", "completion"),
-    "chat": ("messages",),
-    "classification": ("text", "text_pair", "label"),
-}
-TEMPLATE_ROLES = {"text": "text", "completion": "prompt", "classification": "text"}
 PositiveInt = Annotated[int, Field(ge=1)]
 
 
@@ -29,7 +25,7 @@ class Model(Section):
     """Take another model's tokenizer: for a folder that holds only a `config.json`, with `init: random`."""
     revision: str | None = None
     """Branch, tag or commit of a hub model."""
-    task: Literal["causal-lm", "sequence-classification"] = "causal-lm"
+    task: Annotated[str, OneOf(lambda: TASKS)] = DEFAULT_TASK
     """What the model is for."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Type of frozen weights: auto is bfloat16 on CUDA and float32 on the CPU. What trains is always float32."""
@@ -50,10 +46,10 @@ class Data(Section):
     """Rows on which the result is reported and nothing is chosen: read once before and once after training."""
     general: str | None = Field(None, min_length=1)
     """Source with a column `text`, general text on which forgetting is measured: its loss before and after."""
-    format: Literal["text", "completion", "chat", "classification"] = "completion"
-    """What a row is: running text, prompt and completion, messages, or text(s) and a label."""
+    format: Annotated[str, OneOf(list_formats)] = "completion"
+    """What a row is: running text, prompt and completion, messages, text(s) and a label, or words and their tags."""
     columns: dict[str, str] = Field(default_factory=dict)
-    """The file's name for each role: text, text_pair, label, prompt, completion, messages."""
+    """The file's name for each role: text, text_pair, label, prompt, completion, messages, words, tags."""
     template: str | None = None
     """Builds the prompt (or the text) from columns: `Facts: {mr}\\nText:`."""
     max_length: PositiveInt = 512
@@ -87,8 +83,8 @@ class Training(Section):
     """Steps (a whole number) or part of all steps (a fraction) in which the rate rises from zero."""
     weight_decay: float = Field(0.0, ge=0)
     """Decoupled weight decay, never on biases, norms or prefixes."""
-    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit"] = "adamw"
-    """AdamW, or bitsandbytes' 8-bit and paged ones (CUDA)."""
+    optimizer: AnyOptimizer = AdamW()
+    """The optimiser and its settings; a bare name takes the defaults: adamw, sgd, adamw_8bit, paged_adamw_8bit."""
     clip: Annotated[float, Field(gt=0)] | None = 1.0
     """Largest gradient norm; null does not clip."""
     gradient_checkpointing: bool = False
@@ -119,9 +115,22 @@ class Generation(Section):
 class Evaluation(Section):
     every: PositiveInt | None = None
     """Steps between evaluations; there is always one before and one after training."""
-    metrics: tuple[Literal["loss", "perplexity", "accuracy", "f1", "matthews", "exact_match", "bleu", "rouge"], ...] = (
-        "loss",
-    )
+    metrics: tuple[
+        Literal[
+            "loss",
+            "perplexity",
+            "accuracy",
+            "f1",
+            "matthews",
+            "span_f1",
+            "span_precision",
+            "span_recall",
+            "exact_match",
+            "bleu",
+            "rouge",
+        ],
+        ...,
+    ] = ("loss",)
     """What to measure on the evaluation rows."""
     batch_size: PositiveInt | None = None
     """Rows of one evaluation batch (default: training's)."""
@@ -173,3 +182,8 @@ class Recipe(Section):
     """How it is evaluated."""
     run: Run = Run()
     """Where the run goes, its seed and its logging."""
+
+    @property
+    def task(self) -> Task:
+        """What the model is for, by `model.task`."""
+        return TASKS[self.model.task]

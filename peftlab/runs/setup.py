@@ -7,43 +7,54 @@ import math
 import torch
 from torch import nn
 
+from peftlab.data.rows import ShuffledRows
 from peftlab.errors import UsageError
+from peftlab.optimization.schedule import build_optimizer, build_schedule
+from peftlab.optimization.step import open_scaler
 from peftlab.recipe.schema import Training
 from peftlab.runs.bench import Bench
-from peftlab.training.optimizer import build_optimizer, build_schedule
-from peftlab.training.rows import StepRows
 from peftlab.training.setup import NoSaver, Saver, Setup
 from peftlab.training.stop import Stop
 
 
 def build_setup(bench: Bench, model: nn.Module, stop: Stop, saver: Saver | None = None) -> Setup:
     """Return the loop's setup at step 0, with a fresh optimiser and seeded random states."""
-    recipe, accelerator, training = bench.recipe, bench.accelerator, bench.recipe.training
-    steps = count_steps(training, len(bench.dataset.train), accelerator.num_processes)
+    recipe, world, training = bench.recipe, bench.world, bench.recipe.training
+    steps = count_steps(training, len(bench.dataset.train), world.processes)
     refuse_endless_warmup(training, steps)
-    optimizer = build_optimizer(model, training, accelerator.device)
+    optimizer = build_optimizer(model, recipe, world.device)
     # Dropout must differ between processes, while data order and initialisation must not.
-    torch.manual_seed(recipe.run.seed + accelerator.process_index)
+    torch.manual_seed(recipe.run.seed + world.process)
     return Setup(
-        accelerator=accelerator,
+        world=world,
         recipe=recipe,
-        model=accelerator.prepare_model(model),
+        model=world.prepare(model),
+        loss=recipe.task.loss(model),
         optimizer=optimizer,
         schedule=build_schedule(optimizer, training, steps),
-        rows=StepRows(
-            bench.dataset.train,
-            bench.dataset.pad_id,
-            training.batch_size,
-            training.gradient_accumulation,
-            accelerator.process_index,
-            accelerator.num_processes,
-            recipe.run.seed,
-        ),
+        rows=build_rows(bench),
         precision=bench.precision,
+        clip=training.clip,
+        scaler=open_scaler(bench.precision, world.device),
+        foreach=None,
         steps=steps,
         stop=stop,
         evaluate=lambda: bench.evaluate(model)[0],
         saver=saver or NoSaver(),
+    )
+
+
+def build_rows(bench: Bench) -> ShuffledRows:
+    """Return the order of the training rows."""
+    training, world = bench.recipe.training, bench.world
+    return ShuffledRows(
+        bench.dataset.train,
+        bench.dataset.pad_id,
+        training.batch_size,
+        training.gradient_accumulation,
+        world.process,
+        world.processes,
+        bench.recipe.run.seed,
     )
 
 
@@ -56,9 +67,8 @@ def refuse_endless_warmup(training: Training, steps: int) -> None:
 
 def renew_optimizer(setup: Setup) -> None:
     """Give `setup` an optimiser and a schedule that have not stepped yet."""
-    training = setup.recipe.training
-    setup.optimizer = build_optimizer(setup.model, training, setup.accelerator.device)
-    setup.schedule = build_schedule(setup.optimizer, training, setup.steps)
+    setup.optimizer = build_optimizer(setup.model, setup.recipe, setup.world.device)
+    setup.schedule = build_schedule(setup.optimizer, setup.recipe.training, setup.steps)
 
 
 def count_steps(training: Training, rows: int, processes: int) -> int:

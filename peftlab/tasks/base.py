@@ -22,6 +22,7 @@ class Task(ABC):
 
     `auto_class` is the transformers class that builds the model, `model_suffix` what the names of such models' own
     classes contain, `peft_type` PEFT's name of the task, `head_names` the modules that PEFT saves as its head.
+    `reads_last_token` says that a decoder's head reads the last token that is not padding.
     `row_columns` names the whole numbers that `score_row` returns of a held-out row.
     """
 
@@ -36,6 +37,7 @@ class Task(ABC):
     head_names: ClassVar[tuple[str, ...]] = ()
     generates: ClassVar[bool] = False
     has_labels: ClassVar[bool] = False
+    reads_last_token: ClassVar[bool] = False
     row_columns: ClassVar[tuple[str, ...]] = ()
 
     @property
@@ -74,15 +76,11 @@ class Task(ABC):
         return None
 
     def fit_config(self, config: PreTrainedConfig, labels: Sequence[str] | None) -> None:
-        """Give a model's configuration what the task needs, such as the classes of its head."""
+        """Give a model's configuration what the task needs: the classes of its head, where it has any."""
+        if labels is not None:
+            config.id2label = dict(enumerate(labels))
+            config.label2id = {label: index for index, label in enumerate(labels)}
 
     def score_row(self, row: TokenRow, predictions: Sequence[int], labels: Sequence[str] | None) -> tuple[int, ...]:
         """Return the row's `row_columns` from the likeliest class at each of its targets."""
         return ()
-
-
-def name_classes(config: PreTrainedConfig, labels: Sequence[str] | None) -> None:
-    """Enter the classes of a head into a model's configuration."""
-    if labels is not None:
-        config.id2label = dict(enumerate(labels))
-        config.label2id = {label: index for index, label in enumerate(labels)}

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from peftlab.tasks.base import Task, name_classes
+from peftlab.tasks.base import Task
 from peftlab.tasks.formats import Example, Format, as_label, as_text
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ class SequenceClassification(Task):
     default_metric: ClassVar[str] = "accuracy"
     head_names = ("classifier", "score")
     has_labels: ClassVar[bool] = True
+    reads_last_token: ClassVar[bool] = True
     row_columns = ("prediction", "label")
 
     @property
@@ -84,7 +85,7 @@ class SequenceClassification(Task):
         return sorted(labels, key=(lambda label: (int(label), label)) if numeric else None)
 
     def fit_config(self, config: PreTrainedConfig, labels: Sequence[str] | None) -> None:
-        name_classes(config, labels)
+        super().fit_config(config, labels)
         if labels is not None:
             config.problem_type = "single_label_classification"
         text = config.get_text_config()

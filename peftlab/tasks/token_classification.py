@@ -7,12 +7,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from peftlab.tasks.base import Task, name_classes
+from peftlab.tasks.base import Task
 from peftlab.tasks.formats import Example, Format, as_texts
 
 if TYPE_CHECKING:
     from torch import nn
-    from transformers import PreTrainedConfig
 
     from peftlab.data.tokens import TokenRow
     from peftlab.losses.base import Loss
@@ -86,9 +85,6 @@ class TokenClassification(Task):
     def list_labels(self, examples: Sequence[Example]) -> list[str]:
         """Return the tags that occur, the one outside of all spans first, then alphabetically."""
         return sorted({tag for example in examples for tag in example.tags}, key=lambda tag: (tag != OUTSIDE, tag))
-
-    def fit_config(self, config: PreTrainedConfig, labels: Sequence[str] | None) -> None:
-        name_classes(config, labels)
 
     def score_row(self, row: TokenRow, predictions: Sequence[int], labels: Sequence[str] | None) -> tuple[int, ...]:
         assert labels is not None, "a task with labels lists them"

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
-
+from peftlab.data.rows import BatchesAhead
+from peftlab.optimization.finite import FiniteGuard
+from peftlab.optimization.step import StepResult, optimizer_step
 from peftlab.reports import Progress
 from peftlab.training.setup import Setup
-from peftlab.training.step import backward_micro_batches, check_finite, clip_gradients
 
 if TYPE_CHECKING:
     from peftlab.parameters.audit import Audit
@@ -20,43 +20,48 @@ AUDITED_STEPS = 3
 def train(setup: Setup, recorder: Recorder, audit: Audit) -> Progress:
     """Run the optimiser steps of a recipe, from where `setup.progress` is, and return how far they went.
 
-    The loss of a step is the sum over its supervised tokens on all processes and micro-batches, divided by
-    their number, so that neither accumulation nor the number of processes changes the gradients.
-    Raises DivergedError before the step whose loss or gradient is not finite.
+    Raises DivergedError for the first step whose loss or gradient is not finite; that step changes no weight. On
+    CUDA with a fused optimiser it is raised at the next log line, evaluation or checkpoint.
     """
-    recipe, progress, scaler = setup.recipe, setup.progress, setup.scaler
+    recipe, progress, guard = setup.recipe, setup.progress, FiniteGuard(setup, setup.rows)
     last_audited = min(progress.step + AUDITED_STEPS, setup.steps)
     setup.model.train()
-    for step in range(progress.step + 1, setup.steps + 1):
-        supervised, tokens = setup.rows.count(step)
-        losses = backward_micro_batches(setup, step, supervised)
+
+    def inspect(step: int, result: StepResult) -> None:
         if step <= last_audited:
             audit.observe_gradients(setup.model)
-        norm = clip_gradients(setup)
-        check_finite(setup, step, losses, norm)
-        rate = setup.schedule.get_last_lr()[0]
-        scaler.step(setup.optimizer)
-        scaler.update()
-        setup.schedule.step()
-        setup.optimizer.zero_grad(set_to_none=True)
-        progress.step, progress.rows, progress.tokens = step, step * setup.rows.per_step, progress.tokens + tokens
-        recorder.add(losses.sum(), supervised, tokens)
-        setup.saver.check()
-        if step == last_audited:
-            recorder.audit = audit.finish(setup.model)
-        if step % recipe.run.log_every == 0 or step in (1, setup.steps):
-            recorder.log(progress, norm, rate)
-        if step == setup.steps:
-            break
-        if is_due(step, recipe.evaluation.every):
-            metrics = setup.evaluate()
-            recorder.log_evaluation(step, metrics)
-            note_best(progress, metrics)
-        stopping = agree_to_stop(setup, step)
-        if stopping or is_due(step, recipe.run.save_every):
-            setup.saver.save(setup)
-        if stopping:
-            break
+        guard.observe(step, result)
+
+    with BatchesAhead(setup.rows, setup.steps, setup.world.stage) as batches:
+        for step in range(progress.step + 1, setup.steps + 1):
+            targets, tokens = setup.rows.count(step)
+            learning_rate = setup.schedule.get_last_lr()[0]
+            result = optimizer_step(
+                setup, batches.take(step), targets, before_update=lambda result, step=step: inspect(step, result)
+            )
+            setup.schedule.step()
+            progress.step, progress.rows, progress.tokens = step, step * setup.rows.per_step, progress.tokens + tokens
+            recorder.add(result.losses.sum(), targets, tokens)
+            setup.saver.check()
+            if step == last_audited:
+                guard.check()
+                recorder.audit = audit.finish(setup.model)
+            if step % recipe.run.log_every == 0 or step in (1, setup.steps):
+                guard.check()
+                recorder.log(progress, result.norm, learning_rate)
+            if step == setup.steps:
+                break
+            if is_due(step, recipe.evaluation.every):
+                guard.check()
+                metrics = setup.evaluate()
+                recorder.log_evaluation(step, metrics)
+                note_best(progress, metrics)
+            stopping = agree_to_stop(setup, step)
+            if stopping or is_due(step, recipe.run.save_every):
+                guard.check()
+                setup.saver.save(setup)
+            if stopping:
+                break
     return progress
 
 
@@ -74,8 +79,5 @@ def note_best(progress: Progress, metrics: dict[str, float]) -> None:
 
 def agree_to_stop(setup: Setup, step: int) -> bool:
     """Whether to stop after this step: a signal reaches processes at different steps, so they ask each other."""
-    reason = setup.stop.ask(step)
-    if setup.rows.processes > 1:
-        reasons = setup.accelerator.gather(torch.tensor([reason], device=setup.accelerator.device))
-        setup.stop.reason = reason = int(reasons.max())
-    return reason > 0
+    setup.stop.reason = setup.world.highest(setup.stop.ask(step))
+    return setup.stop.reason > 0

@@ -1,4 +1,4 @@
-"""The longest rows first: two steps and an evaluation that show, within seconds, what a run takes at most."""
+"""The longest rows first: two steps and an evaluation that show, within seconds, the most memory that a run takes."""
 
 from __future__ import annotations
 
@@ -10,26 +10,23 @@ from torch import nn
 
 from peftlab.checkpoint.randomness import capture_random_state, restore_random_state
 from peftlab.data.batches import collate
+from peftlab.data.rows import ShuffledRows
 from peftlab.data.tokens import TokenRow
-from peftlab.device import autocast
 from peftlab.evaluation.generate import pad_left
-from peftlab.loss import sum_loss, supervised_scores
 from peftlab.memory.generation import Answers, write_last_token
 from peftlab.memory.probe import Probe
-from peftlab.parameters.trainable import trainable_parameters
+from peftlab.optimization.step import StepResult, optimizer_step
 from peftlab.reports import MemoryReport
-from peftlab.training.rows import StepRows
 from peftlab.training.setup import Setup
-from peftlab.training.step import backward_micro_batches, clip_gradients
 
 
 def longest(rows: Sequence[TokenRow], count: int) -> list[TokenRow]:
-    """Return the `count` longest rows, again from the first where there are fewer."""
+    """Return the `count` longest rows, repeated from the first where there are fewer."""
     ordered = sorted(rows, key=lambda row: -len(row.input_ids))
     return [ordered[i % len(ordered)] for i in range(count)]
 
 
-def longest_step(rows: StepRows) -> StepRows:
+def longest_step(rows: ShuffledRows) -> ShuffledRows:
     """Return rows of which every step takes the longest ones, in at most two micro-batches a process."""
     accumulation = min(rows.accumulation, 2)
     chosen = longest(rows.rows, rows.batch_size * accumulation * rows.processes)
@@ -42,6 +39,7 @@ class HeldOut:
 
     rows: Sequence[TokenRow] = ()
     batch_size: int = 1
+    pad_id: int = 0
     prompts: Sequence[Sequence[int]] = ()
     answers: Answers | None = None
 
@@ -49,12 +47,14 @@ class HeldOut:
 def measure_longest(setup: Setup, model: nn.Module, held_out: HeldOut, probe: Probe) -> MemoryReport:
     """Take the longest training rows through two steps, the longest of an evaluation through two batches and an answer.
 
-    `setup` holds an optimiser of its own, which is thrown away afterwards; `model` is the one that
+    `setup` has an optimiser of its own, which is thrown away afterwards; `model` is the one that
     `setup.model` wraps. The optimiser sees zero gradients, so the weights stay as they are; modes and random
     states are put back. Returns the measured ledger by phase; `probe`, a new one, can be asked where it stopped.
     """
     random = capture_random_state()
-    trial = replace(setup, rows=longest_step(setup.rows))
+    # A scaler would skip the update where a trial overflows, and with it the optimiser's states.
+    scaler = torch.amp.GradScaler(setup.world.device.type, enabled=False)
+    trial = replace(setup, rows=longest_step(setup.rows), scaler=scaler)
     for group in trial.optimizer.param_groups:  # decay moves weights without any gradient
         group["weight_decay"] = 0.0
     with probe.steps(model, trial.optimizer):
@@ -64,36 +64,35 @@ def measure_longest(setup: Setup, model: nn.Module, held_out: HeldOut, probe: Pr
         model.eval()
         if held_out.rows:
             with probe.phase("evaluation"):
-                _evaluate(trial, model, longest(held_out.rows, held_out.batch_size))
+                _evaluate(trial, model, held_out)
         if held_out.answers is not None:
             with probe.phase("generation"):
-                _generate(trial, model, held_out)
+                _generate(trial, model, held_out, held_out.answers)
     restore_random_state(random)
     return probe.report()
 
 
 def _step(setup: Setup) -> None:
     setup.model.train()
-    supervised, _ = setup.rows.count(1)
-    backward_micro_batches(setup, 1, supervised)
-    clip_gradients(setup)
-    torch._foreach_zero_([parameter.grad for parameter in trainable_parameters(setup.model).values()])
-    setup.optimizer.step()
-    setup.scaler.update()
-    setup.optimizer.zero_grad(set_to_none=True)
+
+    def zero_gradients(result: StepResult) -> None:
+        parameters = (p for group in setup.optimizer.param_groups for p in group["params"])
+        torch._foreach_zero_([p.grad for p in parameters if p.grad is not None])
+
+    optimizer_step(setup, setup.rows.batches(1), setup.rows.count(1).targets, before_update=zero_gradients)
 
 
-def _evaluate(setup: Setup, model: nn.Module, rows: Sequence[TokenRow]) -> None:
-    device = setup.accelerator.device
-    batch = {name: value.to(device) for name, value in collate(rows, setup.rows.pad_id).items()}
-    with torch.no_grad(), autocast(setup.precision, device):
-        for _ in range(2):  # as in an evaluation, a batch's scores live while the next one's are computed
-            scores, targets = supervised_scores(model, batch)
-            sum_loss(scores, targets)
+def _evaluate(setup: Setup, model: nn.Module, held_out: HeldOut) -> None:
+    rows = longest(held_out.rows, held_out.batch_size)
+    batch, counts = setup.world.move(collate(rows, held_out.pad_id)), [row.supervised for row in rows]
+    with torch.no_grad(), setup.world.autocast(setup.precision):
+        for _ in range(2):  # as in an evaluation, a batch's losses live while the next one's are computed
+            scored = setup.loss.rows(model, batch, counts)
+    del scored
 
 
-def _generate(setup: Setup, model: nn.Module, held_out: HeldOut) -> None:
-    device = setup.accelerator.device
-    ids, mask = (tensor.to(device) for tensor in pad_left(held_out.prompts, setup.rows.pad_id))
-    with autocast(setup.precision, device):
-        write_last_token(model, ids, mask, held_out.answers)
+def _generate(setup: Setup, model: nn.Module, held_out: HeldOut, answers: Answers) -> None:
+    prompts = pad_left(held_out.prompts, held_out.pad_id)
+    ids, mask = (tensor.to(setup.world.device) for tensor in prompts)
+    with setup.world.autocast(setup.precision):
+        write_last_token(model, ids, mask, answers)

@@ -1,4 +1,4 @@
-"""What the training loop steps with."""
+"""What the training loop works with."""
 
 from __future__ import annotations
 
@@ -7,17 +7,16 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
-from accelerate import Accelerator
-from torch import nn
 
+from peftlab.data.rows import Rows
+from peftlab.optimization.step import Stepper
 from peftlab.recipe.schema import Recipe
 from peftlab.reports import Progress
-from peftlab.training.rows import StepRows
 from peftlab.training.stop import Stop
 
 
 class Saver(Protocol):
-    """Writes checkpoints; `check` raises what a write that still goes on beside the training has met."""
+    """Writes checkpoints; `check` raises what a write in the background has met."""
 
     def save(self, setup: Setup) -> None: ...
 
@@ -35,22 +34,14 @@ class NoSaver:
 
 
 @dataclass
-class Setup:
-    """What the loop steps with. `model` is prepared (and wrapped) by the accelerator."""
+class Setup(Stepper):
+    """The parts of a step, and what the loop needs around them."""
 
-    accelerator: Accelerator
     recipe: Recipe
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
     schedule: torch.optim.lr_scheduler.LRScheduler
-    rows: StepRows
-    precision: torch.dtype
+    rows: Rows
     steps: int
     stop: Stop
     evaluate: Callable[[], dict[str, float]]
     saver: Saver
-    scaler: torch.amp.GradScaler = field(init=False)
     progress: Progress = field(default_factory=Progress)
-
-    def __post_init__(self):
-        self.scaler = torch.amp.GradScaler(self.accelerator.device.type, enabled=self.precision == torch.float16)

@@ -24,6 +24,7 @@ def capture_shared_state(setup: Setup) -> dict[str, Any]:
         "schedule": setup.schedule.state_dict(),
         "scaler": setup.scaler.state_dict(),
         "progress": setup.progress.model_dump(),
+        "rows": setup.rows.state(),
     }
 
 
@@ -41,6 +42,8 @@ def restore_shared_state(setup: Setup, state: dict[str, Any]) -> None:
     setup.schedule.load_state_dict(state["schedule"])
     setup.scaler.load_state_dict(state["scaler"])
     setup.progress = Progress(**state["progress"])
+    if "rows" in state:  # version 0.1.0 wrote none: its order followed from seed and step, as this one's does
+        setup.rows.restore(state["rows"])
 
 
 def capture_process_state(recorder: Recorder) -> dict[str, Any]:

@@ -99,6 +99,12 @@ class World(ABC):
         """Return the batch on this device; a copy from pinned memory does not wait."""
         return {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
 
+    def stage(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Return a batch on the CPU in memory from which this device copies without waiting."""
+        if self.device.type != "cuda":
+            return batch
+        return {name: value.pin_memory() for name, value in batch.items()}
+
     def synchronize(self) -> None:
         """Wait for the device's queue, so that a clock that is read next is right."""
         hardware.synchronize(self.device)
