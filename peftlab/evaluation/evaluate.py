@@ -36,7 +36,7 @@ def evaluate(
 
     Empty and None without rows. Modes and random state stay. The loss is the sum over all supervised tokens (or
     rows) by their number. Text metrics come from the first `generation.rows` prompts. With several processes each
-    takes its part of the batches, and `gather` joins their lists (as accelerate's `gather_object` does); every
+    takes its part of the batches, and `gather` joins their lists; every
     process returns the same. Raises DataError for a text metric where no row has a prompt.
     """
     rows, prompts = dataset.held_out(part)

@@ -8,13 +8,13 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from peftlab.device import resolve_dtype
 from peftlab.errors import ModelError
 from peftlab.models.checkpoint import stored_shapes
 from peftlab.models.config import AUTO_CLASSES, one_line_errors, read_config
 from peftlab.models.reference import Reference, resolve
 from peftlab.parameters.kinds import parameter_sites
 from peftlab.recipe.schema import Model
+from peftlab.world.dtypes import resolve_dtype
 
 
 def build_meta(section: Model, labels: Sequence[str] | None = None) -> tuple[PreTrainedModel, frozenset[str]]:

@@ -18,16 +18,16 @@ from peftlab.training.stop import Stop
 
 def build_setup(bench: Bench, model: nn.Module, stop: Stop, saver: Saver | None = None) -> Setup:
     """Return the loop's setup at step 0, with a fresh optimiser and seeded random states."""
-    recipe, accelerator, training = bench.recipe, bench.accelerator, bench.recipe.training
-    steps = count_steps(training, len(bench.dataset.train), accelerator.num_processes)
+    recipe, world, training = bench.recipe, bench.world, bench.recipe.training
+    steps = count_steps(training, len(bench.dataset.train), world.processes)
     refuse_endless_warmup(training, steps)
-    optimizer = build_optimizer(model, training, accelerator.device)
+    optimizer = build_optimizer(model, training, world.device)
     # Dropout must differ between processes, while data order and initialisation must not.
-    torch.manual_seed(recipe.run.seed + accelerator.process_index)
+    torch.manual_seed(recipe.run.seed + world.process)
     return Setup(
-        accelerator=accelerator,
+        world=world,
         recipe=recipe,
-        model=accelerator.prepare_model(model),
+        model=world.prepare(model),
         optimizer=optimizer,
         schedule=build_schedule(optimizer, training, steps),
         rows=StepRows(
@@ -35,8 +35,8 @@ def build_setup(bench: Bench, model: nn.Module, stop: Stop, saver: Saver | None 
             bench.dataset.pad_id,
             training.batch_size,
             training.gradient_accumulation,
-            accelerator.process_index,
-            accelerator.num_processes,
+            world.process,
+            world.processes,
             recipe.run.seed,
         ),
         precision=bench.precision,
@@ -57,7 +57,7 @@ def refuse_endless_warmup(training: Training, steps: int) -> None:
 def renew_optimizer(setup: Setup) -> None:
     """Give `setup` an optimiser and a schedule that have not stepped yet."""
     training = setup.recipe.training
-    setup.optimizer = build_optimizer(setup.model, training, setup.accelerator.device)
+    setup.optimizer = build_optimizer(setup.model, training, setup.world.device)
     setup.schedule = build_schedule(setup.optimizer, training, setup.steps)
 
 

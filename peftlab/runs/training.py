@@ -49,7 +49,7 @@ def train_model(run: Run, bench: Bench, model: nn.Module) -> Setup:
 
 def measure(run: Run, bench: Bench, model: nn.Module, setup: Setup) -> None:
     """Take the longest rows through the model, and leave `setup` as at its start."""
-    run.watch.probe, run.watch.optimizer = Probe(run.accelerator.device), setup.optimizer
+    run.watch.probe, run.watch.optimizer = Probe(run.world.device), setup.optimizer
     measured = measure_longest(setup, model, held_out(bench, model), run.watch.probe)
     run.result.memory["measured"] = join_reports([bench.load, measured])
     run.note(describe_memory(run.result.memory))
@@ -74,7 +74,7 @@ def continue_from_checkpoint(run: Run, setup: Setup, identity: dict[str, Any]) -
     for fault in faults:
         run.note(f"passed over: {fault}")
     report = checkpoints.restore(checkpoint, setup, run.recorder, identity)
-    if run.accelerator.is_main_process:
+    if run.world.is_main:
         run.recorder.rewind(checkpoint.step)
     run.result.resumes.append(report)
     exactly = "exactly" if report.exact else f"not exactly: {'; '.join(report.reasons)}"

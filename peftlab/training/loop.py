@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
-
 from peftlab.reports import Progress
 from peftlab.training.setup import Setup
 from peftlab.training.step import backward_micro_batches, check_finite, clip_gradients
@@ -75,7 +73,6 @@ def note_best(progress: Progress, metrics: dict[str, float]) -> None:
 def agree_to_stop(setup: Setup, step: int) -> bool:
     """Whether to stop after this step: a signal reaches processes at different steps, so they ask each other."""
     reason = setup.stop.ask(step)
-    if setup.rows.processes > 1:
-        reasons = setup.accelerator.gather(torch.tensor([reason], device=setup.accelerator.device))
-        setup.stop.reason = reason = int(reasons.max())
+    if setup.world.processes > 1:
+        setup.stop.reason = reason = setup.world.highest(reason)
     return reason > 0

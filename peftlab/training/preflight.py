@@ -11,7 +11,6 @@ from torch import nn
 from peftlab.checkpoint.randomness import capture_random_state, restore_random_state
 from peftlab.data.batches import collate
 from peftlab.data.tokens import TokenRow
-from peftlab.device import autocast
 from peftlab.evaluation.generate import pad_left
 from peftlab.loss import sum_loss, supervised_scores
 from peftlab.memory.generation import Answers, write_last_token
@@ -84,16 +83,16 @@ def _step(setup: Setup) -> None:
 
 
 def _evaluate(setup: Setup, model: nn.Module, rows: Sequence[TokenRow]) -> None:
-    device = setup.accelerator.device
+    device = setup.world.device
     batch = {name: value.to(device) for name, value in collate(rows, setup.rows.pad_id).items()}
-    with torch.no_grad(), autocast(setup.precision, device):
+    with torch.no_grad(), setup.world.autocast(setup.precision):
         for _ in range(2):  # as in an evaluation, a batch's scores live while the next one's are computed
             scores, targets = supervised_scores(model, batch)
             sum_loss(scores, targets)
 
 
 def _generate(setup: Setup, model: nn.Module, held_out: HeldOut) -> None:
-    device = setup.accelerator.device
+    device = setup.world.device
     ids, mask = (tensor.to(device) for tensor in pad_left(held_out.prompts, setup.rows.pad_id))
-    with autocast(setup.precision, device):
+    with setup.world.autocast(setup.precision):
         write_last_token(model, ids, mask, held_out.answers)

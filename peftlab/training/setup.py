@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
-from accelerate import Accelerator
 from torch import nn
 
 from peftlab.recipe.schema import Recipe
 from peftlab.reports import Progress
 from peftlab.training.rows import StepRows
 from peftlab.training.stop import Stop
+from peftlab.world.base import World
 
 
 class Saver(Protocol):
@@ -36,9 +36,9 @@ class NoSaver:
 
 @dataclass
 class Setup:
-    """What the loop steps with. `model` is prepared (and wrapped) by the accelerator."""
+    """What the loop steps with. `model` is prepared (and wrapped) by the world."""
 
-    accelerator: Accelerator
+    world: World
     recipe: Recipe
     model: nn.Module
     optimizer: torch.optim.Optimizer
@@ -53,4 +53,4 @@ class Setup:
     progress: Progress = field(default_factory=Progress)
 
     def __post_init__(self):
-        self.scaler = torch.amp.GradScaler(self.accelerator.device.type, enabled=self.precision == torch.float16)
+        self.scaler = torch.amp.GradScaler(self.world.device.type, enabled=self.precision == torch.float16)

@@ -6,7 +6,6 @@ import contextlib
 
 import torch
 
-from peftlab.device import autocast
 from peftlab.errors import DivergedError
 from peftlab.loss import supervised_loss
 from peftlab.parameters.trainable import trainable_parameters
@@ -18,18 +17,18 @@ SMALLEST_SCALE = 1.0
 def backward_micro_batches(setup: Setup, step: int, supervised: int) -> torch.Tensor:
     """Accumulate the gradients of a step; return the micro-batches' losses, each a share of the step's mean.
 
-    DDP averages gradients over processes, hence the factor: the sum over all must be divided by `supervised` once.
+    The sum over all processes is divided by `supervised` once, hence the world's factor.
     """
-    accelerator, accumulation = setup.accelerator, setup.rows.accumulation
+    world, accumulation = setup.world, setup.rows.accumulation
     losses = []
     for micro in range(accumulation):
-        batch = {k: v.to(accelerator.device, non_blocking=True) for k, v in setup.rows.batch(step, micro).items()}
+        batch = world.move(setup.rows.batch(step, micro))
         last = micro == accumulation - 1
-        with contextlib.nullcontext() if last else accelerator.no_sync(setup.model):
-            with autocast(setup.precision, accelerator.device):
+        with contextlib.nullcontext() if last else world.accumulating(setup.model):
+            with world.autocast(setup.precision):
                 loss_sum, _ = supervised_loss(setup.model, batch)
             share = loss_sum / supervised
-            setup.scaler.scale(share * setup.rows.processes).backward()
+            setup.scaler.scale(share * world.gradient_factor).backward()
         losses.append(share.detach())
     return torch.stack(losses)
 
@@ -48,9 +47,7 @@ def check_finite(setup: Setup, step: int, losses: torch.Tensor, norm: torch.Tens
     With float16 an overflow of the scaled gradient is part of the method: the scaler skips that step and
     halves its scale; only when nothing is left to halve has training diverged.
     """
-    total = losses.sum()
-    if setup.rows.processes > 1:  # every process must come to the same verdict, or one waits for ever
-        total = setup.accelerator.reduce(total, "sum")
+    total = setup.world.sum(losses.sum())  # every process must reach the same verdict, or one waits for ever
     if bool(torch.isfinite(total + norm)):
         return
     if setup.scaler.is_enabled() and setup.scaler.get_scale() > SMALLEST_SCALE:

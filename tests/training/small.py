@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from peftlab.data.tokens import TokenRow
@@ -15,6 +14,7 @@ from peftlab.training.optimizer import build_optimizer, build_schedule
 from peftlab.training.rows import StepRows
 from peftlab.training.setup import NoSaver, Setup
 from peftlab.training.stop import Stop
+from peftlab.world.open import open_world
 
 CPU = torch.device("cpu")
 
@@ -49,7 +49,7 @@ def small_setup(model=None, rows=None, **training) -> Setup:
     settings = recipe.training
     optimizer = build_optimizer(model, settings, CPU)
     return Setup(
-        accelerator=Accelerator(cpu=True),
+        world=open_world("cpu"),
         recipe=recipe,
         model=model,
         optimizer=optimizer,
