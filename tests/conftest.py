@@ -26,7 +26,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session", autouse=True)
 def quiet():
-    from peftlab.device import quiet_libraries
+    from peftlab.world.quiet import quiet_libraries
 
     quiet_libraries()
 

@@ -15,7 +15,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
     {"errors", "files", "secrets", "patterns", "shapes", "quantities", "reports", "architectures"}
     | {"recipe", "methods", "models.reference", "memory.sizes"},
-    {"device", "world", "loss", "models", "parameters", "nn", "data", "memory", "evaluation", "checkpoint", "builtin"},
+    {"world", "loss", "models", "parameters", "nn", "data", "memory", "evaluation", "checkpoint", "builtin"},
     {"training"},
     {"runs", "budgets", "comparison"},
     {"cli", "__main__"},

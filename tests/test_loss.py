@@ -7,12 +7,12 @@ import math
 import numpy as np
 import pytest
 import torch
+from peftlab.loss import IGNORED, count_supervised, supervised_loss, supervised_scores
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
 from peftlab.data.batches import collate
 from peftlab.data.tokens import TokenRow
-from peftlab.loss import IGNORED, count_supervised, supervised_loss, supervised_scores
 
 VOCABULARY = 61
 

@@ -8,7 +8,6 @@ from typing import Any
 
 from peftlab.budgets.budget import Budget
 from peftlab.budgets.search import Choice, nearest_size
-from peftlab.device import resolve_dtype
 from peftlab.memory.sizes import format_bytes
 from peftlab.methods import Method
 from peftlab.methods.base import Sizes
@@ -17,6 +16,7 @@ from peftlab.reports import BudgetReport
 from peftlab.runs.bench import check_method
 from peftlab.runs.plan import planned_device
 from peftlab.shapes import ModelShape
+from peftlab.world.dtypes import resolve_dtype
 
 TOLERANCE = 0.02
 

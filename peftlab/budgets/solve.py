@@ -8,7 +8,6 @@ from peftlab.budgets.budget import Budget
 from peftlab.budgets.memory import solve_memory
 from peftlab.budgets.seconds import solve_seconds
 from peftlab.budgets.size import solve_size
-from peftlab.device import quiet_libraries
 from peftlab.errors import Problem, RecipeError
 from peftlab.memory.fit import with_settings
 from peftlab.recipe.checks import find_contradictions
@@ -16,6 +15,7 @@ from peftlab.recipe.schema import Recipe
 from peftlab.reports import BudgetReport
 from peftlab.runs.bench import read_labels, read_shape
 from peftlab.shapes import ModelShape
+from peftlab.world.quiet import quiet_libraries
 
 
 def apply_budget(recipe: Recipe, budget: Budget, shape: ModelShape | None = None) -> tuple[Recipe, BudgetReport]:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from peftlab.errors import StorageError
+from peftlab.world.hardware import capture_cuda_randomness, count_cuda_devices, restore_cuda_randomness
 
 
 def capture_random_state() -> dict[str, Any]:
@@ -17,7 +18,7 @@ def capture_random_state() -> dict[str, Any]:
         "python": random.getstate(),
         "numpy": np.random.get_state(),
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "cuda": capture_cuda_randomness(),
     }
 
 
@@ -31,9 +32,8 @@ def restore_random_state(state: dict[str, Any]) -> list[str]:
         random.setstate(state["python"])
         np.random.set_state(state["numpy"])
         torch.set_rng_state(state["torch"])
-        here = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        for device, device_state in enumerate(state["cuda"][:here]):
-            torch.cuda.set_rng_state(device_state, device)
+        here = count_cuda_devices()
+        restore_cuda_randomness(state["cuda"][:here])
     except (LookupError, TypeError, ValueError, RuntimeError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise StorageError(f"the random state of the checkpoint cannot be restored: {reason}") from None

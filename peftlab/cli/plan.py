@@ -24,7 +24,7 @@ Maximize = Annotated[
 Device = Annotated[str, typer.Option("--device", help="cpu, cuda (none is needed here) or auto.")]
 DEVICES = ("auto", "cpu", "cuda")
 Devices = Annotated[int, typer.Option("--devices", min=1, metavar="N", help="Devices that share the work.")]
-Strategy = Annotated[str, typer.Option("--strategy", help="How they share it: ddp, fsdp2, zero1, zero2 or zero3.")]
+Strategy = Annotated[str, typer.Option("--strategy", help="How they share it: ddp (all that training supports).")]
 
 
 @answers

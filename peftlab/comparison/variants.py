@@ -123,7 +123,7 @@ def choose_metric(recipes: Sequence[Recipe], wanted: str | None) -> str:
         raise UsageError(
             f"unknown metric {wanted!r}{nearest(wanted, HIGHER_IS_BETTER)}; there is: {', '.join(HIGHER_IS_BETTER)}"
         )
-    return wanted or ("loss" if tasks == {"causal-lm"} else "accuracy")
+    return wanted or recipes[0].task.default_metric
 
 
 def note_differences(entries: Sequence[Entry]) -> list[str]:

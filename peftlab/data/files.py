@@ -16,9 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from peftlab.errors import DataError
+from peftlab.world.hardware import available_host_bytes
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 LARGEST_CELL = 2**31 - 1
@@ -81,7 +80,7 @@ def _refuse_unreadable(path: Path) -> None:
     found = path.stat()
     if not stat.S_ISREG(found.st_mode):
         raise DataError(f"{path}: is not a regular file; write the rows to one")
-    if found.st_size > (free := psutil.virtual_memory().available):
+    if found.st_size > (free := available_host_bytes()):
         raise DataError(f"{path}: has {found.st_size:,} bytes and {free:,} of memory are free; take a part of it")
 
 

@@ -11,8 +11,8 @@ from statistics import median
 import torch
 from torch import nn
 
-from peftlab.device import synchronize
 from peftlab.evaluation.generate import evaluation_mode
+from peftlab.world.hardware import synchronize
 
 WARM_UP_ROUNDS = 3
 ROUNDS = 101

@@ -9,7 +9,6 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from peftlab.device import resolve_dtype, resolve_precision
 from peftlab.errors import MethodError
 from peftlab.memory.depth import find_layers
 from peftlab.memory.fakes import BLOCK, FakeModel
@@ -21,6 +20,7 @@ from peftlab.parameters.trainable import find_base
 from peftlab.recipe.schema import Model, Recipe
 from peftlab.shapes import ModelShape
 from peftlab.tasks import find_format
+from peftlab.world.dtypes import resolve_dtype, resolve_precision
 
 # What stands for the real attention on a machine that cannot run it: likewise without stored scores.
 STAND_INS = {"flash_attention_2": "sdpa"}

@@ -10,25 +10,18 @@ import torch
 
 from peftlab.errors import MissingRequirementError
 from peftlab.reports import DevicePhase
-
-SNAPSHOT_EVENTS = 200_000
-
-
-def reset_peaks(device: torch.device) -> None:
-    """Start the allocator's peaks anew; nothing on the CPU."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
+from peftlab.world.hardware import read_allocator, start_allocation_history, stop_allocation_history
 
 
 def read_phase(device: torch.device) -> DevicePhase | None:
     """Return what the allocator peaked at since the last reset, and what the whole device holds now; None on a CPU."""
     if device.type != "cuda":
         return None
-    return phase_of(torch.cuda.memory_stats(device), *torch.cuda.mem_get_info(device))
+    return phase_of(*read_allocator(device))
 
 
 def phase_of(stats: Mapping[str, int], free: int, total: int) -> DevicePhase:
-    """Return a phase from `torch.cuda.memory_stats` and `mem_get_info`."""
+    """Return a phase from the allocator's statistics and the device's free and total bytes."""
     return DevicePhase(
         allocated_bytes=stats.get("allocated_bytes.all.peak", 0),
         reserved_bytes=stats.get("reserved_bytes.all.peak", 0),
@@ -53,9 +46,8 @@ def snapshot(path: Path | None) -> Iterator[None]:
     if path is None:
         yield
         return
-    torch.cuda.memory._record_memory_history(max_entries=SNAPSHOT_EVENTS)
+    start_allocation_history()
     try:
         yield
     finally:
-        torch.cuda.memory._dump_snapshot(str(path))
-        torch.cuda.memory._record_memory_history(enabled=None)
+        stop_allocation_history(path)

@@ -4,51 +4,19 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from pathlib import Path
 
-import psutil
 import torch
 from torch import nn
 
-from peftlab.memory.cuda import read_phase, reset_peaks
+from peftlab.memory.cuda import read_phase
 from peftlab.reports import DevicePhase, MemoryReport
-
-PROC = Path("/proc/self")
-# What a container may take and takes, in the two generations of Linux control groups.
-CONTROL_GROUPS = (
-    (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
-    (Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"), Path("/sys/fs/cgroup/memory/memory.usage_in_bytes")),
-)
+from peftlab.world.hardware import reset_allocator_peaks, reset_resident_peak, resident_peak_bytes, used_bytes
 
 
 def tensor_bytes(tensors) -> int:
     """Return the bytes of the tensors' distinct storages."""
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors if t is not None}
     return sum(storages.values())
-
-
-def free_host_bytes() -> int:
-    """Return the host memory that this process may still take: the machine's, or less in a container."""
-    free = psutil.virtual_memory().available
-    for limit, usage in CONTROL_GROUPS:
-        with contextlib.suppress(OSError, ValueError):  # no such group, or "max": no limit
-            free = min(free, int(limit.read_text()) - int(usage.read_text()))
-    return max(free, 0)
-
-
-def reset_resident_peak() -> None:
-    """Start the kernel's peak of resident memory anew (Linux; elsewhere the peak is the process's whole life's)."""
-    with contextlib.suppress(OSError):
-        (PROC / "clear_refs").write_text("5")
-
-
-def resident_peak_bytes() -> int:
-    """Return the process's peak resident bytes since the last reset."""
-    with contextlib.suppress(OSError):
-        for line in (PROC / "status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    return psutil.Process().memory_info().rss
 
 
 class MemoryMeter:
@@ -62,7 +30,7 @@ class MemoryMeter:
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Attribute the peak of what runs inside to `name`; a phase that comes again keeps its highest."""
-        reset_peaks(self.device)
+        reset_allocator_peaks(self.device)
         if self.device.type != "cuda":
             reset_resident_peak()
         try:
@@ -81,9 +49,7 @@ class MemoryMeter:
 
     def current(self) -> int:
         """Return the bytes in use now: allocated on CUDA, resident on the CPU."""
-        if self.device.type == "cuda":
-            return torch.cuda.memory_allocated(self.device)
-        return psutil.Process().memory_info().rss
+        return used_bytes(self.device)
 
     def report(self, model: nn.Module, optimizer: torch.optim.Optimizer | None) -> MemoryReport:
         """Return the ledger; what the state's tensors do not explain of the peak is its residual."""

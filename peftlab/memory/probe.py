@@ -8,9 +8,10 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from peftlab.memory.cuda import read_phase, reset_peaks
+from peftlab.memory.cuda import read_phase
 from peftlab.memory.ledger import BEFORE, Ledger
 from peftlab.reports import PHASES, DevicePhase, MemoryReport
+from peftlab.world.hardware import reset_allocator_peaks
 
 
 class Probe:
@@ -44,7 +45,7 @@ class Probe:
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         self.current = name
-        reset_peaks(self.device)
+        reset_allocator_peaks(self.device)
         self.ledger.mark(name)
         yield
         found = read_phase(self.device)

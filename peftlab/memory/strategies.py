@@ -1,7 +1,8 @@
 """How training on several devices changes what each one holds: closed formulas on the ledger's categories.
 
 What a strategy divides it divides evenly; what it adds, it adds at every moment. DDP's was measured with two
-processes on the CPU (a steady step of full fine-tuning: +0.2 %), the others not yet.
+processes on the CPU (a steady step of full fine-tuning: +0.2 %), the others not yet: nothing trains with them,
+and `find_strategy` gives only what training supports.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import numpy as np
 
 from peftlab.errors import UsageError, nearest
 from peftlab.memory.ledger import CATEGORIES
+from peftlab.world.open import STRATEGIES as TRAINED
 
 WEIGHTS = ("frozen_weights", "quantisation_state", "trainable_weights")
 # DeepSpeed's defaults: reduce_bucket_size and stage3_max_live_parameters, in elements of float32.
@@ -93,7 +95,10 @@ STRATEGIES: dict[str, Strategy] = {
 
 
 def find_strategy(name: str) -> Strategy:
-    """Return a strategy by name. Raises UsageError."""
-    if name not in STRATEGIES:
-        raise UsageError(f"unknown strategy {name!r}{nearest(name, STRATEGIES)}; known: {', '.join(STRATEGIES)}")
-    return STRATEGIES[name]
+    """Return a strategy by name. Raises UsageError for one that training does not support, whatever can be planned."""
+    supported = [known for known in STRATEGIES if known in TRAINED]
+    if name in supported:
+        return STRATEGIES[name]
+    if name in STRATEGIES:
+        raise UsageError(f"strategy {name!r}: training does not support it yet; supported: {', '.join(supported)}")
+    raise UsageError(f"unknown strategy {name!r}{nearest(name, supported)}; supported: {', '.join(supported)}")

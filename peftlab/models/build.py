@@ -8,7 +8,6 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from peftlab.device import resolve_dtype
 from peftlab.errors import ModelError
 from peftlab.models.checkpoint import stored_shapes
 from peftlab.models.config import auto_class, one_line_errors, read_config
@@ -16,6 +15,7 @@ from peftlab.models.reference import Reference, resolve
 from peftlab.parameters.kinds import parameter_sites
 from peftlab.recipe.schema import Model
 from peftlab.tasks import TASKS
+from peftlab.world.dtypes import resolve_dtype
 
 
 def build_meta(section: Model, labels: Sequence[str] | None = None) -> tuple[PreTrainedModel, frozenset[str]]:

@@ -10,7 +10,6 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from peftlab.device import resolve_dtype
 from peftlab.models.build import attention_argument, check_body, from_config, random_fresh
 from peftlab.models.checkpoint import fingerprint
 from peftlab.models.config import auto_class, hub_arguments, one_line_errors, read_config
@@ -21,6 +20,7 @@ from peftlab.models.tokenizer import fit_tokenizer, load_tokenizer
 from peftlab.parameters.trainable import named_parameters
 from peftlab.recipe.schema import Model
 from peftlab.tasks import TASKS
+from peftlab.world.dtypes import resolve_dtype
 
 __all__ = ["LoadedModel", "fit_tokenizer", "load_model", "load_tokenizer"]
 

@@ -9,11 +9,10 @@ from collections.abc import Mapping, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-import torch
-
 from peftlab.errors import PeftlabError
 from peftlab.recipe.load import load_recipe
 from peftlab.runs.run import train
+from peftlab.world.hardware import has_cuda
 
 # Modules that a run needs sooner or later and that take long to import.
 WARM = [__name__, "datasets", "matplotlib.figure", "transformers.models.llama.modeling_llama", "peft.tuners.lora.bnb"]
@@ -34,7 +33,7 @@ def train_apart(
     """
     context = multiprocessing.get_context("forkserver")
     # Where there is a CUDA device, importing bitsandbytes opens it, and an open one does not survive a fork.
-    context.set_forkserver_preload([] if torch.cuda.is_available() else WARM)
+    context.set_forkserver_preload([] if has_cuda() else WARM)
     arguments = (recipe, list(overrides), log, dict(environment or {}), resume, overwrite)
     process = context.Process(target=_train, args=arguments)
     process.start()

@@ -8,12 +8,9 @@ from functools import partial
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import gather_object, set_seed
 from torch import nn
 
 from peftlab.data.dataset import Dataset, Part, load_examples, tokenise
-from peftlab.device import autocast, resolve_precision
 from peftlab.errors import DataError, MethodError
 from peftlab.evaluation.evaluate import evaluate
 from peftlab.evaluation.generate import generate_examples
@@ -27,7 +24,9 @@ from peftlab.parameters.shape import shape_of
 from peftlab.recipe.schema import Recipe
 from peftlab.reports import MemoryReport, ParameterReport
 from peftlab.shapes import ModelShape
-from peftlab.training.dropout import disable_dropout
+from peftlab.optimization.dropout import disable_dropout
+from peftlab.world.base import World
+from peftlab.world.dtypes import resolve_precision
 
 
 @dataclass
@@ -35,7 +34,7 @@ class Bench:
     """What a method is applied to, and what loading it took; no checkpoint filled the parameters in `fresh`."""
 
     recipe: Recipe
-    accelerator: Accelerator
+    world: World
     tokenizer: Any
     dataset: Dataset
     model: nn.Module
@@ -45,7 +44,7 @@ class Bench:
 
     @property
     def device(self) -> torch.device:
-        return self.accelerator.device
+        return self.world.device
 
     @property
     def precision(self) -> torch.dtype:
@@ -61,7 +60,7 @@ class Bench:
         recipe = self.recipe
         if recipe.training.frozen_dropout == "off":
             disable_dropout(self.model)
-        set_seed(recipe.run.seed)
+        self.world.seed(recipe.run.seed)
         model, report = apply_method(recipe, self.model, self.fresh)
         if recipe.training.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -77,13 +76,11 @@ class Bench:
             self.dataset,
             self.recipe.evaluation,
             part=part,
+            loss=self.recipe.task.loss(model),
             tokenizer=self.tokenizer,
-            device=self.device,
+            world=self.world,
+            precision=self.precision,
             batch_size=self.batch_size,
-            autocast=partial(autocast, self.precision, self.device),
-            gather=gather_object,
-            process=self.accelerator.process_index,
-            processes=self.accelerator.num_processes,
         )
 
     def generate_examples(self, model: nn.Module) -> list[dict[str, str]]:
@@ -94,7 +91,7 @@ class Bench:
             self.recipe.evaluation,
             self.tokenizer,
             batch_size=self.batch_size,
-            autocast=partial(autocast, self.precision, self.device),
+            autocast=partial(self.world.autocast, self.precision),
         )
 
 
@@ -103,9 +100,9 @@ def read_labels(recipe: Recipe) -> list[str] | None:
 
     A recipe without data (`-`) has none either: the head has then what the model's config says.
     """
-    if recipe.model.task != "sequence-classification" or recipe.data.train == "-":
+    if not recipe.task.has_labels or recipe.data.train == "-":
         return None
-    return load_examples(recipe.data, recipe.model.task, recipe.run.seed).labels
+    return load_examples(recipe.data, recipe.task, recipe.run.seed).labels
 
 
 def read_shape(recipe: Recipe, labels: list[str] | None) -> ModelShape:
@@ -146,13 +143,13 @@ def check_positions(recipe: Recipe, dataset: Dataset, model: nn.Module) -> None:
         )
 
 
-def prepare(recipe: Recipe, accelerator: Accelerator, foresee: Callable[[Dataset], Recipe] | None = None) -> Bench:
+def prepare(recipe: Recipe, world: World, foresee: Callable[[Dataset], Recipe] | None = None) -> Bench:
     """Read the data, check the method against the model's sizes, and only then load weights.
 
     `foresee` is called with the data just before that, returns the recipe to go on with, and may refuse to.
     """
     seed = recipe.run.seed if recipe.data.seed is None else recipe.data.seed
-    examples = load_examples(recipe.data, recipe.model.task, seed)
+    examples = load_examples(recipe.data, recipe.task, seed)
     shape = read_shape(recipe, examples.labels)
     check_method(recipe.method, shape)
     tokenizer = load_tokenizer(recipe.model)
@@ -160,11 +157,11 @@ def prepare(recipe: Recipe, accelerator: Accelerator, foresee: Callable[[Dataset
     if foresee is not None:
         recipe = foresee(dataset)
     torch.manual_seed(recipe.run.seed)
-    probe, storage = Probe(accelerator.device), recipe.method.base_storage
+    probe, storage = Probe(world.device), recipe.method.base_storage
     with probe.alone("load"):
         loaded = load_model(
-            recipe.model, device=accelerator.device, labels=examples.labels, seen=probe.ledger.hold, **storage
+            recipe.model, device=world.device, labels=examples.labels, seen=probe.ledger.hold, **storage
         )
     check_positions(recipe, dataset, loaded.model)
     fit_tokenizer(loaded.model, tokenizer)
-    return Bench(recipe, accelerator, tokenizer, dataset, loaded.model, loaded.fresh, loaded.source, probe.report())
+    return Bench(recipe, world, tokenizer, dataset, loaded.model, loaded.fresh, loaded.source, probe.report())

@@ -8,13 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from accelerate.utils import gather_object
-
 from peftlab.checkpoint.store import Checkpoint, find_latest, refuse_full_disk, rotate, write_checkpoint
 from peftlab.checkpoint.tensors import HeldState, hold_state, load_state, save_state, write_state
 from peftlab.checkpoint.writer import CheckpointWriter
 from peftlab.errors import StorageError
-from peftlab.memory.measure import free_host_bytes, tensor_bytes
+from peftlab.memory.measure import tensor_bytes
+from peftlab.optimization.finite import check_weights
 from peftlab.parameters.trainable import trainable_parameters
 from peftlab.reports import ResumeReport
 from peftlab.runs.identity import refuse_changes, why_inexact
@@ -24,7 +23,7 @@ from peftlab.training.state import (
     restore_process_state,
     restore_shared_state,
 )
-from peftlab.training.step import check_weights
+from peftlab.world.hardware import free_host_bytes
 
 if TYPE_CHECKING:
     from peftlab.runs.run import Run
@@ -56,7 +55,7 @@ class CheckpointSaver:
         with self._timed("checkpoints_stalled"):
             self.writer.close(quietly=kind is not None)
         if kind is None:
-            self.run.accelerator.wait_for_everyone()  # a process that left would count as lost
+            self.run.world.wait()  # a process that left would count as lost
         self.run.add_seconds("checkpoints_written", self.writer.seconds)
 
     def resumed(self, step: int) -> None:
@@ -72,11 +71,11 @@ class CheckpointSaver:
         """Begin the checkpoint of the step that `setup` is at; a former one is whole when this returns."""
         if setup.progress.step == self._saved:
             return
-        check_weights(setup)
+        check_weights(setup.model, setup.progress.step)
         with self._timed("checkpoints_stalled"):
             # All processes have given their states, at the same step, before the main one writes a byte.
-            processes = gather_object([capture_process_state(self.run.recorder)])
-            if setup.accelerator.is_main_process:
+            processes = self.run.world.gather([capture_process_state(self.run.recorder)])
+            if setup.world.is_main:
                 self._begin(setup, processes)
         self._saved = setup.progress.step
         self.run.stop.saving_seconds = self.writer.longest_seconds
@@ -142,7 +141,7 @@ def restore(checkpoint: Checkpoint, setup: Setup, recorder: Recorder, identity: 
         )
     reasons = why_inexact(saved, identity)
     restore_shared_state(setup, load_state(checkpoint.path, "state"))
-    own = checkpoint.path / f"process-{setup.accelerator.process_index:05}.json"
+    own = checkpoint.path / f"process-{setup.world.process:05}.json"
     if own.exists():
         reasons += restore_process_state(recorder, load_state(checkpoint.path, own.stem))
     recorder.start(setup.steps, done=checkpoint.step)

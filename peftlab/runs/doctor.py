@@ -7,15 +7,15 @@ import platform
 from collections.abc import Iterator
 from typing import Any, get_args
 
-import psutil
 import torch
 from torch import nn
 
 from peftlab import __version__
-from peftlab.device import pick_device, quiet_libraries
 from peftlab.methods import METHODS, Method
 from peftlab.models.quantize import quantize_
 from peftlab.runs.environment import LIBRARIES, library_version
+from peftlab.world.hardware import available_host_bytes, list_devices, pick_device, total_host_bytes
+from peftlab.world.quiet import quiet_libraries
 
 OPTIONAL_LIBRARIES = ("gguf", "flash-attn", "tensorboard", "wandb")
 OFFLINE = ("1", "true", "yes", "on")
@@ -30,32 +30,13 @@ def report() -> dict[str, Any]:
         "platform": platform.platform(),
         "versions": {"peftlab": __version__}
         | {name: library_version(name) for name in (*LIBRARIES, *OPTIONAL_LIBRARIES)},
-        "devices": describe_devices(),
+        "devices": list_devices(),
         "threads": torch.get_num_threads(),
-        "memory_bytes": {
-            "total": psutil.virtual_memory().total,
-            "available": psutil.virtual_memory().available,
-        },
+        "memory_bytes": {"total": total_host_bytes(), "available": available_host_bytes()},
         "hub": "offline" if os.environ.get("HF_HUB_OFFLINE", "").lower() in OFFLINE else "online",
         "device": str(device),
         "methods": {name: describe_method(cls, device) for name, cls in METHODS.items()},
     }
-
-
-def describe_devices() -> list[dict[str, Any]]:
-    """Return the CPU and every CUDA device, with their memory."""
-    devices = [
-        {
-            "device": "cpu",
-            "name": platform.machine(),
-            "cores": os.cpu_count(),
-            "bytes": psutil.virtual_memory().total,
-        }
-    ]
-    for index in range(torch.cuda.device_count()):
-        found = torch.cuda.get_device_properties(index)
-        devices.append({"device": f"cuda:{index}", "name": found.name, "bytes": found.total_memory})
-    return devices
 
 
 def describe_method(cls: type[Method], device: torch.device) -> dict[str, Any]:

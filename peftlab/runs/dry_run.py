@@ -7,11 +7,9 @@ from typing import Any
 from peftlab.data.dataset import Dataset
 from peftlab.data.notes import note_data
 from peftlab.data.view import view_row
-from peftlab.device import quiet_libraries
 from peftlab.memory.probe import Probe, join_reports
 from peftlab.recipe.schema import Recipe
 from peftlab.reports import DryRunReport
-from peftlab.runs.accelerator import open_accelerator
 from peftlab.runs.bench import prepare
 from peftlab.runs.display import open_display
 from peftlab.runs.longest import held_out
@@ -20,6 +18,8 @@ from peftlab.runs.setup import build_setup
 from peftlab.runs.shortage import Watch, explain_shortage, is_shortage
 from peftlab.training.preflight import measure_longest
 from peftlab.training.stop import Stop
+from peftlab.world.open import open_world, refuse_missing_trackers
+from peftlab.world.quiet import quiet_libraries
 
 
 def dry_run(recipe: Recipe, *, rows: int = 3, display: Any = None) -> DryRunReport:
@@ -28,22 +28,25 @@ def dry_run(recipe: Recipe, *, rows: int = 3, display: Any = None) -> DryRunRepo
     `rows` are shown as the model will see them. Raises what the run would raise.
     """
     quiet_libraries()
-    accelerator = open_accelerator(recipe)
-    display = display or open_display(accelerator.is_main_process)
-    watch = Watch(recipe, accelerator.device, memory={})
+    world = open_world(recipe.run.device)
+    refuse_missing_trackers(recipe.run.trackers)
+    display = display or open_display(world.is_main)
+    for line in world.notes:
+        display.note(line)
+    watch = Watch(recipe, world.device, memory={})
 
     def look_ahead(dataset: Dataset) -> Recipe:
-        watch.forecast = open_forecast(recipe, dataset, accelerator)
+        watch.forecast = open_forecast(recipe, dataset, world)
         watch.recipe = foresee(recipe, watch.forecast, watch.memory, display.note)
         return watch.recipe
 
     try:
-        bench = prepare(recipe, accelerator, look_ahead)
-        for line in note_data(recipe, bench.dataset.report, accelerator.num_processes):
+        bench = prepare(recipe, world, look_ahead)
+        for line in note_data(recipe, bench.dataset.report, world.processes):
             display.note(line)
         watch.model, parameters = bench.apply()
         setup = build_setup(bench, watch.model, Stop())
-        watch.probe, watch.optimizer = Probe(accelerator.device), setup.optimizer
+        watch.probe, watch.optimizer = Probe(world.device), setup.optimizer
         measured = measure_longest(setup, watch.model, held_out(bench, watch.model), watch.probe)
     except Exception as error:
         if is_shortage(error):

@@ -23,12 +23,12 @@ def record_failure(error: BaseException, run: Run) -> BaseException:
     result.status, result.error = status_of(failure), mask_secrets(str(failure)) or type(failure).__name__
     lost = failure.lost if isinstance(failure, LaunchError) else []
     with contextlib.suppress(StorageError):  # a disk that is full takes no record either: the first error counts
-        if run.accelerator.is_main_process:
+        if run.world.is_main:
             words = [word for number in lost if (word := directory.read_word(number))]
             result.status, result.error = words[0] if words else (result.status, result.error)
             run.write()
         else:
-            directory.leave_word(run.accelerator.process_index, result.status, result.error)
+            directory.leave_word(run.world.process, result.status, result.error)
             if 0 in lost:
                 stand_in(run)
     return failure

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import platform
 import subprocess
 import sys
@@ -14,20 +13,23 @@ import torch
 
 from peftlab import __version__
 from peftlab.secrets import mask_secrets
+from peftlab.world.base import World
+from peftlab.world.hardware import device_name
 
 LIBRARIES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "datasets", "safetensors")
 
 
-def describe_environment(device: torch.device, processes: int) -> dict[str, Any]:
+def describe_environment(world: World) -> dict[str, Any]:
     """Return everything about this machine and its software that a reader of the result needs."""
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
         "versions": {"peftlab": __version__} | {name: library_version(name) for name in LIBRARIES},
         "commit": source_commit(),
-        "device": device_name(device),
+        "device": device_name(world.device),
         "threads": torch.get_num_threads(),
-        "processes": processes,
+        "strategy": world.strategy,
+        "processes": world.processes,
         "command": [mask_secrets(argument) for argument in sys.argv],
     }
 
@@ -48,9 +50,3 @@ def source_commit() -> str | None:
     commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
     changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True).stdout.strip()
     return f"{commit}{' with changes' if changed else ''}" if commit else None
-
-
-def device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"cpu ({platform.processor() or platform.machine()}, {os.cpu_count()} cores)"

@@ -10,7 +10,6 @@ from statistics import median
 import torch
 from torch import nn
 
-from peftlab.device import autocast
 from peftlab.evaluation.latency import latency_batch, measure_latency, relative_to
 from peftlab.memory.measure import state_bytes
 from peftlab.models.load import load_model
@@ -50,7 +49,7 @@ def measure_inference(bench: Bench, trained: nn.Module) -> InferenceReport:
         models,
         latency_batch(ROWS, tokens, shape.vocabulary, bench.device),
         device=bench.device,
-        autocast=partial(autocast, bench.precision, bench.device),
+        autocast=partial(bench.world.autocast, bench.precision),
     )
     weight_bytes = {name: sum(state_bytes(model, None).values()) for name, model in models.items()}
     if merged is trained:

@@ -12,10 +12,9 @@ from collections.abc import Callable, Iterator, Mapping
 
 import psutil
 import torch
-from accelerate import Accelerator
-from accelerate.utils import gather_object
 
 from peftlab.errors import LaunchError
+from peftlab.world.base import World
 
 # A process that fails by itself tells the others by closing its connections, and is gone soon after.
 GONE_SECONDS = 10.0
@@ -79,12 +78,12 @@ class Launch:
                 os._exit(error.exit_code)
 
 
-def find_others(accelerator: Accelerator) -> dict[int, psutil.Process]:
+def find_others(world: World) -> dict[int, psutil.Process]:
     """Return the other processes of this launch on this machine by number; all processes must ask together."""
-    if accelerator.num_processes == 1:
+    if world.processes == 1:
         return {}
-    host, number = socket.gethostname(), accelerator.process_index
-    everyone = enumerate(gather_object([(host, os.getpid())]))
+    host, number = socket.gethostname(), world.process
+    everyone = enumerate(world.gather([(host, os.getpid())]))
     found: dict[int, psutil.Process] = {}
     for other, (its_host, pid) in everyone:
         if its_host == host and other != number:
@@ -102,12 +101,12 @@ def lives(process: psutil.Process) -> bool:
 
 
 @contextlib.contextmanager
-def launched(accelerator: Accelerator) -> Iterator[Launch]:
+def launched(world: World) -> Iterator[Launch]:
     """Give this process's launch, and leave it in the end. Raises LaunchError where another process was lost."""
-    with Launch(accelerator.num_processes, find_others(accelerator)) as launch:
+    with Launch(world.processes, find_others(world)) as launch:
         try:
             yield launch
         except RuntimeError as error:
             raise launch.explain(error) from error
         finally:
-            accelerator.state.destroy_process_group()
+            world.close()

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from peftlab.device import quiet_libraries
 from peftlab.models.build import build_meta
 from peftlab.recipe.schema import Recipe
 from peftlab.reports import ParameterReport
 from peftlab.runs.bench import apply_method, check_method, read_labels, read_shape
+from peftlab.world.quiet import quiet_libraries
 
 
 def count(recipe: Recipe) -> ParameterReport:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 
-from peftlab.device import quiet_libraries
 from peftlab.errors import MethodError
 from peftlab.memory.blueprint import Blueprint, Blueprints
 from peftlab.memory.fit import maximize, remedies
@@ -16,7 +15,10 @@ from peftlab.recipe.schema import Recipe
 from peftlab.reports import MemoryReport, MethodPlan
 from peftlab.runs.bench import read_labels
 from peftlab.shapes import ModelShape, ParameterSite
-from peftlab.training.dropout import disable_dropout
+from peftlab.optimization.dropout import disable_dropout
+from peftlab.world.hardware import available_host_bytes, has_cuda, total_bytes
+from peftlab.world.open import refuse_unsupported
+from peftlab.world.quiet import quiet_libraries
 
 
 def plan(
@@ -35,6 +37,7 @@ def plan(
     `cpu`, `cuda` (none is needed), or `auto`: the recipe's, else CUDA if there is one or a GPU is named. Raises
     UsageError.
     """
+    refuse_unsupported()
     quiet_libraries()
     memory = memory or recipe.run.memory
     budget = parse_budget(memory) if memory is not None else None
@@ -63,6 +66,7 @@ def plan_methods(
     device: str = "auto",
 ) -> list[MethodPlan]:
     """Return one plan for each method with its defaults on `model` (a hub id, a folder, ...)."""
+    refuse_unsupported()
     quiet_libraries()
     found = []
     for name, method in METHODS.items():
@@ -154,15 +158,11 @@ def planned_device(recipe: Recipe, device: str, budget: Budget | None) -> torch.
     wanted = recipe.run.device if device == "auto" else device
     if wanted == "auto":
         named = budget is not None and budget.gpu is not None
-        wanted = "cuda" if named or torch.cuda.is_available() else "cpu"
+        wanted = "cuda" if named or has_cuda() else "cpu"
     return torch.device(wanted)
 
 
 def _capacity(budget: Budget | None, target: torch.device) -> int:
     if budget is not None:
         return budget.bytes
-    if target.type == "cuda" and torch.cuda.is_available():
-        return torch.cuda.get_device_properties(0).total_memory
-    import psutil
-
-    return psutil.virtual_memory().available
+    return total_bytes(target) if target.type == "cuda" and has_cuda() else available_host_bytes()

@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-import psutil
 import torch
-from accelerate import Accelerator
-from accelerate.utils import gather_object
 
 from peftlab.data.dataset import Dataset
 from peftlab.errors import OutOfMemoryError
@@ -20,7 +17,9 @@ from peftlab.memory.strategies import find_strategy
 from peftlab.recipe.schema import Recipe
 from peftlab.reports import MemoryReport
 from peftlab.runs.longest import answers_to, longest_prompts, longest_work
-from peftlab.training.dropout import disable_dropout
+from peftlab.optimization.dropout import disable_dropout
+from peftlab.world.base import World
+from peftlab.world.hardware import cuda_capability
 
 Note = Callable[[str], None]
 
@@ -37,7 +36,7 @@ class Forecast:
         blueprint = self._blueprint(recipe)
         options = {}
         if self.device.type == "cuda":
-            options["capability"] = torch.cuda.get_device_capability(self.device)
+            options["capability"] = cuda_capability(self.device)
         work = longest_work(blueprint.workload(), self.dataset)
         prompts = longest_prompts(recipe, self.dataset, blueprint.fake.model)
         return predict(
@@ -50,10 +49,9 @@ class Forecast:
         )
 
 
-def open_forecast(recipe: Recipe, dataset: Dataset, accelerator: Accelerator) -> Forecast:
+def open_forecast(recipe: Recipe, dataset: Dataset, world: World) -> Forecast:
     """Return the forecast of a run: every process of a launch must call this, and gets an equal one."""
-    processes = accelerator.num_processes
-    return Forecast(dataset, accelerator.device, processes, count_on(recipe, accelerator))
+    return Forecast(dataset, world.device, world.processes, count_on(recipe, world))
 
 
 def foresee(recipe: Recipe, forecast: Forecast, memory: dict[str, MemoryReport], note: Note) -> Recipe:
@@ -93,22 +91,10 @@ def split_to_fit(recipe: Recipe, forecast: Forecast, memory: dict[str, MemoryRep
     return split
 
 
-def count_on(recipe: Recipe, accelerator: Accelerator) -> int:
+def count_on(recipe: Recipe, world: World) -> int:
     """Return the memory that each process may count on: the same for all, since all must plan alike."""
-    least = min(gather_object([free_bytes(accelerator.device) // sharing(accelerator)]))
+    least = min(world.gather([world.free_bytes()]))
     return least if recipe.run.memory is None else min(least, parse_budget(recipe.run.memory).bytes)
-
-
-def free_bytes(device: torch.device) -> int:
-    """Return the memory that a run could take on this device now."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return psutil.virtual_memory().available
-
-
-def sharing(accelerator: Accelerator) -> int:
-    """Return how many processes share this one's memory: on the CPU all of a launch, on CUDA each has a device."""
-    return 1 if accelerator.device.type == "cuda" else accelerator.num_processes
 
 
 def refuse_too_large(recipe: Recipe, report: MemoryReport, forecast: Forecast) -> None:

@@ -9,12 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator
 from torch import nn
 
 from peftlab.data.dataset import Dataset
 from peftlab.data.notes import note_data
-from peftlab.device import quiet_libraries, synchronize
 from peftlab.errors import StorageError, one_line
 from peftlab.files import user_path
 from peftlab.memory.cuda import refuse_snapshot, snapshot
@@ -24,7 +22,6 @@ from peftlab.recipe.dump import dump_recipe
 from peftlab.recipe.schema import Recipe
 from peftlab.recipe.schema import Run as RunSettings
 from peftlab.reports import ParameterReport, RunResult, SplitReport
-from peftlab.runs.accelerator import open_accelerator
 from peftlab.runs.bench import Bench, prepare
 from peftlab.runs.directory import RunDirectory, is_finished, open_directory
 from peftlab.runs.display import open_display
@@ -40,6 +37,9 @@ from peftlab.secrets import mask_secrets
 from peftlab.training.recorder import Recorder
 from peftlab.training.stop import Stop
 from peftlab.training.trackers import Trackers
+from peftlab.world.base import World
+from peftlab.world.open import open_world, refuse_missing_trackers
+from peftlab.world.quiet import quiet_libraries
 
 # A signal from a terminal reaches the processes of a launch twice: by itself, and from the launcher.
 ECHO_SECONDS = 3.0
@@ -60,17 +60,17 @@ def train(
     """
     quiet_libraries()
     path = run_path(recipe, name)
-    accelerator = open_accelerator(recipe, path)
-    main = accelerator.is_main_process
+    world = open_world(recipe.run.device)
+    refuse_missing_trackers(recipe.run.trackers)
     with (
-        open_stop(recipe.run, accelerator.num_processes) as stop,
-        launched(accelerator) as launch,
-        open_directory(path, main, overwrite, resume) as directory,
+        open_stop(recipe.run, world.processes) as stop,
+        launched(world) as launch,
+        open_directory(path, world.is_main, overwrite, resume) as directory,
     ):
-        accelerator.wait_for_everyone()
+        world.wait()
         if resume and is_finished(directory, recipe):
             return directory.read_result()
-        run = Run(recipe, name, accelerator, launch, directory, display or open_display(main), stop, resume)
+        run = Run(recipe, name, world, launch, directory, display or open_display(world.is_main), stop, resume)
         launch.give_up = lambda error: record_failure(error, run)
         try:
             run.execute()
@@ -110,7 +110,7 @@ class Run:
 
     recipe: Recipe
     name: str
-    accelerator: Accelerator
+    world: World
     launch: Launch
     directory: RunDirectory
     display: Any
@@ -118,27 +118,27 @@ class Run:
     resume: bool = False
 
     def __post_init__(self):
-        device = self.accelerator.device
-        self.meter = MemoryMeter(device)
+        self.meter = MemoryMeter(self.world.device)
         self.result = RunResult(
             status="running",
             name=self.name,
             recipe=self.recipe.model_dump(mode="json"),
-            environment=describe_environment(device, self.accelerator.num_processes),
+            environment=describe_environment(self.world),
         )
-        trackers = Trackers(self.accelerator, self.name, self.note)
-        self.watch = Watch(self.recipe, device, self.result.memory)
-        self.recorder = Recorder(self.accelerator, self.directory.metrics, self.display, trackers, self.meter.current)
+        names, folder = self.recipe.run.trackers, self.directory.path / "trackers"
+        trackers = Trackers(self.world, names, self.name, folder, self.note)
+        self.watch = Watch(self.recipe, self.world.device, self.result.memory)
+        self.recorder = Recorder(self.world, self.directory.metrics, self.display, trackers, self.meter.current)
 
     def execute(self) -> None:
         """Do everything in order, each part a phase with its seconds and its peak of memory."""
         self.start_files()
         result = self.result
         with self.in_phase("load"):
-            bench = prepare(self.recipe, self.accelerator, self.foresee)
+            bench = prepare(self.recipe, self.world, self.foresee)
         self.watch.model = bench.model
         result.data = bench.dataset.report
-        for line in note_data(self.recipe, result.data, self.accelerator.num_processes):
+        for line in note_data(self.recipe, result.data, self.world.processes):
             self.note(line)
         if "evaluation_before" not in result.seconds:
             with self.in_phase("evaluation_before"):
@@ -153,19 +153,19 @@ class Run:
         with self.in_phase("evaluation_after"):
             self.evaluate(bench, model, "after", result.progress.step)
         with self.in_phase("save"):
-            self.watch.probe = Probe(self.accelerator.device)
+            self.watch.probe = Probe(self.world.device)
             with self.watch.probe.alone("save", model, setup.optimizer):
                 self.save(bench, model)
         result.memory["measured"] = join_reports([result.memory["measured"], self.watch.probe.report()])
         result.memory["process"] = self.meter.report(model, setup.optimizer)
-        if self.recipe.evaluation.latency and self.accelerator.is_main_process:
+        if self.recipe.evaluation.latency and self.world.is_main:
             with self.in_phase("latency"):
                 result.inference = try_inference(bench, model, self.directory.weights, self.note)
         result.status = "finished"
         result.seconds["total"] = sum(seconds for name, seconds in result.seconds.items() if name in PHASES)
         self.write()
         self.draw()
-        self.accelerator.wait_for_everyone()  # a process that left earlier would count as lost
+        self.world.wait()  # a process that left earlier would count as lost
 
     def note(self, line: str) -> None:
         """Show a line to whoever watches, and keep it in the record."""
@@ -175,13 +175,13 @@ class Run:
 
     def foresee(self, dataset: Dataset) -> Recipe:
         """Plan the run's memory on its own rows, and go on with the recipe that comes of it."""
-        self.watch.forecast = open_forecast(self.recipe, dataset, self.accelerator)
+        self.watch.forecast = open_forecast(self.recipe, dataset, self.world)
         recipe = foresee(self.recipe, self.watch.forecast, self.result.memory, self.note)
         if recipe != self.recipe:
             self.result.split = SplitReport.of(self.recipe, recipe)
             self.recipe = self.watch.recipe = recipe
             self.result.recipe = recipe.model_dump(mode="json")
-            if self.accelerator.is_main_process:
+            if self.world.is_main:
                 self.directory.write_recipe(dump_recipe(recipe))
         return recipe
 
@@ -191,7 +191,7 @@ class Run:
         started = time.perf_counter()
         with self.meter.phase(phase):
             yield
-            synchronize(self.accelerator.device)
+            self.world.synchronize()
         self.add_seconds(phase, time.perf_counter() - started)
 
     def add_seconds(self, name: str, seconds: float) -> None:
@@ -200,16 +200,18 @@ class Run:
 
     @property
     def snapshot_file(self) -> Path | None:
-        wanted = self.recipe.run.memory_snapshot and self.accelerator.is_main_process
+        wanted = self.recipe.run.memory_snapshot and self.world.is_main
         return self.directory.memory_snapshot if wanted else None
 
     def start_files(self) -> None:
-        refuse_snapshot(self.recipe.run.memory_snapshot, self.accelerator.device)
+        refuse_snapshot(self.recipe.run.memory_snapshot, self.world.device)
         if self.resume:
             self.take_up()
-        if self.accelerator.is_main_process:
+        if self.world.is_main:
             self.directory.write_recipe(dump_recipe(self.recipe))
         self.write()
+        for line in self.world.notes:
+            self.note(line)
         if self.recipe.model.trust_remote_code:
             self.note(f"model.trust_remote_code: runs the code that {self.recipe.model.name} ships")
 
@@ -231,16 +233,16 @@ class Run:
             refuse_not_finite(metrics, part, when)
             if part == "evaluation":
                 self.recorder.log_evaluation(step, metrics)
-            if self.accelerator.is_main_process:
+            if self.world.is_main:
                 self.directory.add_scores(prefix + when, scores.dump())
-        if bench.dataset.prompts and self.accelerator.is_main_process:
+        if bench.dataset.prompts and self.world.is_main:
             examples = bench.generate_examples(model)
             kept = self.result.examples or [{"prompt": e["prompt"], "reference": e["reference"]} for e in examples]
             self.result.examples = [old | {when: new["output"]} for old, new in zip(kept, examples, strict=True)]
 
     def save(self, bench: Bench, model: nn.Module) -> None:
         """Write what trained, the tokenizer beside it, as one folder that appears whole."""
-        if not self.accelerator.is_main_process:
+        if not self.world.is_main:
             return
         context = {"base_model": bench.source, "task": self.recipe.model.task, "labels": bench.dataset.labels}
         with self.directory.writing(self.directory.weights) as temporary:
@@ -249,7 +251,7 @@ class Run:
 
     def draw(self) -> None:
         """Draw the loss curve; a picture that cannot be drawn costs nobody a run."""
-        if not self.accelerator.is_main_process:
+        if not self.world.is_main:
             return
         try:
             draw_losses(self.recorder.history, f"{self.name}: {self.recipe.method.title}", self.directory.picture)
@@ -257,5 +259,5 @@ class Run:
             self.display.note(f"{self.directory.picture} cannot be drawn: {type(error).__name__}: {one_line(error)}")
 
     def write(self) -> None:
-        if self.accelerator.is_main_process:
+        if self.world.is_main:
             self.directory.write_result(self.result)

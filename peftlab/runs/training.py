@@ -8,6 +8,7 @@ from torch import nn
 
 from peftlab.errors import MethodError
 from peftlab.memory.probe import Probe, join_reports
+from peftlab.optimization.finite import check_weights
 from peftlab.parameters.audit import Audit
 from peftlab.quantities import format_change
 from peftlab.reports import AuditReport, MemoryReport
@@ -20,7 +21,6 @@ from peftlab.runs.setup import build_setup, renew_optimizer
 from peftlab.training.loop import train as run_loop
 from peftlab.training.preflight import measure_longest
 from peftlab.training.setup import Setup
-from peftlab.training.step import check_weights
 
 if TYPE_CHECKING:
     from peftlab.runs.run import Run
@@ -38,7 +38,7 @@ def train_model(run: Run, bench: Bench, model: nn.Module) -> Setup:
         if run.recipe.run.save_every:
             checkpoints.refuse_no_room(run.directory.path, setup)
         run.result.progress = run_loop(setup, run.recorder, audit)
-        check_weights(setup)
+        check_weights(setup.model, setup.progress.step)
         if run.recorder.audit:
             run.result.audit = run.recorder.audit
             tell_audit(run, run.recorder.audit)
@@ -49,7 +49,7 @@ def train_model(run: Run, bench: Bench, model: nn.Module) -> Setup:
 
 def measure(run: Run, bench: Bench, model: nn.Module, setup: Setup) -> None:
     """Take the longest rows through the model, and leave `setup` as at its start."""
-    run.watch.probe, run.watch.optimizer = Probe(run.accelerator.device), setup.optimizer
+    run.watch.probe, run.watch.optimizer = Probe(run.world.device), setup.optimizer
     measured = measure_longest(setup, model, held_out(bench, model), run.watch.probe)
     run.result.memory["measured"] = join_reports([bench.load, measured])
     run.note(describe_memory(run.result.memory))
@@ -74,7 +74,7 @@ def continue_from_checkpoint(run: Run, setup: Setup, identity: dict[str, Any]) -
     for fault in faults:
         run.note(f"passed over: {fault}")
     report = checkpoints.restore(checkpoint, setup, run.recorder, identity)
-    if run.accelerator.is_main_process:
+    if run.world.is_main:
         run.recorder.rewind(checkpoint.step)
     run.result.resumes.append(report)
     exactly = "exactly" if report.exact else f"not exactly: {'; '.join(report.reasons)}"

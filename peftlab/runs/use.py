@@ -7,22 +7,25 @@ from pathlib import Path
 
 from peftlab.data.chat import render_prompt
 from peftlab.data.tokens import encode_chat_prompt
-from peftlab.device import autocast, pick_device, quiet_libraries, resolve_precision
 from peftlab.errors import StorageError, UsageError
 from peftlab.evaluation.generate import generate_text
 from peftlab.models.load import load_model, load_tokenizer
 from peftlab.recipe.load import load_recipe
 from peftlab.recipe.schema import Recipe
-from peftlab.runs.accelerator import open_accelerator
 from peftlab.runs.bench import prepare
 from peftlab.runs.directory import RunDirectory
+from peftlab.tasks.formats import CHAT
+from peftlab.world.dtypes import autocast, resolve_precision
+from peftlab.world.hardware import pick_device
+from peftlab.world.open import open_world, refuse_unsupported
+from peftlab.world.quiet import quiet_libraries
 
 
 def evaluate(folder: Path, overrides: Sequence[str] = ()) -> dict[str, float]:
     """Return the metrics of a run's trained weights on its evaluation and test rows, or on others by `overrides`."""
     quiet_libraries()
     directory, recipe = open_run(folder, overrides)
-    bench = prepare(recipe, open_accelerator(recipe))
+    bench = prepare(recipe, open_world(recipe.run.device))
     if not (bench.dataset.evaluation or bench.dataset.test):
         raise UsageError("this recipe has no evaluation rows; name some, as in data.evaluation=FILE")
     model = recipe.method.load(bench.model, directory.weights, {"base_model": bench.source}).to(bench.device)
@@ -36,14 +39,15 @@ def generate(folder: Path, prompt: str, overrides: Sequence[str] = ()) -> str:
     quiet_libraries()
     refuse_unreadable(prompt)
     directory, recipe = open_run(folder, overrides)
-    if recipe.model.task != "causal-lm":
-        raise UsageError(f"{folder} is a {recipe.model.task} run; only causal-lm models generate")
+    if not recipe.task.generates:
+        raise UsageError(f"{folder} is a {recipe.task.name} run, which generates no text; use `peftlab evaluate`")
+    refuse_unsupported()
     device = pick_device(recipe.run.device)
     loaded = load_model(recipe.model, device=device, **recipe.method.base_storage)
     model = recipe.method.load(loaded.model, directory.weights, {"base_model": loaded.source}).to(device)
     precision = resolve_precision(recipe.training.precision, recipe.model.dtype, device)
     settings, tokenizer = recipe.evaluation.generation, load_tokenizer(recipe.model)
-    if recipe.data.format == "chat":
+    if recipe.data.format == CHAT.name:
         messages = [{"role": "user", "content": prompt}]
         prompt = encode_chat_prompt(tokenizer, render_prompt(messages, tokenizer))
     return generate_text(model, tokenizer, [prompt], settings, autocast=lambda: autocast(precision, device))[0]

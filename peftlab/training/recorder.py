@@ -16,9 +16,8 @@ from peftlab.files import write_atomically
 from peftlab.reports import AuditReport, Progress
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
-
     from peftlab.training.trackers import Trackers
+    from peftlab.world.base import World
 
 
 class Display(Protocol):
@@ -36,13 +35,13 @@ class Recorder:
 
     def __init__(
         self,
-        accelerator: Accelerator,
+        world: World,
         path: Path,
         display: Display,
         trackers: Trackers,
         memory_bytes: Callable[[], int],
     ):
-        self.accelerator, self.path, self.memory_bytes = accelerator, path, memory_bytes
+        self.world, self.path, self.memory_bytes = world, path, memory_bytes
         self.display, self.trackers = display, trackers
         self.steps = self._done = 0
         self.audit: AuditReport | None = None
@@ -62,7 +61,7 @@ class Recorder:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take back what `state` returned."""
-        self._losses = [loss.to(self.accelerator.device) for loss in state["losses"]]
+        self._losses = [loss.to(self.world.device) for loss in state["losses"]]
         self._counts = list(state["counts"])
 
     def rewind(self, step: int) -> None:
@@ -80,7 +79,7 @@ class Recorder:
     def log(self, progress: Progress, norm: torch.Tensor, rate: float) -> None:
         """Write the mean since the last line: loss per token, gradient norm, rate, speed, memory, time left."""
         supervised, tokens = (sum(counts) for counts in zip(*self._counts, strict=True))
-        loss = self.accelerator.reduce(torch.stack(self._losses).sum(), "sum").item() / supervised
+        loss = self.world.sum(torch.stack(self._losses).sum()).item() / supervised
         now = time.perf_counter()
         elapsed = now - self._started
         line = {
@@ -102,7 +101,7 @@ class Recorder:
         self._last = time.perf_counter()
 
     def _write(self, event: str, line: dict[str, Any]) -> None:
-        if not self.accelerator.is_main_process:
+        if not self.world.is_main:
             return
         line = {"event": event, **line}
         self.history.append(line)

@@ -1,24 +1,25 @@
-"""The recipe's trackers, none of which can end a run: what fails is said once and left out from then on."""
+"""The recipe's trackers, none of which can end a run: one that fails is noted once and left out from then on."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
 
-if TYPE_CHECKING:
-    from accelerate import Accelerator
-    from accelerate.tracking import GeneralTracker
+from peftlab.world.base import Tracker, World
+
+Result = TypeVar("Result")
 
 
 class Trackers:
-    """accelerate's trackers of the main process, started for `project`; `note` says what failed."""
+    """The main process's trackers of these names, started for `project` in `folder`; `note` shows what failed."""
 
-    def __init__(self, accelerator: Accelerator, project: str, note: Callable[[str], None]):
+    def __init__(self, world: World, names: Sequence[Any], project: str, folder: Path, note: Callable[[str], None]):
         self.note = note
-        self.trackers: list[GeneralTracker] = []
-        if accelerator.log_with and accelerator.is_main_process:
-            if self._guard("a tracker's start", lambda: accelerator.init_trackers(project)):
-                self.trackers = list(accelerator.trackers)
+        self.trackers: list[Tracker] = []
+        for name in names:
+            opened, _ = self._guard(str(name), lambda name=name: world.open_trackers([name], project, folder))
+            self.trackers += opened or []
 
     def log(self, numbers: dict[str, float], step: int) -> None:
         self._each(lambda tracker: tracker.log(numbers, step=step))
@@ -26,14 +27,14 @@ class Trackers:
     def close(self) -> None:
         self._each(lambda tracker: tracker.finish())
 
-    def _each(self, act: Callable[[GeneralTracker], None]) -> None:
-        self.trackers = [one for one in self.trackers if self._guard(one.name, lambda one=one: act(one))]
+    def _each(self, act: Callable[[Tracker], Any]) -> None:
+        self.trackers = [one for one in self.trackers if self._guard(one.name, lambda one=one: act(one))[1]]
 
-    def _guard(self, name: str, act: Callable[[], None]) -> bool:
+    def _guard(self, name: str, act: Callable[[], Result]) -> tuple[Result | None, bool]:
+        """Return what `act` returns and whether it succeeded."""
         try:
-            act()
+            return act(), True
         except Exception as error:  # whatever a tracker's service or library comes up with
             told = next(iter(str(error).splitlines()), "")
             self.note(f"run.trackers: {name} failed and is left out from here on: {type(error).__name__}: {told}")
-            return False
-        return True
+            return None, False

@@ -8,17 +8,17 @@ from pathlib import Path
 from statistics import median
 
 import torch
+from peftlab.training.step import backward_micro_batches, clip_gradients
 from results_file import write_result
 
-from peftlab.device import quiet_libraries, synchronize
 from peftlab.memory.measure import MemoryMeter
 from peftlab.recipe.load import load_recipe
-from peftlab.runs.accelerator import open_accelerator
 from peftlab.runs.bench import prepare
 from peftlab.runs.setup import build_setup
 from peftlab.training.setup import Setup
-from peftlab.training.step import backward_micro_batches, clip_gradients
 from peftlab.training.stop import Stop
+from peftlab.world.open import open_world
+from peftlab.world.quiet import quiet_libraries
 
 PAIRS, WARM_UP = 30, 3
 
@@ -40,7 +40,7 @@ def seconds_of(setup: Setup, number: int, meter: MemoryMeter | None) -> float:
         with meter.phase("training"):
             step(setup, number)
             meter.current()
-    synchronize(setup.accelerator.device)
+    setup.world.synchronize()
     return time.perf_counter() - started
 
 
@@ -57,7 +57,7 @@ def main() -> None:
     path = Path(arguments.pop(0)) if arguments and "=" not in arguments[0] else Path("recipes/tiny/lora.yaml")
     quiet_libraries()
     recipe = load_recipe(path, arguments)
-    bench = prepare(recipe, open_accelerator(recipe))
+    bench = prepare(recipe, open_world(recipe.run.device))
     model, _ = bench.apply()
     setup = build_setup(bench, model, Stop())
     setup.model.train()

@@ -9,11 +9,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from peftlab.data.tokens import IGNORED
 
 from peftlab.data.batches import collate, evaluation_batches, row_at, rows_for_micro_batch
-from peftlab.data.formats import Completion
+from peftlab.tasks.formats import Completion
 from peftlab.data.tokens import TokenRow, tokenise_texts
-from peftlab.loss import IGNORED, count_supervised
 
 SMALL = st.integers(1, 4)
 

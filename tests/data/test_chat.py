@@ -6,12 +6,12 @@ import copy
 from collections import Counter
 
 import pytest
+from peftlab.data.tokens import IGNORED
 
 from peftlab.data.chat import render_prompt
-from peftlab.data.formats import Chat
+from peftlab.tasks.formats import Chat
 from peftlab.data.tokens import encode_chat_prompt, tokenise_texts
 from peftlab.errors import DataError
-from peftlab.loss import IGNORED
 
 MARKED = (
     "{{ bos_token }}{% for m in messages %}<|{{ m['role'] }}|>{% if m['role'] == 'assistant' %}"

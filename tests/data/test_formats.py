@@ -5,7 +5,10 @@ from __future__ import annotations
 import pytest
 
 from peftlab.data.files import Table
-from peftlab.data.formats import Chat, Completion, Labelled, Text, fingerprint, list_labels, read_examples
+from peftlab.data.formats import fingerprint, read_examples
+from peftlab.tasks import TASKS
+from peftlab.tasks.formats import Chat, Completion, Text
+from peftlab.tasks.sequence_classification import Labelled
 from peftlab.errors import DataError
 
 FACTS = Table("facts.csv", {"mr": ["a{b}", "{mr}"], "ref": ["one", "two"], "year": [1999, 2001.5], "note": ["", "x"]})

@@ -1,10 +1,10 @@
 from __future__ import annotations
 
 import numpy as np
+from peftlab.data.tokens import IGNORED
 
 from peftlab.data.tokens import TokenRow
 from peftlab.data.view import view_row
-from peftlab.loss import IGNORED
 from peftlab.models.load import load_tokenizer
 from peftlab.recipe.schema import Model
 

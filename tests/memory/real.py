@@ -8,15 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from peftlab.data.tokens import IGNORED
+from peftlab.training.optimizer import build_optimizer
+from peftlab.training.step import backward_micro_batches, clip_gradients
 
 from peftlab.data.tokens import TokenRow
-from peftlab.loss import IGNORED, sum_loss, supervised_scores
 from peftlab.memory.ledger import Ledger
 from peftlab.models.load import load_model
 from peftlab.recipe.schema import Recipe
-from peftlab.training.optimizer import build_optimizer
 from peftlab.training.setup import Setup
-from peftlab.training.step import backward_micro_batches, clip_gradients
 from tests.training.small import small_setup
 
 CPU = torch.device("cpu")

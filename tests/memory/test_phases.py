@@ -131,7 +131,7 @@ STATE = State(
     ],
 )
 def test_strategies_divide_and_add_what_their_formulas_say(name, added, kept):
-    strategy = find_strategy(name)
+    strategy = STRATEGIES[name]
     assert strategy.added_bytes(STATE, 4) == added
     shares = dict(zip(CATEGORIES, strategy.shares(4), strict=True))
     assert shares["trainable_weights"] == shares["frozen_weights"] == kept
@@ -149,9 +149,15 @@ def test_four_devices_hold_less_of_the_state_but_as_many_activations(tmp_path):
     assert any("not yet measured" in note for note in peaks["fsdp2"].notes)
 
 
-def test_an_unknown_strategy_is_told_with_the_known_ones():
-    with pytest.raises(UsageError, match="did you mean 'fsdp2'"):
-        find_strategy("fsdp")
+@pytest.mark.parametrize("name", sorted(STRATEGIES.keys() - {"ddp"}))
+def test_a_strategy_without_training_is_refused_though_it_has_formulas(name):
+    with pytest.raises(UsageError, match=f"strategy '{name}': training does not support it yet; supported: ddp"):
+        find_strategy(name)
+
+
+def test_an_unknown_strategy_is_refused_with_the_supported_ones():
+    with pytest.raises(UsageError, match="unknown strategy 'dpp'; did you mean 'ddp'.; supported: ddp"):
+        find_strategy("dpp")
 
 
 def activations(recipe: Recipe) -> int:

@@ -95,7 +95,7 @@ def test_an_8b_plan_takes_under_3_gibibytes(tmp_path):
     recipe = tiny_recipe(tmp_path, {"type": "lora"}, 2048, batch_size=1)
     (tmp_path / "recipe.json").write_text(recipe.model_dump_json(), encoding="utf-8")
     code = (
-        "import sys; from peftlab.memory.measure import resident_peak_bytes\n"
+        "import sys; from peftlab.world.hardware import resident_peak_bytes\n"
         "from peftlab.recipe.schema import Recipe; from peftlab.runs.plan import plan\n"
         "recipe = Recipe.model_validate_json(open(sys.argv[1]).read())\n"
         "print(plan(recipe, 'A100-80GB', device='cuda').model_dump_json(), resident_peak_bytes(), sep='\\n')"

@@ -27,7 +27,7 @@ LLAMA_405B = {
 # peak memory of the process, as /proc has it: what getrusage says includes the parent's, from which it was forked.
 COUNT = """
 import sys, time
-from peftlab.memory.measure import resident_peak_bytes
+from peftlab.world.hardware import resident_peak_bytes
 from peftlab.models.build import build_meta
 from peftlab.parameters.report import parameter_report
 from peftlab.recipe.schema import Model

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from peftlab.training.rows import StepRows
 from safetensors.torch import load_file
 
 from peftlab.errors import StorageError
@@ -15,7 +16,6 @@ from peftlab.recipe.schema import Recipe
 from peftlab.runs.display import NoDisplay
 from peftlab.runs.identity import recipe_changes, refuse_changed_recipe
 from peftlab.runs.run import train
-from peftlab.training.rows import StepRows
 from tests.runs.recipes import short_sections
 
 

@@ -13,10 +13,10 @@ from peftlab.memory.fit import with_settings
 from peftlab.methods import METHODS as ALL
 from peftlab.reports import InferenceReport
 from peftlab.runs import inference
-from peftlab.runs.accelerator import open_accelerator
 from peftlab.runs.bench import prepare
 from peftlab.runs.inference import as_saved, measure_inference
 from peftlab.runs.run import train
+from peftlab.world.open import open_world
 from tests.runs.recipes import short_recipe
 
 # By hand: builtin:tiny has 6 layers of width 192 with an inner width of 512; rank 4, width 8, length 4.
@@ -36,7 +36,7 @@ def measure(name: str, folder) -> InferenceReport:
     recipe = short_recipe("prefix" if name == "projection" else name, folder)
     network = {"method.projection": True, "method.projection_dim": 5} if name == "projection" else {}
     recipe = with_settings(recipe, {"data.train_rows": 4, "data.evaluation_rows": 4} | network)
-    bench = prepare(recipe, open_accelerator(recipe))
+    bench = prepare(recipe, open_world("auto"))
     model, _ = bench.apply()
     recipe.method.save(model, folder, {"base_model": bench.source})
     return measure_inference(bench, as_saved(bench, model, folder))

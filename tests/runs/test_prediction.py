@@ -26,7 +26,7 @@ def test_a_run_is_predicted_within_two_percent_of_what_its_longest_rows_take(tmp
 
 
 def test_a_run_that_will_not_fit_is_refused_before_weights_are_loaded(tmp_path, monkeypatch):
-    monkeypatch.setattr("peftlab.runs.prediction.free_bytes", lambda device: 10 * 2**20)
+    monkeypatch.setattr("peftlab.world.hardware.free_bytes", lambda device: 10 * 2**20)
     monkeypatch.setattr("peftlab.runs.bench.load_model", lambda *_, **__: pytest.fail("weights were loaded"))
     fitting = MemoryReport(source="predicted", device="cpu", peak_bytes=2**20)
     changes = [Change({"training.batch_size": 1}, fitting)]
@@ -39,7 +39,7 @@ def test_a_run_that_will_not_fit_is_refused_before_weights_are_loaded(tmp_path, 
 
 
 def test_a_run_that_will_not_fit_starts_when_told_to(tmp_path, monkeypatch):
-    monkeypatch.setattr("peftlab.runs.prediction.free_bytes", lambda device: 10 * 2**20)
+    monkeypatch.setattr("peftlab.world.hardware.free_bytes", lambda device: 10 * 2**20)
     assert train(planned("bitfit", tmp_path / "run", "report"), display=NoDisplay()).status == "finished"
 
 

@@ -202,10 +202,10 @@ def test_epochs_are_whole_steps(tmp_path, epochs, rows, processes, steps):
 
 
 def test_parameter_report_of_a_reloaded_run_equals_the_runs_own(runs):
-    from peftlab.runs.accelerator import open_accelerator
     from peftlab.runs.bench import prepare
+    from peftlab.world.open import open_world
 
     result, directory = runs["adapters"]
     recipe = load_recipe(directory.recipe)
-    model = recipe.method.load(prepare(recipe, open_accelerator(recipe)).model, directory.weights)
+    model = recipe.method.load(prepare(recipe, open_world(recipe.run.device)).model, directory.weights)
     assert parameter_report(model).total == result.parameters.total

@@ -9,7 +9,7 @@ import time
 from collections import namedtuple
 
 import pytest
-from accelerate import Accelerator
+from accelerate import tracking
 
 from peftlab.checkpoint.store import find_latest, list_steps
 from peftlab.errors import StorageError
@@ -150,9 +150,13 @@ class Ear(NoDisplay):
 
 @pytest.mark.parametrize("failing", ["start", "log", "finish"])
 def test_a_failing_tracker_never_ends_a_run(whole, tmp_path, monkeypatch, failing):
-    monkeypatch.setattr(run, "open_accelerator", lambda *_: Accelerator(cpu=True, log_with=[Fragile(failing)]))
+    class Registered(Fragile):
+        def __init__(self, project):
+            super().__init__(failing)
+
+    monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, "fragile", Registered)
     ear = Ear()
-    result = train(recipe(tmp_path / "run"), display=ear)
+    result = train(recipe(tmp_path / "run", trackers=["fragile"]), display=ear)
     assert result.status == "finished"
     assert sum("run.trackers: " in text for text in ear.said) == 1
     assert digests(whole[1]) == digests(tmp_path / "run")

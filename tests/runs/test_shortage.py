@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from peftlab.loss import supervised_loss
 
 from peftlab.errors import OutOfMemoryError
-from peftlab.loss import supervised_loss
 from peftlab.recipe.schema import Recipe
 from peftlab.runs.directory import RunDirectory
 from peftlab.runs.display import NoDisplay

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from peftlab.loss import IGNORED
+from peftlab.optimization.schedule import build_optimizer, build_schedule
+from peftlab.optimization.step import open_scaler
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from peftlab.data.tokens import TokenRow
-from peftlab.loss import IGNORED
+from peftlab.data.tokens import TextRow
 from peftlab.methods import Full
 from peftlab.recipe.schema import Recipe
-from peftlab.training.optimizer import build_optimizer, build_schedule
-from peftlab.training.rows import StepRows
 from peftlab.training.setup import NoSaver, Setup
 from peftlab.training.stop import Stop
+from peftlab.world.open import open_world
 
 CPU = torch.device("cpu")
 
@@ -25,14 +25,14 @@ def tiny_llama(**changes) -> LlamaForCausalLM:
     return LlamaForCausalLM(LlamaConfig(**sizes, vocab_size=64, pad_token_id=0, **changes))
 
 
-def ragged_rows(count: int = 12, seed: int = 0) -> list[TokenRow]:
+def ragged_rows(count: int = 12, seed: int = 0) -> list[TextRow]:
     """Rows of 4 to 19 tokens, of which the last few are supervised."""
     random = np.random.default_rng(seed)
     rows = []
     for length in random.integers(4, 20, count):
         ids = random.integers(1, 64, length).astype(np.int32)
         labels = np.where(np.arange(length) < random.integers(1, length), IGNORED, ids).astype(np.int32)
-        rows.append(TokenRow(ids, labels))
+        rows.append(TextRow(ids, labels))
     return rows
 
 
@@ -49,12 +49,12 @@ def small_setup(model=None, rows=None, **training) -> Setup:
     settings = recipe.training
     optimizer = build_optimizer(model, settings, CPU)
     return Setup(
-        accelerator=Accelerator(cpu=True),
+        world=open_world("cpu"),
         recipe=recipe,
         model=model,
         optimizer=optimizer,
         schedule=build_schedule(optimizer, settings, settings.steps),
-        rows=StepRows(rows or ragged_rows(), 0, settings.batch_size, settings.gradient_accumulation, 0, 1, seed=0),
+        rows=ShuffledRows(rows or ragged_rows(), 0, settings.batch_size, settings.gradient_accumulation, 0, 1, seed=0),
         precision=torch.float32,
         steps=settings.steps,
         stop=Stop(),

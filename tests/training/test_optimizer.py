@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from peftlab.training.dropout import disable_dropout
+from peftlab.training.optimizer import build_optimizer, build_schedule, parameter_groups, warmup_steps
 from torch import nn
 
 from peftlab.errors import MissingRequirementError
-from peftlab.training.dropout import disable_dropout
-from peftlab.training.optimizer import build_optimizer, build_schedule, parameter_groups, warmup_steps
 from tests.training.small import CPU, small_recipe, tiny_llama
 
 

@@ -1,21 +1,23 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
-from accelerate import Accelerator
 
 from peftlab.reports import Progress
 from peftlab.runs.display import NoDisplay
 from peftlab.training.recorder import Recorder
 from peftlab.training.trackers import Trackers
+from peftlab.world.open import open_world
 
-NO_TRACKERS = Trackers(Accelerator(cpu=True), "run", print)
+WORLD = open_world("cpu")
+NO_TRACKERS = Trackers(WORLD, (), "run", Path("-"), print)
 
 
 def new_recorder(tmp_path):
-    recorder = Recorder(Accelerator(cpu=True), tmp_path / "metrics.jsonl", NoDisplay(), NO_TRACKERS, lambda: 123)
+    recorder = Recorder(WORLD, tmp_path / "metrics.jsonl", NoDisplay(), NO_TRACKERS, lambda: 123)
     recorder.start(10)
     return recorder
 

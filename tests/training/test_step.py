@@ -2,12 +2,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-
-from peftlab.errors import DivergedError
 from peftlab.loss import supervised_loss
-from peftlab.parameters.trainable import trainable_parameters
 from peftlab.training.rows import StepRows
 from peftlab.training.step import backward_micro_batches, check_finite, clip_gradients
+
+from peftlab.errors import DivergedError
+from peftlab.parameters.trainable import trainable_parameters
 from tests.training.small import ragged_rows, small_setup, tiny_llama
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
-from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker
 
 from peftlab.training.trackers import Trackers
+from peftlab.world.open import open_world
 
 
 class Fragile(GeneralTracker):
@@ -36,7 +38,7 @@ class Fragile(GeneralTracker):
 @pytest.mark.parametrize("failing", ["start", "log", "finish"])
 def test_a_failing_tracker_is_said_once_and_ends_nothing(failing):
     said, broken = [], Fragile(failing)
-    trackers = Trackers(Accelerator(cpu=True, log_with=[broken]), "run", said.append)
+    trackers = Trackers(open_world("cpu"), [broken], "run", Path("-"), said.append)
     for step in (1, 2):
         trackers.log({"loss": 1.0}, step)
     trackers.close()
@@ -45,9 +47,10 @@ def test_a_failing_tracker_is_said_once_and_ends_nothing(failing):
     assert broken.logged == ([1, 2] if failing == "finish" else [])
 
 
-def test_a_tracker_beside_a_failing_one_gets_everything():
+@pytest.mark.parametrize("failing", ["start", "log"])
+def test_a_tracker_beside_a_failing_one_gets_everything(failing):
     said, whole = [], Fragile()
-    trackers = Trackers(Accelerator(cpu=True, log_with=[Fragile("log"), whole]), "run", said.append)
+    trackers = Trackers(open_world("cpu"), [Fragile(failing), whole], "run", Path("-"), said.append)
     for step in (1, 2):
         trackers.log({"loss": 1.0}, step)
     trackers.close()

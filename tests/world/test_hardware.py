@@ -5,7 +5,7 @@ from __future__ import annotations
 import psutil
 import pytest
 
-from peftlab.memory import measure
+from peftlab.world import hardware
 
 
 @pytest.mark.parametrize(("limit", "usage", "free"), [("1000", "400", 600), ("1000", "1200", 0), ("max", "400", None)])
@@ -13,6 +13,6 @@ def test_a_container_has_less_free_memory_than_its_machine(tmp_path, monkeypatch
     (tmp_path / "max").write_text(limit + "\n")
     (tmp_path / "current").write_text(usage + "\n")
     groups = ((tmp_path / "absent", tmp_path / "absent"), (tmp_path / "max", tmp_path / "current"))
-    monkeypatch.setattr(measure, "CONTROL_GROUPS", groups)
-    found = measure.free_host_bytes()
+    monkeypatch.setattr(hardware, "CONTROL_GROUPS", groups)
+    found = hardware.free_host_bytes()
     assert found == free if free is not None else found > psutil.virtual_memory().available / 2
