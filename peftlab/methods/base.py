@@ -119,6 +119,10 @@ class Method(BaseModel):
         """Return the number of trainable parameters on a model of this shape, without building it."""
         return sum(site.count for site in self.trainable_sites(shape))
 
+    def decays(self, name: str, shape: tuple[int, ...]) -> bool:
+        """Whether weight decay applies to a trained parameter: to matrices only, never to biases and norms."""
+        return len(shape) >= 2
+
     def sizes(self, shape: ModelShape) -> Sizes:
         """Return how small and how large this method can be on a model of this shape."""
         raise NotImplementedError

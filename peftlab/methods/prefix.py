@@ -89,6 +89,9 @@ class Prefix(Method):
             }
         return tuple(ParameterSite(f"{ENCODER}.{name}", size, "adapter") for name, size in shapes.items())
 
+    def decays(self, name: str, shape: tuple[int, ...]) -> bool:
+        return super().decays(name, shape) and ENCODER not in name.split(".")
+
     def sizes(self, shape: ModelShape) -> Sizes:
         """Return lengths that leave half of the model's positions to the rows.
 

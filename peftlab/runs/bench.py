@@ -19,12 +19,12 @@ from peftlab.memory.probe import Probe
 from peftlab.methods import Method
 from peftlab.models.build import build_meta
 from peftlab.models.load import fit_tokenizer, load_model, load_tokenizer
+from peftlab.optimization.dropout import disable_dropout
 from peftlab.parameters.report import parameter_report
 from peftlab.parameters.shape import shape_of
 from peftlab.recipe.schema import Recipe
 from peftlab.reports import MemoryReport, ParameterReport
 from peftlab.shapes import ModelShape
-from peftlab.optimization.dropout import disable_dropout
 from peftlab.world.base import World
 from peftlab.world.dtypes import resolve_precision
 

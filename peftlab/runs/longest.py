@@ -52,7 +52,9 @@ def supervised_share(rows: Sequence[TokenRow]) -> float:
 def held_out(bench: Bench, model: nn.Module) -> HeldOut:
     """Return what an evaluation takes at most, for a probe of it."""
     prompts = longest_prompts(bench.recipe, bench.dataset, model)
-    return HeldOut(bench.dataset.all_held_out, bench.batch_size, bench.dataset.pad_id, prompts, answers_to(prompts, bench.recipe))
+    return HeldOut(
+        bench.dataset.all_held_out, bench.batch_size, bench.dataset.pad_id, prompts, answers_to(prompts, bench.recipe)
+    )
 
 
 def longest_prompts(recipe: Recipe, dataset: Dataset, model: nn.Module) -> list[list[int]]:

@@ -9,18 +9,17 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from peftlab.data.tokens import IGNORED
 
 from peftlab.data.batches import collate, evaluation_batches, row_at, rows_for_micro_batch
+from peftlab.data.tokens import IGNORED, ClassRow, TextRow, tokenise_texts
 from peftlab.tasks.formats import Completion
-from peftlab.data.tokens import TokenRow, tokenise_texts
 
 SMALL = st.integers(1, 4)
 
 
 def token_row(*ids, prompt=0):
     ids = np.array(ids, dtype=np.int32)
-    return TokenRow(ids, np.where(np.arange(len(ids)) < prompt, IGNORED, ids).astype(np.int32))
+    return TextRow(ids, np.where(np.arange(len(ids)) < prompt, IGNORED, ids).astype(np.int32))
 
 
 def rows_of_step(step, batch_size, accumulation, processes, seed, n):
@@ -89,22 +88,23 @@ def test_padding_is_at_the_right_and_masked_by_length_though_pad_is_a_real_id():
     batch = collate([token_row(5, 0, 0, prompt=1), token_row(7, 0)], pad_id=0, pad_to=4)
     assert batch["input_ids"].tolist() == [[5, 0, 0, 0], [7, 0, 0, 0]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 0], [1, 1, 0, 0]]
-    assert batch["labels"].tolist() == [[-100, 0, 0, -100], [7, 0, -100, -100]]
-    assert batch["supervised"].tolist() == [0, 1, 4]
+    assert batch["positions"].tolist() == [0, 1, 4]  # each predicts the token behind it
+    assert batch["targets"].tolist() == [0, 0, 0]
     assert {value.dtype for value in batch.values()} == {torch.int64}
-    assert count_supervised(batch) == 3
 
 
 def test_end_of_text_is_learned_though_it_is_also_the_padding(bpe):
     assert bpe.pad_token_id == bpe.eos_token_id
     rows = tokenise_texts([Completion("a", " b"), Completion("the cat sat", " on")], bpe, 64, Counter())
     batch = collate(rows, bpe.pad_token_id)
-    for row, labels, mask in zip(rows, batch["labels"], batch["attention_mask"], strict=True):
+    width = batch["input_ids"].shape[1]
+    predicted = dict(zip(batch["positions"].tolist(), batch["targets"].tolist(), strict=True))
+    for number, (row, mask) in enumerate(zip(rows, batch["attention_mask"], strict=True)):
         last = len(row.input_ids) - 1
-        assert labels[last] == bpe.eos_token_id and mask[last] == 1
-        assert (labels[last + 1 :] == IGNORED).all() and not mask[last + 1 :].any()
-    assert batch["supervised"].tolist() == [
-        number * batch["labels"].shape[1] + place - 1
+        assert predicted[number * width + last - 1] == bpe.eos_token_id and mask[last] == 1
+        assert not mask[last + 1 :].any()
+    assert list(predicted) == [
+        number * width + place - 1
         for number, row in enumerate(rows)
         for place in range(1, len(row.labels))
         if row.labels[place] != IGNORED
@@ -113,16 +113,15 @@ def test_end_of_text_is_learned_though_it_is_also_the_padding(bpe):
 
 def test_classes_are_one_label_a_row_and_segments_are_padded():
     rows = [
-        TokenRow(np.array([1, 2, 3]), 2, np.array([0, 1, 1])),
-        TokenRow(np.array([4]), 0, np.array([0])),
+        ClassRow(np.array([1, 2, 3]), 2, np.array([0, 1, 1])),
+        ClassRow(np.array([4]), 0, np.array([0])),
     ]
     batch = collate(rows, pad_id=9)
-    assert batch["labels"].tolist() == [2, 0]
+    assert batch["targets"].tolist() == [2, 0]
     assert batch["token_type_ids"].tolist() == [[0, 1, 1], [0, 0, 0]]
-    assert count_supervised(batch) == 2
-    assert "supervised" not in batch
+    assert "positions" not in batch
 
 
 @pytest.mark.parametrize("rows", [[token_row(1, 2)], [token_row(1, 2), token_row(1, 2, 3, prompt=2)]])
 def test_row_and_batch_count_alike(rows):
-    assert sum(row.supervised for row in rows) == count_supervised(collate(rows, 0))
+    assert sum(row.supervised for row in rows) == len(collate(rows, 0)["targets"])

@@ -6,12 +6,11 @@ import copy
 from collections import Counter
 
 import pytest
-from peftlab.data.tokens import IGNORED
 
 from peftlab.data.chat import render_prompt
-from peftlab.tasks.formats import Chat
-from peftlab.data.tokens import encode_chat_prompt, tokenise_texts
+from peftlab.data.tokens import IGNORED, encode_chat_prompt, tokenise_texts
 from peftlab.errors import DataError
+from peftlab.tasks.formats import Chat
 
 MARKED = (
     "{{ bos_token }}{% for m in messages %}<|{{ m['role'] }}|>{% if m['role'] == 'assistant' %}"

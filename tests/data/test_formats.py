@@ -6,10 +6,10 @@ import pytest
 
 from peftlab.data.files import Table
 from peftlab.data.formats import fingerprint, read_examples
+from peftlab.errors import DataError
 from peftlab.tasks import TASKS
 from peftlab.tasks.formats import Chat, Completion, Text
 from peftlab.tasks.sequence_classification import Labelled
-from peftlab.errors import DataError
 
 FACTS = Table("facts.csv", {"mr": ["a{b}", "{mr}"], "ref": ["one", "two"], "year": [1999, 2001.5], "note": ["", "x"]})
 TURNS = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
@@ -58,9 +58,19 @@ def test_pairs_and_labels_are_read_as_text(section):
     assert read_examples(table, data) == [Labelled("x", "u", "1"), Labelled("y", "v", "0")]
 
 
+def listed(examples):
+    return TASKS["sequence-classification"].list_labels(examples)
+
+
 def test_labels_are_ordered_as_numbers_or_as_words():
-    assert list_labels([Labelled("", None, label) for label in ("10", "9", "-1", "9")]) == ["-1", "9", "10"]
-    assert list_labels([Labelled("", None, label) for label in ("b", "10", "9")]) == ["10", "9", "b"]
+    assert TASKS["sequence-classification"].list_labels(
+        [Labelled("", None, label) for label in ("10", "9", "-1", "9")]
+    ) == ["-1", "9", "10"]
+    assert listed([Labelled("", None, label) for label in ("b", "10", "9")]) == [
+        "10",
+        "9",
+        "b",
+    ]
 
 
 @pytest.mark.parametrize(

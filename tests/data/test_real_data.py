@@ -10,6 +10,7 @@ import pytest
 
 from peftlab.data.dataset import load_data
 from peftlab.data.sources import read_source
+from peftlab.tasks import TASKS
 
 FOLDER = Path(os.environ.get("PEFTLAB_DATA", Path(__file__).parents[3] / "shared" / "data"))
 pytestmark = pytest.mark.skipif(
@@ -37,7 +38,7 @@ def test_both_load_within_ten_seconds_and_group_their_references(section, bpe):
     )
     columns = {"prompt": "question", "completion": "answer"}
     data = section(train=str(FOLDER / "gsm8k_test.jsonl"), evaluation=0.1, columns=columns, max_length=1024)
-    gsm8k = load_data(data, bpe, "causal-lm", 0)
+    gsm8k = load_data(data, bpe, TASKS["causal-lm"], 0)
     assert time.process_time() - start < 10
     assert (len(e2e.train), len(e2e.evaluation), len(e2e.prompts)) == (4672, 4693, 630)
     assert sum(len(prompt.references) for prompt in e2e.prompts) == 4693

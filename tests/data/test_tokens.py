@@ -8,13 +8,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from peftlab.data.tokens import IGNORED
 from transformers import PreTrainedTokenizer
 
+from peftlab.data.tokens import IGNORED, encode_prompt, tokenise_labelled, tokenise_texts
+from peftlab.errors import DataError
 from peftlab.tasks.formats import Completion, Text
 from peftlab.tasks.sequence_classification import Labelled
-from peftlab.data.tokens import encode_prompt, tokenise_labelled, tokenise_texts
-from peftlab.errors import DataError
 
 WORDS = st.text(alphabet="ab \n.é猫", min_size=1, max_size=12)
 

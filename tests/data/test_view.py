@@ -1,9 +1,8 @@
 from __future__ import annotations
 
 import numpy as np
-from peftlab.data.tokens import IGNORED
 
-from peftlab.data.tokens import TokenRow
+from peftlab.data.tokens import IGNORED, ClassRow, TextRow
 from peftlab.data.view import view_row
 from peftlab.models.load import load_tokenizer
 from peftlab.recipe.schema import Model
@@ -18,7 +17,7 @@ def test_spans_are_the_rows_text_in_order_and_tell_what_is_supervised():
     tokenizer, ids = tokenised("def f():\n    return 1\n# Summary: Return one.")
     half = len(ids) // 2
     labels = np.where(np.arange(len(ids)) < half, IGNORED, ids).astype(np.int32)
-    row = TokenRow(ids, labels)
+    row = TextRow(ids, labels)
     view = view_row(row, tokenizer)
     assert "".join(span.text for span in view.spans) == "def f():\n    return 1\n# Summary: Return one."
     assert [(span.tokens, span.supervised) for span in view.spans] == [(half, False), (len(ids) - half, True)]
@@ -27,12 +26,12 @@ def test_spans_are_the_rows_text_in_order_and_tell_what_is_supervised():
 
 def test_a_rows_first_token_is_not_supervised_since_nothing_comes_before_it():
     tokenizer, ids = tokenised("all of it is text")
-    view = view_row(TokenRow(ids, ids), tokenizer)
+    view = view_row(TextRow(ids, ids), tokenizer)
     assert [(span.tokens, span.supervised) for span in view.spans] == [(1, False), (len(ids) - 1, True)]
     assert sum(span.tokens for span in view.spans if span.supervised) == view.supervised
 
 
 def test_a_classified_row_shows_its_label():
     tokenizer, ids = tokenised("a text")
-    view = view_row(TokenRow(ids, 1), tokenizer, ["no", "yes"])
+    view = view_row(ClassRow(ids, 1), tokenizer, ["no", "yes"])
     assert view.label == "yes" and [span.supervised for span in view.spans] == [False]

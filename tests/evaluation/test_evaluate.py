@@ -14,6 +14,8 @@ from peftlab.errors import DataError
 from peftlab.evaluation.evaluate import evaluate
 from peftlab.evaluation.generate import generate_examples
 from peftlab.recipe.schema import Data, Evaluation
+from peftlab.tasks import TASKS
+from tests.worlds import PretendedWorld
 
 TEXT = Evaluation(
     metrics=("loss", "perplexity", "exact_match", "bleu", "rouge"),
@@ -24,14 +26,14 @@ TEXT = Evaluation(
 @pytest.fixture(scope="module")
 def summaries(tokenizer):
     data = Data(train="builtin:docstrings", evaluation="builtin:docstrings", train_rows=1, evaluation_rows=12)
-    return load_data(data, tokenizer, "causal-lm", 0)
+    return load_data(data, tokenizer, TASKS["causal-lm"], 0)
 
 
 @pytest.fixture(scope="module")
 def topics(tokenizer):
     source = "builtin:topics"
     data = Data(train=source, evaluation=source, format="classification", evaluation_rows=30, train_rows=1)
-    return load_data(data, tokenizer, "sequence-classification", 0)
+    return load_data(data, tokenizer, TASKS["sequence-classification"], 0)
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +51,8 @@ def run(model, dataset, settings, tokenizer, batch_size=4, **options):
 
 
 def measure(model, dataset, settings, tokenizer, batch_size=4, **options):
-    return evaluate(model, dataset, settings, tokenizer=tokenizer, device="cpu", batch_size=batch_size, **options)
+    options = {"world": PretendedWorld(), "loss": dataset.task.loss(model)} | options
+    return evaluate(model, dataset, settings, tokenizer=tokenizer, batch_size=batch_size, **options)
 
 
 def test_loss_is_that_of_every_supervised_token_alone(tiny, tokenizer, summaries):
@@ -88,9 +91,12 @@ def test_two_processes_measure_exactly_what_one_does(tiny, tokenizer, summaries)
         assert items and other
         return other + items
 
-    alone = run(tiny, summaries, TEXT, tokenizer, batch_size=3, gather=record_alone)
-    assert run(tiny, summaries, TEXT, tokenizer, batch_size=3, gather=record_second, process=1, processes=2) == alone
-    assert run(tiny, summaries, TEXT, tokenizer, batch_size=3, gather=join, processes=2) == alone
+    def measured(world):
+        return run(tiny, summaries, TEXT, tokenizer, batch_size=3, world=world)
+
+    alone = measured(PretendedWorld(gather=record_alone))
+    assert measured(PretendedWorld(1, 2, record_second)) == alone
+    assert measured(PretendedWorld(0, 2, join)) == alone
     assert not second
 
 
@@ -132,17 +138,19 @@ def test_examples_show_prompt_reference_and_output(tiny, tokenizer, summaries):
 def test_autocast_is_entered_for_losses_and_for_text(tiny, tokenizer, summaries):
     entered = []
 
-    @contextmanager
-    def autocast():
-        entered.append(True)
-        yield
+    class Watched(PretendedWorld):
+        @contextmanager
+        def autocast(self, precision):
+            entered.append(precision)
+            yield
 
-    run(tiny, summaries, Evaluation(metrics=("loss", "bleu"), generation=TEXT.generation), tokenizer, autocast=autocast)
+    settings = Evaluation(metrics=("loss", "bleu"), generation=TEXT.generation)
+    run(tiny, summaries, settings, tokenizer, world=Watched())
     assert len(entered) == 2
 
 
 def test_without_evaluation_rows_there_is_nothing_to_measure(tiny, tokenizer):
-    dataset = load_data(Data(train="builtin:docstrings", train_rows=2), tokenizer, "causal-lm", 0)
+    dataset = load_data(Data(train="builtin:docstrings", train_rows=2), tokenizer, TASKS["causal-lm"], 0)
     assert run(tiny, dataset, Evaluation(), tokenizer) == {}
 
 
@@ -157,22 +165,21 @@ def test_the_test_part_and_general_text_are_measured_by_themselves(tiny, tokeniz
         general="builtin:prose[test[:3]]",
         max_length=64,
     )
-    dataset = load_data(data, tokenizer, "causal-lm", 0)
+    dataset = load_data(data, tokenizer, TASKS["causal-lm"], 0)
     twin = load_data(
         Data(train=source, evaluation=f"{source}[test[-4:]]", train_rows=2, max_length=64), tokenizer, "causal-lm", 0
     )
     metrics, scores = measure(tiny, dataset, Evaluation(), tokenizer, part="test")
     assert (metrics, scores) == measure(tiny, twin, Evaluation(), tokenizer)
-    assert len(scores.loss) == len(dataset.test) == 4 and scores.prediction is None
+    assert len(scores.loss) == len(dataset.test) == 4 and scores.columns == {}
     general, text_scores = measure(tiny, dataset, Evaluation(metrics=("bleu",)), tokenizer, part="general")
     assert list(general) == ["loss", "perplexity"] and text_scores.count == [63, 63, 63]
 
 
 def test_scores_are_each_row_alone_and_in_the_order_of_the_rows(classifier, tokenizer, topics):
     _, scores = measure(classifier, topics, Evaluation(), tokenizer, batch_size=7)
-    for row, loss, prediction, label in zip(
-        topics.evaluation, scores.loss, scores.prediction, scores.label, strict=True
-    ):
+    columns = (scores.columns["prediction"], scores.columns["label"])
+    for row, loss, prediction, label in zip(topics.evaluation, scores.loss, *columns, strict=True):
         with torch.no_grad():
             logits = classifier.eval()(torch.tensor(row.input_ids[None], dtype=torch.long)).logits[0]
         assert loss == pytest.approx(-logits.log_softmax(-1)[row.labels].item(), rel=1e-4)
@@ -181,6 +188,6 @@ def test_scores_are_each_row_alone_and_in_the_order_of_the_rows(classifier, toke
 
 def test_text_metric_without_a_prompt_is_one_line(tiny, tokenizer):
     data = Data(train="builtin:topics", evaluation="builtin:topics", format="text", train_rows=2, evaluation_rows=2)
-    dataset = load_data(data, tokenizer, "causal-lm", 0)
+    dataset = load_data(data, tokenizer, TASKS["causal-lm"], 0)
     with pytest.raises(DataError, match="text metrics need evaluation rows with a prompt and its answer"):
         run(tiny, dataset, Evaluation(metrics=("bleu",)), tokenizer)

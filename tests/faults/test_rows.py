@@ -9,7 +9,7 @@ import os
 import numpy as np
 import pytest
 
-from peftlab.data.tokens import TokenRow
+from peftlab.data.tokens import TextRow
 from peftlab.runs.longest import longest_mix
 
 from .conftest import CHAT_TEMPLATE, CHATS, ROWS, TINY
@@ -90,7 +90,7 @@ def test_too_few_rows_for_a_step_are_told(user):
 
 
 def test_a_mistyped_batch_size_builds_no_list_of_its_length():
-    rows = [TokenRow(np.arange(n), np.arange(n)) for n in (2, 5, 3)]
+    rows = [TextRow(np.arange(n), np.arange(n)) for n in (2, 5, 3)]
     assert [len(row.input_ids) for row in longest_mix(rows, 10**9)] == [5, 3, 2]
     assert [len(row.input_ids) for row in longest_mix(rows, 4)] == [5, 3, 2, 5]
 

@@ -8,13 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from peftlab.data.tokens import IGNORED
-from peftlab.training.optimizer import build_optimizer
-from peftlab.training.step import backward_micro_batches, clip_gradients
 
-from peftlab.data.tokens import TokenRow
+from peftlab.data.tokens import IGNORED, ClassRow, TextRow, TokenRow
 from peftlab.memory.ledger import Ledger
 from peftlab.models.load import load_model
+from peftlab.optimization.schedule import build_optimizer
+from peftlab.optimization.step import optimizer_step
 from peftlab.recipe.schema import Recipe
 from peftlab.training.setup import Setup
 from tests.training.small import small_setup
@@ -75,9 +74,9 @@ def rows_of(recipe: Recipe, ragged: bool) -> list[TokenRow]:
         size = length - 3 if ragged and i % training.batch_size else length
         ids = random.integers(1, 131, size).astype(np.int32)
         if recipe.model.task == "sequence-classification":
-            rows.append(TokenRow(ids, i % len(LABELS)))
+            rows.append(ClassRow(ids, i % len(LABELS)))
         else:
-            rows.append(TokenRow(ids, np.where(np.arange(size) < length // 2, IGNORED, ids).astype(np.int32)))
+            rows.append(TextRow(ids, np.where(np.arange(size) < length // 2, IGNORED, ids).astype(np.int32)))
     return rows
 
 
@@ -91,24 +90,24 @@ def prepare(recipe: Recipe, rows: list[TokenRow]) -> Setup:
     training = recipe.training
     if training.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    optimizer = build_optimizer(model, training, CPU)
+    optimizer = build_optimizer(model, recipe, CPU)
     settings = {"batch_size": training.batch_size, "gradient_accumulation": training.gradient_accumulation}
-    return replace(small_setup(rows=rows, **settings), recipe=recipe, model=model, optimizer=optimizer)
+    loss = recipe.task.loss(model)
+    return replace(small_setup(rows=rows, **settings), recipe=recipe, model=model, loss=loss, optimizer=optimizer)
 
 
 def step(setup: Setup, number: int) -> None:
-    backward_micro_batches(setup, number, 1)
-    clip_gradients(setup)
-    setup.scaler.step(setup.optimizer)
-    setup.optimizer.zero_grad(set_to_none=True)
+    optimizer_step(setup, setup.rows.batches(number), 1)
 
 
 def evaluate(setup: Setup) -> None:
     setup.model.eval()
+    batch = setup.rows.batches(1)[0]
+    counts = [setup.rows.rows[i].supervised for i in setup.rows.numbers(1)[0]]
     with torch.no_grad():
         for _ in range(2):
-            scores, targets = supervised_scores(setup.model, setup.rows.batch(1, 0))
-            sum_loss(scores, targets)
+            scored = setup.loss.rows(setup.model, batch, counts)
+    del scored
 
 
 def track(recipe: Recipe, ragged: bool) -> Ledger:

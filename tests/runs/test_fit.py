@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from peftlab.training.rows import StepRows
 from safetensors.torch import load_file
 
+from peftlab.data.rows import ShuffledRows
 from peftlab.errors import StorageError
 from peftlab.recipe.load import load_recipe
 from peftlab.recipe.schema import Recipe
@@ -90,7 +90,7 @@ def test_the_step_of_a_launch_keeps_its_rows_however_each_process_splits_its_own
     def rows_of_step(batch: int, accumulation: int) -> list[int]:
         found = []
         for process in range(processes):
-            rows = StepRows(range(97), 0, batch, accumulation, process, processes, seed=3)
+            rows = ShuffledRows(range(97), 0, batch, accumulation, process, processes, seed=3)
             found += [i for micro in range(accumulation) for i in rows.indices(2, micro, process)]
         return sorted(found)
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from peftlab.loss import supervised_loss
 
 from peftlab.errors import OutOfMemoryError
+from peftlab.losses.cross_entropy import PositionCrossEntropy
 from peftlab.recipe.schema import Recipe
 from peftlab.runs.directory import RunDirectory
 from peftlab.runs.display import NoDisplay
@@ -22,14 +22,16 @@ def exhausted(folder, monkeypatch, calls: int, fail, plan: str) -> tuple[OutOfMe
     """Run out of memory at the loss after so many calls; return the error and the run's directory."""
     seen = []
 
-    def loss(model, batch):
+    total = PositionCrossEntropy.total
+
+    def loss(self, model, batch):
         seen.append(1)
-        result = supervised_loss(model, batch)
+        result = total(self, model, batch)
         if len(seen) > calls:
             fail()
         return result
 
-    monkeypatch.setattr("peftlab.training.step.supervised_loss", loss)
+    monkeypatch.setattr(PositionCrossEntropy, "total", loss)
     sections = short_sections("bitfit", folder / "run", steps=3, batch_size=8)
     sections["run"]["plan"] = plan
     sections["data"]["evaluation"] = sections["data"]["evaluation_rows"] = None

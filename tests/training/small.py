@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import torch
 from peftlab.loss import IGNORED
-from peftlab.optimization.schedule import build_optimizer, build_schedule
-from peftlab.optimization.step import open_scaler
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from peftlab.data.rows import ShuffledRows
 from peftlab.data.tokens import TextRow
 from peftlab.methods import Full
+from peftlab.optimization.schedule import build_optimizer, build_schedule
+from peftlab.optimization.step import open_scaler
 from peftlab.recipe.schema import Recipe
 from peftlab.training.setup import NoSaver, Setup
 from peftlab.training.stop import Stop
@@ -47,12 +48,16 @@ def small_setup(model=None, rows=None, **training) -> Setup:
     recipe = small_recipe(**training)
     model = Full().apply(model or tiny_llama())
     settings = recipe.training
-    optimizer = build_optimizer(model, settings, CPU)
+    optimizer = build_optimizer(model, recipe, CPU)
     return Setup(
         world=open_world("cpu"),
         recipe=recipe,
         model=model,
+        loss=recipe.task.loss(model),
         optimizer=optimizer,
+        clip=settings.clip,
+        scaler=open_scaler(torch.float32, CPU),
+        foreach=None,
         schedule=build_schedule(optimizer, settings, settings.steps),
         rows=ShuffledRows(rows or ragged_rows(), 0, settings.batch_size, settings.gradient_accumulation, 0, 1, seed=0),
         precision=torch.float32,

@@ -2,18 +2,19 @@ from __future__ import annotations
 
 import pytest
 import torch
-from peftlab.training.dropout import disable_dropout
-from peftlab.training.optimizer import build_optimizer, build_schedule, parameter_groups, warmup_steps
 from torch import nn
 
 from peftlab.errors import MissingRequirementError
+from peftlab.methods import Prefix
+from peftlab.optimization.dropout import disable_dropout
+from peftlab.optimization.schedule import build_optimizer, build_schedule, parameter_groups, warmup_steps
 from tests.training.small import CPU, small_recipe, tiny_llama
 
 
 def test_weight_decay_never_reaches_biases_norms_and_prefixes():
     model = tiny_llama(attention_bias=True)
     model.add_module("prompt_encoder", nn.Embedding(3, 4))
-    decayed, plain = parameter_groups(model, 0.1)
+    decayed, plain = parameter_groups(model, Prefix(), 0.1)
     assert (decayed["weight_decay"], plain["weight_decay"]) == (0.1, 0.0)
     names = {id(p): name for name, p in model.named_parameters()}
     spared = {names[id(p)] for p in plain["params"]}
@@ -27,7 +28,7 @@ def test_only_what_trains_is_optimised():
     model = tiny_llama()
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("layers.1.mlp" in name)
-    optimizer = build_optimizer(model, small_recipe().training, CPU)
+    optimizer = build_optimizer(model, small_recipe(), CPU)
     assert sum(len(group["params"]) for group in optimizer.param_groups) == 3
 
 
@@ -37,9 +38,9 @@ def test_warmup_is_steps_or_a_fraction_of_them(warmup, steps, expected):
 
 
 def rates(schedule: str, steps: int, warmup) -> list[float]:
-    training = small_recipe(schedule=schedule, warmup=warmup, learning_rate=1.0, steps=steps).training
-    optimizer = build_optimizer(tiny_llama(), training, CPU)
-    course = build_schedule(optimizer, training, steps)
+    recipe = small_recipe(schedule=schedule, warmup=warmup, learning_rate=1.0, steps=steps)
+    optimizer = build_optimizer(tiny_llama(), recipe, CPU)
+    course = build_schedule(optimizer, recipe.training, steps)
     values = []
     for _ in range(steps):
         values.append(course.get_last_lr()[0])

@@ -2,19 +2,24 @@ from __future__ import annotations
 
 import pytest
 import torch
-from peftlab.loss import supervised_loss
-from peftlab.training.rows import StepRows
-from peftlab.training.step import backward_micro_batches, check_finite, clip_gradients
 
+from peftlab.data.rows import ShuffledRows
 from peftlab.errors import DivergedError
+from peftlab.optimization.finite import FiniteGuard
+from peftlab.optimization.step import StepResult, clip_gradients, optimizer_step
 from peftlab.parameters.trainable import trainable_parameters
 from tests.training.small import ragged_rows, small_setup, tiny_llama
 
 
 def gradients_of_first_step(**training) -> dict[str, torch.Tensor]:
     setup = small_setup(**training)
-    backward_micro_batches(setup, 1, setup.rows.count(1)[0])
-    return {name: p.grad.clone() for name, p in trainable_parameters(setup.model).items()}
+    found: dict[str, torch.Tensor] = {}
+
+    def keep(result: StepResult) -> None:
+        found.update({name: p.grad.clone() for name, p in trainable_parameters(setup.model).items()})
+
+    optimizer_step(setup, setup.rows.batches(1), setup.rows.count(1).targets, before_update=keep)
+    return found
 
 
 def test_four_micro_batches_of_two_give_the_gradients_of_one_batch_of_eight():
@@ -45,7 +50,7 @@ def test_a_step_takes_the_same_rows_however_it_is_split_over_processes_and_micro
     rows = ragged_rows(13)
 
     def rows_of(step, batch_size, accumulation, processes):
-        splits = [StepRows(rows, 0, batch_size, accumulation, p, processes, seed=3) for p in range(processes)]
+        splits = [ShuffledRows(rows, 0, batch_size, accumulation, p, processes, seed=3) for p in range(processes)]
         assert len({split.count(step) for split in splits}) == 1
         return sorted(i for s in splits for m in range(accumulation) for i in s.indices(step, m, s.process))
 
@@ -54,7 +59,7 @@ def test_a_step_takes_the_same_rows_however_it_is_split_over_processes_and_micro
 
 
 def test_an_epoch_of_steps_takes_every_row_once():
-    rows = StepRows(ragged_rows(12), 0, 2, 2, 0, 1, seed=0)
+    rows = ShuffledRows(ragged_rows(12), 0, 2, 2, 0, 1, seed=0)
     taken = [i for step in (1, 2, 3) for micro in (0, 1) for i in rows.indices(step, micro, 0)]
     assert sorted(taken) == list(range(12))
 
@@ -65,11 +70,15 @@ def test_a_loss_that_is_not_finite_stops_before_the_step_and_names_its_rows():
     with torch.no_grad():
         model.model.norm.weight[0] = float("nan")
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    losses = backward_micro_batches(setup, 1, setup.rows.count(1)[0])
-    norm = clip_gradients(setup)
+    guard = FiniteGuard(setup, setup.rows)
     rows = sorted(i for micro in (0, 1) for i in setup.rows.indices(1, micro, 0))
     with pytest.raises(DivergedError, match=f"step 1: the loss.*rows {', '.join(map(str, rows))}"):
-        check_finite(setup, 1, losses, norm)
+        optimizer_step(
+            setup,
+            setup.rows.batches(1),
+            setup.rows.count(1).targets,
+            before_update=lambda result: guard.observe(1, result),
+        )
     for name, p in model.named_parameters():
         torch.testing.assert_close(p.detach(), before[name], rtol=0, atol=0, equal_nan=True)
 
@@ -79,13 +88,13 @@ def test_only_the_bad_micro_batch_is_named():
     losses = torch.tensor([1.0, float("inf")])
     bad = sorted(setup.rows.indices(1, 1, 0))
     with pytest.raises(DivergedError, match=f"rows {bad[0]}, {bad[1]}\\."):
-        check_finite(setup, 1, losses, torch.tensor(1.0))
+        FiniteGuard(setup, setup.rows).observe(1, StepResult(losses, torch.tensor(1.0)))
 
 
 def test_clipping_scales_to_the_limit_and_reports_the_norm_before():
     setup = small_setup(batch_size=4, clip=0.01)
-    loss_sum, count = supervised_loss(setup.model, setup.rows.batch(1, 0))
-    (loss_sum / count).backward()
+    (batch,) = setup.rows.batches(1)
+    (setup.loss.total(setup.model, batch) / len(batch["targets"])).backward()
     gradients = [p.grad.clone() for p in setup.model.parameters()]
     norm = clip_gradients(setup)
     expected = torch.sqrt(sum((g.double() ** 2).sum() for g in gradients))
