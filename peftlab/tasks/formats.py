@@ -60,8 +60,8 @@ def as_text(value: Any) -> str:
     try:
         text.encode()
     except UnicodeEncodeError as error:  # JSON can write half of a surrogate pair, which no tokenizer takes
-        place = f"({text[error.start]!r}) at position {error.start}"
-        raise ValueError(f"contains half of a surrogate pair {place}, which is not a character") from None
+        found = f"{text[error.start]!r} at position {error.start}"
+        raise ValueError(f"contains {found}, half of a surrogate pair and not a character") from None
     return text
 
 

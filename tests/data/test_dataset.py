@@ -31,7 +31,7 @@ def numbered(rows):
 
 def test_held_out_rows_are_drawn_by_the_seed_and_disjoint(numbered, section):
     def split(seed, evaluation):
-        examples = load_examples(section(train=numbered, evaluation=evaluation), "causal-lm", seed)
+        examples = load_examples(section(train=numbered, evaluation=evaluation), CAUSAL, seed)
         assert not set(examples.train) & set(examples.evaluation)
         assert len(set(examples.train) | set(examples.evaluation)) == 40
         return examples.evaluation
@@ -44,7 +44,7 @@ def test_held_out_rows_are_drawn_by_the_seed_and_disjoint(numbered, section):
 
 def test_row_limits_draw_by_the_seed_without_repeats(numbered, section):
     data = section(train=numbered, evaluation=numbered, train_rows=7, evaluation_rows=5)
-    first, again, other = (load_examples(data, "causal-lm", seed) for seed in (3, 3, 4))
+    first, again, other = (load_examples(data, CAUSAL, seed) for seed in (3, 3, 4))
     assert first == again
     assert len(set(first.train)) == 7 and len(set(first.evaluation)) == 5
     assert set(first.train) != set(other.train)
@@ -112,8 +112,8 @@ def test_rows_without_anything_to_learn_are_dropped_and_all_of_them_are_an_error
 
 def test_token_beyond_the_models_vocabulary_is_refused(numbered, section, bpe):
     with pytest.raises(DataError, match=r"token id \d+ is beyond the model's vocabulary of 100: the tokenizer belongs"):
-        load_data(section(train=numbered), bpe, "causal-lm", 0, vocabulary=100)
-    assert load_data(section(train=numbered), bpe, "causal-lm", 0, vocabulary=len(bpe)).train
+        load_data(section(train=numbered), bpe, CAUSAL, 0, vocabulary=100)
+    assert load_data(section(train=numbered), bpe, CAUSAL, 0, vocabulary=len(bpe)).train
 
 
 def test_holding_out_everything_and_a_format_for_another_task_are_refused(numbered, section):
@@ -131,8 +131,8 @@ def test_pad_id_is_found_without_a_pad_token(bpe, bpe_without_specials):
 def test_test_rows_are_held_out_beside_the_evaluation_rows(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps({"text": f"row {i}"}) + "\n" for i in range(40)))
-    alone = load_examples(Data(train=str(path), format="text", evaluation=0.25), "causal-lm", 3)
-    both = load_examples(Data(train=str(path), format="text", evaluation=0.25, test=10, test_rows=4), "causal-lm", 3)
+    alone = load_examples(Data(train=str(path), format="text", evaluation=0.25), CAUSAL, 3)
+    both = load_examples(Data(train=str(path), format="text", evaluation=0.25, test=10, test_rows=4), CAUSAL, 3)
     assert both.evaluation == alone.evaluation
     assert (len(both.train), len(both.evaluation), len(both.test)) == (20, 10, 4)
     assert not set(both.test) & {*both.train, *both.evaluation}

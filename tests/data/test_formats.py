@@ -117,7 +117,7 @@ def test_half_a_character_is_told_with_its_place(section, form):
     broken = "ab\ud83d"
     cell = broken if form == "text" else [{"role": "user", "content": broken}]
     table = Table("t", {"text": [cell], "messages": [cell]})
-    with pytest.raises(DataError, match=r"row 1: holds half a character \('\\ud83d'\) at position 2"):
+    with pytest.raises(DataError, match=r"row 1: contains '\\ud83d' at position 2, half of a surrogate pair"):
         read_examples(table, section(format=form))
 
 

@@ -33,7 +33,7 @@ def test_both_load_within_ten_seconds_and_group_their_references(section, bpe):
             columns={"completion": "ref"},
         ),
         bpe,
-        "causal-lm",
+        TASKS["causal-lm"],
         0,
     )
     columns = {"prompt": "question", "completion": "answer"}

@@ -167,7 +167,10 @@ def test_the_test_part_and_general_text_are_measured_by_themselves(tiny, tokeniz
     )
     dataset = load_data(data, tokenizer, TASKS["causal-lm"], 0)
     twin = load_data(
-        Data(train=source, evaluation=f"{source}[test[-4:]]", train_rows=2, max_length=64), tokenizer, "causal-lm", 0
+        Data(train=source, evaluation=f"{source}[test[-4:]]", train_rows=2, max_length=64),
+        tokenizer,
+        TASKS["causal-lm"],
+        0,
     )
     metrics, scores = measure(tiny, dataset, Evaluation(), tokenizer, part="test")
     assert (metrics, scores) == measure(tiny, twin, Evaluation(), tokenizer)

@@ -8,6 +8,7 @@ from peftlab.errors import MissingRequirementError
 from peftlab.methods import Prefix
 from peftlab.optimization.dropout import disable_dropout
 from peftlab.optimization.schedule import build_optimizer, build_schedule, parameter_groups, warmup_steps
+from peftlab.optimizers import SGD, AdamW
 from tests.training.small import CPU, small_recipe, tiny_llama
 
 
@@ -61,10 +62,51 @@ def test_the_cosine_schedule_is_half_way_down_in_the_middle():
     assert rates("cosine", 4, 0)[2] == pytest.approx(0.5)
 
 
+def test_sgd_with_momentum_steps_by_hand():
+    weight = nn.Parameter(torch.tensor([1.0]))
+    optimizer = SGD(momentum=0.5).build([{"params": [weight], "weight_decay": 0.0}], 0.1, CPU)
+    for gradient in (2.0, 1.0):
+        weight.grad = torch.tensor([gradient])
+        optimizer.step()
+    assert weight.item() == pytest.approx(1 - 0.1 * 2 - 0.1 * (0.5 * 2 + 1))
+
+
+@pytest.mark.parametrize("config", [AdamW(), AdamW(betas=(0.8, 0.9), eps=1e-6), SGD(), SGD(momentum=0.9)])
+def test_an_optimizer_says_what_state_its_parameters_cost(config):
+    """Oracle: the states that torch's optimiser holds after a step."""
+    weight = nn.Parameter(torch.ones(7, 3))
+    optimizer = config.build([{"params": [weight], "weight_decay": 0.0}], 0.1, CPU)
+    weight.grad = torch.ones(7, 3)
+    optimizer.step()
+    held = {name: value for name, value in optimizer.state[weight].items() if torch.is_tensor(value)}
+    planned = config.state_tensors(weight.numel())
+    assert {name: (value.numel(), str(value.dtype)) for name, value in held.items()} == {
+        name: (one.length, f"torch.{one.dtype}") for name, one in planned.items()
+    }
+    assert config.count_state_bytes(weight.numel()) == sum(value.nbytes for value in held.values())
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ("adamw", AdamW()),
+        ("adamw_8bit", AdamW(bits=8)),
+        ("paged_adamw", AdamW(paged=True)),
+        ("paged_adamw_8bit", AdamW(bits=8, paged=True)),
+        ("sgd", SGD()),
+        ({"type": "sgd", "momentum": 0.9, "nesterov": True}, SGD(momentum=0.9, nesterov=True)),
+    ],
+)
+def test_recipes_and_records_name_optimizers_shortly_or_whole(written, read):
+    recipe = small_recipe(optimizer=written)
+    assert recipe.training.optimizer == read
+    assert small_recipe(optimizer=recipe.model_dump(mode="json")["training"]["optimizer"]).training.optimizer == read
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has CUDA")
 def test_eight_bit_optimisers_need_cuda():
-    with pytest.raises(MissingRequirementError, match="paged_adamw_8bit needs CUDA; use adamw"):
-        build_optimizer(tiny_llama(), small_recipe(optimizer="paged_adamw_8bit").training, CPU)
+    with pytest.raises(MissingRequirementError, match="adamw_8bit needs CUDA; on cpu use bits: 32 and paged"):
+        build_optimizer(tiny_llama(), small_recipe(optimizer="paged_adamw_8bit"), CPU)
 
 
 def test_frozen_dropout_can_be_switched_off():

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from peftlab.data.rows import ShuffledRows
-from peftlab.errors import DivergedError
+from peftlab.data.rows import BatchesAhead, ShuffledRows
+from peftlab.errors import DivergedError, StorageError
 from peftlab.optimization.finite import FiniteGuard
 from peftlab.optimization.step import StepResult, clip_gradients, optimizer_step
 from peftlab.parameters.trainable import trainable_parameters
@@ -101,3 +101,73 @@ def test_clipping_scales_to_the_limit_and_reports_the_norm_before():
     torch.testing.assert_close(norm.double(), expected, rtol=1e-5, atol=0)
     after = torch.sqrt(sum((p.grad.double() ** 2).sum() for p in setup.model.parameters()))
     assert after == pytest.approx(0.01, rel=1e-3)
+
+
+@pytest.fixture
+def broken_from_the_third_step():
+    """A setup with a fused optimiser, whose third step's rows make the loss not finite."""
+    setup = small_setup(batch_size=2)
+    parameters = list(setup.model.parameters())
+    setup.optimizer = torch.optim.AdamW([{"params": parameters}], lr=1e-2, fused=True)
+    total = setup.loss.total
+    bad = setup.rows.batches(3)[0]["input_ids"]
+
+    def spoiled(model, batch):
+        same = batch["input_ids"].shape == bad.shape and torch.equal(batch["input_ids"], bad)
+        return total(model, batch) * (float("nan") if same else 1.0)
+
+    setup.loss.total = spoiled
+    return setup
+
+
+def test_a_bad_step_is_read_later_and_neither_it_nor_any_after_it_changes_a_weight(broken_from_the_third_step):
+    """Oracle: the weights after the second step; torch's fused optimisers skip an update by a flag on the device."""
+    setup = broken_from_the_third_step
+    guard = FiniteGuard(setup, setup.rows)
+    assert guard.deferred
+    kept = []
+    for step in range(1, 6):
+        optimizer_step(
+            setup,
+            setup.rows.batches(step),
+            setup.rows.count(step).targets,
+            before_update=lambda result, step=step: guard.observe(step, result),
+        )
+        if step <= 2:
+            guard.check()
+        kept.append([p.detach().clone() for p in setup.model.parameters()])
+    for later in kept[2:]:
+        for before, after in zip(kept[1], later, strict=True):
+            torch.testing.assert_close(after, before, rtol=0, atol=0)
+    rows = ", ".join(map(str, sorted(setup.rows.numbers(3)[0])))
+    with pytest.raises(DivergedError, match=f"step 3: the loss is not finite .*rows {rows}\\. No weight was changed"):
+        guard.check()
+
+
+def test_batches_collated_ahead_are_those_of_their_step():
+    rows = small_setup(batch_size=2, gradient_accumulation=2).rows
+    staged = []
+
+    def stage(batch):
+        staged.append(batch)
+        return batch
+
+    with BatchesAhead(rows, 4, stage) as ahead:
+        for step in (2, 3, 4):
+            for found, expected in zip(ahead.take(step), rows.batches(step), strict=True):
+                assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert len(staged) == 6  # nothing beyond the last step
+
+
+def test_an_error_in_the_thread_that_collates_is_raised_where_its_step_is_taken():
+    rows = small_setup(batch_size=2).rows
+    rows.rows = [*rows.rows[:1], *([None] * 11)]
+    with BatchesAhead(rows, 4, lambda batch: batch) as ahead, pytest.raises(AttributeError):
+        ahead.take(1)
+
+
+def test_rows_restore_only_their_own_order():
+    rows = ShuffledRows(ragged_rows(12), 0, 2, 2, 0, 1, seed=0)
+    rows.restore(rows.state())
+    with pytest.raises(StorageError, match="another order of rows"):
+        ShuffledRows(ragged_rows(12), 0, 2, 2, 0, 1, seed=1).restore(rows.state())
