@@ -186,10 +186,13 @@ class InferenceReport(Report):
     weight_bytes: dict[str, int] = Field(default_factory=dict)
 
 
+Status = Literal["running", "finished", "interrupted", "out_of_memory", "diverged", "failed"]
+
+
 class RunResult(Report):
     """Everything that one run has to say; `result.json` in its directory."""
 
-    status: Literal["running", "finished", "interrupted", "out_of_memory", "diverged", "failed"]
+    status: Status
     name: str
     recipe: dict[str, Any]
     environment: dict[str, Any]

@@ -17,6 +17,8 @@ from peftlab.optimization.finite import check_weights
 from peftlab.parameters.trainable import trainable_parameters
 from peftlab.reports import ResumeReport
 from peftlab.runs.identity import refuse_changes, why_inexact
+from peftlab.runs.record import RunRecord
+from peftlab.training.recorder import Recorder
 from peftlab.training.state import (
     capture_process_state,
     capture_shared_state,
@@ -26,9 +28,8 @@ from peftlab.training.state import (
 from peftlab.world.hardware import free_host_bytes
 
 if TYPE_CHECKING:
-    from peftlab.runs.run import Run
-    from peftlab.training.recorder import Recorder
     from peftlab.training.setup import Setup
+    from peftlab.training.stop import Stop
 
 # Moments and master copies beside each trained weight.
 BYTES_PER_WEIGHT_BYTE = 3
@@ -42,8 +43,8 @@ class CheckpointSaver:
     waits, on every process, for what is being written.
     """
 
-    def __init__(self, run: Run, identity: dict[str, Any]):
-        self.run, self.identity = run, identity
+    def __init__(self, record: RunRecord, recorder: Recorder, stop: Stop, identity: dict[str, Any]):
+        self.record, self.recorder, self.stop, self.identity = record, recorder, stop, identity
         self.writer = CheckpointWriter()
         self._saved = 0
         self._resumed: set[int] = set()
@@ -55,8 +56,8 @@ class CheckpointSaver:
         with self._timed("checkpoints_stalled"):
             self.writer.close(quietly=kind is not None)
         if kind is None:
-            self.run.world.wait()  # a process that left would count as lost
-        self.run.add_seconds("checkpoints_written", self.writer.seconds)
+            self.record.world.wait()  # a process that left would count as lost
+        self.record.add_seconds("checkpoints_written", self.writer.seconds)
 
     def resumed(self, step: int) -> None:
         """Keep the checkpoint that the run goes on from."""
@@ -74,13 +75,13 @@ class CheckpointSaver:
         check_weights(setup.model, setup.progress.step)
         with self._timed("checkpoints_stalled"):
             # All processes have given their states, at the same step, before the main one writes a byte.
-            processes = self.run.world.gather([capture_process_state(self.run.recorder)])
+            processes = self.record.world.gather([capture_process_state(self.recorder)])
             if setup.world.is_main:
                 self._begin(setup, processes)
         self._saved = setup.progress.step
-        self.run.stop.saving_seconds = self.writer.longest_seconds
-        self.run.result.progress = setup.progress.model_copy()
-        self.run.write()
+        self.stop.saving_seconds = self.writer.longest_seconds
+        self.record.result.progress = setup.progress.model_copy()
+        self.record.write()
 
     def _begin(self, setup: Setup, processes: list[Any]) -> None:
         self.writer.wait()  # gives the former copy's memory back
@@ -98,9 +99,9 @@ class CheckpointSaver:
             for number, state in enumerate(processes):
                 save_state(folder, f"process-{number:05}", state)
 
-        root = self.run.directory.checkpoints
+        root = self.record.directory.checkpoints
         write_checkpoint(root, step, write, self.identity, needed_bytes=held.size_bytes)
-        rotate(root, self.run.recipe.run.keep_checkpoints, protected)
+        rotate(root, self.record.recipe.run.keep_checkpoints, protected)
 
     @contextlib.contextmanager
     def _timed(self, name: str) -> Iterator[None]:
@@ -108,7 +109,7 @@ class CheckpointSaver:
         try:
             yield
         finally:
-            self.run.add_seconds(name, time.perf_counter() - started)
+            self.record.add_seconds(name, time.perf_counter() - started)
 
 
 def state_bytes(setup: Setup) -> int:

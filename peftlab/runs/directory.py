@@ -17,7 +17,7 @@ from peftlab.checkpoint.store import clean_leftovers
 from peftlab.errors import StorageError
 from peftlab.files import sync, sync_files, write_atomically
 from peftlab.recipe.schema import Recipe
-from peftlab.reports import RunResult
+from peftlab.reports import RunResult, Status
 from peftlab.runs.identity import refuse_changed_recipe
 
 MARKER = ".peftlab"
@@ -31,7 +31,7 @@ HALF_FOLDER = re.compile(r"\.(weights|checkpoints|trackers)\.[a-z0-9_]{8}")
 
 
 class RunDirectory:
-    """One run's files. `claim` makes the directory or takes it up again, `open` finds a run in it."""
+    """One run's files. `claim` makes or reopens the directory, `open` finds a run in it."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -47,7 +47,7 @@ class RunDirectory:
 
     @classmethod
     def claim(cls, path: Path) -> RunDirectory:
-        """Make or find a run directory. Raises StorageError rather than touch what is not this project's."""
+        """Make or find a run directory. Raises StorageError rather than touch files of others."""
         directory = cls(path)
         try:
             directory._mark()
@@ -66,7 +66,9 @@ class RunDirectory:
         if self.path.exists() and not self.path.is_dir():
             raise StorageError(f"run.output: {self.path} is a file; choose a folder")
         if not (self.path / MARKER).is_file() and self._holds_others_files():
-            raise StorageError(f"run.output: {self.path} holds files that are no run of peftlab; choose another folder")
+            raise StorageError(
+                f"run.output: {self.path} contains files that are not a run of peftlab; choose another folder"
+            )
         self.path.mkdir(parents=True, exist_ok=True)
         write_atomically(self.path / MARKER, json.dumps({"schema": 1}) + "\n")
 
@@ -85,11 +87,11 @@ class RunDirectory:
         return RunLock(self.path / ".lock")
 
     def make_room(self, overwrite: bool = False) -> None:
-        """Empty the directory for a new run. Raises StorageError if a run's work is here, unless told to go on."""
+        """Empty the directory for a new run. Raises StorageError if a run's work is here, unless `overwrite`."""
         if self.holds_work() and not overwrite:
             ways = "set run.output=OTHER, or --overwrite to replace it"
             if self.checkpoints.exists():
-                ways = f"--resume to go on with it, {ways}"
+                ways = f"--resume to continue it, {ways}"
             raise StorageError(f"run.output: {self.path} already holds a run; {ways}")
         self._clear()
 
@@ -116,19 +118,19 @@ class RunDirectory:
                 shutil.rmtree(entry)
         clean_leftovers(self.checkpoints)
 
-    def leave_word(self, process: int, status: str, error: str) -> None:
-        """Leave what ended a process beside the main one, whose record it will stand in."""
-        self._write(self._word(process), json.dumps([status, error]))
+    def write_ending(self, process: int, status: Status, error: str) -> None:
+        """Write what ended a process, for the main process to enter into the record."""
+        self._write(self._ending(process), json.dumps([status, error]))
 
-    def read_word(self, process: int) -> tuple[str, str] | None:
-        """Return the status and error that a process left, if it had the time."""
+    def read_ending(self, process: int) -> tuple[Status, str] | None:
+        """Return the status and error that a process wrote, if it had the time."""
         try:
-            status, error = json.loads(self._word(process).read_text(encoding="utf-8"))
+            status, error = json.loads(self._ending(process).read_text(encoding="utf-8"))
             return status, error
         except (OSError, ValueError):
             return None
 
-    def _word(self, process: int) -> Path:
+    def _ending(self, process: int) -> Path:
         return self.path / f".process-{process:05}.json"
 
     def write_recipe(self, text: str) -> None:
@@ -182,7 +184,7 @@ def _remove_whole(folder: Path) -> None:
 
 @contextlib.contextmanager
 def open_directory(path: Path, main: bool, overwrite: bool, resume: bool) -> Iterator[RunDirectory]:
-    """Give the run directory, locked by the main process, emptied unless its run goes on."""
+    """Give the run directory, locked by the main process, emptied unless its run resumes."""
     if not main:
         yield RunDirectory(path)
         return

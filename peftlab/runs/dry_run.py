@@ -15,7 +15,8 @@ from peftlab.runs.display import open_display
 from peftlab.runs.longest import held_out
 from peftlab.runs.prediction import foresee, open_forecast
 from peftlab.runs.setup import build_setup
-from peftlab.runs.shortage import Watch, explain_shortage, is_shortage
+from peftlab.runs.shortage import explain_shortage, is_shortage
+from peftlab.runs.watch import Watch
 from peftlab.training.preflight import measure_longest
 from peftlab.training.stop import Stop
 from peftlab.world.open import open_world, refuse_missing_trackers

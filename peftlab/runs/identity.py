@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from pydantic import ValidationError
 
 from peftlab.errors import StorageError
+from peftlab.parameters.audit import Audit
 from peftlab.recipe.schema import Recipe
-
-if TYPE_CHECKING:
-    from peftlab.parameters.audit import Audit
-    from peftlab.runs.bench import Bench
+from peftlab.runs.bench import Bench
 
 # More steps, evaluation, logging and saving; never what the trained bytes depend on, as run.seed.
 FREE_OF_RUN = "output device plan memory memory_snapshot save_every keep_checkpoints max_seconds stop_after".split() + [
@@ -50,8 +50,17 @@ def refuse_changed_recipe(saved: dict[str, Any], here: dict[str, Any]) -> None:
     _tell(recipe_changes(saved, here))
 
 
+def present_form(recipe: dict[str, Any]) -> dict[str, Any]:
+    """Return a recorded recipe with the fields and forms of this version; as it is where it does not fit them."""
+    try:
+        return Recipe.model_validate(recipe).model_dump(mode="json")
+    except ValidationError:
+        return recipe
+
+
 def recipe_changes(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Return what differs between two recipes, but for what may."""
+    old, new = present_form(old), present_form(new)
     if old["training"].get("fit") or new["training"]["fit"]:
         old, new = _with_whole_steps(old), _with_whole_steps(new)
     changes = differences(old, new)
@@ -69,7 +78,8 @@ def _with_whole_steps(recipe: dict[str, Any]) -> dict[str, Any]:
 def why_inexact(saved: dict[str, Any], here: dict[str, Any]) -> list[str]:
     """Return every reason why the continued run may differ from one that never stopped."""
     changes = differences(saved["environment"], here["environment"])
-    changes |= differences(saved["recipe"]["training"], here["recipe"]["training"], "training.")
+    trainings = (present_form(one["recipe"])["training"] for one in (saved, here))
+    changes |= differences(*trainings, "training.")
     reasons = [f"{key}: {old} -> {new}" for key, (old, new) in changes.items()]
     if saved["frozen"] != here["frozen"]:
         reasons.append("the frozen weights are not the same bytes")
@@ -95,7 +105,7 @@ def _tell(changes: dict[str, tuple[Any, Any]]) -> None:
     if changes:
         told = "; ".join(f"{key}: {old!r} -> {new!r}" for key, (old, new) in changes.items())
         raise StorageError(
-            f"the checkpoint is of another run: {told}. Take these back, or start anew with another run.output"
+            f"the checkpoint is of another run: {told}. Take these back, or start again with another run.output"
         )
 
 

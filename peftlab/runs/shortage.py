@@ -2,43 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
 import torch
-from torch import nn
 
 from peftlab.errors import OutOfMemoryError
 from peftlab.memory.cuda import read_phase
-from peftlab.memory.fit import remedies
+from peftlab.memory.fit import Change, remedies
 from peftlab.memory.measure import MemoryMeter, state_bytes, tensor_bytes
-from peftlab.memory.probe import Probe
 from peftlab.memory.sizes import format_bytes
-from peftlab.recipe.schema import Recipe
 from peftlab.reports import MemoryReport
-from peftlab.runs.prediction import Forecast
-
-if TYPE_CHECKING:
-    from peftlab.memory.fit import Change
+from peftlab.runs.watch import Watch
 
 # What CUDA's libraries and the CPU's allocator say, in errors that have no class of their own.
 SIGNS = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
 # A plan that said that a run fits was wrong by something: what is proposed instead keeps away from it.
 MARGIN = 0.9
-
-
-@dataclass
-class Watch:
-    """What is at hand when memory runs out: the phase, the tracker of it, what holds memory, the plan to ask."""
-
-    recipe: Recipe
-    device: torch.device
-    memory: dict[str, MemoryReport]
-    phase: str = "load"
-    probe: Probe | None = None
-    model: nn.Module | None = None
-    optimizer: torch.optim.Optimizer | None = None
-    forecast: Forecast | None = None
 
 
 def is_shortage(error: BaseException) -> bool:

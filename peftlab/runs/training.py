@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
 from peftlab.errors import MethodError
+from peftlab.memory.cuda import snapshot
 from peftlab.memory.probe import Probe, join_reports
 from peftlab.optimization.finite import check_weights
 from peftlab.parameters.audit import Audit
@@ -17,45 +18,52 @@ from peftlab.runs.bench import Bench
 from peftlab.runs.checkpoints import CheckpointSaver
 from peftlab.runs.identity import describe_identity
 from peftlab.runs.longest import held_out
+from peftlab.runs.record import RunRecord
 from peftlab.runs.setup import build_setup, renew_optimizer
 from peftlab.training.loop import train as run_loop
 from peftlab.training.preflight import measure_longest
+from peftlab.training.recorder import Recorder
 from peftlab.training.setup import Setup
-
-if TYPE_CHECKING:
-    from peftlab.runs.run import Run
+from peftlab.training.stop import Stop
 
 
-def train_model(run: Run, bench: Bench, model: nn.Module) -> Setup:
+def train_model(
+    record: RunRecord, recorder: Recorder, stop: Stop, bench: Bench, model: nn.Module, resume: bool
+) -> Setup:
     """Take the longest rows once, then run the loop; return the setup as the last step left it."""
-    audit = Audit(model)
-    identity = describe_identity(run.recipe, bench, audit, run.result.environment)
-    with CheckpointSaver(run, identity) as saver:
-        setup = build_setup(bench, model, run.stop, saver)
-        measure(run, bench, model, setup)
-        if run.resume:
-            saver.resumed(continue_from_checkpoint(run, setup, identity))
-        if run.recipe.run.save_every:
-            checkpoints.refuse_no_room(run.directory.path, setup)
-        run.result.progress = run_loop(setup, run.recorder, audit)
+    audit, saving = Audit(model), record.recipe.run.save_every
+    identity = describe_identity(record.recipe, bench, audit, record.result.environment)
+    wanted = record.recipe.run.memory_snapshot and record.world.is_main
+    with (
+        snapshot(record.directory.memory_snapshot if wanted else None),
+        CheckpointSaver(record, recorder, stop, identity) as saver,
+    ):
+        setup = build_setup(bench, model, stop, saver)
+        measure(record, recorder, bench, model, setup)
+        if resume:
+            saver.resumed(continue_from_checkpoint(record, recorder, setup, identity))
+        if saving:
+            checkpoints.refuse_no_room(record.directory.path, setup)
+        record.result.progress = run_loop(setup, recorder, audit)
         check_weights(setup.model, setup.progress.step)
-        if run.recorder.audit:
-            run.result.audit = run.recorder.audit
-            tell_audit(run, run.recorder.audit)
-        if run.recipe.run.save_every and setup.progress.step == setup.steps:
+        if recorder.audit:
+            record.result.audit = recorder.audit
+            note_audit(record, recorder.audit)
+        if saving and setup.progress.step == setup.steps:
             saver.save(setup)
     return setup
 
 
-def measure(run: Run, bench: Bench, model: nn.Module, setup: Setup) -> None:
+def measure(record: RunRecord, recorder: Recorder, bench: Bench, model: nn.Module, setup: Setup) -> None:
     """Take the longest rows through the model, and leave `setup` as at its start."""
-    run.watch.probe, run.watch.optimizer = Probe(run.world.device), setup.optimizer
-    measured = measure_longest(setup, model, held_out(bench, model), run.watch.probe)
-    run.result.memory["measured"] = join_reports([bench.load, measured])
-    run.note(describe_memory(run.result.memory))
+    watch = record.watch
+    watch.probe, watch.optimizer = Probe(record.world.device), setup.optimizer
+    measured = measure_longest(setup, model, held_out(bench, model), watch.probe)
+    record.result.memory["measured"] = join_reports([bench.load, measured])
+    record.note(describe_memory(record.result.memory))
     renew_optimizer(setup)
-    run.watch.probe, run.watch.optimizer = None, setup.optimizer
-    run.recorder.start(setup.steps)
+    watch.probe, watch.optimizer = None, setup.optimizer
+    recorder.start(setup.steps)
 
 
 def describe_memory(memory: dict[str, MemoryReport]) -> str:
@@ -68,27 +76,28 @@ def describe_memory(memory: dict[str, MemoryReport]) -> str:
     return f"{line}, {foreseen / 2**20:,.1f} MiB predicted ({format_change(foreseen / measured - 1)})"
 
 
-def continue_from_checkpoint(run: Run, setup: Setup, identity: dict[str, Any]) -> int:
-    """Restore the latest whole checkpoint and return its step."""
-    checkpoint, faults = checkpoints.find(run.directory.checkpoints)
+def continue_from_checkpoint(record: RunRecord, recorder: Recorder, setup: Setup, identity: dict[str, Any]) -> int:
+    """Restore the latest intact checkpoint and return its step."""
+    checkpoint, faults = checkpoints.find(record.directory.checkpoints)
     for fault in faults:
-        run.note(f"passed over: {fault}")
-    report = checkpoints.restore(checkpoint, setup, run.recorder, identity)
-    if run.world.is_main:
-        run.recorder.rewind(checkpoint.step)
-    run.result.resumes.append(report)
+        record.note(f"skipped: {fault}")
+    report = checkpoints.restore(checkpoint, setup, recorder, identity)
+    if record.world.is_main:
+        recorder.rewind(checkpoint.step)
+    record.result.resumes.append(report)
     exactly = "exactly" if report.exact else f"not exactly: {'; '.join(report.reasons)}"
-    run.note(f"resumed after step {report.step} of {setup.steps} ({exactly})")
+    record.note(f"resumed after step {report.step} of {setup.steps} ({exactly})")
     return checkpoint.step
 
 
-def tell_audit(run: Run, audit: AuditReport) -> None:
-    """Say what the audit found. Raises MethodError if a frozen tensor changed: nothing after it can be trusted."""
+def note_audit(record: RunRecord, audit: AuditReport) -> None:
+    """Note what the audit found. Raises MethodError if a frozen tensor changed: nothing after it can be trusted."""
     if audit.frozen_changed:
         raise MethodError(
             f"the audit found {len(audit.frozen_changed)} frozen tensors changed after {audit.steps} steps "
             f"({audit.frozen_changed[0]}, ...); this run cannot be trusted"
         )
+    steps = f"{audit.steps} step{'' if audit.steps == 1 else 's'}"
     for what, names in (("got no gradient", audit.without_gradient), ("did not move", audit.unmoved)):
         if names:
-            run.note(f"audit: {len(names)} trainable tensors {what} in {audit.steps} steps: {names[0]}, ...")
+            record.note(f"audit: {len(names)} trainable tensors {what} in {steps}: {names[0]}, ...")

@@ -1,0 +1,43 @@
+"""The first stages: data, plan and base model; then the method applied to it."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from peftlab.data.dataset import Dataset
+from peftlab.data.notes import note_data
+from peftlab.recipe.schema import Recipe
+from peftlab.reports import ParameterReport
+from peftlab.runs.bench import Bench, prepare
+from peftlab.runs.prediction import foresee, open_forecast
+from peftlab.runs.record import RunRecord
+
+
+def prepare_bench(record: RunRecord) -> Bench:
+    """Read the data, plan the run's memory on its own rows, load the base; enter all into the record."""
+
+    def plan(dataset: Dataset) -> Recipe:
+        record.watch.forecast = forecast = open_forecast(record.recipe, dataset, record.world)
+        record.split(foresee(record.recipe, forecast, record.result.memory, record.note))
+        return record.recipe
+
+    bench = prepare(record.recipe, record.world, plan)
+    record.watch.model = bench.model
+    record.result.data = bench.dataset.report
+    for line in note_data(record.recipe, bench.dataset.report, record.world.processes):
+        record.note(line)
+    return bench
+
+
+def apply_method(record: RunRecord, bench: Bench) -> nn.Module:
+    """Return the model with the recipe's method applied; enter what trains into the record."""
+    model, record.result.parameters = bench.apply()
+    record.watch.model = model
+    record.note(describe_parameters(record.recipe, record.result.parameters))
+    return model
+
+
+def describe_parameters(recipe: Recipe, report: ParameterReport) -> str:
+    """Return one line: what trains."""
+    share = f"{report.trainable:,} of {report.total:,} parameters train ({report.fraction:.3%})"
+    return f"{recipe.method.title}: {share}"

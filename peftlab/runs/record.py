@@ -1,0 +1,94 @@
+"""The record of a run while it goes: its result, its directory, its notes, seconds and phases."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from typing import Protocol
+
+from peftlab.memory.measure import MemoryMeter
+from peftlab.recipe.dump import dump_recipe
+from peftlab.recipe.schema import Recipe
+from peftlab.reports import RunResult, SplitReport
+from peftlab.runs.directory import RunDirectory
+from peftlab.runs.environment import describe_environment
+from peftlab.runs.watch import Watch
+from peftlab.secrets import mask_secrets
+from peftlab.training.recorder import Display
+from peftlab.world.base import World
+
+PHASES = ("load", "evaluation_before", "apply", "training", "evaluation_after", "save", "latency")
+
+
+class RunDisplay(Display, Protocol):
+    """What a person sees of a run."""
+
+    def note(self, text: str) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class RunRecord:
+    """What happened in a run, written by the main process. Every stage gets it and enters its part."""
+
+    def __init__(self, recipe: Recipe, name: str, world: World, directory: RunDirectory, display: RunDisplay):
+        self.recipe, self.name, self.world = recipe, name, world
+        self.directory, self.display = directory, display
+        self.meter = MemoryMeter(world.device)
+        self.result = RunResult(
+            status="running",
+            name=name,
+            recipe=recipe.model_dump(mode="json"),
+            environment=describe_environment(world),
+        )
+        self.watch = Watch(recipe, world.device, self.result.memory)
+
+    def note(self, line: str) -> None:
+        """Show a line to whoever watches, and keep it in the record."""
+        line = mask_secrets(line)
+        self.display.note(line)
+        self.result.notes.append(line)
+
+    @contextlib.contextmanager
+    def in_phase(self, phase: str) -> Iterator[None]:
+        """Enter the seconds and the peak of memory of what runs inside."""
+        self.watch.phase = phase
+        started = time.perf_counter()
+        with self.meter.phase(phase):
+            yield
+            self.world.synchronize()
+        self.add_seconds(phase, time.perf_counter() - started)
+
+    def add_seconds(self, name: str, seconds: float) -> None:
+        """Add to the result's seconds of `name`, a phase or a part of one."""
+        self.result.seconds[name] = self.result.seconds.get(name, 0.0) + seconds
+
+    def split(self, recipe: Recipe) -> None:
+        """Continue with a recipe whose steps are split into other micro-batches."""
+        if recipe == self.recipe:
+            return
+        self.result.split = SplitReport.of(self.recipe, recipe)
+        self.recipe = self.watch.recipe = recipe
+        self.result.recipe = recipe.model_dump(mode="json")
+        self.write_recipe()
+
+    def reopen(self, former: RunResult, dropped: tuple[str, ...]) -> None:
+        """Keep what an interrupted run measured, but for the metrics named in `dropped`."""
+        kept = {"metrics", "examples", "seconds", "resumes", "audit"}
+        self.result = self.result.model_copy(update={name: getattr(former, name) for name in kept})
+        for name in dropped:
+            self.result.metrics.pop(name, None)
+
+    def finish(self) -> None:
+        self.result.status = "finished"
+        self.result.seconds["total"] = sum(seconds for name, seconds in self.result.seconds.items() if name in PHASES)
+        self.write()
+
+    def write_recipe(self) -> None:
+        if self.world.is_main:
+            self.directory.write_recipe(dump_recipe(self.recipe))
+
+    def write(self) -> None:
+        if self.world.is_main:
+            self.directory.write_result(self.result)

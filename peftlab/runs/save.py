@@ -1,0 +1,43 @@
+"""The saving stage: the trained weights with the tokenizer, and the loss curve."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from peftlab.errors import one_line
+from peftlab.memory.probe import Probe, join_reports
+from peftlab.runs.bench import Bench
+from peftlab.runs.picture import draw_losses
+from peftlab.runs.record import RunRecord
+from peftlab.training.recorder import Recorder
+
+
+def save_weights(record: RunRecord, bench: Bench, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Write what trained, and enter the memory that saving took."""
+    probe = record.watch.probe = Probe(record.world.device)
+    with probe.alone("save", model, optimizer):
+        if record.world.is_main:
+            write_weights(record, bench, model)
+    memory = record.result.memory
+    memory["measured"] = join_reports([memory["measured"], probe.report()])
+    memory["process"] = record.meter.report(model, optimizer)
+
+
+def write_weights(record: RunRecord, bench: Bench, model: nn.Module) -> None:
+    """Write what trained, the tokenizer beside it, as one folder that appears complete."""
+    context = {"base_model": bench.source, "task": record.recipe.task.name, "labels": bench.dataset.labels}
+    with record.directory.writing(record.directory.weights) as temporary:
+        record.recipe.method.save(model, temporary, context)
+        bench.tokenizer.save_pretrained(temporary)
+
+
+def draw_curve(record: RunRecord, recorder: Recorder) -> None:
+    """Draw the loss curve; a picture that cannot be drawn does not end a run."""
+    if not record.world.is_main:
+        return
+    path = record.directory.picture
+    try:
+        draw_losses(recorder.history, f"{record.name}: {record.recipe.method.title}", path)
+    except Exception as error:
+        record.display.note(f"{path} cannot be drawn: {type(error).__name__}: {one_line(error)}")
