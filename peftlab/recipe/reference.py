@@ -113,10 +113,13 @@ def sections_of(root: JsonSchema, path: str, section: JsonSchema | None = None) 
 
 def inner_sections(root: JsonSchema, schema: JsonSchema) -> list[JsonSchema]:
     """Return the sections that a value may be; a mapping of free names to sections counts as the section."""
+    if "properties" in schema:
+        return [schema]
     extra = schema.get("additionalProperties")
-    members = schema.get("oneOf") or schema.get("anyOf") or [extra if isinstance(extra, dict) else schema]
-    found = [root["$defs"][member["$ref"].rsplit("/", 1)[-1]] for member in members if "$ref" in member]
-    return [definition for definition in found if "properties" in definition]
+    members = [*schema.get("oneOf", []), *schema.get("anyOf", []), *([extra] if isinstance(extra, dict) else [])]
+    if "$ref" in schema:
+        members.append(root["$defs"][schema["$ref"].rsplit("/", 1)[-1]])
+    return [section for member in members for section in inner_sections(root, member)]
 
 
 def kinds_of(sections: Sequence[JsonSchema]) -> tuple[str, ...]:

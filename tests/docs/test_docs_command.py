@@ -11,7 +11,7 @@ import pytest
 
 from peftlab.cli.app import run
 from peftlab.methods import METHODS
-from peftlab.recipe.reference import list_fields, list_sections
+from peftlab.recipe.reference import fields_of, list_fields, list_sections, sections_of
 
 from .pages import DOCS, PAGES, read
 
@@ -120,3 +120,20 @@ def test_it_does_not_load_torch():
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=DOCS.parents[1], timeout=60
     )
     assert found.stdout.endswith("False\n"), found.stderr
+
+
+def test_any_section_with_types_is_read_like_the_method_even_where_a_name_alone_is_allowed():
+    def definition(kind, **fields):
+        return {"properties": {"type": {"const": kind}} | {name: {"type": "number"} for name in fields}}
+
+    union = {"oneOf": [{"$ref": "#/$defs/Sgd"}, {"$ref": "#/$defs/Adam"}]}
+    root = {
+        "properties": {"optimizer": {"anyOf": [union, {"type": "string"}], "default": {"type": "adam"}}},
+        "$defs": {"Sgd": definition("sgd", momentum=1), "Adam": definition("adam", eps=1)},
+    }
+    assert [(field.path, field.kinds) for field in fields_of(root, "training")] == [
+        ("training.optimizer.type", ()),
+        ("training.optimizer.momentum", ("sgd",)),
+        ("training.optimizer.eps", ("adam",)),
+    ]
+    assert [section.kinds for section in sections_of(root, "training")] == [("sgd", "adam")]
