@@ -265,7 +265,7 @@ Source: the standard library of CPython {python}, by `python scripts/build_built
 gives somewhat different rows. `builtin:tiny` was pretrained on none of these modules.
 
 Licence: the text is copyright 2001 onwards Python Software Foundation, all rights reserved, used and distributed under
-the Python Software Foundation License Version 2 (https://docs.python.org/3/license.html). Changes made: docstrings
+the Python Software Foundation License Version 2 (`../LICENSE-PSF.txt`). Changes made: docstrings
 taken out of their functions, blank lines dropped, tabs expanded, long functions cut.
 """
 

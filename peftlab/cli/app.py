@@ -14,6 +14,7 @@ from peftlab.cli.answer import INTERRUPTED, tell_error
 from peftlab.cli.budget import budget
 from peftlab.cli.check import check, schema
 from peftlab.cli.compare import compare
+from peftlab.cli.docs import docs
 from peftlab.cli.inspection import doctor, params
 from peftlab.cli.plan import plan
 from peftlab.cli.report import report
@@ -36,7 +37,21 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (check, plan, budget, train, params, evaluate, generate, compare, report, verify_resume, schema, doctor):
+for command in (
+    check,
+    plan,
+    budget,
+    train,
+    params,
+    evaluate,
+    generate,
+    compare,
+    report,
+    verify_resume,
+    schema,
+    docs,
+    doctor,
+):
     app.command()(command)
 
 
