@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from peftlab.errors import Problem, RecipeError
+from peftlab.methods.registry import BUILT_IN
 from peftlab.recipe.checks import find_contradictions
 from peftlab.recipe.limits import find_excesses
 from peftlab.recipe.overrides import COMMAND_LINE, apply_overrides
@@ -19,9 +20,9 @@ from peftlab.recipe.schema_errors import find_schema_errors
 from peftlab.recipe.yaml_source import KeyPath, dotted, fatal, parse_yaml, read_text
 
 # Stand in for required values that are missing or wrong, so that the rest can still be checked.
-PLACEHOLDERS = {
+PLACEHOLDERS: dict[str, dict[str, Any]] = {
     "model": {"name": "-"},
-    "method": {"type": "full"},
+    "method": {"type": BUILT_IN[0].model_fields["type"].default},
     "data": {"train": "-"},
     "training": {"learning_rate": 1.0},
 }
