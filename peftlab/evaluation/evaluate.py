@@ -12,9 +12,10 @@ from torch import nn
 
 from peftlab.data.dataset import Dataset, Part
 from peftlab.errors import DataError
-from peftlab.evaluation.generate import generate_text
+from peftlab.evaluation.generate import PLAIN, generate_text
 from peftlab.evaluation.metrics import CLASS_METRICS, LOSS_METRICS, TEXT_METRICS, score_classes, score_texts
 from peftlab.evaluation.scores import Autocast, Gather, Scores, score_rows
+from peftlab.methods import Prompting
 from peftlab.recipe.schema import Evaluation
 
 
@@ -27,6 +28,7 @@ def evaluate(
     tokenizer: Any,
     device: torch.device | str,
     batch_size: int,
+    prompting: Prompting = PLAIN,
     autocast: Autocast = nullcontext,
     gather: Gather | None = None,
     process: int = 0,
@@ -53,7 +55,8 @@ def evaluate(
             raise DataError(f"evaluation.metrics: text metrics need {part} rows with a prompt and its answer")
         mine = list(range(process, len(prompts), processes))
         ids = [prompts[i].input_ids for i in mine]
-        outputs = generate_text(model, tokenizer, ids, settings.generation, batch_size, autocast=autocast)
+        how = {"prompting": prompting, "autocast": autocast}
+        outputs = generate_text(model, tokenizer, ids, settings.generation, batch_size, **how)
         answers = [text for _, text in sorted(gather(list(zip(mine, outputs, strict=True))))]
         results |= score_texts(answers, [prompt.references for prompt in prompts], wanted)
     return {name: results[name] for name in wanted}, scores

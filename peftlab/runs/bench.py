@@ -23,7 +23,7 @@ from peftlab.methods import Method
 from peftlab.models.build import build_meta
 from peftlab.models.load import fit_tokenizer, load_model, load_tokenizer
 from peftlab.parameters.report import parameter_report
-from peftlab.parameters.shape import shape_of
+from peftlab.parameters.shape import count_positions, shape_of
 from peftlab.recipe.schema import Recipe
 from peftlab.reports import MemoryReport, ParameterReport
 from peftlab.shapes import ModelShape
@@ -80,6 +80,7 @@ class Bench:
             tokenizer=self.tokenizer,
             device=self.device,
             batch_size=self.batch_size,
+            prompting=self.recipe.method.prompting,
             autocast=partial(autocast, self.precision, self.device),
             gather=gather_object,
             process=self.accelerator.process_index,
@@ -94,6 +95,7 @@ class Bench:
             self.recipe.evaluation,
             self.tokenizer,
             batch_size=self.batch_size,
+            prompting=self.recipe.method.prompting,
             autocast=partial(autocast, self.precision, self.device),
         )
 
@@ -133,7 +135,7 @@ def apply_method(recipe: Recipe, model: nn.Module, fresh: frozenset[str]) -> tup
 
 def check_positions(recipe: Recipe, dataset: Dataset, model: nn.Module) -> None:
     """Raise DataError for rows that are longer than the model has positions for."""
-    positions = getattr(model.config, "max_position_embeddings", None)
+    positions = count_positions(model.config)
     longest = max(len(row.input_ids) for row in (*dataset.train, *dataset.all_held_out))
     if positions and recipe.method.virtual_tokens >= positions:
         told = f"{recipe.method.virtual_tokens} virtual tokens leave no room for text"

@@ -46,7 +46,8 @@ def generate(folder: Path, prompt: str, overrides: Sequence[str] = ()) -> str:
     if recipe.data.format == "chat":
         messages = [{"role": "user", "content": prompt}]
         prompt = encode_chat_prompt(tokenizer, render_prompt(messages, tokenizer))
-    return generate_text(model, tokenizer, [prompt], settings, autocast=lambda: autocast(precision, device))[0]
+    how = {"prompting": recipe.method.prompting, "autocast": lambda: autocast(precision, device)}
+    return generate_text(model, tokenizer, [prompt], settings, **how)[0]
 
 
 def refuse_unreadable(prompt: str) -> None:
