@@ -55,8 +55,9 @@ def evaluate(
             raise DataError(f"evaluation.metrics: text metrics need {part} rows with a prompt and its answer")
         mine = list(range(process, len(prompts), processes))
         ids = [prompts[i].input_ids for i in mine]
-        how = {"prompting": prompting, "autocast": autocast}
-        outputs = generate_text(model, tokenizer, ids, settings.generation, batch_size, **how)
+        outputs = generate_text(
+            model, tokenizer, ids, settings.generation, batch_size, prompting=prompting, autocast=autocast
+        )
         answers = [text for _, text in sorted(gather(list(zip(mine, outputs, strict=True))))]
         results |= score_texts(answers, [prompt.references for prompt in prompts], wanted)
     return {name: results[name] for name in wanted}, scores

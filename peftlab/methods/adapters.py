@@ -106,7 +106,7 @@ class Adapters(Method):
         )
 
     def sizes(self, shape: ModelShape) -> Sizes:
-        """Return widths up to that of what they narrow; beyond it there is no bottleneck."""
+        """Return widths up to that of what they narrow; a wider one would not narrow it."""
         widest = max((min(place.width_in, place.width_out) for place in self._places(shape)), default=0)
         return Sizes("bottleneck", range(1, widest + 1))
 

@@ -79,7 +79,7 @@ class LoRA(Method):
         if self.init == "olora" and shape.model_type == "gpt2":
             problems.append(("init", "olora fails in peft on GPT-2's transposed projections; use pissa or default"))
         if self.bias != "none" and targets and not self._biases(shape):
-            problems.append(("bias", f"{self.bias} trains nothing: there is no such bias in this model"))
+            problems.append(("bias", f"{self.bias} trains nothing: this model has no such bias"))
         return problems
 
     def _check_targets(self, shape: ModelShape, targets: list[LinearSite]) -> Problems:
@@ -91,8 +91,8 @@ class LoRA(Method):
         problems = []
         for pattern in unmatched(self.targets, names):
             head = "it is the head, which trains through `unfreeze`; " if matching([pattern], heads) else ""
-            told = f"{pattern!r} matches no linear layer; {head}{describe_candidates(pattern, names)}"
-            problems.append(("targets", told))
+            message = f"{pattern!r} matches no linear layer; {head}{describe_candidates(pattern, names)}"
+            problems.append(("targets", message))
         return problems
 
     def _biases(self, shape: ModelShape) -> set[str]:

@@ -39,7 +39,7 @@ def _head_prefixes(wrapped: PeftModel) -> tuple[str, ...]:
 
 
 def stored_head(sites: list[ParameterSite], shape: ModelShape) -> list[ParameterSite]:
-    """Return the sites of a saved copy with those of a classifier's head, which a folder holds though it be frozen."""
+    """Return the sites of a saved copy with those of a classifier's head, which a folder contains even if frozen."""
     if shape.task != "sequence-classification":
         return sites
     known = {site.name for site in sites}

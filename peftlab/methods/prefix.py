@@ -68,7 +68,7 @@ class Prefix(Method):
         return self.kind == "prompt"
 
     def decays(self, name: str, shape: tuple[int, ...]) -> bool:
-        """Weight decay would pull the virtual tokens and their network towards zero, where they are no tokens."""
+        """Return false for the virtual tokens and their network: decay would pull them to zero, which no token is."""
         return ENCODER not in name.split(".") and super().decays(name, shape)
 
     def multiplies(self, site: ParameterSite) -> bool:
@@ -90,8 +90,8 @@ class Prefix(Method):
         if self.kind == "prefix" and shape.model_type == "distilbert":
             problems.append(("kind", "DistilBERT takes no keys and values from outside; set `kind: prompt`"))
         if self.kind == "prompt" and shape.task == "sequence-classification" and shape.model_type not in ENCODERS:
-            told = "a decoder's classifier cannot find the last token behind a prompt; set `kind: prefix`"
-            problems.append(("kind", told))
+            message = "a decoder's classifier cannot find the last token behind a prompt; set `kind: prefix`"
+            problems.append(("kind", message))
         return problems
 
     def added_parameters(self, shape: ModelShape) -> tuple[ParameterSite, ...]:

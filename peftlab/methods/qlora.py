@@ -68,11 +68,11 @@ class QLoRA(LoRA):
     def check_settings(self) -> Problems:
         problems = super().check_settings()
         if self.init not in ("default", "gaussian"):
-            told = f"{self.init} needs the base's plain weights; with qlora use default or gaussian"
-            problems.append(("init", told))
+            message = f"{self.init} needs the base's plain weights; with qlora use default or gaussian"
+            problems.append(("init", message))
         if self.quantization == "int8" and self.compute_dtype != "auto":
-            told = "belongs to nf4 and fp4; int8 computes in the type of its input: leave it auto"
-            problems.append(("compute_dtype", told))
+            message = "belongs to nf4 and fp4; int8 computes in the type of its input: leave it auto"
+            problems.append(("compute_dtype", message))
         return problems
 
     def check_own(self, shape: ModelShape) -> Problems:

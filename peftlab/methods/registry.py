@@ -61,8 +61,8 @@ class Registry(Mapping[str, type[Method]]):
         name = _type_of(method)
         known = self._known.get(name, method)
         if known is not method and (name in self._built_in or _origin(known) != _origin(method)):
-            told = f"the type {name!r} belongs to {'.'.join(_origin(known))}; choose another"
-            raise MethodError(f"{method.__name__} cannot be registered as a method: {told}")
+            message = f"the type {name!r} belongs to {'.'.join(_origin(known))}; choose another"
+            raise MethodError(f"{method.__name__} cannot be registered as a method: {message}")
         self._known[name] = method
 
     def remove(self, name: str) -> None:

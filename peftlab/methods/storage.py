@@ -1,6 +1,6 @@
 """The files that a method writes: tensors as safetensors, and `peftlab_adapter.json`, which says what they are.
 
-Every folder holds `peftlab_adapter.json`: `schema` (1), `method` (all its fields), `context` (what the caller
+Every folder has `peftlab_adapter.json`: `schema` (1), `method` (all its fields), `context` (what the caller
 says of the base model), `trained` (canonical names of what trained) and `tensors` (name in the weights file →
 shape).
 Adapters and BitFit keep their tensors in `adapter.safetensors` under canonical names. LoRA, QLoRA and prefix

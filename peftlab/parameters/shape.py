@@ -77,13 +77,13 @@ def _kv_width(config: Any) -> int:
     heads: int | None = getattr(config, "num_attention_heads", None)
     if not heads:
         return 0
-    size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    size: int = getattr(config, "head_dim", None) or config.hidden_size // heads
     return size * (getattr(config, "num_key_value_heads", None) or heads)
 
 
 def _vocabulary(base: Any, config: Any) -> int:
     embedding: Any = base.get_input_embeddings() if hasattr(base, "get_input_embeddings") else None
-    return getattr(embedding, "num_embeddings", None) or getattr(config, "vocab_size", 0)
+    return getattr(embedding, "num_embeddings", 0) or getattr(config, "vocab_size", 0)
 
 
 def _count_layers(sites: tuple[ParameterSite, ...]) -> int:

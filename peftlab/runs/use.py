@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from peftlab.data.chat import render_prompt
@@ -46,8 +47,9 @@ def generate(folder: Path, prompt: str, overrides: Sequence[str] = ()) -> str:
     if recipe.data.format == "chat":
         messages = [{"role": "user", "content": prompt}]
         prompt = encode_chat_prompt(tokenizer, render_prompt(messages, tokenizer))
-    how = {"prompting": recipe.method.prompting, "autocast": lambda: autocast(precision, device)}
-    return generate_text(model, tokenizer, [prompt], settings, **how)[0]
+    context = partial(autocast, precision, device)
+    (text,) = generate_text(model, tokenizer, [prompt], settings, prompting=recipe.method.prompting, autocast=context)
+    return text
 
 
 def refuse_unreadable(prompt: str) -> None:
