@@ -11,7 +11,7 @@ from torch import nn
 
 from peftlab.data.dataset import Dataset, Part
 from peftlab.errors import DataError
-from peftlab.evaluation.generate import generate_text
+from peftlab.evaluation.generate import PLAIN, generate_text
 from peftlab.evaluation.metrics import (
     CLASS_METRICS,
     LOSS_METRICS,
@@ -23,6 +23,7 @@ from peftlab.evaluation.metrics import (
 )
 from peftlab.evaluation.scores import Scores, score_rows
 from peftlab.losses.base import Loss
+from peftlab.methods import Prompting
 from peftlab.recipe.schema import Evaluation
 from peftlab.world.base import World
 
@@ -38,6 +39,7 @@ def evaluate(
     world: World,
     precision: torch.dtype = torch.float32,
     batch_size: int,
+    prompting: Prompting = PLAIN,
 ) -> tuple[dict[str, float], Scores | None]:
     """Return the metrics that `settings` names on one part of the data, and the scores of each of its rows.
 
@@ -58,7 +60,13 @@ def evaluate(
         mine = list(range(world.process, len(prompts), world.processes))
         ids = [prompts[i].input_ids for i in mine]
         outputs = generate_text(
-            model, tokenizer, ids, settings.generation, batch_size, autocast=lambda: world.autocast(precision)
+            model,
+            tokenizer,
+            ids,
+            settings.generation,
+            batch_size,
+            prompting=prompting,
+            autocast=lambda: world.autocast(precision),
         )
         answers = [text for _, text in sorted(world.gather(list(zip(mine, outputs, strict=True))))]
         results |= score_texts(answers, [prompt.references for prompt in prompts], wanted)

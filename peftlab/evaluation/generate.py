@@ -14,7 +14,11 @@ from transformers import GenerationConfig
 from peftlab.data.dataset import Dataset, find_pad_id
 from peftlab.data.tokens import encode_prompt
 from peftlab.errors import UsageError
+from peftlab.methods import Prompting
+from peftlab.parameters.shape import count_positions
 from peftlab.recipe.schema import Evaluation, Generation
+
+PLAIN = Prompting()
 
 
 def generate_text(
@@ -24,23 +28,25 @@ def generate_text(
     settings: Generation,
     batch_size: int = 8,
     *,
+    prompting: Prompting = PLAIN,
     seed: int = 0,
     autocast: Callable[[], AbstractContextManager] = nullcontext,
 ) -> list[str]:
     """Return the text that `model` writes after each prompt (text, or ids from a chat template).
 
-    Each answer is what the prompt would get alone: prompts are padded at the left. Sampling is seeded by
-    `seed`, and the caller's random state is left as it was. Prompts that leave too few positions lose their
-    beginning. Raises UsageError where `max_new_tokens` alone exceeds the model's positions.
+    Each answer is what the prompt would get alone: prompts are padded at the left, or where `prompting` (the
+    method's, for a trained model) says that they cannot be, only those of one length share a batch. Sampling is
+    seeded by `seed`, and the caller's random state is left as it was. Prompts that leave too few positions lose
+    their beginning. Raises UsageError where `max_new_tokens` alone exceeds the model's positions.
     """
-    limit = prompt_limit(model, settings)
+    limit = prompt_limit(model, settings, prompting)
     ids = [encode_prompt(tokenizer, one, limit) if isinstance(one, str) else list(one)[-limit:] for one in prompts]
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     answers = [""] * len(ids)
     device = next(model.parameters()).device
     config = _generation_config(model, tokenizer, settings)
     with evaluation_mode(model), torch.no_grad(), _seeded(seed, device), autocast():
-        for batch in _split(order, ids, batch_size, padded=takes_padding(model)):
+        for batch in _split(order, ids, batch_size, padded=prompting.padded):
             for i, answer in zip(batch, _generate(model, [ids[i] for i in batch], config, device), strict=True):
                 answers[i] = tokenizer.decode(answer, skip_special_tokens=True).strip()
     return answers
@@ -53,12 +59,15 @@ def generate_examples(
     tokenizer: Any,
     *,
     batch_size: int = 8,
+    prompting: Prompting = PLAIN,
     autocast: Callable[[], AbstractContextManager] = nullcontext,
 ) -> list[dict[str, str]]:
     """Return prompt, reference and output of the first `generation.examples` evaluation prompts."""
     prompts = dataset.prompts[: settings.generation.examples]
     ids = [prompt.input_ids for prompt in prompts]
-    outputs = generate_text(model, tokenizer, ids, settings.generation, batch_size, autocast=autocast)
+    outputs = generate_text(
+        model, tokenizer, ids, settings.generation, batch_size, prompting=prompting, autocast=autocast
+    )
     return [
         {"prompt": prompt.text, "reference": prompt.references[0], "output": output}
         for prompt, output in zip(prompts, outputs, strict=True)
@@ -87,27 +96,12 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
         yield
 
 
-def _learns_prompt(model: nn.Module) -> bool:
-    """Whether PEFT puts learned tokens before the input."""
-    return bool(getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False))
-
-
-def takes_padding(model: nn.Module) -> bool:
-    """Whether prompts may be padded at the left without a change of their answers.
-
-    Not with prompt tuning in peft (measured with 0.21.2): its learned tokens come before the padding, and their
-    positions shift with it. Prefix tuning's keys and values have no such positions.
-    """
-    return not _learns_prompt(model) or model.active_peft_config.peft_type == "PREFIX_TUNING"
-
-
-def prompt_limit(model: nn.Module, settings: Generation) -> int:
+def prompt_limit(model: nn.Module, settings: Generation, prompting: Prompting = PLAIN) -> int:
     """Return how many tokens of a prompt leave room for the answer in the model's positions."""
-    positions = getattr(model.config, "max_position_embeddings", None)
-    if positions is None:
+    positions = count_positions(model.config)
+    if not positions:
         return sys.maxsize
-    learned = model.active_peft_config.num_virtual_tokens if _learns_prompt(model) else 0
-    limit = positions - learned - settings.max_new_tokens
+    limit = positions - prompting.reserved - settings.max_new_tokens
     if limit < 1:
         raise UsageError(
             f"evaluation.generation.max_new_tokens: {settings.max_new_tokens} leave no room for a prompt in the"
@@ -116,7 +110,7 @@ def prompt_limit(model: nn.Module, settings: Generation) -> int:
     return limit
 
 
-def _generation_config(model: nn.Module, tokenizer: Any, settings: Generation) -> GenerationConfig:
+def _generation_config(model: Any, tokenizer: Any, settings: Generation) -> GenerationConfig:
     """Return settings that take nothing from the model's own but its end-of-text ids."""
     own = model.generation_config.eos_token_id if getattr(model, "generation_config", None) else None
     ends = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
@@ -155,7 +149,7 @@ def pad_left(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tenso
 
 
 def _generate(
-    model: nn.Module, prompts: list[list[int]], config: GenerationConfig, device: torch.device
+    model: Any, prompts: list[list[int]], config: GenerationConfig, device: torch.device
 ) -> Iterator[list[int]]:
     input_ids, mask = pad_left(prompts, config.pad_token_id)
     width = input_ids.shape[1]

@@ -15,7 +15,7 @@ from peftlab.memory.fakes import BLOCK, FakeModel
 from peftlab.memory.generation import Answers
 from peftlab.memory.trace import Workload
 from peftlab.models.build import build_meta
-from peftlab.parameters.shape import shape_of
+from peftlab.parameters.shape import count_positions, shape_of
 from peftlab.parameters.trainable import find_base
 from peftlab.recipe.schema import Model, Recipe
 from peftlab.shapes import ModelShape
@@ -53,7 +53,7 @@ class Blueprint:
     def positions(self) -> int:
         """The longest row that the model takes beside the method's virtual tokens."""
         config = getattr(find_base(self.fake.model)[1], "config", None)
-        positions = getattr(config, "max_position_embeddings", None) or self.recipe.data.max_length
+        positions = count_positions(config) or self.recipe.data.max_length
         return positions - self.recipe.method.virtual_tokens
 
     @property

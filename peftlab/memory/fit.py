@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from peftlab.errors import UsageError, nearest
+from peftlab.errors import MethodError, UsageError, nearest
 from peftlab.memory.sizes import format_bytes
+from peftlab.methods import METHODS
 from peftlab.recipe.schema import Recipe
 from peftlab.reports import MemoryReport
 
@@ -74,7 +76,7 @@ def maximize(
     smallest = trial(1)
     if smallest.needed_bytes > capacity_bytes:
         over = format_bytes(smallest.needed_bytes - capacity_bytes)
-        raise UsageError(f"even {path}={step} needs {over} more than there is; change something else")
+        raise UsageError(f"even {path}={step} needs {over} more than is available; change something else")
     count, report = largest_fitting(trial, smallest, capacity_bytes, limit)
     return count * step, report
 
@@ -84,8 +86,7 @@ def largest_fitting(
 ) -> tuple[int, MemoryReport]:
     """Return the largest count from 1 (`smallest`, which fits) to `limit` that fits, and its report.
 
-    Memory grows nearly along a line, so each guess is where the line through the last two trials meets the
-    capacity.
+    Memory grows nearly linearly, so each guess is where the line through the last two trials meets the capacity.
     """
     low, best, high, guess = 1, smallest, limit + 1, 2
     while high - low > 1:
@@ -132,9 +133,10 @@ def _changes(recipe: Recipe, capacity_bytes: int, predict: Predict) -> Iterator[
         if both is not None:
             yield Change({**checkpointing, **both.settings}, both.report)
     yield from _shorter(recipe, capacity_bytes, predict)
-    for method in ("lora", "qlora"):
-        if recipe.method.type != method:
-            yield from fitting({"method": {"type": method}})
+    for name, method in METHODS.items():
+        if method.suggested_when_memory_is_short and recipe.method.type != name:
+            with suppress(MethodError):  # one that this model cannot have is not a remedy
+                yield from fitting({"method": {"type": name}})
 
 
 def _shorter(recipe: Recipe, capacity_bytes: int, predict: Predict) -> Iterator[Change]:

@@ -9,11 +9,12 @@ from pydantic import Field, model_validator
 
 from peftlab.architectures import ARCHITECTURES
 from peftlab.errors import nearest
-from peftlab.methods.base import Method, Problems, Sizes, describe_candidates, outermost
+from peftlab.methods.base import Method, Problems, Sizes
+from peftlab.methods.candidates import describe_candidates, outermost
 from peftlab.shapes import ModelShape, ParameterSite
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
 DEFAULT_REDUCTION = 16.0
 LARGEST_BOTTLENECK = 1_000_000_000
@@ -38,6 +39,7 @@ class Adapters(Method):
     """
 
     title: ClassVar[str] = "bottleneck adapters"
+    pattern_fields: ClassVar[tuple[str, ...]] = (*Method.pattern_fields, "modules")
 
     type: Literal["adapters"] = "adapters"
     bottleneck: int | None = Field(None, ge=1)
@@ -104,7 +106,7 @@ class Adapters(Method):
         )
 
     def sizes(self, shape: ModelShape) -> Sizes:
-        """Return widths up to that of what they narrow; beyond it there is no bottleneck."""
+        """Return widths up to that of what they narrow; a wider one would not narrow it."""
         widest = max((min(place.width_in, place.width_out) for place in self._places(shape)), default=0)
         return Sizes("bottleneck", range(1, widest + 1))
 
@@ -158,15 +160,6 @@ class Adapters(Method):
             insert_bottleneck(model, place.module, place.entry, build)
         return model
 
-    def stored_tensors(self, model: nn.Module) -> dict[str, Tensor]:
-        from peftlab.parameters.trainable import named_parameters
-
-        return {
-            name: parameter
-            for name, parameter in named_parameters(model).items()
-            if parameter.requires_grad or ".adapter." in name
-        }
-
 
 def _layer_prefixes(shape: ModelShape) -> dict[int, str]:
     """Return each layer's own name: what a known projection's name has before its name in the layer."""
@@ -186,7 +179,7 @@ def _prefixes(name: str) -> list[str]:
 
 
 def _module_names(shape: ModelShape) -> list[str]:
-    """Return the modules that hold parameters, parents first."""
+    """Return the modules that have parameters, parents first."""
     return list(dict.fromkeys(prefix for site in shape.parameters for prefix in _prefixes(site.name)))
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict
 
 from peftlab.errors import MethodError
-from peftlab.patterns import matches, matching, unmatched
+from peftlab.methods.candidates import describe_candidates, describe_tied
+from peftlab.patterns import matching, unmatched
 from peftlab.shapes import ModelShape, ParameterSite
 from peftlab.tasks import task_of
 
@@ -24,7 +24,7 @@ TRAINED_BYTES = 4
 class Sizes(NamedTuple):
     """The sizes that a method can have on one model: the values of one field, the smallest first.
 
-    `graded` tells steps of one scale (ranks, widths, layers) from a choice among a few.
+    `graded` is true for steps of one scale (ranks, widths, layers), false for a choice among a few.
     """
 
     field: str
@@ -32,26 +32,45 @@ class Sizes(NamedTuple):
     graded: bool = True
 
 
+class Prompting(NamedTuple):
+    """How generation must treat prompts: a plain model's may be padded at the left, and lose no positions.
+
+    `reserved` positions of the model are the method's own.
+    """
+
+    padded: bool = True
+    reserved: int = 0
+
+
 class Method(BaseModel):
     """A fine-tuning method. `apply` sets `requires_grad`, and nothing else decides what trains.
 
-    A subclass says what cannot work (`check_own`), which base parameters it trains (`trained_base`), which it
-    adds (`added_parameters`) and how (`insert`), and which tensors it stores (`stored_tensors`).
+    A subclass is one file: the fields of its recipe section, each with a default (`type` a literal), a `title`,
+    and what differs from a method that does nothing. What it cannot do is in `check_settings` (whatever the
+    model) and `check_own` (on one model), what trains in `trained_base` (of the base) and `added_parameters`,
+    how those are built in `insert`, and how large it can be in `sizes`. The traits say what others need to know:
+    whether it merges or saves memory (class variables), `decays`, `multiplies`, `prompting`, `variants`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     title: ClassVar[str]
     mergeable: ClassVar[bool] = False
-    supports_gradient_checkpointing: ClassVar[bool] = True
+    suggested_when_memory_is_short: ClassVar[bool] = False
     weights_file: ClassVar[str] = "adapter.safetensors"
     stores: ClassVar[Literal["trainable", "all"]] = "trainable"
+    pattern_fields: ClassVar[tuple[str, ...]] = ("unfreeze", "freeze")
 
     type: str
     unfreeze: tuple[str, ...] = ()
     """Patterns over parameter names that train as well (`classifier`, `embed_tokens`, `*norm*`)."""
     freeze: tuple[str, ...] = ()
     """Patterns over parameter names that stay frozen, applied last; a new head trains nevertheless."""
+
+    @classmethod
+    def variants(cls) -> dict[str, Self]:
+        """Return the method with its defaults, by a label; several where what it needs of a machine differs."""
+        return {"default": cls()}  # type: ignore[call-arg]  # `type` has a default in every registered method
 
     @property
     def base_format(self) -> str:
@@ -64,14 +83,51 @@ class Method(BaseModel):
         return {"base_format": self.base_format}
 
     @property
+    def supports_gradient_checkpointing(self) -> bool:
+        """Whether a layer computed again in the backward pass gives what it gave before."""
+        return True
+
+    @property
     def virtual_tokens(self) -> int:
         """Positions that the method takes beside a row's own tokens."""
         return 0
 
     @property
+    def pads_prompts(self) -> bool:
+        """Whether prompts may be padded at the left without a change of their answers."""
+        return True
+
+    @property
+    def prompting(self) -> Prompting:
+        """How generation must treat prompts with this method."""
+        return Prompting(padded=self.pads_prompts, reserved=self.virtual_tokens)
+
+    @property
     def starts_as_base(self) -> bool:
         """Whether the output equals the base model's before the first step."""
         return True
+
+    def decays(self, name: str, shape: tuple[int, ...]) -> bool:
+        """Return whether weight decay applies to a trained parameter: to matrices, not to biases and norms."""
+        return len(shape) >= 2
+
+    def multiplies(self, site: ParameterSite) -> bool:
+        """Return whether each token is multiplied by this parameter, a matrix (a table is only looked up)."""
+        return len(site.shape) == 2 and site.kind != "embedding"
+
+    def check_settings(self) -> Problems:
+        """Return (field, message) for settings that contradict one another, whatever the model. Needs no torch."""
+        empty = [
+            (field, "an empty pattern; remove it or name something")
+            for field in self.pattern_fields
+            if isinstance(patterns := getattr(self, field), tuple) and any(not one.strip() for one in patterns)
+        ]
+        both = [
+            ("freeze", f"{pattern!r} is also in unfreeze; keep it in one of them")
+            for pattern in self.unfreeze
+            if pattern in self.freeze
+        ]
+        return empty + both
 
     def check_own(self, shape: ModelShape) -> Problems:
         """Return (field, message) for what this method cannot do on a model of this shape."""
@@ -79,14 +135,14 @@ class Method(BaseModel):
 
     def check(self, shape: ModelShape) -> Problems:
         """Return (field, message) for everything that cannot work on a model of this shape."""
-        return self.check_own(shape) or self._check_patterns(shape)
+        return [*self.check_settings(), *self.check_own(shape)] or self._check_patterns(shape)
 
     def _check_patterns(self, shape: ModelShape) -> Problems:
         names = [site.name for site in (*shape.parameters, *self.added_parameters(shape))]
         problems = [
-            (field, f"{pattern!r} matches no parameter; {_tied(pattern, shape)}{describe_candidates(pattern, names)}")
+            (field, f"{one!r} matches no parameter; {describe_tied(one, shape)}{describe_candidates(one, names)}")
             for field, patterns in (("unfreeze", self.unfreeze), ("freeze", self.freeze))
-            for pattern in unmatched(patterns, names)
+            for one in unmatched(patterns, names)
         ]
         old = [name for name in names if name not in shape.fresh]
         for pattern in unmatched(self.freeze, old) if not problems else ():
@@ -100,7 +156,7 @@ class Method(BaseModel):
         return set()
 
     def added_parameters(self, shape: ModelShape) -> tuple[ParameterSite, ...]:
-        """Return the parameters that this method adds to a model of this shape."""
+        """Return the parameters that this method adds to a model of this shape: canonical name, size, kind, layer."""
         return ()
 
     def trainable_sites(self, shape: ModelShape) -> list[ParameterSite]:
@@ -119,10 +175,6 @@ class Method(BaseModel):
         """Return the number of trainable parameters on a model of this shape, without building it."""
         return sum(site.count for site in self.trainable_sites(shape))
 
-    def decays(self, name: str, shape: tuple[int, ...]) -> bool:
-        """Whether weight decay applies to a trained parameter: to matrices only, never to biases and norms."""
-        return len(shape) >= 2
-
     def sizes(self, shape: ModelShape) -> Sizes:
         """Return how small and how large this method can be on a model of this shape."""
         raise NotImplementedError
@@ -132,14 +184,17 @@ class Method(BaseModel):
         return self.model_copy(update={field: value})
 
     def stored_sites(self, shape: ModelShape) -> list[ParameterSite]:
-        """Return every parameter that a saved copy holds, from sizes alone."""
-        return self.without_training_parts().trainable_sites(shape)
+        """Return every parameter that a saved copy contains, from sizes alone: what trained or was added."""
+        saved = self.without_training_parts()
+        sites = {site.name: site for site in (*saved.trainable_sites(shape), *saved.added_parameters(shape))}
+        return list(sites.values())
 
     def count_stored_bytes(self, shape: ModelShape, frozen_bytes: int = 4) -> int:
-        """Return what the tensors of a saved copy take: four bytes where one trained, else `frozen_bytes`."""
-        trained = {site.name for site in self.without_training_parts().trainable_sites(shape)}
+        """Return the bytes of a saved copy's tensors: four a number that trained or was added, else `frozen_bytes`."""
+        saved = self.without_training_parts()
+        own = {site.name for site in (*saved.trainable_sites(shape), *saved.added_parameters(shape))}
         width = {True: TRAINED_BYTES, False: frozen_bytes}
-        return sum(site.count * width[site.name in trained] for site in self.stored_sites(shape))
+        return sum(site.count * width[site.name in own] for site in self.stored_sites(shape))
 
     def apply(self, model: nn.Module, fresh: frozenset[str] = frozenset()) -> nn.Module:
         """Add this method's modules to `model` and set `requires_grad` on exactly what trains, in float32.
@@ -148,6 +203,7 @@ class Method(BaseModel):
         Returns the model to use from now on (PEFT's methods wrap it). Works on the meta device.
         Raises MethodError where the method cannot be applied.
         """
+        from peftlab.parameters.kinds import note_added
         from peftlab.parameters.shape import shape_of
         from peftlab.parameters.trainable import set_trainable
 
@@ -157,14 +213,9 @@ class Method(BaseModel):
             raise MethodError("; ".join(f"method.{field}: {message}" for field, message in problems))
         model.requires_grad_(False)
         model = self.insert(model, shape)
+        note_added(model, self.added_parameters(shape))
         set_trainable(model, {site.name for site in self.trainable_sites(shape)})
-        for module in model.modules():
-            own = list(module.parameters(recurse=False))
-            # A norm computes with its scale and bias in one type, so that a frozen one follows a trained one.
-            together = "Norm" in type(module).__name__ and any(parameter.requires_grad for parameter in own)
-            for parameter in own:
-                if parameter.requires_grad or together:
-                    parameter.data = parameter.data.float()
+        _cast_trained(model)
         return model
 
     def insert(self, model: nn.Module, shape: ModelShape) -> nn.Module:
@@ -172,8 +223,12 @@ class Method(BaseModel):
         return model
 
     def stored_tensors(self, model: nn.Module) -> dict[str, Tensor]:
-        """Return the live tensors that a saved copy holds, by their names in its file."""
-        raise NotImplementedError
+        """Return the live tensors that a saved copy contains, by their names in its file: what trains or was added."""
+        from peftlab.parameters.kinds import added_sites
+        from peftlab.parameters.trainable import named_parameters
+
+        added = added_sites(model)
+        return {name: one for name, one in named_parameters(model).items() if one.requires_grad or name in added}
 
     def save(self, model: nn.Module, folder: Path, context: dict[str, Any]) -> None:
         """Write what trained to `folder` as safetensors and JSON.
@@ -212,7 +267,9 @@ class Method(BaseModel):
         Where the method adds no modules, that is `model` itself. Raises MethodError unless `mergeable`.
         """
         if not self.mergeable:
-            raise MethodError(f"{self.title} cannot be merged: what it adds is no change of the base's weights")
+            raise MethodError(
+                f"{self.title} cannot be merged: what it adds cannot be written as other weights of the base"
+            )
         return model
 
     def without_training_parts(self) -> Self:
@@ -220,24 +277,12 @@ class Method(BaseModel):
         return self
 
 
-def _tied(pattern: str, shape: ModelShape) -> str:
-    """Say that a pattern names a layer whose weight is another's, if it does."""
-    layers = matching([pattern], [site.name for site in shape.linears])
-    return f"{layers[0]} is tied to the embedding, whose name trains both; " if layers else ""
-
-
-def describe_candidates(pattern: str, names: Iterable[str]) -> str:
-    """Return the parts of dotted names that a pattern could have meant, the nearest first."""
-    parts = dict.fromkeys(part for name in names for part in name.split(".") if not part.isdigit())
-    near = get_close_matches(pattern.replace("*", "").split(".")[-1], parts, n=3, cutoff=0.5)
-    shown = list(dict.fromkeys([*near, *parts]))
-    return f"candidates: {', '.join(shown[:16])}{', …' if len(shown) > 16 else ''}"
-
-
-def outermost(pattern: str, names: Iterable[str]) -> list[str]:
-    """Return the names that a pattern matches, without those inside another of them."""
-    found: list[str] = []
-    for name in names:
-        if matches(pattern, name) and not any(name.startswith(f"{outer}.") for outer in found):
-            found.append(name)
-    return found
+def _cast_trained(model: nn.Module) -> None:
+    """Put what trains into float32."""
+    for module in model.modules():
+        own = list(module.parameters(recurse=False))
+        # A norm computes with its scale and bias in one type, so that a frozen one follows a trained one.
+        together = "Norm" in type(module).__name__ and any(parameter.requires_grad for parameter in own)
+        for parameter in own:
+            if parameter.requires_grad or together:
+                parameter.data = parameter.data.float()

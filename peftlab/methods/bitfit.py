@@ -68,16 +68,20 @@ class BitFit(Method):
             return biases
         return biases & {f"{site.name}.bias" for site in self._projections(shape)}
 
+    def stored_sites(self, shape: ModelShape) -> list[ParameterSite]:
+        return self.trainable_sites(shape)
+
     def insert(self, model: nn.Module, shape: ModelShape) -> nn.Module:
         import torch
 
         for site in self.added_parameters(shape):
             projection = model.get_submodule(site.name.removesuffix(".bias"))
-            zeros = torch.zeros(site.shape, device=projection.weight.device)
-            projection.bias = torch.nn.Parameter(zeros)
+            device = next(projection.parameters()).device
+            projection.bias = torch.nn.Parameter(torch.zeros(site.shape, device=device))
         return model
 
     def stored_tensors(self, model: nn.Module) -> dict[str, Tensor]:
+        """Return what trains: an added bias that stays frozen is still zero."""
         from peftlab.parameters.trainable import trainable_parameters
 
         return dict(trainable_parameters(model))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, cast
 
 from pydantic import Field
 
@@ -12,6 +12,7 @@ from peftlab.shapes import ModelShape, ParameterSite
 
 if TYPE_CHECKING:
     from torch import nn
+    from transformers import PreTrainedModel
 
 
 class Full(Method):
@@ -52,7 +53,7 @@ class Full(Method):
         from peftlab.methods.storage import write_manifest
 
         folder.mkdir(parents=True, exist_ok=True)
-        model.save_pretrained(folder)
+        cast("PreTrainedModel", model).save_pretrained(folder)
         write_manifest(folder, self, model, context, {})
 
     def load(self, model: nn.Module, folder: Path, context: dict[str, Any] | None = None) -> nn.Module:
@@ -60,5 +61,5 @@ class Full(Method):
 
         trained = read_manifest(folder, self, context).trained
         model = self.apply(model, self.fresh_among(trained, model))
-        fill_from_transformers_folder(model, folder)
+        fill_from_transformers_folder(cast("PreTrainedModel", model), folder)
         return model

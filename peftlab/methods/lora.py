@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from copy import deepcopy
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, cast
 
 from pydantic import Field
 
-from peftlab.methods.base import Method, Problems, Sizes, describe_candidates
+from peftlab.methods.base import Method, Problems, Sizes
+from peftlab.methods.candidates import describe_candidates
 from peftlab.methods.peft_folder import WEIGHTS, base_tensors, stored_head, write_config
 from peftlab.patterns import matching, unmatched
 from peftlab.shapes import LinearSite, ModelShape, ParameterSite
 from peftlab.tasks import task_of
 
 if TYPE_CHECKING:
+    from peft import PeftModel
     from torch import Tensor, nn
 
 ATTENTION_ROLES = ("query", "key", "value", "query-key-value", "attention-output")
@@ -23,12 +25,14 @@ ATTENTION_ROLES = ("query", "key", "value", "query-key-value", "attention-output
 class LoRA(Method):
     """Low-rank updates beside frozen projections, through PEFT's LoRA layers.
 
-    Dense layers and GPT-2's Conv1D are targets; the head is none. A mixture's fused expert weights are no
-    dense layers and stay as they are.
+    Dense layers and GPT-2's Conv1D are targets; the head is not. A mixture's fused expert weights are not dense
+    layers and stay as they are.
     """
 
     title: ClassVar[str] = "LoRA"
     mergeable: ClassVar[bool] = True
+    suggested_when_memory_is_short: ClassVar[bool] = True
+    pattern_fields: ClassVar[tuple[str, ...]] = (*Method.pattern_fields, "targets")
     weights_file: ClassVar[str] = WEIGHTS
 
     type: Literal["lora"] = "lora"
@@ -59,19 +63,24 @@ class LoRA(Method):
         wanted = set(matching(self.targets, [site.name for site in linears]))
         return [site for site in linears if site.name in wanted]
 
+    def check_settings(self) -> Problems:
+        problems = super().check_settings()
+        if self.targets == ():
+            problems.append(("targets", "an empty list adapts nothing; write all-linear, attention or names"))
+        if self.init == "orthogonal" and self.rank % 2:
+            problems.append(("init", f"orthogonal needs an even rank, not {self.rank}"))
+        return problems
+
     def check_own(self, shape: ModelShape) -> Problems:
         targets = self.targets_of(shape)
         problems = self._check_targets(shape, targets)
-        narrow = [site for site in targets if self.rank > min(site.n_in, site.n_out)]
-        if narrow:
-            sizes = f"{narrow[0].n_in} × {narrow[0].n_out}"
-            problems.append(("rank", f"{self.rank} is above the smaller side of {narrow[0].name} ({sizes})"))
-        if self.init == "orthogonal" and self.rank % 2:
-            problems.append(("init", f"orthogonal needs an even rank, not {self.rank}"))
+        narrowest = min(targets, key=lambda site: min(site.n_in, site.n_out), default=None)
+        if narrowest is not None and self.rank > min(narrowest.n_in, narrowest.n_out):
+            problems.append(("rank", _too_large(self.rank, narrowest)))
         if self.init == "olora" and shape.model_type == "gpt2":
             problems.append(("init", "olora fails in peft on GPT-2's transposed projections; use pissa or default"))
         if self.bias != "none" and targets and not self._biases(shape):
-            problems.append(("bias", f"{self.bias} trains nothing: there is no such bias in this model"))
+            problems.append(("bias", f"{self.bias} trains nothing: this model has no such bias"))
         return problems
 
     def _check_targets(self, shape: ModelShape, targets: list[LinearSite]) -> Problems:
@@ -83,9 +92,9 @@ class LoRA(Method):
         problems = []
         for pattern in unmatched(self.targets, names):
             head = "it is the head, which trains through `unfreeze`; " if matching([pattern], heads) else ""
-            told = f"{pattern!r} matches no linear layer; {head}{describe_candidates(pattern, names)}"
-            problems.append(("targets", told))
-        return problems or ([] if targets else [("targets", "no target is given")])
+            message = f"{pattern!r} matches no linear layer; {head}{describe_candidates(pattern, names)}"
+            problems.append(("targets", message))
+        return problems
 
     def _biases(self, shape: ModelShape) -> set[str]:
         owners = {f"{site.name}.bias" for site in self.targets_of(shape)}
@@ -99,7 +108,10 @@ class LoRA(Method):
         return tuple(site for target in self.targets_of(shape) for site in self._added_to(target))
 
     def _added_to(self, target: LinearSite) -> list[ParameterSite]:
-        shapes = {"lora_A.weight": (self.rank, target.n_in), "lora_B.weight": (target.n_out, self.rank)}
+        shapes: dict[str, tuple[int, ...]] = {
+            "lora_A.weight": (self.rank, target.n_in),
+            "lora_B.weight": (target.n_out, self.rank),
+        }
         if self.dora:
             shapes["lora_magnitude_vector.weight"] = (target.n_out,)
         return [ParameterSite(f"{target.name}.{name}", s, "adapter", target.layer) for name, s in shapes.items()]
@@ -126,10 +138,10 @@ class LoRA(Method):
         on_meta = any(parameter.is_meta for parameter in model.parameters())
         config = LoraConfig(
             r=self.rank,
-            lora_alpha=self.alpha,
+            lora_alpha=self.alpha,  # type: ignore[arg-type]  # peft scales by it and takes any number
             lora_dropout=self.dropout,
             target_modules=names,
-            bias=self.bias.replace("-", "_"),
+            bias="lora_only" if self.bias == "lora-only" else self.bias,
             # Principal parts need real weights; on the meta device only the sizes count.
             init_lora_weights=True if self.init == "default" or on_meta else self.init,
             use_rslora=self.rslora,
@@ -140,15 +152,24 @@ class LoRA(Method):
 
     def merge(self, model: nn.Module) -> nn.Module:
         """Return the plain model with the updates added to its weights, rounded to their type; `model` is copied."""
-        return deepcopy(model).merge_and_unload()
+        return cast("PeftModel", deepcopy(model)).merge_and_unload()
 
     def stored_tensors(self, model: nn.Module) -> dict[str, Tensor]:
         from peft import get_peft_model_state_dict
 
+        wrapped = cast("PeftModel", model)
         own = {name: parameter for name, parameter in model.named_parameters() if ".lora_" in name}
-        own = get_peft_model_state_dict(model, state_dict=own, save_embedding_layers=False)
-        return {**own, **{k: v for k, v in base_tensors(model, task_of(model)).items() if ".lora_" not in k}}
+        own = get_peft_model_state_dict(wrapped, state_dict=own, save_embedding_layers=False)
+        return {**own, **{k: v for k, v in base_tensors(wrapped, task_of(model)).items() if ".lora_" not in k}}
 
     def save(self, model: nn.Module, folder: Path, context: dict[str, Any]) -> None:
         super().save(model, folder, context)
-        write_config(model, folder, task_of(model), context)
+        write_config(cast("PeftModel", model), folder, task_of(model), context)
+
+
+def _too_large(rank: int, site: LinearSite) -> str:
+    """Say which side of a projection is smaller than the rank, and what helps."""
+    narrow, side = min((site.n_in, "input"), (site.n_out, "output"))
+    has = f"{site.name} has {'one' if narrow == 1 else narrow} {side}{'' if narrow == 1 else 's'}"
+    remedy = f"use at most {narrow}, or leave it out of `targets`" if narrow > 1 else "leave it out of `targets`"
+    return f"{has}, so that rank {rank} does not fit; {remedy}"

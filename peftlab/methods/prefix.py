@@ -6,7 +6,7 @@ Keys and values [P_k; K], [P_v; V] in every layer, or [P; E] at the input. Train
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 from pydantic import Field
 
@@ -16,10 +16,13 @@ from peftlab.shapes import ModelShape, ParameterSite
 from peftlab.tasks import TASKS, task_of
 
 if TYPE_CHECKING:
+    from peft import PeftConfig, PeftModel
     from torch import Tensor, nn
+    from transformers import PreTrainedModel
 
 ENCODERS = ("bert", "roberta", "xlm-roberta", "electra", "distilbert")
 ENCODER = "prompt_encoder"
+TABLE = "embedding.weight"
 LONGEST = 1 << 16
 
 
@@ -49,48 +52,66 @@ class Prefix(Method):
         return self.length
 
     @property
+    def pads_prompts(self) -> bool:
+        """A prompt comes before the padding, and its positions shift with it (measured with peft 0.21.2).
+
+        A prefix is keys and values without such positions.
+        """
+        return self.kind == "prefix"
+
+    @property
     def starts_as_base(self) -> bool:
         return False
 
     @property
     def supports_gradient_checkpointing(self) -> bool:
-        """Checkpointing drops the cache that holds the prefix; a prompt needs none."""
+        """Checkpointing drops the attention cache that contains the prefix; a prompt needs none."""
         return self.kind == "prompt"
+
+    def decays(self, name: str, shape: tuple[int, ...]) -> bool:
+        """Return false for the virtual tokens and their network: decay would pull them to zero, which no token is."""
+        return ENCODER not in name.split(".") and super().decays(name, shape)
+
+    def multiplies(self, site: ParameterSite) -> bool:
+        """The virtual tokens are a table; only the network that makes them multiplies."""
+        return site.name != f"{ENCODER}.{TABLE}" and super().multiplies(site)
+
+    def check_settings(self) -> Problems:
+        problems = super().check_settings()
+        if self.projection_dim is not None and not self.projection:
+            problems.append(("projection_dim", "has no effect without `projection: true`"))
+        if self.kind == "prompt" and self.projection:
+            problems.append(("projection", "works with kind: prefix only; prompt tuning has no projection"))
+        return problems
 
     def check_own(self, shape: ModelShape) -> Problems:
         problems = []
-        if self.kind == "prompt" and self.projection:
-            problems.append(("projection", "prompt tuning has no projection"))
-        if self.projection_dim is not None and not self.projection:
-            problems.append(("projection_dim", "has no effect without `projection: true`"))
         if not (shape.hidden_size and shape.kv_width and shape.vocabulary):
             problems.append(("type", "prefixes need a transformers language model"))
         if self.kind == "prefix" and shape.model_type == "distilbert":
             problems.append(("kind", "DistilBERT takes no keys and values from outside; set `kind: prompt`"))
         if self.kind == "prompt" and TASKS[shape.task].reads_last_token and shape.model_type not in ENCODERS:
-            told = "a decoder's classifier cannot find the last token behind a prompt; set `kind: prefix`"
-            problems.append(("kind", told))
+            message = "a decoder's classifier cannot find the last token behind a prompt; set `kind: prefix`"
+            problems.append(("kind", message))
         return problems
 
     def added_parameters(self, shape: ModelShape) -> tuple[ParameterSite, ...]:
         keys_and_values = 2 * shape.layers * shape.kv_width
         hidden = self.projection_dim or shape.hidden_size
+        shapes: dict[str, tuple[int, ...]]
         if self.kind == "prompt":
-            shapes = {"embedding.weight": (self.length, _embedding_width(shape))}
+            shapes = {TABLE: (self.length, _embedding_width(shape))}
         elif not self.projection:
-            shapes = {"embedding.weight": (self.length, keys_and_values)}
+            shapes = {TABLE: (self.length, keys_and_values)}
         else:
             shapes = {
-                "embedding.weight": (self.length, shape.kv_width),
+                TABLE: (self.length, shape.kv_width),
                 "transform.0.weight": (hidden, shape.kv_width),
                 "transform.0.bias": (hidden,),
                 "transform.2.weight": (keys_and_values, hidden),
                 "transform.2.bias": (keys_and_values,),
             }
         return tuple(ParameterSite(f"{ENCODER}.{name}", size, "adapter") for name, size in shapes.items())
-
-    def decays(self, name: str, shape: tuple[int, ...]) -> bool:
-        return super().decays(name, shape) and ENCODER not in name.split(".")
 
     def sizes(self, shape: ModelShape) -> Sizes:
         """Return lengths that leave half of the model's positions to the rows.
@@ -108,18 +129,19 @@ class Prefix(Method):
     def insert(self, model: nn.Module, shape: ModelShape) -> nn.Module:
         from peft import get_peft_model
 
-        start = self._start(model, shape)
-        wrapped = get_peft_model(model, self._peft_config(model, shape))
+        base = cast("PreTrainedModel", model)
+        start = self._start(base, shape)
+        wrapped = get_peft_model(base, self._peft_config(base, shape))
         unwrap_heads(wrapped)
         if start is not None:
-            wrapped.prompt_encoder["default"].embedding.weight.data.copy_(start)
+            _encoder(wrapped).embedding.weight.data.copy_(start)
         # PEFT looks for the first parameter with as many rows as the vocabulary, which others may have as well.
-        wrapped.word_embeddings = model.get_input_embeddings()
+        wrapped.word_embeddings = base.get_input_embeddings()
         if self.kind == "prompt" and TASKS[shape.task].generates:
             wrapped.register_forward_hook(_drop_prompt_positions)
         return wrapped
 
-    def _start(self, model: nn.Module, shape: ModelShape) -> Tensor | None:
+    def _start(self, model: PreTrainedModel, shape: ModelShape) -> Tensor | None:
         """Return the first keys and values, or None where PEFT sets the start or there are no weights."""
         import torch
 
@@ -131,10 +153,10 @@ class Prefix(Method):
         projections = [site.name for site in shape.linears if site.role in ("key", "value")]
         return read_keys_and_values(model, ids, projections)
 
-    def _peft_config(self, model: nn.Module, shape: ModelShape):
+    def _peft_config(self, model: PreTrainedModel, shape: ModelShape) -> PeftConfig:
         from peft import PrefixTuningConfig, PromptTuningConfig
 
-        shared = {
+        shared: dict[str, Any] = {
             "task_type": TASKS[shape.task].peft_type,
             "num_virtual_tokens": self.length,
             "num_layers": shape.layers,
@@ -155,14 +177,21 @@ class Prefix(Method):
         return self.model_copy(update={"projection": False, "projection_dim": None})
 
     def stored_tensors(self, model: nn.Module) -> dict[str, Tensor]:
-        own = model.prompt_encoder["default"].embedding.weight
-        if self.projection and hasattr(model.prompt_encoder["default"], "transform"):
-            own = model.get_prompt_embedding_to_save("default")
-        return {"prompt_embeddings": own, **base_tensors(model, task_of(model))}
+        wrapped = cast("PeftModel", model)
+        encoder = _encoder(wrapped)
+        own = encoder.embedding.weight
+        if self.projection and hasattr(encoder, "transform"):
+            own = wrapped.get_prompt_embedding_to_save("default")
+        return {"prompt_embeddings": own, **base_tensors(wrapped, task_of(model))}
 
     def save(self, model: nn.Module, folder: Path, context: dict[str, Any]) -> None:
         super().save(model, folder, context)
-        write_config(model, folder, task_of(model), context)
+        write_config(cast("PeftModel", model), folder, task_of(model), context)
+
+
+def _encoder(wrapped: PeftModel) -> Any:
+    """Return PEFT's module of the virtual tokens: `embedding`, and with a projection `transform`."""
+    return wrapped.prompt_encoder["default"]
 
 
 def _embedding_width(shape: ModelShape) -> int:
@@ -171,7 +200,7 @@ def _embedding_width(shape: ModelShape) -> int:
     return next((size[1] for size in tables if len(size) == 2 and size[0] == shape.vocabulary), shape.hidden_size)
 
 
-def _drop_prompt_positions(wrapped: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
+def _drop_prompt_positions(wrapped: PeftModel, inputs: tuple[Any, ...], output: Any) -> Any:
     """Forward hook: leave out the logits at the prompt, so that they align with the tokens as without it."""
     if output.logits.dim() == 3:  # else a loss has selected its positions before the head already
         output.logits = output.logits[:, wrapped.active_peft_config.num_virtual_tokens :]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, cast, get_args
 
 from peftlab.methods.base import Problems
 from peftlab.methods.lora import LoRA
@@ -11,24 +11,31 @@ from peftlab.patterns import matching
 from peftlab.shapes import ModelShape
 
 if TYPE_CHECKING:
+    from peft import PeftModel
     from torch import nn
 
 
 class QLoRA(LoRA):
-    """LoRA on a base that bitsandbytes holds quantised.
+    """LoRA on a base that bitsandbytes stores quantised.
 
     The model loader quantises the base before `apply`; norms, embeddings and the head keep their type.
     """
 
     title: ClassVar[str] = "QLoRA"
 
-    type: Literal["qlora"] = "qlora"
+    type: Literal["qlora"] = "qlora"  # type: ignore[assignment]  # the tag of a recipe's section, no part of LoRA's
     quantization: Literal["nf4", "fp4", "int8"] = "nf4"
     """Format of the frozen weights."""
     double_quantization: bool = True
     """Quantise the 4-bit scales too: 4.127 bits a parameter instead of 4.5."""
     compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Type that weights are unpacked to; auto is bfloat16 on CUDA and float32 on the CPU."""
+
+    @classmethod
+    def variants(cls) -> dict[str, Self]:
+        """Return one for each format of the frozen weights: a machine may be able to compute with some only."""
+        formats = get_args(cls.model_fields["quantization"].annotation)
+        return {base_format: cls.model_validate({"quantization": base_format}) for base_format in formats}
 
     @property
     def base_format(self) -> str:
@@ -49,18 +56,27 @@ class QLoRA(LoRA):
         from peftlab.parameters.shape import shape_of
         from peftlab.parameters.trainable import named_parameters
 
-        plain = dequantize_(deepcopy(model).unload())
-        twin = LoRA(**self.model_dump(include=LoRA.model_fields.keys() - {"type"})).insert(plain, shape_of(plain))
+        plain = dequantize_(cast("PeftModel", deepcopy(model)).unload())
+        lora = LoRA(**self.model_dump(include=LoRA.model_fields.keys() - {"type"}))
+        twin = cast("PeftModel", lora.insert(plain, shape_of(plain)))
         trained = named_parameters(model)
         for name, parameter in named_parameters(twin).items():
             if ".lora_" in name:
                 parameter.data.copy_(trained[name])
         return twin.merge_and_unload()
 
+    def check_settings(self) -> Problems:
+        problems = super().check_settings()
+        if self.init not in ("default", "gaussian"):
+            message = f"{self.init} needs the base's plain weights; with qlora use default or gaussian"
+            problems.append(("init", message))
+        if self.quantization == "int8" and self.compute_dtype != "auto":
+            message = "belongs to nf4 and fp4; int8 computes in the type of its input: leave it auto"
+            problems.append(("compute_dtype", message))
+        return problems
+
     def check_own(self, shape: ModelShape) -> Problems:
         problems = super().check_own(shape)
-        if self.init not in ("default", "gaussian"):
-            problems.append(("init", f"{self.init} computes with the base's weights, which are quantised here"))
         quantised = [f"{site.name}.weight" for site in shape.linears if site.role != "head"]
         for pattern in self.unfreeze:
             stuck = matching([pattern], quantised)

@@ -1,10 +1,10 @@
 """The files that a method writes: tensors as safetensors, and `peftlab_adapter.json`, which says what they are.
 
-Every folder holds `peftlab_adapter.json`: `schema` (1), `method` (all its fields), `context` (what the caller
-tells of the base model), `trained` (canonical names of what trained) and `tensors` (name in the weights file →
+Every folder has `peftlab_adapter.json`: `schema` (1), `method` (all its fields), `context` (what the caller
+says of the base model), `trained` (canonical names of what trained) and `tensors` (name in the weights file →
 shape).
 Adapters and BitFit keep their tensors in `adapter.safetensors` under canonical names. LoRA, QLoRA and prefix
-are PEFT adapter folders, full fine-tuning a transformers folder; the manifest lies beside their own files.
+are PEFT adapter folders, full fine-tuning a transformers folder; the manifest is beside their own files.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from peftlab.errors import StorageError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+    from transformers import PreTrainedModel
 
     from peftlab.methods.base import Method
 
@@ -27,7 +28,7 @@ SCHEMA = 1
 
 
 class Manifest(BaseModel):
-    """What a folder of trained weights holds."""
+    """What a folder of trained weights contains."""
 
     schema_version: int = Field(SCHEMA, alias="schema")
     method: dict[str, Any]
@@ -73,12 +74,12 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def read_manifest(folder: Path, method: Method, context: dict[str, Any] | None) -> Manifest:
-    """Read `peftlab_adapter.json`. Raises StorageError unless it tells of this method and this base model."""
+    """Read `peftlab_adapter.json`. Raises StorageError unless it is of this method and this base model."""
     path = folder / MANIFEST
     try:
         manifest = Manifest.model_validate_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise StorageError(f"{folder}: holds no {MANIFEST}, so it is no copy that peftlab saved") from error
+        raise StorageError(f"{folder}: has no {MANIFEST}, so peftlab did not save it") from error
     except (OSError, ValidationError, ValueError) as error:
         raise StorageError(f"{path}: cannot be read: {_first_line(error)}") from error
     if manifest.schema_version != SCHEMA:
@@ -92,8 +93,8 @@ def _compare_method(path: Path, saved: dict[str, Any], method: Method) -> None:
     wanted = method.model_dump(mode="json")
     different = sorted(field for field in wanted if saved.get(field, wanted[field]) != wanted[field])
     if different:
-        told = ", ".join(f"{field} {saved[field]!r} (here {wanted[field]!r})" for field in different)
-        raise StorageError(f"{path}: was saved by another method: {told}")
+        changed = ", ".join(f"{field} {saved[field]!r} (here {wanted[field]!r})" for field in different)
+        raise StorageError(f"{path}: was saved with other settings of the method: {changed}")
 
 
 def _compare_base(path: Path, saved: dict[str, Any], here: dict[str, Any]) -> None:
@@ -101,8 +102,8 @@ def _compare_base(path: Path, saved: dict[str, Any], here: dict[str, Any]) -> No
     keys = ("fingerprint",) if saved.get("fingerprint") and here.get("fingerprint") else ("name", "revision")
     for key in keys:
         if saved.get(key) and here.get(key) and saved[key] != here[key]:
-            told = f"was trained on {saved.get('name')} ({key} {saved[key]}), not on {here.get('name')} ({here[key]})"
-            raise StorageError(f"{path}: {told}")
+            trained_on = f"{saved.get('name')} ({key} {saved[key]})"
+            raise StorageError(f"{path}: was trained on {trained_on}, not on {here.get('name')} ({here[key]})")
 
 
 def fill_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
@@ -133,33 +134,34 @@ def _refuse_mismatch(path: Path, stored: dict[str, Tensor], tensors: dict[str, T
         for name, tensor in tensors.items()
         if name in stored and stored[name].shape != tensor.shape
     ]
-    told = [
+    faults = [
         f"{what} {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
         for what, names in (("lacks", missing), ("has unknown", extra), ("has the wrong shape of", wrong))
         if names
     ]
-    if told:
-        raise StorageError(f"{path}: does not fit this model and method: it {'; it '.join(told)}")
+    if faults:
+        raise StorageError(f"{path}: does not fit this model and method: it {'; it '.join(faults)}")
 
 
-def fill_from_transformers_folder(model: nn.Module, folder: Path) -> None:
+def fill_from_transformers_folder(model: PreTrainedModel, folder: Path) -> None:
     """Copy a transformers folder into `model`, each tensor in the model's own dtype.
 
-    Raises StorageError unless the folder holds every parameter and no other.
+    Raises StorageError unless the folder has every parameter and no other.
     """
     import torch
 
     try:
         # The model's own config: with the folder's, another kind of folder would build a model of default size.
-        stored, report = type(model).from_pretrained(
+        loaded: Any = type(model).from_pretrained(
             folder, config=model.config, dtype=torch.float32, local_files_only=True, output_loading_info=True
         )
+        stored, report = loaded
     except (OSError, ValueError, RuntimeError) as error:
         raise StorageError(f"{folder}: cannot be read as a model: {_first_line(error)}") from error
     faults = {what: sorted(map(str, report[what])) for what in ("missing_keys", "unexpected_keys", "mismatched_keys")}
     if any(faults.values()):
-        told = "; ".join(f"{what.replace('_', ' ')}: {', '.join(names[:3])}" for what, names in faults.items() if names)
-        raise StorageError(f"{folder}: does not fit this model: {told}")
+        names = [f"{what.replace('_', ' ')}: {', '.join(found[:3])}" for what, found in faults.items() if found]
+        raise StorageError(f"{folder}: does not fit this model: {'; '.join(names)}")
     _refuse_mismatch(folder, stored.state_dict(), model.state_dict())
     with torch.no_grad():
         for name, tensor in model.state_dict().items():

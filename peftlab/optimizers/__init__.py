@@ -24,10 +24,10 @@ SHORT_NAMES: dict[str, dict[str, Any]] = {
 
 
 def expand_short_name(value: Any) -> Any:
-    """Return the section that a bare name such as `adamw_8bit` stands for, anything else as it is."""
+    """Return the section that a bare name such as `adamw_8bit` stands for; a section without a type is AdamW's."""
     if isinstance(value, str):
         return SHORT_NAMES.get(value, {"type": value})
-    return value
+    return {"type": "adamw", **value} if isinstance(value, dict) else value
 
 
 AnyOptimizer = Annotated[AdamW | SGD, Field(discriminator="type"), BeforeValidator(expand_short_name)]

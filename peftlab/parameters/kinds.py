@@ -1,18 +1,25 @@
-"""What kind of thing each parameter is and which layer it belongs to, for any `nn.Module`."""
+"""What kind of thing each parameter is and which layer it belongs to, for any `nn.Module`.
+
+A method says it of what it adds (`note_added`), PEFT's types of what PEFT added without us, and for the plain model
+its classes and names are read.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
+from peftlab.errors import MethodError
 from peftlab.parameters.trainable import canonical_in, find_base, logical_shape
-from peftlab.shapes import ParameterSite
+from peftlab.shapes import KINDS, ParameterSite
 
-ADAPTER = re.compile(r"(?:^|\.)(?:lora_|prompt_encoder|prefix|[^.]*adapter)")
+ADDED = "_peftlab_added"
+ADAPTER = re.compile(r"(?:^|\.)[^.]*adapter")
 ATTENTION = re.compile(r"attn|attention", re.IGNORECASE)
 FEED_FORWARD = re.compile(
     r"mlp|ffn|feed_?forward|expert|intermediate|(?:^|\.)fc\d|(?:^|\.)output\.dense", re.IGNORECASE
@@ -22,11 +29,12 @@ BIAS = re.compile(r"(?:^|[._])bias(?:_|$)")
 
 @dataclass(frozen=True)
 class _Anatomy:
-    """Where a model's layers and its head are, in the model's own (not canonical) names."""
+    """Where a model's layers, its head and what was added are, in the model's own (not canonical) names."""
 
     layer_lists: tuple[str, ...]
     body: str | None
     heads: tuple[str, ...]
+    additions: frozenset[str]
 
     def layer_of(self, name: str) -> int | None:
         for path in self.layer_lists:
@@ -38,6 +46,24 @@ class _Anatomy:
         if self.body is not None and not name.startswith(self.body):
             return True
         return any(name.startswith(head + ".") for head in self.heads)
+
+
+def note_added(model: nn.Module, sites: Iterable[ParameterSite]) -> None:
+    """Keep on the plain model inside `model` what the last method added, so that copies of it know it too.
+
+    Raises MethodError for a kind that is not one of `KINDS`.
+    """
+    added = {site.name: site for site in sites}
+    for site in added.values():
+        if site.kind not in KINDS:
+            raise MethodError(f"{site.name} has the unknown kind {site.kind!r}; known: {', '.join(KINDS)}")
+    # Not on each parameter: a deep copy of a parameter loses its attributes, one of a module keeps them.
+    vars(find_base(model)[1])[ADDED] = added
+
+
+def added_sites(model: nn.Module) -> dict[str, ParameterSite]:
+    """Return by canonical name what the method said of the parameters that it added to `model`."""
+    return next((vars(module)[ADDED] for module in model.modules() if ADDED in vars(module)), {})
 
 
 def module_layers(model: nn.Module) -> dict[str, int | None]:
@@ -54,19 +80,23 @@ def parameter_sites(
     Fresh parameters are of the kind `head`. PEFT's set-aside copies are left out.
     """
     anatomy, canonical, modules = _anatomy(model), canonical_in(model), dict(model.named_modules())
+    added = added_sites(model)
     for own_name, parameter in model.named_parameters():
         if ".original_module." in f".{own_name}":
             continue
         name = canonical(own_name)
-        kind = "head" if name in fresh else _kind(own_name, name, modules, anatomy)
-        yield ParameterSite(name, logical_shape(parameter), kind, anatomy.layer_of(own_name)), parameter
+        if name in added:
+            kind, layer = added[name].kind, added[name].layer
+        else:
+            kind, layer = _kind(own_name, name, modules, anatomy), anatomy.layer_of(own_name)
+        yield ParameterSite(name, logical_shape(parameter), "head" if name in fresh else kind, layer), parameter
 
 
 def _kind(own_name: str, name: str, modules: dict[str, nn.Module], anatomy: _Anatomy) -> str:
     path, _, leaf = own_name.rpartition(".")
     owner = modules[path]
     owner_class = type(owner).__name__
-    if ADAPTER.search(name):
+    if _is_within(own_name, anatomy.additions) or ADAPTER.search(name):
         return "adapter"
     if anatomy.is_head(own_name):
         return "head"
@@ -90,15 +120,40 @@ def _anatomy(model: nn.Module) -> _Anatomy:
     prefix = path + "." if path else ""
     body_name = getattr(base, "base_model_prefix", "")
     body = getattr(base, body_name, None) if body_name else None
+    additions = frozenset(_additions_of_peft(model))
     return _Anatomy(
         layer_lists=_outermost_lists(model),
         body=f"{prefix}{body_name}." if isinstance(body, nn.Module) else None,
-        heads=_pooler(model, prefix) if body_name else _last_dense(model),
+        heads=_pooler(model, prefix) if body_name else _last_dense(model, additions),
+        additions=additions,
     )
 
 
+def _additions_of_peft(model: nn.Module) -> Iterator[str]:
+    """Yield the paths of what PEFT put into layers, and beside the plain model (a prompt's encoder)."""
+    if "peft" not in sys.modules:  # then it wrapped nothing; to import it takes seconds
+        return
+    from peft import PeftModel
+    from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+
+    for path, module in model.named_modules():
+        prefix = path + "." if path else ""
+        if isinstance(module, BaseTunerLayer):
+            yield from (prefix + name for name in module.adapter_layer_names)
+        elif isinstance(module, PeftModel):
+            yield from (prefix + name for name, _ in module.named_children() if name != "base_model")
+        elif isinstance(module, BaseTuner):
+            yield from (prefix + name for name, _ in module.named_children() if name != "model")
+
+
+def _is_within(name: str, paths: frozenset[str]) -> bool:
+    """Whether a dotted name is one of the paths or inside one."""
+    parts = name.split(".")
+    return any(".".join(parts[:length]) in paths for length in range(1, len(parts) + 1))
+
+
 def _outermost_lists(model: nn.Module) -> tuple[str, ...]:
-    """Return the module lists that lie in no other: a transformer's layers, not the experts within one."""
+    """Return the module lists that are inside no other: a transformer's layers, not the experts within one."""
     found: list[str] = []
     for name, module in model.named_modules():
         if isinstance(module, nn.ModuleList) and not any(name.startswith(path + ".") for path in found):
@@ -107,13 +162,17 @@ def _outermost_lists(model: nn.Module) -> tuple[str, ...]:
 
 
 def _pooler(model: nn.Module, prefix: str) -> tuple[str, ...]:
-    """BERT's pooler lies inside the body but belongs to the classification head that reads it."""
+    """Return BERT's pooler: it is inside the body but belongs to the classification head that reads it."""
     names = (name for name, _ in model.named_modules() if name.startswith(prefix))
     return tuple(name for name in names if name.rpartition(".")[2] == "pooler")
 
 
-def _last_dense(model: nn.Module) -> tuple[str, ...]:
+def _last_dense(model: nn.Module, additions: frozenset[str]) -> tuple[str, ...]:
     """Return the last dense layer of a model that is not a transformers one, unless attention owns it."""
-    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    names = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and not _is_within(name, additions)
+    ]
     owners = {name: type(model.get_submodule(name.rpartition(".")[0])).__name__ for name in names[-1:]}
     return tuple(name for name, owner in owners.items() if "Attention" not in owner and not ADAPTER.search(name))

@@ -20,7 +20,7 @@ def shape_of(model: nn.Module, fresh: frozenset[str] = frozenset(), task: str = 
     """
     _, base = find_base(model)
     sites = tuple(site for site, _ in parameter_sites(model, fresh))
-    config = getattr(base, "config", None)
+    config: Any = getattr(base, "config", None)
     config = config.get_text_config() if hasattr(config, "get_text_config") else config
     model_type = getattr(config, "model_type", "")
     return ModelShape(
@@ -33,8 +33,14 @@ def shape_of(model: nn.Module, fresh: frozenset[str] = frozenset(), task: str = 
         parameters=sites,
         linears=linear_sites(model, model_type, {site.name: site for site in sites}),
         fresh=fresh & {site.name for site in sites},
-        positions=getattr(config, "max_position_embeddings", None) or 0,
+        positions=count_positions(config),
     )
+
+
+def count_positions(config: Any) -> int:
+    """Return the longest row that a model of this config takes; 0 where it has no limit (None or -1 in a config)."""
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    return max(getattr(config, "max_position_embeddings", None) or 0, 0)
 
 
 def linear_sites(model: nn.Module, model_type: str, sites: dict[str, ParameterSite]) -> tuple[LinearSite, ...]:
@@ -68,16 +74,16 @@ def _dense_sizes(module: nn.Module) -> tuple[int, int] | None:
 
 
 def _kv_width(config: Any) -> int:
-    heads = getattr(config, "num_attention_heads", None)
+    heads: int | None = getattr(config, "num_attention_heads", None)
     if not heads:
         return 0
-    size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    size: int = getattr(config, "head_dim", None) or config.hidden_size // heads
     return size * (getattr(config, "num_key_value_heads", None) or heads)
 
 
-def _vocabulary(base: nn.Module, config: Any) -> int:
-    embedding = base.get_input_embeddings() if hasattr(base, "get_input_embeddings") else None
-    return getattr(embedding, "num_embeddings", None) or getattr(config, "vocab_size", 0)
+def _vocabulary(base: Any, config: Any) -> int:
+    embedding: Any = base.get_input_embeddings() if hasattr(base, "get_input_embeddings") else None
+    return getattr(embedding, "num_embeddings", 0) or getattr(config, "vocab_size", 0)
 
 
 def _count_layers(sites: tuple[ParameterSite, ...]) -> int:

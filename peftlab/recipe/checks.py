@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 from peftlab.errors import UsageError, nearest
 from peftlab.memory.sizes import parse_budget
-from peftlab.methods import LoRA, Prefix, QLoRA
 from peftlab.recipe.schema import Recipe
 from peftlab.recipe.yaml_source import KeyPath
 from peftlab.tasks import TASKS, find_format, tasks_taking
@@ -52,56 +51,10 @@ def reads(*fields: str) -> Callable[[Callable[[Recipe], Found]], Callable[[Recip
     return enter
 
 
-@reads("method.unfreeze", "method.freeze")
-def pattern_both_frozen_and_not(recipe: Recipe) -> Found:
-    for pattern in recipe.method.unfreeze:
-        if pattern in recipe.method.freeze:
-            yield "method.freeze", f"{pattern!r} is also in unfreeze; keep it in one of them"
-
-
-@reads("method.unfreeze", "method.freeze", "method.targets", "method.modules")
-def empty_pattern(recipe: Recipe) -> Found:
-    for field in ("unfreeze", "freeze", "targets", "modules"):
-        patterns = getattr(recipe.method, field, ())
-        if isinstance(patterns, tuple) and any(not pattern.strip() for pattern in patterns):
-            yield f"method.{field}", "an empty pattern; remove it or name something"
-
-
-@reads("method.targets")
-def no_targets(recipe: Recipe) -> Found:
-    if isinstance(recipe.method, LoRA) and recipe.method.targets == ():
-        yield "method.targets", "an empty list adapts nothing; write all-linear, attention or names"
-
-
-@reads("method.projection", "method.projection_dim", "method.kind")
-def prefix_projection(recipe: Recipe) -> Found:
-    method = recipe.method
-    if not isinstance(method, Prefix):
-        return
-    if method.projection_dim is not None and not method.projection:
-        yield "method.projection_dim", "has no meaning without projection: true"
-    if method.projection and method.kind == "prompt":
-        yield "method.projection", "works with kind: prefix only; prompt tuning has no projection"
-
-
-@reads("method.init")
-def init_from_quantised_weights(recipe: Recipe) -> Found:
-    method = recipe.method
-    if isinstance(method, QLoRA) and method.init not in ("default", "gaussian"):
-        yield (
-            "method.init",
-            f"{method.init} needs the base's plain weights; with qlora use default or gaussian",
-        )
-
-
-@reads("method.quantization", "method.compute_dtype")
-def compute_type_of_int8(recipe: Recipe) -> Found:
-    method = recipe.method
-    if isinstance(method, QLoRA) and method.quantization == "int8" and method.compute_dtype != "auto":
-        yield (
-            "method.compute_dtype",
-            "belongs to nf4 and fp4; int8 computes in the type of its input: leave it auto",
-        )
+@reads("method")
+def settings_of_the_method(recipe: Recipe) -> Found:
+    for field, message in recipe.method.check_settings():
+        yield f"method.{field}", message
 
 
 @reads("training.steps", "training.epochs")
@@ -119,11 +72,10 @@ def warmup_within_steps(recipe: Recipe) -> Found:
         yield "training.warmup", f"{warmup} steps of warm-up do not fit into {steps} steps of training"
 
 
-@reads("training.gradient_checkpointing")
-def checkpointing_of_virtual_tokens(recipe: Recipe) -> Found:
+@reads("training.gradient_checkpointing", "method")
+def checkpointing_suits_the_method(recipe: Recipe) -> Found:
     if recipe.training.gradient_checkpointing and not recipe.method.supports_gradient_checkpointing:
-        fault = f"does not work with {recipe.method.title}, which keeps its tokens in the attention cache"
-        yield "training.gradient_checkpointing", f"{fault}; set it to false"
+        yield "training.gradient_checkpointing", f"does not work with {recipe.method.title}; set it to false"
 
 
 @reads("training.precision", "model.dtype")

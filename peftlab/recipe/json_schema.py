@@ -25,13 +25,14 @@ def editor_schema() -> dict[str, Any]:
     schema = {"$schema": DIALECT, **deepcopy(json_schema())}
     schema["title"] = "peftlab recipe"
     models = [model for model in vars(sections).values() if inspect.isclass(model) and issubclass(model, BaseModel)]
-    for model in {*models, *METHODS.values()}:
+    for model in models:
         definition = schema if model is sections.Recipe else schema["$defs"].get(model.__name__)
         if definition:
             describe_fields(definition, model)
-    for method in METHODS.values():
+    for name, reference in schema["properties"]["method"]["discriminator"]["mapping"].items():
+        method, definition = METHODS[name], schema["$defs"][reference.rsplit("/", 1)[-1]]
+        describe_fields(definition, method)
         # The type has a default for Python's sake; a recipe names it.
-        definition = schema["$defs"][method.__name__]
         definition["required"] = ["type", *definition.get("required", [])]
         definition["properties"]["type"].pop("default", None)
         definition["properties"]["type"]["description"] = f"The method: {method.title}."
@@ -58,14 +59,16 @@ def field_docstrings(model: type[BaseModel]) -> dict[str, str]:
 
 @cache
 def class_docstrings(module: ModuleType) -> dict[str, dict[str, str]]:
-    """Return the strings beneath the fields of every class of a module's source."""
-    tree = ast.parse(Path(module.__file__).read_text(encoding="utf-8"))
+    """Return the strings beneath the fields of every class of a module's source; none where it has no file."""
+    if getattr(module, "__file__", None) is None:  # a notebook's
+        return {}
+    tree = ast.parse(Path(str(module.__file__)).read_text(encoding="utf-8"))
     return {node.name: dict(documented_fields(node)) for node in tree.body if isinstance(node, ast.ClassDef)}
 
 
 def documented_fields(node: ast.ClassDef) -> list[tuple[str, str]]:
     return [
-        (line.target.id, " ".join(inspect.cleandoc(below.value.value).split()))
+        (ast.unparse(line.target), " ".join(inspect.cleandoc(str(ast.literal_eval(below.value))).split()))
         for line, below in zip(node.body, node.body[1:], strict=False)
         if isinstance(line, ast.AnnAssign) and isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
     ]

@@ -11,6 +11,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from peftlab.errors import Problem, RecipeError
+from peftlab.optimizers import expand_short_name
+from peftlab.methods.registry import BUILT_IN
 from peftlab.recipe.checks import find_contradictions
 from peftlab.recipe.limits import find_excesses
 from peftlab.recipe.overrides import COMMAND_LINE, apply_overrides
@@ -19,9 +21,9 @@ from peftlab.recipe.schema_errors import find_schema_errors
 from peftlab.recipe.yaml_source import KeyPath, dotted, fatal, parse_yaml, read_text
 
 # Stand in for required values that are missing or wrong, so that the rest can still be checked.
-PLACEHOLDERS = {
+PLACEHOLDERS: dict[str, dict[str, Any]] = {
     "model": {"name": "-"},
-    "method": {"type": "full"},
+    "method": {"type": BUILT_IN[0].model_fields["type"].default},
     "data": {"train": "-"},
     "training": {"learning_rate": 1.0},
 }
@@ -96,6 +98,10 @@ def recipe_name(path: str | Path) -> str:
 
 def check_values(draft: Draft) -> tuple[Recipe, list[Problem]]:
     """Return the recipe, as far as it can be built, and every problem of its values."""
+    training = draft.values.get("training")
+    if isinstance(training, dict) and "optimizer" in training:
+        # Errors name keys of the section that a bare name stands for.
+        draft.values["training"] = {**training, "optimizer": expand_short_name(training["optimizer"])}
     try:
         recipe, errors = Recipe.model_validate(draft.values, strict=True), []
     except ValidationError as error:
@@ -109,8 +115,8 @@ def check_values(draft: Draft) -> tuple[Recipe, list[Problem]]:
 def without_errors(values: dict[str, Any], wrong: Sequence[KeyPath]) -> dict[str, Any]:
     """Return the values that are right by themselves, with placeholders where a required one is missing."""
     whole = {tuple(takewhile(lambda part: isinstance(part, str), path)) for path in wrong}
-    if ("method", "type") in whole:
-        whole.add(("method",))
+    # Without its type nothing of a section can be checked.
+    whole |= {section for section in (("method",), ("training", "optimizer")) if (*section, "type") in whole}
     kept = prune(values, whole, ())
     for section, required in PLACEHOLDERS.items():
         kept[section] = required | kept.get(section, {})

@@ -15,28 +15,25 @@ def find_schema_errors(error: ValidationError, values: dict[str, Any]) -> list[t
     """Return (key path, message) for everything in `values` that does not fit the schema."""
     found: dict[KeyPath, ErrorDetails] = {}
     for entry in error.errors(include_url=False):
-        found.setdefault(locate(entry["loc"], entry["type"], values), entry)
+        found.setdefault(locate(entry, values), entry)
     longest = [path for path in found if not any(is_member_error(path, other) for other in found)]
-    method = values.get("method")
-    method_type = method.get("type") if isinstance(method, dict) else None
-    return [(path, explain(path, found[path], values, method_type)) for path in longest]
+    return [(path, explain(path, found[path], values)) for path in longest]
 
 
-def locate(location: tuple[str | int, ...], kind: str, values: dict[str, Any]) -> KeyPath:
-    """Return the key path of a pydantic location, which also names union members and the method's tag."""
-    if location[0] == "method":
-        if kind.startswith("union_tag"):
-            return ("method", "type")
-        location = (location[0], *location[2:])
+def locate(entry: ErrorDetails, values: dict[str, Any]) -> KeyPath:
+    """Return the key path of an error: pydantic's location without the union members that it names too."""
     path: list[str | int] = []
     value: Any = values
-    for part in location:
-        if isinstance(value, dict) and (part in value or kind == "missing"):
+    for place, part in enumerate(entry["loc"], start=1):
+        absent = entry["type"] == "missing" and place == len(entry["loc"])
+        if isinstance(value, dict) and (part in value or absent):
             path.append(part)
             value = value.get(part)
         elif isinstance(value, tuple) and isinstance(part, int):
             path.append(part)
             value = value[part]
+    if entry["type"].startswith("union_tag"):
+        path.append(entry["ctx"]["discriminator"].strip("'"))
     return tuple(path)
 
 
@@ -45,16 +42,15 @@ def is_member_error(path: KeyPath, other: KeyPath) -> bool:
     return len(other) > len(path) and other[: len(path)] == path and isinstance(other[len(path)], int)
 
 
-def explain(path: KeyPath, entry: ErrorDetails, values: dict[str, Any], method_type: Any) -> str:
+def explain(path: KeyPath, entry: ErrorDetails, values: dict[str, Any]) -> str:
     kind = entry["type"]
-    if kind == "value_error":  # raised by a method's own validator, in its own words
+    if kind == "value_error":  # raised by a section's own validator, in its own words
         return str(entry["ctx"]["error"])
     if kind == "extra_forbidden":
-        return explain_unknown(path, method_type)
-    schema = schema_at(path, method_type) or {}
+        return explain_unknown(path, values)
     if kind in ("missing", "union_tag_not_found"):
-        return f"is required: {describe(schema)}"
-    return explain_value(path, value_at(path, values), method_type)
+        return f"is required: {describe(schema_at(path, values) or {})}"
+    return explain_value(path, value_at(path, values), values)
 
 
 def value_at(path: KeyPath, values: Any) -> Any:

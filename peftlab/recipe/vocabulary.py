@@ -1,50 +1,74 @@
-"""What the schema says about a key path: the known keys, what a value may be, and the nearest known name."""
+"""What the schema says about a key path: the known keys, what a value may be, and the nearest known name.
+
+A tagged union (`method`) is followed to the member that the recipe's own values name.
+"""
 
 from __future__ import annotations
 
-from functools import cache
+from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any
 
 from peftlab.errors import nearest
-from peftlab.methods import METHODS
+from peftlab.methods import METHODS, Method
 from peftlab.recipe.schema import Recipe
 from peftlab.recipe.yaml_source import KeyPath, parse_scalar
 
 JsonSchema = dict[str, Any]
 SHOWN_CHARACTERS = 60
-UNKNOWN_METHOD: JsonSchema = {"type": "object", "properties": {"type": {"enum": list(METHODS)}}}
 
 
-@cache
 def json_schema() -> JsonSchema:
-    """Return the JSON Schema of a recipe, as pydantic makes it."""
+    """Return the JSON Schema of a recipe, as pydantic makes it, with every method that is known by now."""
+    return _json_schema(tuple(METHODS.values()))
+
+
+@lru_cache(maxsize=1)
+def _json_schema(methods: tuple[type[Method], ...]) -> JsonSchema:
     return Recipe.model_json_schema()
 
 
-def schema_at(path: KeyPath, method_type: Any) -> JsonSchema | None:
-    """Return the schema of the value at `path` for a recipe with that `method.type`, None if there is none."""
+def schema_at(path: KeyPath, values: Any = None) -> JsonSchema | None:
+    """Return the schema of the value at `path` in a recipe of these values, None if there is none."""
     schema: JsonSchema | None = json_schema()
     for part in path:
-        schema = child_schema(schema, part, method_type) if schema else None
+        values = values.get(part) if isinstance(values, dict) else None
+        schema = child_schema(schema, part, values) if schema else None
     return schema
 
 
-def child_schema(schema: JsonSchema, part: str | int, method_type: Any) -> JsonSchema | None:
+def child_schema(schema: JsonSchema, part: str | int, value: Any = None) -> JsonSchema | None:
     if isinstance(part, int):
-        return next((resolve(option["items"], method_type) for option in options(schema) if "items" in option), None)
+        return next((resolve(option["items"]) for option in options(schema) if "items" in option), None)
     if part in schema.get("properties", {}):
-        return resolve(schema["properties"][part], method_type)
+        return resolve(schema["properties"][part], value)
     extra = schema.get("additionalProperties")
     return extra if isinstance(extra, dict) else None
 
 
-def resolve(schema: JsonSchema, method_type: Any = None) -> JsonSchema:
-    """Follow a reference to its definition, and the method's union to the section of `method_type`."""
+def resolve(schema: JsonSchema, value: Any = None) -> JsonSchema:
+    """Follow a reference to its definition, and a tagged union to the member that `value` names."""
     if "discriminator" in schema:
-        known = isinstance(method_type, str) and method_type in METHODS
-        return json_schema()["$defs"][METHODS[method_type].__name__] if known else UNKNOWN_METHOD
-    name = schema.get("$ref")
-    return json_schema()["$defs"][name.rsplit("/", 1)[-1]] if name else schema
+        tag, known = schema["discriminator"]["propertyName"], members(schema)
+        name = value.get(tag) if isinstance(value, dict) else None
+        tags_alone = {"type": "object", "properties": {tag: {"enum": list(known)}}}
+        return known.get(name, tags_alone) if isinstance(name, str) else tags_alone
+    return definition(schema["$ref"]) if "$ref" in schema else schema
+
+
+def definition(reference: str) -> JsonSchema:
+    return json_schema()["$defs"][reference.rsplit("/", 1)[-1]]
+
+
+def members(schema: JsonSchema) -> dict[str, JsonSchema]:
+    """Return the members of a tagged union by their tags, in the union's order; empty where it is none."""
+    tags = {reference: tag for tag, reference in schema.get("discriminator", {}).get("mapping", {}).items()}
+    return {tags[one["$ref"]]: definition(one["$ref"]) for one in schema.get("oneOf", ()) if one.get("$ref") in tags}
+
+
+def members_at(path: KeyPath) -> dict[str, JsonSchema]:
+    above = schema_at(path[:-1]) or {}
+    return members(above.get("properties", {}).get(path[-1], {}))
 
 
 def options(schema: JsonSchema) -> list[JsonSchema]:
@@ -52,14 +76,14 @@ def options(schema: JsonSchema) -> list[JsonSchema]:
     return [resolve(option) for option in schema.get("anyOf", [schema])]
 
 
-def known_keys(path: KeyPath, method_type: Any) -> list[str]:
-    schema = schema_at(path, method_type)
+def known_keys(path: KeyPath, values: Any = None) -> list[str]:
+    schema = schema_at(path, values)
     return list(schema.get("properties", {})) if schema else []
 
 
 def choices(schema: JsonSchema) -> list[str]:
     """Return every literal that the value may be."""
-    found = []
+    found: list[Any] = []
     for option in options(schema):
         found += option.get("enum", []) or ([option["const"]] if "const" in option else [])
     return [str(choice) for choice in found]
@@ -84,7 +108,7 @@ def describe_one(schema: JsonSchema) -> str:
         return f"a mapping with the keys {', '.join(keys)}" if keys else "a mapping of names to text"
     if kind == "string":
         return "text that is not empty" if schema.get("minLength") else "text"
-    return {"boolean": "true or false", "null": "null"}[kind]
+    return {"boolean": "true or false", "null": "null"}[str(kind)]
 
 
 def describe_range(schema: JsonSchema) -> str:
@@ -101,7 +125,7 @@ def describe_range(schema: JsonSchema) -> str:
 def show(value: Any) -> str:
     """Return a value as a recipe writes it, in one short line."""
     if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
+        return "null" if value is None else str(value).lower()
     if isinstance(value, dict):
         text = "a mapping"
     elif isinstance(value, tuple):
@@ -111,9 +135,9 @@ def show(value: Any) -> str:
     return text if len(text) <= SHOWN_CHARACTERS else text[: SHOWN_CHARACTERS - 4] + "..." + text[-1]
 
 
-def explain_value(path: KeyPath, value: Any, method_type: Any) -> str:
+def explain_value(path: KeyPath, value: Any, values: Any) -> str:
     """Say what is wrong with a value: what it must be, what it is, and the nearest literal."""
-    schema = schema_at(path, method_type) or {}
+    schema = schema_at(path, values) or {}
     message = f"must be {describe(schema)}, got {show(value)}"
     if isinstance(value, str):
         kinds = {option.get("type") for option in options(schema)}
@@ -123,12 +147,12 @@ def explain_value(path: KeyPath, value: Any, method_type: Any) -> str:
     return message
 
 
-def explain_unknown(path: KeyPath, method_type: Any) -> str:
+def explain_unknown(path: KeyPath, values: Any) -> str:
     """Say that a key is unknown: the nearest known one, where it belongs, or the known ones."""
     key, section = str(path[-1]), path[:-1]
-    known = known_keys(section, method_type)
-    if section == ("method",) and (owners := [name for name, cls in METHODS.items() if key in cls.model_fields]):
-        return f"not a field of method {method_type}, only of {', '.join(owners)}"
+    known = known_keys(section, values)
+    if section and (owners := [tag for tag, one in members_at(section).items() if key in one["properties"]]):
+        return f"not a field of {section[-1]} {tag_at(section, values)}, only of {', '.join(owners)}"
     if suggestion := nearest(key, known):
         return f"unknown key{suggestion}"
     if home := home_of(key):
@@ -136,11 +160,28 @@ def explain_unknown(path: KeyPath, method_type: Any) -> str:
     return f"unknown key; known here: {', '.join(known)}"
 
 
+def tag_at(path: KeyPath, values: Any) -> Any:
+    """Return what the section at `path` says that it is: its `type`."""
+    for part in path:
+        values = values[part]
+    return values.get("type")
+
+
 def home_of(key: str) -> str | None:
     """Return the section that has a field of this name."""
-    for section in Recipe.model_fields:
-        if key in known_keys((section,), None):
-            return section
-    if key in known_keys(("evaluation", "generation"), None):
-        return "evaluation.generation"
-    return "method" if any(key in method.model_fields for method in METHODS.values()) else None
+    return next((".".join(map(str, path)) for path in sections() if key in keys_within(path)), None)
+
+
+def keys_within(path: KeyPath) -> list[str]:
+    """Return the keys of the section at `path`, of a tagged union those of all its members."""
+    members = members_at(path).values()
+    return [key for member in members for key in member["properties"]] or known_keys(path)
+
+
+def sections(outer: KeyPath = ()) -> Iterator[KeyPath]:
+    """Yield the path of every section of a recipe, outer ones first, tagged unions last."""
+    inner = [(*outer, key) for key in known_keys(outer) if "properties" in (schema_at((*outer, key)) or {})]
+    inner.sort(key=lambda path: bool(members_at(path)))
+    yield from inner
+    for path in inner:
+        yield from sections(path)

@@ -21,7 +21,7 @@ from peftlab.models.build import build_meta
 from peftlab.models.load import fit_tokenizer, load_model, load_tokenizer
 from peftlab.optimization.dropout import disable_dropout
 from peftlab.parameters.report import parameter_report
-from peftlab.parameters.shape import shape_of
+from peftlab.parameters.shape import count_positions, shape_of
 from peftlab.recipe.schema import Recipe
 from peftlab.reports import MemoryReport, ParameterReport
 from peftlab.shapes import ModelShape
@@ -81,6 +81,7 @@ class Bench:
             world=self.world,
             precision=self.precision,
             batch_size=self.batch_size,
+            prompting=self.recipe.method.prompting,
         )
 
     def generate_examples(self, model: nn.Module) -> list[dict[str, str]]:
@@ -91,6 +92,7 @@ class Bench:
             self.recipe.evaluation,
             self.tokenizer,
             batch_size=self.batch_size,
+            prompting=self.recipe.method.prompting,
             autocast=partial(self.world.autocast, self.precision),
         )
 
@@ -130,7 +132,7 @@ def apply_method(recipe: Recipe, model: nn.Module, fresh: frozenset[str]) -> tup
 
 def check_positions(recipe: Recipe, dataset: Dataset, model: nn.Module) -> None:
     """Raise DataError for rows that are longer than the model has positions for."""
-    positions = getattr(model.config, "max_position_embeddings", None)
+    positions = count_positions(model.config)
     longest = max(len(row.input_ids) for row in (*dataset.train, *dataset.all_held_out))
     if positions and recipe.method.virtual_tokens >= positions:
         told = f"{recipe.method.virtual_tokens} virtual tokens leave no room for text"

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Iterator
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import nn
@@ -35,24 +34,20 @@ def report() -> dict[str, Any]:
         "memory_bytes": {"total": total_host_bytes(), "available": available_host_bytes()},
         "hub": "offline" if os.environ.get("HF_HUB_OFFLINE", "").lower() in OFFLINE else "online",
         "device": str(device),
-        "methods": {name: describe_method(cls, device) for name, cls in METHODS.items()},
+        "methods": {name: describe_method(cls, device) for name, cls in METHODS.items()}
+        | {name: describe_unloadable(name, reason) for name, reason in METHODS.unloadable.items()},
     }
 
 
 def describe_method(cls: type[Method], device: torch.device) -> dict[str, Any]:
     """Return what happened to each variant of a method when it trained a toy model: None, or why it cannot."""
-    variants = {label: try_method(method, device) for label, method in list_variants(cls)}
+    variants = {label: try_method(method, device) for label, method in cls.variants().items()}
     return {"title": cls.title, "usable": None in variants.values(), "variants": variants}
 
 
-def list_variants(cls: type[Method]) -> Iterator[tuple[str, Method]]:
-    """Yield a method as it comes, or once for each way in which it can store the base."""
-    storage = cls.model_fields.get("quantization")
-    if storage is None:
-        yield "default", cls()
-        return
-    for base_format in get_args(storage.annotation):
-        yield base_format, cls(quantization=base_format)
+def describe_unloadable(name: str, reason: str) -> dict[str, Any]:
+    """Return what `describe_method` would for an installed method that cannot be loaded."""
+    return {"title": name, "usable": False, "variants": {"default": reason}}
 
 
 def try_method(method: Method, device: torch.device) -> str | None:
@@ -71,7 +66,7 @@ def try_method(method: Method, device: torch.device) -> str | None:
 
 
 def build_toy() -> nn.Module:
-    """Return a random two-layer GPT-2 of width 64: it has the biases that BitFit trains."""
+    """Return a random two-layer GPT-2 of width 64: it has every kind of parameter that a method may train."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     return GPT2LMHeadModel(GPT2Config(vocab_size=32, n_positions=64, n_embd=64, n_layer=2, n_head=2))

@@ -9,7 +9,7 @@ from torch import nn
 
 from peftlab.data.dataset import Dataset
 from peftlab.data.tokens import TokenRow
-from peftlab.evaluation.generate import prompt_limit, takes_padding
+from peftlab.evaluation.generate import prompt_limit
 from peftlab.memory.blueprint import count_answers
 from peftlab.memory.generation import Answers
 from peftlab.memory.trace import Workload
@@ -63,10 +63,10 @@ def longest_prompts(recipe: Recipe, dataset: Dataset, model: nn.Module) -> list[
     prompts = [*dataset.prompts[:count], *dataset.test_prompts[:count]]
     if not prompts:
         return []
-    limit = prompt_limit(model, recipe.evaluation.generation)
+    limit = prompt_limit(model, recipe.evaluation.generation, recipe.method.prompting)
     batch = recipe.evaluation.batch_size or recipe.training.batch_size
     chosen = sorted((prompt.input_ids[-limit:] for prompt in prompts), key=len, reverse=True)[:batch]
-    return chosen if takes_padding(model) else [one for one in chosen if len(one) == len(chosen[0])]
+    return chosen if recipe.method.pads_prompts else [one for one in chosen if len(one) == len(chosen[0])]
 
 
 def answers_to(prompts: Sequence[Sequence[int]], recipe: Recipe) -> Answers | None:

@@ -15,7 +15,7 @@ from peftlab.optimization.dropout import disable_dropout
 from peftlab.recipe.schema import Recipe
 from peftlab.reports import MemoryReport, MethodPlan
 from peftlab.runs.bench import read_labels
-from peftlab.shapes import ModelShape, ParameterSite
+from peftlab.shapes import ModelShape
 from peftlab.world.hardware import available_host_bytes, has_cuda, total_bytes
 from peftlab.world.open import refuse_unsupported
 from peftlab.world.quiet import quiet_libraries
@@ -49,7 +49,7 @@ def plan(
         longest = planner.blueprint(recipe).positions
         value, report = maximize(recipe, maximized, _capacity(budget, target), planner, longest)
         report = report.model_copy(update={"maximized": {maximized: value}})
-    if report.fits is False:
+    if report.fits is False and report.capacity_bytes is not None:
         changes = remedies(recipe, report.capacity_bytes, planner)
         report = report.model_copy(update={"remedies": [change.describe() for change in changes]})
     return report
@@ -94,22 +94,18 @@ def relative_step_time(method: Method, shape: ModelShape, length: int) -> float:
     For each token: 2 for every weight of a matrix forward, 2 backward to its input, 2 for its own gradient where
     it trains, and the attention's own products. Below the first layer that trains nothing goes backward.
     """
-    base = [site for site in shape.parameters if _multiplies(site)]
-    added = [site for site in method.added_parameters(shape) if _multiplies(site)]
-    trained = [site for site in method.trainable_sites(shape)]
+    base = [site for site in shape.parameters if method.multiplies(site)]
+    added = [site for site in method.added_parameters(shape) if method.multiplies(site)]
+    trained = method.trainable_sites(shape)
     matrices = sum(site.count for site in base)
     attention = 2 * length * shape.hidden_size * shape.layers
     first = min((site.layer if site.layer is not None else 0 for site in trained), default=0)
     below = sum(site.count for site in base if site.layer is not None and site.layer < first)
     reached = 1 - first / max(shape.layers, 1)
-    own = sum(site.count for site in trained if _multiplies(site))
+    own = sum(site.count for site in trained if method.multiplies(site))
     extra = sum(site.count for site in added)
     cost = 2 * (matrices + extra) + 2 * (matrices + extra - below) + 2 * own + attention * (1 + 2 * reached)
     return cost / (6 * matrices + 3 * attention)
-
-
-def _multiplies(site: ParameterSite) -> bool:
-    return len(site.shape) == 2 and site.kind != "embedding" and not site.name.startswith("prompt_encoder.embedding")
 
 
 def _plan_method(recipe: Recipe, memory: str | None, device: str) -> MethodPlan:

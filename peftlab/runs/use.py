@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from peftlab.data.chat import render_prompt
@@ -50,7 +51,9 @@ def generate(folder: Path, prompt: str, overrides: Sequence[str] = ()) -> str:
     if recipe.data.format == CHAT.name:
         messages = [{"role": "user", "content": prompt}]
         prompt = encode_chat_prompt(tokenizer, render_prompt(messages, tokenizer))
-    return generate_text(model, tokenizer, [prompt], settings, autocast=lambda: autocast(precision, device))[0]
+    context = partial(autocast, precision, device)
+    (text,) = generate_text(model, tokenizer, [prompt], settings, prompting=recipe.method.prompting, autocast=context)
+    return text
 
 
 def refuse_unreadable(prompt: str) -> None:

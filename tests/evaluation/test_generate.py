@@ -10,7 +10,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, OPTConfig, Qwen2Config
 
 from peftlab.errors import UsageError
-from peftlab.evaluation.generate import evaluation_mode, generate_text
+from peftlab.evaluation.generate import evaluation_mode, generate_text, prompt_limit
+from peftlab.methods import LoRA, Prefix, Prompting
 from peftlab.recipe.schema import Generation
 
 VOCABULARY, EOS = 97, 96
@@ -41,6 +42,12 @@ WRAPPERS = {
     "lora": lambda model: get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear")),
     "prefix": lambda model: get_peft_model(model, PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)),
     "prompt": lambda model: get_peft_model(model, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)),
+}
+PROMPTING = {
+    "plain": Prompting(),
+    "lora": LoRA().prompting,
+    "prefix": Prefix(length=4).prompting,
+    "prompt": Prefix(kind="prompt", length=4).prompting,
 }
 PROMPTS = [np.random.default_rng(length).integers(3, EOS, length).tolist() for length in (3, 14, 5, 9, 5)]
 
@@ -80,7 +87,7 @@ def answer_by_loop(model, prompt, new_tokens):
 def test_batch_is_answered_as_each_prompt_alone(family, wrapper):
     model = build(family, wrapper)
     settings = Generation(max_new_tokens=8)
-    together = generate_text(model, Numbers(), PROMPTS, settings, batch_size=3)
+    together = generate_text(model, Numbers(), PROMPTS, settings, batch_size=3, prompting=PROMPTING[wrapper])
     assert together == [generate_text(model, Numbers(), [prompt], settings)[0] for prompt in PROMPTS]
     assert together == [answer_by_loop(model, prompt, 8) for prompt in PROMPTS]
     assert len(set(together)) > 1
@@ -145,6 +152,24 @@ def test_long_prompt_loses_its_beginning_where_the_model_has_no_more_positions()
     assert generate_text(model, Numbers(), [long], settings) == generate_text(model, Numbers(), [long[-60:]], settings)
     with pytest.raises(UsageError, match="max_new_tokens: 64 leave no room for a prompt in the model's 64 positions"):
         generate_text(model, Numbers(), [long], Generation(max_new_tokens=64))
+
+
+def test_a_methods_own_positions_leave_fewer_to_the_prompt():
+    model = build("gpt2", "plain")
+    settings, reserved = Generation(max_new_tokens=4), Prompting(reserved=20)
+    assert prompt_limit(model, settings) == 60
+    assert prompt_limit(model, settings, reserved) == 40
+    with pytest.raises(UsageError, match="max_new_tokens: 44 leave no room for a prompt in the model's 64 positions"):
+        prompt_limit(model, Generation(max_new_tokens=44), reserved)
+
+
+@pytest.mark.parametrize("unlimited", [None, -1, 0])
+def test_a_config_without_positions_sets_no_limit_to_a_prompt(unlimited):
+    model = build("llama", "plain")
+    vars(model.config)["max_position_embeddings"] = unlimited
+    assert prompt_limit(model, Generation(max_new_tokens=4), Prompting(reserved=4)) > 10**9
+    answer = generate_text(model, Numbers(), PROMPTS[:1], Generation(max_new_tokens=4))
+    assert answer == [answer_by_loop(model, PROMPTS[0], 4)]
 
 
 def test_every_module_gets_its_own_mode_back():

@@ -94,7 +94,7 @@ def test_a_record_with_numbers_that_json_lacks_reads_back(tmp_path):
 
 METHODS = {
     "targets that half match": ("{type: lora, targets: [q_proj, query]}", "'query' matches no linear layer"),
-    "rank above the dimension": ("{type: lora, rank: 193}", "193 is above the smaller side of model.layers.0"),
+    "rank above the dimension": ("{type: lora, rank: 193}", "so that rank 193 does not fit; use at most"),
     "biases that are not there": ("{type: bitfit}", "this llama model has no biases to train; set add_missing: true"),
     "a tied head": ("{type: lora, unfreeze: [lm_head]}", "lm_head is tied to the embedding, whose name trains both"),
     "a wide bottleneck": ("{type: adapters, reduction_factor: 1e-30}", "wider than 1,000,000,000; 2 to 64 are usual"),

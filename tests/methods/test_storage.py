@@ -168,7 +168,7 @@ def test_a_damaged_file_is_refused_in_one_line(lora_folder, name, content):
 
 
 def test_a_folder_without_a_manifest_is_refused(tmp_path):
-    with pytest.raises(StorageError, match="holds no peftlab_adapter.json"):
+    with pytest.raises(StorageError, match="has no peftlab_adapter.json, so peftlab did not save it"):
         load_lora(tmp_path)
 
 

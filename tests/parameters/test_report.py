@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from peft import LoraConfig, PrefixTuningConfig, get_peft_model
+from peft import IA3Config, LoraConfig, PrefixTuningConfig, get_peft_model
 from torch import nn
 
 from peftlab.models.quantize import quantize_
@@ -59,6 +59,16 @@ def test_lora_of_peft_is_counted_as_adapter_and_the_base_as_before(dora):
     added = 2 * (2 * (32 + 32) + (32 if dora else 0))
     assert rows(report) == {**{kind: (total, 0) for kind, (total, _) in base.items()}, "adapter": (added, added)}
     assert rows(report, "layers")["layers.0"][1] == added // 2
+
+
+def test_a_method_of_peft_that_peftlab_does_not_have_is_counted_as_adapter_in_its_layers():
+    config = IA3Config(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"])
+    report = parameter_report(get_peft_model(build("llama"), config))
+    base = rows(parameter_report(build("llama")))
+    added = report.total - sum(total for total, _ in base.values())
+    assert added == report.trainable > 0
+    assert rows(report) == {**{kind: (total, 0) for kind, (total, _) in base.items()}, "adapter": (added, added)}
+    assert rows(report, "layers")["layers.1"][1] == added // 2
 
 
 def test_prefix_of_peft_is_counted_as_adapter_outside_the_layers():

@@ -6,11 +6,12 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
+from transformers import AutoConfig
 
 from peftlab.architectures import ARCHITECTURES, ATTENTION_ROLES, FEED_FORWARD_ROLES, architecture_of
 from peftlab.errors import MethodError
 from peftlab.models.quantize import quantize_
-from peftlab.parameters.shape import shape_of
+from peftlab.parameters.shape import count_positions, shape_of
 from tests.parameters.families import FAMILIES, build
 
 KEY_WIDTHS = {**dict.fromkeys(FAMILIES, 32), **dict.fromkeys(("llama", "mistral", "qwen2", "phi3", "mixtral"), 16)}
@@ -111,3 +112,11 @@ def test_plain_module_without_a_config_has_sizes_too():
     shape = shape_of(model)
     assert (shape.model_type, shape.layers, shape.total) == ("", 2, 28)
     assert [site.role for site in shape.linears] == ["other", "other", "head"]
+
+
+@pytest.mark.parametrize(("given", "expected"), [(64, 64), (-1, 0), (0, 0), (None, 0)])
+def test_positions_of_a_config_that_has_no_limit_are_none(given, expected):
+    config = AutoConfig.for_model("llama")
+    vars(config)["max_position_embeddings"] = given
+    assert count_positions(config) == expected
+    assert count_positions(None) == 0

@@ -34,7 +34,7 @@ CASES = [
     (
         ["method={type: prefix, projection_dim: 8}"],
         "method.projection_dim",
-        "has no meaning without projection: true",
+        "has no effect without `projection: true`",
         "method.projection=true",
     ),
     (
@@ -49,6 +49,8 @@ CASES = [
         "plain weights",
         "method={type: lora, init: pissa}",
     ),
+    (["method={type: lora, rank: 3, init: orthogonal}"], "method.init", "needs an even rank, not 3", "method.rank=4"),
+    (["method={type: adapters, modules: ['']}"], "method.modules", "an empty pattern", "method.modules=[]"),
     (["method={type: qlora, init: orthogonal}"], "method.init", "plain weights", "method.init=gaussian"),
     (
         ["method={type: qlora, quantization: int8, compute_dtype: float32}"],
