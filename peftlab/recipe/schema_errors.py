@@ -1,4 +1,4 @@
-"""Pydantic's errors as problems in plain words: one for each key path, however many union members complain."""
+"""Pydantic's errors in plain words: one for each key path, even where several union members failed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from peftlab.recipe.yaml_source import KeyPath
 
 
 def find_schema_errors(error: ValidationError, values: dict[str, Any]) -> list[tuple[KeyPath, str]]:
-    """Return (key path, message) for everything in `values` that does not fit the schema."""
+    """Return (key path, message) of every value that does not fit the schema."""
     found: dict[KeyPath, ErrorDetails] = {}
     for entry in error.errors(include_url=False):
         found.setdefault(locate(entry["loc"], entry["type"], values), entry)
@@ -23,7 +23,7 @@ def find_schema_errors(error: ValidationError, values: dict[str, Any]) -> list[t
 
 
 def locate(location: tuple[str | int, ...], kind: str, values: dict[str, Any]) -> KeyPath:
-    """Return the key path of a pydantic location, which also names union members and the method's tag."""
+    """Return the key path of a pydantic location, without the union members and the method's tag in it."""
     if location[0] == "method":
         if kind.startswith("union_tag"):
             return ("method", "type")
@@ -41,13 +41,13 @@ def locate(location: tuple[str | int, ...], kind: str, values: dict[str, Any]) -
 
 
 def is_member_error(path: KeyPath, other: KeyPath) -> bool:
-    """Whether `path` is a list that another union member took and whose item at `other` it found wrong."""
+    """Whether `path` is a list that another union member accepted, with the wrong item at `other`."""
     return len(other) > len(path) and other[: len(path)] == path and isinstance(other[len(path)], int)
 
 
 def explain(path: KeyPath, entry: ErrorDetails, values: dict[str, Any], method_type: Any) -> str:
     kind = entry["type"]
-    if kind == "value_error":  # raised by a method's own validator, in its own words
+    if kind == "value_error":  # a method's own validator raised it, with its own message
         return str(entry["ctx"]["error"])
     if kind == "extra_forbidden":
         return explain_unknown(path, method_type)
