@@ -1,4 +1,4 @@
-"""`peftlab evaluate` and `peftlab generate`: using what a run has trained."""
+"""`peftlab evaluate` and `peftlab generate`: use of a run's trained weights."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import typer
 from peftlab.cli.answer import answers
 from peftlab.cli.options import AsJson, Debug, Overrides, RunPath
 
-Prompt = Annotated[str, typer.Argument(metavar="PROMPT", help="What to continue or answer.", show_default=False)]
+Prompt = Annotated[str, typer.Argument(metavar="PROMPT", help="Text to continue or answer.", show_default=False)]
 
 
 @answers

@@ -43,11 +43,11 @@ class Model(Section):
 
 class Data(Section):
     train: str = Field(min_length=1)
-    """Source of the training rows: hub data set, jsonl, json, csv or parquet file, `builtin:NAME`; splits in []."""
+    """Training rows: hub data set, jsonl, json, csv or parquet file, or `builtin:NAME`; `[SPLIT]` selects a split."""
     evaluation: str | PositiveInt | Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Source of the evaluation rows; or how many (an integer) or what fraction of the `train` rows to hold out."""
+    """Evaluation rows: a source, or how many (an integer) or what fraction of the `train` rows to hold out."""
     test: str | PositiveInt | Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Rows for the reported result only, never for choices: evaluated once before and once after training."""
+    """Test rows, for the reported result only and never for choices: evaluated once before and once after training."""
     general: str | None = Field(None, min_length=1)
     """Source of general text (column `text`) to measure forgetting: its loss before and after training."""
     format: Literal["text", "completion", "chat", "classification"] = "completion"

@@ -92,7 +92,7 @@ def test_any_file_name_will_do(user, name):
 
 
 COMMANDS = {
-    "no device": (["plan", "RECIPE", "--device", "tpu"], "--device 'tpu' is none of auto, cpu, cuda"),
+    "no device": (["plan", "RECIPE", "--device", "tpu"], "--device 'tpu' is not one of auto, cpu, cuda"),
     "no devices": (["plan", "RECIPE", "--devices", "0"], "Invalid value for '--devices'"),
     "no memory": (["plan", "RECIPE", "--memory", "-3GiB"], "memory '-3GiB' must be more than zero"),
     "an empty prompt": (["generate", "RUN", " "], "the prompt is empty"),
