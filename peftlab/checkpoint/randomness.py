@@ -31,11 +31,15 @@ def restore_random_state(state: dict[str, Any]) -> list[str]:
         random.setstate(state["python"])
         np.random.set_state(state["numpy"])
         torch.set_rng_state(state["torch"])
-        here = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        for device, device_state in enumerate(state["cuda"][:here]):
+        available = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        for device, device_state in enumerate(state["cuda"][:available]):
             torch.cuda.set_rng_state(device_state, device)
     except (LookupError, TypeError, ValueError, RuntimeError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise StorageError(f"the random state of the checkpoint cannot be restored: {reason}") from None
     saved = len(state["cuda"])
-    return [] if saved == here else [f"random states of {saved} CUDA devices were saved, this machine has {here}"]
+    return (
+        []
+        if saved == available
+        else [f"random states of {saved} CUDA devices were saved, this machine has {available}"]
+    )

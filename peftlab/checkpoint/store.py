@@ -156,7 +156,7 @@ def _storage_errors(target: Path, action: str = "written") -> Iterator[None]:
 
 @contextmanager
 def _partial(root: Path, step: int) -> Iterator[Path]:
-    """Yield an unused path for a folder in `root`; whatever is there at the end is removed."""
+    """Yield an unused path for a folder in `root`; what is there at the end is removed."""
     partial = root / f".{name_of(step)}.{os.getpid()}.partial"
     # In containers every run may have the same process id: a folder of this name is then a killed run's.
     _remove(partial)
@@ -172,18 +172,18 @@ def _remove(folder: Path) -> None:
 
 def _commit(partial: Path, target: Path) -> None:
     """Rename the folder to `target`. No rename replaces a folder that has files, so an earlier one moves away first."""
-    former = partial.with_suffix(".former")
-    _remove(former)
+    previous = partial.with_suffix(".former")
+    _remove(previous)
     if target.exists():
-        os.rename(target, former)
+        os.rename(target, previous)
     try:
         os.rename(partial, target)
     except OSError:
-        if former.exists():
-            os.rename(former, target)
+        if previous.exists():
+            os.rename(previous, target)
         raise
     sync(target.parent)
-    _remove(former)
+    _remove(previous)
 
 
 def _make_root(root: Path) -> None:

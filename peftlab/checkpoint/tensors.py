@@ -112,22 +112,22 @@ class _Encoder:
         """Return the number of a tensor, the same for the same object (bitsandbytes shares its code books)."""
         if id(tensor) not in self._numbers:
             number = str(len(self.tensors))
-            self.tensors[number] = self._whole(tensor, place)
+            self.tensors[number] = self._contiguous(tensor, place)
             self._numbers[id(tensor)] = number
             self._kept.append(tensor)  # a living tensor's id is unique
         return self._numbers[id(tensor)]
 
-    def _whole(self, tensor: Tensor, place: str) -> Tensor:
+    def _contiguous(self, tensor: Tensor, place: str) -> Tensor:
         """Return the tensor, contiguous and in memory shared with no other of the file, as safetensors requires."""
         if tensor.layout is not torch.strided or tensor.is_quantized or tensor.dtype is torch.complex128:
             raise TypeError(f"{place}: a {tensor.layout} tensor of {tensor.dtype} cannot be saved exactly")
-        whole = tensor.detach().cpu().contiguous().resolve_conj().resolve_neg()
-        storage = whole.untyped_storage().data_ptr()
+        contiguous = tensor.detach().cpu().contiguous().resolve_conj().resolve_neg()
+        storage = contiguous.untyped_storage().data_ptr()
         same = self.copy and storage == tensor.untyped_storage().data_ptr()
         if same or storage in self._storages:
-            whole = whole.clone()
+            contiguous = contiguous.clone()
         self._storages.add(storage)
-        return whole
+        return contiguous
 
 
 def _from_numpy(value: np.ndarray | np.generic, place: str) -> Tensor:

@@ -30,7 +30,7 @@ def render_memory(report: MemoryReport) -> RenderableType:
 
 
 def render_both(memory: dict[str, MemoryReport]) -> RenderableType:
-    """Return predicted beside measured memory, by category at the peak and by phase, with the plan's error."""
+    """Return predicted next to measured memory, by category at the peak and by phase, with the plan's error."""
     reports = {source: memory[source] for source in ("predicted", "measured") if source in memory}
     parts: list[RenderableType] = [both_table("at the peak", {k: v.categories for k, v in reports.items()})]
     parts += ["", both_table("phase's peak", {source: report.phases for source, report in reports.items()})]

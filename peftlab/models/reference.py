@@ -41,7 +41,7 @@ class Reference:
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """Return the keyword arguments that transformers needs beside `source`."""
+        """Return the keyword arguments that transformers needs in addition to `source`."""
         wanted = {"revision": self.revision, "gguf_file": self.gguf_file}
         return {name: value for name, value in wanted.items() if value is not None}
 

@@ -108,10 +108,10 @@ def check_values(draft: Draft) -> tuple[Recipe, list[Problem]]:
 
 def without_errors(values: dict[str, Any], wrong: Sequence[KeyPath]) -> dict[str, Any]:
     """Return the values without those at the paths `wrong`, with placeholders for required ones that are missing."""
-    whole = {tuple(takewhile(lambda part: isinstance(part, str), path)) for path in wrong}
-    if ("method", "type") in whole:
-        whole.add(("method",))
-    kept = prune(values, whole, ())
+    dropped = {tuple(takewhile(lambda part: isinstance(part, str), path)) for path in wrong}
+    if ("method", "type") in dropped:
+        dropped.add(("method",))
+    kept = prune(values, dropped, ())
     for section, required in PLACEHOLDERS.items():
         kept[section] = required | kept.get(section, {})
     return kept

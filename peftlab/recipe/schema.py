@@ -105,7 +105,7 @@ class Generation(Section):
     max_new_tokens: PositiveInt = 64
     """Maximum length of an answer in tokens."""
     beams: PositiveInt = 1
-    """Number of beams; 1 is no beam search."""
+    """Number of beams; 1 disables beam search."""
     temperature: float = Field(default=0.0, ge=0)
     """Sampling temperature; 0 takes the most likely token."""
     top_p: float = Field(default=1.0, gt=0, le=1)

@@ -56,7 +56,7 @@ def read_text(path: Path) -> str:
         with open(path, "rb") as file:
             content = file.read(LIMIT_BYTES + 1)
     except FileNotFoundError:
-        raise fatal("there is no such file", path) from None
+        raise fatal("no such file", path) from None
     except IsADirectoryError:
         raise fatal("is a folder, not a recipe file", path) from None
     except (OSError, ValueError) as error:

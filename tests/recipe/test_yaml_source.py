@@ -133,7 +133,7 @@ def test_a_file_that_is_no_recipe_is_one_line(tmp_path, content, message):
 
 
 def test_missing_files_and_folders_are_one_line(tmp_path):
-    faults = {tmp_path / "no.yaml": "there is no such file", tmp_path: "is a folder, not a recipe file"}
+    faults = {tmp_path / "no.yaml": "no such file", tmp_path: "is a folder, not a recipe file"}
     for path, message in faults.items():
         with pytest.raises(RecipeError) as caught:
             load_recipe(path)
