@@ -14,7 +14,7 @@ from peftlab.secrets import mask_secrets
 
 @answers
 def check(recipes: RecipePaths, as_json: AsJson = False, debug: Debug = False) -> Any:
-    """Check recipes and comparisons; list every problem with file, line and key."""
+    """Check recipes and comparisons. Every problem is listed with file, line and key."""
     paths, overrides = split_overrides(recipes)
     if not paths:
         raise UsageError("name at least one recipe file to check")

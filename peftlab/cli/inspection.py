@@ -10,7 +10,7 @@ from peftlab.cli.options import AsJson, Debug, Overrides, RecipePath
 
 @answers
 def params(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = False, debug: Debug = False) -> Any:
-    """Count the parameters that a recipe trains, from the model's config alone."""
+    """Count the parameters that a recipe trains. Only the model's config is read."""
     from peftlab.recipe.load import load_recipe
 
     loaded = load_recipe(recipe, overrides or ())

@@ -25,7 +25,7 @@ Maximize = Annotated[
 ]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda (no GPU is needed to plan).")]
 DEVICES = ("auto", "cpu", "cuda")
-Devices = Annotated[int, typer.Option("--devices", min=1, metavar="N", help="Number of devices.")]
+Devices = Annotated[int, typer.Option("--devices", min=1, metavar="N", help="Number of devices that share the work.")]
 Strategy = Annotated[str, typer.Option("--strategy", help="How they share it: ddp, fsdp2, zero1, zero2 or zero3.")]
 
 
@@ -41,7 +41,7 @@ def plan(
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> Any:
-    """Predict a run's memory by category and phase, and whether it fits."""
+    """Predict the memory of a run, and whether it fits. The report is by category and by phase."""
     if device not in DEVICES:
         raise UsageError(f"--device {device!r} is not one of {', '.join(DEVICES)}")
     if not is_recipe(what):

@@ -83,7 +83,7 @@ def verify_resume(
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> Any:
-    """Test whether a stopped and resumed run of a recipe equals an uninterrupted one."""
+    """Test that resuming a run is exact. A stopped and resumed run is compared with an uninterrupted one."""
     from peftlab.recipe.load import load_recipe
 
     load_recipe(recipe, overrides or ())

@@ -14,7 +14,7 @@ Prompt = Annotated[str, typer.Argument(metavar="PROMPT", help="Text to continue 
 
 @answers
 def evaluate(run: RunPath, overrides: Overrides = None, as_json: AsJson = False, debug: Debug = False) -> Any:
-    """Evaluate a run's trained weights, with overrides of its recipe."""
+    """Evaluate a run's trained weights. Overrides change its recipe, such as data.evaluation=FILE."""
     from peftlab.runs.use import evaluate as evaluate_run
 
     metrics = evaluate_run(run, overrides or ())
