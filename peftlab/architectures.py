@@ -1,4 +1,4 @@
-"""What the layers of each known model family are called: plain data, keyed by `config.model_type`."""
+"""The module names in the layers of each known model family: plain data, keyed by `config.model_type`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FEED_FORWARD_ROLES = ("feed-forward-input", "feed-forward-gate", "feed-forward-o
 
 @dataclass(frozen=True)
 class Architecture:
-    """One layer of a family; all names are relative to the layer.
+    """The module names in one layer of a family, relative to the layer.
 
     `roles` maps each dense projection to its role (those of `shapes.LinearSite`; a fused gate and input is a
     feed-forward-input). The output of `attention_exit` is the attention sub-layer's output and the output of
@@ -93,7 +93,7 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
         # Gemma 2 and 3 normalise a sub-layer's output before adding it: the exit is that norm.
         "gemma2": _decoder(_SEPARATE, _GATED, _NORMED_EXITS, _GEMMA2_NORMS),
         "gemma3_text": _decoder(_SEPARATE, _GATED, _NORMED_EXITS, (*_GEMMA2_NORMS, *_HEAD_NORMS)),
-        # Phi drops out attention and feed-forward with one shared module, so that module is no exit.
+        # Phi applies one dropout module to both attention and feed-forward, so it cannot be the exit of either.
         "phi": _decoder(
             {**_QUERY_KEY_VALUE, "dense": "attention-output"},
             _TWO_LAYERS,
@@ -105,7 +105,7 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
             {"gate_up_proj": "feed-forward-input", "down_proj": "feed-forward-output"},
             _LLAMA_EXITS,
         ),
-        # The experts' projections are fused parameters, not dense layers: they have no role.
+        # The experts' projections are fused parameters, not dense layers: they have no roles.
         "mixtral": _decoder(_SEPARATE, {}, _LLAMA_EXITS),
         "qwen3_moe": _decoder(_SEPARATE, {}, _LLAMA_EXITS, _QWEN3.norms),
         "gpt2": Architecture(
@@ -174,17 +174,17 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
 
 
 def architecture_of(model_type: str) -> Architecture:
-    """Return the layer names of a family. Raises MethodError that lists the known ones."""
+    """Return the module names of a family. Raises MethodError, with the known families, for another one."""
     if model_type not in ARCHITECTURES:
         raise MethodError(
             f"unknown architecture {model_type!r}{nearest(model_type, ARCHITECTURES)}; "
-            f"known ones: {', '.join(sorted(ARCHITECTURES))}"
+            f"known: {', '.join(sorted(ARCHITECTURES))}"
         )
     return ARCHITECTURES[model_type]
 
 
 def _roles_by_last_part() -> dict[str, str]:
-    """Return the role of each projection name that means the same in every family (`dense` does not)."""
+    """Return the role of each projection name that has the same role in every family (`dense` does not)."""
     roles: dict[str, set[str]] = {}
     for architecture in ARCHITECTURES.values():
         for name, role in architecture.roles.items():
@@ -196,7 +196,7 @@ _ROLES_BY_LAST_PART = MappingProxyType(_roles_by_last_part())
 
 
 def role_of(model_type: str, name_in_layer: str) -> str:
-    """Return the role of a dense projection; in an unknown family, that of its namesakes, else `other`."""
+    """Return the role of a dense projection; in an unknown family, that of equal names elsewhere, else `other`."""
     if model_type in ARCHITECTURES:
         return ARCHITECTURES[model_type].roles.get(name_in_layer, "other")
     return _ROLES_BY_LAST_PART.get(name_in_layer.rpartition(".")[2], "other")

@@ -1,12 +1,13 @@
-"""The errors that a user can cause or meet, one class and one exit code for each kind."""
+"""The errors that a user can cause or meet: one class and one exit code for each kind."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 EXIT_CODES = {
-    0: "good",
-    1: "a fault inside peftlab (please report it; --debug shows where)",
+    0: "success",
+    1: "a fault in peftlab (please report it; --debug shows the traceback)",
     2: "the recipe or the command line is wrong",
     3: "the model cannot be found, read or built",
     4: "the data cannot be found, read or used",
@@ -16,15 +17,15 @@ EXIT_CODES = {
     8: "the run directory, a checkpoint or an adapter cannot be read or written",
     9: "a library or device that this recipe needs is missing",
     10: "at least one run of a comparison failed",
-    11: "stopped early, as the recipe asked; train --resume goes on",
-    12: "another process of the launch died; train --resume goes on",
+    11: "stopped early, as the recipe asked; train --resume resumes it",
+    12: "another process of the launch died; train --resume resumes it",
     130: "interrupted from the keyboard (SIGINT)",
     143: "terminated (SIGTERM)",
 }
 
 
 class PeftlabError(Exception):
-    """A foreseeable fault; its message is one line with cause, place and remedy."""
+    """An expected error; its message is one line that says what is wrong, where, and what to do."""
 
     exit_code = 1
 
@@ -44,7 +45,7 @@ class Problem:
 
 
 class RecipeError(PeftlabError):
-    """Every problem found in one recipe, at once; one line each."""
+    """All problems of one recipe, one line each."""
 
     exit_code = 2
 
@@ -90,7 +91,7 @@ class ComparisonError(PeftlabError):
 
 
 class LaunchError(PeftlabError):
-    """Other processes of this launch, `lost` by number, ended while this one needed them."""
+    """Other processes of this launch ended while this one needed them; `lost` has their numbers."""
 
     exit_code = 12
 
@@ -100,7 +101,7 @@ class LaunchError(PeftlabError):
 
 
 class StoppedError(PeftlabError):
-    """A run that saved itself and ended before its last step; a signal's exit code is 128 and its number."""
+    """A run saved a checkpoint and ended before its last step; after a signal the exit code is 128 + its number."""
 
     exit_code = 11
 
@@ -117,13 +118,13 @@ def one_line(text: object, characters: int = 300) -> str:
     return line if len(line) <= characters else line[: characters - 3] + "..."
 
 
-def listed(names, most: int = 20) -> str:
+def listed(names: Iterable[object], most: int = 20) -> str:
     """Return names as one line of limited length: `a, b, c and 7 more`."""
-    names = [one_line(name, 60) or repr(name) for name in names]
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+    shown = [one_line(name, 60) or repr(name) for name in names]
+    return ", ".join(shown[:most]) + (f" and {len(shown) - most} more" if len(shown) > most else "")
 
 
-def nearest(name: str, known) -> str:
+def nearest(name: object, known: Iterable[object]) -> str:
     """Return `; did you mean 'x'?` for the closest known name, or the empty string."""
     from difflib import get_close_matches
 

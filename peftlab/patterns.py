@@ -11,9 +11,9 @@ WRAPPER_PARTS = re.compile(r"^(?:module\.)?(?:base_model\.model\.|base_model\.)?
 
 @lru_cache(maxsize=1024)
 def compile_pattern(pattern: str) -> re.Pattern[str]:
-    """Compile a pattern that matches a run of whole components anywhere in a dotted name.
+    """Return a compiled pattern that matches consecutive whole components anywhere in a dotted name.
 
-    `q_proj` matches `model.layers.0.self_attn.q_proj.weight`, `layers.3` all of layer 3. `*` and `?` stay
+    `q_proj` matches `model.layers.0.self_attn.q_proj.weight`, `layers.3` matches all of layer 3. `*` and `?` stay
     within a component, `**` crosses dots: `*norm*`, `layers.?.mlp`, `encoder.**.bias`.
     """
     pieces = re.split(r"(\*\*|\*|\?)", pattern)
@@ -23,12 +23,12 @@ def compile_pattern(pattern: str) -> re.Pattern[str]:
 
 
 def matches(pattern: str, name: str) -> bool:
-    """Whether `pattern` matches a run of whole components of the dotted `name`."""
+    """Whether `pattern` matches consecutive whole components of the dotted `name`."""
     return compile_pattern(pattern).search(name) is not None
 
 
 def matching(patterns: Iterable[str], names: Iterable[str]) -> list[str]:
-    """Return the names that any of the patterns matches, in their order."""
+    """Return the names that at least one pattern matches, in their order."""
     patterns = list(patterns)
     return [name for name in names if any(matches(pattern, name) for pattern in patterns)]
 
@@ -40,7 +40,7 @@ def unmatched(patterns: Iterable[str], names: Iterable[str]) -> list[str]:
 
 
 def canonical_name(name: str) -> str:
-    """Return a parameter's name as the plain model gives it, without the marks of wrapping libraries.
+    """Return a parameter's name in the plain model, without the components that wrapping libraries add.
 
     `base_model.model.model.layers.0.self_attn.q_proj.base_layer.weight` becomes
     `model.layers.0.self_attn.q_proj.weight`; `...q_proj.lora_A.default.weight` loses `default`.

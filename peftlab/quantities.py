@@ -1,4 +1,4 @@
-"""Numbers as people read them: counts, bytes, shares, seconds, metrics."""
+"""Numbers as text for people: counts, bytes, shares, seconds, metrics."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ def format_share(share: float) -> str:
 
 
 def format_change(share: float, decimals: int = 1) -> str:
-    """Return a relative change in per cent with its sign, +1.3%; what rounds to nothing is +0.0%."""
+    """Return a relative change in per cent with its sign, +1.3%; one that rounds to zero is +0.0%."""
     return f"{round(100 * share, decimals) + 0.0:+.{decimals}f}%"
 
 
@@ -28,7 +28,7 @@ def format_metric(value: float | None) -> str:
 
 
 def format_count(count: float) -> str:
-    """Return a count in three figures: 12.3M."""
+    """Return a count with three significant digits: 12.3M."""
     for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
         if count >= size:
             return f"{count / size:.3g}{unit}"

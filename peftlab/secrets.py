@@ -1,4 +1,4 @@
-"""Keeping tokens out of everything that is shown or written: what looks like one, or is one of this environment's."""
+"""Secrets (hub tokens, values of this environment's secret variables), masked in all that is shown or written."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 
 HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}")
 SECRET_NAME = re.compile(r"(TOKEN|API_?KEY|SECRET|PASSWORD)$", re.IGNORECASE)
-# Shorter values are more likely `1` or `none` than a secret, and would be cut out of ordinary words.
+# Shorter values are more likely `1` or `none` than a secret, and would be masked inside ordinary words.
 SHORTEST_SECRET = 12
 MASK = "***"
 
@@ -19,11 +19,11 @@ def mask_secrets(text: str) -> str:
     return HUB_TOKEN.sub(MASK, text)
 
 
-def holds_secret(text: str) -> bool:
+def contains_secret(text: str) -> bool:
     return mask_secrets(text) != text
 
 
 def _environment_secrets() -> list[str]:
-    """Return the values longest first, so that one inside another leaves no rest."""
+    """Return the secret values, longest first, so that a value inside a longer one is masked with it."""
     found = {value for name, value in os.environ.items() if SECRET_NAME.search(name)}
     return sorted((value for value in found if len(value) >= SHORTEST_SECRET), key=len, reverse=True)

@@ -1,4 +1,4 @@
-"""The sizes of a model, without its weights and without torch: what counting and planning work from."""
+"""The sizes of a model, without its weights and without torch: the input of counting and planning."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class ParameterSite:
 class LinearSite:
     """One dense projection (nn.Linear or GPT-2's Conv1D) of `n_in` inputs and `n_out` outputs.
 
-    `role` is its part in a layer: query, key, value, query-key-value, attention-output, feed-forward-input,
+    `role` is its function in a layer: query, key, value, query-key-value, attention-output, feed-forward-input,
     feed-forward-gate, feed-forward-output, head, or other.
     """
 
@@ -41,10 +41,10 @@ class LinearSite:
 
 @dataclass(frozen=True)
 class ModelShape:
-    """All sizes of one model. Tied parameters appear once, under their first name.
+    """All sizes of one model. A tied parameter appears once, under its first name.
 
     `kv_width` is the width of one layer's keys (key/value heads times head size), `positions` the longest row that
-    the model takes (0: any), `fresh` the names of parameters that the checkpoint does not hold (a new
+    the model accepts (0: no limit), `fresh` the names of parameters that the checkpoint does not contain (a new
     classification head).
     """
 

@@ -1,4 +1,4 @@
-"""A budget as people write it: `trainable=300k`, `trainable=0.5%`, `memory=8GiB`, `stored=2MB`, `seconds=600`."""
+"""Budgets as users write them: `trainable=300k`, `trainable=0.5%`, `memory=8GiB`, `stored=2MB`, `seconds=600`."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ TIMES = {"": 1, "s": 1, "min": 60, "h": 3600}
 
 @dataclass(frozen=True)
 class Budget:
-    """What one run may have: `amount` in parameters, bytes or seconds, or as a share of the base's parameters.
+    """The limit of one run: `amount` in parameters, bytes or seconds, or as a share of the base's parameters.
 
-    `text` is the budget as it was written.
+    `text` is the budget as the user wrote it.
     """
 
     kind: Kind
@@ -39,14 +39,14 @@ class Budget:
 
 
 def parse_budget(text: str) -> Budget:
-    """Return the budget that a text such as `trainable=300k` stands for.
+    """Return the budget of a text such as `trainable=300k`.
 
-    Parameters take k, M, B or % (of the base's parameters), memory and stored bytes a unit, memory also a GPU's
-    name, seconds s, min or h. Raises UsageError for anything else, in one line.
+    Units: k, M, B or % (of the base's parameters) for parameters; those of bytes, or a GPU's name, for memory; those
+    of bytes for stored; s, min or h for seconds. Raises UsageError, one line, for anything else.
     """
     kind, equals, value = (part.strip() for part in text.partition("="))
     if not equals:
-        raise UsageError(f"{text!r} is no budget; write {EXAMPLES}")
+        raise UsageError(f"{text!r} is not a valid budget; write {EXAMPLES}")
     if kind not in KINDS:
         raise UsageError(f"unknown budget {kind!r}{nearest(kind, KINDS)}; write {EXAMPLES}")
     text = f"{kind}={value}"
@@ -60,15 +60,15 @@ def parse_budget(text: str) -> Budget:
         return Budget(kind, text, _parse_number(kind, value, COUNTS, "300k, 1.5M, 300000 or 0.5%"))
     percent = _parse_number(kind, value, {"%": 1}, "0.5%")
     if percent > 100:
-        raise UsageError(f"trainable {value!r} is more than the whole model")
+        raise UsageError(f"trainable {value!r} is more than 100 % of the model")
     return Budget(kind, text, percent / 100, is_share=True)
 
 
 def _parse_number(kind: Kind, value: str, units: dict[str, int], examples: str) -> float:
     found = NUMBER.fullmatch(value)
     if not found or found[2].lower() not in units:
-        raise UsageError(f"{kind} {value!r} is not understood; write {examples}")
+        raise UsageError(f"{kind} {value!r} is not a valid amount; write {examples}")
     number = float(found[1].replace("_", "")) * units[found[2].lower()]
     if number <= 0:
-        raise UsageError(f"{kind} {value!r} must be more than zero")
+        raise UsageError(f"{kind} {value!r} must be greater than zero")
     return number

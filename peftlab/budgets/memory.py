@@ -18,9 +18,9 @@ ROWS = "planned with every row as long as data.max_length"
 
 
 def solve_memory(recipe: Recipe, budget: Budget, shape: ModelShape) -> BudgetReport:
-    """Solve for the largest size that fits. A budget is a limit here: met is whatever stays below it.
+    """Return the largest size that fits. A memory budget is a limit: any size that stays below it meets it.
 
-    Plans a handful of sizes, each in about a second.
+    Plans a few sizes, about a second each.
     """
     method, limit = recipe.method, parse_budget(budget.value)
     sizes = usable_sizes(method, shape)
@@ -37,9 +37,9 @@ def solve_memory(recipe: Recipe, budget: Budget, shape: ModelShape) -> BudgetRep
     solved = settings_for(method, sizes, sizes.values[count - 1])
     size, reason = f"method.{sizes.field}={sizes.values[count - 1]}", None
     if not report.fits:
-        reason = f"even {size} takes {format_bytes(report.needed_bytes)}"
+        reason = f"even {size} needs {format_bytes(report.needed_bytes)}"
     elif count == most:
-        reason = f"{size} is the largest size, and takes {format_bytes(report.needed_bytes)}"
+        reason = f"{size} is the largest size and needs only {format_bytes(report.needed_bytes)}"
     return BudgetReport(
         kind="memory",
         asked=limit.bytes,

@@ -1,4 +1,4 @@
-"""The size whose cost is nearest to what a budget asks, among sizes from the smallest to the largest."""
+"""Search for the size whose cost is nearest to a budget, among sizes in ascending order."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class Choice:
-    """The chosen size, its cost, and how far the next size on the other side of the budget is from it.
+    """The chosen size, its cost, and the difference of cost to the next size on the other side of the budget.
 
-    `beyond` says that the budget lies below the smallest or above the largest size.
+    `beyond` says whether the budget is below the cost of the smallest size or above that of the largest.
     """
 
     size: Any
@@ -22,7 +22,7 @@ class Choice:
 
 
 def nearest_size(sizes: Sequence[Any], cost: Callable[[Any], float], asked: float) -> Choice:
-    """Return the nearest of `sizes`, whose costs rise; asks for the cost of a few of them only."""
+    """Return the size of the nearest cost by binary search; costs must rise with the sizes."""
     cost_at = cache(lambda index: cost(sizes[index]))
     low, high = 0, len(sizes) - 1
     while high - low > 1:
@@ -30,7 +30,7 @@ def nearest_size(sizes: Sequence[Any], cost: Callable[[Any], float], asked: floa
         low, high = (middle, high) if cost_at(middle) <= asked else (low, middle)
     chosen, other = sorted((low, high), key=lambda index: abs(cost_at(index) - asked))
     step = abs(cost_at(other) - cost_at(chosen)) if other != chosen else None
-    beyond = None
+    beyond: Literal["smallest", "largest"] | None = None
     if asked < cost_at(0):
         beyond = "smallest"
     elif asked > cost_at(len(sizes) - 1):

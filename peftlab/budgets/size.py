@@ -1,4 +1,4 @@
-"""The size of a method for a number of trainable parameters or stored bytes, by the method's own formulas."""
+"""The size of a method for a budget of trainable parameters or stored bytes, by the method's own formulas."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ Cost = Callable[[Any], float]
 
 
 def solve_size(recipe: Recipe, budget: Budget, shape: ModelShape) -> BudgetReport:
-    """Solve for the size whose trainable parameters or stored bytes come nearest to the budget.
+    """Return the size whose trainable parameters or stored bytes are nearest to the budget.
 
-    Met is what is within 2 %, or between two steps of a graded size.
+    The budget is met within 2 %, or if it lies between two neighbouring sizes of a graded field.
     """
-    # What only training needs is not stored, so that its size would change nothing.
+    # Parts that only training needs are not stored: their size does not count.
     method = recipe.method.without_training_parts() if budget.kind == "stored" else recipe.method
     sizes = usable_sizes(method, shape)
     cost = cost_of(recipe, budget, method, sizes, shape)
@@ -51,14 +51,14 @@ def solve_size(recipe: Recipe, budget: Budget, shape: ModelShape) -> BudgetRepor
 
 
 def usable_sizes(method: Method, shape: ModelShape) -> Sizes:
-    """Return the method's sizes on this model. Raises MethodError if it can be applied in none of them."""
+    """Return the method's sizes on this model. Raises MethodError if the method cannot be applied in the smallest."""
     sizes = method.sizes(shape)
     check_method(method.resized(sizes.field, sizes.values[0]) if sizes.values else method, shape)
     return sizes
 
 
 def cost_of(recipe: Recipe, budget: Budget, method: Method, sizes: Sizes, shape: ModelShape) -> Cost:
-    """Return what a size costs in the budget's unit."""
+    """Return a function from a size to its cost in the budget's unit."""
     frozen_bytes = resolve_dtype(recipe.model.dtype, planned_device(recipe, "auto", None)).itemsize
 
     @cache
@@ -72,44 +72,47 @@ def cost_of(recipe: Recipe, budget: Budget, method: Method, sizes: Sizes, shape:
 
 
 def settings_for(method: Method, sizes: Sizes, size: Any) -> dict[str, Any]:
-    """Return the recipe's fields that a size sets: its own, and those that must follow."""
+    """Return the recipe fields that a size sets: its own, and those that change with it."""
     resized = method.resized(sizes.field, size)
     changed = [name for name in type(method).model_fields if getattr(resized, name) != getattr(method, name)]
     return {f"method.{name}": getattr(resized, name) for name in dict.fromkeys([sizes.field, *changed])}
 
 
 def explain(budget: Budget, sizes: Sizes, choice: Choice, cost: Cost) -> str:
-    """Return why no size of the method comes nearer."""
+    """Return why no size of the method is nearer to the budget."""
     smallest, largest = sizes.values[0], sizes.values[-1]
     field = f"method.{sizes.field}"
     if cost(smallest) == cost(largest):
-        return f"it is {show(budget, choice.cost)} whatever {field} is"
+        return f"{field} does not change it: {show(budget, choice.cost)} at every size"
     if not sizes.graded:
-        return "there are only " + " and ".join(f"{field}={size} ({show(budget, cost(size))})" for size in sizes.values)
+        return "the only sizes are " + " and ".join(
+            f"{field}={size} ({show(budget, cost(size))})" for size in sizes.values
+        )
     if choice.beyond == "smallest":
-        return f"{field}={choice.size}, the smallest size, is {show(budget, choice.cost)} already"
+        return f"{field}={choice.size}, the smallest size, already has {show(budget, choice.cost)}"
     if choice.beyond == "largest":
-        return f"{field}={choice.size}, the largest size, is only {show(budget, choice.cost)}"
-    return f"one step of {field} is {show(budget, choice.step or 0)}"
+        return f"{field}={choice.size}, the largest size, has only {show(budget, choice.cost)}"
+    return f"one step of {field} changes it by {show(budget, choice.step or 0)}"
 
 
 def describe_count(budget: Budget, shape: ModelShape) -> list[str]:
-    """Return what was counted."""
+    """Return notes on what was counted."""
     notes = []
     if budget.is_share:
         notes.append(f"{budget.value} of the base model's {shape.total:,} parameters")
     if head := sum(site.count for site in shape.parameters if site.name in shape.fresh):
         notes.append(f"the new head always trains and is counted: {head:,} parameters")
     if budget.kind == "stored":
-        notes.append("bytes of the tensors, without the headers of their files")
+        notes.append("bytes of the tensors, without file headers")
     return notes
 
 
 def describe_followers(sizes: Sizes, solved: dict[str, Any]) -> list[str]:
-    """Return which fields changed with the size, so that the method does the same otherwise."""
+    """Return a note on the fields that change with the size to keep the method otherwise the same."""
     followers = [path for path in solved if path != f"method.{sizes.field}"]
-    told = f"{' and '.join(followers)} follows method.{sizes.field}, so that nothing else changes"
-    return [told] if followers else []
+    if not followers:
+        return []
+    return [f"{' and '.join(followers)} changes with method.{sizes.field}, to keep the method otherwise the same"]
 
 
 def show(budget: Budget, cost: float) -> str:

@@ -1,4 +1,4 @@
-"""A recipe under a budget: the fields that meet it, and the recipe with them."""
+"""A recipe under a budget: the fields to set, and the recipe with them."""
 
 from __future__ import annotations
 
@@ -19,10 +19,9 @@ from peftlab.world.quiet import quiet_libraries
 
 
 def apply_budget(recipe: Recipe, budget: Budget, shape: ModelShape | None = None) -> tuple[Recipe, BudgetReport]:
-    """Return the recipe with the size that comes nearest to the budget, and what it reaches.
+    """Return the recipe with the size nearest to the budget, and what it reaches.
 
-    Raises MethodError where no size of the method fits this model, RecipeError where the solved field contradicts
-    another one.
+    Raises MethodError if no size of the method fits this model, RecipeError if a solved field contradicts another.
     """
     report = solve(recipe, budget, shape)
     solved = with_settings(recipe, report.solved)
@@ -34,10 +33,10 @@ def apply_budget(recipe: Recipe, budget: Budget, shape: ModelShape | None = None
 def solve(
     recipe: Recipe, budget: Budget, shape: ModelShape | None = None, environment: Mapping[str, str] | None = None
 ) -> BudgetReport:
-    """Return which fields of the recipe to set for a budget, and what they reach.
+    """Return which recipe fields to set for a budget, and what they reach.
 
-    Trainable parameters and stored bytes follow from the model's sizes alone (`shape`, else read from its config);
-    memory is planned, and seconds are measured by a short run here, under more variables of `environment`.
+    Trainable parameters and stored bytes follow from the model's sizes (`shape`, else read from its config);
+    memory is planned; seconds are measured by a short run here, with the variables of `environment` added.
     """
     quiet_libraries()
     if budget.kind == "seconds":

@@ -1,1 +1,1 @@
-"""Checkpoints: whole or invisible, verified, without pickle; and the lock on a run."""
+"""Checkpoints (written atomically, verified, without pickle) and the lock on a run."""

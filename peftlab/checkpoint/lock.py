@@ -1,11 +1,11 @@
-"""The lock on a run directory: one run at a time, and the kernel lets go when the run dies.
+"""The lock on a run directory: one run at a time; the kernel releases it when the run ends, however it ends.
 
-POSIX only (`flock`). A process that is killed, even by SIGKILL, loses its lock at once, so there is no stale
-lock to judge by age or by process id; what the file says of its holder is only for people to read.
-Network file systems: NFS on Linux turns `flock` into a byte-range lock that holds across machines where the
-server's lock service runs (not with the mount option `local_lock`); after a machine is lost the server lets go
-by its own timeout. Lustre needs the mount option `flock`; some FUSE file systems lock only within one machine.
-Where the system offers no locks at all, the run is refused.
+POSIX only (`flock`). A process that is killed, even by SIGKILL, loses its lock at once, so there are no stale
+locks to detect by age or process id; the holder's name in the file is only for error messages.
+Network file systems: NFS on Linux turns `flock` into a byte-range lock that works across machines where the
+server's lock service runs (not with the mount option `local_lock`); if a machine is lost, the server releases
+the lock after its own timeout. Lustre needs the mount option `flock`; some FUSE file systems lock only within
+one machine. Where the system has no locks at all, the run is refused.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ _held: set[int] = set()
 
 
 class RunLock:
-    """Holds the lock file at `path` while the context lasts; StorageError if a living process holds it.
+    """Locks the file at `path` for the duration of the context; StorageError if a running process has locked it.
 
-    The file stays when the lock is released: removing it would let a third process lock a file of its own.
+    The file is kept when the lock is released: removing it would let a third process lock a new file of that name.
     """
 
     def __init__(self, path: Path):
@@ -39,16 +39,16 @@ class RunLock:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             _describe_holder(descriptor)
         except BaseException as error:
-            told = self._tell(descriptor, error)
+            refusal = self._refusal(descriptor, error)
             os.close(descriptor)
-            raise told from None
+            raise refusal from None
         _held.add(descriptor)
         self._descriptor = descriptor
         return self
 
-    def __exit__(self, *_) -> None:
-        # A forked child that leaves the context has no lock any more: see `_close_in_child`.
-        if self._descriptor in _held:
+    def __exit__(self, *_: object) -> None:
+        # In a forked child the lock is closed already: see `_close_in_child`.
+        if self._descriptor is not None and self._descriptor in _held:
             _held.discard(self._descriptor)
             with contextlib.suppress(OSError):
                 os.ftruncate(self._descriptor, 0)
@@ -59,15 +59,18 @@ class RunLock:
         try:
             return os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
         except OSError as error:
-            raise StorageError(f"{self.path}: cannot be locked: {error.strerror}; choose another run.output") from None
+            raise StorageError(
+                f"{self.path}: cannot be locked: {error.strerror}; set run.output to another directory"
+            ) from None
 
-    def _tell(self, descriptor: int, error: BaseException) -> BaseException:
+    def _refusal(self, descriptor: int, error: BaseException) -> BaseException:
+        """Return the StorageError for what the system refused; any other error as it is."""
         if isinstance(error, BlockingIOError):
-            told = f"is in use by {_read_holder(descriptor)}; wait for it to end, or set run.output=OTHER"
-            return StorageError(f"{self.path.parent}: {told}")
+            message = f"is in use by {_read_holder(descriptor)}; wait until it ends, or set run.output=OTHER"
+            return StorageError(f"{self.path.parent}: {message}")
         if isinstance(error, OSError):
-            told = f"cannot be locked: {error.strerror}; set run.output to a folder on a local disk"
-            return StorageError(f"{self.path}: {told}")
+            message = f"cannot be locked: {error.strerror}; set run.output to a directory on a local disk"
+            return StorageError(f"{self.path}: {message}")
         return error
 
 
@@ -81,14 +84,14 @@ def _describe_holder(descriptor: int) -> None:
 def _read_holder(descriptor: int) -> str:
     try:
         holder = json.loads(os.pread(descriptor, 4096, 0))
-        return f"process {holder['pid']} on {holder['host']}, which started it at {holder['started']}"
+        return f"process {holder['pid']} on {holder['host']}, started at {holder['started']}"
     except (OSError, ValueError, KeyError, TypeError):
-        # The holder has locked the file and not yet written who it is.
+        # The holder has locked the file but not yet written its name into it.
         return "another process"
 
 
 def _close_in_child() -> None:
-    """Keep forked children, data workers above all, from holding the lock of a parent that died."""
+    """Close the locks in a forked child, so that data workers do not keep the lock of a dead parent."""
     for descriptor in _held:
         os.close(descriptor)
     _held.clear()

@@ -1,4 +1,4 @@
-"""`MANIFEST.json`: what a checkpoint folder holds to the byte, and whether it still does."""
+"""`MANIFEST.json`: the size and hash of every file of a checkpoint, and their verification."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from peftlab.errors import StorageError
 
 NAME = "MANIFEST.json"
-SCHEMA = 1
+SCHEMA: Literal[1] = 1
 
 
 class FileRecord(BaseModel):
+    """Size in bytes and SHA-256 of one file."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     size: int
@@ -26,11 +28,11 @@ class FileRecord(BaseModel):
 
 
 class Manifest(BaseModel):
-    """The files of one checkpoint by their path inside it, and the facts that its writer states."""
+    """The files of one checkpoint by their path inside it, and facts that the writer recorded."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    schema_version: Literal[1] = Field(SCHEMA, alias="schema")
+    schema_version: Literal[1] = Field(default=SCHEMA, alias="schema")
     step: int = Field(ge=0)
     files: dict[str, FileRecord]
     facts: dict[str, Any]
@@ -41,37 +43,39 @@ class Manifest(BaseModel):
 
 
 def render(manifest: Manifest) -> str:
-    """Return the only text that stands for `manifest`; its last member is the SHA-256 of the others."""
+    """Return the one JSON text of `manifest`; its last member is the SHA-256 of the others."""
     content = manifest.model_dump(by_alias=True)
     digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()
     return json.dumps(content | {"sha256": digest}, indent=2) + "\n"
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Read and check a checkpoint's manifest, not yet its files. Raises StorageError with the first fault."""
+    """Return a checkpoint's manifest, checked without reading the files. Raises StorageError at the first fault."""
     path = folder / NAME
     try:
         if folder.is_symlink() or path.is_symlink():
-            raise StorageError(f"{folder}: is no checkpoint: {'it' if folder.is_symlink() else NAME} is a link")
+            raise StorageError(
+                f"{folder}: is not a checkpoint: {'it' if folder.is_symlink() else NAME} is a symbolic link"
+            )
         text = path.read_bytes().decode("utf-8")
         content = json.loads(text)
         _refuse_other_schema(path, content)
         content.pop("sha256", None)
         manifest = Manifest.model_validate(content)
     except (FileNotFoundError, NotADirectoryError):
-        raise StorageError(f"{folder}: is no checkpoint: it has no {NAME}") from None
+        raise StorageError(f"{folder}: is not a checkpoint: it has no {NAME}") from None
     except (OSError, ValueError, ValidationError, RecursionError) as error:
         raise StorageError(f"{path}: is damaged: {_first_line(error)}") from None
-    # Only the exact text counts, so that no flipped bit passes, not even one in a space or in the digest.
+    # Compare the exact text, so that every flipped bit is found, even one in a space or in the digest.
     if render(manifest) != text:
-        raise StorageError(f"{path}: is damaged: its content does not have the hash that it states")
+        raise StorageError(f"{path}: is damaged: its content does not match its own hash")
     for name in manifest.files:
         _refuse_escape(path, name)
     return manifest
 
 
 def verify(folder: Path) -> Manifest:
-    """Read every byte of a checkpoint. Raises StorageError with the first fault."""
+    """Return the manifest after reading every byte of the checkpoint. Raises StorageError at the first fault."""
     manifest = read_manifest(folder)
     try:
         present = {path.relative_to(folder).as_posix(): path for path in walk_files(folder)}
@@ -84,7 +88,7 @@ def verify(folder: Path) -> Manifest:
 
 
 def walk_files(folder: Path) -> Iterator[Path]:
-    """Yield the regular files below `folder`, in order. Raises StorageError at a link or a special file."""
+    """Yield the regular files below `folder`, sorted by path. Raises StorageError at a link or a special file."""
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
         mode = entry.stat(follow_symlinks=False).st_mode
         if stat.S_ISDIR(mode):
@@ -92,11 +96,11 @@ def walk_files(folder: Path) -> Iterator[Path]:
         elif stat.S_ISREG(mode):
             yield Path(entry.path)
         else:
-            raise StorageError(f"{entry.path}: is a link or a special file; a checkpoint holds none")
+            raise StorageError(f"{entry.path}: is a symbolic link or special file, which checkpoints never contain")
 
 
 def record_file(path: Path, sync: bool = False) -> FileRecord:
-    """Return the size and hash of a file; with `sync`, after it is on the disk."""
+    """Return the size and hash of a file; with `sync`, after flushing it to the disk."""
     with path.open("rb", buffering=0) as file:
         if sync:
             os.fsync(file.fileno())
@@ -105,16 +109,16 @@ def record_file(path: Path, sync: bool = False) -> FileRecord:
 
 def _refuse_other_schema(path: Path, content: Any) -> None:
     if not isinstance(content, dict) or not isinstance(content.get("schema"), int):
-        raise StorageError(f"{path}: is damaged: it states no schema")
+        raise StorageError(f"{path}: is damaged: it has no schema number")
     if content["schema"] != SCHEMA:
-        told = f"has schema {content['schema']}, this peftlab reads {SCHEMA}"
-        raise StorageError(f"{path}: {told}; resume with the version of peftlab that wrote it")
+        message = f"has schema {content['schema']}, but this version of peftlab reads schema {SCHEMA}"
+        raise StorageError(f"{path}: {message}; resume with the version that wrote it")
 
 
 def _refuse_escape(path: Path, name: str) -> None:
     parts = PurePosixPath(name).parts
     if not parts or name != "/".join(parts) or ".." in parts or "\\" in name or "\0" in name or name == NAME:
-        raise StorageError(f"{path}: is no manifest of peftlab: {name!r} is no path inside the checkpoint")
+        raise StorageError(f"{path}: is not a manifest of peftlab: {name!r} is not a path inside the checkpoint")
 
 
 def _refuse_other_files(folder: Path, manifest: Manifest, present: set[str]) -> None:
@@ -130,7 +134,7 @@ def _refuse_change(path: Path, record: FileRecord) -> None:
     if size != record.size:
         raise StorageError(f"{path}: is damaged: it has {size:,} bytes instead of {record.size:,}")
     if record_file(path).sha256 != record.sha256:
-        raise StorageError(f"{path}: is damaged: its SHA-256 is not the one in {NAME}")
+        raise StorageError(f"{path}: is damaged: its SHA-256 differs from the one in {NAME}")
 
 
 def _first_line(error: Exception) -> str:

@@ -13,7 +13,7 @@ from peftlab.world.hardware import capture_cuda_randomness, count_cuda_devices, 
 
 
 def capture_random_state() -> dict[str, Any]:
-    """Return the states of this process's generators, as `save_state` takes them."""
+    """Return the states of this process's generators, in a form that `save_state` writes."""
     return {
         "python": random.getstate(),
         "numpy": np.random.get_state(),
@@ -23,10 +23,10 @@ def capture_random_state() -> dict[str, Any]:
 
 
 def restore_random_state(state: dict[str, Any]) -> list[str]:
-    """Put the generators where they were and return why that is not exact: nothing if it is.
+    """Restore the generators; return the reasons why that is inexact, empty if it is exact.
 
-    CUDA devices that are only there or only here are told, the others restored. Raises StorageError for a
-    state that a generator refuses.
+    Only the CUDA devices that both the state and this machine have are restored; a different number of devices is
+    such a reason. Raises StorageError for a state that a generator refuses.
     """
     try:
         random.setstate(state["python"])
@@ -38,4 +38,8 @@ def restore_random_state(state: dict[str, Any]) -> list[str]:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise StorageError(f"the random state of the checkpoint cannot be restored: {reason}") from None
     saved = len(state["cuda"])
-    return [] if saved == here else [f"random states of {saved} CUDA devices were saved, {here} are here"]
+    return (
+        []
+        if saved == available
+        else [f"random states of {saved} CUDA devices were saved, this machine has {available}"]
+    )

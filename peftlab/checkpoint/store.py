@@ -1,8 +1,8 @@
-"""The folder of checkpoints: written whole or not at all, found by step, rotated, cleaned.
+"""The folder of checkpoints: written atomically, found by step, rotated, cleaned.
 
-A checkpoint grows in `.step-000010.PID.partial` and gets its name `step-000010` by one rename, after every
-byte of it is on the disk and `MANIFEST.json` says so. All functions that write expect the run's lock to be
-held. Order is by step: no clock is ever asked.
+A checkpoint is written to `.step-000010.PID.partial` and renamed to `step-000010` after every byte of it and
+its `MANIFEST.json` are on the disk. Functions that write need the run's lock. Checkpoints are ordered by step,
+never by time.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ WHOLE = re.compile(r"step-(\d{6,})")
 UNFINISHED = re.compile(r"\.step-\d{6,}\.\d+\.partial")
 REPLACED = re.compile(r"\.(step-\d{6,})\.\d+\.former")
 
-# Room for what statvfs does not show: file-system blocks, the manifest, other writers of a shared disk.
+# Space for what `disk_usage` does not show: file-system blocks, the manifest, other writers of a shared disk.
 SPARE_BYTES = 8 * 1024**2
 SPARE_FRACTION = 0.02
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint whose every byte was verified."""
+    """A checkpoint that was verified, every byte of it."""
 
     step: int
     path: Path
@@ -43,14 +43,14 @@ class Checkpoint:
 def write_checkpoint(
     root: Path, step: int, write: Callable[[Path], None], facts: dict[str, Any], needed_bytes: int = 0
 ) -> Path:
-    """Write the checkpoint of `step` with the files that `write(folder)` makes, and return its folder.
+    """Write the checkpoint of `step` with the files that `write(folder)` makes; return its folder.
 
-    `facts` is JSON that the manifest states beside the files. When this returns, the checkpoint is on the
-    disk; a former one of the same step is replaced. Raises StorageError where there is no room for
-    `needed_bytes`, or the disk refuses; then, as after any other exception, the folder is as it was.
+    `facts` is JSON for the manifest. On return the checkpoint is on the disk; an earlier one of the same step is
+    replaced. Raises StorageError if `needed_bytes` do not fit or writing fails; after that, as after any other
+    exception, the folder is unchanged.
     """
     target = root / name_of(step)
-    with _told(target), _partial(root, step) as partial:
+    with _storage_errors(target), _partial(root, step) as partial:
         _make_root(root)
         refuse_full_disk(root, needed_bytes)
         partial.mkdir()
@@ -64,8 +64,8 @@ def write_checkpoint(
 
 
 def find_latest(root: Path) -> tuple[Checkpoint | None, list[str]]:
-    """Return the whole checkpoint of the highest step, and why each higher one was passed over."""
-    faults = []
+    """Return the intact checkpoint of the highest step, and the fault of each higher one that was skipped."""
+    faults: list[str] = []
     for step, path in sorted(list_steps(root).items(), reverse=True):
         try:
             return Checkpoint(step, path, _verify_step(path, step)), faults
@@ -75,34 +75,34 @@ def find_latest(root: Path) -> tuple[Checkpoint | None, list[str]]:
 
 
 def list_steps(root: Path) -> dict[int, Path]:
-    """Return what has a checkpoint's name, by step, verified or not."""
+    """Return the folders that have a checkpoint's name, by step; their content is not verified."""
     steps = {int(match[1]): root / match[0] for match in _matches(root, WHOLE)}
     return {step: path for step, path in sorted(steps.items()) if path.name == name_of(step)}
 
 
 def rotate(root: Path, keep: int, protected: set[int]) -> list[int]:
-    """Remove all but the `keep` highest steps and the protected ones; return the steps removed.
+    """Remove all but the `keep` highest steps and the protected ones; return the removed steps.
 
-    The caller protects the last one that it wrote, the best and the one that it resumed from: a damaged one of
-    a higher step takes a place here. Raises StorageError where one cannot be removed.
+    The caller protects the last one that it wrote, the best, and the one that it resumed from, because a damaged
+    one of a higher step counts among the highest. Raises StorageError if one cannot be removed.
     """
     if keep < 1:
-        raise ValueError("at least the last checkpoint is kept")
+        raise ValueError(f"keep must be at least 1, got {keep}")
     steps = list_steps(root)
     removed = [step for step in list(steps)[:-keep] if step not in protected]
     for step in removed:
-        # Under its new name it is no checkpoint any more: a kill in the middle leaves none with half its files.
-        with _told(steps[step], "removed"), _partial(root, step) as partial:
+        # Rename first: a kill in the middle then leaves no checkpoint with half of its files.
+        with _storage_errors(steps[step], "removed"), _partial(root, step) as partial:
             os.rename(steps[step], partial)
             shutil.rmtree(partial)
     return removed
 
 
 def clean_leftovers(root: Path) -> None:
-    """Remove what killed writers left, and nothing else. Only under the run's lock, before `find_latest`."""
-    with _told(root, "cleaned"):
+    """Remove only what killed writers left. Call it under the run's lock, before `find_latest`."""
+    with _storage_errors(root, "cleaned"):
         for match in _matches(root, REPLACED):
-            # Its writer was killed between moving this one away and giving its place to the new one.
+            # Its writer was killed after moving this one away and before renaming the new one: move it back.
             if not (root / match[1]).exists():
                 os.rename(root / match[0], root / match[1])
             else:
@@ -112,14 +112,14 @@ def clean_leftovers(root: Path) -> None:
 
 
 def refuse_full_disk(root: Path, needed_bytes: int) -> None:
-    """Raise StorageError if the disk under `root`, which need not be there yet, lacks room for a checkpoint."""
+    """Raise StorageError if the disk under `root`, which need not exist yet, lacks space for a checkpoint."""
     place = next(path for path in (root, *root.absolute().parents) if path.exists())
     free = shutil.disk_usage(place).free
     needed = needed_bytes + SPARE_BYTES + int(needed_bytes * SPARE_FRACTION)
     if free < needed:
         raise StorageError(
-            f"{root}: a checkpoint needs {needed / 1e6:,.0f} MB, {free / 1e6:,.0f} MB are free; checkpoints that "
-            "were whole still are; free some space or keep fewer checkpoints, then go on with --resume"
+            f"{root}: a checkpoint needs {needed / 1e6:,.0f} MB, but only {free / 1e6:,.0f} MB are free; earlier "
+            "checkpoints are intact; free some space or lower run.keep_checkpoints, then use --resume"
         )
 
 
@@ -128,7 +128,7 @@ def name_of(step: int) -> str:
 
 
 def _matches(root: Path, pattern: re.Pattern) -> list[re.Match]:
-    """Return the matches among the names of real folders in `root`; links are never ours."""
+    """Return the matches among the names of folders in `root`; symbolic links are never checkpoints."""
     try:
         entries = [entry.name for entry in os.scandir(root) if entry.is_dir(follow_symlinks=False)]
     except FileNotFoundError:
@@ -139,26 +139,26 @@ def _matches(root: Path, pattern: re.Pattern) -> list[re.Match]:
 def _verify_step(path: Path, step: int) -> Manifest:
     manifest = verify(path)
     if manifest.step != step:
-        raise StorageError(f"{path}: is no checkpoint of step {step}: its {NAME} says step {manifest.step}")
+        raise StorageError(f"{path}: is not the checkpoint of step {step}: its {NAME} says step {manifest.step}")
     return manifest
 
 
 @contextmanager
-def _told(target: Path, done: str = "written") -> Iterator[None]:
-    """Tell what the system refuses in one line."""
+def _storage_errors(target: Path, action: str = "written") -> Iterator[None]:
+    """Turn an error of the file system or of safetensors into a StorageError of one line."""
     try:
         yield
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or next(iter(str(error).splitlines()), type(error).__name__)
-        told = "checkpoints that were whole still are; free some space or check the disk, then use --resume"
-        raise StorageError(f"{target}: cannot be {done}: {reason}; {told}") from None
+        advice = "earlier checkpoints are intact; free some space or check the disk, then use --resume"
+        raise StorageError(f"{target}: cannot be {action}: {reason}; {advice}") from None
 
 
 @contextmanager
 def _partial(root: Path, step: int) -> Iterator[Path]:
-    """Give a name beside the checkpoints that is free, and is free again afterwards."""
+    """Yield an unused path for a folder in `root`; what is there at the end is removed."""
     partial = root / f".{name_of(step)}.{os.getpid()}.partial"
-    # In a container every run may have the same process id: what lies here is then a killed one's.
+    # In containers every run may have the same process id: a folder of this name is then a killed run's.
     _remove(partial)
     try:
         yield partial
@@ -171,19 +171,19 @@ def _remove(folder: Path) -> None:
 
 
 def _commit(partial: Path, target: Path) -> None:
-    """Give the folder its name. Nothing can replace a folder that has files at once, so it moves away first."""
-    former = partial.with_suffix(".former")
-    _remove(former)
+    """Rename the folder to `target`. No rename replaces a folder that has files, so an earlier one moves away first."""
+    previous = partial.with_suffix(".former")
+    _remove(previous)
     if target.exists():
-        os.rename(target, former)
+        os.rename(target, previous)
     try:
         os.rename(partial, target)
     except OSError:
-        if former.exists():
-            os.rename(former, target)
+        if previous.exists():
+            os.rename(previous, target)
         raise
     sync(target.parent)
-    _remove(former)
+    _remove(previous)
 
 
 def _make_root(root: Path) -> None:

@@ -1,7 +1,7 @@
-"""State as safetensors and JSON: any nest of plain values and tensors, back to the bit, and never a pickle.
+"""State as safetensors and JSON: nested plain values and tensors, restored bit for bit, without pickle.
 
-`NAME.safetensors` holds tensors and arrays under running numbers. `NAME.json` holds the structure: null, true,
-strings, whole and finite numbers and lists stand for themselves, an object with one member for the rest:
+`NAME.safetensors` contains tensors and arrays under running numbers. `NAME.json` contains the structure: null,
+booleans, strings, integers, finite numbers and lists as they are, and an object with one member for the rest:
 {"tensor": number}, {"array": number}, {"scalar": number} (NumPy's), {"tuple": [...]}, {"dict": [[key, value], ...]},
 {"float": 8 bytes in hex} (infinite or NaN), {"int": hex} (beyond 64 bits).
 """
@@ -27,8 +27,8 @@ SCHEMA = 1
 
 
 @dataclass(frozen=True)
-class HeldState:
-    """A state as its two files will hold it, with tensors on the CPU."""
+class EncodedState:
+    """A state in the form of its two files, with tensors on the CPU."""
 
     structure: Any
     tensors: dict[str, Tensor]
@@ -38,45 +38,45 @@ class HeldState:
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
 
-def hold_state(state: Any, name: str, copy: bool = False) -> HeldState:
-    """Return `state` in the form in which it is written; TypeError with the place where a value has none.
+def encode_state(state: Any, name: str, copy: bool = False) -> EncodedState:
+    """Return `state` in the form in which it is written. Raises TypeError with the place of a value that has none.
 
-    With `copy` it shares no memory with `state`, which may change from then on. A tensor that occurs twice is
-    held once, and is one object again after loading. Devices, strides and gradients are not kept.
+    With `copy` it shares no memory with `state`, which may then change. A tensor that occurs twice is written
+    once, and is one object again after loading. Devices, strides and gradients are not kept.
     """
-    holder = _Holder(copy)
-    structure = {"schema": SCHEMA, "state": holder.encode(state, name)}
-    return HeldState(structure, holder.tensors)
+    encoder = _Encoder(copy)
+    structure = {"schema": SCHEMA, "state": encoder.encode(state, name)}
+    return EncodedState(structure, encoder.tensors)
 
 
-def write_state(folder: Path, name: str, held: HeldState) -> None:
-    """Write `NAME.safetensors` and `NAME.json` in `folder`. Raises StorageError where the disk refuses."""
+def write_state(folder: Path, name: str, encoded: EncodedState) -> None:
+    """Write `NAME.safetensors` and `NAME.json` in `folder`. Raises StorageError if writing fails."""
     try:
-        save_file(held.tensors, folder / f"{name}.safetensors")
-        (folder / f"{name}.json").write_text(json.dumps(held.structure, allow_nan=False), encoding="utf-8")
+        save_file(encoded.tensors, folder / f"{name}.safetensors")
+        (folder / f"{name}.json").write_text(json.dumps(encoded.structure, allow_nan=False), encoding="utf-8")
     except (OSError, SafetensorError) as error:
         raise StorageError(f"{folder / name}: cannot be written: {_first_line(error)}; free some space") from None
 
 
 def save_state(folder: Path, name: str, state: Any) -> None:
-    """Write `state` as `NAME` in `folder`: see `hold_state` and `write_state`."""
-    write_state(folder, name, hold_state(state, name))
+    """Write `state` as `NAME` in `folder`: see `encode_state` and `write_state`."""
+    write_state(folder, name, encode_state(state, name))
 
 
 def load_state(folder: Path, name: str) -> Any:
-    """Return the state that `save_state` wrote, its tensors on the CPU. Raises StorageError where it is damaged."""
+    """Return the state that `save_state` wrote, its tensors on the CPU. Raises StorageError if it is damaged."""
     path = folder / f"{name}.json"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(content, dict) or content.get("schema") != SCHEMA:
-            raise StorageError(f"{path}: is no state that this peftlab reads (schema {SCHEMA})")
+            raise StorageError(f"{path}: is not a state of schema {SCHEMA}, which this version of peftlab reads")
         return _decode(content["state"], _read_tensors(folder / f"{name}.safetensors"))
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, struct.error, RecursionError) as error:
         raise StorageError(f"{folder / name}: cannot be read: {_first_line(error)}") from None
 
 
-class _Holder:
-    """Collects tensors while it turns a state into JSON."""
+class _Encoder:
+    """Turns a state into JSON and collects its tensors."""
 
     def __init__(self, copy: bool):
         self.copy = copy
@@ -112,22 +112,22 @@ class _Holder:
         """Return the number of a tensor, the same for the same object (bitsandbytes shares its code books)."""
         if id(tensor) not in self._numbers:
             number = str(len(self.tensors))
-            self.tensors[number] = self._whole(tensor, place)
+            self.tensors[number] = self._contiguous(tensor, place)
             self._numbers[id(tensor)] = number
-            self._kept.append(tensor)  # its id stays its own as long as it lives
+            self._kept.append(tensor)  # a living tensor's id is unique
         return self._numbers[id(tensor)]
 
-    def _whole(self, tensor: Tensor, place: str) -> Tensor:
-        """Return the tensor in memory that it shares with no other of the file, which safetensors asks for."""
+    def _contiguous(self, tensor: Tensor, place: str) -> Tensor:
+        """Return the tensor, contiguous and in memory shared with no other of the file, as safetensors requires."""
         if tensor.layout is not torch.strided or tensor.is_quantized or tensor.dtype is torch.complex128:
             raise TypeError(f"{place}: a {tensor.layout} tensor of {tensor.dtype} cannot be saved exactly")
-        whole = tensor.detach().cpu().contiguous().resolve_conj().resolve_neg()
-        storage = whole.untyped_storage().data_ptr()
+        contiguous = tensor.detach().cpu().contiguous().resolve_conj().resolve_neg()
+        storage = contiguous.untyped_storage().data_ptr()
         same = self.copy and storage == tensor.untyped_storage().data_ptr()
         if same or storage in self._storages:
-            whole = whole.clone()
+            contiguous = contiguous.clone()
         self._storages.add(storage)
-        return whole
+        return contiguous
 
 
 def _from_numpy(value: np.ndarray | np.generic, place: str) -> Tensor:
@@ -138,8 +138,8 @@ def _from_numpy(value: np.ndarray | np.generic, place: str) -> Tensor:
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
-    # Cloned: what safetensors gives is mapped from the file. That would keep a rotated checkpoint's space in
-    # use, die with SIGBUS when the file shrinks, and lie less aligned than memory that torch allocates.
+    # Cloned: safetensors maps the file into memory. That would keep a removed checkpoint's disk space in use,
+    # raise SIGBUS when the file shrinks, and be less aligned than memory that torch allocates.
     with safe_open(path, framework="pt") as file:
         return {number: file.get_tensor(number).clone() for number in file.keys()}  # noqa: SIM118
 

@@ -1,4 +1,4 @@
-"""Checkpoints written beside training by one thread, one after the other."""
+"""Checkpoints written in one background thread, one after the other."""
 
 from __future__ import annotations
 
@@ -11,34 +11,34 @@ from peftlab.errors import StorageError
 
 
 class CheckpointWriter:
-    """Writes in a thread of its own what was copied before; what a write raises, the next call here raises again.
+    """Runs writes in a background thread; an error of a write is raised by the next call.
 
-    `seconds` is what the writes took in all, `longest_seconds` the longest of them.
+    `seconds` is the time of all writes together, `longest_seconds` that of the longest.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.seconds = self.longest_seconds = 0.0
         self._thread = ThreadPoolExecutor(1, "checkpoint")
-        self._under_way: Future | None = None
+        self._pending: Future[None] | None = None
 
     def start(self, write: Callable[[], None]) -> None:
-        """Wait for the former write, then begin this one and return."""
+        """Start this write after the previous one has ended; return without waiting for it."""
         self.wait()
-        self._under_way = self._thread.submit(self._time, write)
+        self._pending = self._thread.submit(self._time, write)
 
     def check(self) -> None:
-        """Raise what the write under way has met, if it has ended; do not wait for it."""
-        if self._under_way is not None and self._under_way.done():
+        """Raise the error of the pending write if it has ended; do not wait for it."""
+        if self._pending is not None and self._pending.done():
             self.wait()
 
     def wait(self) -> None:
-        """Return when nothing is under way."""
-        under_way, self._under_way = self._under_way, None
-        if under_way is not None:
-            under_way.result()
+        """Wait until the pending write has ended; raise its error."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
 
     def close(self, quietly: bool = False) -> None:
-        """Wait for the last write and end the thread; `quietly` where another error is on its way already."""
+        """Wait for the last write and end the thread; `quietly` drops its StorageError in favour of another error."""
         try:
             with contextlib.suppress(StorageError) if quietly else contextlib.nullcontext():
                 self.wait()
@@ -50,6 +50,6 @@ class CheckpointWriter:
         try:
             write()
         finally:
-            took = time.perf_counter() - started
-            self.seconds += took
-            self.longest_seconds = max(self.longest_seconds, took)
+            seconds = time.perf_counter() - started
+            self.seconds += seconds
+            self.longest_seconds = max(self.longest_seconds, seconds)

@@ -1,4 +1,4 @@
-"""What a command answers with: tables or one JSON object, one line for each error, and the exit code."""
+"""The output of a command: tables or one JSON object, one line for each error, and the exit code."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ INTERRUPTED = 130
 
 
 def answers(command: Callable[..., Any]) -> Callable[..., None]:
-    """Make a function a command: its result is printed, its errors become lines and an exit code.
+    """Make a function a command: print its result; turn its errors into lines and an exit code.
 
-    The function returns (answer, show, exit code): `answer` is the JSON object for `as_json`, `show` a
-    function that prints the same for people.
+    The function returns (answer, show, exit code): `answer` is the JSON object for `as_json`, `show` a function
+    that prints the same as text.
     """
 
     @functools.wraps(command)
@@ -41,45 +41,46 @@ def answers(command: Callable[..., Any]) -> Callable[..., None]:
 
 
 def run_command(command: Callable[[], Any], as_json: bool, debug: bool) -> int:
-    """Run a command and answer; return the exit code."""
+    """Run a command, print its result or error, and return the exit code."""
     try:
-        with standard_output_kept_clean() if as_json else contextlib.nullcontext():
+        with stdout_to_stderr() if as_json else contextlib.nullcontext():
             answer, show, code = command()
     except KeyboardInterrupt:
         print("peftlab: interrupted", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
-        return tell_error(error, as_json, debug)
+        return print_error(error, as_json, debug)
     if is_main_process():
         print_json(answer) if as_json else show()
     return code
 
 
-def tell_error(error: Exception, as_json: bool, debug: bool) -> int:
-    """Print an error in one line, or in one for each problem of a recipe; return its exit code."""
+def print_error(error: Exception, as_json: bool, debug: bool) -> int:
+    """Print an error on one line, or one line for each problem of a recipe; return its exit code."""
     if debug:
         print(mask_secrets("".join(traceback.format_exception(error))), file=sys.stderr, end="")
-    foreseen = isinstance(error, PeftlabError)
-    code = error.exit_code if foreseen else FAULT
-    told_by_all = isinstance(error, RecipeError | UsageError)  # every process of a launch meets these alike
-    if told_by_all and not is_main_process():
+    code = error.exit_code if isinstance(error, PeftlabError) else FAULT
+    # Every process of a launch raises these; one of them is enough.
+    if isinstance(error, RecipeError | UsageError) and not is_main_process():
         return code
-    lines = [mask_secrets(line) for line in (str(error).splitlines() if foreseen else [describe_fault(error)])]
+    message = str(error) if isinstance(error, PeftlabError) else describe_fault(error)
+    lines = [mask_secrets(line) for line in message.splitlines()]
     for line in lines:
         print(f"peftlab: error: {line}", file=sys.stderr)
     if as_json and is_main_process():
-        problems = [masked(problem) for problem in getattr(error, "problems", [])]
+        problems = [problem_json(problem) for problem in getattr(error, "problems", [])]
         print_json({"error": {"kind": type(error).__name__, "exit_code": code, "lines": lines, "problems": problems}})
     return code
 
 
-def masked(problem: Problem) -> dict[str, Any]:
+def problem_json(problem: Problem) -> dict[str, Any]:
+    """Return a problem as JSON, with secrets masked."""
     return asdict(problem) | {"message": mask_secrets(problem.message)}
 
 
 @contextlib.contextmanager
-def naming_places(recipe: Path, overrides: Sequence[str]) -> Iterator[None]:
-    """Put the recipe's file and line before every line of an error that begins with a key path."""
+def error_places(recipe: Path, overrides: Sequence[str]) -> Iterator[None]:
+    """Add the recipe's file and line to every line of an error that begins with a key path."""
     try:
         yield
     except RecipeError:
@@ -98,26 +99,26 @@ def naming_places(recipe: Path, overrides: Sequence[str]) -> Iterator[None]:
 
 
 def describe_fault(error: Exception) -> str:
-    """Return the one line for what nobody foresaw."""
+    """Return the line for an unexpected error."""
     message = " ".join(str(error).split())
-    return f"{type(error).__name__}: {message} (a fault in peftlab: --debug shows where; please report it)"
+    return f"{type(error).__name__}: {message} (a fault in peftlab; --debug shows the traceback; please report it)"
 
 
 def print_json(answer: dict[str, Any]) -> None:
-    """Print one JSON object; numbers that JSON lacks (NaN, infinity) become null."""
+    """Print one JSON object; NaN and infinity, which JSON lacks, become null."""
     from pydantic_core import to_json
 
     print(to_json(answer, indent=2, inf_nan_mode="null", fallback=str).decode())
 
 
 def is_main_process() -> bool:
-    """Whether this is the process of a launch that speaks for all."""
+    """Whether this is process 0 of a launch, the only one that prints."""
     return os.environ.get("RANK", "0") == "0"
 
 
 @contextlib.contextmanager
-def standard_output_kept_clean() -> Iterator[None]:
-    """Send whatever is printed meanwhile, by libraries and child processes too, to standard error."""
+def stdout_to_stderr() -> Iterator[None]:
+    """Redirect standard output to standard error, also that of libraries and child processes."""
     sys.stdout.flush()
     kept = os.dup(1)
     os.dup2(2, 1)

@@ -1,16 +1,17 @@
-"""The commands of `peftlab`, its exit codes, and how a command line is run."""
+"""The commands of `peftlab`, its exit codes, and the run of one command line."""
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from peftlab import __version__
-from peftlab.cli.answer import INTERRUPTED, tell_error
+from peftlab.cli.answer import INTERRUPTED, print_error
 from peftlab.cli.budget import budget
 from peftlab.cli.check import check, schema
 from peftlab.cli.compare import compare
@@ -22,8 +23,8 @@ from peftlab.cli.training import train, verify_resume
 from peftlab.cli.use import evaluate, generate
 from peftlab.errors import EXIT_CODES, UsageError
 
-# The class is click's in older versions of typer and typer's own in newer ones.
-CommandLineError = typer.BadParameter.__base__
+# Any: the class is click's in older versions of typer and typer's own in newer ones.
+CommandLineError: Any = typer.BadParameter.__base__
 
 EPILOG = "\b\nExit codes:\n" + "\n".join(f"  {code:>3}  {meaning}" for code, meaning in EXIT_CODES.items())
 
@@ -75,7 +76,8 @@ def root(
 def run(arguments: Sequence[str]) -> int:
     """Run one command line; return its exit code."""
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         code = app(args=list(arguments), prog_name="peftlab", standalone_mode=False)
         sys.stdout.flush()
@@ -83,9 +85,9 @@ def run(arguments: Sequence[str]) -> int:
     except CommandLineError as error:
         advice = f"see `{error.ctx.command_path} --help`" if error.ctx else "see `peftlab --help`"
         message = f"{error.format_message().rstrip('.')}; {advice}"
-        return tell_error(UsageError(message), as_json="--json" in arguments, debug="--debug" in arguments)
+        return print_error(UsageError(message), as_json="--json" in arguments, debug="--debug" in arguments)
     except typer.Abort:
         return INTERRUPTED
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+    except BrokenPipeError:  # the reader, such as `head`, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

@@ -1,4 +1,4 @@
-"""`peftlab budget`: a recipe whose method has the size that a budget asks for."""
+"""`peftlab budget`: a recipe resized to fit a budget."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from peftlab.cli.answer import answers, naming_places
+from peftlab.cli.answer import answers, error_places
 from peftlab.cli.options import AsJson, Debug, RecipePath
 from peftlab.errors import UsageError
 
@@ -24,7 +24,7 @@ Arguments = Annotated[
 
 @answers
 def budget(recipe: RecipePath, arguments: Arguments, as_json: AsJson = False, debug: Debug = False) -> Any:
-    """Print the recipe in the size that meets a budget, and on standard error what it reaches."""
+    """Print the recipe resized to fit a budget. What it reaches is printed on standard error."""
     from peftlab.budgets.budget import parse_budget
     from peftlab.recipe.load import load_recipe
 
@@ -34,14 +34,14 @@ def budget(recipe: RecipePath, arguments: Arguments, as_json: AsJson = False, de
     from peftlab.budgets.solve import apply_budget
     from peftlab.recipe.dump import dump_recipe
 
-    with naming_places(recipe, overrides):
+    with error_places(recipe, overrides):
         solved, report = apply_budget(loaded, parsed)
     answer = {"budget": report.model_dump(), "recipe": solved.model_dump(mode="json")}
     return answer, lambda: show_solved(dump_recipe(solved), report), 0
 
 
 def split_budget(arguments: Sequence[str]) -> tuple[str, list[str]]:
-    """Return the budget and the overrides among the arguments: an override begins with a section of the recipe."""
+    """Return the budget and the overrides among the arguments; overrides begin with a section of the recipe."""
     from peftlab.recipe.schema import Recipe
 
     def is_override(text: str) -> bool:
@@ -49,8 +49,8 @@ def split_budget(arguments: Sequence[str]) -> tuple[str, list[str]]:
 
     budgets = [text for text in arguments if not is_override(text)]
     if len(budgets) != 1:
-        told = f"{len(budgets)} budgets are given ({', '.join(budgets)})" if budgets else "no budget is given"
-        raise UsageError(f"{told}; give one, such as trainable=300k")
+        found = f"{len(budgets)} budgets ({', '.join(budgets)})" if budgets else "no budget"
+        raise UsageError(f"{found} given; give exactly one, such as trainable=300k")
     return budgets[0], [text for text in arguments if text not in budgets]
 
 

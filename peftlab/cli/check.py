@@ -1,4 +1,4 @@
-"""`peftlab check` and `peftlab schema`: what needs only the recipe, and no torch."""
+"""`peftlab check` and `peftlab schema`: the commands that need only the recipe, without torch."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from peftlab.cli.answer import answers, masked
+from peftlab.cli.answer import answers, problem_json
 from peftlab.cli.options import AsJson, Debug, RecipePaths, split_overrides
 from peftlab.errors import Problem, RecipeError, UsageError
 from peftlab.secrets import mask_secrets
@@ -14,7 +14,7 @@ from peftlab.secrets import mask_secrets
 
 @answers
 def check(recipes: RecipePaths, as_json: AsJson = False, debug: Debug = False) -> Any:
-    """Check recipes and comparisons: every problem with file, line and key."""
+    """Check recipes and comparisons. Every problem is listed with file, line and key."""
     paths, overrides = split_overrides(recipes)
     if not paths:
         raise UsageError("name at least one recipe file to check")
@@ -23,7 +23,7 @@ def check(recipes: RecipePaths, as_json: AsJson = False, debug: Debug = False) -
     answer = {
         "ok": good,
         "recipes": [
-            {"path": str(path), "ok": not problems, "problems": [masked(problem) for problem in problems]}
+            {"path": str(path), "ok": not problems, "problems": [problem_json(problem) for problem in problems]}
             for path, problems in found.items()
         ],
     }
@@ -52,7 +52,7 @@ def show_problems(found: dict[Path, list[Problem]]) -> None:
 
 @answers
 def schema(debug: Debug = False) -> Any:
-    """Print the JSON Schema of a recipe, for editors."""
+    """Print the JSON Schema of recipes, for editors."""
     from peftlab.cli.answer import print_json
     from peftlab.recipe.json_schema import editor_schema
 

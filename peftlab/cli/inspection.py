@@ -1,22 +1,22 @@
-"""`peftlab params` and `peftlab doctor`: what would train, and what this machine can do."""
+"""`peftlab params` and `peftlab doctor`: what a recipe trains, and what can run on this machine."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from peftlab.cli.answer import answers, naming_places
+from peftlab.cli.answer import answers, error_places
 from peftlab.cli.options import AsJson, Debug, Overrides, RecipePath
 
 
 @answers
 def params(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = False, debug: Debug = False) -> Any:
-    """Count what a recipe would train, from the model's config alone."""
+    """Count the parameters that a recipe trains. Only the model's config is read."""
     from peftlab.recipe.load import load_recipe
 
     loaded = load_recipe(recipe, overrides or ())
     from peftlab.runs.params import count
 
-    with naming_places(recipe, overrides or ()):
+    with error_places(recipe, overrides or ()):
         report = count(loaded)
     return report.model_dump(), lambda: show_parameters(report), 0
 
@@ -29,7 +29,7 @@ def show_parameters(report: Any) -> None:
 
 @answers
 def doctor(as_json: AsJson = False, debug: Debug = False) -> Any:
-    """Say what is here, and which methods can run."""
+    """Show versions, devices, and the methods that run here."""
     from peftlab.runs.doctor import report
 
     found = report()

@@ -1,4 +1,4 @@
-"""`peftlab plan`: the memory of a recipe, or of all methods on one model, before a weight is loaded."""
+"""`peftlab plan`: the memory of a recipe, or of all methods on one model, before any weights are loaded."""
 
 from __future__ import annotations
 
@@ -8,20 +8,22 @@ from typing import Annotated, Any
 
 import typer
 
-from peftlab.cli.answer import answers, naming_places
+from peftlab.cli.answer import answers, error_places
 from peftlab.cli.options import AsJson, Debug, Overrides
 from peftlab.errors import UsageError
 
 What = Annotated[
     str,
-    typer.Argument(metavar="RECIPE|MODEL", help="Recipe file; or a model, for all methods on it.", show_default=False),
+    typer.Argument(metavar="RECIPE|MODEL", help="Recipe file, or a model to plan every method on.", show_default=False),
 ]
-Memory = Annotated[str | None, typer.Option("--memory", metavar="SIZE", help="What there is: 24GiB, or a GPU's name.")]
+Memory = Annotated[
+    str | None, typer.Option("--memory", metavar="SIZE", help="Memory available: 24GiB, or a GPU's name.")
+]
 Maximize = Annotated[
     str | None,
     typer.Option("--maximize", metavar="FIELD", help="Find the largest batch_size, max_length or rank that fits."),
 ]
-Device = Annotated[str, typer.Option("--device", help="cpu, cuda (none is needed here) or auto.")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda (no GPU is needed to plan).")]
 DEVICES = ("auto", "cpu", "cuda")
 Devices = Annotated[int, typer.Option("--devices", min=1, metavar="N", help="Devices that share the work.")]
 Strategy = Annotated[str, typer.Option("--strategy", help="How they share it: ddp (all that training supports).")]
@@ -39,9 +41,9 @@ def plan(
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> Any:
-    """Predict what a run will take: by category, by phase, and whether it fits."""
+    """Predict the memory of a run, and whether it fits. The report is by category and by phase."""
     if device not in DEVICES:
-        raise UsageError(f"--device {device!r} is none of {', '.join(DEVICES)}")
+        raise UsageError(f"--device {device!r} is not one of {', '.join(DEVICES)}")
     if not is_recipe(what):
         return plan_model(what, overrides, memory, maximize, device)
     from peftlab.recipe.load import load_recipe
@@ -49,7 +51,7 @@ def plan(
     recipe = load_recipe(Path(what), overrides or ())
     from peftlab.runs.plan import plan as plan_recipe
 
-    with naming_places(Path(what), overrides or ()):
+    with error_places(Path(what), overrides or ()):
         report = plan_recipe(recipe, memory, maximized=maximize, device=device, devices=devices, strategy=strategy)
     return report.model_dump(), lambda: show_plan(report), 0
 
@@ -57,7 +59,7 @@ def plan(
 def plan_model(model: str, overrides: list[str] | None, memory: str | None, maximize: str | None, device: str) -> Any:
     """Plan every method with its defaults on one model."""
     if overrides or maximize:
-        raise UsageError("overrides and --maximize go with a recipe; a model alone is planned with defaults")
+        raise UsageError("overrides and --maximize need a recipe file; a model is planned with each method's defaults")
     from peftlab.runs.plan import plan_methods
 
     rows = plan_methods(model, memory, device=device)

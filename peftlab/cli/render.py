@@ -1,4 +1,4 @@
-"""Reports as tables for people, 80 columns wide; plain text where there is no terminal."""
+"""Reports as text tables, 80 columns wide and plain where there is no terminal."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ EXAMPLE_CHARACTERS = 320
 
 
 def show(renderable: RenderableType) -> None:
-    """Print to standard output, in the width of the terminal but 80 columns where there is none."""
-    # Texts of models and data hold brackets and colons that are no markup.
+    """Print to standard output in the width of the terminal, or in 80 columns where there is none."""
+    # Brackets and colons in texts of models and data are not rich's markup or emoji.
     console = Console(highlight=False, markup=False, emoji=False)
     if not console.is_terminal:
         console.width = WIDTH
@@ -28,14 +28,14 @@ def show(renderable: RenderableType) -> None:
 
 
 def render_parameters(report: ParameterReport) -> RenderableType:
-    """Return totals, then rows by kind and by layer; equal neighbours among layers are one line."""
+    """Return totals, then rows by kind and by layer; equal neighbouring layers are one line."""
     totals = Table.grid(padding=(0, 2))
     totals.add_column()
     totals.add_column(justify="right")
     totals.add_column()
     totals.add_row("total", f"{report.total:,}", "")
     totals.add_row("trainable", f"{report.trainable:,}", format_share(report.fraction))
-    totals.add_row("active", f"{report.active:,}", "of one token" if report.active < report.total else "")
+    totals.add_row("active", f"{report.active:,}", "per token" if report.active < report.total else "")
     totals.add_row("stored bytes", f"{report.stored_bytes:,}", format_bytes(report.stored_bytes))
     return Group(totals, "", count_table("kind", report.kinds), "", count_table("layer", collapse(report.layers)))
 
@@ -49,7 +49,7 @@ def count_table(title: str, rows: Sequence[CountRow]) -> Table:
 
 
 def collapse(rows: Sequence[CountRow]) -> list[CountRow]:
-    """Return the rows with runs of equal neighbours as one: `layers.0-29, each`."""
+    """Return the rows with equal neighbours merged into one: `layers.0-29, each`."""
     runs: list[list[CountRow]] = []
     for row in rows:
         if runs and (runs[-1][-1].total, runs[-1][-1].trainable) == (row.total, row.trainable):
@@ -64,7 +64,7 @@ def range_name(run: Sequence[CountRow]) -> str:
 
 
 def render_result(result: RunResult) -> RenderableType:
-    """Return what one run trained, cost and achieved."""
+    """Return what one run trained, its costs and its metrics."""
     facts = Table.grid(padding=(0, 2))
     facts.add_row("run", f"{result.name}: {result.status}" + (f" ({result.error})" if result.error else ""))
     if result.parameters:
@@ -86,19 +86,19 @@ def render_result(result: RunResult) -> RenderableType:
 
 
 def describe_inference(report: InferenceReport) -> str:
-    """Return what the result adds to the base where it is used, and the time of a pass, merged too."""
+    """Return what the result adds to the base at inference, and the time of a forward pass, merged too."""
     times = [f"{name} {format_change(share - 1)}" for name, share in report.relative.items() if name != "base"]
     merges = "" if "merged" in report.relative else ", cannot be merged"
-    added = f"{report.extra_parameters:,} parameters more{merges}"
-    batch = f"{report.rows} × {report.tokens} tokens in {1000 * report.seconds['base']:.1f} ms by the base"
-    sizes, heavier = report.weight_bytes, ""
+    added = f"{report.extra_parameters:,} more parameters{merges}"
+    batch = f"{report.rows} × {report.tokens} tokens: {1000 * report.seconds['base']:.1f} ms with the base"
+    sizes, larger = report.weight_bytes, ""
     if sizes.get("merged", 0) > sizes["unmerged"]:
-        heavier = f", in {format_bytes(sizes['merged'])} of weights instead of {format_bytes(sizes['unmerged'])}"
-    return f"{added}; {batch}, {', '.join(times)}{heavier}"
+        larger = f", in {format_bytes(sizes['merged'])} of weights instead of {format_bytes(sizes['unmerged'])}"
+    return f"{added}; {batch}, {', '.join(times)}{larger}"
 
 
 def metrics_table(metrics: dict[str, dict[str, float]]) -> Table:
-    """Return one row a metric and one column for each time that it was measured."""
+    """Return one row for each metric and one column for each time of measurement."""
     table = plain_table("held out", *(when.replace("_", " ") for when in metrics))
     for name in dict.fromkeys(name for values in metrics.values() for name in values):
         table.add_row(name, *(format_metric(values.get(name)) for values in metrics.values()))
@@ -119,7 +119,7 @@ def render_example(example: dict[str, str]) -> RenderableType:
 
 
 def render_doctor(found: dict[str, Any]) -> RenderableType:
-    """Return versions, devices and what each method can do here."""
+    """Return versions, devices, and whether each method runs here."""
     facts = Table.grid(padding=(0, 2))
     facts.add_row("python", f"{found['python']} on {found['platform']}")
     for device in found["devices"]:
@@ -156,6 +156,6 @@ def peak_memory(result: RunResult) -> str:
 
 
 def shorten(text: str) -> str:
-    """Return a text whose beginning and end fit on a few lines."""
+    """Return a text, cut in the middle if it is long."""
     half = EXAMPLE_CHARACTERS // 2
     return text if len(text) <= EXAMPLE_CHARACTERS else f"{text[:half]} [...] {text[-half:]}"

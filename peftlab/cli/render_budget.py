@@ -1,4 +1,4 @@
-"""What a budget came to, as lines for people."""
+"""The result of a budget, as lines of text."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ UNITS = {"trainable": "parameters", "memory": "bytes", "stored": "bytes", "secon
 
 
 def describe_budget(report: BudgetReport) -> Iterator[str]:
-    """Yield one line on what was solved and reached, then why it is no nearer and what was counted."""
+    """Yield a line with the solved fields and what they reach, then the reason and the notes."""
     solved = " ".join(f"{path}={'null' if value is None else value}" for path, value in report.solved.items())
     amounts = f"{report.reached:,.0f} of {report.asked:,.0f} {UNITS[report.kind]}"
     yield f"{solved}: {amounts} ({format_change(report.error, 2)}), {'met' if report.met else 'not met'}"

@@ -1,4 +1,4 @@
-"""Memory reports as tables for people."""
+"""Memory reports as text tables."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from peftlab.reports import DevicePhase, MemoryReport, MethodPlan
 
 
 def render_memory(report: MemoryReport) -> RenderableType:
-    """Return a report's verdict, categories at the peak, phases, and what would make it fit."""
+    """Return whether the run fits, categories at the peak, phases, and what would make it fit."""
     facts = Table.grid(padding=(0, 2))
     facts.add_row("source", f"{report.source}, {report.device}")
     for name, value in report.maximized.items():
         facts.add_row(f"largest {name}", f"{value:,}")
     facts.add_row("needed", f"{format_bytes(report.needed_bytes)} ({report.needed_bytes:,} bytes)")
-    if report.fits is not None:
-        facts.add_row("there is", format_bytes(report.capacity_bytes))
-        facts.add_row("fits", verdict(report))
+    if report.capacity_bytes is not None:
+        facts.add_row("available", format_bytes(report.capacity_bytes))
+        facts.add_row("fits", verdict(report.capacity_bytes - report.needed_bytes))
     parts: list[RenderableType] = [facts, "", bytes_table("at the peak", report.categories | report.overheads)]
     parts += ["", bytes_table("phase's peak", report.phases)]
     if report.remedies:
@@ -30,14 +30,14 @@ def render_memory(report: MemoryReport) -> RenderableType:
 
 
 def render_both(memory: dict[str, MemoryReport]) -> RenderableType:
-    """Return predicted beside measured memory, by category at the peak and by phase, with the plan's error."""
+    """Return predicted next to measured memory, by category at the peak and by phase, with the plan's error."""
     reports = {source: memory[source] for source in ("predicted", "measured") if source in memory}
     parts: list[RenderableType] = [both_table("at the peak", {k: v.categories for k, v in reports.items()})]
     parts += ["", both_table("phase's peak", {source: report.phases for source, report in reports.items()})]
     if "measured" in reports and reports["measured"].device_phases:
         parts += ["", device_table(reports["measured"].device_phases)]
     predicted = reports.get("predicted")
-    if predicted is not None and predicted.fits is not None:
+    if predicted is not None and predicted.capacity_bytes is not None:
         parts += ["", f"needed {format_bytes(predicted.needed_bytes)}, free {format_bytes(predicted.capacity_bytes)}"]
     notes = dict.fromkeys(note for report in reports.values() for note in report.notes)
     return Group(*parts, *(f"note: {note}" for note in notes))
@@ -55,7 +55,7 @@ def both_table(title: str, columns: dict[str, dict[str, int]]) -> Table:
 
 
 def device_table(phases: dict[str, DevicePhase]) -> Table:
-    """Return what CUDA says of each phase: the allocator's peaks, and what the whole device held."""
+    """Return CUDA's numbers for each phase: the allocator's peaks, and the memory in use on the whole device."""
     table = plain_table("on the device", "allocated", "reserved", "fragmented", "in use")
     for name, phase in phases.items():
         counts = (phase.allocated_bytes, phase.reserved_bytes, phase.fragmentation_bytes, phase.used_bytes)
@@ -67,10 +67,10 @@ def format_error(predicted: int | None, measured: int | None) -> str:
     return format_change(predicted / measured - 1) if predicted is not None and measured else "-"
 
 
-def verdict(report: MemoryReport) -> str:
-    if report.fits:
-        return f"yes, {format_bytes(report.spare_bytes)} to spare"
-    return f"no, {format_bytes(-report.spare_bytes)} too much"
+def verdict(spare_bytes: int) -> str:
+    if spare_bytes >= 0:
+        return f"yes, {format_bytes(spare_bytes)} to spare"
+    return f"no, {format_bytes(-spare_bytes)} too much"
 
 
 def bytes_table(title: str, rows: dict[str, int]) -> Table:
@@ -81,7 +81,7 @@ def bytes_table(title: str, rows: dict[str, int]) -> Table:
 
 
 def render_methods(rows: Sequence[MethodPlan]) -> RenderableType:
-    """Return one row a method: what trains, what it takes, how long a step is beside full fine-tuning's."""
+    """Return one row for each method: trainable parameters, memory, and the time of a step relative to full."""
     table = plain_table("method", "trainable", "fraction", "memory", "step time", "fits")
     for row in rows:
         if row.memory is None:
@@ -92,4 +92,9 @@ def render_methods(rows: Sequence[MethodPlan]) -> RenderableType:
         table.add_row(row.method, f"{row.trainable:,}", format_share(row.fraction), needed, time, fits)
     reasons = [f"{row.method}: {row.error}" for row in rows if row.error]
     notes = list(dict.fromkeys(note for row in rows if row.memory for note in row.memory.notes))
-    return Group(table, *reasons, "step time: of full fine-tuning's, by operations", *(f"note: {n}" for n in notes))
+    return Group(
+        table,
+        *reasons,
+        "step time: relative to full fine-tuning, by floating-point operations",
+        *(f"note: {n}" for n in notes),
+    )

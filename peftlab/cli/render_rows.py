@@ -1,4 +1,4 @@
-"""Rows of data as the model sees them, and what a dry run found, for people."""
+"""Rows of data as the model sees them, and the result of a dry run, as text."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from peftlab.cli.render import WIDTH
 from peftlab.cli.render_memory import render_both
 from peftlab.reports import DryRunReport, RowView, Span
 
-# A bar in the margin, so that nothing depends on colour.
+# A bar in the margin, so that the marking does not depend on colour.
 MARK, PLAIN = "  | ", "    "
 SPAN_CHARACTERS = 480
 SHOWN_SPANS = 8
 
 
 def render_dry_run(report: DryRunReport) -> RenderableType:
-    """Return the first rows, what trains, and the plan beside what the longest rows took."""
+    """Return the first rows, what trains, and the planned memory next to that measured with the longest rows."""
     parts: list[RenderableType] = [f"first rows, as the model sees them; lines with{MARK.rstrip()} are supervised:"]
     for number, row in enumerate(report.rows, start=1):
         parts += ["", *render_row(row, f"row {number}")]
@@ -29,7 +29,7 @@ def render_dry_run(report: DryRunReport) -> RenderableType:
 
 
 def render_row(row: RowView, title: str) -> list[Text]:
-    """Return a row's lines: supervised ones with a bar in the margin, control characters as Python writes them."""
+    """Return a row's lines: supervised ones with a bar in the margin, control characters escaped as in Python."""
     label = f", label {row.label!r}" if row.label is not None else f", {row.supervised:,} supervised"
     lines = [Text(f"{title}: {row.tokens:,} tokens{label}")]
     for span in row.spans[:SHOWN_SPANS]:
@@ -41,7 +41,7 @@ def render_row(row: RowView, title: str) -> list[Text]:
 
 
 def span_lines(span: Span) -> Iterator[str]:
-    """Yield a span's text in lines that fit; a long one loses its middle, and says so."""
+    """Yield a span's text in lines that fit; the middle of a long one is replaced by a note."""
     text, half = span.text, SPAN_CHARACTERS // 2
     if len(text) <= SPAN_CHARACTERS:
         yield from text_lines(text)
@@ -52,7 +52,7 @@ def span_lines(span: Span) -> Iterator[str]:
 
 
 def text_lines(text: str) -> Iterator[str]:
-    """Yield a text's own lines, folded at the width; what stands for one character is never broken."""
+    """Yield a text's own lines, folded at the width but never within an escaped character."""
     for line in text.splitlines(keepends=True):
         folded = ""
         for shown in map(visible, line):
@@ -64,7 +64,7 @@ def text_lines(text: str) -> Iterator[str]:
 
 
 def visible(character: str) -> str:
-    """Return a character as it can be seen: escaped as in Python where it does not print, or is a backslash."""
+    """Return a visible form of a character: escaped as in Python if it is not printable or is a backslash."""
     if character.isprintable() and character != "\\":
         return character
     return character.encode("unicode_escape").decode("ascii")

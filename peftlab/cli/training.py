@@ -8,11 +8,11 @@ from typing import Annotated, Any
 
 import typer
 
-from peftlab.cli.answer import answers, naming_places
+from peftlab.cli.answer import answers, error_places
 from peftlab.cli.options import AsJson, Debug, Overrides, Overwrite, RecipePath
 from peftlab.errors import StorageError, UsageError
 
-Resume = Annotated[bool, typer.Option("--resume", help="Go on from the run's latest whole checkpoint.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Resume from the run's latest intact checkpoint.")]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Stop before the first step; show recipe, first rows and memory.")
 ]
@@ -34,25 +34,25 @@ def train(
     if dry_run:
         return try_recipe(recipe, overrides or (), overwrite or resume)
     if resume and overwrite:
-        raise UsageError("--resume goes on with a run and --overwrite replaces it; give one of them")
+        raise UsageError("--resume resumes a run and --overwrite replaces it; use only one of them")
     loaded = load_recipe(recipe, overrides or ())
     from peftlab.runs.run import train as train_recipe
 
-    with naming_places(recipe, overrides or ()):
+    with error_places(recipe, overrides or ()):
         result = train_recipe(loaded, name=recipe_name(recipe), overwrite=overwrite, resume=resume)
     return result.model_dump(), lambda: show_result(result), 0
 
 
 def try_recipe(recipe: Path, overrides: Sequence[str], with_a_run: bool) -> Any:
-    """Do everything before the first step, in no run directory."""
+    """Do everything before the first step, without a run directory."""
     from peftlab.recipe.load import load_recipe
 
     if with_a_run:
-        raise UsageError("--dry-run touches no run: --resume and --overwrite have no meaning with it")
+        raise UsageError("--dry-run has no run directory; remove --resume and --overwrite")
     loaded = load_recipe(recipe, overrides)
     from peftlab.runs.dry_run import dry_run
 
-    with naming_places(recipe, overrides):
+    with error_places(recipe, overrides):
         report = dry_run(loaded)
     return report.model_dump(), lambda: show_dry_run(loaded, report), 0
 
@@ -76,12 +76,14 @@ def show_result(result: Any) -> None:
 def verify_resume(
     recipe: RecipePath,
     overrides: Overrides = None,
-    steps: Annotated[int, typer.Option("--steps", help="Optimiser steps of the proof.")] = 6,
-    stop_after: Annotated[int, typer.Option("--stop-after", help="Step after which it is stopped.")] = 3,
+    steps: Annotated[int, typer.Option("--steps", help="Optimiser steps of the test.")] = 6,
+    stop_after: Annotated[
+        int, typer.Option("--stop-after", help="Step after which the run is stopped and resumed.")
+    ] = 3,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> Any:
-    """Prove on a recipe that a stopped and resumed run equals a straight one."""
+    """Test that resuming a run is exact. A stopped and resumed run is compared with an uninterrupted one."""
     from peftlab.recipe.load import load_recipe
 
     load_recipe(recipe, overrides or ())
@@ -93,8 +95,10 @@ def verify_resume(
 
 def show_proof(found: dict[str, Any]) -> None:
     same = found["compared"] - len(found["differ"])
-    print(f"{found['steps']} steps straight against a stop after step {found['stop_after']} and a resume:")
-    print(f"{same} of {found['compared']} states are the same bytes (weights, moments, schedule, random states)")
+    print(
+        f"{found['steps']} steps uninterrupted, compared with a stop after step {found['stop_after']} and a resumption:"
+    )
+    print(f"{same} of {found['compared']} states are equal to the byte (weights, moments, schedule, random states)")
     for line in [*(f"differs: {name}" for name in found["differ"][:8]), *found["reasons"]]:
         print(line)
     print("exact" if found["exact"] else "not exact")

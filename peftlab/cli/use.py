@@ -1,4 +1,4 @@
-"""`peftlab evaluate` and `peftlab generate`: using what a run has trained."""
+"""`peftlab evaluate` and `peftlab generate`: use of a run's trained weights."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import typer
 from peftlab.cli.answer import answers
 from peftlab.cli.options import AsJson, Debug, Overrides, RunPath
 
-Prompt = Annotated[str, typer.Argument(metavar="PROMPT", help="What to continue or answer.", show_default=False)]
+Prompt = Annotated[str, typer.Argument(metavar="PROMPT", help="Text to continue or answer.", show_default=False)]
 
 
 @answers
 def evaluate(run: RunPath, overrides: Overrides = None, as_json: AsJson = False, debug: Debug = False) -> Any:
-    """Evaluate a run's trained weights, with overrides of its recipe."""
+    """Evaluate a run's trained weights. Overrides change its recipe, such as data.evaluation=FILE."""
     from peftlab.runs.use import evaluate as evaluate_run
 
     metrics = evaluate_run(run, overrides or ())

@@ -1,1 +1,1 @@
-"""Models: where a recipe's model is, loading it, building it without weights, quantising it."""
+"""Models: finding a recipe's model, loading it, building it without weights, quantising it."""

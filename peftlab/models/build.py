@@ -1,4 +1,4 @@
-"""A model without weights, on the meta device, from its configuration alone."""
+"""Models without weights, on the meta device, from their configuration alone."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from peftlab.world.dtypes import resolve_dtype
 def build_meta(section: Model, labels: Sequence[str] | None = None) -> tuple[PreTrainedModel, frozenset[str]]:
     """Return the model on the meta device and the names of its fresh parameters.
 
-    Needs a `config.json` (a GGUF file's metadata, a hub's config), no weights. A head is fresh where the local
-    checkpoint does not hold it, or where there is none to look into. Raises ModelError.
+    Needs a `config.json` (a GGUF file's metadata, a hub's config), no weights. A parameter of the head is
+    fresh if the local checkpoint does not contain it, or if there is no local checkpoint. Raises ModelError.
     """
     reference = resolve(section.name, section.revision)
     config = read_config(section, reference, labels)
@@ -43,7 +43,7 @@ def from_config(section: Model, reference: Reference, config: PreTrainedConfig, 
 
 
 def attention_argument(section: Model) -> dict[str, str]:
-    """Return the keyword argument that picks the attention implementation."""
+    """Return the keyword argument that selects the attention implementation."""
     return {} if section.attention == "auto" else {"attn_implementation": section.attention}
 
 
@@ -53,17 +53,17 @@ def head_names(model: nn.Module) -> frozenset[str]:
 
 
 def check_body(model: nn.Module, lacking: Iterable[str], reference: Reference) -> None:
-    """Raise ModelError if a checkpoint lacks parameters that no fresh head can stand for."""
+    """Raise ModelError if a checkpoint lacks parameters outside the head."""
     body = sorted(set(lacking) - head_names(model))
     if body:
         raise ModelError(
             f"model {reference.label!r}: the checkpoint lacks {len(body)} parameters of {type(model).__name__} "
-            f"or holds them in other sizes ({body[0]}, ...); is it another model's, or incomplete?"
+            f"or has them in other sizes ({body[0]}, ...); use a complete checkpoint of this model"
         )
 
 
 def random_fresh(model: PreTrainedModel, section: Model) -> frozenset[str]:
-    """Return what counts as fresh where no checkpoint says: everything outside the body of a classifier."""
+    """Return the fresh parameters where no checkpoint is at hand: all outside the body of a classifier."""
     if not TASKS[section.task].has_labels:
         return frozenset()
     prefix = model.base_model_prefix + "."

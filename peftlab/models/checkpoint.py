@@ -1,4 +1,4 @@
-"""What a checkpoint on disk holds and which one it is, without building the model."""
+"""The content and the fingerprint of a model on disk, without building the model."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import json
 import struct
 from pathlib import Path
+from typing import Any
 
 from peftlab.models.reference import Reference
 
@@ -24,8 +25,8 @@ def stored_shapes(reference: Reference) -> dict[str, tuple[int, ...]] | None:
     return shapes or None
 
 
-def _header(file: Path) -> dict[str, dict]:
-    """Return a safetensors file's header, or nothing if the file is damaged: loading will say how."""
+def _header(file: Path) -> dict[str, dict[str, Any]]:
+    """Return a safetensors file's header, empty if the file is damaged: loading it reports the damage."""
     try:
         with file.open("rb") as stream:
             (size,) = struct.unpack("<Q", stream.read(8))
@@ -35,9 +36,9 @@ def _header(file: Path) -> dict[str, dict]:
 
 
 def fingerprint(folder: Path, files: list[str] | None = None) -> str:
-    """Return `sha256:...` over the config and the weights of a model on disk.
+    """Return `sha256:...` of the config and the weights of a model on disk.
 
-    Of a file above 2 GiB only the size and the first and last MiB count, and the prefix says `sha256-edges:`.
+    Of a file above 2 GiB only the size and the first and last MiB are hashed; the prefix is then `sha256-edges:`.
     """
     digest, whole = hashlib.sha256(), True
     names = files or sorted(path.name for path in folder.iterdir() if _is_content(path))
@@ -52,8 +53,8 @@ def _is_content(path: Path) -> bool:
     return path.name == "config.json" or path.suffix in (".safetensors", ".bin")
 
 
-def _add_file(digest, path: Path, size: int) -> bool:
-    """Add a file to the digest; return whether all of its bytes went in."""
+def _add_file(digest: hashlib._Hash, path: Path, size: int) -> bool:
+    """Add a file to the digest; return whether all of its bytes were hashed."""
     with path.open("rb") as stream:
         if size <= HASHED_WHOLE_BYTES:
             while block := stream.read(8 * EDGE_BYTES):

@@ -28,12 +28,12 @@ def auto_class(task: Task) -> Any:
 
 @contextlib.contextmanager
 def one_line_errors(reference: Reference, doing: str) -> Iterator[None]:
-    """Turn whatever transformers raises over a broken or foreign checkpoint into one line, and keep it quiet.
+    """Turn the errors of transformers into a ModelError of one line, and suppress what it prints.
 
-    A damaged file can raise nearly anything (OSError, KeyError, SafetensorError, struct.error, ...).
+    A damaged file can raise nearly any error (OSError, KeyError, SafetensorError, struct.error, ...).
     """
     try:
-        # transformers shows a progress bar for GGUF files that no setting of its own turns off.
+        # transformers shows a progress bar for GGUF files that none of its settings disables.
         with contextlib.redirect_stderr(io.StringIO()):
             yield
     except (PeftlabError, MemoryError):
@@ -45,7 +45,7 @@ def one_line_errors(reference: Reference, doing: str) -> Iterator[None]:
             raise
         if "trust_remote_code" in str(error):
             raise ModelError(
-                f"model {reference.label!r} needs code that it ships; read that code, then set "
+                f"model {reference.label!r} needs to run code from its repository; read that code, then set "
                 "model.trust_remote_code=true and pin model.revision"
             ) from error
         raise ModelError(
@@ -54,7 +54,7 @@ def one_line_errors(reference: Reference, doing: str) -> Iterator[None]:
 
 
 def hub_arguments(reference: Reference, section: Model) -> dict[str, Any]:
-    """Return the keyword arguments for transformers' `from_pretrained`. Raises ModelError if it must fail."""
+    """Return the keyword arguments for transformers' `from_pretrained`. Raises ModelError if it is unreachable."""
     local = reference.kind != "hub" or must_stay_local(reference)
     return {**reference.arguments, "local_files_only": local, "trust_remote_code": section.trust_remote_code}
 
@@ -64,7 +64,7 @@ def read_config(section: Model, reference: Reference, labels: Sequence[str] | No
     arguments = hub_arguments(reference, section)
     with one_line_errors(reference, "read"):
         _refuse_adapter(reference, arguments["local_files_only"])
-        if reference.gguf_file:
+        if reference.gguf_file and reference.folder:
             file = reference.folder / reference.gguf_file
             config = copy.deepcopy(_read_gguf(file, file.stat().st_mtime_ns))
         else:
@@ -79,17 +79,17 @@ def read_config(section: Model, reference: Reference, labels: Sequence[str] | No
 
 
 def _refuse_adapter(reference: Reference, local: bool) -> None:
-    """Raise ModelError for an adapter: transformers would fetch whatever base model it names."""
+    """Raise ModelError for an adapter: transformers would download the base model that it names."""
     if find_adapter_config_file(reference.source, revision=reference.revision, local_files_only=local):
         raise ModelError(
             f"model {reference.label!r} is an adapter (it has an adapter_config.json), not a model; set model.name to "
-            "the base that you trust it to go on"
+            "its base model, if you trust that"
         )
 
 
 @functools.lru_cache(maxsize=4)
 def _read_gguf(file: Path, modified_ns: int) -> PreTrainedConfig:
-    """Read a GGUF file's configuration; kept, because its vocabulary is parsed with it, which takes seconds."""
+    """Return a GGUF file's configuration, cached, since its vocabulary is parsed too, which takes seconds."""
     return AutoConfig.from_pretrained(str(file.parent), gguf_file=file.name, local_files_only=True)
 
 

@@ -1,4 +1,4 @@
-"""A 4-bit layer for the CPU whose rows do not fill whole quantisation blocks."""
+"""A 4-bit layer for the CPU, for weights whose rows are not whole quantisation blocks."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from torch.nn import functional as F
 
 
 class UnalignedLinear4bit(Linear4bit):
-    """A `Linear4bit` of any number of inputs, unpacked as one long row.
+    """A `Linear4bit` with any number of inputs, dequantised as one long row.
 
-    bitsandbytes 0.50's AVX512 kernel looks up a row's scales as if every row began a block. Where the number
-    of inputs is a multiple of 16 but not of 64 the weight comes out with neighbours' scales: 20 to 40 % off
-    instead of 9 % (NF4). A single row has no such neighbours. Costs the unpacked weight until the backward pass.
+    bitsandbytes 0.50's AVX512 kernel reads a row's scales as if every row began a block. If the number of inputs is
+    a multiple of 16 but not of 64, weights get their neighbours' scales: an error of 20 to 40 % instead of 9 %
+    (NF4). A single row has no neighbours. Keeps the dequantised weight in memory until the backward pass.
     """
+
+    weight: Params4bit
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         weight = unpack(self.weight).to(self.compute_dtype)
@@ -24,7 +26,7 @@ class UnalignedLinear4bit(Linear4bit):
 
 
 def unpack(weight: Params4bit) -> torch.Tensor:
-    """Return the plain weight (n_out, n_in) that a packed one stands for, whatever its number of inputs."""
+    """Return the dequantised weight (n_out, n_in), for any number of inputs."""
     state = copy.copy(weight.quant_state)
     n_out, n_in = state.shape
     state.shape = torch.Size((1, n_out * n_in))

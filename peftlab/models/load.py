@@ -1,4 +1,4 @@
-"""A model with its weights, ready for a method: plain or quantised, on its device."""
+"""Loading a model with its weights, plain or quantised, on its device, ready for a method."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = ["LoadedModel", "fit_tokenizer", "load_model", "load_tokenizer"]
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model, the names of its fresh parameters (that no checkpoint filled) and where it comes from."""
+    """A model, the names of its fresh parameters (absent from the checkpoint), and its source."""
 
     model: PreTrainedModel
     fresh: frozenset[str]
@@ -44,11 +44,10 @@ def load_model(
     labels: Sequence[str] | None = None,
     seen: Callable[[nn.Module], None] = lambda model: None,
 ) -> LoadedModel:
-    """Load the recipe's model onto `device`; `labels` name the classes of a new classification head.
+    """Return the recipe's model on `device`; `labels` name the classes of a new classification head.
 
-    Random weights follow torch's seed. `requires_grad` is left as it comes: a method sets it. `seen` is called with
-    the model as it was read, and as it is at the end. Raises ModelError for anything that cannot be found, read or
-    built.
+    Random weights depend on torch's seed. `requires_grad` is unchanged: a method sets it. `seen` is called with the
+    model after reading, and again at the end. Raises ModelError if it cannot be found, read or built.
     """
     device = torch.device(device)
     reference = resolve(section.name, section.revision)
@@ -61,7 +60,7 @@ def load_model(
         model, fresh = _from_checkpoint(section, reference, config, dtype)
     seen(model)
     quantization = _quantize(model, base_format, double_quantization, compute_dtype, device)
-    model.to(device)
+    model.to(device)  # type: ignore[arg-type]  # transformers wraps `to` so that mypy takes `device` for `self`
     seen(model)
     return LoadedModel(model, fresh, _source(section, reference, model, quantization))
 
@@ -71,7 +70,7 @@ def _from_checkpoint(
 ) -> tuple[PreTrainedModel, frozenset[str]]:
     arguments = hub_arguments(reference, section) | attention_argument(section)
     with one_line_errors(reference, "loaded"):
-        # A classifier of another size becomes a fresh one; `check_body` refuses any other such tensor.
+        # A classifier of another size becomes fresh; `check_body` refuses any other tensor of the wrong size.
         model, found = auto_class(TASKS[section.task]).from_pretrained(
             reference.source,
             config=config,
@@ -83,12 +82,15 @@ def _from_checkpoint(
     lacking = set(found["missing_keys"]) | {entry[0] for entry in found["mismatched_keys"]}
     lacking &= set(named_parameters(model))
     check_body(model, lacking, reference)
-    _forget_gguf(model)
+    _unmark_gguf(model)
     return model, frozenset(lacking)
 
 
-def _forget_gguf(model: PreTrainedModel) -> None:
-    """Drop the marks of the file's format: the weights are plain now, and transformers refuses to train others."""
+def _unmark_gguf(model: Any) -> None:
+    """Remove the marks of the GGUF format: the weights are plain now, but transformers would refuse to train them.
+
+    `Any`, because transformers sets these attributes without declaring them.
+    """
     if getattr(model.config, "quantization_config", None) is not None and model.hf_quantizer is not None:
         if model.hf_quantizer.quantization_config.quant_method == "gguf":
             del model.config.quantization_config
@@ -107,10 +109,10 @@ def _quantize(
 
 
 def _source(section: Model, reference: Reference, model: PreTrainedModel, quantization: str | None) -> dict[str, Any]:
-    """Return what identifies the base: its name, what it is, and a fingerprint of its content."""
+    """Return what identifies the base model: name, class, type, and a fingerprint of its content."""
     return {
         "name": section.name,
-        "revision": cached_commit(reference) if reference.hub_id else None,
+        "revision": cached_commit(reference),
         "init": section.init,
         "class": type(model).__name__,
         "dtype": str(model.dtype).removeprefix("torch."),

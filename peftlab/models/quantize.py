@@ -1,6 +1,8 @@
-"""The frozen base in 4 or 8 bits: dense layers become bitsandbytes' ones, one after the other."""
+"""Quantising the frozen base to 4 or 8 bits: its dense layers are replaced by bitsandbytes', one by one."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
@@ -11,7 +13,12 @@ from peftlab.errors import MethodError, MissingRequirementError
 from peftlab.models.build import head_names
 from peftlab.parameters.trainable import is_quantized
 
-# LLM.int8()'s own default: input columns with larger values are computed in 16 bits.
+if TYPE_CHECKING:
+    from bitsandbytes.nn import Params4bit
+
+Dense = nn.Linear | Conv1D  # bitsandbytes' layers are nn.Linear too
+
+# LLM.int8()'s default: input columns with larger values are computed in 16 bits.
 OUTLIER_THRESHOLD = 6.0
 # Weights that share one scale in the 4-bit formats.
 BLOCK = 64
@@ -26,10 +33,10 @@ def quantize_(
     compute_dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> nn.Module:
-    """Replace every dense layer but the head by one that holds its weight quantised on `device`; return `model`.
+    """Replace every dense layer but the head by one with a quantised weight on `device`; return `model`.
 
-    `base_format` is `nf4`, `fp4` or `int8`. GPT-2's transposed Conv1D become plain dense layers. Biases stay,
-    in `compute_dtype`. One layer at a time is in two formats, so the peak is the plain model plus one layer.
+    `base_format` is `nf4`, `fp4` or `int8`. GPT-2's transposed Conv1D layers become dense layers. Biases are kept in
+    `compute_dtype`. Layers are replaced one at a time, so the peak is the plain model plus one layer.
     """
     if base_format not in FORMATS:
         raise MethodError(f"unknown quantised format {base_format!r}; known: {', '.join(FORMATS)}")
@@ -39,39 +46,45 @@ def quantize_(
         plain = getattr(parent, leaf)
         quantized = _quantized(plain, base_format, double_quantization, compute_dtype, torch.device(device))
         setattr(parent, leaf, quantized)
-    # PEFT picks its quantised LoRA layers by these two.
-    model.is_loaded_in_8bit = base_format == "int8"
-    model.is_loaded_in_4bit = base_format != "int8"
+    _mark_loaded(model, eight_bit=base_format == "int8", four_bit=base_format != "int8")
     return model
 
 
 def dequantize_(model: PreTrainedModel) -> PreTrainedModel:
-    """Replace every quantised layer by the plain one whose weight it stands for; return `model`, whole in one type.
+    """Replace every quantised layer by its plain original, with the dequantised weight; return `model`.
 
-    The type is that of the embeddings, as of everything that was not quantised. GPT-2's layers are transposed again.
+    The weights get the type of the embeddings. GPT-2's layers are transposed again.
     """
     with torch.device("meta"):
         originals = type(model)(model.config)
-    dtype = model.get_input_embeddings().weight.dtype
+    dtype = model.get_input_embeddings().get_parameter("weight").dtype
     names = [name for name, module in model.named_modules() if is_quantized(getattr(module, "weight", None))]
     for name in names:
         parent, leaf = model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]
-        setattr(parent, leaf, _plain(getattr(parent, leaf), originals.get_submodule(name), dtype))
-    model.is_loaded_in_8bit = model.is_loaded_in_4bit = False
+        original = originals.get_submodule(name)
+        assert isinstance(original, Dense), "only dense layers are quantised"
+        setattr(parent, leaf, _plain(getattr(parent, leaf), original, dtype))
+    _mark_loaded(model, eight_bit=False, four_bit=False)
     return model
 
 
-def _plain(quantized: nn.Module, original: nn.Module, dtype: torch.dtype) -> nn.Module:
+def _mark_loaded(model: Any, *, eight_bit: bool, four_bit: bool) -> None:
+    """Set the two attributes by which PEFT selects its quantised layers; no class declares them, hence `Any`."""
+    model.is_loaded_in_8bit, model.is_loaded_in_4bit = eight_bit, four_bit
+
+
+def _plain(quantized: nn.Linear, original: Dense, dtype: torch.dtype) -> nn.Module:
     from peft.utils.integrations import dequantize_module_weight
 
     from peftlab.models.four_bit import unpack
 
     packed = quantized.weight
-    weight = unpack(packed) if type(packed).__name__ == "Params4bit" else dequantize_module_weight(quantized)
+    is_four_bit = type(packed).__name__ == "Params4bit"
+    weight = unpack(cast("Params4bit", packed)) if is_four_bit else dequantize_module_weight(quantized)
     weight = weight.detach().to(dtype)
     original.weight = nn.Parameter(weight.T.contiguous() if isinstance(original, Conv1D) else weight, False)
     if quantized.bias is not None:
-        # A bias that was trained stays in float32, a frozen one follows the weight.
+        # A trained bias stays in float32, a frozen one gets the weight's type.
         bias = quantized.bias
         original.bias = nn.Parameter(bias.data if bias.requires_grad else bias.data.to(dtype), bias.requires_grad)
     return original.train(quantized.training)
@@ -85,9 +98,9 @@ def _require_bitsandbytes() -> None:
 
 
 def _dense_names(model: nn.Module) -> list[str]:
-    """Return the names of the dense layers outside the head; holding names lets replaced layers be freed."""
+    """Return the names of the dense layers outside the head; names, because references would keep replaced layers."""
     heads = {name.rpartition(".")[0] for name in head_names(model)}
-    # An output head that is tied to the embedding has no parameter of its own: know it by its weight.
+    # An output head that is tied to the embedding has no parameter of its own: recognise it by its weight.
     embedded = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     return [
         name
@@ -97,7 +110,7 @@ def _dense_names(model: nn.Module) -> list[str]:
 
 
 def _quantized(
-    layer: nn.Module, base_format: str, double: bool, compute_dtype: torch.dtype, device: torch.device
+    layer: Dense, base_format: str, double: bool, compute_dtype: torch.dtype, device: torch.device
 ) -> nn.Module:
     weight = layer.weight.data.T.contiguous() if isinstance(layer, Conv1D) else layer.weight.data
     if base_format == "int8":
@@ -105,7 +118,7 @@ def _quantized(
     else:
         new = _four_bit(weight, base_format, double, compute_dtype, device)
     if layer.bias is not None:
-        # Both layers cast a bias of another type in place on their first forward pass: give it its type now.
+        # Both layers cast a bias of another type in place in their first forward pass: cast it now.
         new.bias = nn.Parameter(layer.bias.data.to(device, compute_dtype), layer.bias.requires_grad)
     return new.train(layer.training)
 
@@ -120,13 +133,13 @@ def _four_bit(
     n_out, n_in = weight.shape
     layer = UnalignedLinear4bit if device.type == "cpu" and n_in % BLOCK else Linear4bit
     new = layer(n_in, n_out, bias=False, compute_dtype=compute_dtype, device="meta")
-    # On CPUs with AVX512-BF16 an evaluation would repack the frozen weight in place, into a form that only
-    # inference reads: the bytes must stay as they are.
+    # On CPUs with AVX512-BF16, evaluation would repack the frozen weight in place into a form that only inference
+    # can read: keep the bytes as they are.
     new.support_avx512bf16_for_cpu = False
     packed = Params4bit(
         weight.to(device), requires_grad=False, compress_statistics=double, quant_type=base_format, module=new
     )
-    new.weight = packed.to(device)
+    new.weight = packed.to(device)  # type: ignore[misc]  # bitsandbytes declares `self` as a plain tensor
     return new
 
 
@@ -135,7 +148,7 @@ def _int8(weight: torch.Tensor, device: torch.device) -> nn.Module:
 
     n_out, n_in = weight.shape
     new = Linear8bitLt(n_in, n_out, bias=False, has_fp16_weights=False, threshold=OUTLIER_THRESHOLD, device="meta")
-    # Int8Params quantises only what comes from the CPU.
-    held = weight if weight.is_meta else weight.cpu()  # bitsandbytes quantises as the weight leaves the CPU
-    new.weight = Int8Params(held, requires_grad=False, has_fp16_weights=False).to(device)
+    # Int8Params quantises when its weight is moved from the CPU.
+    plain = Int8Params(weight if weight.is_meta else weight.cpu(), requires_grad=False, has_fp16_weights=False)
+    new.weight = plain.to(device)  # type: ignore[misc]  # as in `_four_bit`
     return new

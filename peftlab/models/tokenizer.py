@@ -1,4 +1,4 @@
-"""A model's tokenizer, able to pad, and its fit to the model."""
+"""Loading a model's tokenizer with a padding token, and checking that it fits the model."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from peftlab.recipe.schema import Model
 
 
 def load_tokenizer(section: Model) -> PreTrainedTokenizerBase:
-    """Return the recipe's tokenizer; it pads on the right and always has a padding token.
+    """Return the recipe's tokenizer, which pads on the right and always has a padding token.
 
-    Where the model names none, its end-of-text token pads: safe because rows are masked by their length, never
-    by the id. Raises ModelError.
+    If the model has none, its end-of-text token is used: safe because rows are masked by length, never by id.
+    Raises ModelError.
     """
     reference = resolve(section.name, section.revision) if section.tokenizer is None else resolve(section.tokenizer)
     arguments = hub_arguments(reference, section)
@@ -23,20 +23,23 @@ def load_tokenizer(section: Model) -> PreTrainedTokenizerBase:
     tokenizer.padding_side = "right"
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token is None:
-            raise ModelError(f"model {reference.label!r}: its tokenizer has neither a padding nor an end token")
+            raise ModelError(
+                f"model {reference.label!r}: its tokenizer has neither a padding nor an end-of-text token; "
+                "set model.tokenizer to one that has"
+            )
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 
 def fit_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Make the model pad as its tokenizer does. Raises ModelError where a token has no embedding."""
-    rows = model.get_input_embeddings().num_embeddings
+    """Set the model's padding token to the tokenizer's. Raises ModelError if a token has no embedding."""
+    rows = model.get_input_embeddings().get_parameter("weight").shape[0]
     largest = max(tokenizer.get_vocab().values())
     if largest >= rows:
         token = tokenizer.convert_ids_to_tokens(largest)
         raise ModelError(
-            f"the tokenizer has the token {token!r} of id {largest}, but the model's embedding ends at {rows - 1}: "
-            "they belong to different models"
+            f"the tokenizer has the token {token!r} with id {largest}, but the model's embedding has only {rows} rows; "
+            "use the model's own tokenizer"
         )
     # A decoder's classification head reads the last token that is not this one.
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id

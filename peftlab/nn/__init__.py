@@ -1,1 +1,1 @@
-"""Modules of our own."""
+"""Modules that peftlab adds to models, and starting values for them."""

@@ -1,4 +1,4 @@
-"""The bottleneck adapter, U·f(D·x + d) + u, and the module that puts one at a layer's output."""
+"""The bottleneck adapter, U·f(D·x + d) + u, and the modules that apply one to a layer's output."""
 
 from __future__ import annotations
 
@@ -11,15 +11,20 @@ from torch.nn import functional as F
 
 from peftlab.errors import MethodError
 
-ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu, "tanh": torch.tanh}
+ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "silu": F.silu,
+    "tanh": torch.tanh,
+}
 NEAR_IDENTITY_STD = 1e-3
 
 
 class Bottleneck(nn.Module):
     """U·f(D·x + d) + u in float32: (..., width_in) → (..., width_out), without the residual.
 
-    `init` is the start of U: `zero`, or `near-identity` (normal, standard deviation 1e-3). D starts as
-    nn.Linear does, both biases at zero. The result has the input's dtype unless autocast decides.
+    `init` sets the initial U: `zero`, or `near-identity` (normal, standard deviation 1e-3). D is
+    initialised as in nn.Linear, both biases are zero. The result has the input's dtype, unless autocast sets another.
     """
 
     def __init__(
@@ -51,7 +56,7 @@ class Bottleneck(nn.Module):
 
 
 class Adapted(nn.Module):
-    """`base_layer` with a bottleneck on its output: y + adapter(y); of a tuple, the first element's."""
+    """`base_layer` with a bottleneck on its output: y + adapter(y); of a tuple, y is the first element."""
 
     def __init__(self, base_layer: nn.Module, adapter: Bottleneck):
         super().__init__()
@@ -66,11 +71,11 @@ class Adapted(nn.Module):
 
 
 class ParallelAdapted(nn.Module):
-    """The module that ends a feed-forward, with a bottleneck on the feed-forward's own input added to its output.
+    """The last module of a feed-forward, with a bottleneck of the feed-forward's input added to its output.
 
-    Families disagree on which module is the feed-forward (OPT and BERT have none), so a hook on the module that
-    begins it leaves the bottleneck's output here, and this module takes it: both happen within one call of
-    the layer, also when checkpointing recomputes it.
+    Not every family has one feed-forward module (OPT and BERT have none), so a hook on the first module stores the
+    bottleneck's output here and this module adds it: both within one call of the layer, also when gradient
+    checkpointing recomputes it.
     """
 
     def __init__(self, base_layer: nn.Module, adapter: Bottleneck):
@@ -88,7 +93,7 @@ class ParallelAdapted(nn.Module):
 
 
 class _Reader:
-    """Forward pre-hook that feeds a module's input to an adapter; a class, so that a copied model copies it."""
+    """Forward pre-hook that applies an adapter to a module's input; a class, so that deepcopy of a model copies it."""
 
     def __init__(self, target: ParallelAdapted):
         self.target = target
@@ -98,15 +103,20 @@ class _Reader:
 
 
 def insert_bottleneck(model: nn.Module, module: str, entry: str | None, build: Callable[[], Bottleneck]) -> None:
-    """Adapt the output of `module`; with `entry`, by a bottleneck on what `entry` reads.
+    """Add a bottleneck to the output of `module`; with `entry`, one that reads the input of `entry`.
 
-    Raises MethodError where `module` is a container, which has no output.
+    Raises MethodError if `module` is a container, which has no output.
     """
     base_layer = model.get_submodule(module)
     if isinstance(base_layer, (nn.ModuleList, nn.ModuleDict)):
         raise MethodError(f"method.modules: {module} is a list of modules and has no output to adapt")
-    adapted = (ParallelAdapted if entry else Adapted)(base_layer, build())
-    if entry:
-        model.get_submodule(entry).register_forward_pre_hook(_Reader(adapted))
     parent, _, leaf = module.rpartition(".")
-    setattr(model.get_submodule(parent), leaf, adapted)
+    setattr(model.get_submodule(parent), leaf, _adapted(model, base_layer, entry, build()))
+
+
+def _adapted(model: nn.Module, base_layer: nn.Module, entry: str | None, adapter: Bottleneck) -> nn.Module:
+    if entry is None:
+        return Adapted(base_layer, adapter)
+    adapted = ParallelAdapted(base_layer, adapter)
+    model.get_submodule(entry).register_forward_pre_hook(_Reader(adapted))
+    return adapted

@@ -1,4 +1,4 @@
-"""Where a prefix starts: the keys and values that real tokens give in every layer."""
+"""Starting values of a prefix: the keys and values of real tokens in every layer."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from torch import nn
 
 @torch.no_grad()
 def read_keys_and_values(model: nn.Module, ids: torch.Tensor, projections: list[str]) -> torch.Tensor:
-    """Return what the tokens `ids` (P,) leave in the attention: (P, layers · 2 · key width), float32.
+    """Return the attention's keys and values of the tokens `ids` (P,): (P, layers · 2 · key width), float32.
 
-    Each layer's keys come before its values. Decoders tell them by their cache, with positions applied;
-    for encoders, which have none, `projections` names the key and value projections in that order.
+    Each layer's keys come before its values. Decoders give them in their cache, with positions applied; for
+    encoders, which have no cache, `projections` names the key and value projections in that order.
     """
     outputs: list[torch.Tensor] = []
     hooks = [
@@ -19,9 +19,10 @@ def read_keys_and_values(model: nn.Module, ids: torch.Tensor, projections: list[
         for name in projections
     ]
     was_training = model.training
-    body = model.eval().base_model
+    body = getattr(model.eval(), "base_model", model)
+    device = next(model.parameters()).device
     try:
-        cache = getattr(body(input_ids=ids[None].to(model.device)), "past_key_values", None)
+        cache = getattr(body(input_ids=ids[None].to(device)), "past_key_values", None)
     finally:
         model.train(was_training)
         for hook in hooks:

@@ -1,4 +1,4 @@
-"""Proof of what the first optimiser steps did: every trainable tensor moved, no frozen one changed by a byte."""
+"""Audit of the first optimiser steps: every trainable tensor changed, no byte of a frozen one did."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from peftlab.reports import AuditReport
 
 
 class Audit:
-    """Fingerprints of all parameters before training, and which trainable ones got a gradient since.
+    """Fingerprints of all parameters before training, and which trainable ones have had a gradient since.
 
-    Zero-initialised factors (LoRA's B, an adapter's U) keep their partner's gradient at zero in the first
-    step, and a warm-up may begin with a rate of zero: observe at least three steps before `finish`.
-    Fingerprints are two 64-bit integers a tensor and stay on the device; only `finish` waits for it. Buffers
-    are left out, since some change by design (a dynamic rotary table, running statistics).
+    Zero-initialised factors (LoRA's B, an adapter's U) make their partner's gradient zero in the first step, and
+    a warm-up may start at a learning rate of zero: observe at least three steps before `finish`. Fingerprints
+    are two 64-bit integers per tensor and stay on the device; only `finish` waits for it. Buffers are not audited,
+    since some change by design (a dynamic rotary table, running statistics).
     """
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: nn.Module) -> None:
         self.steps = 0
         self._before = _fingerprints(model)
         self._has_gradient: dict[str, torch.Tensor | None] = dict.fromkeys(trainable_parameters(model))
 
     def frozen_fingerprints(self) -> dict[str, tuple[int, ...]]:
-        """Return the fingerprint of every frozen tensor as it was at the beginning. Waits for the device."""
+        """Return the fingerprint of every frozen tensor before training. Waits for the device."""
         return {name: tuple(value.tolist()) for name, value in self._before.items() if name not in self._has_gradient}
 
     def observe_gradients(self, model: nn.Module) -> None:
-        """Note which trainable tensors have a gradient; call it after the backward pass, before the step."""
+        """Record which trainable tensors have a gradient; call it after the backward pass, before the step."""
         self.steps += 1
         for name, parameter in trainable_parameters(model).items():
             if parameter.grad is not None:
@@ -40,7 +40,7 @@ class Audit:
                 self._has_gradient[name] = nonzero if seen is None else seen | nonzero
 
     def finish(self, model: nn.Module) -> AuditReport:
-        """Compare with the beginning. Waits for the device."""
+        """Return what changed since the beginning. Waits for the device."""
         after = _fingerprints(model)
         changed = {name for name in self._before if not _equal(self._before[name], after.get(name))}
         return AuditReport(
@@ -70,10 +70,10 @@ def _fingerprints(model: nn.Module) -> dict[str, torch.Tensor]:
 def fingerprint(tensor: torch.Tensor) -> torch.Tensor:
     """Return the wrapping sum and the exclusive or of the tensor's bits, in words of up to 64 bits.
 
-    Either alone notices any change within a single word; no copy of a contiguous tensor is made.
+    Each of them detects any change within a single word; a contiguous tensor is not copied.
     """
     flat = tensor.detach().contiguous().view(-1)
-    # The widest word that fits needs the fewest additions: 60 ms instead of 250 ms for 50 M float32.
+    # The widest word needs the fewest additions: 60 ms instead of 250 ms for 50 M float32.
     words = flat.view(torch.uint8)
     for word in (torch.int64, torch.int32, torch.int16):
         size = word.itemsize
@@ -85,7 +85,7 @@ def fingerprint(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _quantization_state(parameter: Any, owner: Any) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield the tensors that unpack a quantised weight."""
+    """Yield the tensors needed to dequantise a weight, with their names."""
     state = getattr(parameter, "quant_state", None)
     for prefix, level in (("", state), ("nested_", getattr(state, "state2", None))):
         for part in ("absmax", "code", "offset"):

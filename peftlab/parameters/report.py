@@ -16,10 +16,10 @@ EXPERTS = re.compile(r"(?:^|\.)experts\.")
 
 
 def parameter_report(model: nn.Module, *, stored: Literal["trainable", "all"] = "trainable") -> ParameterReport:
-    """Count the parameters of `model`; every kind of rows adds up to the totals.
+    """Return the parameter counts of `model`; the rows by kind and those by layer each add up to the totals.
 
-    `stored` says what the result of a run holds: the trainable tensors, or `all` for a full fine-tune. Biases
-    of dense layers and convolutions are of the kind `bias`; those of norms, heads and adapters count there.
+    `stored` is what the result of a run contains: the trainable tensors, or `all` for full fine-tuning. Biases of
+    dense layers and convolutions are of the kind `bias`; those of norms, heads and adapters are of theirs.
     """
     counted = list(parameter_sites(model))
     trainable = {site.name for site, parameter in counted if parameter.requires_grad}
@@ -53,7 +53,7 @@ def _layer_names(sites: list[ParameterSite]) -> list[str]:
 
 
 def _active_share(config: Any) -> tuple[int, int] | None:
-    """Return (experts of one token, all experts) of a mixture, or None."""
+    """Return (experts per token, all experts) of a mixture of experts, else None."""
     config = config.get_text_config() if hasattr(config, "get_text_config") else config
     used = getattr(config, "num_experts_per_tok", None)
     for name in ("num_local_experts", "num_experts", "n_routed_experts"):

@@ -1,4 +1,4 @@
-"""The sizes of a built model, on any device, as a `ModelShape`."""
+"""The sizes of a built model on any device, as a `ModelShape`."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from peftlab.shapes import LinearSite, ModelShape, ParameterSite
 
 
 def shape_of(model: nn.Module, fresh: frozenset[str] = frozenset(), task: str = "causal-lm") -> ModelShape:
-    """Return the sizes of `model`; `fresh` names the parameters that no checkpoint filled.
+    """Return the sizes of `model`; `fresh` names the parameters that are absent from the checkpoint.
 
-    Works on the meta device and on quantised models (whose sizes are those of the plain ones). A plain
-    `nn.Module` without a config has hidden size, key width and vocabulary 0.
+    Works on the meta device and on quantised models, whose sizes are those of the plain ones. A module without a
+    config has hidden size, key width and vocabulary 0.
     """
     _, base = find_base(model)
     sites = tuple(site for site, _ in parameter_sites(model, fresh))
@@ -44,7 +44,7 @@ def count_positions(config: Any) -> int:
 
 
 def linear_sites(model: nn.Module, model_type: str, sites: dict[str, ParameterSite]) -> tuple[LinearSite, ...]:
-    """Return the dense projections of the plain model, those of adapters left out."""
+    """Return the dense projections of the plain model, without those of adapters."""
     canonical, layers = canonical_in(model), module_layers(model)
     found = []
     for own_name, module in model.named_modules():
@@ -53,7 +53,7 @@ def linear_sites(model: nn.Module, model_type: str, sites: dict[str, ParameterSi
             continue
         name = canonical(own_name)
         site = sites.get(f"{name}.weight")
-        # A weight that is tied to the embedding has no site of its own: that layer is the output head.
+        # A weight that is tied to the embedding has no site of its own: this layer is the output head.
         kind = site.kind if site else "head"
         if kind != "adapter":
             layer = layers[own_name]
@@ -83,7 +83,7 @@ def _kv_width(config: Any) -> int:
 
 def _vocabulary(base: Any, config: Any) -> int:
     embedding: Any = base.get_input_embeddings() if hasattr(base, "get_input_embeddings") else None
-    return getattr(embedding, "num_embeddings", 0) or getattr(config, "vocab_size", 0)
+    return getattr(embedding, "num_embeddings", 0) or getattr(config, "vocab_size", 0) or 0
 
 
 def _count_layers(sites: tuple[ParameterSite, ...]) -> int:

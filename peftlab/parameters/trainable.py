@@ -1,4 +1,4 @@
-"""Which parameters a model has, under which name, and which of them train: the one predicate is `requires_grad`."""
+"""The parameters of a model by canonical name, and which of them train: the only predicate is `requires_grad`."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ def find_base(model: nn.Module) -> tuple[str, nn.Module]:
 def canonical_in(model: nn.Module) -> Callable[[str], str]:
     """Return a function from names inside `model` to canonical names: those of the plain model.
 
-    The path of the plain model is looked up, not guessed from the name: PEFT wraps a model in
-    `base_model.model.` for LoRA but in `base_model.` for prefixes, and plain models begin with `model.` too.
+    The path of the plain model is found in `model`, not guessed from names: PEFT wraps a model in
+    `base_model.model.` for LoRA but in `base_model.` for prefixes, and names in plain models begin with `model.` too.
     """
     path, _ = find_base(model)
     prefix = path + "." if path else ""
 
     def canonical(name: str) -> str:
         if prefix and name.startswith(prefix):
-            # The plain model's own first component may be `base_model` or `module`: keep it from being stripped.
+            # The plain model's own first component may be `base_model` or `module`: do not strip it.
             return canonical_name("." + name.removeprefix(prefix))[1:]
         return canonical_name(name)
 
@@ -43,7 +43,7 @@ def canonical_in(model: nn.Module) -> Callable[[str], str]:
 
 
 def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Return every parameter by canonical name, a tied one once, without the copies that PEFT sets aside."""
+    """Return every parameter by canonical name, a tied one once, without the originals that PEFT keeps as copies."""
     canonical = canonical_in(model)
     return {
         canonical(name): parameter
@@ -53,34 +53,34 @@ def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Return what trains, by canonical name, a tied parameter once."""
+    """Return the trainable parameters by canonical name, a tied one once."""
     return {name: parameter for name, parameter in named_parameters(model).items() if parameter.requires_grad}
 
 
 def is_quantized(parameter: nn.Parameter | None) -> bool:
-    """Whether bitsandbytes holds (or will hold) the parameter in 4 or 8 bits."""
+    """Whether the parameter is one of bitsandbytes' 4- or 8-bit ones, quantised or about to be."""
     return type(parameter).__name__ in ("Params4bit", "Int8Params")
 
 
 def logical_shape(parameter: nn.Parameter) -> tuple[int, ...]:
-    """Return the shape that a parameter stands for; a packed 4-bit weight stores two values a byte."""
+    """Return a parameter's unpacked shape; a packed 4-bit weight stores two values per byte."""
     state = getattr(parameter, "quant_state", None)
     return tuple(state.shape if state is not None else parameter.shape)
 
 
 def logical_count(parameter: nn.Parameter) -> int:
-    """Return how many parameters a tensor stands for."""
+    """Return the number of values in a parameter's unpacked shape."""
     return prod(logical_shape(parameter))
 
 
 def freeze_all(model: nn.Module) -> None:
-    """Make nothing train, PEFT's set-aside copies included."""
+    """Freeze all parameters, the originals that PEFT keeps as copies included."""
     for parameter in model.parameters():
         parameter.requires_grad_(False)
 
 
 def set_trainable(model: nn.Module, names: Iterable[str]) -> None:
-    """Make exactly the parameters of these canonical names train.
+    """Set `requires_grad` for exactly the parameters of these canonical names.
 
     Raises MethodError for a name that the model does not have and for a quantised weight.
     """
@@ -90,7 +90,7 @@ def set_trainable(model: nn.Module, names: Iterable[str]) -> None:
             raise MethodError(f"the model has no parameter {name!r}{nearest(name, parameters)}")
         if is_quantized(parameters[name]):
             raise MethodError(
-                f"{name} is quantised and cannot train; freeze it, or take a method whose base is not quantised"
+                f"{name} is quantised and cannot train; freeze it, or use a method whose base is not quantised"
             )
     freeze_all(model)
     for name in names:

@@ -1,4 +1,4 @@
-"""Recipes: the schema, reading them with the place of every error, overrides, and writing them."""
+"""Recipes: the schema, loading with the file and line of every error, overrides, and writing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Writing a recipe as YAML: every resolved field, so that the file says what ran without knowing the defaults."""
+"""Writing a recipe as YAML with every resolved field, so that the file does not depend on the defaults."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from ruamel.yaml.representer import SafeRepresenter
 from peftlab.recipe.schema import Recipe
 from peftlab.recipe.yaml_source import parse_scalar
 
-# Texts that YAML 1.1 readers, PyYAML among them, take for booleans.
+# Texts that YAML 1.1 readers, PyYAML among them, read as booleans.
 OLD_BOOLEANS = {"y", "n", "yes", "no", "on", "off"}
 
 
 class Representer(SafeRepresenter):
-    """Quotes every text that any YAML version could take for something else."""
+    """Quotes every text that some YAML version could read as another type."""
 
     def represent_text(self, text: str) -> ScalarNode:
         plain = text.isascii() and text.isprintable() and parse_scalar(text) == text
@@ -37,11 +37,11 @@ Representer.add_representer(float, Representer.represent_number)
 
 
 def dump_recipe(recipe: Recipe) -> str:
-    """Return YAML that loads back to an equal recipe."""
+    """Return the recipe as YAML that loads to an equal recipe."""
     yaml = YAML(typ="safe", pure=True)
     yaml.Representer = Representer
     yaml.default_flow_style = False
-    yaml.sort_base_mapping_type_on_output = False
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]  # ruamel infers the type of None
     yaml.width = 2**20
     stream = StringIO()
     yaml.dump(as_plain(recipe.model_dump()), stream)

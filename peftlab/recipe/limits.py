@@ -1,4 +1,4 @@
-"""What no field may hold, whatever it is for: texts that nothing can read, numbers that nothing can count."""
+"""Limits that apply to every field: unprintable text, secrets, and numbers that are too large."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from typing import Any
 
 from peftlab.recipe.schema import Recipe
 from peftlab.recipe.yaml_source import KeyPath
-from peftlab.secrets import holds_secret
+from peftlab.secrets import contains_secret
 
 LARGEST_COUNT = 1_000_000_000
 LARGEST_NUMBER = 1e30  # what is computed in 32 bits ends at 3e38
 MOST_BEAMS = 256  # each is a copy of the whole batch
-SMALLER_COUNTS = {("evaluation", "generation", "beams"): MOST_BEAMS}
-UNCOUNTED = {("run", "seed")}
-COUNTED_FRACTIONS = {("training", "epochs")}
-LINES_ALLOWED = {("data", "template")}
+SMALLER_COUNTS: dict[KeyPath, int] = {("evaluation", "generation", "beams"): MOST_BEAMS}
+UNCOUNTED: set[KeyPath] = {("run", "seed")}
+COUNTED_FRACTIONS: set[KeyPath] = {("training", "epochs")}
+LINES_ALLOWED: set[KeyPath] = {("data", "template")}
 
 
-def find_excesses(recipe: Recipe) -> list[tuple[KeyPath, str]]:
-    """Return (key path, message) of every value that is beyond these limits."""
-    return [(path, fault) for path, value in walk(recipe.model_dump()) if (fault := explain_excess(path, value))]
+def find_limit_errors(recipe: Recipe) -> list[tuple[KeyPath, str]]:
+    """Return (key path, message) of every value outside these limits."""
+    return [(path, fault) for path, value in walk(recipe.model_dump()) if (fault := explain_limit(path, value))]
 
 
 def walk(value: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
@@ -34,7 +34,8 @@ def walk(value: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
         yield from walk(item, (*path, key))
 
 
-def explain_excess(path: KeyPath, value: Any) -> str | None:
+def explain_limit(path: KeyPath, value: Any) -> str | None:
+    """Return what is wrong with a value, None if nothing is."""
     if isinstance(value, str):
         return explain_text(value, lines_allowed=path in LINES_ALLOWED)
     counted = isinstance(value, int) and path not in UNCOUNTED or path in COUNTED_FRACTIONS and value is not None
@@ -46,13 +47,13 @@ def explain_excess(path: KeyPath, value: Any) -> str | None:
 
 
 def explain_text(text: str, lines_allowed: bool) -> str | None:
-    """Say what is wrong with a text that names something, or with a template."""
-    if holds_secret(text):
-        return "holds a token, and recipes are copied into every record; leave it to the environment (HF_TOKEN, ...)"
+    """Return what is wrong with a text, None if nothing is; `lines_allowed` accepts line breaks and tabs."""
+    if contains_secret(text):
+        return "contains a secret, and run records contain the recipe; use an environment variable (HF_TOKEN, ...)"
     try:
         text.encode()
     except UnicodeEncodeError:
-        return "holds bytes that are no UTF-8 text"
+        return "contains bytes that are not valid UTF-8"
     allowed = "\n\t\r" if lines_allowed else ""
     control = next((c for c in text if unicodedata.category(c) == "Cc" and c not in allowed), None)
-    return None if control is None else f"holds the control character {control!r}"
+    return None if control is None else f"contains the control character {control!r}"

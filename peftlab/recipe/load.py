@@ -1,4 +1,4 @@
-"""Reading a recipe: YAML, overrides, schema and cross-field checks, with every problem told at once."""
+"""Loading a recipe: YAML, overrides, schema and cross-field checks; all problems are reported at once."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from typing import Any
 from pydantic import ValidationError
 
 from peftlab.errors import Problem, RecipeError
-from peftlab.optimizers import expand_short_name
 from peftlab.methods.registry import BUILT_IN
+from peftlab.optimizers import expand_short_name
 from peftlab.recipe.checks import find_contradictions
-from peftlab.recipe.limits import find_excesses
+from peftlab.recipe.limits import find_limit_errors
 from peftlab.recipe.overrides import COMMAND_LINE, apply_overrides
 from peftlab.recipe.schema import Recipe
 from peftlab.recipe.schema_errors import find_schema_errors
 from peftlab.recipe.yaml_source import KeyPath, dotted, fatal, parse_yaml, read_text
 
-# Stand in for required values that are missing or wrong, so that the rest can still be checked.
+# Used in place of required values that are missing or wrong, so that the rest can still be checked.
 PLACEHOLDERS: dict[str, dict[str, Any]] = {
     "model": {"name": "-"},
     "method": {"type": BUILT_IN[0].model_fields["type"].default},
@@ -31,7 +31,7 @@ PLACEHOLDERS: dict[str, dict[str, Any]] = {
 
 @dataclass
 class Draft:
-    """The values of a recipe before they are checked, and where each came from."""
+    """The values of a recipe before they are checked, and the place of each."""
 
     values: dict[str, Any]
     file: str | None
@@ -39,7 +39,7 @@ class Draft:
     overridden: set[KeyPath] = field(default_factory=set)
 
     def problem(self, path: KeyPath, message: str) -> Problem:
-        """Return the problem with the nearest known place of `path`."""
+        """Return a problem at `path`, with the line of its nearest known parent."""
         for length in range(len(path), -1, -1):
             if path[:length] in self.overridden:
                 return Problem(dotted(path), message, COMMAND_LINE)
@@ -66,12 +66,12 @@ def is_comparison(path: Path) -> bool:
 
 
 def parse_recipe(text: str, overrides: Sequence[str] = (), file: str | None = None) -> Recipe:
-    """Return the recipe of a YAML text; `file` is what problems name as their place."""
+    """Return the recipe of a YAML text; `file` is the name that problems show."""
     source = parse_yaml(text, file)
     if source.value is None:
         raise fatal("is empty; a recipe has the sections model, method, data and training", file)
     if not isinstance(source.value, dict):
-        raise fatal("holds no mapping; a recipe starts with sections such as `model:`", file, source.lines[()])
+        raise fatal("is not a mapping; a recipe starts with sections such as `model:`", file, source.lines[()])
     overridden, problems = apply_overrides(source.value, overrides)
     draft = Draft(source.value, file, source.lines, overridden)
     recipe, found = check_values(draft)
@@ -83,7 +83,7 @@ def parse_recipe(text: str, overrides: Sequence[str] = (), file: str | None = No
 def place_of(path: str | Path, overrides: Sequence[str], key: str) -> str:
     """Return where a recipe sets `key` (or the section around it): `FILE:LINE` or `command line`."""
     source = parse_yaml(read_text(Path(path)), str(path))
-    if not isinstance(source.value, dict):  # a pipe gives its text once
+    if not isinstance(source.value, dict):  # a pipe can be read only once
         return str(path)
     overridden, _ = apply_overrides(source.value, overrides)
     problem = Draft(source.value, str(path), source.lines, overridden).problem(tuple(key.split(".")), "")
@@ -91,7 +91,7 @@ def place_of(path: str | Path, overrides: Sequence[str], key: str) -> str:
 
 
 def recipe_name(path: str | Path) -> str:
-    """Return the name of a recipe file's runs, folder and stem: `tiny-lora` for `recipes/tiny/lora.yaml`."""
+    """Return the name for runs of a recipe file, from its folder and stem: `tiny-lora` for `recipes/tiny/lora.yaml`."""
     path = Path(path).absolute()
     return f"{path.parent.name}-{path.stem}".lstrip("-")
 
@@ -108,16 +108,16 @@ def check_values(draft: Draft) -> tuple[Recipe, list[Problem]]:
         errors = find_schema_errors(error, draft.values)
         recipe = Recipe.model_validate(without_errors(draft.values, [path for path, _ in errors]), strict=True)
     wrong = [path for path, _ in errors]
-    errors += [*find_contradictions(recipe, wrong), *find_excesses(recipe)]
+    errors += [*find_contradictions(recipe, wrong), *find_limit_errors(recipe)]
     return recipe, [draft.problem(path, message) for path, message in errors]
 
 
 def without_errors(values: dict[str, Any], wrong: Sequence[KeyPath]) -> dict[str, Any]:
-    """Return the values that are right by themselves, with placeholders where a required one is missing."""
-    whole = {tuple(takewhile(lambda part: isinstance(part, str), path)) for path in wrong}
+    """Return the values without those at the paths `wrong`, with placeholders for required ones that are missing."""
+    dropped = {tuple(takewhile(lambda part: isinstance(part, str), path)) for path in wrong}
     # Without its type nothing of a section can be checked.
-    whole |= {section for section in (("method",), ("training", "optimizer")) if (*section, "type") in whole}
-    kept = prune(values, whole, ())
+    dropped |= {section for section in (("method",), ("training", "optimizer")) if (*section, "type") in dropped}
+    kept = prune(values, dropped, ())
     for section, required in PLACEHOLDERS.items():
         kept[section] = required | kept.get(section, {})
     return kept

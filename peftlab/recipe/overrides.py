@@ -1,4 +1,4 @@
-"""Overrides from the command line: `method.rank=16` set into the values of a recipe before they are checked."""
+"""Overrides from the command line: `method.rank=16`, set into a recipe's values before they are checked."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ COMMAND_LINE = "command line"
 
 
 def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> tuple[set[KeyPath], list[Problem]]:
-    """Set every `key.path=value` into `values`; return the paths that came from here, and what is wrong.
+    """Set every `key.path=value` into `values`; return the paths that overrides set, and the problems.
 
-    A value is YAML (`run.trackers=[tensorboard]`); where only text fits, it is taken as it stands.
-    Whether a key or value suits the schema is left to the check of the whole recipe.
+    A value is YAML (`run.trackers=[tensorboard]`); for a field that is only text, it is the text as written.
+    Whether keys and values fit the schema is checked later, with the whole recipe.
     """
     placed: set[KeyPath] = set()
     given: set[KeyPath] = set()
@@ -39,7 +39,7 @@ def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> tuple[s
 
 
 def parse_value(text: str, path: KeyPath) -> Any:
-    """Return the value of an override. Raises RecipeError if it is not YAML and the field takes more than text."""
+    """Return the value of an override. Raises RecipeError if it is not valid YAML, unless the field is only text."""
     schema = schema_at(path, None)
     only_text = schema is not None and {option.get("type") for option in options(schema)} <= {
         "string",
@@ -53,15 +53,15 @@ def parse_value(text: str, path: KeyPath) -> Any:
         if only_text:
             return text
         raise
-    # Unquoted text stands for itself: YAML would cut `a #1` at the comment and fold line breaks.
+    # Keep unquoted text as written: YAML would cut `a #1` at the comment and fold line breaks.
     if only_text and source.value is not None and text[:1] not in ("'", '"'):
         return text
     return source.value
 
 
-def place_value(values: dict[str, Any], path: KeyPath, value: Any) -> set[KeyPath]:
-    """Set one value, with the sections that it needs; return the paths that are new or replaced."""
-    placed = {path}
+def place_value(values: dict[str, Any], path: tuple[str, ...], value: Any) -> set[KeyPath]:
+    """Set one value, and the sections around it where missing; return the paths that are new or replaced."""
+    placed: set[KeyPath] = {path}
     section = values
     for depth, part in enumerate(path[:-1], start=1):
         inner = section.get(part)
@@ -69,7 +69,7 @@ def place_value(values: dict[str, Any], path: KeyPath, value: Any) -> set[KeyPat
             inner = section[part] = {}
             placed.add(path[:depth])
         if not isinstance(inner, dict):
-            raise RecipeError(f"{dotted(path[:depth])} is a value and has no keys")
+            raise RecipeError(f"{dotted(path[:depth])} is a value, not a section, and has no keys")
         section = inner
     section[path[-1]] = value
     return placed

@@ -22,40 +22,40 @@ class Model(Section):
     name: str = Field(min_length=1)
     """Hub id, local folder, `.gguf` file, `builtin:NAME`, or `package:PACKAGE/PATH` inside an installed package."""
     tokenizer: str | None = Field(None, min_length=1)
-    """Take another model's tokenizer: for a folder that holds only a `config.json`, with `init: random`."""
+    """Model whose tokenizer to use instead, for a folder that contains only a `config.json`, with `init: random`."""
     revision: str | None = None
     """Branch, tag or commit of a hub model."""
     task: Annotated[str, OneOf(lambda: TASKS)] = DEFAULT_TASK
-    """What the model is for."""
+    """Task of the model."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Type of frozen weights: auto is bfloat16 on CUDA and float32 on the CPU. What trains is always float32."""
+    """Type of the frozen weights: auto is bfloat16 on CUDA and float32 on the CPU. Trained weights are float32."""
     init: Literal["pretrained", "random"] = "pretrained"
-    """Take the checkpoint's weights, or random ones from its `config.json` (for counting, planning and speed)."""
+    """Load the checkpoint's weights, or make random ones from its `config.json` (for counting, planning and timing)."""
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
     """Attention implementation of transformers."""
     trust_remote_code: bool = False
-    """Run code that the model repository ships. Off unless you have read that code."""
+    """Run code that the model repository ships. Set it only after you have read that code."""
 
 
 class Data(Section):
     train: str = Field(min_length=1)
-    """Source of the training rows: hub data set, jsonl/json/csv/parquet file or `builtin:NAME`; split in brackets."""
+    """Training rows: hub data set, jsonl, json, csv or parquet file, or `builtin:NAME`; `[SPLIT]` selects a split."""
     evaluation: str | PositiveInt | Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Source of the evaluation rows, or how many (a number) or what part (a fraction) of `train` to hold out."""
+    """Evaluation rows: a source, or how many (an integer) or what fraction of the `train` rows to hold out."""
     test: str | PositiveInt | Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Rows on which the result is reported and nothing is chosen: read once before and once after training."""
+    """Test rows, for the reported result only and never for choices: evaluated once before and once after training."""
     general: str | None = Field(None, min_length=1)
-    """Source with a column `text`, general text on which forgetting is measured: its loss before and after."""
+    """Source of general text (column `text`) to measure forgetting: its loss before and after training."""
     format: Annotated[str, OneOf(list_formats)] = "completion"
     """What a row is: running text, prompt and completion, messages, text(s) and a label, or words and their tags."""
     columns: dict[str, str] = Field(default_factory=dict)
-    """The file's name for each role: text, text_pair, label, prompt, completion, messages, words, tags."""
+    """Column of the data for each role: text, text_pair, label, prompt, completion, messages, words, tags."""
     template: str | None = None
-    """Builds the prompt (or the text) from columns: `Facts: {mr}\\nText:`."""
+    """Template that builds the prompt (or the text) from columns: `Facts: {mr}\\nText:`."""
     max_length: PositiveInt = 512
-    """Longest row in tokens; longer ones lose their prompt's beginning, then are counted and reported."""
+    """Longest row in tokens; longer ones are cut at the start of their prompt, counted and reported."""
     allow_dropped: float = Field(0.1, ge=0, le=1)
-    """Part of the rows that may be left out because no token in them is supervised; more of them end the run."""
+    """Largest fraction of rows that may be dropped for lack of supervised tokens; above it the run stops."""
     train_rows: PositiveInt | None = None
     """Use only this many training rows (drawn by the seed)."""
     evaluation_rows: PositiveInt | None = None
@@ -63,7 +63,7 @@ class Data(Section):
     test_rows: PositiveInt | None = None
     """Use only this many test rows (drawn by the seed)."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] | None = None
-    """Seed by which rows are held out and drawn (default: `run.seed`); runs that are compared share it."""
+    """Seed for holding out and drawing rows (default: `run.seed`); compared runs should share it."""
 
 
 class Training(Section):
@@ -78,43 +78,43 @@ class Training(Section):
     learning_rate: float = Field(gt=0)
     """Peak learning rate."""
     schedule: Literal["constant", "linear", "cosine"] = "linear"
-    """Course of the rate after the warm-up: constant, or down to zero."""
+    """Learning rate after the warm-up: constant, or falling to zero."""
     warmup: Annotated[int, Field(ge=0)] | Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Steps (a whole number) or part of all steps (a fraction) in which the rate rises from zero."""
+    """Steps (an integer) or fraction of all steps in which the learning rate rises from zero."""
     weight_decay: float = Field(0.0, ge=0)
-    """Decoupled weight decay, never on biases, norms or prefixes."""
+    """Decoupled weight decay; never applied to biases, norms or prefixes."""
     optimizer: AnyOptimizer = AdamW()
-    """The optimiser and its settings; a bare name takes the defaults: adamw, sgd, adamw_8bit, paged_adamw_8bit."""
+    """Optimiser and its settings; a bare name uses the defaults: adamw, sgd, adamw_8bit, paged_adamw_8bit."""
     clip: Annotated[float, Field(gt=0)] | None = 1.0
-    """Largest gradient norm; null does not clip."""
+    """Maximum gradient norm; null disables clipping."""
     gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass to save memory."""
+    """Recompute activations in the backward pass, which saves memory and costs time."""
     fit: bool = False
-    """Where the plan says that a micro-batch does not fit, take smaller ones, as many more, so that the step stays."""
+    """If the plan says that a micro-batch does not fit, use smaller and more micro-batches for the same step."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Type of computation: auto is bfloat16 on CUDA, float32 on the CPU."""
     frozen_dropout: Literal["keep", "off"] = "keep"
-    """Whether the base model's own dropout stays on while training, as in the papers."""
+    """Whether the base model's own dropout is active during training, as in the papers."""
 
 
 class Generation(Section):
     max_new_tokens: PositiveInt = 64
-    """Longest answer in tokens."""
+    """Maximum length of an answer in tokens."""
     beams: PositiveInt = 1
-    """Beams of beam search."""
-    temperature: float = Field(0.0, ge=0)
-    """0 takes the likeliest token, above it samples."""
-    top_p: float = Field(1.0, gt=0, le=1)
-    """Nucleus of sampling."""
+    """Number of beams; 1 disables beam search."""
+    temperature: float = Field(default=0.0, ge=0)
+    """Sampling temperature; 0 takes the most likely token."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Probability mass of nucleus sampling."""
     rows: PositiveInt = 64
-    """Evaluation rows that are generated for exact match, BLEU and ROUGE."""
+    """Evaluation rows for which answers are generated, for exact match, BLEU and ROUGE."""
     examples: Annotated[int, Field(ge=0)] = 2
-    """Generated examples kept in the result."""
+    """Generated examples to keep in the result."""
 
 
 class Evaluation(Section):
     every: PositiveInt | None = None
-    """Steps between evaluations; there is always one before and one after training."""
+    """Steps between evaluations; one before and one after training are always made."""
     metrics: tuple[
         Literal[
             "loss",
@@ -131,40 +131,40 @@ class Evaluation(Section):
         ],
         ...,
     ] = ("loss",)
-    """What to measure on the evaluation rows."""
+    """Metrics of the evaluation rows."""
     batch_size: PositiveInt | None = None
-    """Rows of one evaluation batch (default: training's)."""
+    """Rows of one evaluation batch (default: `training.batch_size`)."""
     latency: bool = False
-    """Measure what the result costs in use after training: seconds of a pass beside the base's, and merged into it."""
+    """After training, time a forward pass of the result, of the base model, and of the two merged."""
     generation: Generation = Generation()
-    """How text is generated."""
+    """Generation of text."""
 
 
 class Run(Section):
     output: str | None = None
-    """Run directory (default: `runs/NAME`, NAME being the recipe file's folder and name)."""
+    """Run directory (default: `runs/NAME`, with NAME from the recipe file's folder and name)."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Seed of initialisation, data order and dropout."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to run: auto takes CUDA where there is one."""
+    """Device: auto is CUDA if available, else the CPU."""
     plan: Literal["refuse", "report", "off"] = "refuse"
-    """Predict the memory before loading: and refuse to start what will not fit, or only report it; or do not."""
-    memory: str | None = Field(None, min_length=1)
-    """What the plan may count on: `24GiB`, or the name of a GPU (default: what is free)."""
+    """Memory plan before loading: refuse to start a run that will not fit, only report it, or make no plan."""
+    memory: str | None = Field(default=None, min_length=1)
+    """Memory that the plan assumes: `24GiB`, or the name of a GPU (default: what is free)."""
     memory_snapshot: bool = False
-    """Write `memory_snapshot.pickle`, the allocations of the training, for pytorch.org/memory_viz (CUDA; slows it)."""
+    """Write the allocations of training to `memory_snapshot.pickle`, for pytorch.org/memory_viz (CUDA; slower)."""
     save_every: PositiveInt | None = None
-    """Steps between checkpoints, from which `train --resume` goes on exactly; the trained weights are always saved."""
+    """Steps between checkpoints, from which `train --resume` resumes exactly; trained weights are always saved."""
     keep_checkpoints: PositiveInt = 2
-    """How many of the latest checkpoints are kept; the best by held-out loss is kept beside them."""
+    """Number of latest checkpoints to keep; the best by evaluation loss is kept too."""
     max_seconds: Annotated[float, Field(gt=0)] | None = None
-    """Seconds within which the run saves a checkpoint and ends, for jobs with a time limit."""
+    """Time limit in seconds, within which the run saves a checkpoint and ends."""
     stop_after: PositiveInt | None = None
-    """Step after which the run saves a checkpoint and ends, as a time limit would."""
+    """Step after which the run saves a checkpoint and ends, as at a time limit."""
     log_every: PositiveInt = 10
-    """Steps between lines of `metrics.jsonl`."""
+    """Steps between lines in `metrics.jsonl`."""
     trackers: tuple[str, ...] = ()
-    """Trackers of accelerate: tensorboard, wandb, mlflow, ..."""
+    """Experiment trackers, by accelerate's names: tensorboard, wandb, mlflow, ..."""
 
 
 class Recipe(Section):
@@ -173,17 +173,17 @@ class Recipe(Section):
     model: Model
     """The base model."""
     method: AnyMethod
-    """What trains."""
+    """The fine-tuning method."""
     data: Data
-    """What it is trained and evaluated on."""
+    """Training and evaluation data."""
     training: Training
-    """How it is trained."""
+    """Training settings."""
     evaluation: Evaluation = Evaluation()
-    """How it is evaluated."""
+    """Evaluation settings."""
     run: Run = Run()
-    """Where the run goes, its seed and its logging."""
+    """Run directory, seed, checkpoints and logging."""
 
     @property
     def task(self) -> Task:
-        """What the model is for, by `model.task`."""
+        """The task that `model.task` names."""
         return TASKS[self.model.task]

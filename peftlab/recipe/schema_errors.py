@@ -1,4 +1,4 @@
-"""Pydantic's errors as problems in plain words: one for each key path, however many union members complain."""
+"""Pydantic's errors in plain words: one for each key path, even where several union members failed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from peftlab.recipe.yaml_source import KeyPath
 
 
 def find_schema_errors(error: ValidationError, values: dict[str, Any]) -> list[tuple[KeyPath, str]]:
-    """Return (key path, message) for everything in `values` that does not fit the schema."""
+    """Return (key path, message) of every value that does not fit the schema."""
     found: dict[KeyPath, ErrorDetails] = {}
     for entry in error.errors(include_url=False):
         found.setdefault(locate(entry, values), entry)
@@ -38,7 +38,7 @@ def locate(entry: ErrorDetails, values: dict[str, Any]) -> KeyPath:
 
 
 def is_member_error(path: KeyPath, other: KeyPath) -> bool:
-    """Whether `path` is a list that another union member took and whose item at `other` it found wrong."""
+    """Whether `path` is a list that another union member accepted, with the wrong item at `other`."""
     return len(other) > len(path) and other[: len(path)] == path and isinstance(other[len(path)], int)
 
 

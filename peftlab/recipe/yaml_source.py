@@ -1,4 +1,4 @@
-"""YAML text to plain values with the line of every key: YAML 1.2, data only, within fixed limits."""
+"""YAML text as plain values, with the line of every key: YAML 1.2, data only, within fixed limits."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ NOT_FINITE = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
 
 @dataclass
 class Source:
-    """The values of one YAML text (lists as tuples), the line of every key path, and faults of the text."""
+    """The values of one YAML text (lists as tuples), the line of every key path, and the problems of the text."""
 
     value: Any = None
     lines: dict[KeyPath, int] = field(default_factory=dict)
@@ -51,12 +51,12 @@ class Source:
 
 
 def read_text(path: Path) -> str:
-    """Return the text of a recipe file. Raises RecipeError, one line, for whatever is not a small UTF-8 file."""
+    """Return the text of a recipe file. Raises RecipeError, one line, for anything but a small UTF-8 file."""
     try:
         with open(path, "rb") as file:
             content = file.read(LIMIT_BYTES + 1)
     except FileNotFoundError:
-        raise fatal("there is no such file", path) from None
+        raise fatal("no such file", path) from None
     except IsADirectoryError:
         raise fatal("is a folder, not a recipe file", path) from None
     except (OSError, ValueError) as error:
@@ -71,7 +71,7 @@ def read_text(path: Path) -> str:
 
 
 def parse_yaml(text: str, file: str | None) -> Source:
-    """Parse one YAML document. Raises RecipeError where it cannot be read; lesser faults are in `problems`."""
+    """Parse one YAML document. Raises RecipeError if it cannot be parsed; other faults are in `problems`."""
     try:
         return Parser(text, file).parse()
     except MarkedYAMLError as error:
@@ -83,12 +83,12 @@ def parse_yaml(text: str, file: str | None) -> Source:
 
 
 def explain_syntax(error: MarkedYAMLError) -> str:
-    """Return the fault in one line of plain words."""
+    """Return the syntax error in one line of plain words."""
     fault = " ".join(str(error.problem or error.context).split())
     if "'\\t'" in fault:
-        return "a tab where YAML wants spaces"
+        return "a tab in the indentation; use spaces"
     if "mapping values are not allowed" in fault:
-        return "a second ': ' on one line; quote the text or mind the indentation"
+        return "a second ': ' on one line; quote the text or fix the indentation"
     return fault
 
 
@@ -116,7 +116,7 @@ def fatal(message: str, file: str | Path | None, line: int | None = None) -> Rec
 
 
 class Parser:
-    """Turns the events of one document into values, and counts nodes so that no alias can blow them up."""
+    """Builds values from the events of one document; counts nodes, aliases included, to limit their number."""
 
     def __init__(self, text: str, file: str | None):
         self.events: Iterator[Event] = YAML(typ="safe", pure=True).parse(text)
@@ -133,7 +133,7 @@ class Parser:
             if isinstance(event, DocumentStartEvent):
                 documents += 1
                 if documents > 1:
-                    raise fatal("holds a second YAML document; one recipe a file", self.file, line_of(event))
+                    raise fatal("contains a second YAML document; write one recipe per file", self.file, line_of(event))
                 self.source.value = self.read_node(next(self.events), ())
         return self.source
 
@@ -146,6 +146,7 @@ class Parser:
         self.count_nodes(1, event)
         if isinstance(event, AliasEvent):
             return self.read_alias(event)
+        assert isinstance(event, ScalarEvent | SequenceStartEvent | MappingStartEvent)  # no other event begins a node
         if event.tag is not None:
             self.report(path, f"tags such as {event.tag!r} are not allowed in a recipe", event)
         value = self.read_content(event, path)
@@ -158,7 +159,7 @@ class Parser:
             return self.read_mapping(path)
         if isinstance(event, SequenceStartEvent):
             return self.read_sequence(path)
-        assert isinstance(event, ScalarEvent)
+        assert isinstance(event, ScalarEvent)  # the third and last kind of node
         return parse_scalar(event.value) if event.style is None else event.value
 
     def read_alias(self, event: AliasEvent) -> Any:
@@ -181,7 +182,7 @@ class Parser:
             key_path = (*path, key)
             if key in values:
                 first = self.source.lines[key_path]
-                self.report(key_path, f"given twice; first in line {first}", event)
+                self.report(key_path, f"given twice; first on line {first}", event)
                 self.read_node(next(self.events), key_path)
                 continue
             self.source.lines.setdefault(key_path, line_of(event))
@@ -197,7 +198,7 @@ class Parser:
     def count_nodes(self, count: int, event: Event) -> None:
         self.nodes += count
         if self.nodes > LIMIT_NODES:
-            raise fatal(f"holds more than {LIMIT_NODES:,} values, counting aliases", self.file, line_of(event))
+            raise fatal(f"contains more than {LIMIT_NODES:,} values, counting aliases", self.file, line_of(event))
 
     def report(self, path: KeyPath, message: str, event: Event) -> None:
         self.source.problems.append(Problem(dotted(path), message, self.file, line_of(event)))
@@ -208,7 +209,7 @@ def line_of(event: Event) -> int:
 
 
 def dotted(path: KeyPath) -> str:
-    """Return a key path as people write it, in one line: `method.targets[0]`."""
+    """Return a key path as users write it, on one line: `method.targets[0]`."""
     return "".join(f"[{part}]" if isinstance(part, int) else f".{one_line(part)}" for part in path).removeprefix(".")
 
 

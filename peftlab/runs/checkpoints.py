@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peftlab.checkpoint.store import Checkpoint, find_latest, refuse_full_disk, rotate, write_checkpoint
-from peftlab.checkpoint.tensors import HeldState, hold_state, load_state, save_state, write_state
+from peftlab.checkpoint.tensors import EncodedState, encode_state, load_state, save_state, write_state
 from peftlab.checkpoint.writer import CheckpointWriter
 from peftlab.errors import StorageError
 from peftlab.memory.measure import tensor_bytes
@@ -86,14 +86,14 @@ class CheckpointSaver:
     def _begin(self, setup: Setup, processes: list[Any]) -> None:
         self.writer.wait()  # gives the former copy's memory back
         beside = 2 * state_bytes(setup) < free_host_bytes()
-        held = hold_state(capture_shared_state(setup), "state", copy=beside)
+        held = encode_state(capture_shared_state(setup), "state", copy=beside)
         progress = setup.progress
         protected = {*self._resumed, progress.step, progress.best_step or progress.step}
         self.writer.start(lambda step=progress.step: self._write(step, held, processes, protected))
         if not beside:
             self.writer.wait()
 
-    def _write(self, step: int, held: HeldState, processes: list[Any], protected: set[int]) -> None:
+    def _write(self, step: int, held: EncodedState, processes: list[Any], protected: set[int]) -> None:
         def write(folder: Path) -> None:
             write_state(folder, "state", held)
             for number, state in enumerate(processes):

@@ -21,22 +21,22 @@ GOOD = [
     ("seconds=10min", "seconds", 600),
 ]
 BAD = [
-    ("300k", "is no budget; write trainable=300k"),
+    ("300k", "is not a valid budget; write trainable=300k"),
     ("trainble=300k", "unknown budget 'trainble'; did you mean 'trainable'?"),
     ("method.rank=4", "unknown budget 'method.rank'"),
-    ("trainable=", "trainable '' is not understood; write 300k"),
-    ("trainable=many", "trainable 'many' is not understood"),
-    ("trainable=-3k", "trainable '-3k' is not understood"),
-    ("trainable=3GiB", "trainable '3GiB' is not understood"),
-    ("trainable=0", "trainable '0' must be more than zero"),
-    ("trainable=0%", "must be more than zero"),
-    ("trainable=101%", "trainable '101%' is more than the whole model"),
+    ("trainable=", "trainable '' is not a valid amount; write 300k"),
+    ("trainable=many", "trainable 'many' is not a valid amount"),
+    ("trainable=-3k", "trainable '-3k' is not a valid amount"),
+    ("trainable=3GiB", "trainable '3GiB' is not a valid amount"),
+    ("trainable=0", "trainable '0' must be greater than zero"),
+    ("trainable=0%", "must be greater than zero"),
+    ("trainable=101%", "trainable '101%' is more than 100 % of the model"),
     ("memory=8", "memory '8' has no unit; write 8GiB"),
     ("memory=RTX 4091", "memory 'RTX 4091' is neither a size such as 24GiB nor a known GPU; did you mean 'RTX-4090'?"),
     ("stored=RTX 4090", "stored 'RTX 4090' is no size; write it as 8GiB or 500MB"),
     ("stored=2", "stored '2' has no unit"),
     ("stored=2XB", "stored '2XB': unknown unit 'XB'"),
-    ("seconds=6d", "seconds '6d' is not understood; write 600, 90s, 10min or 2h"),
+    ("seconds=6d", "seconds '6d' is not a valid amount; write 600, 90s, 10min or 2h"),
 ]
 
 

@@ -67,10 +67,10 @@ def test_a_budget_above_the_largest_size_gives_that_and_says_so(plans, kind):
     assert len(plans) <= 4
 
 
-def test_a_budget_below_the_smallest_size_is_not_met_and_says_what_it_takes(plans):
+def test_a_budget_below_the_smallest_size_is_not_met_and_says_what_it_needs(plans):
     report = solve("lora", "memory=100MiB")[1]
     assert not report.met and report.solved["method.rank"] == 1 and report.error > 0
-    assert report.reason.startswith("even method.rank=1 takes 9")
+    assert report.reason.startswith("even method.rank=1 needs 9")
     assert len(plans) == 1
 
 

@@ -115,12 +115,12 @@ def test_an_orthogonal_start_gets_an_even_rank():
     assert apply_budget(recipe, parse_budget("trainable=300k"), shape)[0].method.rank == 8
 
 
-def test_a_new_head_counts_and_is_told():
+def test_a_new_head_counts_and_is_reported():
     shape = published_shape("RoBERTa-base")
     head = 768 * 768 + 768 + 768 * 7 + 7
     report = apply_budget(recipe_for({"type": "prefix"}, shape.task), parse_budget("trainable=300k"), shape)[1]
     assert report.reached == head + 2 * 12 * 768
-    assert not report.met and "the smallest size, is 614,407 parameters already" in report.reason
+    assert not report.met and "the smallest size, already has 614,407 parameters" in report.reason
     assert f"the new head always trains and is counted: {head:,} parameters" in report.notes
 
 
@@ -128,7 +128,9 @@ def test_bitfit_has_its_own_numbers_and_says_so():
     shape = published_shape("BERT-base")
     report = apply_budget(recipe_for({"type": "bitfit"}, shape.task), parse_budget("trainable=300k"), shape)[1]
     assert report.reached == 102_912 + 768 * 7 + 7 and not report.met
-    assert report.reason.startswith("there are only method.terms=subset (51,463 parameters) and method.terms=all (108")
+    assert report.reason.startswith(
+        "the only sizes are method.terms=subset (51,463 parameters) and method.terms=all (108"
+    )
 
 
 def test_a_share_is_of_the_base_and_the_same_for_every_method():

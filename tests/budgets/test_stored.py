@@ -73,9 +73,9 @@ def test_a_prefix_with_a_projection_is_solved_for_its_length_as_the_projection_i
     assert solved.method.projection and solved.method.projection_dim == 64
 
 
-def test_full_fine_tuning_stores_all_whatever_trains_and_keeps_its_size():
+def test_full_fine_tuning_stores_all_regardless_of_what_trains_and_keeps_its_size():
     shape = published_shape("GPT-2 medium")
     solved, report = apply_budget(recipe_for({"type": "full", "layers": 3}), parse_budget("stored=20MB"), shape)
     assert report.solved == {"method.layers": 3} and solved.method.layers == 3
     assert report.reached == 4 * shape.total and not report.met
-    assert report.reason == "it is 1.3 GiB whatever method.layers is"
+    assert report.reason == "method.layers does not change it: 1.3 GiB at every size"

@@ -1,4 +1,4 @@
-"""A checkpoint with one wrong bit, byte, file or path is named and passed over."""
+"""A checkpoint with one wrong bit, byte, file or path is named and skipped."""
 
 from __future__ import annotations
 
@@ -64,19 +64,19 @@ def test_a_link_is_a_fault_even_to_the_same_content(root, tmp_path):
     folder = root / "step-000020"
     shutil.move(folder / "optimizer.bin", tmp_path / "optimizer.bin")
     (folder / "optimizer.bin").symlink_to(tmp_path / "optimizer.bin")
-    assert "optimizer.bin: is a link" in one_line_fault(folder)
+    assert "optimizer.bin: is a symbolic link" in one_line_fault(folder)
     shutil.move(root / "step-000010", tmp_path / "step-000010")
     (root / "step-000010").symlink_to(tmp_path / "step-000010")
-    assert "it is a link" in one_line_fault(root / "step-000010")
+    assert "it is a symbolic link" in one_line_fault(root / "step-000010")
     os.mkfifo(tmp_path / "step-000010" / "pipe")
-    assert "pipe: is a link or a special file" in one_line_fault(tmp_path / "step-000010")
+    assert "pipe: is a symbolic link or special file" in one_line_fault(tmp_path / "step-000010")
 
 
 def test_a_renamed_folder_is_no_checkpoint_of_the_step_in_its_name(root):
     os.rename(root / "step-000010", root / "step-000030")
     latest, faults = find_latest(root)
     assert latest.step == 20
-    assert "no checkpoint of step 30: its MANIFEST.json says step 10" in faults[0]
+    assert "is not the checkpoint of step 30: its MANIFEST.json says step 10" in faults[0]
 
 
 def forge(folder, **changes):
@@ -92,13 +92,15 @@ def forge(folder, **changes):
 def test_a_path_that_leaves_the_folder_is_refused_before_it_is_read(root, name):
     folder = root / "step-000020"
     forge(folder, files={name: {"size": 0, "sha256": ""}})
-    with pytest.raises(StorageError, match="no path inside the checkpoint"):
+    with pytest.raises(StorageError, match="is not a path inside the checkpoint"):
         read_manifest(folder)
 
 
-def test_an_unknown_schema_is_told_with_its_remedy(root):
+def test_an_unknown_schema_is_reported_with_its_remedy(root):
     forge(root / "step-000020", schema=2)
-    assert "has schema 2, this peftlab reads 1; resume with the version" in one_line_fault(root / "step-000020")
+    assert "has schema 2, but this version of peftlab reads schema 1; resume with" in one_line_fault(
+        root / "step-000020"
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A disk that is full or refuses leaves the former checkpoints whole and ends with one line."""
+"""A disk that is full or fails leaves earlier checkpoints intact and ends with one line."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_too_little_room_is_refused_before_anything_is_written(root, monkeypatch
         raise AssertionError("nothing may be written")
 
     told = assert_refused(root, write, needed_bytes=10**9)
-    assert "needs 1,028 MB, 1,000 MB are free" in told and "--resume" in told
+    assert "needs 1,028 MB, but only 1,000 MB are free" in told and "--resume" in told
     write_checkpoint(root, 30, write_files(30), {}, needed_bytes=9 * 10**8)
 
 
@@ -100,7 +100,7 @@ def test_a_root_that_is_a_file_is_one_line(tmp_path):
         write_checkpoint(tmp_path / "file", 1, write_files(1), {})
 
 
-def test_a_checkpoint_that_cannot_be_removed_is_told(root, monkeypatch):
+def test_a_checkpoint_that_cannot_be_removed_is_one_line(root, monkeypatch):
     def refuse(path, **_):
         raise OSError(errno.EACCES, "Permission denied")
 

@@ -45,10 +45,10 @@ def holder(tmp_path):
     process.stdout.close()
 
 
-def test_a_second_run_is_refused_and_told_who_holds_it(tmp_path, holder):
+def test_a_second_run_is_refused_and_names_the_holder(tmp_path, holder):
     with pytest.raises(StorageError) as caught, RunLock(tmp_path / "lock"):
         pass
-    told = f"{tmp_path}: is in use by process {holder.pid} on {socket.gethostname()}, which started it at 20"
+    told = f"{tmp_path}: is in use by process {holder.pid} on {socket.gethostname()}, started at 20"
     assert str(caught.value).startswith(told) and "\n" not in str(caught.value)
 
 
@@ -116,5 +116,5 @@ def test_a_place_that_cannot_be_locked_is_one_line(tmp_path, monkeypatch):
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    with pytest.raises(StorageError, match="No locks available; set run.output to a folder on a local disk"):
+    with pytest.raises(StorageError, match="No locks available; set run.output to a directory on a local disk"):
         RunLock(tmp_path / "lock").__enter__()

@@ -31,12 +31,12 @@ def test_the_next_numbers_are_the_same_after_a_round_trip(tmp_path):
     assert [draw() for _ in range(3)] != expected
 
 
-def test_states_of_devices_that_are_not_here_are_told(tmp_path):
+def test_states_of_devices_that_are_missing_are_reported(tmp_path):
     state = capture_random_state()
     devices = len(state["cuda"])
     state["cuda"] = [*state["cuda"], torch.zeros(16, dtype=torch.uint8)]
     assert restore_random_state(state) == [
-        f"random states of {devices + 1} CUDA devices were saved, {devices} are here"
+        f"random states of {devices + 1} CUDA devices were saved, this machine has {devices}"
     ]
 
 

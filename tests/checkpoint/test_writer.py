@@ -1,4 +1,4 @@
-"""A state that is written beside training is the one that was copied, and what fails there is told."""
+"""A state that is written in the background is the one that was copied, and its errors are raised."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import threading
 import pytest
 import torch
 
-from peftlab.checkpoint.tensors import hold_state, save_state, write_state
+from peftlab.checkpoint.tensors import encode_state, save_state, write_state
 from peftlab.checkpoint.writer import CheckpointWriter
 from peftlab.errors import StorageError
 
@@ -25,7 +25,7 @@ def test_a_held_copy_is_written_as_the_state_was_whatever_became_of_it(tmp_path)
     (tmp_path / "now").mkdir(), (tmp_path / "later").mkdir()
     one = state()
     save_state(tmp_path / "now", "state", one)
-    held = hold_state(one, "state", copy=True)
+    held = encode_state(one, "state", copy=True)
     for tensor in one["weights"].values():
         tensor.zero_()
     one["twice"].clear()

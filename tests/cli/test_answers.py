@@ -110,7 +110,7 @@ def test_a_usage_error_as_json_is_one_object(answer):
 ERRORS = [
     ("params", ["method.rank=0"], 2, "command line: method.rank: must be a whole number"),
     ("params", ["model.name=builtin:nothing"], 3, "model 'builtin:nothing' does not ship with peftlab"),
-    ("params", ["model.name=no/such/model"], 3, "model 'no/such/model': there is no such file or folder"),
+    ("params", ["model.name=no/such/model"], 3, "model 'no/such/model': no such file or folder: "),
     ("params", ["model.name=some/model"], 3, "model 'some/model' is not in the Hugging Face cache"),
     ("train", ["data.train=nothing.jsonl"], 4, "nothing.jsonl: no such file"),
     ("params", ["method.rank=999"], 5, "command line: method.rank: 999 is above"),

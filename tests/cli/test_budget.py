@@ -17,7 +17,7 @@ def test_budget_prints_a_recipe_that_loads_and_what_it_reaches(answer):  # noqa:
     code, out, errors = answer("budget", TINY, "trainable=300k", "method.rank=4")
     assert code == 0
     assert errors[0] == "method.rank=14 method.alpha=56.0: 306,432 of 300,000 parameters (+2.14%), met"
-    assert errors[1] == "reason: one step of method.rank is 21,888 parameters"
+    assert errors[1] == "reason: one step of method.rank changes it by 21,888 parameters"
     solved, asked = parse_recipe(out), load_recipe(TINY, ["method.rank=14", "method.alpha=56"])
     assert solved == asked
 
@@ -35,8 +35,8 @@ def test_budget_answers_json_with_report_and_recipe(answer):  # noqa: F811
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["method.rank=4"], "no budget is given; give one, such as trainable=300k"),
-        (["trainable=1k", "stored=1MB"], "2 budgets are given (trainable=1k, stored=1MB); give one"),
+        (["method.rank=4"], "no budget given; give exactly one, such as trainable=300k"),
+        (["trainable=1k", "stored=1MB"], "2 budgets (trainable=1k, stored=1MB) given; give exactly one"),
         (["trainble=300k"], "unknown budget 'trainble'; did you mean 'trainable'?"),
         (["trainable=300k", "method.rnk=4"], "method.rnk: unknown key; did you mean 'rank'?"),
         (["trainable=300k", "method.targets=[q_prj]"], "'q_prj' matches no linear layer"),

@@ -46,7 +46,7 @@ def test_a_dry_run_shows_what_a_run_would_start_with_and_leaves_nothing(dry, tmp
 @pytest.mark.parametrize("option", ["--resume", "--overwrite"])
 def test_a_dry_run_goes_with_no_run(capsys, option):
     assert run(["train", str(TINY), "--dry-run", option]) == 2
-    assert "--dry-run touches no run" in capsys.readouterr().err
+    assert "--dry-run has no run directory" in capsys.readouterr().err
 
 
 def test_supervised_lines_are_marked_and_control_characters_are_seen(capsys):

@@ -44,8 +44,8 @@ DAMAGES = {
     "a broken header": (zero_header, "cannot be loaded"),
     "half downloaded": (lambda folder: (folder / WEIGHTS).unlink(), "cannot be loaded"),
     "a layer less": (lose_a_layer, "the checkpoint lacks 16 parameters of LlamaForCausalLM"),
-    "another size": (widen, "or holds them in other sizes (model.norm.weight, ...)"),
-    "no config": (lambda folder: (folder / "config.json").unlink(), "the folder has no config.json; there is: "),
+    "another size": (widen, "or has them in other sizes (model.norm.weight, ...)"),
+    "no config": (lambda folder: (folder / "config.json").unlink(), "the folder has no config.json; available: "),
     "a broken config": (lambda folder: (folder / "config.json").write_text('{"model'), "cannot be read"),
     "an unknown kind": (lambda folder: (folder / "config.json").write_text('{"model_type": "lama"}'), "cannot be read"),
     "no tokenizer": (lambda folder: (folder / "tokenizer.json").unlink(), "cannot be given a tokenizer"),
@@ -170,7 +170,7 @@ def test_an_adapter_that_does_not_fit_is_never_used_as_the_bare_base(user, train
 
 def test_an_adapter_is_no_base_and_what_it_names_is_never_fetched(user, refused, trained, monkeypatch):
     monkeypatch.setattr("huggingface_hub.file_download.http_get", pytest.fail)
-    assert "is an adapter, not a model: set model.name to its base" in refused_in(user, f"model.name={trained}/weights")
+    assert "is an adapter, not a model; set model.name to its base" in refused_in(user, f"model.name={trained}/weights")
     both = user.model(adapter_config=json.dumps(ADAPTER))
     assert "is an adapter, not a model" in refused_in(user, f"model.name={both}")
 

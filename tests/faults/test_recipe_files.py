@@ -12,17 +12,17 @@ VALID = "model: {name: builtin:tiny}\nmethod: {type: bitfit}\ndata: {train: x}\n
 VALID += "training: {steps: 1, learning_rate: 1}\n"
 FILES = {
     "empty": (b"", "is empty; a recipe has the sections model, method, data and training"),
-    "a list": (b"- model\n- method\n", "holds no mapping; a recipe starts with sections"),
-    "a number": (b"3\n", "holds no mapping"),
+    "a list": (b"- model\n- method\n", "is not a mapping; a recipe starts with sections"),
+    "a number": (b"3\n", "is not a mapping"),
     "too large": (b"#" * 1_000_001, "is larger than 1,000,000 bytes, too large for a recipe"),
     "UTF-16": (VALID.encode("utf-16"), "is not UTF-8 text; save it in that encoding"),
     "a tag": (VALID.replace("x}", "!!python/name:os.system x}").encode(), "tags such as"),
     "a bomb": (b"a: &a [x,x,x,x,x,x,x,x,x,x]\n" + b"".join(
         b"%c: &%c [%s]\n" % (n, n, b",".join([b"*%c" % (n - 1)] * 10)) for n in range(98, 108)
-    ), "holds more than 10,000 values, counting aliases"),
+    ), "contains more than 10,000 values, counting aliases"),
     "deep": (b"[" * 5000, "is nested deeper than 20 levels"),
     "an unknown key": (VALID.replace("steps", "stpes").encode(), "unknown key; did you mean 'steps'?"),
-    "a key twice": (VALID.encode() + b"model: {name: x}\n", "given twice; first in line 1"),
+    "a key twice": (VALID.encode() + b"model: {name: x}\n", "given twice; first on line 1"),
     "a type": (VALID.replace("steps: 1", "steps: many").encode(), "must be a whole number of at least 1 or null"),
     "a quoted number": (VALID.replace("steps: 1", "steps: '1'").encode(), "without quotes it is a number"),
 }  # fmt: skip
@@ -53,10 +53,13 @@ VALUES = {
     "epochs beyond counting": ("training={epochs: 1e300, learning_rate: 1}", "must be at most 1,000,000,000"),
     "a rate beyond 32 bits": ("training.learning_rate=1e39", "must be at most 1e+30"),
     "beams": ("evaluation.generation.beams=1000", "must be at most 256"),
-    "a zero byte": ("run.output=a\0b", r"holds the control character '\x00'"),
-    "a line break": ('model.name="a\\nb"', r"holds the control character '\n'"),
+    "a zero byte": ("run.output=a\0b", r"contains the control character '\x00'"),
+    "a line break": ('model.name="a\\nb"', r"contains the control character '\n'"),
     "a broken encoding": ("data.train=a\udcffb.csv", r"got 'a\udcffb.csv'"),
-    "a token": ("model.name=https://hf_abcdefghijklmnopqrstuvwxyz@hub/x", "holds a token, and recipes are copied"),
+    "a token": (
+        "model.name=https://hf_abcdefghijklmnopqrstuvwxyz@hub/x",
+        "contains a secret, and run records contain the recipe",
+    ),
     "not a number": ("training.learning_rate=.nan", "must be a number greater than 0"),
     "a name in place of a list": ("method.unfreeze=norm", "must be a list, each text"),
     "checkpointing of prefixes": (
@@ -92,7 +95,7 @@ def test_any_file_name_will_do(user, name):
 
 
 COMMANDS = {
-    "no device": (["plan", "RECIPE", "--device", "tpu"], "--device 'tpu' is none of auto, cpu, cuda"),
+    "no device": (["plan", "RECIPE", "--device", "tpu"], "--device 'tpu' is not one of auto, cpu, cuda"),
     "no devices": (["plan", "RECIPE", "--devices", "0"], "Invalid value for '--devices'"),
     "no memory": (["plan", "RECIPE", "--memory", "-3GiB"], "memory '-3GiB' must be more than zero"),
     "an empty prompt": (["generate", "RUN", " "], "the prompt is empty"),

@@ -81,7 +81,9 @@ def test_code_of_a_model_runs_only_if_the_recipe_says_so_and_is_told(user, with_
     monkeypatch.syspath_prepend(str(user.folder / "modules"))
     answer = user.train(f"model.name={folder}", method="lora")
     assert (answer.code, answer.status, canary.exists()) == (3, "failed", False)
-    assert "needs code that it ships; read that code, then set model.trust_remote_code=true" in answer.error
+    assert (
+        "needs to run code from its repository; read that code, then set model.trust_remote_code=true" in answer.error
+    )
     answer = user.train(f"model.name={folder}", "model.trust_remote_code=true", method="lora")
     told = f"model.trust_remote_code: runs the code that {folder} ships"
     assert answer.code == 0 and canary.exists() and told in answer.lines and told in answer.record["notes"]

@@ -38,7 +38,7 @@ def test_builtin_points_into_the_package():
 
 
 def test_misspelt_builtin_is_told_the_nearest():
-    refuse("builtin:tinny", "did you mean 'tiny'?", "there is: builtin:tiny")
+    refuse("builtin:tinny", "did you mean 'tiny'?", "available: builtin:tiny")
 
 
 def test_package_folder_and_file_are_found_without_importing(package):
@@ -49,7 +49,7 @@ def test_package_folder_and_file_are_found_without_importing(package):
 
 
 def test_wrong_path_in_a_package_lists_its_models(package):
-    refuse("package:some_models/smal", "has no 'smal'", "there is: big.gguf, small")
+    refuse("package:some_models/smal", "has no 'smal'", "available: big.gguf, small")
 
 
 def test_missing_package_is_told_how_to_install_it():
@@ -65,12 +65,12 @@ def test_local_folder_and_gguf_file(package):
 def test_folder_without_a_config_says_what_it_holds(tmp_path):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "model.safetensors").touch()
-    refuse(str(tmp_path / "model"), "no config.json", "there is: model.safetensors")
+    refuse(str(tmp_path / "model"), "no config.json", "available: model.safetensors")
 
 
 def test_other_file_is_no_model(tmp_path):
     (tmp_path / "weights.bin").touch()
-    refuse(str(tmp_path / "weights.bin"), "not a .gguf one")
+    refuse(str(tmp_path / "weights.bin"), "not a .gguf file; give its folder")
 
 
 @pytest.mark.parametrize("name", ["./nothing", "/no/such/folder", "~/none-of-this", "a/b/c", "gone.gguf"])

@@ -103,7 +103,7 @@ def test_unknown_family_takes_roles_from_namesakes():
 
 
 def test_unknown_architecture_is_an_error_that_lists_the_known():
-    with pytest.raises(MethodError, match=r"'lama'; did you mean 'llama'\?; known ones: bert, .*xlm-roberta"):
+    with pytest.raises(MethodError, match=r"'lama'; did you mean 'llama'\?; known: bert, .*xlm-roberta"):
         architecture_of("lama")
 
 

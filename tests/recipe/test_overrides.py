@@ -47,7 +47,7 @@ def test_a_value_is_yaml_or_the_text_itself(override, value):
         ("method.rnak=4", "command line: method.rnak: unknown key; did you mean 'rank'?"),
         ("rank=4", "command line: rank: unknown key; 'rank' belongs under `method`"),
         ("modle.name=4", "command line: modle: unknown key; did you mean 'model'?"),
-        ("model.name.x=4", "command line: model.name.x: model.name is a value and has no keys"),
+        ("model.name.x=4", "command line: model.name.x: model.name is a value, not a section, and has no keys"),
         (
             "method.rank",
             "command line: 'method.rank' is not an override; write key=value, such as method.rank=16",

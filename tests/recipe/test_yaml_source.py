@@ -59,27 +59,27 @@ def test_every_key_has_the_line_that_it_stands_in():
 
 
 def test_both_lines_of_a_duplicate_key_are_told():
-    assert only_problem(VALID + "  steps: 3\n") == "r.yaml:12: training.steps: given twice; first in line 10"
+    assert only_problem(VALID + "  steps: 3\n") == "r.yaml:12: training.steps: given twice; first on line 10"
 
 
 def test_a_duplicate_section_is_told_and_the_first_one_is_checked():
-    assert only_problem(VALID + "model:\n  nonsense: 3\n") == "r.yaml:12: model: given twice; first in line 1"
+    assert only_problem(VALID + "model:\n  nonsense: 3\n") == "r.yaml:12: model: given twice; first on line 1"
 
 
 @pytest.mark.parametrize(
     ("text", "line"),
     [
-        ("model:\n\tname: x\n", "r.yaml:2: not valid YAML: a tab where YAML wants spaces"),
+        ("model:\n\tname: x\n", "r.yaml:2: not valid YAML: a tab in the indentation; use spaces"),
         ("model: {name: x\n", "r.yaml:2: not valid YAML: "),
         (
             "a: b: c\n",
-            "r.yaml:1: not valid YAML: a second ': ' on one line; quote the text or mind the indentation",
+            "r.yaml:1: not valid YAML: a second ': ' on one line; quote the text or fix the indentation",
         ),
-        ("a: 1\n---\nb: 2\n", "r.yaml:2: holds a second YAML document; one recipe a file"),
+        ("a: 1\n---\nb: 2\n", "r.yaml:2: contains a second YAML document; write one recipe per file"),
         ("a: *nothing\n", "r.yaml:1: alias *nothing has no anchor before it"),
         ("? [a, b]\n: 1\n", "r.yaml:1: a key must be a plain name"),
-        ("- model\n", "r.yaml:1: holds no mapping; a recipe starts with sections such as `model:`"),
-        ("just text", "r.yaml:1: holds no mapping; "),
+        ("- model\n", "r.yaml:1: is not a mapping; a recipe starts with sections such as `model:`"),
+        ("just text", "r.yaml:1: is not a mapping; "),
         ("", "r.yaml: is empty; a recipe has the sections model, method, data and training"),
         ("# nothing but a comment\n", "r.yaml: is empty; "),
         ("a: \x00\n", "r.yaml: not valid YAML: "),
@@ -108,7 +108,7 @@ def test_an_alias_bomb_is_refused_at_once():
         f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 12)
     )
     started = time.perf_counter()
-    assert "holds more than 10,000 values, counting aliases" in only_problem(bomb)
+    assert "contains more than 10,000 values, counting aliases" in only_problem(bomb)
     assert time.perf_counter() - started < 2
 
 
@@ -133,7 +133,7 @@ def test_a_file_that_is_no_recipe_is_one_line(tmp_path, content, message):
 
 
 def test_missing_files_and_folders_are_one_line(tmp_path):
-    faults = {tmp_path / "no.yaml": "there is no such file", tmp_path: "is a folder, not a recipe file"}
+    faults = {tmp_path / "no.yaml": "no such file", tmp_path: "is a folder, not a recipe file"}
     for path, message in faults.items():
         with pytest.raises(RecipeError) as caught:
             load_recipe(path)

@@ -83,8 +83,8 @@ def test_merging_qlora_costs_the_memory_of_plain_weights_and_is_told(reports):
 
 def test_the_summary_says_what_merging_takes_away(reports):
     told = describe_inference(reports["lora"])
-    assert told.startswith("87,552 parameters more; 1 × 96 tokens in ") and ", merged " in told
-    assert "cannot be merged; 1 × 96 tokens in " in describe_inference(reports["adapters"])
+    assert told.startswith("87,552 more parameters; 1 × 96 tokens: ") and ", merged " in told
+    assert "cannot be merged; 1 × 96 tokens: " in describe_inference(reports["adapters"])
 
 
 def test_without_memory_for_it_a_run_goes_on_and_says_so(monkeypatch, tmp_path):

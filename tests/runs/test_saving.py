@@ -87,7 +87,7 @@ def test_a_disk_that_fills_ends_the_run_with_one_line_and_the_former_checkpoint(
     monkeypatch.setattr(checkpoints, "write_state", write_until_full)
     with pytest.raises(StorageError) as caught:
         start(tmp_path / "run")
-    told = "step-000002: cannot be written: No space left on device; checkpoints that were whole still are; free some"
+    told = "step-000002: cannot be written: No space left on device; earlier checkpoints are intact; free some"
     assert told in str(caught.value) and "\n" not in str(caught.value)
     record = RunDirectory.open(tmp_path / "run").read_result()
     assert (record.status, record.error) == ("failed", str(caught.value))
@@ -100,7 +100,7 @@ def test_a_disk_that_fills_ends_the_run_with_one_line_and_the_former_checkpoint(
 def test_a_disk_without_room_is_told_before_the_first_step(tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9 - 1000, 1000))
-    with pytest.raises(StorageError, match="a checkpoint needs 9 MB, 0 MB are free"):
+    with pytest.raises(StorageError, match="a checkpoint needs 9 MB, but only 0 MB are free"):
         start(tmp_path / "run")
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
