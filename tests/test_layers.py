@@ -14,7 +14,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 LAYERS = [
     {"errors", "files", "secrets", "patterns", "shapes", "quantities", "reports", "architectures"}
-    | {"recipe", "methods", "models.reference", "memory.sizes"},
+    | {"recipe", "methods", "models.reference", "memory.sizes", "evaluation.metrics"},
     {"device", "loss", "models", "parameters", "nn", "data", "memory", "evaluation", "checkpoint", "builtin"},
     {"training"},
     {"runs", "budgets", "comparison"},

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -13,8 +11,8 @@ from torch import nn
 from peftlab.data.dataset import Dataset, Part
 from peftlab.errors import DataError
 from peftlab.evaluation.generate import generate_text
-from peftlab.evaluation.metrics import CLASS_METRICS, LOSS_METRICS, TEXT_METRICS, score_classes, score_texts
-from peftlab.evaluation.scores import Autocast, Gather, Scores, score_rows
+from peftlab.evaluation.metrics import METRICS, RowScores, names_that_need
+from peftlab.evaluation.scores import Autocast, Gather, score_rows
 from peftlab.recipe.schema import Evaluation
 
 
@@ -31,7 +29,7 @@ def evaluate(
     gather: Gather | None = None,
     process: int = 0,
     processes: int = 1,
-) -> tuple[dict[str, float], Scores | None]:
+) -> tuple[dict[str, float], RowScores | None]:
     """Return the metrics that `settings` names on one part of the data, and the scores of each of its rows.
 
     Empty and None without rows. Modes and random state stay. The loss is the sum over all supervised tokens (or
@@ -43,11 +41,12 @@ def evaluate(
     if not rows:
         return {}, None
     gather = gather or (lambda items: items)
-    wanted = settings.metrics if part != "general" else LOSS_METRICS
+    wanted = settings.metrics if part != "general" else names_that_need("loss")
     spread = {"process": process, "processes": processes, "gather": gather, "autocast": autocast}
     scores = score_rows(model, rows, pad_id=dataset.pad_id, batch_size=batch_size, device=device, **spread)
-    results = summarise(scores, wanted)
-    if set(wanted) & set(TEXT_METRICS):
+    texts = [name for name in wanted if METRICS[name].needs == "texts"]
+    results = {name: METRICS[name].of_rows(scores) for name in wanted if name not in texts}
+    if texts:
         prompts = prompts[: settings.generation.rows]
         if not prompts:
             raise DataError(f"evaluation.metrics: text metrics need {part} rows with a prompt and its answer")
@@ -55,20 +54,6 @@ def evaluate(
         ids = [prompts[i].input_ids for i in mine]
         outputs = generate_text(model, tokenizer, ids, settings.generation, batch_size, autocast=autocast)
         answers = [text for _, text in sorted(gather(list(zip(mine, outputs, strict=True))))]
-        results |= score_texts(answers, [prompt.references for prompt in prompts], wanted)
+        references = [prompt.references for prompt in prompts]
+        results |= {name: METRICS[name].of_texts(answers, references) for name in texts}
     return {name: results[name] for name in wanted}, scores
-
-
-def summarise(scores: Scores, wanted: Sequence[str]) -> dict[str, float]:
-    """Return loss, perplexity and the wanted class metrics of scored rows."""
-    results = {"loss": scores.mean_loss, "perplexity": _exp(scores.mean_loss)}
-    if set(wanted) & set(CLASS_METRICS):
-        results |= score_classes(scores.prediction, scores.label, wanted)
-    return results
-
-
-def _exp(loss: float) -> float:
-    try:
-        return math.exp(loss)
-    except OverflowError:
-        return math.inf

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -14,28 +12,11 @@ from torch import nn
 from peftlab.data.batches import collate, evaluation_batches
 from peftlab.data.tokens import TokenRow
 from peftlab.evaluation.generate import evaluation_mode
+from peftlab.evaluation.metrics import RowScores
 from peftlab.loss import row_losses, supervised_scores
 
 Gather = Callable[[list[Any]], list[Any]]
 Autocast = Callable[[], AbstractContextManager]
-
-
-@dataclass(frozen=True)
-class Scores:
-    """Row by row: the summed loss, what it is a sum over, and for a classifier the predicted and the true class."""
-
-    loss: list[float]
-    count: list[int]
-    prediction: list[int] | None = None
-    label: list[int] | None = None
-
-    @property
-    def mean_loss(self) -> float:
-        """The loss of all supervised tokens (or rows) by their number."""
-        return math.fsum(self.loss) / sum(self.count)
-
-    def dump(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def score_rows(
@@ -49,7 +30,7 @@ def score_rows(
     gather: Gather,
     process: int,
     processes: int,
-) -> Scores:
+) -> RowScores:
     """Return the scores of `rows` in their order, exactly the same however they are spread over processes."""
     batches = evaluation_batches(rows, batch_size, process=process, processes=processes)
     classes = isinstance(rows[0].labels, int)
@@ -65,7 +46,7 @@ def score_rows(
     ]
     _, losses, predictions = zip(*sorted(gather(mine)), strict=True)
     labels = [row.labels for row in rows] if classes else None
-    return Scores(list(losses), [row.supervised for row in rows], list(predictions) if classes else None, labels)
+    return RowScores(list(losses), [row.supervised for row in rows], list(predictions) if classes else None, labels)
 
 
 def _score_batch(

@@ -11,6 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from peftlab.device import resolve_dtype, resolve_precision
 from peftlab.errors import MethodError
+from peftlab.evaluation.metrics import names_that_need
 from peftlab.memory.depth import find_layers
 from peftlab.memory.fakes import BLOCK, FakeModel
 from peftlab.memory.generation import Answers
@@ -90,7 +91,7 @@ class Blueprint:
 
 def count_answers(recipe: Recipe) -> int:
     """Return how many prompts a run writes answers to at most: examples, and for metrics that compare texts."""
-    settings, compared = recipe.evaluation.generation, {"exact_match", "bleu", "rouge"}
+    settings, compared = recipe.evaluation.generation, set(names_that_need("texts"))
     asked = recipe.data.evaluation is not None or recipe.data.test is not None
     if recipe.model.task != "causal-lm" or recipe.data.format == "text" or not asked:
         return 0

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from peftlab.errors import UsageError, nearest
+from peftlab.evaluation.metrics import names_that_need
 from peftlab.memory.sizes import parse_budget
 from peftlab.methods import LoRA, Prefix, QLoRA
 from peftlab.recipe.schema import COLUMN_ROLES, TEMPLATE_ROLES, Recipe
@@ -22,9 +23,9 @@ class Check(NamedTuple):
 
 CHECKS: list[Check] = []
 
-CLASSIFICATION_METRICS = {"accuracy", "f1", "matthews"}
-TEXT_METRICS = {"perplexity", "exact_match", "bleu", "rouge"}
-GENERATION_METRICS = {"exact_match", "bleu", "rouge"}
+CLASSIFICATION_METRICS = names_that_need("classes")
+GENERATION_METRICS = names_that_need("texts")
+TEXT_METRICS = ("perplexity", *GENERATION_METRICS)
 
 
 def find_contradictions(recipe: Recipe, wrong: Sequence[KeyPath]) -> list[tuple[KeyPath, str]]:

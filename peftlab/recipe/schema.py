@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from peftlab.evaluation.metrics import METRICS
 from peftlab.methods import AnyMethod
+
+if TYPE_CHECKING:
+    MetricName = str
+else:
+    MetricName = Literal[tuple(METRICS)]
 
 COLUMN_ROLES = {
     "text": ("text",),
@@ -119,9 +125,7 @@ class Generation(Section):
 class Evaluation(Section):
     every: PositiveInt | None = None
     """Steps between evaluations; there is always one before and one after training."""
-    metrics: tuple[Literal["loss", "perplexity", "accuracy", "f1", "matthews", "exact_match", "bleu", "rouge"], ...] = (
-        "loss",
-    )
+    metrics: tuple[MetricName, ...] = ("loss",)
     """What to measure on the evaluation rows."""
     batch_size: PositiveInt | None = None
     """Rows of one evaluation batch (default: training's)."""
