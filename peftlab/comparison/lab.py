@@ -25,7 +25,8 @@ from peftlab.evaluation.metrics import METRICS
 from peftlab.files import write_atomically
 from peftlab.recipe.comparison import Variant
 from peftlab.reports import ComparisonReport, RunResult, TrialReport, VariantReport
-from peftlab.runs.jobs import Ending, Job, read_record
+from peftlab.runs.jobs import Ending, Job
+from peftlab.runs.outcomes import read_record
 from peftlab.runs.picture import draw_memory
 
 # A run that diverged would diverge again; one that failed otherwise may have met a fault of the machine.

@@ -11,17 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from peftlab.errors import MissingRequirementError, UsageError
-from peftlab.runs.jobs import (
-    Ending,
-    Job,
-    Running,
-    end_all,
-    identify_record,
-    read_record,
-    run_job,
-    share_of_machine,
-    start,
-)
+from peftlab.runs.jobs import Ending, Job, Running, end_all, run_job, share_of_machine, start
+from peftlab.runs.outcomes import RecordIdentity, identify_record, read_record
 
 POLL_SECONDS = 0.1
 
@@ -29,8 +20,8 @@ POLL_SECONDS = 0.1
 def run_locally(jobs: Iterable[Job], at_once: int) -> Iterator[Ending]:
     """Run jobs, `at_once` of them side by side, and yield how each ended as it ends.
 
-    Side by side they share out the CPU's cores and the CUDA devices. Where this process is interrupted or told
-    to end, so are they, and each saves what it can first; where it is killed, they are told to end too (Linux).
+    Side by side they share out the CPU's cores and the CUDA devices. Where this process is interrupted or
+    terminated, so are they, and each saves what it can first; where it is killed, they are terminated too (Linux).
     """
     waiting = list(jobs)
     running: dict[int, Running] = {}
@@ -89,7 +80,7 @@ def run_on_cluster(jobs: Iterable[Job], cluster: str, options: Mapping[str, Any]
             submitted.cancel(check=False)
 
 
-def read_submitted(submitted: Any, job: Job, record_before: tuple[int, int] | None) -> Ending:
+def read_submitted(submitted: Any, job: Job, record_before: RecordIdentity) -> Ending:
     """Return how a submitted job ended; one that its scheduler lost has its own record, else the scheduler's error."""
     failure = submitted.exception()
     if failure is None:

@@ -27,7 +27,7 @@ References = Sequence[Sequence[str]]
 class RowScores:
     """What a run scored on each row: summed loss, supervised tokens (or 1), for classes the predicted and true one.
 
-    `sums` holds further columns that a metric adds up, by name.
+    `sums` are further columns that a metric adds up, by name.
     """
 
     loss: ArrayLike

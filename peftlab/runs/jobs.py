@@ -1,8 +1,4 @@
-"""Recipes run in processes of their own: how one is started, waited for and ended, and how it came out.
-
-How it came out is read from the run's record (`result.json`). What the process printed counts only where it left
-no record.
-"""
+"""Recipes run in processes of their own: how one is started, waited for and ended."""
 
 from __future__ import annotations
 
@@ -19,14 +15,11 @@ from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from peftlab.errors import PeftlabError, StorageError
-from peftlab.reports import RunResult
-from peftlab.runs.directory import RunDirectory
+from peftlab.errors import PeftlabError
+from peftlab.runs.outcomes import ERROR_PREFIX, RecordIdentity, identify_record, read_outcome
 
 GRACE_SECONDS = 60.0
 PR_SET_PDEATHSIG = 1
-ERROR_PREFIX = "peftlab: error: "
-OUT_OF_MEMORY_HINT = " (the system may have run out of memory)"
 
 # Modules that a run needs and that take long to import: a warm job is forked from a server that has them.
 WARM_MODULES = [
@@ -87,7 +80,7 @@ class Running:
 
     job: Job
     process: subprocess.Popen | BaseProcess
-    record_before: tuple[int, int] | None
+    record_before: RecordIdentity
     started: float
 
     @property
@@ -109,7 +102,7 @@ class Running:
         code = self.exit_code
         if code is None:
             return None
-        status, error = read_end(self.job, code, self.record_before)
+        status, error = read_outcome(self.job.folder, self.job.log, code, self.record_before)
         return Ending(self.job, status, error, time.monotonic() - self.started)
 
 
@@ -188,54 +181,6 @@ def end_all(running: Sequence[Running], grace_seconds: float = GRACE_SECONDS) ->
         if one.wait(max(0.0, until - time.monotonic())) is None:
             one.process.kill()
             one.wait()
-
-
-def read_end(job: Job, exit_code: int, record_before: tuple[int, int] | None) -> tuple[str, str | None]:
-    """Return status and error of a job whose process ended: of its record, else by its exit code, else by its log."""
-    record = read_record(job.folder)
-    if record and exit_code and identify_record(job.folder) == record_before:
-        record = None  # of an earlier attempt
-    if record and record.status != "running":
-        return record.status, record.error
-    if exit_code < 0:
-        return "failed", f"killed by {name_signal(-exit_code)}; its log is {job.log}"
-    line = read_last_line(job.log)
-    if line.startswith(ERROR_PREFIX):
-        return "failed", line.removeprefix(ERROR_PREFIX)
-    return "failed", f"exit code {exit_code} and no complete record; its log {job.log} ends with: {line or '(nothing)'}"
-
-
-def name_signal(number: int) -> str:
-    """Return a signal's name, with what usually sends it where that helps."""
-    with contextlib.suppress(ValueError):
-        name = signal.Signals(number).name
-        return name + (OUT_OF_MEMORY_HINT if number == signal.SIGKILL else "")
-    return f"signal {number}"
-
-
-def read_record(folder: Path) -> RunResult | None:
-    """Return the record in a run directory, None where there is none that can be read."""
-    try:
-        return RunDirectory.open(folder).read_result()
-    except StorageError:
-        return None
-
-
-def identify_record(folder: Path) -> tuple[int, int] | None:
-    """Return what changes whenever a run directory's record is written; None without a record."""
-    try:
-        status = RunDirectory(folder).result.stat()
-    except OSError:
-        return None
-    return status.st_ino, status.st_mtime_ns
-
-
-def read_last_line(log: Path) -> str:
-    """Return the last line of a log that is not blank."""
-    with contextlib.suppress(OSError):
-        lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-        return lines[-1] if lines else ""
-    return ""
 
 
 def share_of_machine(place: int, at_once: int) -> dict[str, str]:

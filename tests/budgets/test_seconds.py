@@ -18,7 +18,8 @@ from peftlab.errors import UsageError
 from peftlab.recipe.comparison import list_variants
 from peftlab.recipe.dump import dump_recipe
 from peftlab.recipe.schema import Recipe
-from peftlab.runs.jobs import Ending, read_end
+from peftlab.runs.jobs import Ending
+from peftlab.runs.outcomes import read_outcome
 from tests.runs.recipes import short_recipe, short_sections
 
 
@@ -46,7 +47,7 @@ def in_process(monkeypatch):
     def call(job):
         done.append(job)
         code = run(job.command[3:])
-        return Ending(job, *read_end(job, code, None), 1.0)
+        return Ending(job, *read_outcome(job.folder, job.log, code, None), 1.0)
 
     monkeypatch.setattr(seconds, "run_job", call)
     return done

@@ -10,7 +10,8 @@ import pytest
 
 from peftlab.reports import RunResult
 from peftlab.runs.directory import RunDirectory
-from peftlab.runs.jobs import Job, identify_record, name_signal, read_end, run_job
+from peftlab.runs.jobs import Job, run_job
+from peftlab.runs.outcomes import identify_record, name_signal, read_outcome
 
 # Takes the place of Python: writes a record that is still running and a line of progress, then ends by a signal.
 KILLED = """#!/usr/bin/env bash
@@ -52,7 +53,7 @@ def test_a_run_that_a_signal_killed_says_so_and_not_its_last_line_of_progress(tm
 def test_a_record_that_is_complete_decides_whatever_was_printed(job, status, error, exit_code):
     write_record(job, status, error)
     job.log.write_text("peftlab: error: something else\n")
-    assert read_end(job, exit_code, None) == (status, error)
+    assert read_outcome(job.folder, job.log, exit_code, None) == (status, error)
 
 
 @pytest.mark.parametrize("exit_code", [2, -signal.SIGKILL])
@@ -61,22 +62,22 @@ def test_the_record_of_an_earlier_attempt_does_not_stand_for_one_that_failed_bef
     before = identify_record(job.folder)
     job.log.write_text("noise\npeftlab: error: data.train: no such file\n\n")
     expected = "data.train: no such file" if exit_code > 0 else f"killed by {name_signal(9)}; its log is {job.log}"
-    assert read_end(job, exit_code, before) == ("failed", expected)
+    assert read_outcome(job.folder, job.log, exit_code, before) == ("failed", expected)
     write_record(job, "diverged", "of this attempt")
-    assert read_end(job, 6, before) == ("diverged", "of this attempt")
+    assert read_outcome(job.folder, job.log, 6, before) == ("diverged", "of this attempt")
 
 
 def test_a_finished_run_that_is_resumed_leaves_its_record_and_is_finished(job):
     write_record(job, "finished")
-    assert read_end(job, 0, identify_record(job.folder)) == ("finished", None)
+    assert read_outcome(job.folder, job.log, 0, identify_record(job.folder)) == ("finished", None)
 
 
 def test_without_a_record_the_log_ends_the_message(job):
     job.log.write_text("Segmentation rules\n")
     told = f"exit code 7 and no complete record; its log {job.log} ends with: Segmentation rules"
-    assert read_end(job, 7, None) == ("failed", told)
+    assert read_outcome(job.folder, job.log, 7, None) == ("failed", told)
     job.log.unlink()
-    assert read_end(job, 7, None)[1].endswith("ends with: (nothing)")
+    assert read_outcome(job.folder, job.log, 7, None)[1].endswith("ends with: (nothing)")
 
 
 def test_a_signal_without_a_name_has_its_number():
