@@ -116,12 +116,10 @@ def _can(table: Table, findings: Findings, pairs: Sequence[Difference[str]]) -> 
             "Significantly: were all variants equal, the chance of calling even one pair different would be at most 5 %"
             f"{' in each budget' if several else ''}."
         )
-    if findings.change:
-        better, by = _moved(findings.change, table.report.higher_is_better)
-        yield f"{better} improved {metric} over the model before training ({by})."
-    if findings.general_change:
-        worse, by = _moved(findings.general_change, True)
-        yield f"{worse} forgot: the loss on general text rose ({by})."
+    yield from _moved(
+        findings.change, table.report.higher_is_better, f"improved {metric} over the model before training"
+    )
+    yield from _moved(findings.general_change, True, "forgot: the loss on general text rose")
 
 
 def _number(count: int, noun: str) -> str:
@@ -137,14 +135,14 @@ def _part(some: Sequence[str], among: Iterable[str]) -> str:
     return f"All {whole}" if len(some) == count else f"{len(some)} of {whole}"
 
 
-def _moved(changes: Mapping[str, Estimate], upwards: bool) -> tuple[str, str]:
-    """Return how many of the changes go one way, and what that is judged by: intervals, or with one seed the means."""
+def _moved(changes: Mapping[str, Estimate], upwards: bool, what: str) -> Iterable[str]:
+    """Yield how many changes have an interval on one side of 0; where one seed was tried, an interval of the rows."""
     several = {name: change for name, change in changes.items() if change.of_seeds}
-    if not several:
-        moved = [name for name, change in changes.items() if (change.mean > 0) == upwards and change.mean != 0]
-        return _part(moved, changes), "with the one seed that was tried"
-    moved = [name for name, change in several.items() if (change.low > 0 if upwards else change.high < 0)]
-    return _part(moved, several), "by the 95 % interval of each"
+    known = several or {name: change for name, change in changes.items() if change.of_rows}
+    moved = [name for name, change in known.items() if (change.low > 0 if upwards else change.high < 0)]
+    by = "by the 95 % interval of each" if several else "with the one seed tried, by the 95 % interval over the rows"
+    if known:
+        yield f"{_part(moved, known)} {what} ({by})."
 
 
 def _cannot(table: Table, findings: Findings, pairs: Sequence[Difference[str]]) -> Iterable[str]:

@@ -69,7 +69,7 @@ def test_with_one_seed_the_best_is_named_as_of_these_rows_and_nothing_is_conclud
     shown = first.partition(" is higher by ")[2].split()[0]
     assert float(shown) == pytest.approx(means[second] - means[best], abs=0.5 * 10 ** -len(shown.partition(".")[2]))
     assert last == "Other seeds were not tried, and may order the variants otherwise."
-    assert can[0].startswith("All 6 variants improved loss over the model before training (with the one seed")
+    assert can[0].startswith("All 6 variants improved loss over the model before training (with the one seed tried, by")
     assert cannot[0].startswith("One seed says nothing about the methods")
     assert not any("ignificant" in sentence for sentence in (*can, *cannot, first, last))
 
