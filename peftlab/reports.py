@@ -263,10 +263,10 @@ class BudgetReport(Report):
         return self.reached / self.asked - 1
 
 
-class Trial(Report):
-    """One run of a comparison: its folder under `runs/`, and what became of it.
+class TrialReport(Report):
+    """A variant at one learning rate with one seed: its run's folder under `runs/`, and what became of it.
 
-    `validation` is the metric on the evaluation rows, by which a rate is chosen; `test` the one that is reported.
+    `validation` is the metric on the evaluation rows, which choose a learning rate; `test` the one that is reported.
     """
 
     run: str
@@ -279,7 +279,7 @@ class Trial(Report):
 
 
 class VariantReport(Report):
-    """One variant of a comparison under one budget: the rates that were tried, and the seeds at the chosen one."""
+    """One variant of a comparison under one budget: the learning rates tried, and the seeds at the chosen one."""
 
     name: str
     method: str
@@ -287,12 +287,12 @@ class VariantReport(Report):
     budget: str | None = None
     solution: BudgetReport | None = None
     learning_rate: float | None = None
-    sweep: list[Trial] = Field(default_factory=list)
-    trials: list[Trial] = Field(default_factory=list)
+    sweep: list[TrialReport] = Field(default_factory=list)
+    trials: list[TrialReport] = Field(default_factory=list)
 
     @property
-    def rate_at_edge(self) -> bool:
-        """Whether no rate beyond the best was tried on its side."""
+    def at_edge(self) -> bool:
+        """Whether the chosen learning rate is the smallest or largest of several that were tried."""
         rates = {trial.learning_rate for trial in self.sweep}
         return len(rates) > 1 and self.learning_rate in (min(rates), max(rates))
 

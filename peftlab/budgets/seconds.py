@@ -1,11 +1,8 @@
-"""How many steps a training takes in a number of seconds, by the pace of a short run on this machine."""
+"""How many steps a training takes in a number of seconds, by the step time of a short run on this machine."""
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,16 +16,17 @@ from peftlab.recipe.dump import dump_recipe
 from peftlab.recipe.schema import Recipe
 from peftlab.reports import BudgetReport
 from peftlab.runs.directory import RunDirectory
+from peftlab.runs.jobs import Job, run_job
 from peftlab.training.loop import AUDITED_STEPS
 
 MEASURED_STEPS = 20
-# What loading may take besides, before the measuring run is stopped.
+# Time for loading, in addition to the budget, before the measuring run is stopped.
 LOADING_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
 class Pace:
-    """Seconds of the first steps, which warm up and are audited, and of each step after them."""
+    """Seconds of the first steps, which include warm-up and the audit, and of each step after them."""
 
     first_steps: int
     first_seconds: float
@@ -36,7 +34,7 @@ class Pace:
     measured: int
 
     def seconds(self, steps: int) -> float:
-        """Return how long a training of so many steps takes."""
+        """Return the seconds that a training of so many steps takes."""
         if steps <= self.first_steps:
             return self.first_seconds * steps / self.first_steps
         return self.first_seconds + (steps - self.first_steps) * self.step_seconds
@@ -49,7 +47,7 @@ class Pace:
 
 
 def solve_seconds(recipe: Recipe, budget: Budget, environment: Mapping[str, str]) -> BudgetReport:
-    """Solve for the steps that take so long at the pace of a short run here, evaluations and checkpoints apart."""
+    """Return the steps that take so long by the pace of a short run here, evaluations and checkpoints not counted."""
     pace = measure_pace(recipe, budget.amount, environment)
     steps = pace.steps(budget.amount)
     reached = pace.seconds(steps)
@@ -65,8 +63,8 @@ def solve_seconds(recipe: Recipe, budget: Budget, environment: Mapping[str, str]
         met=exact or error <= step / 2,
         reason=None if exact else f"one step takes {step:.3g} s",
         notes=[
-            f"by the pace of {pace.measured} steps on this machine just now, {pace.step_seconds:.3g} s each; "
-            "evaluations and checkpoints during the training come on top"
+            f"by {pace.measured} steps measured on this machine just now, {pace.step_seconds:.3g} s each; "
+            "evaluations and checkpoints during training take additional time"
         ],
     )
 
@@ -78,21 +76,16 @@ def measure_pace(recipe: Recipe, limit_seconds: float, environment: Mapping[str,
     """
     with tempfile.TemporaryDirectory(prefix="peftlab-pace-") as folder:
         path, output = Path(folder, "recipe.yaml"), Path(folder, "run")
-        path.write_text(dump_recipe(probe_recipe(recipe, output, limit_seconds)), encoding="utf-8")
-        command = [sys.executable, "-m", "peftlab", "train", str(path)]
-        done = subprocess.run(
-            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=os.environ | environment
-        )
+        path.write_text(dump_recipe(probe_recipe(recipe, limit_seconds)), encoding="utf-8")
+        ending = run_job(Job(path, (), output, Path(folder, "log.txt"), environment))
         times = read_times(RunDirectory(output).metrics)
     if not times:
-        told = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        told = told.removeprefix("peftlab: error: ")
-        raise UsageError(f"seconds: the run that was to measure the pace failed: {told}")
+        raise UsageError(f"seconds: the run that measures the step time failed: {ending.error}")
     return read_pace(times)
 
 
-def probe_recipe(recipe: Recipe, output: Path, limit_seconds: float) -> Recipe:
-    """Return the recipe's first steps alone, each of them timed, which take no longer than the budget itself."""
+def probe_recipe(recipe: Recipe, limit_seconds: float) -> Recipe:
+    """Return the recipe reduced to its first steps, each timed, which stops after the budget's seconds."""
     alone = {
         "training.steps": AUDITED_STEPS + MEASURED_STEPS,
         "training.epochs": None,
@@ -100,7 +93,6 @@ def probe_recipe(recipe: Recipe, output: Path, limit_seconds: float) -> Recipe:
         **dict.fromkeys(("data.evaluation", "data.evaluation_rows", "data.test", "data.test_rows", "data.general")),
         "evaluation.every": None,
         "evaluation.metrics": ("loss",),
-        "run.output": str(output),
         "run.log_every": 1,
         "run.save_every": None,
         "run.stop_after": None,
@@ -112,7 +104,7 @@ def probe_recipe(recipe: Recipe, output: Path, limit_seconds: float) -> Recipe:
 
 
 def read_times(metrics: Path) -> list[float]:
-    """Return the seconds at which each step of a run ended; none if it did not come so far."""
+    """Return the seconds at which each step of a run ended; empty if no step was logged."""
     lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else []
     return [line["seconds"] for line in map(json.loads, lines) if line["event"] == "train"]
 

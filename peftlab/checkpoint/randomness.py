@@ -32,8 +32,8 @@ def restore_random_state(state: dict[str, Any]) -> list[str]:
         random.setstate(state["python"])
         np.random.set_state(state["numpy"])
         torch.set_rng_state(state["torch"])
-        here = count_cuda_devices()
-        restore_cuda_randomness(state["cuda"][:here])
+        available = count_cuda_devices()
+        restore_cuda_randomness(state["cuda"][:available])
     except (LookupError, TypeError, ValueError, RuntimeError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise StorageError(f"the random state of the checkpoint cannot be restored: {reason}") from None

@@ -12,36 +12,45 @@ from peftlab.cli.options import AsJson, Debug, Overwrite, split_overrides
 from peftlab.errors import ComparisonError, UsageError, one_line
 
 if TYPE_CHECKING:
+    from peftlab.comparison.rows import Table
     from peftlab.comparison.variants import Settings
-    from peftlab.recipe.comparison import Candidate, Comparison
+    from peftlab.recipe.comparison import Comparison, Variant
 
 Sources = Annotated[
     list[str],
     typer.Argument(metavar="RECIPE", help="Recipe files, or one comparison file; KEY=VALUE overrides for all of them."),
 ]
 Output = Annotated[
-    Path | None, typer.Option("--output", metavar="FOLDER", help="Its folder (default: runs/comparison or runs/NAME).")
+    Path | None,
+    typer.Option(
+        "--output", metavar="FOLDER", help="Folder of the comparison (default: runs/comparison or runs/NAME)."
+    ),
 ]
 Budgets = Annotated[
     list[str] | None,
-    typer.Option("--budget", metavar="BUDGET", help="Solve sizes for it: trainable=0.5%, memory=8GiB (repeatable)."),
+    typer.Option(
+        "--budget", metavar="BUDGET", help="Size every variant for it: trainable=0.5%, memory=8GiB (repeatable)."
+    ),
 ]
 Seeds = Annotated[int | None, typer.Option("--seeds", min=1, help="How many seeds (default 3).")]
 Rates = Annotated[
     str | None,
-    typer.Option("--rates", metavar="A,B,...", help="Learning rates to try (default: 0.3, 1 and 3 times its own)."),
+    typer.Option(
+        "--rates", metavar="A,B,...", help="Learning rates to try (default: 0.3, 1 and 3 times the recipe's)."
+    ),
 ]
-NoSweep = Annotated[bool, typer.Option("--no-sweep", help="Only each recipe's own learning rate.")]
+NoSweep = Annotated[bool, typer.Option("--no-sweep", help="Use each recipe's own learning rate only.")]
 MetricName = Annotated[
-    str | None, typer.Option("--metric", help="What to choose and report by (default: loss, for classifiers accuracy).")
+    str | None,
+    typer.Option("--metric", help="Metric that chooses and is reported (default: loss; accuracy for classifiers)."),
 ]
-Jobs = Annotated[int, typer.Option("--jobs", min=1, help="Runs at once on this machine.")]
+Jobs = Annotated[int, typer.Option("--jobs", min=1, help="How many runs at once on this machine.")]
 Cluster = Annotated[
     str | None, typer.Option("--cluster", metavar="NAME", help="Submit runs through submitit: slurm, or local.")
 ]
 ClusterOptions = Annotated[
     list[str] | None,
-    typer.Option("--cluster-option", metavar="KEY=VALUE", help="A parameter of submitit's, as timeout_min=60."),
+    typer.Option("--cluster-option", metavar="KEY=VALUE", help="A parameter of submitit, such as timeout_min=60."),
 ]
 
 
@@ -61,10 +70,10 @@ def compare(
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> Any:
-    """Compare recipes: rates tried, seeds repeated, budgets met. The same command goes on where it was stopped."""
+    """Compare recipes by learning rates, seeds and budgets. The same command resumes a comparison that was stopped."""
     if no_sweep and rates:
-        raise UsageError("--no-sweep tries no other rate and --rates names some; give one of them")
-    file, candidates, folder = read_sources(sources)
+        raise UsageError("--no-sweep tries no other learning rate, and --rates names some; give one of them")
+    file, variants, folder = read_sources(sources)
     given = {
         "budgets": tuple(budgets) if budgets else None,
         "seeds": tuple(range(seeds)) if seeds else None,
@@ -76,46 +85,46 @@ def compare(
         "cluster_options": parse_options(cluster_options or []),
     }
     settings = make_settings(file, given)
-    from peftlab.comparison.folder import trial_results
     from peftlab.comparison.lab import compare as run_comparison
+    from peftlab.comparison.rows import read_table
 
     output = output or folder
-    report = run_comparison(candidates, settings, output, name=output.name, overwrite=overwrite)
-    results = trial_results(report, output)
+    report = run_comparison(variants, settings, output, name=output.name, overwrite=overwrite)
+    table = read_table(output)
     good = all(trial.status == "finished" for variant in report.variants for trial in variant.trials)
     good = good and all(variant.trials for variant in report.variants)
-    page, groups, told = write_page(output)
+    page, groups, where = write_page(output)
     answer = {
         "ok": good,
         "folder": str(output),
         "page": page,
         "groups": groups,
         "comparison": report.model_dump(),
-        "runs": {name: result.model_dump() for name, result in results.items()},
+        "runs": {one.report.run: one.result.model_dump() for _, one, _ in table.trials() if one.result},
     }
-    lines = [*groups, f"everything is in {output}", told]
-    return answer, lambda: show_comparison(report, results, lines), 0 if good else ComparisonError.exit_code
+    lines = [*groups, f"all files are in {output}", where]
+    return answer, lambda: show_comparison(table, lines), 0 if good else ComparisonError.exit_code
 
 
-def read_sources(arguments: list[str]) -> tuple[Comparison | None, list[Candidate], Path]:
+def read_sources(arguments: list[str]) -> tuple[Comparison | None, list[Variant], Path]:
     """Return a comparison's file if one is named, what is compared, and the default folder."""
     paths, overrides = split_overrides(arguments)
     if not paths:
         raise UsageError("name at least one recipe file to compare")
-    from peftlab.recipe.comparison import list_candidates, load_comparison
+    from peftlab.recipe.comparison import list_variants, load_comparison
     from peftlab.recipe.load import is_comparison
 
     files = [path for path in paths if is_comparison(path)]
     if not files:
-        return None, list_candidates(paths, overrides), Path("runs/comparison")
+        return None, list_variants(paths, overrides), Path("runs/comparison")
     if len(paths) > 1:
-        raise UsageError(f"{files[0]} is a whole comparison; name nothing beside it but overrides")
-    comparison, candidates = load_comparison(files[0], overrides)
-    return comparison, candidates, Path("runs") / files[0].stem
+        raise UsageError(f"{files[0]} is a whole comparison; name only overrides with it")
+    comparison, variants = load_comparison(files[0], overrides)
+    return comparison, variants, Path("runs") / files[0].stem
 
 
 def make_settings(file: Comparison | None, given: dict[str, Any]) -> Settings:
-    """Return the settings of the file, under those of the command line."""
+    """Return the settings of the command line, with those of the file where it gives none."""
     from peftlab.budgets.budget import parse_budget
     from peftlab.comparison.variants import Settings
 
@@ -132,6 +141,7 @@ def make_settings(file: Comparison | None, given: dict[str, Any]) -> Settings:
 
 
 def parse_rates(text: str) -> tuple[float, ...]:
+    """Return learning rates from `A,B,...`. Raises UsageError."""
     try:
         rates = tuple(float(part) for part in text.split(","))
     except ValueError:
@@ -153,20 +163,20 @@ def parse_options(texts: list[str]) -> dict[str, Any]:
 
 
 def write_page(folder: Path) -> tuple[str | None, list[str], str]:
-    """Write the report; return its page, what can be told apart, and a line on where it is or why there is none."""
+    """Write the report; return its page, which variants differ, and a line on where it is or why there is none."""
     from peftlab.cli.report import list_groups
     from peftlab.comparison.report.write import write_report
 
     try:
         written = write_report(folder)
     except Exception as error:  # whatever fails in drawing, the runs and their table are worth more
-        return None, [], f"there is no report: {one_line(f'{type(error).__name__}: {error}')}"
+        return None, [], f"the report could not be written: {one_line(f'{type(error).__name__}: {error}')}"
     return str(written.page), list_groups(written), f"the report is {written.page}"
 
 
-def show_comparison(report: Any, results: Any, lines: list[str]) -> None:
+def show_comparison(table: Table, lines: list[str]) -> None:
     from peftlab.cli.render import show
     from peftlab.cli.render_comparison import render_comparison
 
-    show(render_comparison(report, results))
+    show(render_comparison(table))
     show("\n".join(["", *lines]))

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
-from rich.table import Table
+from rich.table import Table as TextTable
 
 from peftlab.cli.render import (
     format_bytes,
@@ -19,92 +19,80 @@ from peftlab.cli.render import (
     render_example,
 )
 from peftlab.cli.render_memory import format_error
-from peftlab.reports import ComparisonReport, RunResult, VariantReport
+from peftlab.reports import MemoryReport, RunResult
 
+if TYPE_CHECKING:
+    from peftlab.comparison.rows import Row, Table
+
+LEARNING_RATE = "learning\nrate"  # a title on two lines, so that a row fits 80 columns
 STATE = ("frozen_weights", "quantisation_state", "trainable_weights", "optimiser_state")
 
 
-@dataclass(frozen=True)
-class Row:
-    """One variant: its label, its report, and the result of its first seed that finished (None: none did)."""
-
-    label: str
-    variant: VariantReport
-    result: RunResult | None
-
-
-def render_comparison(report: ComparisonReport, results: Mapping[str, RunResult]) -> RenderableType:
+def render_comparison(table: Table) -> RenderableType:
     """Return one row a variant, why any failed, what memory went where, and an example of each."""
-    labels = short_labels(report)
-    rows = [Row(label, v, first_result(v, results)) for label, v in zip(labels, report.variants, strict=True)]
-    parts: list[RenderableType] = [quality_table(report, rows)]
-    parts += [line for row in rows for line in failures(row)]
-    parts += [f"note: {note}" for note in report.notes]
-    if edges := [row.label for row in rows if row.variant.rate_at_edge]:
-        parts.append(f"note: a better rate may lie beyond those tried: {', '.join(edges)} took the last on a side")
-    measured = [row for row in rows if row.result and "measured" in row.result.memory]
-    if measured:
+    labels = dict(zip((row.label for row in table.rows), short_labels(table.rows), strict=True))
+    results = [(labels[row.label], one.result) for row in table.rows for one in row.finished[:1] if one.result]
+    parts: list[RenderableType] = [quality_table(table, labels)]
+    parts += [line for row in table.rows for line in failures(labels[row.label], row)]
+    parts += [f"note: {note}" for note in table.report.notes]
+    if edges := [labels[row.label] for row in table.rows if row.variant.at_edge]:
+        parts.append(f"note: a better learning rate may be beyond those tried, for: {', '.join(edges)}")
+    if measured := [(label, result) for label, result in results if "measured" in result.memory]:
         parts += ["", memory_table(measured)]
-    with_examples = [row for row in rows if row.result and row.result.examples]
-    if with_examples:
-        parts += ["", render_examples(with_examples)]
+    if examples := [(label, result.examples[0]) for label, result in results if result.examples]:
+        parts += ["", render_examples(examples)]
     return Group(*parts)
 
 
-def first_result(variant: VariantReport, results: Mapping[str, RunResult]) -> RunResult | None:
-    return next((results[t.run] for t in variant.trials if t.status == "finished" and t.run in results), None)
-
-
-def short_labels(report: ComparisonReport) -> list[str]:
-    """Return the methods' names where they tell the variants apart, else the variants'; with budgets, those too."""
-    names = [variant.name for variant in report.variants]
-    methods = [variant.method for variant in report.variants]
-    telling = len(set(zip(methods, names, strict=True))) == len(set(methods))
-    one_kind = len({variant.budget.partition("=")[0] for variant in report.variants if variant.budget}) == 1
+def short_labels(rows: Sequence[Row]) -> list[str]:
+    """Return the methods' names where they distinguish the variants, else the variants'; with budgets, those too."""
+    methods = {row.variant.method for row in rows}
+    by_method = len({(row.variant.method, row.name) for row in rows}) == len(methods)
+    kinds = {row.budget.partition("=")[0] for row in rows if row.budget}
     return [
-        " ".join([variant.method if telling else variant.name, *short_budget(variant.budget, one_kind)])
-        for variant in report.variants
+        " ".join([row.variant.method if by_method else row.name, *short_budget(row.budget, len(kinds) == 1)])
+        for row in rows
     ]
 
 
 def short_budget(budget: str | None, one_kind: bool) -> list[str]:
-    """Return what tells a budget from the others: its amount alone where all are of one kind."""
+    """Return what distinguishes a budget from the others: its amount alone where all are of one kind."""
     if budget is None:
         return []
     return [budget.partition("=")[2] if one_kind else budget]
 
 
-def quality_table(report: ComparisonReport, rows: Sequence[Row]) -> Table:
-    """Return cost and quality: the share where no budget says it already, the rate where it was chosen.
+def quality_table(table: Table, labels: Mapping[str, str]) -> TextTable:
+    """Return cost and quality: the share where no budget says it already, the learning rate where it was chosen.
 
-    Memory makes room for the rate: it has a table of its own.
+    Memory makes room for the learning rate: it has a table of its own.
     """
-    left_out = {"share"} if any(row.variant.budget for row in rows) else set()
-    left_out |= {"memory"} if any(len(row.variant.sweep) > 1 for row in rows) else {"rate"}
-    cells = [{k: v for k, v in quality_cells(report, row).items() if k not in left_out} for row in rows]
-    table = plain_table("variant", *cells[0])
-    for row, values in zip(rows, cells, strict=True):
-        table.add_row(row.label, *values.values())
-    return table
+    left_out = {"share"} if any(row.budget for row in table.rows) else set()
+    left_out |= {"memory"} if any(len(row.sweep) > 1 for row in table.rows) else {LEARNING_RATE}
+    cells = [{k: v for k, v in quality_cells(table, row).items() if k not in left_out} for row in table.rows]
+    text = plain_table("variant", *cells[0])
+    for row, values in zip(table.rows, cells, strict=True):
+        text.add_row(labels[row.label], *values.values())
+    return text
 
 
-def quality_cells(report: ComparisonReport, row: Row) -> dict[str, str]:
+def quality_cells(table: Table, row: Row) -> dict[str, str]:
     """Return a row's cells by their columns' titles."""
-    result, rate, trials = row.result, row.variant.learning_rate, row.variant.trials
-    metrics = result.metrics if result else {}
-    before = next((metrics[key] for key in ("test_before", "before") if key in metrics), {})
-    parameters = result.parameters if result else None
-    seeds = len(report.seeds)
-    status = trials[0].status if trials else "failed"
-    ended = format_spread([trial.test for trial in trials if trial.test is not None])
+    first = row.finished[0] if row.finished else None
+    result, rate, seeds = first.result if first else None, row.variant.learning_rate, len(table.report.seeds)
+    metrics = first.metrics if first else {}
+    before: dict[str, float] = next((metrics[key] for key in ("test_before", "before") if key in metrics), {})
+    parameters = first.parameters if first else None
+    status = row.trials[0].report.status if row.trials else "failed"
+    ended = format_spread([trial.report.test for trial in row.trials if trial.report.test is not None])
     return {
         "trainable": f"{parameters.trainable:,}" if parameters else "-",
         "share": format_share(parameters.fraction) if parameters else "-",
         "memory": peak_memory(result) if result else "-",
         "seconds": format_seconds(result.seconds.get("total")) if result else "-",
-        "rate": f"{rate:.2g}" if rate and result else "-",
-        "before": format_metric(before.get(report.metric)),
-        f"{report.metric} after" if seeds == 1 else f"{report.metric}, {seeds} seeds": ended if result else status,
+        LEARNING_RATE: f"{rate:.2g}" if rate and result else "-",
+        "before": format_metric(before.get(table.metric)),
+        f"{table.metric} after" if seeds == 1 else f"{table.metric}, {seeds} seeds": ended if result else status,
     }
 
 
@@ -116,54 +104,53 @@ def format_spread(values: Sequence[float]) -> str:
     return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.4f}"
 
 
-def failures(row: Row) -> list[str]:
-    return [
-        f"{row.label}, seed {trial.seed}: {trial.status}: {trial.error}"
-        for trial in row.variant.trials
-        if trial.status != "finished"
-    ]
+def failures(label: str, row: Row) -> Iterator[str]:
+    """Yield a line for every seed that did not finish."""
+    for report in (trial.report for trial in row.trials):
+        if report.status != "finished":
+            yield f"{label}, seed {report.seed}: {report.status}: {report.error}"
 
 
-def memory_table(rows: Sequence[Row]) -> Table:
-    """Return what each run's state and peak take in tensors, as a part of full fine-tuning's where that is a row.
+def memory_table(results: Sequence[tuple[str, RunResult]]) -> TextTable:
+    """Return what each run's state and peak take in tensors, as a multiple of full fine-tuning's where that is a row.
 
-    State is weights, their gradients (as large as what trains) and the optimiser's. A few layers are not full.
+    State is weights, their gradients (as large as what trains) and the optimiser's. Training a few layers is not full.
     """
-    whole = [
-        row.result for row in rows
-        if row.variant.method == "full" and row.result.parameters and row.result.parameters.fraction == 1
-    ]  # fmt: skip
+    whole = [result.memory["measured"] for _, result in results if trains_all(result)][:1]
     title = ["of full"] if whole else []
-    table = plain_table("memory", "state", *title, "peak", *title, "predicted", "error")
-    for row in rows:
-        cells = [row.label]
-        for count in (state_bytes, peak_bytes):
-            share = [f"{count(row.result) / count(full):.2f}" for full in whole[:1]]
-            cells += [format_bytes(count(row.result)), *share]
-        predicted = row.result.memory.get("predicted")
-        foreseen = predicted.peak_bytes if predicted else None
-        cells += [format_bytes(foreseen) if predicted else "-", format_error(foreseen, peak_bytes(row.result))]
-        table.add_row(*cells)
-    return table
+    text = plain_table("memory", "state", *title, "peak", *title, "predicted", "error")
+    for label, result in results:
+        cells, report, predicted = [label], result.memory["measured"], result.memory.get("predicted")
+        for size in (sum_state, get_peak):
+            cells += [format_bytes(size(report)), *(f"{size(report) / size(one):.2f}" for one in whole)]
+        peak = predicted.peak_bytes if predicted else None
+        cells += [format_bytes(peak) if peak is not None else "-", format_error(peak, report.peak_bytes)]
+        text.add_row(*cells)
+    return text
 
 
-def peak_bytes(result: RunResult) -> int:
-    return result.memory["measured"].peak_bytes
+def trains_all(result: RunResult) -> bool:
+    return (
+        result.recipe["method"]["type"] == "full" and result.parameters is not None and result.parameters.fraction == 1
+    )
 
 
-def state_bytes(result: RunResult) -> int:
-    categories = result.memory["measured"].categories
-    return sum(categories.get(name, 0) for name in STATE) + categories.get("trainable_weights", 0)
+def get_peak(report: MemoryReport) -> int:
+    return report.peak_bytes
 
 
-def render_examples(rows: Sequence[Row]) -> RenderableType:
-    """Return the first example of every variant; prompt, reference and the first base's answer are shown once."""
+def sum_state(report: MemoryReport) -> int:
+    sizes = report.categories
+    return sum(sizes.get(name, 0) for name in STATE) + sizes.get("trainable_weights", 0)
+
+
+def render_examples(examples: Sequence[tuple[str, dict[str, str]]]) -> RenderableType:
+    """Return an example of every variant; prompt, reference and the first base's answer are shown once."""
     parts: list[RenderableType] = []
     asked = None
-    for row in rows:
-        example = row.result.examples[0]
+    for label, example in examples:
         if (example["prompt"], example["reference"]) != asked:
             asked = example["prompt"], example["reference"]
             parts.append(render_example({key: text for key, text in example.items() if key != "after"}))
-        parts.append(render_example({row.label: example.get("after", "")}))
+        parts.append(render_example({label: example.get("after", "")}))
     return Group(*parts)

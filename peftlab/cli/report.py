@@ -33,26 +33,24 @@ def describe(written: Written) -> dict[str, Any]:
     """Return what was found and written as one JSON object."""
     from peftlab.comparison.words import conclude
 
-    outcome, findings = written.outcome, written.findings
-    can, cannot = conclude(outcome, findings)
+    table, findings = written.table, written.findings
+    can, cannot = conclude(table, findings)
     return {
         "page": str(written.page),
         "files": [str(path) for path in written.files],
-        "metric": outcome.report.metric,
+        "metric": table.metric,
         "rows": findings.rows,
         "variants": [
             {
-                "variant": variant.report.name, "budget": variant.report.budget,
-                "group": findings.letters.get(variant.label),
-                "metrics": {name: found[variant.label] for name, found in findings.quality.items()
-                            if variant.label in found},
-                "change": findings.change.get(variant.label),
-                "general_change": findings.general_change.get(variant.label),
+                "variant": row.name, "budget": row.budget, "group": findings.letters.get(row.label),
+                "metrics": {name: found[row.label] for name, found in findings.quality.items() if row.label in found},
+                "change": findings.change.get(row.label),
+                "general_change": findings.general_change.get(row.label),
             }
-            for variant in outcome.variants
+            for row in table.rows
         ],
         "pairs": [
-            {"budget": family.budget, "pair": pair, "sure": pair.sure}
+            {"budget": family.budget, "pair": pair, "significant": pair.significant}
             for family in findings.families for pair in family.differences
         ],
         "beaten": findings.beaten,
@@ -66,19 +64,20 @@ def show_written(written: Written) -> None:
     from peftlab.cli.render import show
     from peftlab.comparison.words import conclude
 
-    outcome = written.outcome
-    print(f"page: {written.page}\npictures and tables: {written.files[-1].parent}\n")  # paths whole, to be copied
-    lines = [*list_groups(written), "", *(f"but: {sentence}" for sentence in conclude(outcome, written.findings)[1])]
+    print(f"page: {written.page}\npictures and tables: {written.files[-1].parent}\n")  # unwrapped, to be copied
+    limits = conclude(written.table, written.findings)[1]
+    lines = [*list_groups(written), "", *(f"but: {sentence}" for sentence in limits)]
     lines += [f"note: {problem}" for problem in written.problems]
     show("\n".join(lines))
 
 
 def list_groups(written: Written) -> list[str]:
-    """Return in words, budget by budget, which variants can be told apart."""
-    from peftlab.comparison.words import describe_groups, names_of
+    """Return in words, budget by budget, which variants differ significantly."""
+    from peftlab.comparison.words import describe_groups
 
-    outcome, lines = written.outcome, []
+    table = written.table
+    lines: list[str] = []
     for family in written.findings.families:
-        title = f"{outcome.report.metric} under {family.budget}" if family.budget else outcome.report.metric
-        lines += [f"{title}:", *describe_groups(family, names_of(outcome), outcome.report.higher_is_better)]
+        title = f"{table.metric} under {family.budget}" if family.budget else table.metric
+        lines += [f"{title}:", *describe_groups(table, family)]
     return lines

@@ -1,16 +1,16 @@
-"""One line a variant and its columns: what people read, and the values by which a table sorts."""
+"""The columns of a comparison's table: for each row the text that people read, and the value by which it sorts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import floor, isfinite, log10
 
-from peftlab.comparison.findings import Findings, peak_bytes
-from peftlab.comparison.outcome import Outcome, Run, Variant
+from peftlab.comparison.findings import Findings
+from peftlab.comparison.rows import Row, Table
 from peftlab.comparison.statistics import Estimate
 from peftlab.quantities import format_bytes, format_count, format_seconds, format_share
-from peftlab.reports import InferenceReport, ParameterReport, VariantReport
+from peftlab.reports import VariantReport
 
 NONE = "–"
 MOST_DECIMALS = 4
@@ -18,194 +18,121 @@ BUDGET_TOLERANCE = 0.02
 
 
 @dataclass(frozen=True)
-class Line:
-    """One variant: what it is, its statistics, and the run that stands for its costs."""
-
-    variant: Variant
-    run: Run | None
-    quality: Estimate | None
-    change: Estimate | None
-    general: Estimate | None
-    letters: str
-    seconds: float | None
-
-    @property
-    def status(self) -> str:
-        """How many of the seeds finished, and what became of the others."""
-        runs = self.variant.runs or self.variant.sweep
-        lost = [run.trial.status for run in runs if not run.finished]
-        told = f"{len(runs) - len(lost)} of {len(runs)}"
-        return f"{told} ({', '.join(dict.fromkeys(lost)).replace('_', ' ')})" if lost else told
-
-    @property
-    def parameters(self) -> ParameterReport | None:
-        return self.run.result.parameters if self.run else None
-
-    @property
-    def inference(self) -> InferenceReport | None:
-        """What the result costs in use, of the first seed that measured it."""
-        runs = [run.result for run in self.variant.finished]
-        return next((result.inference for result in runs if result.inference), None)
-
-    def latency(self, state: str) -> float | None:
-        """Return a forward pass's time `unmerged` or `merged` as a multiple of the base model's."""
-        seconds = self.inference.seconds if self.inference else {}
-        return seconds[state] / seconds["base"] if state in seconds and seconds.get("base") else None
-
-
-def lines_of(outcome: Outcome, findings: Findings) -> list[Line]:
-    """Return a line for every variant, in the comparison's own order."""
-    quality = findings.quality.get(outcome.report.metric, {})
-    return [
-        Line(
-            variant,
-            variant.example,
-            quality.get(variant.label),
-            findings.change.get(variant.label),
-            findings.general_change.get(variant.label),
-            findings.letters.get(variant.label, ""),
-            cost.mean if (cost := findings.costs["seconds"].get(variant.label)) else None,
-        )
-        for variant in outcome.variants
-    ]
-
-
-def state_bytes(run: Run | None) -> int | None:
-    """Return what gradients and optimiser take; each gradient is as large as its weight."""
-    report = run.result.memory.get("measured") if run and run.result else None
-    if report is None or not report.categories:
-        return None
-    return report.categories.get("trainable_weights", 0) + report.categories.get("optimiser_state", 0)
-
-
-@dataclass(frozen=True)
 class Column:
-    """One column of the table of variants: its value, by which it sorts, the text that people read, an addition."""
+    """One column: a row's value, by which it sorts, the text that people read, and an addition in parentheses."""
 
     key: str
     title: str
-    value: Callable[[Line], float | str | None]
-    show: Callable[[Line], str]
+    value: Callable[[Row], float | str | None]
+    show: Callable[[Row], str]
     number: bool = True
-    add: Callable[[Line], str] = lambda line: ""
+    add: Callable[[Row], str] = lambda row: ""
 
-    def text(self, line: Line) -> str:
-        if self.value(line) is None:
+    def text(self, row: Row) -> str:
+        if self.value(row) is None:
             return NONE
-        added = self.add(line)
-        return f"{self.show(line)} ({added})" if added else self.show(line)
+        added = self.add(row)
+        return f"{self.show(row)} ({added})" if added else self.show(row)
 
 
-def filled_columns(outcome: Outcome, lines: Sequence[Line]) -> list[Column]:
-    """Return the columns that at least one variant fills."""
-    columns = [*_statistics(outcome.report.metric, lines), *_budgets(), *_inference(), *_runs()]
-    return [column for column in columns if any(column.value(line) is not None for line in lines)]
+def filled_columns(table: Table, findings: Findings) -> list[Column]:
+    """Return the columns that at least one row fills."""
+    columns = [*_statistics(table.metric, findings), *_costs(findings), *_inference(), *_runs()]
+    return [column for column in columns if any(column.value(row) is not None for row in table.rows)]
 
 
-def _statistics(metric: str, lines: Sequence[Line]) -> list[Column]:
-    def name(line: Line) -> str:
-        return line.variant.report.name
-
+def _statistics(metric: str, findings: Findings) -> list[Column]:
+    quality, letters = findings.quality.get(metric, {}), findings.letters
     return [
-        Column("variant", "variant", name, name, False, _size_text),
-        Column("budget", "budget", lambda line: line.variant.report.budget, _budget_text, False),
-        _interval_column("quality", metric, [line.quality for line in lines], lambda line: line.quality),
-        Column("group", "group", lambda line: line.letters or None, lambda line: line.letters, False),
-        _interval_column("change", f"{metric}, change", [line.change for line in lines], lambda line: line.change, "+"),
-        _interval_column(
-            "general", "general loss, change", [line.general for line in lines], lambda line: line.general, "+"
-        ),
+        Column("variant", "variant", lambda row: row.name, lambda row: row.name, False, _size_text),
+        Column("budget", "budget", lambda row: row.budget, _budget_text, False),
+        _interval_column("quality", metric, quality),
+        Column("group", "group", lambda row: letters.get(row.label), lambda row: letters[row.label], False),
+        _interval_column("change", f"{metric}, change", findings.change, "+"),
+        _interval_column("general", "general loss, change", findings.general_change, "+"),
     ]
 
 
-def _interval_column(
-    key: str, title: str, found: Sequence[Estimate | None], of: Callable[[Line], Estimate | None], sign: str = ""
-) -> Column:
+def _interval_column(key: str, title: str, found: Mapping[str, Estimate], sign: str = "") -> Column:
     """Return a column of intervals, all with the decimals that the narrowest deserves."""
-    digits = shared_decimals(found)
+    digits = shared_decimals(list(found.values()))
     return Column(
         key,
         title,
-        lambda line: estimate.mean if (estimate := of(line)) else None,
-        lambda line: interval_text(of(line), digits, sign),
+        lambda row: found[row.label].mean if row.label in found else None,
+        lambda row: interval_text(found[row.label], digits, sign),
     )
 
 
-def _budgets() -> list[Column]:
+def _optional(key: str, title: str, value: Callable[[Row], float | None], show: Callable[[float], str]) -> Column:
+    """Return a column of numbers that a row may lack; `show` gets the number."""
+    return Column(key, title, value, lambda row: NONE if (known := value(row)) is None else show(known))
+
+
+def _costs(findings: Findings) -> list[Column]:
+    seconds = findings.costs["seconds"]
     return [
-        Column("trainable", "trainable", lambda line: line.parameters and line.parameters.trainable, _count_text),
-        Column(
-            "stored",
-            "stored",
-            lambda line: line.parameters and line.parameters.stored_bytes,
-            lambda line: format_bytes(line.parameters.stored_bytes),
+        Column("trainable", "trainable", lambda row: row.parameters.trainable if row.parameters else None, _count_text),
+        _optional(
+            "stored", "stored", lambda row: row.parameters.stored_bytes if row.parameters else None, format_bytes
         ),
-        Column(
-            "state",
-            "gradients, optimiser",
-            lambda line: state_bytes(line.run),
-            lambda line: format_bytes(state_bytes(line.run)),
+        _optional(
+            "state", "gradients, optimiser", lambda row: row.example.update_bytes if row.example else None, format_bytes
         ),
-        Column(
+        _optional(
             "memory",
             "peak memory",
-            lambda line: peak_bytes(line.run, "measured"),
-            lambda line: format_bytes(peak_bytes(line.run, "measured")),
+            lambda row: row.example.peak_bytes("measured") if row.example else None,
+            format_bytes,
         ),
-        Column("seconds", "seconds", lambda line: line.seconds, lambda line: format_seconds(line.seconds)),
+        _optional(
+            "seconds", "seconds", lambda row: seconds[row.label].mean if row.label in seconds else None, format_seconds
+        ),
     ]
 
 
 def _inference() -> list[Column]:
     return [
-        Column(
-            "extra",
-            "extra in use",
-            lambda line: line.inference and line.inference.extra_parameters,
-            lambda line: format_count(line.inference.extra_parameters),
+        _optional(
+            "extra", "extra in use", lambda row: row.inference.extra_parameters if row.inference else None, format_count
         ),
-        Column("latency", "latency", lambda line: line.latency("unmerged"), _latency_text),
+        Column("latency", "latency", lambda row: row.latency("unmerged"), _latency_text),
     ]
 
 
 def _runs() -> list[Column]:
     return [
-        Column(
-            "rate",
-            "rate",
-            lambda line: line.variant.report.learning_rate,
-            lambda line: f"{line.variant.report.learning_rate:.3g}",
-        ),
-        Column("seeds", "seeds", lambda line: len(line.variant.finished), lambda line: line.status),
+        _optional("learning_rate", "learning rate", lambda row: row.variant.learning_rate, "{:.3g}".format),
+        Column("seeds", "seeds", lambda row: len(row.finished), lambda row: row.status),
     ]
 
 
-def _size_text(line: Line) -> str:
+def _size_text(row: Row) -> str:
     """Return the size that the budget was solved for: without it nobody knows which LoRA this is."""
-    solution = line.variant.report.solution
+    solution = row.variant.solution
     field, size = next(iter(solution.solved.items()), (None, None)) if solution else (None, None)
     return f"{field.rpartition('.')[2]} {size}" if field else ""
 
 
-def _count_text(line: Line) -> str:
-    return f"{format_count(line.parameters.trainable)} ({format_share(line.parameters.fraction)})"
+def _count_text(row: Row) -> str:
+    counts = row.parameters
+    return f"{format_count(counts.trainable)} ({format_share(counts.fraction)})" if counts else NONE
 
 
-def _latency_text(line: Line) -> str:
-    merged = line.latency("merged")
-    return f"×{line.latency('unmerged'):.2f}" + (f", merged ×{merged:.2f}" if merged is not None else "")
+def _latency_text(row: Row) -> str:
+    merged = row.latency("merged")
+    return f"×{row.latency('unmerged'):.2f}" + (f", merged ×{merged:.2f}" if merged is not None else "")
 
 
-def _budget_text(line: Line) -> str:
+def _budget_text(row: Row) -> str:
     """Return the budget, and by how much the solved size misses it where it does."""
-    report = line.variant.report
-    missed = missed_text(report)
-    return f"{report.budget} (off {missed})" if missed else str(report.budget)
+    missed = missed_text(row.variant)
+    return f"{row.budget} (off {missed})" if missed else str(row.budget)
 
 
-def missed_text(report: VariantReport) -> str | None:
+def missed_text(variant: VariantReport) -> str | None:
     """Return by how much the solved size misses the budget, `−74 %`; None where it is within 2 %."""
-    error = report.solution.error if report.solution else 0.0
+    error = variant.solution.error if variant.solution else 0.0
     return signed(f"{100 * error:+.0f} %") if abs(error) > BUDGET_TOLERANCE else None
 
 
@@ -220,8 +147,8 @@ def signed(text: str) -> str:
     return text.replace("-", "−")
 
 
-def shared_decimals(found: Sequence[Estimate | None]) -> int:
+def shared_decimals(found: Sequence[Estimate]) -> int:
     """Return the decimals that show two figures of the narrowest interval's half."""
-    halves = [(one.high - one.low) / 2 for one in found if one is not None]
+    halves = [(one.high - one.low) / 2 for one in found]
     widths = [half for half in halves if half > 0 and isfinite(half)]
     return min(MOST_DECIMALS, max(0, 1 - floor(log10(min(widths))))) if widths else 3

@@ -1,4 +1,4 @@
-"""What the runs of a comparison say: each variant's quality, cost and forgetting, and which differ for sure."""
+"""What the runs of a comparison say: each row's quality, cost and forgetting, and which differ significantly."""
 
 from __future__ import annotations
 
@@ -7,34 +7,47 @@ from dataclasses import dataclass, field, replace
 from math import inf
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from peftlab.comparison.groups import Cost, beaten_by, best_first, letter_groups, letters_of
-from peftlab.comparison.outcome import Outcome, Run, Variant
-from peftlab.comparison.resampling import RowScores, Sample, draw_metric, row_metrics
+from peftlab.comparison.resampling import Sample, draw_metric, row_metrics
+from peftlab.comparison.rows import Row, Table
 from peftlab.comparison.statistics import Difference, Estimate, compare_pairs, estimate
-from peftlab.evaluation.metrics import RANGES
+from peftlab.comparison.trials import Trial
+from peftlab.evaluation.metrics import METRICS, RowScores
 
 
 @dataclass(frozen=True)
 class Family:
-    """The variants of one budget, best mean first, with their pairs (corrected together) and letters."""
+    """The rows of one budget: estimates by label, best mean first, their pairs (corrected together) and letters."""
 
     budget: str | None
-    ordered: list[str]
+    estimates: dict[str, Estimate]
     differences: list[Difference[str]]
     groups: dict[str, list[str]]
 
     @property
-    def sure(self) -> list[Difference[str]]:
-        return [pair for pair in self.differences if pair.sure]
+    def ordered(self) -> list[str]:
+        return list(self.estimates)
+
+    @property
+    def significant(self) -> list[Difference[str]]:
+        return [pair for pair in self.differences if pair.significant]
+
+    def to_best(self) -> dict[str, Difference[str]]:
+        """Return each other row's difference to the best mean, itself first."""
+        best = next(iter(self.estimates), None)
+        pairs = [pair for pair in self.differences if best in (pair.first, pair.second)]
+        others = [pair.second if pair.first == best else pair.first for pair in pairs]
+        return {other: pair.seen_from(other) for other, pair in zip(others, pairs, strict=True)}
 
 
 @dataclass(frozen=True)
 class Findings:
-    """Statistics by the variants' labels. `part` is what they are of: the test rows or, without any, the evaluation's.
+    """Statistics by the rows' labels. `part` is what they are of: the test rows or, without any, the evaluation's.
 
-    `before` is the base model's metric, `change` what training made of it, `general_*` the loss on general text;
-    `beaten` tells by cost who surely beats whom.
+    `before` is the base model's metric, `change` what training changed, `general_*` the loss on general text;
+    `beaten` lists by cost those that are significantly better and cost no more.
     """
 
     part: str
@@ -54,82 +67,77 @@ class Findings:
         return {label: letters for family in self.families for label, letters in letters_of(family.groups).items()}
 
 
-COSTS: dict[str, Callable[[Run], float | None]] = {
-    "trainable": lambda run: run.result.parameters.trainable if run.result.parameters else None,
-    "memory": lambda run: peak_bytes(run, "measured"),
-    "seconds": lambda run: run.result.seconds.get("training"),
+COSTS: dict[str, Callable[[Trial], float | None]] = {
+    "trainable": lambda trial: trial.parameters.trainable if trial.parameters else None,
+    "memory": lambda trial: trial.peak_bytes("measured"),
+    "seconds": lambda trial: trial.training_seconds,
 }
 
 
-def peak_bytes(run: Run | None, source: str) -> int | None:
-    report = run.result.memory.get(source) if run and run.result else None
-    return report.peak_bytes if report else None
-
-
-def find(outcome: Outcome) -> Findings:
+def find(table: Table) -> Findings:
     """Return the statistics of a comparison; what too few runs have scored is left out and noted."""
-    runs = [(variant.label, run) for variant in outcome.variants for run in variant.finished]
-    owners, finished = [label for label, _ in runs], [run for _, run in runs]
+    runs = [(row.label, trial) for row in table.rows for trial in row.finished]
+    owners, finished = [label for label, _ in runs], [trial for _, trial in runs]
     notes: list[str] = []
     part = _part(finished)
-    after = _samples(finished, f"{part}after", outcome.report.metric, notes)
-    before = _samples(finished, f"{part}before", outcome.report.metric, [])
+    after = _samples(finished, f"{part}after", table.metric, notes)
+    before = _samples(finished, f"{part}before", table.metric, [])
     general = {when: _samples(finished, f"general_{when}", "loss", []).get("loss") for when in ("before", "after")}
-    main = after.get(outcome.report.metric)
+    main = after.get(table.metric)
     lost = set(owners) - set(_estimated(main, owners))
-    notes += [f"{label} has no finite {outcome.report.metric}" for label in dict.fromkeys(owners) if label in lost]
+    notes += [f"{label} has no finite {table.metric}" for label in dict.fromkeys(owners) if label in lost]
     pairs = compare_pairs(main, owners) if main else []
-    costs = {kind: _costs(outcome.variants, measure) for kind, measure in COSTS.items()}
+    costs = {kind: _costs(table.rows, measure) for kind, measure in COSTS.items()}
     return Findings(
         part=part,
         rows=main.rows if main else 0,
         quality={name: within(estimate(sample, owners), name) for name, sample in after.items()},
-        families=[_family(outcome, budget, main, owners) for budget in outcome.budgets],
-        before=_estimated(before.get(outcome.report.metric), owners),
-        change=_estimated(_minus(main, before.get(outcome.report.metric)), owners),
+        families=[_family(table, budget, main, owners) for budget in table.budgets],
+        before=_estimated(before.get(table.metric), owners),
+        change=_estimated(_minus(main, before.get(table.metric)), owners),
         general_before=_estimated(general["before"], owners),
         general_change=_estimated(_minus(general["after"], general["before"]), owners),
         costs=costs,
-        beaten={kind: beaten_by(known, pairs, outcome.report.higher_is_better) for kind, known in costs.items()},
+        beaten={kind: beaten_by(known, pairs, table.report.higher_is_better) for kind, known in costs.items()},
         notes=notes,
     )
 
 
-def _part(finished: Sequence[Run]) -> str:
-    """Return the prefix of the test rows, or none where no run had any: then the evaluation rows must do."""
-    return "test_" if any("test_after" in run.result.metrics for run in finished) else ""
+def _part(finished: Sequence[Trial]) -> str:
+    """Return the prefix of the test rows, or none where no run had any: then the evaluation rows count."""
+    return "test_" if any("test_after" in trial.metrics for trial in finished) else ""
 
 
-def _samples(finished: Sequence[Run], part: str, metric: str, notes: list[str]) -> dict[str, Sample]:
+def _samples(finished: Sequence[Trial], part: str, metric: str, notes: list[str]) -> dict[str, Sample]:
     """Return every metric of one evaluation for all runs: from its rows where all have the same, else as noted."""
-    scores = [run.scores.get(part) for run in finished]
+    scores = [trial.scores[part] for trial in finished if part in trial.scores]
     by_rows: dict[str, Sample] = {}
-    if finished and all(scores) and _same_rows(scores):
+    if finished and len(scores) == len(finished) and _same_rows(scores):
         by_rows = {name: draw_metric(name, scores) for name in row_metrics(scores)}
     elif finished:
-        notes.append("not all runs have scores of the same rows: the intervals hold the chance of the seeds alone")
-    names = dict.fromkeys([metric, *(name for run in finished for name in run.result.metrics.get(part, {}))])
+        notes.append("not all runs have scores of the same rows: the intervals cover the chance of the seeds alone")
+    names = dict.fromkeys([metric, *(name for trial in finished for name in trial.metrics.get(part, {}))])
     values = {
-        name: Sample(np.array([run.result.metrics.get(part, {}).get(name, np.nan) for run in finished], float))
+        name: Sample(np.array([trial.metrics.get(part, {}).get(name, np.nan) for trial in finished], float))
         for name in names
     }
     known = {name: sample for name, sample in values.items() if np.isfinite(sample.values).any()}
     if by_rows and metric in known and metric not in by_rows:
-        notes.append(f"{metric} has no score of single rows: its intervals hold the chance of the seeds alone")
+        notes.append(f"{metric} has no score of single rows: its intervals cover the chance of the seeds alone")
     # A run's own figure and its rows' agree; where a metric is not asked for, its rows still give it.
     return known | by_rows
 
 
 def _same_rows(scores: Sequence[RowScores]) -> bool:
+    """Return whether all runs have as many rows and, where rows have a label, the same ones."""
     first = scores[0]
-    return all(
-        run.rows == first.rows and (run.label is None) == (first.label is None) and _equal(run.label, first.label)
-        for run in scores
-    )
+    return all(run.rows == first.rows and _equal(run.label, first.label) for run in scores)
 
 
-def _equal(first: np.ndarray | None, second: np.ndarray | None) -> bool:
-    return first is None or bool(np.array_equal(first, second))
+def _equal(first: ArrayLike | None, second: ArrayLike | None) -> bool:
+    if first is None or second is None:
+        return first is second
+    return np.array_equal(first, second)
 
 
 def _minus(after: Sample | None, before: Sample | None) -> Sample | None:
@@ -138,7 +146,7 @@ def _minus(after: Sample | None, before: Sample | None) -> Sample | None:
 
 def within(found: dict[str, Estimate], metric: str) -> dict[str, Estimate]:
     """Return estimates whose intervals end where the metric does."""
-    lowest, highest = RANGES.get(metric, (-inf, inf))
+    lowest, highest = METRICS[metric].range if metric in METRICS else (-inf, inf)
     return {label: replace(one, low=max(one.low, lowest), high=min(one.high, highest)) for label, one in found.items()}
 
 
@@ -146,23 +154,24 @@ def _estimated(sample: Sample | None, owners: Sequence[str]) -> dict[str, Estima
     return estimate(sample, owners) if sample else {}
 
 
-def _family(outcome: Outcome, budget: str | None, sample: Sample | None, owners: Sequence[str]) -> Family:
-    labels = {variant.label for variant in outcome.of_budget(budget)}
+def _family(table: Table, budget: str | None, sample: Sample | None, owners: Sequence[str]) -> Family:
+    labels = {row.label for row in table.of_budget(budget)}
     own = [run for run, label in enumerate(owners) if label in labels]
     if sample is None or not own:
-        return Family(budget, [], [], {})
+        return Family(budget, {}, [], {})
     replicates = None if sample.replicates is None else sample.replicates[:, own]
     share = Sample(sample.values[own], replicates, sample.rows)
     names = [owners[run] for run in own]
-    ordered = best_first(estimate(share, names), outcome.report.higher_is_better)
+    estimates = estimate(share, names)
+    ordered = best_first(estimates, table.report.higher_is_better)
     differences = compare_pairs(share, names)
-    return Family(budget, ordered, differences, letter_groups(ordered, differences))
+    return Family(budget, {name: estimates[name] for name in ordered}, differences, letter_groups(ordered, differences))
 
 
-def _costs(variants: Sequence[Variant], measure: Callable[[Run], float | None]) -> dict[str, Cost]:
+def _costs(rows: Sequence[Row], measure: Callable[[Trial], float | None]) -> dict[str, Cost]:
     costs = {}
-    for variant in variants:
-        values = [value for run in variant.finished if (value := measure(run)) is not None]
+    for row in rows:
+        values = [value for trial in row.finished if (value := measure(trial)) is not None]
         if values:
-            costs[variant.label] = Cost(float(np.mean(values)), min(values), max(values))
+            costs[row.label] = Cost(float(np.mean(values)), min(values), max(values))
     return costs

@@ -1,4 +1,4 @@
-"""A comparison's folder: what lies where, whose it is, and reading it back."""
+"""A comparison's folder: what is where, claiming and clearing it, and reading its report."""
 
 from __future__ import annotations
 
@@ -10,24 +10,25 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from peftlab.checkpoint.lock import RunLock
-from peftlab.comparison.jobs import GRACE_SECONDS
 from peftlab.comparison.variants import SOLUTIONS
 from peftlab.errors import StorageError
 from peftlab.files import write_atomically
-from peftlab.reports import ComparisonReport, RunResult
-from peftlab.runs.directory import MARKER, RunDirectory
+from peftlab.reports import ComparisonReport
+from peftlab.runs.directory import MARKER
+from peftlab.runs.jobs import GRACE_SECONDS
 
+RUNS, LOGS, REPORT = "runs", "logs", "report"
 SUMMARY = "comparison.json"
 PICTURE = "memory.png"
 
 
 def claim(folder: Path) -> None:
-    """Make the folder or take it up again. Raises StorageError rather than touch what is not a comparison's."""
+    """Make the folder, or reopen it. Raises StorageError rather than touch what is not a comparison's."""
     if (folder / "result.json").exists():
         raise StorageError(f"{folder} is the folder of a run; name another --output")
     try:
         if folder.exists() and any(folder.iterdir()) and not (folder / MARKER).is_file():
-            raise StorageError(f"{folder} holds files that are no comparison of peftlab; name another --output")
+            raise StorageError(f"{folder} contains files that are not a comparison of peftlab; name another --output")
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / MARKER, json.dumps({"schema": 1}) + "\n")
     except OSError as error:
@@ -35,15 +36,15 @@ def claim(folder: Path) -> None:
 
 
 def clear(folder: Path) -> None:
-    """Remove a former comparison's runs, logs and reports, and nothing else."""
-    for name in ("runs", "logs", "report"):
+    """Remove an earlier comparison's runs, logs and reports, and nothing else."""
+    for name in (RUNS, LOGS, REPORT):
         shutil.rmtree(folder / name, ignore_errors=True)
     for name in (SUMMARY, PICTURE, SOLUTIONS):
         (folder / name).unlink(missing_ok=True)
 
 
 def wait_until_free(folder: Path) -> None:
-    """Wait while a run of a former, killed comparison still saves itself here."""
+    """Wait while a run of an earlier, killed comparison still saves its checkpoint here."""
     until = time.monotonic() + GRACE_SECONDS
     while folder.is_dir():
         try:
@@ -53,13 +54,6 @@ def wait_until_free(folder: Path) -> None:
             if time.monotonic() > until:
                 return
             time.sleep(0.5)
-
-
-def read_result(folder: Path) -> RunResult | None:
-    try:
-        return RunDirectory.open(folder).read_result()
-    except StorageError:
-        return None
 
 
 def read_comparison(folder: Path) -> ComparisonReport:
@@ -79,10 +73,3 @@ def read_comparison(folder: Path) -> ComparisonReport:
         ) from None
     except (OSError, ValueError) as error:
         raise StorageError(f"{path}: cannot be read ({type(error).__name__})") from None
-
-
-def trial_results(report: ComparisonReport, folder: Path) -> dict[str, RunResult]:
-    """Return the result of every run that the report names, by the run's name, as far as there is one."""
-    names = dict.fromkeys(t.run for v in report.variants for t in (*v.trials, *v.sweep))
-    results = {name: read_result(folder / "runs" / name) for name in names}
-    return {name: result for name, result in results.items() if result is not None}

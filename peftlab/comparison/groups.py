@@ -1,4 +1,4 @@
-"""Which variants cannot be told apart, as letters, and which may lie on the Pareto front."""
+"""Which variants are not significantly different, as letters, and which may be on the Pareto front."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from peftlab.comparison.statistics import Difference, Estimate, Name
 
 
 def best_first(estimates: Mapping[Name, Estimate], higher_is_better: bool) -> list[Name]:
-    """Return the variants by their means; an order to show them in, which claims nothing."""
+    """Return the variants by their means; an order to show them in, not a claim."""
     return sorted(estimates, key=lambda name: estimates[name].mean, reverse=higher_is_better)
 
 
 def letter_groups(ordered: Sequence[Name], differences: Iterable[Difference[Name]]) -> dict[str, list[Name]]:
-    """Return the compact letter display: every largest set of variants no two of which are told apart, by its letter.
+    """Return the compact letter display: every largest set of variants without a significant difference, by its letter.
 
-    Two variants share a letter exactly when they are not surely different. `ordered` gives the order of the
+    Two variants share a letter exactly when they are not significantly different. `ordered` gives the order of the
     letters and of the names under each.
     """
     together = networkx.Graph()
     together.add_nodes_from(ordered)
     together.add_edges_from(combinations(ordered, 2))
-    together.remove_edges_from((pair.first, pair.second) for pair in differences if pair.sure)
+    together.remove_edges_from((pair.first, pair.second) for pair in differences if pair.significant)
     place = {name: position for position, name in enumerate(ordered)}
     cliques = sorted(sorted(place[name] for name in clique) for clique in networkx.find_cliques(together))
     return {letter: [ordered[i] for i in clique] for letter, clique in zip(_letters(), cliques, strict=False)}
@@ -57,21 +57,24 @@ class Cost:
         return self.high <= other.low
 
 
+def winner_first(pair: Difference[Name], higher_is_better: bool) -> tuple[Name, Name]:
+    """Return the two variants of a pair, the better mean first."""
+    return (pair.first, pair.second) if (pair.value > 0) == higher_is_better else (pair.second, pair.first)
+
+
 def beaten_by(
     costs: Mapping[Name, Cost], differences: Iterable[Difference[Name]], higher_is_better: bool
 ) -> dict[Name, list[Name]]:
-    """Return for each variant that has a cost those that surely beat it; who is beaten by none is on the front.
+    """Return for each variant that has a cost those that beat it; one that none beats is on the front.
 
-    B surely beats A when B is surely better (the pair is told apart) and costs no more in any seed. A variant
-    that is merely as good and cheaper pushes none off: the other may still be the better one.
+    B beats A when B is significantly better and costs no more in any seed. A variant that is cheaper and not
+    significantly different beats none: the other may still be the better one.
     """
     beaten: dict[Name, list[Name]] = {name: [] for name in costs}
     for pair in differences:
-        if not pair.sure or pair.first not in costs or pair.second not in costs:
+        if not pair.significant or pair.first not in costs or pair.second not in costs:
             continue
-        better, worse = pair.first, pair.second
-        if (pair.value > 0) != higher_is_better:
-            better, worse = worse, better
+        better, worse = winner_first(pair, higher_is_better)
         if costs[better].no_more_than(costs[worse]):
             beaten[worse].append(better)
     return beaten

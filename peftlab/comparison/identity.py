@@ -9,6 +9,8 @@ from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from peftlab import __version__
 from peftlab.data.files import file_kind
 from peftlab.data.sources import BUILTIN, GRAMMAR
@@ -16,11 +18,28 @@ from peftlab.models.reference import resolve
 from peftlab.recipe.schema import Recipe
 from peftlab.runs.environment import LIBRARIES
 
-# Where a run lies, how it is watched and what is measured of it afterwards does not change what it computes.
+# Where a run is stored, how it is watched and what is measured of it afterwards does not change what it computes.
 NOT_IDENTITY = {
-    "run": {"output", "log_every", "trackers", "save_every", "keep_checkpoints", "plan", "max_seconds"},
-    "evaluation": {"latency"},
+    "run.output", "run.log_every", "run.trackers", "run.save_every", "run.keep_checkpoints", "run.plan",
+    "run.max_seconds", "evaluation.latency",
+}  # fmt: skip
+# The recipe's fields when runs were first recorded: all of them count. A field that came later counts only where it
+# is not its default, so that a run recorded before the field was there is still found.
+FIRST_FIELDS = {
+    "model": "name tokenizer revision task dtype init attention trust_remote_code",
+    "data": "train evaluation test general format columns template max_length allow_dropped train_rows evaluation_rows "
+    "test_rows seed",
+    "training": "steps epochs batch_size gradient_accumulation learning_rate schedule warmup weight_decay optimizer "
+    "clip gradient_checkpointing fit precision frozen_dropout",
+    "evaluation": "every metrics batch_size latency generation",
+    "evaluation.generation": "max_new_tokens beams temperature top_p rows examples",
+    "run": "output seed device plan memory memory_snapshot save_every keep_checkpoints max_seconds stop_after "
+    "log_every trackers",
+    "method": "type unfreeze freeze rank alpha dropout targets bias init rslora dora quantization double_quantization "
+    "compute_dtype layers bottleneck reduction_factor placement activation train_norms modules kind length projection "
+    "projection_dim terms norms add_missing",
 }
+FIRST = {*FIRST_FIELDS, *(f"{section}.{name}" for section, names in FIRST_FIELDS.items() for name in names.split())}
 
 
 def hash_run(recipe: Recipe) -> str:
@@ -28,17 +47,29 @@ def hash_run(recipe: Recipe) -> str:
 
     Local weights and data count by their content; what is on a hub counts by its name and revision.
     """
-    values = recipe.model_dump(mode="json")
-    for section, left_out in NOT_IDENTITY.items():
-        values[section] = {key: value for key, value in values[section].items() if key not in left_out}
     identity = {
-        "recipe": values,
+        "recipe": describe_section(recipe),
         "data": {part: fingerprint_source(getattr(recipe.data, part)) for part in ("train", "evaluation", "test")},
         "general": fingerprint_source(recipe.data.general),
         "model": fingerprint_model(recipe.model.name, recipe.model.revision),
         "versions": list_versions(),
     }
     return sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def describe_section(section: BaseModel, path: str = "") -> dict[str, Any]:
+    """Return the values of a recipe's section (or of the recipe) that count, sections within it likewise."""
+    dumped, described = section.model_dump(mode="json"), {}
+    for name, field in type(section).model_fields.items():
+        key, value = f"{path}.{name}" if path else name, getattr(section, name)
+        if key in NOT_IDENTITY or (key not in FIRST and value == field.get_default(call_default_factory=True)):
+            continue
+        if isinstance(value, BaseModel) and key in FIRST - FIRST_FIELDS.keys():  # it was one word: its present type
+            changed = describe_section(value, key)
+            described[name] = {"type": dumped[name]["type"], **changed} if changed else dumped[name]["type"]
+        else:
+            described[name] = describe_section(value, key) if isinstance(value, BaseModel) else dumped[name]
+    return described
 
 
 @cache
@@ -54,7 +85,7 @@ def find_version(name: str) -> str | None:
 
 
 def fingerprint_source(source: Any) -> str | None:
-    """Return what tells a source of rows from another: its files' content, or its name where it is on a hub."""
+    """Return what identifies a source of rows: its files' content, or its name where it is on a hub."""
     if not isinstance(source, str):
         return None if source is None else str(source)
     match = GRAMMAR.fullmatch(source.strip())
@@ -69,7 +100,7 @@ def fingerprint_source(source: Any) -> str | None:
 
 @cache
 def fingerprint_model(name: str, revision: str | None) -> str:
-    """Return what tells a base model from another: its files' content, or hub id and revision."""
+    """Return what identifies a base model: its files' content, or hub id and revision."""
     place = resolve(name, revision)
     if place.folder is None:
         return f"{place.hub_id}@{place.revision or 'main'}"

@@ -1,21 +1,22 @@
-"""What several seeds on one set of rows say about variants: intervals, and differences with their certainty.
+"""What several seeds on one set of rows say about variants: intervals, and differences with their p-values.
 
 The model: a run's metric is its variant's, plus the chance of its seed (own to the run), plus the chance of the
 rows (shared by all runs of a comparison), plus what is left between them. So the variance of a variant's mean is
 
     s² / S                                 of S seeds, with S - 1 degrees of freedom, and
     Var(mean over seeds, rows drawn anew)  by the paired bootstrap, less the part of it that differs from seed to
-                                           seed, because s² holds that part already; never below zero
+                                           seed, because s² contains that part already; never below zero
 
 and likewise for the difference of two variants, whose shared rows cancel. The p-value of a difference of t standard
 errors is Student's of the seeds (Welch's degrees of freedom) and of the rows, weighted by their shares of the variance;
 one joint number of degrees of freedom is too hopeful after Holm's correction, when few seeds lie close by chance (13 %
 false among nine equal variants of three seeds, against 4 %). Seeds are not drawn again: the variance of doing so is
 known, (S-1)/S·s²/S, and with three seeds it is a third too small and its tails those of three numbers (a percentile
-bootstrap over rows and seeds told two equal methods apart in a fifth of 1000 comparisons where the seeds decide). How
-often this one does is simulated in `tests/comparison/test_statistics.py`. Seeds count as independent between variants,
-though they order the data alike: if that makes them move together, the intervals are too wide, not too narrow. One seed
-says nothing of the others: such a variant has an interval of its rows alone, and is told apart from none.
+bootstrap over rows and seeds called two equal methods different in a fifth of 1000 comparisons where the seeds decide).
+How often this one does is simulated in `tests/comparison/test_statistics.py`. Seeds count as independent between
+variants, though they order the data alike: if that makes them move together, the intervals are too wide, not too
+narrow. One seed says nothing about others: such a variant has an interval of its rows alone, and is significantly
+different from none.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ Name = TypeVar("Name", bound=Hashable)
 class Estimate:
     """A mean over seeds with its 95 % interval; `spread` is the standard deviation of the seeds, None with one.
 
-    `of_rows` and `of_seeds` tell which chances the interval holds.
+    `of_rows` and `of_seeds` say which sources of chance the interval covers.
     """
 
     mean: float
@@ -55,8 +56,8 @@ class Estimate:
 class Difference(Generic[Name]):
     """`first` less `second`, with its own 95 % interval; `adjusted` is the p-value after Holm's correction.
 
-    `sure` says that the two are told apart, at 5 % for the chance of any false one among all pairs of the family.
-    `seed_share` is the seeds' part of the variance, None where that is not known.
+    `significant` is at the 5 % level for any false difference among all pairs of the family. `tested` is false where
+    a variant has one seed. `seed_share` is the seeds' part of the variance, None where that is not known.
     """
 
     first: Name
@@ -67,10 +68,18 @@ class Difference(Generic[Name]):
     p: float
     adjusted: float
     seed_share: float | None = None
+    tested: bool = True
 
     @property
-    def sure(self) -> bool:
-        return self.adjusted < 1 - LEVEL
+    def significant(self) -> bool:
+        return self.tested and self.adjusted < 1 - LEVEL
+
+    def seen_from(self, name: Name) -> Difference[Name]:
+        """Return the difference with `name`, one of the two, as the first."""
+        if name == self.first:
+            return self
+        turned = replace(self, first=self.second, second=self.first, value=-self.value)
+        return replace(turned, low=-self.high, high=-self.low)
 
 
 @dataclass(frozen=True)
@@ -149,15 +158,16 @@ def compare_pairs(sample: Sample, owners: Sequence[Name]) -> list[Difference[Nam
 
 
 def _difference(a: Name, b: Name, parts: Mapping[Name, _Part]) -> Difference[Name]:
-    """Return one pair's difference, not yet corrected for the others; nothing is sure of a variant of one seed."""
+    """Return one pair's difference, not yet corrected for the others; a variant of one seed is not tested."""
     first, second = parts[a], parts[b]
     value = first.mean - second.mean
-    paired = first.replicates is not None and second.replicates is not None
-    chance = Chance.of([first, second], first.drawn_mean - second.drawn_mean if paired else None)
+    one, other = first.drawn_mean, second.drawn_mean
+    chance = Chance.of([first, second], None if one is None or other is None else one - other)
     half = chance.half_width()
-    alone = min(first.seeds, second.seeds) < 2
-    p = 1.0 if alone else chance.p_value(value)
-    return Difference(a, b, value, value - half, value + half, p, p, None if alone else chance.seed_share)
+    tested = min(first.seeds, second.seeds) > 1
+    p = chance.p_value(value) if tested else 1.0
+    share = chance.seed_share if tested else None
+    return Difference(a, b, value, value - half, value + half, p, p, share, tested)
 
 
 @dataclass(frozen=True)

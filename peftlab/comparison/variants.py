@@ -1,4 +1,4 @@
-"""What a comparison runs: every variant under every budget, with a metric, rates to try and rows to choose by."""
+"""What a comparison runs: every variant under every budget, its metric, learning rates and the rows that choose."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from peftlab.comparison.jobs import share_of_machine
 from peftlab.errors import PeftlabError, UsageError, nearest
-from peftlab.evaluation.metrics import HIGHER_IS_BETTER
+from peftlab.evaluation.metrics import METRICS
 from peftlab.files import write_atomically
-from peftlab.recipe.comparison import DEFAULT_RATE_EXTENSIONS, DEFAULT_RATE_FACTORS, DEFAULT_SEEDS, Candidate
+from peftlab.recipe.comparison import DEFAULT_RATE_EXTENSIONS, DEFAULT_RATE_FACTORS, DEFAULT_SEEDS, Variant
 from peftlab.recipe.schema import Recipe
 from peftlab.reports import BudgetReport
+from peftlab.runs.jobs import share_of_machine
 
 SOLUTIONS = "solutions.json"
 VALIDATION_SHARE = 0.1
@@ -23,9 +23,9 @@ VALIDATION_SHARE = 0.1
 
 @dataclass(frozen=True)
 class Settings:
-    """How a comparison is run. `jobs` run at once; `cluster` is submitit's.
+    """How a comparison is run: `jobs` at once, or on submitit's `cluster`.
 
-    `rates` replaces `rate_factors` and is not extended.
+    `rates` are learning rates; they replace `rate_factors`, which multiply each recipe's own, and are not extended.
     """
 
     budgets: tuple[str, ...] = ()
@@ -43,46 +43,33 @@ class Settings:
         return len(self.rates or self.rate_factors) > 1
 
 
-@dataclass(frozen=True)
-class Entry:
-    """A variant under a budget (or under none). `error` says why it cannot be run."""
-
-    candidate: Candidate
-    rates: tuple[float, ...]
-    budget: str | None = None
-    solution: BudgetReport | None = None
-    error: str | None = None
-
-    @property
-    def label(self) -> str:
-        return f"{self.candidate.name} {self.budget}" if self.budget else self.candidate.name
-
-
-def open_entries(candidates: Sequence[Candidate], settings: Settings, metric: str, folder: Path) -> list[Entry]:
-    """Return all variants under all budgets, each solved for once and remembered in `folder`."""
-    prepared = [prepare_candidate(candidate, settings, metric) for candidate in candidates]
-    entries = [
-        Entry(candidate, list_rates(candidate.recipe, settings), budget)
-        for budget in settings.budgets or (None,)
-        for candidate in prepared
+def open_variants(variants: Sequence[Variant], settings: Settings, metric: str, folder: Path) -> list[Variant]:
+    """Return all variants under all budgets, each solved for once; solutions are kept in `folder`."""
+    prepared = [prepare_variant(variant, settings, metric) for variant in variants]
+    if not settings.budgets:
+        return prepared
+    return [
+        solve_variant(replace(variant, budget=budget), folder / SOLUTIONS, settings.jobs)
+        for budget in settings.budgets
+        for variant in prepared
     ]
-    cache = folder / SOLUTIONS
-    return [entry if entry.budget is None else solve_entry(entry, cache, settings.jobs) for entry in entries]
 
 
-def prepare_candidate(candidate: Candidate, settings: Settings, metric: str) -> Candidate:
-    """Return the candidate with the rows, the metric and the seed of rows that every run of it shares."""
-    recipe = candidate.recipe
+def prepare_variant(variant: Variant, settings: Settings, metric: str) -> Variant:
+    """Return the variant with its learning rates, and the rows, metric and data seed that all its runs share."""
+    recipe = variant.recipe
     overrides = [f"data.seed={settings.seeds[0]}"] if recipe.data.seed is None else []
     if metric not in recipe.evaluation.metrics:
         overrides.append(f"evaluation.metrics={json.dumps([*recipe.evaluation.metrics, metric])}")
     if settings.sweeps:
         overrides += separate_test(recipe)
-    return candidate.with_overrides(overrides)
+    own = recipe.training.learning_rate
+    learning_rates = settings.rates or [own * factor for factor in settings.rate_factors]
+    return replace(variant.with_overrides(overrides), learning_rates=round_learning_rates(learning_rates))
 
 
 def separate_test(recipe: Recipe) -> list[str]:
-    """Return overrides that give a recipe test rows: those that choose a rate cannot also report the result.
+    """Return overrides that give a recipe test rows: rows that choose a learning rate cannot also report the result.
 
     Where it names none, its evaluation rows become the test rows, and a tenth of the training rows chooses.
     """
@@ -95,21 +82,16 @@ def separate_test(recipe: Recipe) -> list[str]:
     return [f"data.test={json.dumps(data.evaluation)}", f"data.evaluation={VALIDATION_SHARE}", *rows]
 
 
-def list_rates(recipe: Recipe, settings: Settings) -> tuple[float, ...]:
-    """Return the learning rates to try, ascending, to three digits."""
-    own = recipe.training.learning_rate
-    return round_rates(settings.rates or [own * factor for factor in settings.rate_factors])
+def round_learning_rates(learning_rates: Iterable[float]) -> tuple[float, ...]:
+    """Return learning rates to three digits, ascending, each once."""
+    return tuple(sorted({float(f"{one:.3g}") for one in learning_rates}))
 
 
-def round_rates(rates: Iterable[float]) -> tuple[float, ...]:
-    return tuple(sorted({float(f"{rate:.3g}") for rate in rates}))
-
-
-def rate_beyond(rates: Sequence[float], best: float) -> float | None:
-    """Return the rate as far beyond `best` as `best` is from its neighbour; None where others lie on both sides."""
-    if len(rates) < 2 or best not in (rates[0], rates[-1]):
+def learning_rate_beyond(tried: Sequence[float], best: float) -> float | None:
+    """Return one as far beyond `best` as `best` is from its neighbour; None where others are on both sides."""
+    if len(tried) < 2 or best not in (tried[0], tried[-1]):
         return None
-    return best * best / (rates[1] if best == rates[0] else rates[-2])
+    return best * best / (tried[1] if best == tried[0] else tried[-2])
 
 
 def choose_metric(recipes: Sequence[Recipe], wanted: str | None) -> str:
@@ -119,16 +101,14 @@ def choose_metric(recipes: Sequence[Recipe], wanted: str | None) -> str:
         raise UsageError(f"recipes of different tasks cannot be compared: {', '.join(sorted(tasks))}")
     if any(recipe.data.evaluation is None and recipe.data.test is None for recipe in recipes):
         raise UsageError("a comparison needs evaluation rows in every recipe; set data.evaluation")
-    if wanted is not None and wanted not in HIGHER_IS_BETTER:
-        raise UsageError(
-            f"unknown metric {wanted!r}{nearest(wanted, HIGHER_IS_BETTER)}; there is: {', '.join(HIGHER_IS_BETTER)}"
-        )
+    if wanted is not None and wanted not in METRICS:
+        raise UsageError(f"unknown metric {wanted!r}{nearest(wanted, METRICS)}; known: {', '.join(METRICS)}")
     return wanted or recipes[0].task.default_metric
 
 
-def note_differences(entries: Sequence[Entry]) -> list[str]:
-    """Return a note for every part of the recipes that differs where a fair comparison would have it alike."""
-    dumps = [entry.candidate.recipe.model_dump(mode="json") for entry in entries]
+def note_differences(variants: Sequence[Variant]) -> list[str]:
+    """Return a note for every section in which the recipes differ where a fair comparison has them equal."""
+    dumps = [variant.recipe.model_dump(mode="json") for variant in variants]
     notes = []
     for section, ignored in (("model", ()), ("data", ()), ("training", ("learning_rate",))):
         keys = [key for key in dumps[0][section] if key not in ignored]
@@ -138,12 +118,13 @@ def note_differences(entries: Sequence[Entry]) -> list[str]:
     return notes
 
 
-def solve_entry(entry: Entry, cache: Path, jobs: int) -> Entry:
-    """Return the entry with the size that meets its budget, as one of `jobs`; what was solved before is not again."""
+def solve_variant(variant: Variant, cache: Path, jobs: int) -> Variant:
+    """Return the variant in the size that meets its budget, as one of `jobs`; solutions are read from `cache`."""
     from peftlab.budgets.budget import parse_budget
     from peftlab.budgets.solve import solve
 
-    recipe, budget = entry.candidate.recipe, parse_budget(entry.budget)
+    assert variant.budget is not None
+    recipe, budget = variant.recipe, parse_budget(variant.budget)
     key = sha256(f"{recipe.model_dump_json()}\0{budget}".encode()).hexdigest()[:16]
     known = json.loads(cache.read_text(encoding="utf-8")) if cache.exists() else {}
     try:
@@ -151,9 +132,8 @@ def solve_entry(entry: Entry, cache: Path, jobs: int) -> Entry:
             solution = BudgetReport.model_validate(known[key], extra="ignore")
         else:
             solution = solve(recipe, budget, environment=share_of_machine(0, jobs))
-        overrides = [f"{field}={json.dumps(value)}" for field, value in solution.solved.items()]
-        solved = entry.candidate.with_overrides(overrides)
+        solved = variant.with_overrides(f"{field}={json.dumps(value)}" for field, value in solution.solved.items())
     except PeftlabError as error:
-        return replace(entry, error=f"{entry.label}: {str(error).splitlines()[0]}")
+        return replace(variant, error=f"{variant.title}: {str(error).splitlines()[0]}")
     write_atomically(cache, json.dumps(known | {key: solution.model_dump()}, indent=2) + "\n")
-    return replace(entry, candidate=solved, solution=solution)
+    return replace(solved, solution=solution)

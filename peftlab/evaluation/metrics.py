@@ -1,77 +1,240 @@
-"""Metrics over predicted classes and over generated texts, through well-kept libraries."""
+"""The metrics: for each its name, direction, range, what it is made from, and its value. Adding one is one entry.
+
+Metrics of rows are functions of sums over rows, so that the value of a run and its values on rows drawn again
+(`comparison.resampling`) are one definition. Metrics of generated texts come from libraries. Importing this loads
+neither torch nor numpy: the recipe's schema reads the names.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from math import inf
+from typing import TYPE_CHECKING, Any, Literal
 
-LOSS_METRICS = ("loss", "perplexity")
-CLASS_METRICS = ("accuracy", "f1", "matthews")
-SPAN_METRICS = ("span_f1", "span_precision", "span_recall")
-TEXT_METRICS = ("exact_match", "bleu", "rouge")
-HIGHER_IS_BETTER = dict.fromkeys(LOSS_METRICS, False) | dict.fromkeys(
-    (*CLASS_METRICS, *SPAN_METRICS, *TEXT_METRICS), True
-)
-# The smallest and the largest value.
-RANGES = {"loss": (0.0, inf), "perplexity": (1.0, inf), "matthews": (-1.0, 1.0), "bleu": (0.0, 100.0)}
-RANGES |= dict.fromkeys(("accuracy", "f1", "exact_match", "rouge", *SPAN_METRICS), (0.0, 1.0))
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
 
-
-def score_classes(predictions: Sequence[int], references: Sequence[int], metrics: Sequence[str]) -> dict[str, float]:
-    """Return the wanted ones of accuracy, f1 (macro) and matthews (Matthews' correlation)."""
-    from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
-
-    functions = {
-        "accuracy": lambda: accuracy_score(references, predictions),
-        "f1": lambda: f1_score(references, predictions, average="macro", zero_division=0.0),
-        "matthews": lambda: matthews_corrcoef(references, predictions),
-    }
-    return {name: float(functions[name]()) for name in CLASS_METRICS if name in metrics}
+Need = Literal["loss", "classes", "texts", "spans"]
+Sums = Callable[["RowScores", "NDArray"], "NDArray"]
+Value = Callable[["NDArray"], "NDArray"]
+Texts = Sequence[str]
+References = Sequence[Sequence[str]]
+# The columns of rows with spans: predicted and true, predicted, true.
+SPANS = ("span_hits", "span_predicted", "span_true")
 
 
-def score_spans(columns: Mapping[str, Sequence[int]], metrics: Sequence[str]) -> dict[str, float]:
-    """Return the wanted ones of precision, recall and F1 over all spans, as CoNLL-2000's evaluation counts them.
+@dataclass(frozen=True)
+class RowScores:
+    """What a run scored on each row: summed loss, supervised tokens (or 1), for classes the predicted and true one.
 
-    `columns` are the rows' `span_hits`, `span_predicted` and `span_true`. Without any span a ratio is 0.
+    `sums` are further columns that a metric adds up, by name.
     """
-    hits, predicted, true = (sum(columns[f"span_{name}"]) for name in ("hits", "predicted", "true"))
-    values = {
-        "span_f1": 2 * hits / (predicted + true) if predicted + true else 0.0,
-        "span_precision": hits / predicted if predicted else 0.0,
-        "span_recall": hits / true if true else 0.0,
-    }
-    return {name: values[name] for name in SPAN_METRICS if name in metrics}
+
+    loss: ArrayLike
+    count: ArrayLike
+    prediction: ArrayLike | None = None
+    label: ArrayLike | None = None
+    sums: dict[str, ArrayLike] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, stored: dict[str, Any]) -> RowScores:
+        """Return one entry of a run's `scores.json`. Raises ValueError unless its columns are of one length."""
+        import numpy as np
+
+        prediction, label = (stored.get(name) for name in ("prediction", "label"))
+        scores = cls(
+            loss=np.array(stored["loss"], float),
+            count=np.array(stored["count"], float),
+            prediction=None if prediction is None else np.array(prediction, np.int64),
+            label=None if label is None else np.array(label, np.int64),
+            sums={name: np.array(values, float) for name, values in stored.get("sums", {}).items()},
+        )
+        if len({len(column) for column in scores.columns}) != 1 or not scores.rows:
+            raise ValueError("row scores of different lengths")
+        return scores
+
+    @property
+    def columns(self) -> list[Any]:
+        known = (self.loss, self.count, self.prediction, self.label, *self.sums.values())
+        return [column for column in known if column is not None]
+
+    @property
+    def rows(self) -> int:
+        return len(self.columns[0])
+
+    @property
+    def classes(self) -> NDArray:
+        """Every class that is predicted or true in some row, ascending."""
+        import numpy as np
+
+        found = [column for column in (self.prediction, self.label) if column is not None]
+        return np.unique(np.concatenate(found)) if found else np.zeros(0, np.int64)
+
+    def dump(self) -> dict[str, Any]:
+        """Return the entry of `scores.json`."""
+        stored = {"loss": self.loss, "count": self.count, "prediction": self.prediction, "label": self.label}
+        return stored | ({"sums": self.sums} if self.sums else {})
 
 
-def score_texts(
-    outputs: Sequence[str], references: Sequence[Sequence[str]], metrics: Sequence[str]
-) -> dict[str, float]:
-    """Return the wanted ones of exact_match (0 to 1), bleu (sacrebleu's, 0 to 100), rouge (ROUGE-L F1, 0 to 1).
+@dataclass(frozen=True)
+class Metric:
+    """A metric of rows (`sums` and `value`) or of generated texts (`texts`).
 
-    Each output may have several references: one that matches is enough, the best one counts for ROUGE, and
-    BLEU takes them all. White space around a text does not count.
+    `sums` returns what each row adds, (rows, terms); `value` takes the totals, (..., terms). `columns` names the
+    `RowScores.sums` that it reads. `range` is the smallest and largest possible value.
     """
-    outputs = [output.strip() for output in outputs]
-    references = [[one.strip() for one in known] for known in references]
-    functions = {"exact_match": _exact_match, "bleu": _bleu, "rouge": _rouge}
-    return {name: functions[name](outputs, references) for name in TEXT_METRICS if name in metrics}
+
+    name: str
+    needs: Need
+    higher_is_better: bool
+    range: tuple[float, float]
+    sums: Sums | None = None
+    value: Value | None = None
+    texts: Callable[[Texts, References], float] | None = None
+    columns: tuple[str, ...] = ()
+
+    def suits(self, scores: RowScores) -> bool:
+        """Return whether the metric can be computed from these rows."""
+        classes = scores.prediction is not None and scores.label is not None
+        return self.sums is not None and (self.needs != "classes" or classes) and set(self.columns) <= set(scores.sums)
+
+    def of_rows(self, scores: RowScores) -> float:
+        """Return the metric of scored rows; exactly rounded sums, so their order does not matter."""
+        import numpy as np
+
+        assert self.sums and self.value, f"{self.name} is not a metric of rows"
+        totals = np.array([math.fsum(term) for term in self.sums(scores, scores.classes).T])
+        with np.errstate(all="ignore"):
+            return float(self.value(totals))
+
+    def of_texts(self, outputs: Texts, references: References) -> float:
+        """Return the metric of generated texts, each with the references that would be right.
+
+        White space around a text does not count.
+        """
+        assert self.texts, f"{self.name} is not a metric of texts"
+        return self.texts([text.strip() for text in outputs], [[one.strip() for one in known] for known in references])
 
 
-def _exact_match(outputs: list[str], references: list[list[str]]) -> float:
+def _loss_sums(scores: RowScores, classes: NDArray) -> NDArray:
+    import numpy as np
+
+    return np.stack([scores.loss, scores.count], axis=1)
+
+
+def _accuracy_sums(scores: RowScores, classes: NDArray) -> NDArray:
+    import numpy as np
+
+    return np.stack([np.asarray(scores.prediction) == np.asarray(scores.label), np.ones(scores.rows)], axis=1)
+
+
+def _confusion_sums(scores: RowScores, classes: NDArray) -> NDArray:
+    """Return hits, predictions and labels of each class: all that F1 and Matthews' correlation need."""
+    import numpy as np
+
+    predicted, true = (np.asarray(column)[:, None] == classes for column in (scores.prediction, scores.label))
+    return np.concatenate([predicted & true, predicted, true], axis=1)
+
+
+def _ratio(totals: NDArray) -> NDArray:
+    return totals[..., 0] / totals[..., 1]
+
+
+def _perplexity(totals: NDArray) -> NDArray:
+    import numpy as np
+
+    return np.exp(_ratio(totals))
+
+
+def _macro_f1(totals: NDArray) -> NDArray:
+    """Return the mean F1 of the classes that occur among labels or predictions."""
+    import numpy as np
+
+    hits, predicted, true = np.split(totals, 3, axis=-1)
+    occurs = predicted + true > 0
+    return (2 * hits / np.where(occurs, predicted + true, 1)).sum(-1) / occurs.sum(-1)
+
+
+def _matthews(totals: NDArray) -> NDArray:
+    """Return Matthews' correlation of any number of classes; 0 where a side has one class only."""
+    import numpy as np
+
+    hits, predicted, true = np.split(totals, 3, axis=-1)
+    rows = true.sum(-1)
+    shared = hits.sum(-1) * rows - (predicted * true).sum(-1)
+    size = (rows**2 - (predicted**2).sum(-1)) * (rows**2 - (true**2).sum(-1))
+    return np.where(size > 0, shared / np.sqrt(np.where(size > 0, size, 1)), 0.0)
+
+
+def _span_sums(scores: RowScores, classes: NDArray) -> NDArray:
+    """Return the spans that are both predicted and true, those predicted, and those true."""
+    import numpy as np
+
+    return np.stack([np.asarray(scores.sums[name], float) for name in SPANS], axis=1)
+
+
+def _share(hits: NDArray, of: NDArray) -> NDArray:
+    """Return hits as a part of `of`; 0 where there is none."""
+    import numpy as np
+
+    return np.where(of > 0, hits / np.where(of > 0, of, 1), 0.0)
+
+
+def _span_f1(totals: NDArray) -> NDArray:
+    return _share(2 * totals[..., 0], totals[..., 1] + totals[..., 2])
+
+
+def _span_precision(totals: NDArray) -> NDArray:
+    return _share(totals[..., 0], totals[..., 1])
+
+
+def _span_recall(totals: NDArray) -> NDArray:
+    return _share(totals[..., 0], totals[..., 2])
+
+
+def _exact_match(outputs: Texts, references: References) -> float:
     return sum(output in known for output, known in zip(outputs, references, strict=True)) / len(outputs)
 
 
-def _bleu(outputs: list[str], references: list[list[str]]) -> float:
+def _bleu(outputs: Texts, references: References) -> float:
+    """Return sacrebleu's corpus BLEU, which takes all references."""
     from sacrebleu import corpus_bleu
 
     most = max(len(known) for known in references)
-    streams = [[known[i] if i < len(known) else None for known in references] for i in range(most)]
+    # A missing reference is None, which sacrebleu takes although its types do not say so.
+    streams: list[Any] = [[known[i] if i < len(known) else None for known in references] for i in range(most)]
     return float(corpus_bleu(outputs, streams).score)
 
 
-def _rouge(outputs: list[str], references: list[list[str]]) -> float:
+def _rouge(outputs: Texts, references: References) -> float:
+    """Return the mean F1 of ROUGE-L to the best reference."""
     from rouge_score.rouge_scorer import RougeScorer
 
     scorer = RougeScorer(["rougeL"])
     pairs = zip(outputs, references, strict=True)
     return sum(scorer.score_multi(known, output)["rougeL"].fmeasure for output, known in pairs) / len(outputs)
+
+
+METRICS = {
+    metric.name: metric
+    for metric in (
+        Metric("loss", "loss", False, (0.0, inf), _loss_sums, _ratio),
+        Metric("perplexity", "loss", False, (1.0, inf), _loss_sums, _perplexity),
+        Metric("accuracy", "classes", True, (0.0, 1.0), _accuracy_sums, _ratio),
+        Metric("f1", "classes", True, (0.0, 1.0), _confusion_sums, _macro_f1),
+        Metric("matthews", "classes", True, (-1.0, 1.0), _confusion_sums, _matthews),
+        Metric("span_f1", "spans", True, (0.0, 1.0), _span_sums, _span_f1, columns=SPANS),
+        Metric("span_precision", "spans", True, (0.0, 1.0), _span_sums, _span_precision, columns=SPANS),
+        Metric("span_recall", "spans", True, (0.0, 1.0), _span_sums, _span_recall, columns=SPANS),
+        Metric("exact_match", "texts", True, (0.0, 1.0), texts=_exact_match),
+        Metric("bleu", "texts", True, (0.0, 100.0), texts=_bleu),
+        Metric("rouge", "texts", True, (0.0, 1.0), texts=_rouge),
+    )
+}
+
+
+def names_that_need(*needs: Need) -> tuple[str, ...]:
+    """Return the names of the metrics made from `loss`, `classes` or `texts`."""
+    return tuple(name for name, metric in METRICS.items() if metric.needs in needs)

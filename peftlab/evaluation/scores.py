@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import nn
@@ -14,25 +11,9 @@ from peftlab.data.batches import collate, evaluation_batches
 from peftlab.data.dataset import Dataset
 from peftlab.data.tokens import TokenRow
 from peftlab.evaluation.generate import evaluation_mode
+from peftlab.evaluation.metrics import RowScores
 from peftlab.losses.base import Loss
 from peftlab.world.base import World
-
-
-@dataclass(frozen=True)
-class Scores:
-    """Row by row: the summed loss, the number of targets, and the task's own columns (a classifier's classes)."""
-
-    loss: list[float]
-    count: list[int]
-    columns: dict[str, list[int]] = field(default_factory=dict)
-
-    @property
-    def mean_loss(self) -> float:
-        """The loss of all targets divided by their number."""
-        return math.fsum(self.loss) / sum(self.count)
-
-    def dump(self) -> dict[str, Any]:
-        return {"loss": self.loss, "count": self.count, **self.columns}
 
 
 def score_rows(
@@ -44,7 +25,7 @@ def score_rows(
     world: World,
     precision: torch.dtype,
     batch_size: int,
-) -> Scores:
+) -> RowScores:
     """Return the scores of `rows` in their order, exactly the same however they are spread over processes."""
     batches = evaluation_batches(rows, batch_size, process=world.process, processes=world.processes)
     measured = []
@@ -60,9 +41,12 @@ def score_rows(
             own = [] if predictions is None else [next(classes) for _ in range(rows[row].supervised)]
             mine.append((row, value, dataset.task.score_row(rows[row], own, dataset.labels)))
     everyone = sorted(world.gather(mine))
-    columns = zip(*(found for _, _, found in everyone), strict=True)
-    return Scores(
+    found = zip(*(values for _, _, values in everyone), strict=True)
+    columns = {name: list(column) for name, column in zip(dataset.task.row_columns, found, strict=True)}
+    return RowScores(
         [value for _, value, _ in everyone],
         [row.supervised for row in rows],
-        {name: list(column) for name, column in zip(dataset.task.row_columns, columns, strict=True)},
+        columns.pop("prediction", None),
+        columns.pop("label", None),
+        dict(columns),
     )

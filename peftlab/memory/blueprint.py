@@ -10,6 +10,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from peftlab.errors import MethodError
+from peftlab.evaluation.metrics import names_that_need
 from peftlab.memory.depth import find_layers
 from peftlab.memory.fakes import BLOCK, FakeModel
 from peftlab.memory.generation import Answers
@@ -91,7 +92,7 @@ class Blueprint:
 
 def count_answers(recipe: Recipe) -> int:
     """Return how many prompts a run writes answers to at most: examples, and for metrics that compare texts."""
-    settings, compared = recipe.evaluation.generation, {"exact_match", "bleu", "rouge"}
+    settings, compared = recipe.evaluation.generation, set(names_that_need("texts"))
     asked = recipe.data.evaluation is not None or recipe.data.test is not None
     if not recipe.task.generates or not find_format(recipe.data.format).prompts or not asked:
         return 0

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from peftlab.errors import UsageError, nearest
+from peftlab.evaluation.metrics import names_that_need
 from peftlab.memory.sizes import parse_budget
 from peftlab.recipe.schema import Recipe
 from peftlab.recipe.yaml_source import KeyPath
@@ -22,7 +23,7 @@ class Check(NamedTuple):
 
 CHECKS: list[Check] = []
 
-GENERATION_METRICS = {"exact_match", "bleu", "rouge"}
+GENERATION_METRICS = set(names_that_need("texts"))
 
 
 def find_contradictions(recipe: Recipe, wrong: Sequence[KeyPath]) -> list[tuple[KeyPath, str]]:

@@ -1,10 +1,10 @@
-"""A comparison's file: a base recipe, its variants, budgets, seeds and the rates to try."""
+"""A comparison's file: a base recipe, its variants, budgets, seeds and the learning rates to try."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +15,7 @@ from peftlab.recipe.load import load_recipe, recipe_name
 from peftlab.recipe.overrides import COMMAND_LINE
 from peftlab.recipe.schema import PositiveInt, Recipe, Section
 from peftlab.recipe.yaml_source import KeyPath, Source, dotted, fatal, parse_yaml, read_text
+from peftlab.reports import BudgetReport
 
 Rates = Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)]
 Overrides = dict[str, Any]
@@ -23,7 +24,7 @@ DEFAULT_RATE_FACTORS = (0.3, 1.0, 3.0)
 DEFAULT_RATE_EXTENSIONS = 2
 
 
-class Variant(Section):
+class VariantSection(Section):
     recipe: str | None = None
     """Another recipe file than the base, relative to this file."""
     method: dict[str, Any] | None = None
@@ -35,7 +36,7 @@ class Variant(Section):
 class Comparison(Section):
     base: str | None = None
     """The recipe file that variants start from, relative to this file."""
-    variants: Annotated[dict[str, Variant], Field(min_length=1)]
+    variants: Annotated[dict[str, VariantSection], Field(min_length=1)]
     """By name, what is compared: each a recipe of its own, or what it changes in the base."""
     overrides: Overrides = Field(default_factory=dict)
     """Fields of every variant's recipe by key path: `training.steps: 100`."""
@@ -46,36 +47,50 @@ class Comparison(Section):
     rates: Rates | None = None
     """Learning rates to try with every variant, in place of `rate_factors`."""
     rate_factors: Rates = DEFAULT_RATE_FACTORS
-    """What each variant's own learning rate is multiplied with; [1] tries no other."""
+    """What each variant's own learning rate is multiplied by; [1] tries no other."""
     rate_extensions: Annotated[int, Field(ge=0)] = DEFAULT_RATE_EXTENSIONS
-    """How often a variant that did best at the last rate on a side tries one beyond it; not with `rates`."""
+    """How often a variant whose best learning rate is the smallest or largest tries one beyond it; not with `rates`."""
     metric: str | None = None
-    """What a rate is chosen and a variant reported by: loss (the default), accuracy (for classifiers), f1, ..."""
+    """Metric that chooses learning rates and is reported: loss (the default), accuracy (for classifiers), f1, ..."""
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """One variant as `peftlab train` takes it: a recipe file and overrides, and the recipe that they make."""
+class Variant:
+    """What is compared: a recipe (its file and overrides, as `peftlab train` takes them), perhaps under a budget.
+
+    `solution` is the size that meets the budget, `learning_rates` are those to try, ascending, and `error` says why
+    the variant cannot be run.
+    """
 
     name: str
     path: Path
     overrides: tuple[str, ...]
     recipe: Recipe
+    budget: str | None = None
+    solution: BudgetReport | None = None
+    learning_rates: tuple[float, ...] = ()
+    error: str | None = None
 
-    def with_overrides(self, overrides: Sequence[str]) -> Candidate:
-        """Return the candidate with more overrides, of which the last for a key counts."""
+    @property
+    def title(self) -> str:
+        return f"{self.name} {self.budget}" if self.budget else self.name
+
+    def with_overrides(self, overrides: Iterable[str]) -> Variant:
+        """Return the variant with more overrides, of which the last for a key counts. Raises RecipeError."""
         merged = {text.partition("=")[0]: text for text in (*self.overrides, *overrides)}
-        return Candidate(self.name, self.path, tuple(merged.values()), load_recipe(self.path, list(merged.values())))
+        texts = tuple(merged.values())
+        return replace(self, overrides=texts, recipe=load_recipe(self.path, texts))
 
 
-def list_candidates(paths: Sequence[Path], overrides: Sequence[str]) -> list[Candidate]:
-    """Return recipe files as candidates; one that comes twice gets a number. Raises RecipeError with all problems."""
+def list_variants(paths: Sequence[Path], overrides: Sequence[str]) -> list[Variant]:
+    """Return recipe files as variants; equal names get numbers. Raises RecipeError with all problems."""
     names = [recipe_name(path) for path in paths]
     names = [name if names.count(name) == 1 else f"{name}-{i}" for i, name in enumerate(names, start=1)]
-    found, problems = [], []
+    found: list[Variant] = []
+    problems: list[Problem] = []
     for name, path in zip(names, paths, strict=True):
         try:
-            found.append(Candidate(name, path, tuple(overrides), load_recipe(path, overrides)))
+            found.append(Variant(name, path, tuple(overrides), load_recipe(path, overrides)))
         except RecipeError as error:
             problems += error.problems
     if problems:
@@ -83,21 +98,23 @@ def list_candidates(paths: Sequence[Path], overrides: Sequence[str]) -> list[Can
     return found
 
 
-def load_comparison(path: Path, overrides: Sequence[str] = ()) -> tuple[Comparison, list[Candidate]]:
-    """Return a comparison and its candidates. Raises RecipeError with every problem of the file and its recipes."""
+def load_comparison(path: Path, overrides: Sequence[str] = ()) -> tuple[Comparison, list[Variant]]:
+    """Return a comparison and its variants. Raises RecipeError with every problem of the file and its recipes."""
     source = parse_yaml(read_text(path), str(path))
     if not isinstance(source.value, dict):
-        raise fatal("holds no mapping; a comparison has `base` and `variants`", str(path), source.lines.get((), 1))
+        raise fatal("is not a mapping; a comparison has `base` and `variants`", str(path), source.lines.get((), 1))
     comparison, problems = check_comparison(source, path)
-    candidates: list[Candidate] = []
-    for name, variant in comparison.variants.items() if comparison else ():
-        try:
-            candidates.append(build_candidate(comparison, name, variant, path, overrides))
-        except RecipeError as error:
-            problems += [replace_place(problem, source, path, name) for problem in error.problems]
-    if problems := [*source.problems, *problems]:
+    variants: list[Variant] = []
+    if comparison:
+        for name, section in comparison.variants.items():
+            try:
+                variants.append(build_variant(comparison, name, section, path, overrides))
+            except RecipeError as error:
+                problems += [relocate(problem, source, path, name) for problem in error.problems]
+    problems = [*source.problems, *problems]
+    if problems or comparison is None:
         raise RecipeError(list(dict.fromkeys(problems)))
-    return comparison, candidates
+    return comparison, variants
 
 
 def check_comparison(source: Source, path: Path) -> tuple[Comparison | None, list[Problem]]:
@@ -119,7 +136,7 @@ def flat_keys(source: Source) -> set[str | int]:
 
 def explain(entry: Any, key: KeyPath) -> str:
     if entry["type"] == "extra_forbidden":
-        known = Variant.model_fields if key[0] == "variants" else Comparison.model_fields
+        known = VariantSection.model_fields if key[0] == "variants" else Comparison.model_fields
         return f"unknown key{nearest(str(key[-1]), known) or '; known here: ' + ', '.join(known)}"
     if entry["type"] == "missing":
         return f"has no {entry['loc'][-1]!r}"
@@ -135,28 +152,28 @@ def problem_at(source: Source, path: Path, key: KeyPath, message: str) -> Proble
     return Problem(dotted(key), message, str(path))
 
 
-def replace_place(problem: Problem, source: Source, path: Path, name: str) -> Problem:
+def relocate(problem: Problem, source: Source, path: Path, name: str) -> Problem:
     """Return a problem of a variant's recipe at the line that set it, where this file did."""
     if problem.file != COMMAND_LINE:
         return problem
-    key = ("variants", name)
-    for candidate in ((*key, "overrides", problem.path), ("overrides", problem.path), (*key, *problem.path.split("."))):
-        if candidate in source.lines:
-            key = candidate
+    key: KeyPath = ("variants", name)
+    for place in ((*key, "overrides", problem.path), ("overrides", problem.path), (*key, *problem.path.split("."))):
+        if place in source.lines:
+            key = place
     return problem_at(source, path, key, problem.message)
 
 
-def build_candidate(
-    comparison: Comparison, name: str, variant: Variant, path: Path, overrides: Sequence[str]
-) -> Candidate:
+def build_variant(
+    comparison: Comparison, name: str, section: VariantSection, path: Path, overrides: Sequence[str]
+) -> Variant:
     """Return one variant with its recipe. Raises RecipeError."""
-    file = variant.recipe or comparison.base
+    file = section.recipe or comparison.base
     if file is None:
         raise RecipeError([Problem("", "has no recipe, and the comparison has no base", COMMAND_LINE)])
-    given = {**comparison.overrides, **variant.overrides}
+    given = {**comparison.overrides, **section.overrides}
     texts = {key: f"{key}={json.dumps(value)}" for key, value in given.items()}
-    if variant.method is not None:
-        texts = {"method": f"method={json.dumps(variant.method)}"} | texts
+    if section.method is not None:
+        texts = {"method": f"method={json.dumps(section.method)}"} | texts
     texts |= {text.partition("=")[0]: text for text in overrides}
     recipe_path = path.parent / file
-    return Candidate(name, recipe_path, tuple(texts.values()), load_recipe(recipe_path, list(texts.values())))
+    return Variant(name, recipe_path, tuple(texts.values()), load_recipe(recipe_path, list(texts.values())))

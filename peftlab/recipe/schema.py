@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from peftlab.evaluation.metrics import METRICS
 from peftlab.methods import AnyMethod
 from peftlab.optimizers import AdamW, AnyOptimizer
 from peftlab.recipe.choices import OneOf
@@ -115,22 +116,7 @@ class Generation(Section):
 class Evaluation(Section):
     every: PositiveInt | None = None
     """Steps between evaluations; one before and one after training are always made."""
-    metrics: tuple[
-        Literal[
-            "loss",
-            "perplexity",
-            "accuracy",
-            "f1",
-            "matthews",
-            "span_f1",
-            "span_precision",
-            "span_recall",
-            "exact_match",
-            "bleu",
-            "rouge",
-        ],
-        ...,
-    ] = ("loss",)
+    metrics: tuple[Annotated[str, OneOf(lambda: METRICS)], ...] = ("loss",)
     """Metrics of the evaluation rows."""
     batch_size: PositiveInt | None = None
     """Rows of one evaluation batch (default: `training.batch_size`)."""

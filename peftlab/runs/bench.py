@@ -14,7 +14,7 @@ from peftlab.data.dataset import Dataset, Part, load_examples, tokenise
 from peftlab.errors import DataError, MethodError
 from peftlab.evaluation.evaluate import evaluate
 from peftlab.evaluation.generate import generate_examples
-from peftlab.evaluation.scores import Scores
+from peftlab.evaluation.metrics import RowScores
 from peftlab.memory.probe import Probe
 from peftlab.methods import Method
 from peftlab.models.build import build_meta
@@ -66,7 +66,7 @@ class Bench:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         return model.to(self.device), report
 
-    def evaluate(self, model: nn.Module, part: Part = "evaluation") -> tuple[dict[str, float], Scores | None]:
+    def evaluate(self, model: nn.Module, part: Part = "evaluation") -> tuple[dict[str, float], RowScores | None]:
         """Return the recipe's metrics of `model` on a part of the data, shared out over all processes, row by row too.
 
         Empty and None where the recipe has no such rows.

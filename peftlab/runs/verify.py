@@ -11,15 +11,15 @@ import torch
 
 from peftlab.checkpoint.store import find_latest
 from peftlab.checkpoint.tensors import load_state
-from peftlab.errors import StoppedError, StorageError, UsageError
-from peftlab.runs.apart import train_apart
+from peftlab.errors import StorageError, UsageError
 from peftlab.runs.directory import RunDirectory
+from peftlab.runs.jobs import Job, run_job
 
 
 def verify_resume(
     recipe: Path, overrides: Sequence[str] = (), *, steps: int = 6, stop_after: int = 3
 ) -> dict[str, Any]:
-    """Train `steps` steps straight, and again with a stop after `stop_after`, each in processes of their own.
+    """Train `steps` steps straight, and again with a stop after `stop_after`, each in a process of its own.
 
     Returns `exact` (whether weights, moments, schedule and random states are the same bytes), the names that
     `differ`, `compared`, `steps`, `stop_after`, and the `reasons` that the resumed run itself gave. The recipe's
@@ -27,15 +27,14 @@ def verify_resume(
     if a run does not end as it should.
     """
     if not 0 < stop_after < steps:
-        raise UsageError(f"--stop-after must lie between 0 and --steps ({steps}), not {stop_after}")
+        raise UsageError(f"--stop-after must be between 0 and --steps ({steps}), not {stop_after}")
     shortened = [f"training.steps={steps}", "training.epochs=null", f"run.save_every={steps}", "run.max_seconds=null"]
-    settings = [*overrides, *shortened]
+    settings = (*overrides, *shortened)
     with tempfile.TemporaryDirectory(prefix="peftlab-verify-") as folder:
         straight, resumed = Path(folder) / "straight", Path(folder) / "resumed"
-        run_training(recipe, [*settings, "run.stop_after=null", f"run.output={straight}"])
-        stopping = [*settings, f"run.stop_after={stop_after}", f"run.output={resumed}"]
-        run_training(recipe, stopping, expected=StoppedError.exit_code)
-        run_training(recipe, [*settings, "run.stop_after=null", f"run.output={resumed}"], resume=True)
+        run_training(recipe, (*settings, "run.stop_after=null"), straight)
+        run_training(recipe, (*settings, f"run.stop_after={stop_after}"), resumed, expected="interrupted")
+        run_training(recipe, (*settings, "run.stop_after=null"), resumed, resume=True)
         names = differing(load_final(straight), load_final(resumed))
         (report,) = RunDirectory.open(resumed).read_result().resumes
     differ = sorted(name for name, same in names.items() if not same)
@@ -49,27 +48,27 @@ def verify_resume(
     }
 
 
-def run_training(recipe: Path, overrides: Sequence[str], *, resume: bool = False, expected: int = 0) -> None:
-    """Run a recipe in a process of its own. Raises StorageError unless its exit code is as expected."""
-    with tempfile.NamedTemporaryFile(prefix="peftlab-verify-", suffix=".log") as log:
-        process = train_apart(recipe, overrides, log=Path(log.name), resume=resume)
-        process.join()
-        if process.exitcode != expected:
-            said = Path(log.name).read_text(errors="replace").strip().splitlines() or ["it said nothing"]
-            raise StorageError(f"a run of the proof ended with exit code {process.exitcode}: {said[-1]}")
+def run_training(
+    recipe: Path, overrides: tuple[str, ...], folder: Path, *, resume: bool = False, expected: str = "finished"
+) -> None:
+    """Run a recipe in a process of its own. Raises StorageError unless its record's status is as expected."""
+    log = folder.with_suffix(".log")
+    ending = run_job(Job(recipe, overrides, folder, log, resume=resume), warm=True)
+    if ending.status != expected:
+        raise StorageError(f"a run of this proof ended as {ending.status}, not {expected}: {ending.error}")
 
 
 def load_final(folder: Path) -> dict[str, Any]:
-    """Return the state at the end of a run, all processes' own states in it."""
+    """Return the state at the end of a run, with every process's own."""
     checkpoint, _ = find_latest(RunDirectory(folder).checkpoints)
     if checkpoint is None:
-        raise StorageError(f"{folder}: the run left no whole checkpoint")
+        raise StorageError(f"{folder}: the run left no complete checkpoint")
     names = sorted(path.stem for path in checkpoint.path.glob("*.json") if path.stem != "MANIFEST")
     return {name: load_state(checkpoint.path, name) for name in names}
 
 
 def differing(one: Any, other: Any, path: str = "") -> dict[str, bool]:
-    """Return for every leaf of two trees whether both have the very same value there."""
+    """Return for every leaf of two trees whether both have exactly the same value there."""
     if isinstance(one, dict) and isinstance(other, dict):
         keys = dict.fromkeys([*one, *other])
         leaves = [differing(one.get(key), other.get(key), f"{path}.{key}" if path else str(key)) for key in keys]
@@ -80,6 +79,6 @@ def differing(one: Any, other: Any, path: str = "") -> dict[str, bool]:
 
 
 def same_bytes(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Whether two tensors hold the same bytes; not-a-number equals itself, and zero is not minus zero."""
+    """Return whether two tensors have the same bytes: not-a-number equals itself, zero is not minus zero."""
     bits = [tensor.contiguous().view(-1).view(torch.uint8) for tensor in (one, other)]
     return torch.equal(*bits)

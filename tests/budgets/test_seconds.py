@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -15,11 +13,13 @@ from peftlab.budgets.budget import parse_budget
 from peftlab.budgets.seconds import Pace, read_pace
 from peftlab.budgets.solve import apply_budget
 from peftlab.cli.app import run
-from peftlab.comparison.variants import Settings, open_entries
+from peftlab.comparison.variants import Settings, open_variants
 from peftlab.errors import UsageError
-from peftlab.recipe.comparison import list_candidates
+from peftlab.recipe.comparison import list_variants
 from peftlab.recipe.dump import dump_recipe
 from peftlab.recipe.schema import Recipe
+from peftlab.runs.jobs import Ending
+from peftlab.runs.outcomes import read_outcome
 from tests.runs.recipes import short_recipe, short_sections
 
 
@@ -41,17 +41,16 @@ def test_no_number_of_steps_is_nearer_to_the_seconds(first, step, asked):
 
 @pytest.fixture
 def in_process(monkeypatch):
-    """Run the command lines of new processes here, which saves the import of torch; gives their arguments."""
-    commands = []
+    """Run the command lines of jobs here, which saves the import of torch; gives the jobs."""
+    done = []
 
-    def call(command, **options):
-        commands.append(command[3:])
-        code = run(command[3:])
-        return subprocess.CompletedProcess(command, code, stderr="peftlab: error: no room")
+    def call(job):
+        done.append(job)
+        code = run(job.command[3:])
+        return Ending(job, *read_outcome(job.folder, job.log, code, None), 1.0)
 
-    # The module's own name only: torch and platform start processes too.
-    monkeypatch.setattr(seconds, "subprocess", SimpleNamespace(run=call, DEVNULL=None, PIPE=None))
-    return commands
+    monkeypatch.setattr(seconds, "run_job", call)
+    return done
 
 
 def test_seconds_are_solved_by_the_pace_of_a_real_short_run(in_process, tmp_path, capfd):
@@ -64,15 +63,15 @@ def test_seconds_are_solved_by_the_pace_of_a_real_short_run(in_process, tmp_path
     assert report.solved == {"training.steps": steps, "training.epochs": None}
     assert report.met and abs(report.error) <= 0.02
     assert report.reached == pytest.approx(steps * report.step, rel=0.05)
-    assert "20 steps on this machine just now" in report.notes[0]
+    assert "20 steps measured on this machine just now" in report.notes[0]
     assert solved.training.warmup == 500 and solved.run == recipe.run
     assert not (tmp_path / "run").exists() and len(in_process) == 1
 
 
-def test_a_run_that_cannot_measure_tells_its_error(in_process, tmp_path, capfd):
+def test_a_run_that_cannot_measure_gives_its_error(in_process, tmp_path, capfd):
     sections = short_sections("bitfit", tmp_path / "run")
     sections["data"]["train"] = str(tmp_path / "missing.csv")
-    with pytest.raises(UsageError, match="the run that was to measure the pace failed: no room"):
+    with pytest.raises(UsageError, match=r"the run that measures the step time failed: .*missing\.csv"):
         apply_budget(Recipe.model_validate(sections), parse_budget("seconds=60"))
 
 
@@ -80,15 +79,15 @@ def test_beside_other_jobs_the_pace_is_measured_with_a_share_of_the_cores(monkey
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     threads = []
 
-    def fail(command, env, **options):
-        threads.append(env.get("OMP_NUM_THREADS"))
-        return subprocess.CompletedProcess(command, 1, stderr="peftlab: error: no room")
+    def fail(job):
+        threads.append(job.environment.get("OMP_NUM_THREADS"))
+        return Ending(job, "failed", "no room", 1.0)
 
-    monkeypatch.setattr(seconds, "subprocess", SimpleNamespace(run=fail, DEVNULL=None, PIPE=None))
+    monkeypatch.setattr(seconds, "run_job", fail)
     (tmp_path / "bitfit.yaml").write_text(dump_recipe(short_recipe("bitfit", tmp_path / "run")))
-    candidates = list_candidates([tmp_path / "bitfit.yaml"], [])
+    variants = list_variants([tmp_path / "bitfit.yaml"], [])
     for jobs in (1, 2):
         settings = Settings(budgets=("seconds=60",), seeds=(0,), jobs=jobs)
-        (entry,) = open_entries(candidates, settings, "loss", tmp_path)
-        assert "no room" in entry.error
+        (variant,) = open_variants(variants, settings, "loss", tmp_path)
+        assert "no room" in variant.error
     assert threads == [None, str(max(1, len(os.sched_getaffinity(0)) // 2))]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from peftlab.cli.render import (
@@ -13,6 +15,8 @@ from peftlab.cli.render import (
 )
 from peftlab.cli.render_comparison import render_comparison
 from peftlab.cli.render_memory import render_memory, render_methods
+from peftlab.comparison.rows import Row, Table
+from peftlab.comparison.trials import Trial
 from peftlab.reports import (
     ComparisonReport,
     CountRow,
@@ -20,7 +24,7 @@ from peftlab.reports import (
     MethodPlan,
     ParameterReport,
     RunResult,
-    Trial,
+    TrialReport,
     VariantReport,
 )
 
@@ -85,14 +89,14 @@ def compared(*runs: RunResult, seeds: int = 1, budget: str | None = None, rates:
     for run in runs:
         after = run.metrics.get("after", {}).get("loss")
         trials = [
-            Trial(
+            TrialReport(
                 run=run.name, learning_rate=1e-3, seed=seed, status=run.status, error=run.error,
                 test=None if after is None else after + 0.1 * seed,
             )
             for seed in range(seeds)
         ]  # fmt: skip
         kind = run.recipe["method"]["type"]
-        sweep = [Trial(run=run.name, learning_rate=rate, seed=0, status="finished") for rate in rates]
+        sweep = [TrialReport(run=run.name, learning_rate=rate, seed=0, status="finished") for rate in rates]
         variants.append(
             VariantReport(
                 name=run.name, method=kind, title=kind, budget=budget, learning_rate=1e-3, sweep=sweep, trials=trials
@@ -101,7 +105,11 @@ def compared(*runs: RunResult, seeds: int = 1, budget: str | None = None, rates:
     report = ComparisonReport(
         name="c", metric="loss", higher_is_better=False, seeds=list(range(seeds)), variants=variants
     )
-    return render_comparison(report, {run.name: run for run in runs})
+    rows = [
+        Row(one.name, one, [Trial(trial, run) for trial in one.trials], [Trial(trial) for trial in one.sweep])
+        for one, run in zip(variants, runs, strict=True)
+    ]
+    return render_comparison(Table(Path("c"), report, rows, []))
 
 
 def test_a_comparison_has_a_row_for_every_run_and_an_answer_of_each(text_of):
@@ -114,7 +122,7 @@ def test_a_comparison_has_a_row_for_every_run_and_an_answer_of_each(text_of):
     assert "answer of tiny-lora" in text and "answer of tiny-full" in text
 
 
-def test_runs_of_one_method_are_told_apart_by_their_names(text_of):
+def test_runs_of_one_method_are_distinguished_by_their_names(text_of):
     text = text_of(compared(result("a-lora", "lora"), result("b-lora", "lora")))
     assert text.splitlines()[2].startswith("a-lora") and text.splitlines()[3].startswith("b-lora")
 
@@ -135,8 +143,7 @@ def test_a_row_with_budget_rate_and_spread_fits_one_line(text_of):
     text = text_of(compared(run, seeds=3, budget="trainable=43.8k", rates=(3e-4, 1e-3)))
     row = next(line for line in text.splitlines() if line.startswith("adapters"))
     assert row.split() == "adapters 43.8k 311,721,984 1234 0.001 3.2500 1.6000 ± 0.1000".split()
-    told = " ".join(text.split())
-    assert "note: a better rate may lie beyond those tried: adapters 43.8k took the last on a side" in told
+    assert "note: a better learning rate may be beyond those tried, for: adapters 43.8k" in " ".join(text.split())
 
 
 def test_a_result_of_a_run_that_failed_early_prints_too(text_of):

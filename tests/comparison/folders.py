@@ -16,7 +16,7 @@ from peftlab.reports import (
     MemoryReport,
     ParameterReport,
     RunResult,
-    Trial,
+    TrialReport,
     VariantReport,
 )
 from peftlab.runs.directory import MARKER
@@ -81,14 +81,14 @@ class Maker:
             learning_rate=RATES[1], sweep=sweep, trials=trials,
         )  # fmt: skip
 
-    def trial(self, method: str, place: int, rate: float, seed: int) -> Trial:
+    def trial(self, method: str, place: int, rate: float, seed: int) -> TrialReport:
         run = f"{method}-{place}-{rate:g}-{seed}"
         if method in self.failed:
             self.run(run, method, rate, status="diverged", seed=seed)
-            return Trial(run=run, learning_rate=rate, seed=seed, status="diverged", error=ERROR)
+            return TrialReport(run=run, learning_rate=rate, seed=seed, status="diverged", error=ERROR)
         offset = LOSS[method] - 0.1 * place + 0.3 * abs(np.log10(rate / RATES[1])) + self.random.normal(0, 0.01)
         metrics = self.run(run, method, rate, loss=offset, seed=seed)
-        return Trial(
+        return TrialReport(
             run=run, learning_rate=rate, seed=seed, status="finished",
             validation=metrics["after"][self.metric], test=metrics["test_after"][self.metric],
         )  # fmt: skip

@@ -3,31 +3,30 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from scipy import stats
 
 from peftlab.comparison.findings import find, within
-from peftlab.comparison.outcome import read_outcome
 from peftlab.comparison.resampling import Sample
+from peftlab.comparison.rows import read_table
 from peftlab.comparison.statistics import estimate
-from peftlab.comparison.words import conclude, describe_groups, names_of
+from peftlab.comparison.words import conclude, describe_groups
 from peftlab.errors import StorageError
-from peftlab.evaluation.metrics import HIGHER_IS_BETTER, RANGES
 
 from .folders import Maker
 
 
 def made(folder, **how):
-    return read_outcome(Maker(folder, **how).write())
+    return read_table(Maker(folder, **how).write())
 
 
-def sentences(outcome):
-    findings = find(outcome)
-    names, higher = names_of(outcome), outcome.report.higher_is_better
-    groups = [describe_groups(family, names, higher) for family in findings.families]
-    return groups, *conclude(outcome, findings)
+def sentences(table):
+    findings = find(table)
+    groups = [describe_groups(table, family) for family in findings.families]
+    return groups, *conclude(table, findings)
 
 
 def test_the_planted_order_is_found_and_near_neighbours_share_a_letter(plain):
@@ -40,30 +39,47 @@ def test_the_planted_order_is_found_and_near_neighbours_share_a_letter(plain):
 
 
 def test_means_are_those_of_the_runs_own_metrics(plain):
-    variant = plain.outcome.variants[0]
-    expected = np.mean([run.result.metrics["test_after"]["loss"] for run in variant.runs])
-    assert plain.findings.quality["loss"][variant.label].mean == pytest.approx(expected)
-    change = np.mean([run.result.metrics["test_after"]["loss"] - run.result.metrics["test_before"]["loss"]
-                      for run in variant.runs])  # fmt: skip
-    assert plain.findings.change[variant.label].mean == pytest.approx(change)
+    row = plain.table.rows[0]
+    expected = np.mean([trial.metrics["test_after"]["loss"] for trial in row.trials])
+    assert plain.findings.quality["loss"][row.label].mean == pytest.approx(expected)
+    change = np.mean([trial.metrics["test_after"]["loss"] - trial.metrics["test_before"]["loss"]
+                      for trial in row.trials])  # fmt: skip
+    assert plain.findings.change[row.label].mean == pytest.approx(change)
 
 
 def test_groups_and_losers_are_told_in_words(plain):
-    told = describe_groups(plain.findings.families[0], names_of(plain.outcome), higher_is_better=False)
-    assert told[0].endswith("cannot be told apart (group a).")
-    assert any(sentence.startswith("bitfit is surely worse than ") for sentence in told)
-    can, cannot = conclude(plain.outcome, plain.findings)
-    sure = sum(len(family.sure) for family in plain.findings.families)
-    assert can[0] == f"Of 30 pairs of variants under the same budget, {sure} differ surely in loss."
+    told = describe_groups(plain.table, plain.findings.families[0])
+    assert told[0].endswith("are not significantly different (group a).")
+    assert any(sentence.startswith("bitfit is significantly worse than ") for sentence in told)
+    can, cannot = conclude(plain.table, plain.findings)
+    count = sum(len(family.significant) for family in plain.findings.families)
+    assert can[0] == f"Of 30 pairs of variants under the same budget, {count} differ significantly in loss."
     assert any("stays possible" in sentence for sentence in cannot)
     off = "Off their budget by more than 2 %: full (+1874 %)"
     assert any(sentence.startswith(off) for sentence in cannot)
 
 
-def test_one_seed_concludes_nothing_of_methods(tmp_path):
-    groups, _, cannot = sentences(made(tmp_path, seeds=(0,), rows=30))
-    assert groups == [["No two of the 6 variants can be told apart."]]
-    assert cannot[0].startswith("With one seed nothing can be said of the methods")
+def test_with_one_seed_the_best_is_named_as_of_these_rows_and_nothing_is_concluded_of_methods(tmp_path):
+    table = made(tmp_path, seeds=(0,), rows=30)
+    groups, can, cannot = sentences(table)
+    means = {row.name: row.trials[0].report.test for row in table.rows}
+    best, second = sorted(means, key=means.__getitem__)[:2]
+    ((first, last),) = groups
+    assert first.startswith(f"{best} has the lowest loss on these rows; that of {second}, the next, is higher by ")
+    shown = first.partition(" is higher by ")[2].split()[0]
+    assert float(shown) == pytest.approx(means[second] - means[best], abs=0.5 * 10 ** -len(shown.partition(".")[2]))
+    assert last == "Other seeds were not tried, and may order the variants otherwise."
+    assert can[0].startswith("All 6 variants improved loss over the model before training (with the one seed tried, by")
+    assert cannot[0].startswith("One seed says nothing about the methods")
+    assert not any("ignificant" in sentence for sentence in (*can, *cannot, first, last))
+
+
+def test_with_one_seed_equal_variants_are_the_best_together(tmp_path):
+    table = made(tmp_path, seeds=(0,), rows=30, methods=("lora", "bitfit"))
+    (family,) = find(table).families
+    pair = replace(family.differences[0], value=0.0)
+    told = describe_groups(table, replace(family, differences=[pair]))
+    assert told[0] == f"{' and '.join(family.ordered)} have the lowest loss on these rows."
 
 
 def test_one_variant_is_nothing_to_compare(tmp_path):
@@ -73,9 +89,9 @@ def test_one_variant_is_nothing_to_compare(tmp_path):
 
 
 def test_without_row_scores_the_seeds_alone_decide_and_a_note_says_so(tmp_path):
-    outcome = made(tmp_path, methods=("lora", "bitfit"), rows=30, without=("scores",))
-    findings = find(outcome)
-    values = [[run.result.metrics["test_after"]["loss"] for run in variant.runs] for variant in outcome.variants]
+    table = made(tmp_path, methods=("lora", "bitfit"), rows=30, without=("scores",))
+    findings = find(table)
+    values = [[trial.metrics["test_after"]["loss"] for trial in row.trials] for row in table.rows]
     reference = stats.ttest_ind(*values, equal_var=False)
     assert findings.families[0].differences[0].p == pytest.approx(reference.pvalue)
     assert findings.rows == 0 and "seeds alone" in findings.notes[0]
@@ -88,24 +104,23 @@ def test_rows_that_differ_between_runs_are_not_paired(tmp_path):
     stored["test_after"]["loss"].append(1.0)
     stored["test_after"]["count"].append(1)
     scores.write_text(json.dumps(stored))
-    assert "same rows" in find(read_outcome(folder)).notes[0]
+    assert "same rows" in find(read_table(folder)).notes[0]
 
 
 def test_classes_give_every_metric_and_no_forgetting(tmp_path):
-    outcome = made(tmp_path, methods=("lora", "bitfit"), rows=80, metric="accuracy", without=("general",))
-    findings = find(outcome)
+    table = made(tmp_path, methods=("lora", "bitfit"), rows=80, metric="accuracy", without=("general",))
+    findings = find(table)
     assert set(findings.quality) == {"loss", "perplexity", "accuracy", "f1", "matthews"}
-    run = outcome.variants[0].runs
-    expected = np.mean([one.result.metrics["test_after"]["accuracy"] for one in run])
+    expected = np.mean([trial.metrics["test_after"]["accuracy"] for trial in table.rows[0].trials])
     assert findings.quality["accuracy"]["lora"].mean == pytest.approx(expected)
     assert findings.general_change == {}
 
 
 def test_failed_seeds_are_left_out_and_told(tmp_path):
-    outcome = made(tmp_path, methods=("lora", "bitfit"), rows=30, failed=("bitfit",))
-    findings = find(outcome)
+    table = made(tmp_path, methods=("lora", "bitfit"), rows=30, failed=("bitfit",))
+    findings = find(table)
     assert list(findings.quality["loss"]) == ["lora"]
-    assert any("bitfit (3 of 3)" in sentence for sentence in conclude(outcome, findings)[1])
+    assert any("bitfit (3 of 3)" in sentence for sentence in conclude(table, findings)[1])
 
 
 def test_a_finished_variant_without_a_finite_metric_is_told(tmp_path):
@@ -114,7 +129,7 @@ def test_a_finished_variant_without_a_finite_metric_is_told(tmp_path):
         scores = json.loads(path.read_text())
         scores["test_after"]["loss"][0] = float("nan")
         path.write_text(json.dumps(scores))
-    findings = find(read_outcome(folder))
+    findings = find(read_table(folder))
     assert list(findings.quality["loss"]) == ["bitfit"]
     assert findings.notes == ["lora has no finite loss"]
 
@@ -125,19 +140,19 @@ def test_without_test_rows_the_evaluation_rows_are_told(tmp_path):
         result = json.loads(path.read_text())
         result["metrics"] = {k: v for k, v in result["metrics"].items() if not k.startswith("test_")}
         path.write_text(json.dumps(result))
-    outcome = read_outcome(folder)
-    findings = find(outcome)
+    table = read_table(folder)
+    findings = find(table)
     assert findings.part == "" and findings.quality["loss"]
-    assert any(sentence.startswith("There were no test rows") for sentence in conclude(outcome, findings)[1])
+    assert any(sentence.startswith("There were no test rows") for sentence in conclude(table, findings)[1])
 
 
-def test_a_chosen_rate_at_the_end_of_those_tried_is_told(tmp_path):
+def test_a_chosen_learning_rate_at_the_end_of_those_tried_is_told(tmp_path):
     folder = Maker(tmp_path, methods=("lora", "bitfit"), rows=30).write()
     report = json.loads((folder / "comparison.json").read_text())
     report["variants"][0]["learning_rate"] = 3e-3
     (folder / "comparison.json").write_text(json.dumps(report))
-    outcome = read_outcome(folder)
-    told = [sentence for sentence in conclude(outcome, find(outcome))[1] if "best rate" in sentence]
+    table = read_table(folder)
+    told = [sentence for sentence in conclude(table, find(table))[1] if "best learning rate" in sentence]
     assert told and "lora" in told[0] and "bitfit" not in told[0]
 
 
@@ -147,9 +162,9 @@ def test_a_run_outside_the_folder_is_not_read(tmp_path):
     folder.write()
     text = (tmp_path / "in" / "comparison.json").read_text().replace("lora-0-0.001-0", "../../outside")
     (tmp_path / "in" / "comparison.json").write_text(text)
-    outcome = read_outcome(tmp_path / "in")
-    assert "outside" in outcome.problems[0]
-    assert len(outcome.variants[0].finished) == 2
+    table = read_table(tmp_path / "in")
+    assert "outside" in table.problems[0]
+    assert len(table.rows[0].finished) == 2
 
 
 def test_damaged_pieces_cost_only_themselves(tmp_path):
@@ -158,10 +173,10 @@ def test_damaged_pieces_cost_only_themselves(tmp_path):
     (folder / "runs" / "lora-0-0.001-1" / "scores.json").write_text('{"test_after": 3}')
     with (folder / "runs" / "lora-0-0.001-2" / "metrics.jsonl").open("a") as file:
         file.write('{"event": "tr')
-    outcome = read_outcome(folder)
-    assert len(outcome.problems) == 2
-    assert len(outcome.variants[0].finished) == 2 and len(outcome.variants[1].finished) == 3
-    assert find(outcome).quality["loss"]["lora"].seeds == 2
+    table = read_table(folder)
+    assert len(table.problems) == 2
+    assert len(table.rows[0].finished) == 2 and len(table.rows[1].finished) == 3
+    assert find(table).quality["loss"]["lora"].seeds == 2
 
 
 @pytest.mark.parametrize(("text", "told"), [
@@ -174,7 +189,7 @@ def test_what_is_no_comparison_is_told_in_one_line(tmp_path, text, told):
     if text is not None:
         (tmp_path / "comparison.json").write_text(text)
     with pytest.raises(StorageError, match=told.replace(".", r"\.")) as error:
-        read_outcome(tmp_path)
+        read_table(tmp_path)
     assert "\n" not in str(error.value)
 
 
@@ -183,7 +198,3 @@ def test_an_interval_ends_where_its_metric_does():
     assert found["prefix"].low < 0 and found["prefix"].high > 1
     clipped = within(found, "accuracy")["prefix"]
     assert (clipped.low, clipped.high, clipped.mean) == (0.0, 1.0, found["prefix"].mean)
-
-
-def test_every_metric_has_a_range():
-    assert set(RANGES) == set(HIGHER_IS_BETTER)

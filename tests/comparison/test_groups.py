@@ -12,8 +12,8 @@ from peftlab.comparison.groups import Cost, beaten_by, best_first, letter_groups
 from peftlab.comparison.statistics import Difference, Estimate
 
 
-def pair(first, second, sure, value=-1.0):
-    return Difference(first, second, value, value, value, *([0.001] * 2 if sure else [0.5] * 2))
+def pair(first, second, significant, value=-1.0):
+    return Difference(first, second, value, value, value, *([0.001] * 2 if significant else [0.5] * 2))
 
 
 def test_neighbours_that_overlap_share_letters_and_the_ends_do_not():
@@ -32,13 +32,13 @@ def test_all_alike_are_one_group_and_all_apart_one_each():
 
 
 @given(st.data())
-def test_two_share_a_letter_exactly_when_they_are_not_told_apart(data):
+def test_two_share_a_letter_exactly_when_they_are_not_significantly_different(data):
     names = list(range(data.draw(st.integers(1, 7))))
     pairs = [pair(a, b, data.draw(st.booleans())) for a, b in combinations(names, 2)]
     groups = letter_groups(names, pairs)
     for each in pairs:
         shared = any(each.first in members and each.second in members for members in groups.values())
-        assert shared is not each.sure
+        assert shared is not each.significant
     assert set(letters_of(groups)) == set(names)
 
 
@@ -49,11 +49,11 @@ def test_more_groups_than_letters_are_numbered():
 
 
 @pytest.mark.parametrize("higher", [True, False])
-def test_only_a_surely_better_and_no_dearer_one_beats(higher):
+def test_only_a_significantly_better_and_no_dearer_one_beats(higher):
     costs = {"cheap": Cost(1, 1, 1), "dear": Cost(2, 2, 2), "like": Cost(1, 1, 1)}
     better = 1.0 if higher else -1.0
-    told = [("cheap", "dear", True), ("cheap", "like", False), ("dear", "like", True)]
-    pairs = [pair(*names, better) for names in told]
+    known = [("cheap", "dear", True), ("cheap", "like", False), ("dear", "like", True)]
+    pairs = [pair(*names, better) for names in known]
     assert beaten_by(costs, pairs, higher) == {"cheap": [], "dear": ["cheap"], "like": []}
 
 

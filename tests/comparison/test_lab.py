@@ -9,16 +9,17 @@ import pytest
 
 from peftlab.cli.render_comparison import render_comparison
 from peftlab.comparison.folder import read_comparison
-from peftlab.comparison.jobs import Ended
 from peftlab.comparison.lab import compare
+from peftlab.comparison.rows import read_table
 from peftlab.comparison.variants import Settings
 from peftlab.errors import StorageError, UsageError
-from peftlab.recipe.comparison import list_candidates
+from peftlab.recipe.comparison import list_variants
 from peftlab.recipe.dump import dump_recipe
 from peftlab.recipe.load import load_recipe
 from peftlab.recipe.schema import Recipe
 from peftlab.reports import RunResult
 from peftlab.runs.directory import RunDirectory
+from peftlab.runs.jobs import Ending
 from tests.runs.recipes import short_recipe, short_sections
 
 RATES = (1e-3, 1e-2, 1e-1)
@@ -39,7 +40,7 @@ class Machine:
             failed = self.done[-1] in self.failing
             directory = RunDirectory.claim(job.folder)
             directory.write_result(self.result(recipe, job.name, failed))
-            yield Ended(job, 9 if failed else 0, "peftlab: error: no device" if failed else "", 1.0)
+            yield Ending(job, self.status if failed else "finished", "no device" if failed else None, 1.0)
 
     def result(self, recipe: Recipe, name: str, failed: bool) -> RunResult:
         distance = abs(recipe.training.learning_rate / self.best - 1)
@@ -58,20 +59,20 @@ def machine(monkeypatch):
 
 
 @pytest.fixture
-def candidates(tmp_path):
+def variants(tmp_path):
     files = []
     for method in ("lora", "bitfit"):
         files.append(tmp_path / f"{method}.yaml")
         files[-1].write_text(dump_recipe(short_recipe(method, tmp_path / "unused")))
-    return list_candidates(files, [])
+    return list_variants(files, [])
 
 
-def run(candidates, folder: Path, **settings):
-    return compare(candidates, Settings(**({"rates": RATES} | settings)), folder, name="c")
+def run(variants, folder: Path, **settings):
+    return compare(variants, Settings(**({"rates": RATES} | settings)), folder, name="c")
 
 
-def test_rates_are_tried_with_one_seed_and_the_best_is_repeated(machine, candidates, tmp_path):
-    report = run(candidates, tmp_path / "out")
+def test_rates_are_tried_with_one_seed_and_the_best_is_repeated(machine, variants, tmp_path):
+    report = run(variants, tmp_path / "out")
     tried = [("lora", rate, 0) for rate in RATES] + [("bitfit", rate, 0) for rate in RATES]
     assert machine.done == [*tried, ("lora", 1e-2, 1), ("bitfit", 1e-2, 1), ("lora", 1e-2, 2), ("bitfit", 1e-2, 2)]
     lora = report.variants[0]
@@ -81,28 +82,29 @@ def test_rates_are_tried_with_one_seed_and_the_best_is_repeated(machine, candida
     assert report.notes == [] and read_comparison(tmp_path / "out") == report
 
 
-def test_rows_that_choose_are_not_those_that_report(machine, candidates, tmp_path):
-    run(candidates, tmp_path / "out")
+def test_rows_that_choose_are_not_those_that_report(machine, variants, tmp_path):
+    run(variants, tmp_path / "out")
     for path in (tmp_path / "out" / "runs").iterdir():
         data = RunDirectory.open(path).read_result().recipe["data"]
         assert (data["evaluation"], data["test"], data["test_rows"]) == (0.1, "builtin:docstrings[test]", 16)
         assert data["seed"] == 0
 
 
-def test_what_a_result_costs_in_use_is_measured_once_a_variant(machine, candidates, tmp_path):
-    report = run(candidates, tmp_path / "out")
+def test_what_a_result_costs_in_use_is_measured_once_a_variant(machine, variants, tmp_path):
+    report = run(variants, tmp_path / "out")
     runs = {path.name: RunDirectory.open(path).read_result().recipe for path in (tmp_path / "out" / "runs").iterdir()}
     measured = {name for name, recipe in runs.items() if recipe["evaluation"]["latency"]}
     assert measured == {variant.trials[-1].run for variant in report.variants}
 
 
-def test_a_best_rate_at_the_edge_is_told(machine, candidates, tmp_path):
-    def told(folder):
-        return "\n".join(map(str, render_comparison(run(candidates, folder), {}).renderables))
+def test_a_best_rate_at_the_edge_is_told(machine, variants, tmp_path):
+    def shown(folder):
+        run(variants, folder)
+        return "\n".join(map(str, render_comparison(read_table(folder)).renderables))
 
-    assert "a better rate may lie beyond" not in told(tmp_path / "inside")
+    assert "a better learning rate may be beyond" not in shown(tmp_path / "inside")
     machine.best = 1e-1
-    assert "a better rate may lie beyond those tried: lora, bitfit took the last on a side" in told(tmp_path / "edge")
+    assert "a better learning rate may be beyond those tried, for: lora, bitfit" in shown(tmp_path / "edge")
 
 
 @pytest.mark.parametrize(
@@ -114,54 +116,54 @@ def test_a_best_rate_at_the_edge_is_told(machine, candidates, tmp_path):
         (4.5e-4, (1.35e-4, 4.5e-4, 1.5e-3, 5e-3, 0.015), 4.5e-4),
     ],
 )
-def test_a_best_rate_that_is_the_last_is_followed_by_those_beyond(machine, candidates, tmp_path, best, tried, chosen):
+def test_a_best_rate_that_is_the_last_is_followed_by_those_beyond(machine, variants, tmp_path, best, tried, chosen):
     machine.best = best
-    (variant,) = run(candidates[:1], tmp_path / "out", rates=None, seeds=(0, 1)).variants
-    assert variant.learning_rate == pytest.approx(chosen) and variant.rate_at_edge == (chosen == 0.135)
+    (variant,) = run(variants[:1], tmp_path / "out", rates=None, seeds=(0, 1)).variants
+    assert variant.learning_rate == pytest.approx(chosen) and variant.at_edge == (chosen == 0.135)
     assert [trial.learning_rate for trial in variant.sweep] == pytest.approx(tried)
     assert machine.done[-1] == ("lora", pytest.approx(chosen), 1)
 
 
-def test_rates_that_were_named_are_all_there_are(machine, candidates, tmp_path):
+def test_rates_that_were_named_are_all_there_are(machine, variants, tmp_path):
     machine.best = 9.0
-    run(candidates[:1], tmp_path / "out", seeds=(0,))
+    run(variants[:1], tmp_path / "out", seeds=(0,))
     assert sorted(rate for _, rate, _ in machine.done) == list(RATES)
 
 
-def test_variants_that_diverge_at_every_rate_try_lower_ones_and_others_do_not(machine, candidates, tmp_path):
+def test_variants_that_diverge_at_every_rate_try_lower_ones_and_others_do_not(machine, variants, tmp_path):
     machine.failing = {("lora", rate, 0) for rate in (1.5e-3, 5e-3, 0.015)}
-    run(candidates[:1], tmp_path / "failed", rates=None, seeds=(0,))
+    run(variants[:1], tmp_path / "failed", rates=None, seeds=(0,))
     assert len(machine.done) == 3
     machine.status = "diverged"
-    report = run(candidates[:1], tmp_path / "diverged", rates=None, seeds=(0,))
+    report = run(variants[:1], tmp_path / "diverged", rates=None, seeds=(0,))
     assert report.variants[0].learning_rate == pytest.approx(4.5e-4)
 
 
 @pytest.mark.parametrize("stop_after", [0, 1, 5, 7, 9])
-def test_a_killed_comparison_goes_on_and_repeats_no_finished_run(machine, candidates, tmp_path, stop_after):
-    straight = run(candidates, tmp_path / "straight")
+def test_a_killed_comparison_goes_on_and_repeats_no_finished_run(machine, variants, tmp_path, stop_after):
+    straight = run(variants, tmp_path / "straight")
     total, machine.done = len(machine.done), []
     machine.stop_after = stop_after
     with pytest.raises(KeyboardInterrupt):
-        run(candidates, tmp_path / "out")
+        run(variants, tmp_path / "out")
     machine.stop_after = None
-    assert run(candidates, tmp_path / "out") == straight
+    assert run(variants, tmp_path / "out") == straight
     assert len(machine.done) == len(set(machine.done)) == total
 
 
-def test_a_failed_run_is_a_trial_that_says_so_and_is_tried_again(machine, candidates, tmp_path):
+def test_a_failed_run_is_a_trial_that_says_so_and_is_tried_again(machine, variants, tmp_path):
     machine.failing = {("lora", 1e-2, 1)}
-    trial = run(candidates, tmp_path / "out").variants[0].trials[1]
+    trial = run(variants, tmp_path / "out").variants[0].trials[1]
     assert (trial.status, trial.error, trial.test) == ("failed", "no device", None)
     machine.failing, machine.done = set(), []
-    assert run(candidates, tmp_path / "out").variants[0].trials[1].status == "finished"
+    assert run(variants, tmp_path / "out").variants[0].trials[1].status == "finished"
     assert machine.done == [("lora", 1e-2, 1)]
 
 
-def test_another_recipe_or_other_data_is_another_run(machine, candidates, tmp_path):
+def test_another_recipe_or_other_data_is_another_run(machine, variants, tmp_path):
     data = tmp_path / "rows.jsonl"
     data.write_text('{"prompt": "a", "completion": "b"}\n' * 20)
-    own = [candidate.with_overrides([f"data.train={data}", "data.train_rows=4"]) for candidate in candidates]
+    own = [variant.with_overrides([f"data.train={data}", "data.train_rows=4"]) for variant in variants]
     run(own, tmp_path / "out", rates=(1e-2,), seeds=(0,))
     machine.done = []
     run([one.with_overrides(["training.steps=7"]) for one in own], tmp_path / "out", rates=(1e-2,), seeds=(0,))
@@ -176,9 +178,9 @@ def test_another_recipe_or_other_data_is_another_run(machine, candidates, tmp_pa
     assert len(machine.done) == 4
 
 
-def test_budgets_are_solved_once_and_equal_recipes_run_once(machine, candidates, tmp_path):
+def test_budgets_are_solved_once_and_equal_recipes_run_once(machine, variants, tmp_path):
     budgets = ("trainable=1%", "trainable=2%")
-    report = run(candidates, tmp_path / "out", budgets=budgets, rates=(1e-2,), seeds=(0,))
+    report = run(variants, tmp_path / "out", budgets=budgets, rates=(1e-2,), seeds=(0,))
     assert [(v.name.rpartition("-")[2], v.budget) for v in report.variants] == [
         ("lora", "trainable=1%"), ("bitfit", "trainable=1%"), ("lora", "trainable=2%"), ("bitfit", "trainable=2%"),
     ]  # fmt: skip
@@ -189,26 +191,26 @@ def test_budgets_are_solved_once_and_equal_recipes_run_once(machine, candidates,
     assert any("bitfit trainable=2%" in note for note in report.notes), "a budget that is not met is told"
 
 
-def test_nothing_of_anybody_else_is_touched(candidates, tmp_path):
+def test_nothing_of_anybody_else_is_touched(variants, tmp_path):
     other = tmp_path / "other"
     other.mkdir()
     (other / "thesis.tex").touch()
-    with pytest.raises(StorageError, match="holds files that are no comparison"):
-        run(candidates, other)
+    with pytest.raises(StorageError, match="contains files that are not a comparison"):
+        run(variants, other)
     a_run = RunDirectory.claim(tmp_path / "run")
     a_run.write_result(RunResult(status="finished", name="x", recipe={}, environment={}))
     with pytest.raises(StorageError, match="is the folder of a run"):
-        run(candidates, tmp_path / "run")
+        run(variants, tmp_path / "run")
 
 
-def test_what_cannot_be_compared_is_one_line(candidates, tmp_path):
+def test_what_cannot_be_compared_is_one_line(variants, tmp_path):
     classifier = tmp_path / "topics.yaml"
     classifier.write_text(Path("recipes/minilm/lora.yaml").read_text())
     with pytest.raises(UsageError, match="recipes of different tasks"):
-        run([*candidates, *list_candidates([classifier], [])], tmp_path / "out")
+        run([*variants, *list_variants([classifier], [])], tmp_path / "out")
     with pytest.raises(UsageError, match="unknown metric 'acuracy'; did you mean 'accuracy'"):
-        run(candidates, tmp_path / "out", metric="acuracy")
-    blind = [one.with_overrides(["data.evaluation=null", "data.evaluation_rows=null"]) for one in candidates]
+        run(variants, tmp_path / "out", metric="acuracy")
+    blind = [one.with_overrides(["data.evaluation=null", "data.evaluation_rows=null"]) for one in variants]
     with pytest.raises(UsageError, match="needs evaluation rows in every recipe"):
         run(blind, tmp_path / "out")
 
@@ -223,7 +225,7 @@ def test_real_runs_lie_in_the_folder_with_what_they_printed(tmp_path):
     files[1].write_text(dump_recipe(bad))
     folder = tmp_path / "out"
     settings = Settings(rates=None, rate_factors=(1.0,), seeds=(0,), jobs=2)
-    report = compare(list_candidates(files, []), settings, folder, name="real")
+    report = compare(list_variants(files, []), settings, folder, name="real")
     finished, diverged = (variant.trials[0] for variant in report.variants)
     assert (finished.status, diverged.status) == ("finished", "diverged") and "step 2: the" in diverged.error
     assert "not finite" in (folder / "logs" / f"{diverged.run}.txt").read_text()

@@ -24,7 +24,7 @@ from .folders import Maker
 
 PICTURES = {
     "quality", "differences", "pareto_trainable", "pareto_memory", "pareto_seconds", "change", "forgetting", "memory",
-    "training_loss", "held_out_loss", "rates",
+    "training_loss", "held_out_loss", "learning_rates",
 }  # fmt: skip
 VOID = {"meta", "link", "input", "br", "hr", "img"}
 
@@ -123,14 +123,14 @@ def test_a_failed_variant_is_a_row_that_says_so(hostile):
     assert "loss is not finite at step 3" in text
 
 
-def test_lines_of_a_history_that_hold_no_number_are_passed_over(plain):
-    variant = plain.outcome.variants[0]
-    whole = mean_curve(variant, "train")
+def test_lines_of_a_history_without_a_number_are_skipped(plain):
+    row = plain.table.rows[0]
+    whole = mean_curve(row, "train")
     odd = [{"event": "train", "step": 10, "loss": None}, {"event": "train"}]
     odd.append({"event": "train", "step": 20, "loss": nan})
-    runs = [replace(run, history=run.history + odd) for run in variant.runs]
+    trials = [replace(trial, history=trial.history + odd) for trial in row.trials]
     assert set(whole) == {10, 20, 30, 40}
-    assert set(mean_curve(replace(variant, runs=runs), "train")) == {30, 40}
+    assert set(mean_curve(replace(row, trials=trials), "train")) == {30, 40}
 
 
 def test_a_name_fits_a_picture():
@@ -159,7 +159,7 @@ def test_a_comparison_without_results_still_has_a_report(tmp_path, how):
 
 
 def test_a_picture_that_fails_takes_nothing_else_with_it(plain, monkeypatch):
-    subjects = pictures.subjects_of(plain.outcome, plain.findings)
+    subjects = pictures.subjects_of(plain.table, plain.findings)
 
     def fail():
         raise ValueError("no room")
@@ -167,7 +167,7 @@ def test_a_picture_that_fails_takes_nothing_else_with_it(plain, monkeypatch):
     broken = Subject("broken", "Broken", "", fail)
     monkeypatch.setattr(pictures, "subjects_of", lambda *_: [broken, subjects[5]])
     problems = []
-    assert [picture.name for picture in draw_all(plain.outcome, plain.findings, problems)] == ["change"]
+    assert [picture.name for picture in draw_all(plain.table, plain.findings, problems)] == ["change"]
     assert problems == ["the picture 'Broken' could not be drawn: ValueError: no room"]
 
 
@@ -178,7 +178,7 @@ def test_the_command_writes_the_page_where_it_is_told_and_answers_in_json(tmp_pa
     answer = json.loads(capfd.readouterr().out)
     assert page.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
     assert [one["group"] for one in answer["variants"]] == ["a", "b"]
-    assert answer["pairs"][0]["sure"] is True
+    assert answer["pairs"][0]["significant"] is True
     assert set(answer["files"]) >= {str(page), str(folder / "report" / "rows.parquet")}
     assert not (folder / "report" / "report.html").exists()
 
@@ -187,7 +187,7 @@ def test_the_command_tells_groups_and_limits_to_people(tmp_path, capfd, one_pict
     folder = Maker(tmp_path, methods=("lora",), rows=20, without=("memory", "examples", "sweep", "general")).write()
     assert run(["report", str(folder)]) == 0
     out = capfd.readouterr().out
-    assert "There is nothing to compare" in out and "but: All of this holds for this model" in out
+    assert "There is nothing to compare" in out and "but: All of this applies to this model" in out
     assert out.splitlines()[0] == f"page: {folder / 'report' / 'report.html'}"
     assert max(map(len, out.splitlines()[2:])) <= 80
 

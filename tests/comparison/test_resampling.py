@@ -7,7 +7,8 @@ import pytest
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from peftlab.comparison import resampling
-from peftlab.comparison.resampling import METRICS, RowScores, Sample, draw_metric, row_metrics
+from peftlab.comparison.resampling import Sample, draw_metric, row_metrics
+from peftlab.evaluation.metrics import METRICS, RowScores, names_that_need
 
 ORACLES = {
     "accuracy": accuracy_score,
@@ -30,6 +31,7 @@ def test_class_metrics_are_those_of_scikit_learn_on_all_rows_and_on_drawn_ones(n
     sample = draw_metric(name, runs, 5, np.random.default_rng(1))
     for run, scores in enumerate(runs):
         assert sample.values[run] == pytest.approx(ORACLES[name](scores.label, scores.prediction))
+        assert METRICS[name].of_rows(scores) == pytest.approx(ORACLES[name](scores.label, scores.prediction))
         for replicate, rows in enumerate(drawn):
             expected = ORACLES[name](scores.label[rows], scores.prediction[rows])
             assert sample.replicates[replicate, run] == pytest.approx(expected)
@@ -73,7 +75,7 @@ def test_a_change_is_drawn_together_only_where_its_rows_are_one():
 def test_rows_without_classes_give_losses_only():
     plain, classes = RowScores(np.ones(3), np.ones(3)), classified(np.random.default_rng(0), rows=3)
     assert row_metrics([plain, classes]) == ["loss", "perplexity"]
-    assert row_metrics([classes]) == list(METRICS)
+    assert row_metrics([classes]) == list(names_that_need("loss", "classes"))
 
 
 @pytest.mark.parametrize("stored", [

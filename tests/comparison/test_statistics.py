@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from peftlab.comparison.resampling import RowScores, Sample, draw_metric
+from peftlab.comparison.resampling import Sample, draw_metric
 from peftlab.comparison.statistics import adjust_holm, compare_pairs, estimate
+from peftlab.evaluation.metrics import RowScores
 
 from .simulation import simulate_classes, simulate_losses
 
@@ -20,9 +21,9 @@ MIXTURES = {
 }
 
 
-def at_most(rate, trials):
-    """Return how many of so many trials may come true at a rate: one in a thousand such tests fails by chance."""
-    return stats.binom.ppf(0.999, trials, rate)
+def at_most(share, trials):
+    """Return how many of so many trials may come true at this chance: one in a thousand such tests fails by chance."""
+    return stats.binom.ppf(0.999, trials, share)
 
 
 def simulated_pairs(times, simulate, **how):
@@ -33,31 +34,31 @@ def simulated_pairs(times, simulate, **how):
 
 
 @pytest.mark.parametrize("mixture", MIXTURES)
-def test_two_equal_methods_are_told_apart_at_no_more_than_five_percent(mixture):
+def test_two_equal_methods_are_called_different_at_no_more_than_five_percent(mixture):
     pairs = simulated_pairs(600, simulate_losses, effects=[0, 0], **MIXTURES[mixture])
-    assert sum(pair.sure for (pair,) in pairs) <= at_most(0.05, 600)
+    assert sum(pair.significant for (pair,) in pairs) <= at_most(0.05, 600)
 
 
-def test_two_equal_classifiers_are_told_apart_at_no_more_than_five_percent():
+def test_two_equal_classifiers_are_called_different_at_no_more_than_five_percent():
     random = np.random.default_rng(0)
-    sure = 0
+    different = 0
     for _ in range(300):
         runs, owners = simulate_classes(random, [0.7, 0.7])
         (pair,) = compare_pairs(draw_metric("f1", runs, REPLICATES, random), owners)
-        sure += pair.sure
-    assert sure <= at_most(0.05, 300)
+        different += pair.significant
+    assert different <= at_most(0.05, 300)
 
 
 @pytest.mark.parametrize("seeds", [2, 3, 5])
 def test_any_false_difference_among_six_equal_methods_comes_in_no_more_than_five_percent(seeds):
     families = simulated_pairs(150, simulate_losses, effects=[0] * 6, seeds=seeds)
-    assert sum(any(pair.sure for pair in pairs) for pairs in families) <= at_most(0.05, 150)
+    assert sum(any(pair.significant for pair in pairs) for pairs in families) <= at_most(0.05, 150)
 
 
 def test_a_planted_difference_is_found_and_its_interval_covers_it():
     pairs = [pair for (pair,) in simulated_pairs(300, simulate_losses, effects=[0.0, 0.4])]
-    assert sum(pair.sure for pair in pairs) >= 285
-    assert all(pair.value < 0 for pair in pairs if pair.sure)
+    assert sum(pair.significant for pair in pairs) >= 285
+    assert all(pair.value < 0 for pair in pairs if pair.significant)
     assert sum(not pair.low <= -0.4 <= pair.high for pair in pairs) <= at_most(0.05, 300)
 
 
@@ -90,24 +91,24 @@ def test_the_interval_of_seeds_alone_is_students():
     assert (found.of_rows, found.of_seeds) == (False, True)
 
 
-def test_one_seed_has_the_interval_of_its_rows_and_is_told_apart_from_none():
+def test_one_seed_has_the_interval_of_its_rows_and_is_significantly_different_from_none():
     random = np.random.default_rng(0)
     loss = random.gamma(1.0, 1.0, 200)
     runs = [RowScores(loss + shift, np.ones(200)) for shift in (0.0, random.normal(9.0, 0.3, 200))]
     sample = draw_metric("loss", runs, 4000)
     (pair,) = compare_pairs(sample, ["a", "b"])
-    assert (pair.p, pair.sure) == (1.0, False)
+    assert (pair.p, pair.significant) == (1.0, False)
     low, high = stats.ttest_rel(runs[0].loss, runs[1].loss).confidence_interval(0.95)
     assert (pair.low, pair.high) == pytest.approx((low, high), abs=0.1 * (high - low))
     alone = estimate(sample, ["a", "b"])["a"]
     assert (alone.spread, alone.of_rows, alone.of_seeds) == (None, True, False)
 
 
-def test_equal_runs_differ_by_nothing_and_constant_ones_for_sure():
+def test_equal_runs_differ_by_nothing_and_constant_ones_significantly():
     sample = Sample(np.array([1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 2.0, 2.0, 2.0]))
     equal, _, apart = compare_pairs(sample, list("aaabbbccc"))
     assert (equal.value, equal.p, equal.low, equal.high) == (0.0, 1.0, 0.0, 0.0)
-    assert (apart.value, apart.sure) == (-1.0, True)
+    assert (apart.value, apart.significant) == (-1.0, True)
 
 
 def test_values_that_are_not_finite_drop_out_of_the_seeds():

@@ -8,11 +8,11 @@ import pyarrow.csv
 import pyarrow.parquet
 import pytest
 
-from peftlab.comparison.columns import filled_columns, interval_text, lines_of, shared_decimals
+from peftlab.comparison.columns import filled_columns, interval_text, shared_decimals
 from peftlab.comparison.findings import find
-from peftlab.comparison.outcome import read_outcome
+from peftlab.comparison.rows import read_table
 from peftlab.comparison.statistics import Estimate
-from peftlab.comparison.tables import latex_table, markdown_table, paper_columns, run_rows, write_rows
+from peftlab.comparison.tables import latex_table, markdown_table, paper_columns, run_records, write_records
 
 from .conftest import HOSTILE
 from .folders import TITLES, Maker
@@ -23,7 +23,7 @@ def found(mean, low, high):
 
 
 def test_an_interval_shows_two_figures_of_the_narrowest_half():
-    estimates = [found(3.14159, 3.04159, 3.24159), found(2.0, 1.988, 2.012), None]
+    estimates = [found(3.14159, 3.04159, 3.24159), found(2.0, 1.988, 2.012)]
     assert shared_decimals(estimates) == 3
     assert interval_text(estimates[0], 3) == "3.142 [3.042, 3.242]"
     assert interval_text(found(-0.5, -0.6, -0.4), 1, "+") == "−0.5 [−0.6, −0.4]"
@@ -53,13 +53,12 @@ def test_latex_is_escaped_and_every_row_has_its_cells(hostile):
 
 def test_columns_that_no_variant_fills_are_left_out(tmp_path):
     without = ("memory", "inference", "general")
-    outcome = read_outcome(Maker(tmp_path, methods=("lora",), rows=20, without=without).write())
-    lines = lines_of(outcome, find(outcome))
-    columns = filled_columns(outcome, lines)
+    table = read_table(Maker(tmp_path, methods=("lora",), rows=20, without=without).write())
+    columns = filled_columns(table, find(table))
     assert [column.key for column in columns] == [
-        "variant", "quality", "group", "change", "trainable", "stored", "seconds", "rate", "seeds"
+        "variant", "quality", "group", "change", "trainable", "stored", "seconds", "learning_rate", "seeds"
     ]  # fmt: skip
-    assert "peak memory" not in markdown_table(columns, lines)
+    assert "peak memory" not in markdown_table(columns, table.rows)
 
 
 def test_a_missed_budget_says_by_how_much(plain):
@@ -69,7 +68,7 @@ def test_a_missed_budget_says_by_how_much(plain):
 
 
 def test_every_run_is_one_row_and_csv_and_parquet_say_the_same(hostile, tmp_path):
-    rows = run_rows(hostile.outcome)
+    rows = run_records(hostile.table)
     assert len(rows) == len({row["run"] for row in rows}) == len(TITLES) * (3 + 2)
     csv = pyarrow.csv.read_csv(
         hostile.page.parent / "rows.csv", parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True)
@@ -85,16 +84,15 @@ def test_every_run_is_one_row_and_csv_and_parquet_say_the_same(hostile, tmp_path
 
 
 def test_whole_numbers_and_fractions_share_a_column(tmp_path):
-    write_rows([{"a": 1, "b": None}, {"a": 0.5, "b": "x"}], tmp_path / "rows.csv", tmp_path / "rows.parquet")
+    write_records([{"a": 1, "b": None}, {"a": 0.5, "b": "x"}], tmp_path / "rows.csv", tmp_path / "rows.parquet")
     read = pyarrow.parquet.read_table(tmp_path / "rows.parquet").to_pylist()
     assert read == [{"a": 1.0, "b": None}, {"a": 0.5, "b": "x"}]
     assert (tmp_path / "rows.csv").read_text() == '"a","b"\n1,\n0.5,"x"\n'
 
 
 def test_a_table_for_papers_has_the_columns_that_fit(plain):
-    lines = lines_of(plain.outcome, plain.findings)
-    columns = paper_columns(filled_columns(plain.outcome, lines))
+    columns = paper_columns(filled_columns(plain.table, plain.findings))
     assert [column.key for column in columns] == [
         "variant", "budget", "quality", "group", "change", "general", "trainable", "memory", "seconds", "seeds"
     ]  # fmt: skip
-    assert r"\begin{tabular}{llrlrrrrrr}" in latex_table(columns, lines, "x")
+    assert r"\begin{tabular}{llrlrrrrrr}" in latex_table(columns, plain.table.rows, "x")

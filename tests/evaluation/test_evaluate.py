@@ -174,14 +174,14 @@ def test_the_test_part_and_general_text_are_measured_by_themselves(tiny, tokeniz
     )
     metrics, scores = measure(tiny, dataset, Evaluation(), tokenizer, part="test")
     assert (metrics, scores) == measure(tiny, twin, Evaluation(), tokenizer)
-    assert len(scores.loss) == len(dataset.test) == 4 and scores.columns == {}
+    assert len(scores.loss) == len(dataset.test) == 4 and scores.prediction is None and not scores.sums
     general, text_scores = measure(tiny, dataset, Evaluation(metrics=("bleu",)), tokenizer, part="general")
     assert list(general) == ["loss", "perplexity"] and text_scores.count == [63, 63, 63]
 
 
 def test_scores_are_each_row_alone_and_in_the_order_of_the_rows(classifier, tokenizer, topics):
     _, scores = measure(classifier, topics, Evaluation(), tokenizer, batch_size=7)
-    columns = (scores.columns["prediction"], scores.columns["label"])
+    columns = (scores.prediction, scores.label)
     for row, loss, prediction, label in zip(topics.evaluation, scores.loss, *columns, strict=True):
         with torch.no_grad():
             logits = classifier.eval()(torch.tensor(row.input_ids[None], dtype=torch.long)).logits[0]

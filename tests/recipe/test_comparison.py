@@ -65,7 +65,7 @@ def test_each_fault_is_one_line_with_its_place(tmp_path, old, new, line):
 
 def test_a_comparison_without_variants_or_recipe_says_so(tmp_path):
     for text, words in (
-        ("- a", "holds no mapping"),
+        ("- a", "is not a mapping"),
         ("base: BASE", "has no 'variants'"),
         ("variants: {a: {}}", "variants.a: has no recipe, and the comparison has no base"),
     ):

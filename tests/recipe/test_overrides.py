@@ -6,7 +6,7 @@ import pytest
 
 from peftlab.errors import RecipeError
 from peftlab.recipe import parse_recipe
-from peftlab.recipe.comparison import list_candidates
+from peftlab.recipe.comparison import list_variants
 
 from .texts import VALID, only_problem, problems_of
 
@@ -87,5 +87,5 @@ def test_a_bad_override_of_several_recipes_is_told_once(tmp_path):
     for path in paths:
         path.write_text(VALID)
     with pytest.raises(RecipeError) as caught:
-        list_candidates(paths, ["method.rank=0"])
+        list_variants(paths, ["method.rank=0"])
     assert len(caught.value.problems) == 1

@@ -27,8 +27,8 @@ from peftlab.checkpoint.store import list_steps
 from peftlab.files import write_atomically
 from peftlab.recipe.dump import dump_recipe
 from peftlab.recipe.schema import Recipe
-from peftlab.runs.apart import train_apart
 from peftlab.runs.directory import RunDirectory
+from peftlab.runs.jobs import Job, start
 from peftlab.runs.verify import differing, load_final
 from tests.runs.recipes import short_sections
 
@@ -122,7 +122,7 @@ def begin(folder: Path, output: Path, resume: bool) -> BaseProcess:
     """Start a run, or let it go on; what it says is in `log`."""
     path = folder / "recipe.yaml"
     path.write_text(dump_recipe(recipe_for(output)))
-    return train_apart(path, log=folder / "log", resume=resume, overwrite=not resume)
+    return start(Job(path, (), output, folder / "log", resume=resume), warm=True).process
 
 
 def compare(straight: Path, killed: Path) -> dict[str, bool]:

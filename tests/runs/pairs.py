@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from peftlab.recipe.dump import dump_recipe
-from peftlab.runs.apart import train_apart
+from peftlab.runs.jobs import Job, start
 
 
 class Pair:
@@ -26,13 +26,17 @@ class Pair:
         for log in self.logs:
             log.unlink(missing_ok=True)
         self.processes = [
-            train_apart(
-                path,
-                overrides_of_second if number else (),
-                log=log,
-                resume=resume,
-                environment=shared | {"RANK": str(number), "LOCAL_RANK": str(number)},
-            )
+            start(
+                Job(
+                    path,
+                    overrides_of_second if number else (),
+                    Path(recipe.run.output),
+                    log,
+                    shared | {"RANK": str(number), "LOCAL_RANK": str(number)},
+                    resume,
+                ),
+                warm=True,
+            ).process
             for number, log in enumerate(self.logs)
         ]
         self.directory = Path(recipe.run.output)

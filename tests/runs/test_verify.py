@@ -24,7 +24,7 @@ def test_a_stop_outside_the_steps_is_refused(tmp_path):
         try:
             verify_resume(tmp_path / "recipe.yaml", stop_after=stop_after)
         except UsageError as error:
-            assert "--stop-after must lie between 0 and --steps (6)" in str(error)
+            assert "--stop-after must be between 0 and --steps (6)" in str(error)
         else:
             raise AssertionError("not refused")
 

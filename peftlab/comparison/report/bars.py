@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from peftlab.comparison.outcome import Outcome
 from peftlab.comparison.report.style import PAPER, drawing, legend_below, plain, save, write_heading
+from peftlab.comparison.rows import Table
 from peftlab.reports import MemoryReport
 from peftlab.runs.picture import CATEGORY_COLOURS
 
@@ -17,9 +17,9 @@ ROW_INCHES = 0.42
 HATCH = "////"
 
 
-def draw_memory(outcome: Outcome) -> tuple[str, bytes] | None:
+def draw_memory(table: Table) -> tuple[str, bytes] | None:
     """Draw the peak's categories of every variant that has a ledger, predicted (hatched) above measured."""
-    rows = list(_rows(outcome))
+    rows = list(_rows(table))
     if not rows:
         return None
     from matplotlib.patches import Patch
@@ -42,12 +42,13 @@ def draw_memory(outcome: Outcome) -> tuple[str, bytes] | None:
         return save(figure, "memory at the peak, predicted and measured")
 
 
-def _rows(outcome: Outcome) -> Iterator[tuple[str, dict[str, MemoryReport]]]:
-    """Yield every variant's name and ledgers, budget under budget; a heading has none."""
-    for budget in outcome.budgets:
-        known = [(v.report.name, v.example.result.memory) for v in outcome.of_budget(budget) if v.example]
+def _rows(table: Table) -> Iterator[tuple[str, dict[str, MemoryReport]]]:
+    """Yield every row's name and ledgers, budget under budget; a heading has none."""
+    for budget in table.budgets:
+        examples = [(row.name, row.example) for row in table.of_budget(budget) if row.example]
+        known = [(name, example.result.memory) for name, example in examples if example.result]
         shown = [(name, memory) for name, memory in known if any(report.categories for report in memory.values())]
-        if shown and len(outcome.budgets) > 1:
+        if shown and len(table.budgets) > 1:
             yield budget or "no budget", {}
         yield from shown
 

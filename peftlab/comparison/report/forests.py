@@ -1,15 +1,14 @@
-"""Pictures with one row a variant: its quality, its difference to the best, and what training changed."""
+"""Pictures with one line a row: its quality, its difference to the best, and what training changed."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from peftlab.comparison.findings import Family, Findings
-from peftlab.comparison.outcome import Outcome
+from peftlab.comparison.findings import Findings
 from peftlab.comparison.report.scatters import direction, marker_of
 from peftlab.comparison.report.style import FAINT, INK, Look, drawing, looks_of, plain, save, write_heading
-from peftlab.comparison.statistics import Difference
+from peftlab.comparison.rows import Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,13 +17,12 @@ ROW_INCHES = 0.27
 Draw = Callable[["Axes", str, float], None]
 
 
-def draw_quality(outcome: Outcome, findings: Findings) -> tuple[str, bytes] | None:
-    """Draw every variant's mean with its interval, its seeds as ticks, and its letters."""
-    quality = findings.quality.get(outcome.report.metric, {})
-    looks = looks_of(outcome.variants)
+def draw_quality(table: Table, findings: Findings) -> tuple[str, bytes] | None:
+    """Draw every row's mean with its interval, its seeds as ticks, and its letters."""
+    quality = findings.quality.get(table.metric, {})
+    looks = looks_of(table.rows)
     seeds = {
-        variant.label: [run.trial.test for run in variant.finished if run.trial.test is not None]
-        for variant in outcome.variants
+        row.label: [trial.report.test for trial in row.finished if trial.report.test is not None] for row in table.rows
     }
 
     def draw(axes: Axes, label: str, row: float) -> None:
@@ -39,50 +37,36 @@ def draw_quality(outcome: Outcome, findings: Findings) -> tuple[str, bytes] | No
             1.02, row, findings.letters.get(label, ""), transform=axes.get_yaxis_transform(), va="center", ha="left"
         )
 
-    return _draw_rows(outcome, findings, draw, direction(outcome)) if quality else None
+    return _draw_rows(table, findings, draw, direction(table)) if quality else None
 
 
-def draw_differences(outcome: Outcome, findings: Findings) -> tuple[str, bytes] | None:
-    """Draw how far each variant lies from the best mean of its budget; filled where the two are told apart."""
-    differences = {label: pair for family in findings.families for label, pair in _to_best(family).items()}
+def draw_differences(table: Table, findings: Findings) -> tuple[str, bytes] | None:
+    """Draw each row's difference to the best mean of its budget; filled where it is significant."""
+    differences = {label: pair for family in findings.families for label, pair in family.to_best().items()}
     if not differences:
         return None
-    looks = looks_of(outcome.variants)
+    looks = looks_of(table.rows)
 
     def draw(axes: Axes, label: str, row: float) -> None:
         look = looks[label]
         if label not in differences:
             axes.annotate("best mean", (0, row), (5, 0), textcoords="offset points", va="center", fontsize=9)
             return
-        value, low, high, sure = differences[label]
-        axes.plot([low, high], [row, row], color=look.colour, linewidth=1.4)
-        axes.plot(value, row, **marker_of(Look(look.colour, look.marker, "full" if sure else "none", "-")))
+        pair = differences[label]
+        axes.plot([pair.low, pair.high], [row, row], color=look.colour, linewidth=1.4)
+        fill = "full" if pair.significant else "none"
+        axes.plot(pair.value, row, **marker_of(Look(look.colour, look.marker, fill, "-")))
 
-    label = f"{outcome.report.metric} less the best's (filled: told apart)"
-    return _draw_rows(outcome, findings, draw, label, zero=True)
-
-
-def _to_best(family: Family) -> dict[str, tuple[float, float, float, bool]]:
-    """Return value, interval and sureness of each variant's difference to the first of its family."""
-    found = {}
-    for pair in family.differences:
-        if family.ordered[0] == pair.second:
-            found[pair.first] = (pair.value, pair.low, pair.high, pair.sure)
-        elif family.ordered[0] == pair.first:
-            found[pair.second] = _turned(pair)
-    return found
+    label = f"{table.metric} less the best's (filled: significant)"
+    return _draw_rows(table, findings, draw, label, zero=True)
 
 
-def _turned(pair: Difference[str]) -> tuple[float, float, float, bool]:
-    return -pair.value, -pair.high, -pair.low, pair.sure
-
-
-def draw_change(outcome: Outcome, findings: Findings) -> tuple[str, bytes] | None:
-    """Draw each variant's metric before training and after."""
-    quality = findings.quality.get(outcome.report.metric, {})
+def draw_change(table: Table, findings: Findings) -> tuple[str, bytes] | None:
+    """Draw each row's metric before training and after."""
+    quality = findings.quality.get(table.metric, {})
     if not findings.before:
         return None
-    looks = looks_of(outcome.variants)
+    looks = looks_of(table.rows)
 
     def draw(axes: Axes, label: str, row: float) -> None:
         after, look = quality[label].mean, looks[label]
@@ -92,14 +76,12 @@ def draw_change(outcome: Outcome, findings: Findings) -> tuple[str, bytes] | Non
             axes.plot(before, row, "|", color=INK, markersize=8, markeredgewidth=1.6)
         axes.plot(after, row, **marker_of(look))
 
-    return _draw_rows(outcome, findings, draw, f"{direction(outcome)}: | before, marker after")
+    return _draw_rows(table, findings, draw, f"{direction(table)}: | before, marker after")
 
 
-def _draw_rows(
-    outcome: Outcome, findings: Findings, draw: Draw, label: str, *, zero: bool = False
-) -> tuple[str, bytes]:
-    """Draw one row a variant, best first, budget under budget."""
-    names = {variant.label: variant.report.name for variant in outcome.variants}
+def _draw_rows(table: Table, findings: Findings, draw: Draw, label: str, *, zero: bool = False) -> tuple[str, bytes]:
+    """Draw one line a row, best first, budget under budget."""
+    names = {row.label: row.name for row in table.rows}
     families = [family for family in findings.families if family.ordered]
     headed = len(families) > 1
     count = sum(len(family.ordered) + headed for family in families)

@@ -14,12 +14,12 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from peftlab.comparison.columns import NONE, Column, Line, interval_text, shared_decimals, signed, state_bytes
-from peftlab.comparison.findings import Findings, peak_bytes
-from peftlab.comparison.outcome import Outcome, Run, Variant
+from peftlab.comparison.columns import NONE, Column, interval_text, shared_decimals, signed
+from peftlab.comparison.findings import Findings
 from peftlab.comparison.report.pictures import Picture
 from peftlab.comparison.resampling import REPLICATES
-from peftlab.comparison.words import conclude, describe_groups, names_of
+from peftlab.comparison.rows import Row, Table
+from peftlab.comparison.words import conclude, describe_groups
 from peftlab.quantities import format_bytes, format_change, format_metric
 
 EXAMPLE_PROMPTS = 5
@@ -46,30 +46,27 @@ class Example:
 
 
 def render_page(
-    outcome: Outcome, findings: Findings, lines: Sequence[Line], columns: Sequence[Column],
-    pictures: Sequence[Picture], problems: Sequence[str],
+    table: Table, findings: Findings, columns: Sequence[Column], pictures: Sequence[Picture], problems: Sequence[str]
 ) -> str:  # fmt: skip
-    """Return the whole page as HTML that needs nothing but itself."""
-    can, cannot = conclude(outcome, findings)
+    """Return the page as HTML that needs no other file."""
+    can, cannot = conclude(table, findings)
     script = _template_text("table.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return _environment().get_template("report.html").render(
-        report=outcome.report,
+        report=table.report,
         findings=findings,
-        facts=_facts(outcome, findings),
-        groups=[(family.budget, describe_groups(family, names_of(outcome), outcome.report.higher_is_better))
-                for family in findings.families],
+        facts=_facts(table, findings),
+        groups=[(family.budget, describe_groups(table, family)) for family in findings.families],
         can=can,
         cannot=cannot,
         columns=columns,
-        rows=[(line, [_cell(column, line) for column in columns]) for line in lines],
-        details=[_details(outcome, findings, line) for line in lines],
-        budgets=[budget for budget in outcome.budgets if budget],
+        rows=[(row, [_cell(column, row) for column in columns], _details(table, findings, row)) for row in table.rows],
+        budgets=[budget for budget in table.budgets if budget],
         pictures={picture.name: picture for picture in pictures},
-        memory=_memory(outcome),
-        examples=examples_of(outcome),
-        failures=[(variant, run) for variant, run, _ in outcome.all_runs() if not run.finished],
-        problems=[*problems, *outcome.problems, *findings.notes],
+        memory=_memory(table),
+        examples=examples_of(table),
+        failures=[(row, trial) for row, trial, _ in table.trials() if not trial.finished],
+        problems=[*problems, *table.problems, *findings.notes],
         replicates=REPLICATES,
         style=Markup(_template_text("report.css")),
         script=Markup(script),
@@ -95,47 +92,51 @@ def visible(text: str) -> str:
     return "".join(character for character in text if character.isprintable() or character in "\n\t\u200d\u200c")
 
 
-def _memory(outcome: Outcome) -> list[tuple[str, str, str, str, str]]:
-    """Return for every variant gradients and optimiser, predicted and measured peak, and the prediction's error."""
+def _memory(table: Table) -> list[tuple[str, ...]]:
+    """Return for every row gradients and optimiser, predicted and measured peak, and the prediction's error."""
     rows = []
-    for variant in outcome.variants:
-        measured, predicted = (peak_bytes(variant.example, source) for source in ("measured", "predicted"))
+    for row in table.rows:
+        if row.example is None:
+            continue
+        measured, predicted = (row.example.peak_bytes(source) for source in ("measured", "predicted"))
         if measured is None and predicted is None:
             continue
         error = format_change(predicted / measured - 1).replace("%", " %") if measured and predicted else NONE
-        sizes = (state_bytes(variant.example), predicted, measured)
+        sizes = (row.example.update_bytes, predicted, measured)
         texts = [NONE if size is None else format_bytes(size) for size in sizes]
-        rows.append((variant.label, *texts, signed(error)))
+        rows.append((row.label, *texts, signed(error)))
     return rows
 
 
-def _facts(outcome: Outcome, findings: Findings) -> list[str]:
+def _facts(table: Table, findings: Findings) -> list[str]:
     """Return the comparison in figures: variants, seeds, rows, model and data."""
-    runs = {run.trial.run: run for _, run, _ in outcome.all_runs()}.values()  # budgets may share a run
+    runs = {trial.report.run: trial for _, trial, _ in table.trials()}.values()  # budgets may share a run
     facts = [
-        f"{len(outcome.variants)} variants",
-        f"{len(outcome.report.seeds)} seed{'s' if len(outcome.report.seeds) != 1 else ''}",
-        f"{len(runs)} runs, {sum(run.finished for run in runs)} finished",
+        f"{len(table.rows)} variants",
+        f"{len(table.report.seeds)} seed{'s' if len(table.report.seeds) != 1 else ''}",
+        f"{len(runs)} runs, {sum(trial.finished for trial in runs)} finished",
     ]
     if findings.rows:
         facts.append(f"{findings.rows} {'test' if findings.part else 'evaluation'} rows")
-    recipes = [variant.example.result.recipe for variant in outcome.variants if variant.example]
+    recipes = [row.example.result.recipe for row in table.rows if row.example and row.example.result]
     models = dict.fromkeys(str(recipe.get("model", {}).get("name")) for recipe in recipes)
     data = dict.fromkeys(str(recipe.get("data", {}).get("train")) for recipe in recipes)
     return facts + [f"model {name}" for name in models] + [f"data {name}" for name in data]
 
 
-def _cell(column: Column, line: Line) -> Cell:
-    value = column.value(line)
-    text, small = re.fullmatch(r"(.*?)( [\[(].*|, merged.*)?", column.text(line), re.DOTALL).groups()
-    if column.key in ("variant", "rate"):  # names may hold anything
-        text, small = column.show(line) if value is not None else NONE, column.add(line)
-    return Cell(column, text, (small or "").lstrip(", "), "" if value is None else value)
+def _cell(column: Column, row: Row) -> Cell:
+    value = column.value(row)
+    if column.key in ("variant", "learning_rate"):  # names may contain anything
+        text, small = column.show(row) if value is not None else NONE, column.add(row)
+    else:
+        found = re.search(r" [\[(]|, merged", whole := column.text(row))
+        text, small = (whole[: found.start()], whole[found.start() :]) if found else (whole, "")
+    return Cell(column, text, small.lstrip(", "), "" if value is None else value)
 
 
-def _details(outcome: Outcome, findings: Findings, line: Line) -> dict[str, Any]:
-    """Return what a row opens: every metric, its seeds and rates, the solved budget, recipe and environment."""
-    variant, label = line.variant, line.variant.label
+def _details(table: Table, findings: Findings, row: Row) -> dict[str, Any]:
+    """Return what a row opens: every metric, its trials, the solved budget, recipe and environment."""
+    label, example = row.label, row.example
     metrics = {
         name: interval_text(found[label], shared_decimals([found[label]]))
         for name, found in findings.quality.items() if label in found
@@ -143,21 +144,18 @@ def _details(outcome: Outcome, findings: Findings, line: Line) -> dict[str, Any]
     before = {
         title: interval_text(found[label], shared_decimals([found[label]]))
         for title, found in (
-            (f"{outcome.report.metric} before", findings.before), ("general loss before", findings.general_before)
+            (f"{table.metric} before", findings.before), ("general loss before", findings.general_before)
         ) if label in found
     }  # fmt: skip
     return {
         "metrics": metrics | before,
-        "runs": [(run, format_metric(run.trial.validation), format_metric(run.trial.test)) for run in _once(variant)],
-        "solution": variant.report.solution,
-        "recipe": line.run.recipe if line.run else "",
-        "environment": _flat(line.run.result.environment) if line.run else [],
+        "trials": [
+            (one, format_metric(one.report.validation), format_metric(one.report.test)) for one in row.all_trials
+        ],
+        "solution": row.variant.solution,
+        "recipe": example.recipe if example else "",
+        "environment": _flat(example.result.environment) if example and example.result else [],
     }
-
-
-def _once(variant: Variant) -> list[Run]:
-    """Return the runs of a variant, seeds first, each once."""
-    return list({run.trial.run: run for run in (*variant.runs, *variant.sweep)}.values())
 
 
 def _flat(environment: dict[str, Any]) -> list[tuple[str, str]]:
@@ -171,17 +169,17 @@ def _flat(environment: dict[str, Any]) -> list[tuple[str, str]]:
     return lines
 
 
-def examples_of(outcome: Outcome) -> list[Example]:
+def examples_of(table: Table) -> list[Example]:
     """Return the generated answers side by side, prompt by prompt."""
     answers: dict[tuple[str, str], list[tuple[str, str]]] = {}
     bases: dict[tuple[str, str], str] = {}
-    for variant in outcome.variants:
-        for example in variant.example.result.examples if variant.example else []:
+    for row in table.rows:
+        for example in row.example.result.examples if row.example and row.example.result else []:
             asked = example.get("prompt", ""), example.get("reference", "")
             if example.get("before") is not None:
                 bases.setdefault(asked, example["before"])
             if example.get("after") is not None:
-                answers.setdefault(asked, []).append((variant.label, shorten(example["after"])))
+                answers.setdefault(asked, []).append((row.label, shorten(example["after"])))
     return [
         Example(shorten(prompt), shorten(reference), [
             *([("before training", shorten(bases[prompt, reference]))] if (prompt, reference) in bases else []), *given
@@ -191,6 +189,6 @@ def examples_of(outcome: Outcome) -> list[Example]:
 
 
 def shorten(text: str) -> str:
-    """Return a text whose beginning and end have room."""
+    """Return a text, of a long one its beginning and end."""
     half = TEXT_CHARACTERS // 2
     return text if len(text) <= TEXT_CHARACTERS else f"{text[:half]} [...] {text[-half:]}"

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from functools import partial
 
 from peftlab.comparison.findings import Findings
-from peftlab.comparison.outcome import Outcome
 from peftlab.comparison.report.bars import draw_memory
-from peftlab.comparison.report.curves import draw_losses, draw_rates
+from peftlab.comparison.report.curves import draw_learning_rates, draw_losses
 from peftlab.comparison.report.forests import draw_change, draw_differences, draw_quality
 from peftlab.comparison.report.scatters import draw_forgetting, draw_pareto
 from peftlab.comparison.report.style import inline_svg
+from peftlab.comparison.rows import Table
 
 Drawn = tuple[str, bytes] | None
 
@@ -49,46 +49,46 @@ class Subject:
 
 BARS = (
     "Bars are 95 % intervals over seeds and rows. All variants share the rows, so the bars of two may overlap although "
-    "they differ surely."
+    "they differ significantly."
 )
-FRONT = "Faded: another variant is surely better and costs no more. The dotted front of the means claims nothing."
+FRONT = "Faded: another variant is significantly better and costs no more. The dotted front is of the means alone."
 
 
-def subjects_of(outcome: Outcome, findings: Findings) -> list[Subject]:
+def subjects_of(table: Table, findings: Findings) -> list[Subject]:
     """Return everything that a report draws, in the page's order."""
-    metric = outcome.report.metric
+    metric = table.metric
 
     def front(cost: str) -> Callable[[], Drawn]:
-        return partial(draw_pareto, outcome, findings, cost)
+        return partial(draw_pareto, table, findings, cost)
 
     return [
         Subject("quality", f"{metric.capitalize()} of every variant",
-                f"{BARS} Ticks are single seeds; variants that share a letter cannot be told apart.",
-                partial(draw_quality, outcome, findings)),
+                f"{BARS} Ticks are single seeds; variants that share a letter are not significantly different.",
+                partial(draw_quality, table, findings)),
         Subject("differences", "Difference to the best mean",
-                "95 % interval of each pair by itself, paired by row; filled where the pair differs surely.",
-                partial(draw_differences, outcome, findings)),
+                "95 % interval of each pair by itself, paired by row; filled where the pair differs significantly.",
+                partial(draw_differences, table, findings)),
         Subject("pareto_trainable", "Quality against trainable parameters", FRONT, front("trainable")),
         Subject("pareto_memory", "Quality against peak memory", FRONT, front("memory")),
         Subject("pareto_seconds", "Quality against time", FRONT, front("seconds")),
         Subject("change", "Before and after training", "The model before training, and the mean of the seeds after it.",
-                partial(draw_change, outcome, findings)),
+                partial(draw_change, table, findings)),
         Subject("forgetting", "Learned against forgotten",
                 "Loss on general text that no variant trained on: above the line it rose. Bars are 95 % intervals.",
-                partial(draw_forgetting, outcome, findings)),
+                partial(draw_forgetting, table, findings)),
         Subject("memory", "Memory, predicted and measured",
-                "What tensors hold at the peak of a step with the longest rows.", partial(draw_memory, outcome)),
-        Subject("training_loss", "Training loss", "Means over the seeds.", partial(draw_losses, outcome, "train")),
-        Subject("held_out_loss", "Held-out loss", "Means over the seeds.", partial(draw_losses, outcome, "evaluation")),
-        Subject("rates", "Sensitivity to the learning rate",
-                "The rate is chosen on the evaluation rows; the test rows only report.", partial(draw_rates, outcome)),
+                "What tensors take at the peak of a step with the longest rows.", partial(draw_memory, table)),
+        Subject("training_loss", "Training loss", "Means over the seeds.", partial(draw_losses, table, "train")),
+        Subject("held_out_loss", "Held-out loss", "Means over the seeds.", partial(draw_losses, table, "evaluation")),
+        Subject("learning_rates", "Sensitivity to the learning rate",
+                "It is chosen on the evaluation rows; the test rows only report.", partial(draw_learning_rates, table)),
     ]  # fmt: skip
 
 
-def draw_all(outcome: Outcome, findings: Findings, problems: list[str]) -> list[Picture]:
+def draw_all(table: Table, findings: Findings, problems: list[str]) -> list[Picture]:
     """Draw all that can be drawn; a picture that fails adds a line to `problems`."""
     pictures = []
-    for subject in subjects_of(outcome, findings):
+    for subject in subjects_of(table, findings):
         try:
             drawn = subject.draw()
             picture = Picture(subject.name, subject.title, subject.caption, *drawn) if drawn else None

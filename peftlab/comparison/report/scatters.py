@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from peftlab.comparison.findings import Findings
 from peftlab.comparison.groups import Cost, point_front
-from peftlab.comparison.outcome import Outcome
 from peftlab.comparison.report.style import INK, Look, drawing, legend_below, looks_of, plain, save, scale_to_fit
+from peftlab.comparison.rows import Table
 from peftlab.comparison.statistics import Estimate
 
 if TYPE_CHECKING:
@@ -21,14 +21,14 @@ UNITS = {"trainable": 1, "memory": 2**20, "seconds": 1}
 FADED = 0.4
 
 
-def direction(outcome: Outcome) -> str:
+def direction(table: Table) -> str:
     """Return the metric's name and which way is better."""
-    return f"{outcome.report.metric} ({'higher' if outcome.report.higher_is_better else 'lower'} is better)"
+    return f"{table.metric} ({'higher' if table.report.higher_is_better else 'lower'} is better)"
 
 
-def draw_pareto(outcome: Outcome, findings: Findings, cost: str) -> tuple[str, bytes] | None:
-    """Draw every variant's quality against a cost, with intervals; those that are surely beaten are faded."""
-    quality = findings.quality.get(outcome.report.metric, {})
+def draw_pareto(table: Table, findings: Findings, cost: str) -> tuple[str, bytes] | None:
+    """Draw every row's quality against a cost, with intervals; those that are beaten are faded."""
+    quality = findings.quality.get(table.metric, {})
     unit = UNITS[cost]
     costs = {
         label: Cost(known.mean / unit, known.low / unit, known.high / unit)
@@ -36,10 +36,10 @@ def draw_pareto(outcome: Outcome, findings: Findings, cost: str) -> tuple[str, b
     }  # fmt: skip
     if not costs:
         return None
-    looks, beaten = looks_of(outcome.variants), findings.beaten[cost]
+    looks, beaten = looks_of(table.rows), findings.beaten[cost]
     with drawing(3.0) as (figure, axes):
         scale_to_fit(axes, min(c.low for c in costs.values()), max(c.high for c in costs.values()))
-        front = point_front({n: (costs[n].mean, quality[n].mean) for n in costs}, outcome.report.higher_is_better)
+        front = point_front({n: (costs[n].mean, quality[n].mean) for n in costs}, table.report.higher_is_better)
         axes.step(
             [costs[name].mean for name in front], [quality[name].mean for name in front],
             where="post", color=INK, linewidth=1, linestyle=":", zorder=1,
@@ -47,18 +47,18 @@ def draw_pareto(outcome: Outcome, findings: Findings, cost: str) -> tuple[str, b
         for label, known in costs.items():
             spread = [[known.mean - known.low], [known.high - known.mean]] if known.high > known.low else None
             _point(axes, known.mean, quality[label], looks[label], spread, FADED if beaten[label] else 1.0)
-        axes.set(xlabel=COST_TITLES[cost], ylabel=direction(outcome))
+        axes.set(xlabel=COST_TITLES[cost], ylabel=direction(table))
         axes.margins(x=0.08)
-        legend_below(figure, [*legend(outcome, list(costs)), *_marks(any(beaten.values()), len(front) > 1)])
-        return save(figure, f"{outcome.report.metric} against {COST_TITLES[cost]}")
+        legend_below(figure, [*legend(table, list(costs)), *_marks(any(beaten.values()), len(front) > 1)])
+        return save(figure, f"{table.metric} against {COST_TITLES[cost]}")
 
 
-def draw_forgetting(outcome: Outcome, findings: Findings) -> tuple[str, bytes] | None:
+def draw_forgetting(table: Table, findings: Findings) -> tuple[str, bytes] | None:
     """Draw the change of the loss on general text against the change of the metric, both with intervals."""
     both = [label for label in findings.change if label in findings.general_change]
     if not both:
         return None
-    looks = looks_of(outcome.variants)
+    looks = looks_of(table.rows)
     with drawing(3.0) as (figure, axes):
         axes.axhline(0, color=INK, linewidth=0.8)
         for label in both:
@@ -66,11 +66,11 @@ def draw_forgetting(outcome: Outcome, findings: Findings) -> tuple[str, bytes] |
             spread = [[learned.mean - learned.low], [learned.high - learned.mean]]
             _point(axes, learned.mean, findings.general_change[label], looks[label], spread, 1.0)
         axes.set(
-            xlabel=f"change of {outcome.report.metric} by training",
+            xlabel=f"change of {table.metric} by training",
             ylabel="change of general loss (up: forgot)",
         )
         axes.margins(x=0.08)
-        legend_below(figure, legend(outcome, both))
+        legend_below(figure, legend(table, both))
         return save(figure, "what was learned against what was forgotten")
 
 
@@ -90,18 +90,18 @@ def marker_of(look: Look, size: float = 7.5) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def legend(outcome: Outcome, labels: Sequence[str]) -> list[Any]:
+def legend(table: Table, labels: Sequence[str]) -> list[Any]:
     """Return a handle for each name among the labels and, where there are several, for each budget."""
     from matplotlib.lines import Line2D
 
-    looks = looks_of(outcome.variants)
-    shown = [variant for variant in outcome.variants if variant.label in labels]
-    names = {variant.report.name: looks[variant.label] for variant in reversed(shown)}
+    looks = looks_of(table.rows)
+    shown = [row for row in table.rows if row.label in labels]
+    names = {row.name: looks[row.label] for row in reversed(shown)}
     handles = [
         Line2D([], [], label=plain(name), **marker_of(Look(look.colour, look.marker, "full", "-")))
         for name, look in reversed(names.items())
     ]
-    budgets = {variant.report.budget: looks[variant.label].fill for variant in shown}
+    budgets = {row.budget: looks[row.label].fill for row in shown}
     if len(budgets) > 1:
         handles += [
             Line2D([], [], label=plain(budget or "no budget"), **marker_of(Look(INK, "o", fill, "-")))
@@ -117,5 +117,5 @@ def _marks(faded: bool, front: bool) -> list[Any]:
     handles = [Line2D([], [], color=INK, linestyle=":", linewidth=1, label="front of the means")] if front else []
     if faded:
         dot = marker_of(Look(INK, "o", "full", "-"))
-        handles.append(Line2D([], [], label="faded: surely beaten", alpha=FADED, **dot))
+        handles.append(Line2D([], [], label="faded: beaten", alpha=FADED, **dot))
     return handles

@@ -1,4 +1,4 @@
-"""How pictures look: colours and markers that all can tell apart, one width for phones, SVG that follows the page."""
+"""How pictures look: colours and markers for every reader's eyes, one width for phones, SVG that follows the page."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
-from peftlab.comparison.outcome import Variant
+from peftlab.comparison.rows import Row
 from peftlab.quantities import format_count
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ PAGE_COLOURS = {INK: "ink", FAINT: "faint", PAPER: "paper", "#000000": "solid", 
 SVG = "http://www.w3.org/2000/svg"
 XLINK = "{http://www.w3.org/1999/xlink}href"
 
-SETTINGS = {
+SETTINGS: dict[Any, Any] = {
     "font.size": 10, "axes.titlesize": 10, "axes.labelsize": 10, "xtick.labelsize": 9, "ytick.labelsize": 9,
     "legend.fontsize": 9, "svg.fonttype": "none", "svg.hashsalt": "peftlab", "text.parse_math": False,
     "text.color": INK, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK, "axes.edgecolor": INK,
@@ -58,14 +58,14 @@ class Look:
     dash: str
 
 
-def looks_of(variants: Sequence[Variant]) -> dict[str, Look]:
-    """Return the look of every variant by its label."""
-    names = list(dict.fromkeys(variant.report.name for variant in variants))
-    budgets = list(dict.fromkeys(variant.report.budget for variant in variants))
+def looks_of(rows: Sequence[Row]) -> dict[str, Look]:
+    """Return the look of every row by its label."""
+    names = list(dict.fromkeys(row.name for row in rows))
+    budgets = list(dict.fromkeys(row.budget for row in rows))
     looks = {}
-    for variant in variants:
-        name, budget = names.index(variant.report.name), budgets.index(variant.report.budget)
-        looks[variant.label] = Look(
+    for row in rows:
+        name, budget = names.index(row.name), budgets.index(row.budget)
+        looks[row.label] = Look(
             COLOURS[name % len(COLOURS)],
             MARKERS[name % len(MARKERS)],
             FILLS[budget % len(FILLS)],
@@ -155,8 +155,8 @@ def scale_to_fit(axes: Axes, low: float, high: float) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_count(value)))
 
 
-def label_rates(axes: Axes, rates: Sequence[float]) -> None:
-    """Make the x-axis logarithmic, with a label at every rate that leaves room for the next."""
+def label_learning_rates(axes: Axes, rates: Sequence[float]) -> None:
+    """Make the x-axis logarithmic, with a label at every learning rate that leaves room for the next."""
     from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
     axes.set_xscale("log")

@@ -5,16 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from peftlab.comparison.columns import filled_columns, lines_of
+from peftlab.comparison.columns import filled_columns
 from peftlab.comparison.findings import Findings, find
-from peftlab.comparison.outcome import Outcome, read_outcome
+from peftlab.comparison.folder import REPORT
 from peftlab.comparison.report.page import render_page
 from peftlab.comparison.report.pictures import draw_all
-from peftlab.comparison.tables import latex_table, markdown_table, paper_columns, run_rows, write_rows
+from peftlab.comparison.rows import Table, read_table
+from peftlab.comparison.tables import latex_table, markdown_table, paper_columns, run_records, write_records
 from peftlab.errors import StorageError
 from peftlab.files import write_atomically
-
-FOLDER = "report"
 
 
 @dataclass(frozen=True)
@@ -23,7 +22,7 @@ class Written:
 
     page: Path
     files: list[Path]
-    outcome: Outcome
+    table: Table
     findings: Findings
     problems: list[str]
 
@@ -31,42 +30,43 @@ class Written:
 def write_report(folder: Path, page: Path | None = None) -> Written:
     """Write the report of a comparison's folder into its `report/`, the page to `page` where one is named.
 
-    Raises StorageError for a folder that holds no comparison, and where nothing can be written.
+    Raises StorageError for a folder without a comparison, and where nothing can be written.
     """
-    outcome = read_outcome(folder)
-    findings = find(outcome)
-    place = folder / FOLDER
+    table = read_table(folder)
+    findings = find(table)
+    place = folder / REPORT
     page = page or place / "report.html"
     try:
         for needed in (place, page.parent):
             needed.mkdir(parents=True, exist_ok=True)
-        return _write(outcome, findings, place, page)
+        return _write(table, findings, place, page)
     except OSError as error:
         raise StorageError(
             f"the report cannot be written to {error.filename or page}: {error.strerror}; name another --output"
         ) from None
 
 
-def _write(outcome: Outcome, findings: Findings, place: Path, page: Path) -> Written:
+def _write(table: Table, findings: Findings, place: Path, page: Path) -> Written:
     problems: list[str] = []
-    pictures = draw_all(outcome, findings, problems)
+    pictures = draw_all(table, findings, problems)
     written = []
     for picture in pictures:
         write_atomically(place / f"{picture.name}.svg", picture.standalone)
         (place / f"{picture.name}.png").write_bytes(picture.pixels)
         written += [place / f"{picture.name}.svg", place / f"{picture.name}.png"]
-    lines = lines_of(outcome, findings)
-    columns = filled_columns(outcome, lines)
-    metric = outcome.report.metric
-    caption = f"{outcome.report.name}: {metric}, mean over seeds and 95 % interval; those that share a letter"
+    columns = filled_columns(table, findings)
+    caption = (
+        f"{table.report.name}: {table.metric}, mean over seeds and 95 % interval; those that share a letter are not "
+        "significantly different."
+    )
     texts = {
-        "table.md": markdown_table(paper_columns(columns), lines),
-        "table.tex": latex_table(paper_columns(columns), lines, f"{caption} cannot be told apart."),
+        "table.md": markdown_table(paper_columns(columns), table.rows),
+        "table.tex": latex_table(paper_columns(columns), table.rows, caption),
     }
     for name, text in texts.items():
         write_atomically(place / name, text)
         written.append(place / name)
-    write_rows(run_rows(outcome), place / "rows.csv", place / "rows.parquet")
+    write_records(run_records(table), place / "rows.csv", place / "rows.parquet")
     written += [place / "rows.csv", place / "rows.parquet"]
-    write_atomically(page, render_page(outcome, findings, lines, columns, pictures, problems))
-    return Written(page, [page, *written], outcome, findings, [*problems, *outcome.problems, *findings.notes])
+    write_atomically(page, render_page(table, findings, columns, pictures, problems))
+    return Written(page, [page, *written], table, findings, [*problems, *table.problems, *findings.notes])

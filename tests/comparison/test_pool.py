@@ -1,4 +1,4 @@
-"""Jobs in processes of their own: all end, each with its exit code and last line, and none outlives its parent."""
+"""Jobs side by side and on a cluster: all end, each with its record's status, and none outlives its parent."""
 
 from __future__ import annotations
 
@@ -11,20 +11,31 @@ from pathlib import Path
 
 import pytest
 
-from peftlab.comparison.jobs import Job, run_locally, run_on_cluster
+from peftlab.comparison.pool import run_locally, run_on_cluster
 from peftlab.errors import UsageError
+from peftlab.runs.jobs import Job
 
-# Stands in for Python: tells what it was called with, and ends as the recipe's name says. A scheduler's own
+# Takes the place of Python: prints what it was called with, and ends as the recipe's name says. A scheduler's own
 # worker gets the real one.
 STAND_IN = """#!/usr/bin/env bash
 case "$*" in *"-m submitit"*) exec PYTHON "$@";; esac
 echo "called: $*" >&2
+for word in "$@"; do case "$word" in run.output=*) output="${word#run.output=}";; esac; done
+record() {
+  mkdir -p "$output"; echo '{"schema": 1}' > "$output/.peftlab"
+  echo '{"status": "'$1'", "name": "x", "recipe": {}, "environment": {}, "error": '"$2"'}' > "$output/result.json"
+}
 case "$*" in
   *fails*) echo "peftlab: error: no such thing" >&2; exit 5;;
+  *diverges*) record diverged '"a loss is not finite"'; echo "a last word" >&2; exit 6;;
   *sleeps*) trap 'echo saved >&2; exit 143' TERM; for i in $(seq 600); do sleep 0.1; done;;
 esac
+record finished null
 echo "threads ${OMP_NUM_THREADS:-all}" >&2
 """
+ENDINGS = {"good": ("finished", None), "fails": ("failed", "no such thing"), "diverges": (
+    "diverged", "a loss is not finite"
+)}  # fmt: skip
 
 
 @pytest.fixture
@@ -37,51 +48,47 @@ def stand_in(tmp_path, monkeypatch):
 
 
 def make_job(folder: Path, name: str) -> Job:
-    return Job(name, Path(f"{name}.yaml"), ("run.seed=1",), folder / "runs" / name, folder / "logs" / f"{name}.txt")
+    return Job(Path(f"{name}.yaml"), ("run.seed=1",), folder / "runs" / name, folder / "logs" / f"{name}.txt")
 
 
-def test_every_job_ends_with_its_exit_code_and_its_last_line(stand_in, tmp_path, monkeypatch):
+def log_of(folder: Path, name: str) -> list[str]:
+    return (folder / "logs" / f"{name}.txt").read_text().splitlines()
+
+
+def test_every_job_ends_as_its_record_says_or_without_one_its_log(stand_in, tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
-    jobs = [make_job(tmp_path, name) for name in ("good", "fails", "other")]
-    ended = {one.job.name: one for one in run_locally(jobs, 2)}
-    assert {name: one.exit_code for name, one in ended.items()} == {"good": 0, "fails": 5, "other": 0}
-    assert ended["fails"].last_line == "peftlab: error: no such thing"
-    assert ended["good"].last_line == "threads 7"
-    called = (tmp_path / "logs" / "good.txt").read_text().splitlines()[0]
-    folder = tmp_path / "runs" / "good"
-    assert called.endswith(f"good.yaml run.seed=1 run.output={folder} --overwrite")
+    endings = {
+        one.job.name: (one.status, one.error) for one in run_locally([make_job(tmp_path, n) for n in ENDINGS], 2)
+    }
+    assert endings == ENDINGS
+    called, *_, last = log_of(tmp_path, "good")
+    assert called.endswith(f"good.yaml run.seed=1 run.output={tmp_path / 'runs' / 'good'} --overwrite")
+    assert last == "threads 7"
 
 
 def test_jobs_side_by_side_share_out_the_cores(stand_in, tmp_path, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     cores = len(os.sched_getaffinity(0))
-    (alone,) = run_locally([make_job(tmp_path, "alone")], 1)
-    (shared,) = run_locally([make_job(tmp_path, "shared")], 2)
-    assert (alone.last_line, shared.last_line) == ("threads all", f"threads {max(1, cores // 2)}")
+    for name, at_once in (("alone", 1), ("shared", 2)):
+        list(run_locally([make_job(tmp_path, name)], at_once))
+    assert log_of(tmp_path, "alone")[-1] == "threads all"
+    assert log_of(tmp_path, "shared")[-1] == f"threads {max(1, cores // 2)}"
 
 
-def test_a_job_with_a_checkpoint_goes_on_from_it(tmp_path):
-    job = make_job(tmp_path, "run")
-    assert job.command[-1] == "--overwrite"
-    checkpoint = job.folder / "checkpoints" / "step-4"
-    checkpoint.mkdir(parents=True)
-    (checkpoint / "MANIFEST.json").touch()
-    assert job.command[-1] == "--resume"
-
-
-def test_jobs_are_told_to_end_when_nobody_waits_for_them_any_more(stand_in, tmp_path):
+def test_jobs_are_ended_when_nobody_waits_for_them_any_more(stand_in, tmp_path):
     running = run_locally([make_job(tmp_path, "sleeps"), make_job(tmp_path, "good")], 2)
     assert next(running).job.name == "good"
     running.close()
-    assert (tmp_path / "logs" / "sleeps.txt").read_text().splitlines()[-1] == "saved"
+    assert log_of(tmp_path, "sleeps")[-1] == "saved"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's parent-death signal")
 def test_jobs_end_when_their_parent_is_killed(stand_in, tmp_path):
     script = (
-        "import sys; from pathlib import Path; from peftlab.comparison.jobs import Job, run_locally\n"
+        "import sys; from pathlib import Path; from peftlab.runs.jobs import Job\n"
+        "from peftlab.comparison.pool import run_locally\n"
         f"sys.executable = {str(stand_in)!r}; folder = Path({str(tmp_path)!r})\n"
-        "list(run_locally([Job('sleeps', Path('sleeps.yaml'), (), folder / 'run', folder / 'log.txt')], 1))"
+        "list(run_locally([Job(Path('sleeps.yaml'), (), folder / 'run', folder / 'log.txt')], 1))"
     )
     python = Path(sys.prefix) / "bin" / "python"
     parent = subprocess.Popen([python, "-c", script], env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})
@@ -101,10 +108,9 @@ def wait_for(condition, seconds: float = 20) -> None:
 
 def test_a_cluster_of_local_workers_runs_the_same_jobs(stand_in, tmp_path):
     pytest.importorskip("submitit", reason="needs the package submitit")
-    jobs = [make_job(tmp_path, name) for name in ("good", "fails")]
-    ended = {one.job.name: one for one in run_on_cluster(jobs, "local", {"timeout_min": 5}, tmp_path / "submitted")}
-    assert {name: one.exit_code for name, one in ended.items()} == {"good": 0, "fails": 5}
-    assert ended["fails"].last_line == "peftlab: error: no such thing"
+    jobs = [make_job(tmp_path, name) for name in ENDINGS]
+    found = run_on_cluster(jobs, "local", {"timeout_min": 5}, tmp_path / "submitted")
+    assert {one.job.name: (one.status, one.error) for one in found} == ENDINGS
 
 
 def test_an_unknown_cluster_or_parameter_is_one_line(tmp_path):

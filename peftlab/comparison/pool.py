@@ -1,0 +1,92 @@
+"""Many jobs at once: on this machine, or through a cluster's scheduler."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from peftlab.errors import MissingRequirementError, UsageError
+from peftlab.runs.jobs import Ending, Job, Running, end_all, run_job, share_of_machine, start
+from peftlab.runs.outcomes import RecordIdentity, identify_record, read_record
+
+POLL_SECONDS = 0.1
+
+
+def run_locally(jobs: Iterable[Job], at_once: int) -> Iterator[Ending]:
+    """Run jobs, `at_once` of them side by side, and yield how each ended as it ends.
+
+    Side by side they share out the CPU's cores and the CUDA devices. Where this process is interrupted or
+    terminated, so are they, and each saves what it can first; where it is killed, they are terminated too (Linux).
+    """
+    waiting = list(jobs)
+    running: dict[int, Running] = {}
+    with exit_on_sigterm():
+        try:
+            while waiting or running:
+                for place in range(at_once):
+                    if waiting and place not in running:
+                        running[place] = start(replace(waiting.pop(0), environment=share_of_machine(place, at_once)))
+                for place, one in list(running.items()):
+                    if ending := one.ending():
+                        del running[place]
+                        yield ending
+                time.sleep(POLL_SECONDS)
+        finally:
+            end_all(list(running.values()))
+
+
+@contextlib.contextmanager
+def exit_on_sigterm() -> Iterator[None]:
+    """Turn SIGTERM into SystemExit, so that `finally` blocks run; put the former handler back."""
+
+    def end(number: int, frame: Any) -> None:
+        raise SystemExit(128 + number)
+
+    former = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, former)
+
+
+def run_on_cluster(jobs: Iterable[Job], cluster: str, options: Mapping[str, Any], logs: Path) -> Iterator[Ending]:
+    """Submit every job through submitit (Slurm, or `local` worker processes) and yield how each ended as it ends.
+
+    `options` are submitit's parameters, such as `slurm_partition`, `gpus_per_node`, `timeout_min`. The folder of
+    the comparison must be on a file system that all machines share. Raises MissingRequirementError, UsageError.
+    """
+    try:
+        import submitit
+    except ImportError:
+        raise MissingRequirementError("--cluster needs the package submitit: pip install 'peftlab[cluster]'") from None
+    try:
+        executor = submitit.AutoExecutor(folder=logs, cluster=cluster)
+        executor.update_parameters(**options)
+    except (ValueError, TypeError, NameError, RuntimeError) as error:
+        raise UsageError(f"--cluster {cluster}: {' '.join(str(error).split())}") from None
+    waiting = {executor.submit(run_job, job): (job, identify_record(job.folder)) for job in jobs}
+    try:
+        while waiting:
+            for submitted in [submitted for submitted in waiting if submitted.done()]:
+                yield read_submitted(submitted, *waiting.pop(submitted))
+            time.sleep(POLL_SECONDS)
+    finally:
+        for submitted in waiting:
+            submitted.cancel(check=False)
+
+
+def read_submitted(submitted: Any, job: Job, record_before: RecordIdentity) -> Ending:
+    """Return how a submitted job ended; one that its scheduler lost has its own record, else the scheduler's error."""
+    failure = submitted.exception()
+    if failure is None:
+        return submitted.result()
+    record = read_record(job.folder) if identify_record(job.folder) != record_before else None
+    if record and record.status != "running":
+        return Ending(job, record.status, record.error, 0.0)
+    lines = str(failure).strip().splitlines()
+    return Ending(job, "failed", lines[-1] if lines else type(failure).__name__, 0.0)

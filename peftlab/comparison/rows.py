@@ -1,0 +1,132 @@
+"""A comparison's table read back from its folder: one row a variant under one budget, with its trials."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from peftlab.comparison.folder import RUNS, read_comparison
+from peftlab.comparison.trials import Trial, read_trial
+from peftlab.reports import ComparisonReport, InferenceReport, ParameterReport, TrialReport, VariantReport
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: a variant under one budget, with `trials` of all seeds at the chosen learning rate.
+
+    `label` is the variant's name, with the budget where the comparison has several; no other row has it.
+    """
+
+    label: str
+    variant: VariantReport
+    trials: list[Trial]
+    sweep: list[Trial]
+
+    @property
+    def name(self) -> str:
+        return self.variant.name
+
+    @property
+    def budget(self) -> str | None:
+        return self.variant.budget
+
+    @property
+    def finished(self) -> list[Trial]:
+        """The finished seeds at the chosen learning rate."""
+        return [trial for trial in self.trials if trial.finished]
+
+    @property
+    def all_trials(self) -> list[Trial]:
+        """All trials, seeds first, each run once."""
+        return list({trial.report.run: trial for trial in (*self.trials, *self.sweep)}.values())
+
+    @property
+    def example(self) -> Trial | None:
+        """A trial that stands for the row's costs: the first finished one, or else the first that has a record."""
+        return next((one for one in (*self.finished, *self.trials, *self.sweep) if one.result is not None), None)
+
+    @property
+    def status(self) -> str:
+        """How many of the seeds finished, and what became of the others."""
+        trials = self.trials or self.sweep
+        lost = [trial.report.status for trial in trials if not trial.finished]
+        count = f"{len(trials) - len(lost)} of {len(trials)}"
+        return f"{count} ({', '.join(dict.fromkeys(lost)).replace('_', ' ')})" if lost else count
+
+    @property
+    def parameters(self) -> ParameterReport | None:
+        return self.example.parameters if self.example else None
+
+    @property
+    def inference(self) -> InferenceReport | None:
+        """What the result costs in use, of the first seed that measured it."""
+        results = [trial.result for trial in self.finished if trial.result]
+        return next((result.inference for result in results if result.inference), None)
+
+    def latency(self, state: str) -> float | None:
+        """Return a forward pass's time `unmerged` or `merged` as a multiple of the base model's."""
+        seconds = self.inference.seconds if self.inference else {}
+        return seconds[state] / seconds["base"] if state in seconds and seconds.get("base") else None
+
+
+@dataclass(frozen=True)
+class Table:
+    """A comparison as its folder has it; `problems` are lines on what could not be read."""
+
+    folder: Path
+    report: ComparisonReport
+    rows: list[Row]
+    problems: list[str]
+
+    @property
+    def metric(self) -> str:
+        return self.report.metric
+
+    @property
+    def budgets(self) -> list[str | None]:
+        return list(dict.fromkeys(row.budget for row in self.rows))
+
+    def of_budget(self, budget: str | None) -> list[Row]:
+        return [row for row in self.rows if row.budget == budget]
+
+    def trials(self) -> Iterator[tuple[Row, Trial, str]]:
+        """Yield each row's runs once and what for: a `seed` at the chosen learning rate, or the `sweep`."""
+        for row in self.rows:
+            seeds = {trial.report.run for trial in row.trials}
+            yield from ((row, trial, "seed") for trial in row.trials)
+            yield from ((row, trial, "sweep") for trial in row.sweep if trial.report.run not in seeds)
+
+
+def read_table(folder: Path) -> Table:
+    """Return the table in a comparison's folder. Raises StorageError where there is none, or it is damaged."""
+    report = read_comparison(folder)
+    problems: list[str] = []
+    known: dict[str, Trial] = {}
+
+    def read(reports: list[TrialReport]) -> list[Trial]:
+        return [_read_once(folder / RUNS, one, known, problems) for one in reports]
+
+    labels = zip(_labels(report), report.variants, strict=True)
+    rows = [Row(label, variant, read(variant.trials), read(variant.sweep)) for label, variant in labels]
+    return Table(folder, report, rows, problems)
+
+
+def _labels(report: ComparisonReport) -> list[str]:
+    """Return a name for every variant that no other has."""
+    several = len({variant.budget for variant in report.variants}) > 1
+    names = [f"{v.name} ({v.budget})" if several and v.budget else v.name for v in report.variants]
+    count = Counter(names)
+    return [name if count[name] == 1 else f"{name} #{place}" for place, name in enumerate(names, start=1)]
+
+
+def _read_once(folder: Path, report: TrialReport, known: dict[str, Trial], problems: list[str]) -> Trial:
+    """Return a trial; a run directory that several trials share is read once, and none outside `folder`."""
+    path = folder / report.run
+    if not path.resolve().is_relative_to(folder.resolve()):
+        problems.append(f"run {report.run!r} is outside {folder} and is not read")
+        return Trial(report)
+    if report.run not in known:
+        known[report.run] = read_trial(path, report, problems)
+    return replace(known[report.run], report=report)

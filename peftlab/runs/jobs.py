@@ -1,0 +1,200 @@
+"""Recipes run in processes of their own: how one is started, waited for and ended."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+from peftlab.errors import PeftlabError
+from peftlab.runs.outcomes import ERROR_PREFIX, RecordIdentity, identify_record, read_outcome
+
+GRACE_SECONDS = 60.0
+PR_SET_PDEATHSIG = 1
+
+# Modules that a run needs and that take long to import: a warm job is forked from a server that has them.
+WARM_MODULES = [
+    "peftlab.runs.run", "datasets", "matplotlib.figure", "transformers.models.llama.modeling_llama",
+    "peft.tuners.lora.bnb",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Job:
+    """A process that runs `recipe` with `overrides` into the run directory `folder`; what it prints goes to `log`.
+
+    `environment` is added to this process's own. `resume` None resumes from a checkpoint where there is one, and
+    overwrites otherwise. `title` is what people call it, `python` the interpreter.
+    """
+
+    recipe: Path
+    overrides: tuple[str, ...]
+    folder: Path
+    log: Path
+    environment: Mapping[str, str] = field(default_factory=dict)
+    resume: bool | None = None
+    title: str = ""
+    python: str = field(default_factory=lambda: sys.executable)
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def resumes(self) -> bool:
+        return any(self.folder.glob("checkpoints/*/MANIFEST.json")) if self.resume is None else self.resume
+
+    @property
+    def arguments(self) -> list[str]:
+        """The overrides, the last of which is the run directory."""
+        return [*self.overrides, f"run.output={self.folder.resolve()}"]
+
+    @property
+    def command(self) -> list[str]:
+        train = [self.python, "-m", "peftlab", "train", str(self.recipe.resolve()), *self.arguments]
+        return [*train, "--resume" if self.resumes else "--overwrite"]
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a job ended: `status` and `error` of its record (`failed` and the reason without one), and its seconds."""
+
+    job: Job
+    status: str
+    error: str | None
+    seconds: float
+
+
+@dataclass
+class Running:
+    """A job whose process has started; `record_before` identifies the record that lay there before."""
+
+    job: Job
+    process: subprocess.Popen | BaseProcess
+    record_before: RecordIdentity
+    started: float
+
+    @property
+    def exit_code(self) -> int | None:
+        """The exit code, minus the signal's number where one killed it; None while it runs."""
+        return self.process.poll() if isinstance(self.process, subprocess.Popen) else self.process.exitcode
+
+    def wait(self, seconds: float | None = None) -> Ending | None:
+        """Return how the job ended, None where it still runs after so many seconds."""
+        if isinstance(self.process, subprocess.Popen):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(seconds)
+        else:
+            self.process.join(seconds)
+        return self.ending()
+
+    def ending(self) -> Ending | None:
+        """Return how the job ended, None while it runs."""
+        code = self.exit_code
+        if code is None:
+            return None
+        status, error = read_outcome(self.job.folder, self.job.log, code, self.record_before)
+        return Ending(self.job, status, error, time.monotonic() - self.started)
+
+
+def run_job(job: Job, warm: bool = False) -> Ending:
+    """Run a job and return how it ended."""
+    running = start(job, warm)
+    try:
+        ending = running.wait()
+    except BaseException:
+        end_all([running])
+        raise
+    assert ending is not None, "waiting has no limit"
+    return ending
+
+
+def start(job: Job, warm: bool = False) -> Running:
+    """Start a job: as a command line, or `warm`, which saves seconds of imports but cannot change torch's threads."""
+    job.log.parent.mkdir(parents=True, exist_ok=True)
+    before, started = identify_record(job.folder), time.monotonic()
+    return Running(job, fork(job) if warm else spawn(job), before, started)
+
+
+def spawn(job: Job) -> subprocess.Popen:
+    """Start the job's command line; on Linux it gets SIGTERM when this process dies."""
+    with open(job.log, "w", encoding="utf-8") as log:
+        return subprocess.Popen(
+            job.command,
+            stdout=subprocess.DEVNULL,
+            stderr=log,
+            env=os.environ | job.environment,
+            preexec_fn=die_with_parent if sys.platform == "linux" else None,
+        )
+
+
+_libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+
+def die_with_parent() -> None:
+    """Ask the kernel for SIGTERM when the parent dies, so that a killed parent leaves no run behind."""
+    if _libc:
+        _libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def fork(job: Job) -> BaseProcess:
+    """Fork a process from the server that has imported peftlab and done nothing else, and run the job in it."""
+    context = multiprocessing.get_context("forkserver")
+    # Where there is a CUDA device, importing bitsandbytes opens it, and an open one does not survive a fork.
+    context.set_forkserver_preload([] if list_cuda_devices() else [__name__, *WARM_MODULES])
+    process = context.Process(target=_train, args=(job, job.resumes))
+    process.start()
+    return process
+
+
+def _train(job: Job, resume: bool) -> None:
+    """Do in this process what the job's command line does."""
+    os.environ.update(job.environment)
+    with open(job.log, "wb") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+    from peftlab.recipe.load import load_recipe
+    from peftlab.runs.run import train
+
+    try:
+        train(load_recipe(job.recipe, job.arguments), name=job.recipe.stem, resume=resume, overwrite=not resume)
+    except PeftlabError as error:
+        print(f"{ERROR_PREFIX}{error}", file=sys.stderr, flush=True)
+        sys.exit(error.exit_code)
+
+
+def end_all(running: Sequence[Running], grace_seconds: float = GRACE_SECONDS) -> None:
+    """Ask processes to end, give them time to save, then kill them."""
+    for one in running:
+        one.process.terminate()
+    until = time.monotonic() + grace_seconds
+    for one in running:
+        if one.wait(max(0.0, until - time.monotonic())) is None:
+            one.process.kill()
+            one.wait()
+
+
+def share_of_machine(place: int, at_once: int) -> dict[str, str]:
+    """Return the environment of the job at `place` of `at_once`: its share of the cores, and its CUDA device."""
+    share: dict[str, str] = {}
+    if at_once > 1 and "OMP_NUM_THREADS" not in os.environ:
+        share["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // at_once))
+    named = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    devices = named or list_cuda_devices()
+    if at_once > 1 and len(devices) > 1:
+        share["CUDA_VISIBLE_DEVICES"] = devices[place % len(devices)]
+    return share
+
+
+def list_cuda_devices() -> list[str]:
+    """Return the CUDA devices' numbers, without importing torch."""
+    return [path.name.removeprefix("nvidia") for path in sorted(Path("/dev").glob("nvidia[0-9]*"))]

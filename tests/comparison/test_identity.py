@@ -1,0 +1,61 @@
+"""The hash of a run: what changes it and what does not, and that runs recorded by an earlier version are found."""
+
+from __future__ import annotations
+
+import json
+from hashlib import sha256
+from typing import Literal
+
+import pytest
+from pydantic import BaseModel
+
+from peftlab.comparison.identity import describe_section, hash_run
+from peftlab.recipe.load import load_recipe
+
+# Of the recipe's values alone, as the version that first recorded runs hashed them.
+FIRST_HASHES = {
+    "tiny/adapters": "7de0f771a6d1b039",
+    "tiny/bitfit": "d9e8721e0f48c28e",
+    "tiny/full": "b7ec29518702fee8",
+    "tiny/lora": "8c51c47bd4ca9720",
+    "tiny/prefix": "3445740ac2271e6d",
+    "tiny/qlora": "dcbbeb340c59e0bc",
+    "minilm/lora": "8d2cd1de6b5e1ee2",
+}
+
+
+@pytest.mark.parametrize("name", FIRST_HASHES)
+def test_a_recipe_has_the_hash_that_it_was_first_recorded_under(name):
+    values = describe_section(load_recipe(f"recipes/{name}.yaml"))
+    assert sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16] == FIRST_HASHES[name]
+
+
+@pytest.mark.parametrize("override", ["run.output=elsewhere", "run.log_every=3", "evaluation.latency=true"])
+def test_where_a_run_is_stored_and_how_it_is_watched_does_not_count(override):
+    assert hash_run(load_recipe("recipes/tiny/lora.yaml", [override])) == hash_run(
+        load_recipe("recipes/tiny/lora.yaml")
+    )
+
+
+@pytest.mark.parametrize("override", ["run.seed=1", "method.rank=4", "evaluation.generation.beams=2"])
+def test_what_a_run_computes_counts(override):
+    assert hash_run(load_recipe("recipes/tiny/lora.yaml", [override])) != hash_run(
+        load_recipe("recipes/tiny/lora.yaml")
+    )
+
+
+def test_a_field_that_came_later_counts_only_where_it_is_not_its_default():
+    class Optimizer(BaseModel):
+        type: Literal["adamw"] = "adamw"
+        eps: float = 1e-8
+
+    class Training(BaseModel):
+        steps: int
+        optimizer: Optimizer = Optimizer()
+        added: int = 3
+
+    assert describe_section(Training(steps=1), "training") == {"steps": 1, "optimizer": "adamw"}
+    changed = Training(steps=1, optimizer=Optimizer(eps=1e-6), added=4)
+    assert describe_section(changed, "training") == {
+        "steps": 1, "optimizer": {"type": "adamw", "eps": 1e-6}, "added": 4,
+    }  # fmt: skip

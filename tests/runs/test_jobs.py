@@ -1,0 +1,93 @@
+"""A run in a process of its own: its outcome is its record's, and only without one its exit status's or its log's."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from peftlab.reports import RunResult
+from peftlab.runs.directory import RunDirectory
+from peftlab.runs.jobs import Job, run_job
+from peftlab.runs.outcomes import identify_record, name_signal, read_outcome
+
+# Takes the place of Python: writes a record that is still running and a line of progress, then ends by a signal.
+KILLED = """#!/usr/bin/env bash
+for word in "$@"; do case "$word" in run.output=*) output="${word#run.output=}";; esac; done
+mkdir -p "$output"; echo '{"schema": 1}' > "$output/.peftlab"
+echo '{"status": "running", "name": "x", "recipe": {}, "environment": {}}' > "$output/result.json"
+echo "step 1/2 loss 7.04" >&2
+kill -SIGNAL $$
+"""
+
+
+@pytest.fixture
+def job(tmp_path):
+    return Job(tmp_path / "recipe.yaml", (), tmp_path / "run", tmp_path / "log.txt")
+
+
+def write_record(job: Job, status: str, error: str | None = None) -> None:
+    record = RunResult(status=status, name="x", recipe={}, environment={}, error=error)
+    RunDirectory.claim(job.folder).write_result(record)
+
+
+@pytest.mark.parametrize(("name", "told"), [
+    ("KILL", "killed by SIGKILL (the system may have run out of memory); its log is "),
+    ("SEGV", "killed by SIGSEGV; its log is "),
+])  # fmt: skip
+def test_a_run_that_a_signal_killed_says_so_and_not_its_last_line_of_progress(tmp_path, monkeypatch, name, told):
+    python = tmp_path / "python"
+    python.write_text(KILLED.replace("SIGNAL", name))
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    ending = run_job(Job(Path("recipe.yaml"), (), tmp_path / "run", tmp_path / "log.txt"))
+    assert (ending.status, ending.error) == ("failed", f"{told}{tmp_path / 'log.txt'}")
+
+
+@pytest.mark.parametrize(("status", "error", "exit_code"), [
+    ("finished", None, 0), ("diverged", "a loss is not finite", 6), ("interrupted", "stopped after step 1", 143),
+    ("finished", None, -signal.SIGKILL),
+])  # fmt: skip
+def test_a_record_that_is_complete_decides_whatever_was_printed(job, status, error, exit_code):
+    write_record(job, status, error)
+    job.log.write_text("peftlab: error: something else\n")
+    assert read_outcome(job.folder, job.log, exit_code, None) == (status, error)
+
+
+@pytest.mark.parametrize("exit_code", [2, -signal.SIGKILL])
+def test_the_record_of_an_earlier_attempt_does_not_stand_for_one_that_failed_before_its_own(job, exit_code):
+    write_record(job, "diverged", "of the earlier attempt")
+    before = identify_record(job.folder)
+    job.log.write_text("noise\npeftlab: error: data.train: no such file\n\n")
+    expected = "data.train: no such file" if exit_code > 0 else f"killed by {name_signal(9)}; its log is {job.log}"
+    assert read_outcome(job.folder, job.log, exit_code, before) == ("failed", expected)
+    write_record(job, "diverged", "of this attempt")
+    assert read_outcome(job.folder, job.log, 6, before) == ("diverged", "of this attempt")
+
+
+def test_a_finished_run_that_is_resumed_leaves_its_record_and_is_finished(job):
+    write_record(job, "finished")
+    assert read_outcome(job.folder, job.log, 0, identify_record(job.folder)) == ("finished", None)
+
+
+def test_without_a_record_the_log_ends_the_message(job):
+    job.log.write_text("Segmentation rules\n")
+    told = f"exit code 7 and no complete record; its log {job.log} ends with: Segmentation rules"
+    assert read_outcome(job.folder, job.log, 7, None) == ("failed", told)
+    job.log.unlink()
+    assert read_outcome(job.folder, job.log, 7, None)[1].endswith("ends with: (nothing)")
+
+
+def test_a_signal_without_a_name_has_its_number():
+    assert name_signal(signal.SIGSEGV) == "SIGSEGV" and name_signal(250) == "signal 250"
+
+
+def test_a_job_resumes_from_a_checkpoint_unless_told_otherwise(job):
+    assert job.command[-1] == "--overwrite"
+    checkpoint = job.folder / "checkpoints" / "step-4"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "MANIFEST.json").touch()
+    assert job.command[-1] == "--resume"
+    assert Job(job.recipe, (), job.folder, job.log, resume=False).command[-1] == "--overwrite"
