@@ -1,8 +1,9 @@
-"""What all tests share: no hub, quiet libraries, and where optional data lies."""
+"""What all tests share: no hub, quiet libraries, and where optional data is found."""
 
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -13,12 +14,18 @@ import pytest  # noqa: E402
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
+def pytest_configure(config):
+    """Hide CUDA devices before torch looks for them, unless their tests are asked for: the others are the CPU's."""
+    if not re.search(r"(?<!not )\bgpu\b", config.option.markexpr):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 def pytest_collection_modifyitems(items):
     import torch
 
     if torch.cuda.is_available():
         return
-    skip = pytest.mark.skip(reason="needs a CUDA device")
+    skip = pytest.mark.skip(reason="needs a CUDA device, and pytest -m gpu, which shows it")
     for item in items:
         if "gpu" in item.keywords:
             item.add_marker(skip)
