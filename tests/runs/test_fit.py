@@ -16,14 +16,14 @@ from peftlab.runs.display import NoDisplay
 from peftlab.runs.identity import recipe_changes, refuse_changed_recipe
 from peftlab.runs.run import train
 from peftlab.training.rows import StepRows
-from tests.runs.recipes import short_sections
+from tests.runs.recipes import shallow_sections
 
 STEPS = 3
 
 
 def run(folder, **changes):
     """Train with `training.fit` and return result, notes and the clipped gradients of the first step."""
-    sections = short_sections("bitfit", folder, steps=STEPS, batch_size=6, clip=0.5, fit=True)
+    sections = shallow_sections("bitfit", folder, steps=STEPS, batch_size=6, clip=0.5, fit=True)
     sections["run"]["plan"] = "refuse"
     for section, values in changes.items():
         sections[section] |= values
