@@ -12,6 +12,34 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest  # noqa: E402
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+# Parallel workers take whole groups of files, in this order; a file that is not named is a group of its own and comes
+# after them. The longest come first, so that all workers end together. Files of one group share what is costly to
+# make: the server that forks warm processes, and the reports of two comparisons.
+GROUPS = {
+    "processes": (
+        "runs/test_launch.py",
+        "runs/test_kills.py",
+        "runs/test_verify.py",
+        "cli/test_processes.py",
+        "methods/test_storage.py",
+        "models/test_build.py",
+        "memory/test_plan.py",
+    ),
+    "predictions": ("memory/test_predict.py",),
+    "memory": ("memory/test_phases.py",),
+    "lab": ("comparison/test_lab.py",),
+    "reports": (
+        "comparison/test_report.py",
+        "comparison/test_report_browser.py",
+        "comparison/test_tables.py",
+        "comparison/test_findings.py",
+    ),
+    "resume": ("runs/test_resume.py",),
+    "runs": ("runs/test_run.py",),
+    "directories": ("faults/test_directories.py",),
+}
+GROUP_OF = {file: group for group, files in GROUPS.items() for file in files}
+RANKS = {file: rank for rank, file in enumerate(GROUP_OF)}
 
 
 def pytest_configure(config):
@@ -20,7 +48,25 @@ def pytest_configure(config):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
+    spread_over_workers(items)
+    skip_without_cuda(items)
+
+
+def spread_over_workers(items) -> None:
+    """Order the tests and mark their groups, for `--dist loadgroup --no-loadscope-reorder`."""
+    items.sort(key=lambda item: RANKS.get(file_of(item), len(RANKS)))
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(GROUP_OF.get(file_of(item), file_of(item))))
+
+
+def file_of(item) -> str:
+    """Return the path of a test's file below this folder."""
+    return item.path.relative_to(Path(__file__).parent).as_posix()
+
+
+def skip_without_cuda(items) -> None:
     import torch
 
     if torch.cuda.is_available():

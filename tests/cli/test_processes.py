@@ -10,6 +10,7 @@ import pytest
 
 from peftlab.cli.app import run
 from peftlab.reports import RunResult
+from tests.runs.recipes import shallow_model
 
 from .commands import REPOSITORY, TINY, answer_apart, peftlab
 
@@ -74,7 +75,8 @@ def trained(tmp_path_factory):
     """A run of two steps, and what `train --json` printed."""
     folder = tmp_path_factory.mktemp("run") / "tiny"
     done = peftlab(
-        "train", TINY, "training.steps=2", "training.batch_size=2", "data.evaluation_rows=4", "run.log_every=1",
+        "train", TINY, f"model.name={shallow_model()}", "training.steps=2", "training.batch_size=2",
+        "data.evaluation_rows=4", "run.log_every=1",
         "evaluation.generation.max_new_tokens=4", f"run.output={folder}", "--json",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
