@@ -20,7 +20,7 @@ from peftlab.recipe.dump import dump_recipe
 from peftlab.recipe.schema import Recipe
 from peftlab.runs.jobs import Ending
 from peftlab.runs.outcomes import read_outcome
-from tests.runs.recipes import short_recipe, short_sections
+from tests.runs.recipes import shallow_recipe, shallow_sections
 
 
 def test_the_first_steps_are_not_in_the_pace():
@@ -54,7 +54,7 @@ def in_process(monkeypatch):
 
 
 def test_seconds_are_solved_by_the_pace_of_a_real_short_run(in_process, tmp_path, capfd):
-    sections = short_sections("bitfit", tmp_path / "run", warmup=500, steps=1000)
+    sections = shallow_sections("bitfit", tmp_path / "run", warmup=500, steps=1000)
     sections["run"]["save_every"] = 1
     sections["data"] |= {"test": "builtin:docstrings[test]", "test_rows": 9}
     recipe = Recipe.model_validate(sections)
@@ -69,7 +69,7 @@ def test_seconds_are_solved_by_the_pace_of_a_real_short_run(in_process, tmp_path
 
 
 def test_a_run_that_cannot_measure_gives_its_error(in_process, tmp_path, capfd):
-    sections = short_sections("bitfit", tmp_path / "run")
+    sections = shallow_sections("bitfit", tmp_path / "run")
     sections["data"]["train"] = str(tmp_path / "missing.csv")
     with pytest.raises(UsageError, match=r"the run that measures the step time failed: .*missing\.csv"):
         apply_budget(Recipe.model_validate(sections), parse_budget("seconds=60"))
@@ -84,7 +84,7 @@ def test_beside_other_jobs_the_pace_is_measured_with_a_share_of_the_cores(monkey
         return Ending(job, "failed", "no room", 1.0)
 
     monkeypatch.setattr(seconds, "run_job", fail)
-    (tmp_path / "bitfit.yaml").write_text(dump_recipe(short_recipe("bitfit", tmp_path / "run")))
+    (tmp_path / "bitfit.yaml").write_text(dump_recipe(shallow_recipe("bitfit", tmp_path / "run")))
     variants = list_variants([tmp_path / "bitfit.yaml"], [])
     for jobs in (1, 2):
         settings = Settings(budgets=("seconds=60",), seeds=(0,), jobs=jobs)

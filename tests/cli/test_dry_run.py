@@ -13,17 +13,21 @@ from peftlab.cli.render_rows import MARK, render_row, text_lines
 from peftlab.cli.training import show_dry_run
 from peftlab.recipe.load import load_recipe
 from peftlab.reports import DryRunReport, RowView, Span
+from tests.runs.recipes import shallow_model
 
 from .commands import TINY
 
-SHORT = ["data.train_rows=8", "data.evaluation_rows=4", "data.max_length=64", "training.batch_size=2"]
+
+def short() -> list[str]:
+    rows = ["data.train_rows=8", "data.evaluation_rows=4", "data.max_length=64", "training.batch_size=2"]
+    return [f"model.name={shallow_model()}", *rows]
 
 
 @pytest.fixture
 def dry(tmp_path, monkeypatch, capfd):
     """Make a dry run in an empty folder and return its one JSON object."""
     monkeypatch.chdir(tmp_path)
-    assert run(["train", str(TINY), *SHORT, "--dry-run", "--json"]) == 0
+    assert run(["train", str(TINY), *short(), "--dry-run", "--json"]) == 0
     return DryRunReport.model_validate_json(capfd.readouterr().out, extra="ignore")
 
 
@@ -33,7 +37,7 @@ def test_a_dry_run_shows_what_a_run_would_start_with_and_leaves_nothing(dry, tmp
     assert predicted.phases["steady_step"] == pytest.approx(measured.phases["steady_step"], rel=0.02)
     assert dry.parameters.trainable > 0 and len(dry.rows) == 3
     monkeypatch.setenv("NO_COLOR", "1")
-    show_dry_run(load_recipe(TINY, SHORT), dry)
+    show_dry_run(load_recipe(TINY, short()), dry)
     shown = capfd.readouterr().out.splitlines()
     assert "  train_rows: 8" in shown
     assert any(line.startswith(MARK) for line in shown)

@@ -10,8 +10,9 @@ import pytest
 
 from peftlab.cli.app import run
 from peftlab.reports import RunResult
+from tests.runs.recipes import shallow_model
 
-from .commands import REPOSITORY, TINY, peftlab
+from .commands import REPOSITORY, TINY, answer_apart, peftlab
 
 HEAVY = {"torch", "transformers", "peft", "accelerate", "bitsandbytes", "datasets", "numpy", "rich"}
 PROBE = """
@@ -74,7 +75,8 @@ def trained(tmp_path_factory):
     """A run of two steps, and what `train --json` printed."""
     folder = tmp_path_factory.mktemp("run") / "tiny"
     done = peftlab(
-        "train", TINY, "training.steps=2", "training.batch_size=2", "data.evaluation_rows=4", "run.log_every=1",
+        "train", TINY, f"model.name={shallow_model()}", "training.steps=2", "training.batch_size=2",
+        "data.evaluation_rows=4", "run.log_every=1",
         "evaluation.generation.max_new_tokens=4", f"run.output={folder}", "--json",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -89,11 +91,11 @@ def test_train_prints_its_result_as_one_object_and_its_progress_elsewhere(traine
     assert "2/2" in done.stderr
 
 
-def test_a_run_is_evaluated_in_a_fresh_process_as_at_its_end(trained):
+def test_a_run_is_evaluated_in_a_fresh_process_as_at_its_end(trained, tmp_path):
     folder, done = trained
-    found = peftlab("evaluate", folder, "--json")
+    found = answer_apart("evaluate", folder, log=tmp_path / "log")
     after = json.loads(done.stdout)["metrics"]["after"]
-    assert json.loads(found.stdout)["metrics"]["loss"] == pytest.approx(after["loss"], rel=1e-5)
+    assert found["metrics"]["loss"] == pytest.approx(after["loss"], rel=1e-5)
 
 
 def test_a_run_generates_text(trained, capfd):

@@ -20,7 +20,7 @@ from peftlab.recipe.schema import Recipe
 from peftlab.reports import RunResult
 from peftlab.runs.directory import RunDirectory
 from peftlab.runs.jobs import Ending
-from tests.runs.recipes import short_recipe, short_sections
+from tests.runs.recipes import shallow_recipe, shallow_sections, short_recipe
 
 RATES = (1e-3, 1e-2, 1e-1)
 
@@ -216,12 +216,12 @@ def test_what_cannot_be_compared_is_one_line(variants, tmp_path):
 
 
 def test_real_runs_lie_in_the_folder_with_what_they_printed(tmp_path):
-    good = short_sections("bitfit", tmp_path / "unused", steps=2)
+    good = shallow_sections("bitfit", tmp_path / "unused", steps=2)
     good["run"]["plan"] = "report"
     good["data"] |= {"test": 4, "general": "builtin:prose[test[:2]]"}
     files = [tmp_path / "good.yaml", tmp_path / "bad.yaml"]
     files[0].write_text(dump_recipe(Recipe.model_validate(good)))
-    bad = short_recipe("full", tmp_path / "unused", learning_rate=1e30, schedule="constant")
+    bad = shallow_recipe("full", tmp_path / "unused", learning_rate=1e30, schedule="constant")
     files[1].write_text(dump_recipe(bad))
     folder = tmp_path / "out"
     settings = Settings(rates=None, rate_factors=(1.0,), seeds=(0,), jobs=2)

@@ -87,6 +87,13 @@ class User:
         return Answer(code, captured.out, captured.err.splitlines(), found)
 
 
+def train_once(folder: Path, *overrides: str, method: str = "adapters", code: int = 0) -> Path:
+    """Return the directory of a run that ended with this exit code, for tests that change a copy of it."""
+    user = User(folder, capture=None)
+    assert run(["train", str(user.recipe(method)), *overrides]) == code
+    return user.output
+
+
 @pytest.fixture
 def user(tmp_path, capfd) -> User:
     return User(tmp_path, capfd)

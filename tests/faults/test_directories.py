@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from .conftest import train_once
+
 NOBODY = 65534
 
 
@@ -30,11 +32,15 @@ def unprivileged():
         os.seteuid(0)
 
 
-@pytest.fixture
-def stopped(user):
+@pytest.fixture(scope="module")
+def stopped_once(tmp_path_factory):
     """A run that stopped after its first step, with a checkpoint."""
-    assert user.train("run.save_every=1", "run.stop_after=1").code == 11
-    return user.output
+    return train_once(tmp_path_factory.mktemp("stopped"), "run.save_every=1", "run.stop_after=1", code=11)
+
+
+@pytest.fixture
+def stopped(user, stopped_once):
+    return shutil.copytree(stopped_once, user.output)
 
 
 @pytest.mark.parametrize("option", [[], ["--overwrite"], ["--resume"]])

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from .conftest import TINY
+from .conftest import TINY, train_once
 
 WEIGHTS = "model.safetensors"
 ADAPTER = {"peft_type": "LORA", "base_model_name_or_path": "somebody/else", "r": 8, "target_modules": ["q_proj"]}
@@ -121,11 +121,16 @@ def test_an_unknown_architecture_lists_the_known_ones(user, refused):
     assert "does not know the layers of 'mpt'" in line and "it knows bert, " in line
 
 
-@pytest.fixture
-def trained(user):
+@pytest.fixture(scope="module")
+def trained_once(tmp_path_factory):
     """A LoRA run, its embedding trained through the one name that it shares with the head."""
-    assert user.train("method.unfreeze=[embed_tokens]", "data.evaluation=2", method="lora").code == 0
-    return user.output
+    overrides = "method.unfreeze=[embed_tokens]", "data.evaluation=2"
+    return train_once(tmp_path_factory.mktemp("trained"), *overrides, method="lora")
+
+
+@pytest.fixture
+def trained(user, trained_once):
+    return shutil.copytree(trained_once, user.output)
 
 
 def test_a_tied_embedding_that_trained_comes_back_in_both_places(user, trained):

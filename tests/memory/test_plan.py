@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import subprocess
-import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from peftlab.errors import ModelError, UsageError
 from peftlab.memory.blueprint import build_blueprint
+from peftlab.world.hardware import resident_peak_bytes
 from peftlab.memory.predict import predict
 from peftlab.methods import METHODS
 from peftlab.parameters.shape import shape_of
+from peftlab.recipe.schema import Recipe
 from peftlab.runs.plan import plan, plan_methods, relative_step_time
+from tests.apart import call_apart
 from tests.memory.real import CPU, LABELS, supervised_share, tiny_recipe, track, write_model
 from tests.methods.tiny import tiny_model
 
@@ -89,19 +91,19 @@ def test_a_model_that_cannot_be_built_is_told_in_one_line(tmp_path):
     assert "\n" not in str(error.value)
 
 
+def print_plan_and_peak(path: Path) -> None:
+    recipe = Recipe.model_validate_json(path.read_text())
+    print(plan(recipe, "A100-80GB", device="cuda").model_dump_json(), resident_peak_bytes(), sep="\n")
+
+
 def test_an_8b_plan_takes_under_3_gibibytes(tmp_path):
     model = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], **LLAMA_8B}
     (tmp_path / "config.json").write_text(json.dumps(model), encoding="utf-8")
     recipe = tiny_recipe(tmp_path, {"type": "lora"}, 2048, batch_size=1)
     (tmp_path / "recipe.json").write_text(recipe.model_dump_json(), encoding="utf-8")
-    code = (
-        "import sys; from peftlab.world.hardware import resident_peak_bytes\n"
-        "from peftlab.recipe.schema import Recipe; from peftlab.runs.plan import plan\n"
-        "recipe = Recipe.model_validate_json(open(sys.argv[1]).read())\n"
-        "print(plan(recipe, 'A100-80GB', device='cuda').model_dump_json(), resident_peak_bytes(), sep='\\n')"
-    )
-    command = [sys.executable, "-c", code, str(tmp_path / "recipe.json")]
-    *_, answer, peak_bytes = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+    log = tmp_path / "log"
+    assert call_apart(print_plan_and_peak, tmp_path / "recipe.json", log=log) == 0, log.read_text()
+    *_, answer, peak_bytes = log.read_text().splitlines()
     report = json.loads(answer)
     assert report["categories"]["frozen_weights"] == pytest.approx(2 * 8.03e9, rel=0.01)
     assert report["fits"] is True

@@ -1,8 +1,7 @@
-"""What is saved and loaded again, here and (run as a module, with a folder) in a fresh process."""
+"""What is saved and loaded again, here and in a fresh process."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import torch
@@ -64,7 +63,7 @@ def logits_of(model) -> torch.Tensor:
     return model.eval()(**tiny_batch()).logits.contiguous()
 
 
-def main(folder: Path) -> None:
+def load_all(folder: Path) -> None:
     """Load every saved case, with peftlab and where PEFT knows it with PEFT alone, and write the logits."""
     from peft import PeftModel
 
@@ -76,7 +75,3 @@ def main(folder: Path) -> None:
             loaded = logits_of(PeftModel.from_pretrained(base_of(label, head_seed=7)[0], place))
             logits[f"{label} by peft"] = loaded[:, -logits[label].shape[1] :].contiguous()
     save_file(logits, folder / "logits.safetensors")
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

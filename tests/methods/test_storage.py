@@ -1,9 +1,6 @@
 """Saved weights: loaded in a fresh process they give the same logits, and what does not fit is refused."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +10,8 @@ from safetensors.torch import load_file, save_file
 from peftlab.errors import StorageError
 from peftlab.methods import Adapters, BitFit, LoRA
 from peftlab.parameters.trainable import trainable_parameters
-from tests.methods.saved import CASES, PLAIN_PEFT, base_of, logits_of
+from tests.apart import call_apart
+from tests.methods.saved import CASES, PLAIN_PEFT, base_of, load_all, logits_of
 from tests.methods.tiny import tiny_batch
 
 CONTEXT = {"base_model": {"name": "tiny", "revision": None, "fingerprint": "abc"}, "labels": None}
@@ -40,10 +38,8 @@ def saved(tmp_path_factory):
         place = folder / label.replace(" ", "_")
         place.mkdir()
         method.save(model, place, CONTEXT)
-    root = Path(__file__).parents[2]
-    environment = {**os.environ, "PYTHONPATH": str(root), "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-W", "ignore", "-m", "tests.methods.saved", str(folder)]
-    subprocess.run(command, check=True, cwd=root, env=environment, timeout=300)
+    log = folder / "log"
+    assert call_apart(load_all, folder, log=log) == 0, log.read_text()
     return folder, here, load_file(folder / "logits.safetensors")
 
 

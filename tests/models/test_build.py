@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
+import time
+from pathlib import Path
 
 import pytest
 
 from peftlab.errors import ModelError
+from peftlab.world.hardware import resident_peak_bytes
 from peftlab.models.build import build_meta
+from peftlab.parameters.report import parameter_report
 from peftlab.recipe.schema import Model
+from tests.apart import call_apart
 
 LLAMA_405B = {
     "model_type": "llama",
@@ -23,25 +25,24 @@ LLAMA_405B = {
     "vocab_size": 128256,
     "tie_word_embeddings": False,
 }
-# Prints the count, the processor seconds of building and counting (a busy machine has others to serve), and the
-# peak memory of the process, as /proc has it: what getrusage says includes the parent's, from which it was forked.
-COUNT = """
-import sys, time
-from peftlab.world.hardware import resident_peak_bytes
-from peftlab.models.build import build_meta
-from peftlab.parameters.report import parameter_report
-from peftlab.recipe.schema import Model
-started = time.process_time()
-total = parameter_report(build_meta(Model(name=sys.argv[1]))[0]).total
-print(total, time.process_time() - started, resident_peak_bytes())
-"""
+
+
+def print_count(folder: Path) -> None:
+    """Print the count, the processor seconds of building and counting, and the process's peak memory.
+
+    Processor seconds, because a busy machine has others to serve; the peak as /proc has it, because what getrusage
+    says includes the parent's, from which the process was forked.
+    """
+    started = time.process_time()
+    total = parameter_report(build_meta(Model(name=str(folder)))[0]).total
+    print(total, time.process_time() - started, resident_peak_bytes())
 
 
 def test_405_billion_parameters_are_counted_in_seconds_and_little_memory(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(LLAMA_405B))
-    command = [sys.executable, "-c", COUNT, str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ)
-    total, seconds, peak_bytes = done.stdout.split()
+    log = tmp_path / "log"
+    assert call_apart(print_count, tmp_path, log=log) == 0, log.read_text()
+    total, seconds, peak_bytes = log.read_text().split()
     assert int(total) == 405_853_388_800
     assert float(seconds) < 10 and int(peak_bytes) < 2 * 1024**3
 

@@ -30,7 +30,7 @@ from peftlab.recipe.schema import Recipe
 from peftlab.runs.directory import RunDirectory
 from peftlab.runs.jobs import Job, start
 from peftlab.runs.verify import differing, load_final
-from tests.runs.recipes import short_sections
+from tests.runs.recipes import shallow_sections
 
 STEPS = 6
 # The longest that writing a checkpoint takes here, or nearly.
@@ -54,7 +54,7 @@ class Figures:
 
 def recipe_for(folder: Path) -> Recipe:
     """A run with a checkpoint at every step, dropout and a warm-up, over rows that it goes through twice."""
-    sections = short_sections("lora", folder, steps=STEPS, batch_size=2, warmup=4)
+    sections = shallow_sections("lora", folder, steps=STEPS, batch_size=2, warmup=4)
     sections["method"] = sections["method"] | {"dropout": 0.1}
     sections["data"] = {"train": "builtin:docstrings[train]", "train_rows": 11, "max_length": 32}
     sections["run"] |= {"save_every": 1, "log_every": 1}

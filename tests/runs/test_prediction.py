@@ -9,11 +9,11 @@ from peftlab.reports import PHASES, MemoryReport
 from peftlab.runs.directory import RunDirectory
 from peftlab.runs.display import NoDisplay
 from peftlab.runs.run import train
-from tests.runs.recipes import short_recipe
+from tests.runs.recipes import shallow_recipe
 
 
 def planned(method, folder, plan="refuse"):
-    recipe = short_recipe(method, folder, steps=1)
+    recipe = shallow_recipe(method, folder, steps=1)
     return recipe.model_copy(update={"run": recipe.run.model_copy(update={"plan": plan})})
 
 

@@ -12,20 +12,19 @@ import pytest
 
 from peftlab.errors import StoppedError, StorageError
 from peftlab.methods import METHODS
-from peftlab.models.reference import resolve
 from peftlab.recipe.schema import Recipe
 from peftlab.runs.directory import RunDirectory
 from peftlab.runs.display import NoDisplay
 from peftlab.runs.run import train
 from peftlab.runs.verify import differing, load_final
-from tests.runs.recipes import short_sections
+from tests.runs.recipes import shallow_model, shallow_sections
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
-    """The shipped model with dropout in its attention, so that every method draws random numbers."""
+    """A small model with dropout in its attention, so that every method draws random numbers."""
     folder = tmp_path_factory.mktemp("model") / "tiny"
-    shutil.copytree(resolve("builtin:tiny").folder, folder)
+    shutil.copytree(shallow_model(), folder)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"attention_dropout": 0.1}))
     return folder
@@ -33,7 +32,7 @@ def model(tmp_path_factory) -> Path:
 
 def recipe(method, folder, run=None, model=None, **training) -> Recipe:
     """Six steps of four rows over twelve: an epoch ends with step 3, inside the warm-up."""
-    sections = short_sections(method, folder, **{"gradient_accumulation": 2, "batch_size": 2, "warmup": 4} | training)
+    sections = shallow_sections(method, folder, **{"gradient_accumulation": 2, "batch_size": 2, "warmup": 4} | training)
     sections["run"] |= {"save_every": 3} | (run or {})
     sections["data"] |= {"train_rows": 12, "evaluation_rows": 4, "max_length": 32}
     sections["evaluation"] = {"generation": {"examples": 0}}

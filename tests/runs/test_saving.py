@@ -18,7 +18,7 @@ from peftlab.runs import checkpoints, run
 from peftlab.runs.directory import RunDirectory
 from peftlab.runs.display import NoDisplay
 from peftlab.runs.run import train
-from tests.runs.recipes import short_sections
+from tests.runs.recipes import shallow_sections
 from tests.training.test_trackers import Fragile
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
@@ -26,7 +26,7 @@ FULL = OSError(errno.ENOSPC, "No space left on device")
 
 def recipe(folder, **settings) -> Recipe:
     """Four steps of two short rows, each with a checkpoint, and no evaluation."""
-    sections = short_sections("bitfit", folder, steps=4, batch_size=2)
+    sections = shallow_sections("bitfit", folder, steps=4, batch_size=2)
     sections["data"] = {"train": "builtin:docstrings[train]", "train_rows": 6, "max_length": 32}
     sections["run"] |= {"save_every": 1, "keep_checkpoints": 4, "log_every": 1} | settings
     return Recipe.model_validate(sections)
@@ -100,7 +100,7 @@ def test_a_disk_that_fills_ends_the_run_with_one_line_and_the_former_checkpoint(
 def test_a_disk_without_room_is_told_before_the_first_step(tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9 - 1000, 1000))
-    with pytest.raises(StorageError, match="a checkpoint needs 9 MB, but only 0 MB are free"):
+    with pytest.raises(StorageError, match="a checkpoint needs 8 MB, but only 0 MB are free"):
         start(tmp_path / "run")
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 

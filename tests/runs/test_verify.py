@@ -6,12 +6,12 @@ from peftlab.errors import UsageError
 from peftlab.recipe.dump import dump_recipe
 from peftlab.recipe.schema import Recipe
 from peftlab.runs.verify import differing, verify_resume
-from tests.runs.recipes import short_sections
+from tests.runs.recipes import shallow_sections
 
 
 def test_verify_resume_proves_a_recipe(tmp_path):
     path = tmp_path / "recipe.yaml"
-    sections = short_sections("adapters", tmp_path / "run", batch_size=2)
+    sections = shallow_sections("adapters", tmp_path / "run", batch_size=2)
     sections["data"] = {"train": "builtin:docstrings[train]", "train_rows": 8, "max_length": 32}
     path.write_text(dump_recipe(Recipe.model_validate(sections)))
     found = verify_resume(path, steps=3, stop_after=1)

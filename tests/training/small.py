@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from peftlab.loss import IGNORED
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from peftlab.data.rows import ShuffledRows
