@@ -72,7 +72,7 @@ def note_best(progress: Progress, metrics: dict[str, float]) -> None:
 
 def agree_to_stop(setup: Setup, step: int) -> bool:
     """Whether to stop after this step: a signal reaches processes at different steps, so they ask each other."""
-    reason = setup.stop.ask(step)
-    if setup.world.processes > 1:
-        setup.stop.reason = reason = setup.world.highest(reason)
-    return reason > 0
+    agreed = setup.world.highest(setup.stop.ask(step))
+    if agreed:  # else a signal that came during the exchange would be lost; it counts at the next step
+        setup.stop.reason = agreed
+    return agreed > 0
