@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-WARM = ["peftlab.runs.apart", "peft", "datasets", "transformers.models.llama.modeling_llama"]
+WARM = ["peftlab.runs.run", "peft", "datasets", "transformers.models.llama.modeling_llama"]
 
 
 def call_apart(function: Callable[..., object], *arguments: object, log: Path, seconds: float = 120) -> int:

@@ -33,7 +33,8 @@ def measure_latency(
     One number a round: in every round each model passes once, another one first each time, after `WARM_UP_ROUNDS`
     that do not count.
     """
-    names, seconds = list(models), {name: [] for name in models}
+    names = list(models)
+    seconds: dict[str, list[float]] = {name: [] for name in models}
     with contextlib.ExitStack() as stack:
         for model in models.values():
             stack.enter_context(evaluation_mode(model))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,7 +90,7 @@ class CheckpointSaver:
         held = encode_state(capture_shared_state(setup), "state", copy=beside)
         progress = setup.progress
         protected = {*self._resumed, progress.step, progress.best_step or progress.step}
-        self.writer.start(lambda step=progress.step: self._write(step, held, processes, protected))
+        self.writer.start(partial(self._write, progress.step, held, processes, protected))
         if not beside:
             self.writer.wait()
 

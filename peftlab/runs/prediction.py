@@ -99,10 +99,10 @@ def count_on(recipe: Recipe, world: World) -> int:
 
 def refuse_too_large(recipe: Recipe, report: MemoryReport, forecast: Forecast) -> None:
     """Raise OutOfMemoryError, naming what would fit, for a run that will not."""
-    changes = remedies(recipe, report.capacity_bytes, forecast)
+    changes = remedies(recipe, forecast.capacity_bytes, forecast)
     report.remedies = [change.describe() for change in changes]
     ways = f"these fit: {'; '.join(report.remedies)}" if changes else "no smaller batch, length or method would fit"
     raise OutOfMemoryError(
-        f"this run needs {format_bytes(report.needed_bytes)}, and there are {format_bytes(report.capacity_bytes)}; "
+        f"this run needs {format_bytes(report.needed_bytes)}, and there are {format_bytes(forecast.capacity_bytes)}; "
         f"{ways}; run.plan=report starts all the same"
     )

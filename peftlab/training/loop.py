@@ -79,5 +79,7 @@ def note_best(progress: Progress, metrics: dict[str, float]) -> None:
 
 def agree_to_stop(setup: Setup, step: int) -> bool:
     """Whether to stop after this step: a signal reaches processes at different steps, so they ask each other."""
-    setup.stop.reason = setup.world.highest(setup.stop.ask(step))
-    return setup.stop.reason > 0
+    reason = setup.world.highest(setup.stop.ask(step))
+    if reason > 0:  # else a signal that arrived meanwhile, which the next step asks about, would be lost
+        setup.stop.reason = reason
+    return reason > 0

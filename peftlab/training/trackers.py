@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,7 +19,7 @@ class Trackers:
         self.note = note
         self.trackers: list[Tracker] = []
         for name in names:
-            opened, _ = self._guard(str(name), lambda name=name: world.open_trackers([name], project, folder))
+            opened, _ = self._guard(str(name), partial(world.open_trackers, [name], project, folder))
             self.trackers += opened or []
 
     def log(self, numbers: dict[str, float], step: int) -> None:
@@ -28,7 +29,7 @@ class Trackers:
         self._each(lambda tracker: tracker.finish())
 
     def _each(self, act: Callable[[Tracker], Any]) -> None:
-        self.trackers = [one for one in self.trackers if self._guard(one.name, lambda one=one: act(one))[1]]
+        self.trackers = [one for one in self.trackers if self._guard(one.name, partial(act, one))[1]]
 
     def _guard(self, name: str, act: Callable[[], Result]) -> tuple[Result | None, bool]:
         """Return what `act` returns and whether it succeeded."""

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 PARALLEL = "PARALLELISM_CONFIG_"
 # What each size of accelerate's parallelism config divides, and the strategy that this makes.
 PARALLELISMS = {
-    "DP_SHARD_SIZE": ("fsdp2", "sharded data parallel"),
     "TP_SIZE": ("tensor", "tensor parallel"),
     "CP_SIZE": ("context", "context parallel"),
     "SP_SIZE": ("sequence", "sequence parallel"),
+    "DP_SHARD_SIZE": ("fsdp2", "FSDP 2"),
 }
 
 
@@ -26,6 +26,10 @@ class Request:
 
 def requested_strategy(environment: Mapping[str, str]) -> Request | None:
     """Return the strategy that accelerate's launcher or a user asks for; None for data parallel or one process."""
+    # Before FSDP and DeepSpeed, which accelerate can combine with these: they alone would not do what is asked for.
+    for size, (strategy, title) in PARALLELISMS.items():
+        if count(environment, PARALLEL + size) > 1:
+            return Request(strategy, title, PARALLEL + size)
     if is_on(environment, "ACCELERATE_USE_DEEPSPEED"):
         stage = environment.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "")
         known = stage in ("1", "2", "3")
@@ -36,9 +40,6 @@ def requested_strategy(environment: Mapping[str, str]) -> Request | None:
         return Request(f"fsdp{version}", f"FSDP {version}", "ACCELERATE_USE_FSDP")
     if is_on(environment, "ACCELERATE_USE_MEGATRON_LM"):
         return Request("megatron", "Megatron-LM", "ACCELERATE_USE_MEGATRON_LM")
-    for size, (strategy, title) in PARALLELISMS.items():
-        if count(environment, PARALLEL + size) > 1:
-            return Request(strategy, title, PARALLEL + size)
     if is_on(environment, "ACCELERATE_USE_PARALLELISM_CONFIG"):
         return Request("mesh", "a mesh of devices", "ACCELERATE_USE_PARALLELISM_CONFIG")
     return None

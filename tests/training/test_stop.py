@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import time
+from types import SimpleNamespace
 
 import pytest
 
 from peftlab.training import stop as stop_module
+from peftlab.training.loop import agree_to_stop
 from peftlab.training.stop import Stop
 
 
@@ -91,3 +93,15 @@ def test_a_step_that_the_recipe_names_is_the_last(monkeypatch):
     stop = Stop(last_step=3)
     assert boundary_of_stopping(Clock(monkeypatch), stop, [1.0] * 5) == 3.0
     assert stop.why == "run.stop_after"
+
+
+def test_a_signal_that_comes_while_processes_agree_stops_them_after_the_next_step():
+    def interrupted(number: int) -> int:
+        signal.raise_signal(signal.SIGTERM)
+        return number
+
+    with Stop(echo_seconds=3.0) as stop:
+        setup = SimpleNamespace(stop=stop, world=SimpleNamespace(highest=interrupted))
+        assert not agree_to_stop(setup, 1), "the other processes have agreed to continue"
+        setup.world.highest = lambda number: number
+        assert agree_to_stop(setup, 2) and stop.signal == signal.SIGTERM
