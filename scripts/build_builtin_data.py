@@ -213,8 +213,8 @@ The labels follow a rule; no person has checked each of them:
 - `EXC`: an exception, built in or of these modules. Most end in Error, so spelling alone nearly decides this kind.
 
 A dotted name is one span of several words. A sentence with a name that the rule cannot decide about is left out, which
-makes the data somewhat easier than running text. So are sentences of more than {longest} words, and most of those without
-any name. Not labelled: attributes, modules, and parameters of other functions that are English words.
+makes the data somewhat easier than running text. Also left out are sentences of more than {longest} words, and most of
+those without any name. Not labelled: attributes, modules, and parameters of other functions that are English words.
 
 Changes made to the text: docstrings cut into sentences and words, markup removed, tags added.
 """
