@@ -1,4 +1,4 @@
-"""Builds `builtin:docstrings`, `builtin:topics` and `builtin:prose` from the running Python's standard library.
+"""Builds `builtin:docstrings`, `topics`, `identifiers` and `prose` from the running Python's standard library.
 
 Run: python scripts/build_builtin_data.py            (writes them under peftlab/builtin/)
 """
@@ -10,26 +10,17 @@ import ast
 import hashlib
 import json
 import platform
-import random
 import re
 import textwrap
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from stdlib_corpus import (
-    TASK_MARKER,
-    TOPICS,
-    is_test_file,
-    iterate_sources,
-    list_corpus_files,
-    standard_library,
-    top_level_module,
-)
+from identifier_rows import WORDS, build_identifiers, describe_counts
+from stdlib_corpus import TASK_MARKER, TOPICS, list_corpus_files, standard_library
+from stdlib_definitions import Definition, Documented, Function, Place, iterate_definitions, shuffled
 
 BUILTIN = Path(__file__).resolve().parent.parent / "peftlab" / "builtin"
-Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 PROMPT_CHARACTERS = 420
 COMPLETION_CHARACTERS = (16, 110)
@@ -44,50 +35,7 @@ PROSE_CHARACTERS = (400, 1500)
 PROSE_ROWS_PER_MODULE = 20
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where a definition stands: topic, split, dotted module and the names of the definitions around it."""
-
-    topic: str
-    split: str
-    module: str
-    outer: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Definition:
-    place: Place
-    node: ast.Module | ast.ClassDef | Function
-    lines: list[str]
-
-
-def split_of_modules() -> dict[str, tuple[str, str]]:
-    return {m: (topic, split) for topic, splits in TOPICS.items() for split, names in splits.items() for m in names}
-
-
-def iterate_definitions(root: Path) -> Iterator[Definition]:
-    """Yield modules, classes and functions of all task modules in the order of path and line."""
-    homes = split_of_modules()
-    for relative in iterate_sources(root):
-        home = homes.get(top_level_module(relative))
-        if home is None or is_test_file(relative):
-            continue
-        source = (root / relative).read_text(encoding="utf-8")
-        module = ".".join(relative.with_suffix("").parts).removesuffix(".__init__")
-        yield from walk_definitions(ast.parse(source), Place(*home, module), source.splitlines())
-
-
-def walk_definitions(node: ast.AST, place: Place, lines: list[str]) -> Iterator[Definition]:
-    if isinstance(node, ast.Module | ast.ClassDef | Function):
-        yield Definition(place, node, lines)
-    inner = place
-    if isinstance(node, ast.ClassDef | Function):
-        inner = Place(place.topic, place.split, place.module, (*place.outer, node.name))
-    for child in ast.iter_child_nodes(node):
-        yield from walk_definitions(child, inner, lines)
-
-
-def first_line(node: ast.AST) -> str | None:
+def first_line(node: Documented) -> str | None:
     """Return a docstring's first line if it is one whole sentence worth predicting."""
     lines = (ast.get_docstring(node) or "").strip().splitlines()
     if not lines:
@@ -98,15 +46,14 @@ def first_line(node: ast.AST) -> str | None:
     return line if plain and fits else None
 
 
-def source_without_docstring(definition: Definition) -> str | None:
+def source_without_docstring(node: Function, lines: list[str]) -> str | None:
     """Return a function's dedented source, docstring removed; None where nothing but the docstring is in it."""
-    node = definition.node
     docstring = node.body[0]
     if len(node.body) == 1 or docstring.lineno == node.lineno:
         return None
     start = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
-    before = definition.lines[start - 1 : docstring.lineno - 1]
-    after = definition.lines[docstring.end_lineno : node.end_lineno]
+    before = lines[start - 1 : docstring.lineno - 1]
+    after = lines[docstring.end_lineno : node.end_lineno]
     kept = [line.rstrip().expandtabs(8) for line in before + after if line.strip()]
     return textwrap.dedent("\n".join(kept))
 
@@ -119,13 +66,12 @@ def cut_source(source: str, characters: int) -> str | None:
     return f"{kept}\n    ..." if kept.count("\n") >= 1 else None
 
 
-def docstring_row(definition: Definition) -> dict[str, str] | None:
-    completion = first_line(definition.node)
-    source = source_without_docstring(definition) if completion else None
-    if not source or source.lstrip().startswith("'") or completion in source:
+def docstring_row(node: Function, place: Place, lines: list[str]) -> dict[str, str] | None:
+    completion = first_line(node)
+    source = source_without_docstring(node, lines) if completion else None
+    if not completion or not source or source.lstrip().startswith("'") or completion in source:
         return None
-    place = definition.place
-    name = ".".join((*place.outer, definition.node.name))
+    name = ".".join((*place.outer, node.name))
     header = f"# {place.module}: {name}\n"
     body = cut_source(source, PROMPT_CHARACTERS - len(header))
     if body is None:
@@ -136,22 +82,23 @@ def docstring_row(definition: Definition) -> dict[str, str] | None:
 
 def build_docstrings(definitions: list[Definition], known: set[tuple[str, str]]) -> dict[str, list[dict[str, str]]]:
     """Build both splits; a (name, completion) pair occurs once overall and nowhere in the pretraining text."""
-    seen, rows = set(known), {"train": [], "test": []}
+    seen = set(known)
+    rows: dict[str, list[dict[str, str]]] = {"train": [], "test": []}
     per_module: Counter[str] = Counter()
     for definition in shuffled(definitions):
-        if not isinstance(definition.node, Function):
+        node, place = definition.node, definition.place
+        row = docstring_row(node, place, definition.lines) if isinstance(node, Function) else None
+        if row is None:
             continue
-        row, place = docstring_row(definition), definition.place
-        pair = (definition.node.name, row["completion"].strip()) if row else None
-        top = place.module.partition(".")[0]
-        if row and pair not in seen and per_module[top] < ROWS_PER_MODULE[place.split]:
+        pair = (row["name"].rpartition(".")[2], row["completion"].strip())
+        if pair not in seen and per_module[place.top_level] < ROWS_PER_MODULE[place.split]:
             seen.add(pair)
-            per_module[top] += 1
+            per_module[place.top_level] += 1
             rows[place.split].append(row)
     return {split: sort_rows(split_rows) for split, split_rows in rows.items()}
 
 
-def topic_text(node: ast.AST) -> str | None:
+def topic_text(node: Documented) -> str | None:
     """Return a docstring's first paragraph on one line if it is long enough to tell a topic by."""
     paragraph = re.split(r"\n\s*\n", (ast.get_docstring(node) or "").strip())[0]
     text = " ".join(paragraph.split())
@@ -175,7 +122,7 @@ def build_topics(definitions: list[Definition]) -> dict[str, list[dict[str, str]
     return {split: sort_rows(split_rows) for split, split_rows in rows.items()}
 
 
-def prose_text(node: ast.AST) -> str | None:
+def prose_text(node: Documented) -> str | None:
     """Return a long docstring, cut after the last paragraph that fits."""
     shortest, longest = PROSE_CHARACTERS
     text = "\n".join(line.rstrip() for line in (ast.get_docstring(node) or "").strip().splitlines())
@@ -191,22 +138,15 @@ def build_prose(definitions: list[Definition]) -> dict[str, list[dict[str, str]]
     per_module: Counter[str] = Counter()
     for definition in shuffled(definitions):
         text, place = prose_text(definition.node), definition.place
-        top = place.module.partition(".")[0]
-        if place.split == "test" and text and text not in seen and per_module[top] < PROSE_ROWS_PER_MODULE:
+        is_new = place.split == "test" and text not in seen
+        if text and is_new and per_module[place.top_level] < PROSE_ROWS_PER_MODULE:
             seen.add(text)
-            per_module[top] += 1
+            per_module[place.top_level] += 1
             rows.append({"text": text, "module": place.module})
     return {"test": sort_rows(rows)}
 
 
-def shuffled(definitions: list[Definition]) -> list[Definition]:
-    """Fixed shuffle with the test split first, so that a text in both splits' reach goes to the held-out one."""
-    mixed = list(definitions)
-    random.Random(0).shuffle(mixed)
-    return sorted(mixed, key=lambda definition: definition.place.split)
-
-
-def sort_rows(rows: list[dict[str, str]]) -> list[dict[str, str]]:
+def sort_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: tuple(row.values()))
 
 
@@ -223,7 +163,7 @@ def read_corpus_pairs(root: Path) -> set[tuple[str, str]]:
     return pairs
 
 
-def write_split(path: Path, rows: list[dict[str, str]]) -> str:
+def write_split(path: Path, rows: list[dict[str, Any]]) -> str:
     """Write rows as json lines and return the line of the README's table about them."""
     text = "".join(json.dumps(row, ensure_ascii=True) + "\n" for row in rows)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -255,6 +195,29 @@ Each row has `text` (the first paragraph of the docstring of a module, class or 
 files share no top-level module, and no text occurs twice, so what is measured is the topic and not the memory of a
 module.
 """
+IDENTIFIERS_README = """# builtin:identifiers
+
+Find the names in a sentence of documentation: parameters, classes, exceptions and functions. Each row has `words`,
+`tags` (BIO2, one a word) and `module`. The sentences and list items come from the docstrings of modules, classes and
+functions. The markup that marked a name (quotes, backquotes, asterisks, roles, empty parentheses) is removed, so that
+context and spelling have to decide. The three files share no top-level module, and no sentence occurs twice.
+
+{counts}
+
+The labels follow a rule; no person has checked each of them:
+- `PARAM`: a name of the function's own signature (for a class: of its `__init__`), `self` included. A name that is also
+  an English word (`file`, `name`) counts where the text marks it, where "argument" or the like follows, or where it is
+  a subject without a determiner ("if name is"). After a determiner ("the file") it is a plain noun.
+- `TYPE`: a class of these modules, or a built-in type whose name is not an English word (`str`, not `list`).
+- `FUNC`: a name that the text calls, as in `read()`, or gives in a :func: or :meth: role.
+- `EXC`: an exception, built in or of these modules. Most end in Error, so spelling alone nearly decides this kind.
+
+A dotted name is one span of several words. A sentence with a name that the rule cannot decide about is left out, which
+makes the data somewhat easier than running text. Also left out are sentences of more than {longest} words, and most of
+those without any name. Not labelled: attributes, modules, and parameters of other functions that are English words.
+
+Changes made to the text: docstrings cut into sentences and words, markup removed, tags added.
+"""
 PROSE_README = """# builtin:prose
 
 Running text to measure forgetting on: the long docstrings of the modules that `builtin:docstrings` and
@@ -278,9 +241,11 @@ def main() -> None:
     definitions = list(iterate_definitions(root))
     docstrings = build_docstrings(definitions, read_corpus_pairs(root))
     topics = build_topics(definitions)
+    identifiers = {split: sort_rows(rows) for split, rows in build_identifiers(definitions).items()}
     for name, intro, splits in (
         ("docstrings", DOCSTRINGS_README, docstrings),
         ("topics", TOPICS_README, topics),
+        ("identifiers", IDENTIFIERS_README.format(counts=describe_counts(identifiers), longest=WORDS[1]), identifiers),
         ("prose", PROSE_README, build_prose(definitions)),
     ):
         lines = [write_split(output / name / f"{split}.jsonl", rows) for split, rows in splits.items()]

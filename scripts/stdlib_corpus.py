@@ -8,7 +8,8 @@ import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
-# Topic -> split -> top-level modules. A module stands in one split of one topic, for both built-in data sets.
+# Topic -> split -> top-level modules. A module is in one split of one topic, for all built-in data sets; `identifiers`
+# takes its evaluation split out of the training modules.
 # pdb is left out on purpose: its manual is part of pydoc_data, which the tiny model reads.
 TOPICS: dict[str, dict[str, tuple[str, ...]]] = {
     "internet": {

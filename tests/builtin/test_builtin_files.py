@@ -17,7 +17,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 REPOSITORY = Path(__file__).resolve().parents[2]
 BUILTIN = REPOSITORY / "peftlab" / "builtin"
 ROW_KEYS = {"docstrings": ["module", "name", "prompt", "completion"], "topics": ["text", "label", "module"]}
-LIMIT_BYTES = {"tiny": 8_000_000, "docstrings": 1_500_000, "topics": 600_000, "prose": 200_000}
+LIMIT_BYTES = {
+    "tiny": 8_000_000,
+    "docstrings": 1_500_000,
+    "topics": 600_000,
+    "identifiers": 800_000,
+    "prose": 200_000,
+}
 DATA_SETS = sorted(ROW_KEYS)
 
 
