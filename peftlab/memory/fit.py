@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from peftlab.errors import UsageError, nearest
-from peftlab.memory.sizes import format_bytes
+from peftlab.quantities import format_bytes
 from peftlab.recipe.schema import Recipe
 from peftlab.reports import MemoryReport
 

@@ -7,7 +7,8 @@ import math
 from typing import TYPE_CHECKING
 
 from peftlab.errors import DivergedError, LaunchError, OutOfMemoryError, StoppedError, StorageError, one_line
-from peftlab.runs.shortage import explain_shortage, is_shortage
+from peftlab.memory.shortage import is_shortage
+from peftlab.runs.shortage import explain_shortage
 from peftlab.secrets import mask_secrets
 
 if TYPE_CHECKING:

@@ -52,7 +52,8 @@ def measure(run: Run, bench: Bench, model: nn.Module, setup: Setup) -> None:
     run.watch.probe, run.watch.optimizer = Probe(run.accelerator.device), setup.optimizer
     measured = measure_longest(setup, model, held_out(bench, model), run.watch.probe)
     run.result.memory["measured"] = join_reports([bench.load, measured])
-    run.note(describe_memory(run.result.memory))
+    for line in (*measured.notes, describe_memory(run.result.memory)):
+        run.note(line)
     renew_optimizer(setup)
     run.watch.probe, run.watch.optimizer = None, setup.optimizer
     run.recorder.start(setup.steps)
