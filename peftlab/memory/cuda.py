@@ -15,7 +15,7 @@ SNAPSHOT_EVENTS = 200_000
 
 
 def reset_peaks(device: torch.device) -> None:
-    """Reset the allocator's peaks; does nothing on the CPU."""
+    """Start the allocator's peaks anew; nothing on the CPU."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 

@@ -8,11 +8,14 @@ Kinds may alternate, such as attention with and without a window.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
-from peftlab.memory.private import attention_windows
+from peftlab.memory.private import layer_types
+from peftlab.parameters.trainable import find_base
 
 # The first and last two layers of a kind have places of their own in a step: three and four of them differ in one.
 KEPT = 3
@@ -34,9 +37,11 @@ class Stack:
     def __init__(self, model: nn.Module):
         self.parent, self.name, layers = find_layers(model)
         self.layers = list(layers)
+        types = layer_types(find_base(model)[1])
+        self.types = types if len(types) == len(self.layers) else ("",) * len(self.layers)
         kinds: dict[tuple, list[int]] = {}
         for index, kind in enumerate(_kinds(self.layers)):
-            kinds.setdefault(kind, []).append(index)
+            kinds.setdefault((self.types[index], *kind), []).append(index)
         self.runs = list(kinds.values())
 
     @property
@@ -50,9 +55,15 @@ class Stack:
             count = min(len(run), KEPT + (number == longer))
             indices = [*run[: count - 1], run[-1]]
             kept += [(index, LayerPlace(number, _places(i, count))) for i, index in enumerate(indices)]
-        found = [(self.layers[index], place) for index, place in sorted(kept, key=lambda one: one[0])]
-        self._put([layer for layer, _ in found])
-        return found
+        kept.sort(key=lambda one: one[0])
+        self._put(self._shortened({index for index, _ in kept}))
+        return [(self.layers[index], place) for index, place in kept]
+
+    def _shortened(self, kept: set[int]) -> list[nn.Module]:
+        """Return the kept layers, in their own positions where a model of several types looks types up by those."""
+        if len(set(self.types)) < 2:
+            return [self.layers[index] for index in sorted(kept)]
+        return [layer if index in kept else _Skipped(layer) for index, layer in enumerate(self.layers)]
 
     def restore(self) -> None:
         self._put(self.layers)
@@ -74,6 +85,20 @@ class Stack:
         return part + growth
 
 
+class _Skipped(nn.Module):
+    """Passes hidden states on in the position of a layer that is not traced; has that layer's attributes."""
+
+    def __init__(self, layer: nn.Module):
+        super().__init__()
+        self.__dict__["layer"] = layer  # not a submodule: its parameters must not count
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["layer"], name)
+
+    def forward(self, hidden_states: torch.Tensor, *_, **__) -> torch.Tensor:
+        return hidden_states
+
+
 def find_layers(model: nn.Module) -> tuple[nn.Module, str, nn.ModuleList]:
     """Return the parent, the name and the list that holds most of the model's parameters."""
     lists = [
@@ -89,13 +114,13 @@ def find_layers(model: nn.Module) -> tuple[nn.Module, str, nn.ModuleList]:
 
 
 def _kinds(layers: list[nn.Module]) -> list[tuple]:
-    """Return for each layer what its memory depends on: parameters, windows, and whether gradients reach it."""
+    """Return for each layer what its memory depends on: parameters, and whether gradients reach it."""
     reached, found = False, []
     for layer in layers:
         named = list(layer.named_parameters())
         reached = reached or any(p.requires_grad for _, p in named)
         parameters = ((name, tuple(p.shape), p.dtype, p.requires_grad) for name, p in named)
-        found.append((reached, attention_windows(layer), *parameters))
+        found.append((reached, *parameters))
     return found
 
 

@@ -15,7 +15,7 @@ from peftlab.memory.private import quantisation_tensors
 from peftlab.reports import DevicePhase, MemoryReport
 
 PROC = Path("/proc/self")
-# Limit and usage of a container, in the two generations of Linux control groups.
+# What a container may take and takes, in the two generations of Linux control groups.
 CONTROL_GROUPS = (
     (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
     (Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"), Path("/sys/fs/cgroup/memory/memory.usage_in_bytes")),
@@ -29,7 +29,7 @@ def tensor_bytes(tensors: Iterable[torch.Tensor | None]) -> int:
 
 
 def free_host_bytes() -> int:
-    """Return the host memory that this process may still use: the machine's, or less in a container."""
+    """Return the host memory that this process may still take: the machine's, or less in a container."""
     free = psutil.virtual_memory().available
     for limit, usage in CONTROL_GROUPS:
         with contextlib.suppress(OSError, ValueError):  # no such group, or "max": no limit
@@ -38,7 +38,7 @@ def free_host_bytes() -> int:
 
 
 def reset_resident_peak() -> None:
-    """Reset the kernel's peak of resident memory (Linux; elsewhere the peak is since the process started)."""
+    """Start the kernel's peak of resident memory anew (Linux; elsewhere the peak is the process's whole life's)."""
     with contextlib.suppress(OSError):
         (PROC / "clear_refs").write_text("5")
 

@@ -39,16 +39,16 @@ REVIEWED = {"torch": ("2.11",)}
 """Versions whose source was read for these interfaces, but that no test has run with."""
 
 
-def untried_versions() -> dict[str, str]:
-    """Return the installed version of every library that these interfaces were not tried with."""
-    found = {}
+def untried_versions() -> list[str]:
+    """Return a line for every installed library whose version these interfaces were not tried with."""
+    found = []
     for name, versions in TRIED.items():
         try:
             installed = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
         if not any(f"{installed}.".startswith(f"{version}.") for version in versions):
-            found[name] = installed
+            found.append(f"{name} {installed}: memory plans were tested with {' and '.join(versions)}")
     return found
 
 
@@ -130,10 +130,14 @@ def last_logits_only(base: nn.Module) -> dict[str, int]:
     return {"logits_to_keep": 1} if supports is not None and supports() else {}
 
 
-def attention_windows(layer: nn.Module) -> tuple[int | None, ...]:
-    """Return the sliding window of each attention in a layer; None where it reads everything."""
-    modules: Iterable[Any] = layer.modules()
-    return tuple(module.sliding_window for module in modules if hasattr(module, "sliding_window"))
+def layer_types(base: nn.Module) -> tuple[str, ...]:
+    """Return what a model's config says of each layer (`full_attention`, `sliding_attention`, ...); empty if nothing.
+
+    Masks are picked by a layer's position in the list, caches by the number that the layer itself keeps.
+    """
+    config = getattr(base, "config", None)
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    return tuple(getattr(config, "layer_types", None) or ())
 
 
 def find_cache(output: Mapping[str, Any]) -> tuple[str, Any]:

@@ -44,7 +44,6 @@ WINDOWED = {
 }
 RECURRENT = {
     "mamba": ("MambaForCausalLM", {**SIZES, "state_size": 8}),
-    "mamba2": ("Mamba2ForCausalLM", {**SIZES, "state_size": 8, "num_heads": 8, "head_dim": 16, "n_groups": 1}),
     "qwen3_next": (
         "Qwen3NextForCausalLM",
         {
@@ -55,7 +54,10 @@ RECURRENT = {
             "linear_num_value_heads": 2,
             "linear_key_head_dim": 16,
             "linear_value_head_dim": 16,
-            "num_experts": 0,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 32,
+            "shared_expert_intermediate_size": 32,
         },
     ),
 }
