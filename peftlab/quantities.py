@@ -13,9 +13,10 @@ def format_change(share: float, decimals: int = 1) -> str:
 
 
 def format_bytes(count: float) -> str:
-    for exponent, unit in ((3, "GiB"), (2, "MiB"), (1, "KiB")):
-        if count >= 1024**exponent:
-            return f"{count / 1024**exponent:.1f} {unit}"
+    """Return bytes in the largest binary unit that they fill: `23.4 GiB`."""
+    for exponent, unit, decimals in ((4, "TiB", 2), (3, "GiB", 1), (2, "MiB", 1), (1, "KiB", 1)):
+        if abs(count) >= 1024**exponent:
+            return f"{count / 1024**exponent:.{decimals}f} {unit}"
     return f"{count:.0f} B"
 
 

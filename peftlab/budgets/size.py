@@ -8,9 +8,9 @@ from typing import Any
 
 from peftlab.budgets.budget import Budget
 from peftlab.budgets.search import Choice, nearest_size
-from peftlab.memory.sizes import format_bytes
 from peftlab.methods import Method
 from peftlab.methods.base import Sizes
+from peftlab.quantities import format_bytes
 from peftlab.recipe.schema import Recipe
 from peftlab.reports import BudgetReport
 from peftlab.runs.bench import check_method

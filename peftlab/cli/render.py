@@ -130,7 +130,8 @@ def render_doctor(found: dict[str, Any]) -> RenderableType:
     versions = plain_table("library", "version")
     for name, version in found["versions"].items():
         versions.add_row(name, version or "not installed")
-    return Group(facts, "", versions, "", methods_table(found))
+    untried = [f"note: {line}" for line in found["untried_versions"]]
+    return Group(facts, "", versions, *untried, "", methods_table(found))
 
 
 def methods_table(found: dict[str, Any]) -> Table:

@@ -1,4 +1,4 @@
-"""What CUDA's caching allocator keeps beyond what tensors use: a simulation of its pools.
+"""What CUDA's caching allocator reserves beyond what tensors use: a simulation of its pools.
 
 Rules: c10/cuda/CUDACachingAllocator.cpp of torch 2.13, one stream, default settings.
 """
@@ -87,7 +87,7 @@ class CachingAllocator:
 def slack_bytes(events: Iterable[tuple[int, int]]) -> int:
     """Return what the allocator has reserved at the end beyond the most that was in use at once.
 
-    `events` are (owner, bytes) in order, bytes negative where the owner gives them back.
+    `events` are (owner, bytes) in order, bytes negative where the owner frees them.
     """
     allocator, peak = CachingAllocator(), 0
     for owner, size in events:

@@ -12,9 +12,9 @@ from unittest import mock
 
 import torch
 from torch.nn import functional
-from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from peftlab.memory.ledger import Ledger
+from peftlab.memory.private import active_mode
 
 _POINTWISE = ("exp", "log", "pow", "rsqrt", "reciprocal", "norm", "sum", "prod", "cumsum", "softmax", "log_softmax")
 _LAYERS = ("layer_norm", "group_norm", "softmax", "log_softmax", "softplus", "cross_entropy", "nll_loss")
@@ -42,7 +42,7 @@ def _widening(function: Callable) -> Callable:
     @functools.wraps(function)
     def widened(*args, **kwargs):
         # Within an operation (its formula for fake tensors) autocast has done its part already.
-        if torch.is_autocast_enabled("cpu") and isinstance(_get_current_dispatch_mode(), Ledger):
+        if torch.is_autocast_enabled("cpu") and isinstance(active_mode(), Ledger):
             args = [_widen(value) for value in args]
             kwargs = {name: _widen(value) for name, value in kwargs.items()}
         return function(*args, **kwargs)

@@ -1,35 +1,38 @@
-"""A recipe's model as the run would hold it, method applied, built from its configuration on fake tensors."""
+"""A recipe's model with its method, as in the run, built from its configuration on fake tensors."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from peftlab.errors import MethodError
 from peftlab.evaluation.metrics import names_that_need
 from peftlab.memory.depth import find_layers
-from peftlab.memory.fakes import BLOCK, FakeModel
+from peftlab.memory.fakes import FakeModel
 from peftlab.memory.generation import Answers
+from peftlab.memory.private import BLOCK
 from peftlab.memory.trace import Workload
 from peftlab.models.build import build_meta
-from peftlab.parameters.shape import count_positions, shape_of
-from peftlab.parameters.trainable import find_base
+from peftlab.parameters.shape import shape_of
 from peftlab.recipe.schema import Model, Recipe
 from peftlab.shapes import ModelShape
 from peftlab.tasks import find_format
 from peftlab.world.dtypes import resolve_dtype, resolve_precision
 
-# What stands for the real attention on a machine that cannot run it: likewise without stored scores.
-STAND_INS = {"flash_attention_2": "sdpa"}
+# Planned in place of an attention that this machine may not be able to run; neither stores scores.
+SUBSTITUTES = {"flash_attention_2": "sdpa"}
 
 
 @dataclass(frozen=True)
 class LoadBytes:
-    """The plain model as it comes from its file, its largest dense weight, and the peak of quantising it in place."""
+    """Bytes of the plain model as read from its file, of its largest dense weight, and the peak of quantising it."""
 
     plain: int
     largest: int
@@ -52,10 +55,9 @@ class Blueprint:
 
     @property
     def positions(self) -> int:
-        """The longest row that the model takes beside the method's virtual tokens."""
-        config = getattr(find_base(self.fake.model)[1], "config", None)
-        positions = count_positions(config) or self.recipe.data.max_length
-        return positions - self.recipe.method.virtual_tokens
+        """The longest row that the model takes beside the method's virtual tokens; sys.maxsize without a limit."""
+        limit = self.shape.positions if self.shape.positions > 0 else sys.maxsize  # a config may say -1 or null
+        return limit - self.recipe.method.virtual_tokens
 
     @property
     def answers(self) -> Answers | None:
@@ -81,7 +83,7 @@ class Blueprint:
             evaluation_rows=evaluation_rows if any((data.evaluation, data.test, data.general)) else 0,
             evaluation_length=length,
             task=recipe.task,
-            padded=training.batch_size > 1 and recipe.model.attention not in STAND_INS,
+            padded=training.batch_size > 1 and recipe.model.attention not in SUBSTITUTES,
             micro_batches=min(training.gradient_accumulation, 2),
             precision=self.precision,
             optimizer=training.optimizer,
@@ -91,7 +93,7 @@ class Blueprint:
 
 
 def count_answers(recipe: Recipe) -> int:
-    """Return how many prompts a run writes answers to at most: examples, and for metrics that compare texts."""
+    """Return the most prompts that a run answers: for examples, and for metrics that compare texts."""
     settings, compared = recipe.evaluation.generation, set(names_that_need("texts"))
     asked = recipe.data.evaluation is not None or recipe.data.test is not None
     if not recipe.task.generates or not find_format(recipe.data.format).prompts or not asked:
@@ -105,14 +107,15 @@ def build_blueprint(
     labels: list[str] | None = None,
     silence_dropout: Callable[[nn.Module], None] | None = None,
 ) -> Blueprint:
-    """Build the recipe's model for `device` without weights and without the device.
+    """Return the recipe's model, built for `device` without weights and without the device.
 
     `silence_dropout` is what the run calls for `training.frozen_dropout: off`. Raises ModelError and
     MethodError as a run would.
     """
-    model, fresh = build_meta(_for_device(recipe.model, device), labels)
+    plain, fresh = build_meta(_for_device(recipe.model, device), labels)
+    model: nn.Module = plain
     shape = shape_of(model, fresh, recipe.model.task)
-    load = _load_bytes(model, shape, recipe.method.base_format)
+    load = _load_bytes(plain, shape, recipe.method.base_format)
     if recipe.method.base_format != "plain":
         _quantize_meta(model, recipe, device)
     if recipe.training.frozen_dropout == "off" and silence_dropout is not None:
@@ -125,7 +128,7 @@ def build_blueprint(
 
 
 class Blueprints:
-    """Blueprints of recipes for one device; the model is built anew only for a recipe that needs another one."""
+    """Blueprints of recipes for one device; the last model is kept for recipes that differ in other sections only."""
 
     def __init__(
         self,
@@ -137,7 +140,11 @@ class Blueprints:
         self._built: tuple[str, Blueprint] | None = None
 
     def __call__(self, recipe: Recipe) -> Blueprint:
-        parts = {"model": True, "method": True, "training": {"gradient_checkpointing", "frozen_dropout"}}
+        parts: dict[str, Any] = {
+            "model": True,
+            "method": True,
+            "training": {"gradient_checkpointing", "frozen_dropout"},
+        }
         key = recipe.model_dump_json(include=parts)
         if self._built is None or self._built[0] != key:
             built = build_blueprint(recipe, self.device, self.labels(recipe), self.silence_dropout)
@@ -145,7 +152,7 @@ class Blueprints:
         return self._built[1].for_recipe(recipe)
 
 
-def _checkpoint(model: nn.Module) -> None:
+def _checkpoint(model: Any) -> None:
     try:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     except ValueError as error:
@@ -154,7 +161,7 @@ def _checkpoint(model: nn.Module) -> None:
 
 def _for_device(section: Model, device: torch.device) -> Model:
     dtype = str(resolve_dtype(section.dtype, device)).removeprefix("torch.")
-    attention = STAND_INS.get(section.attention, section.attention)
+    attention = SUBSTITUTES.get(section.attention, section.attention)
     return section.model_copy(update={"dtype": dtype, "attention": attention})
 
 
@@ -178,7 +185,7 @@ def _quantize_meta(model: nn.Module, recipe: Recipe, device: torch.device) -> No
             module.__class__ = UnalignedLinear4bit
 
 
-def _load_bytes(model: nn.Module, shape: ModelShape, base_format: str) -> LoadBytes:
+def _load_bytes(model: PreTrainedModel, shape: ModelShape, base_format: str) -> LoadBytes:
     plain = sum(p.numel() * p.itemsize for p in model.parameters())
     sites = [site for site in shape.linears if site.role != "head"]
     largest = max((site.n_in * site.n_out for site in sites), default=0) * model.dtype.itemsize
@@ -186,7 +193,7 @@ def _load_bytes(model: nn.Module, shape: ModelShape, base_format: str) -> LoadBy
     for site in sites if base_format != "plain" else []:
         dense = site.n_in * site.n_out * model.dtype.itemsize
         packed = _packed_bytes(site.n_in, site.n_out, base_format)
-        # GPT-2's dense layers are transposed, and what becomes int8 is float16 first: copies that lie beside them.
+        # GPT-2's dense layers are transposed, and what becomes int8 is float16 first: both need a copy.
         passing = dense if isinstance(model.get_submodule(site.name), Conv1D) else 0
         passing += 2 * site.n_in * site.n_out if base_format == "int8" else 0
         highest = max(highest, held + passing + packed)
@@ -195,7 +202,7 @@ def _load_bytes(model: nn.Module, shape: ModelShape, base_format: str) -> LoadBy
 
 
 def _packed_bytes(n_in: int, n_out: int, base_format: str) -> int:
-    """Return a quantised weight's bytes as it is made: its scales are float32, whatever becomes of them."""
+    """Return a quantised weight's bytes when it is made, its scales in float32 even if they are quantised later."""
     count = n_in * n_out
     return count + 4 * n_out if base_format == "int8" else count // 2 + 4 * (count // BLOCK)
 

@@ -1,4 +1,4 @@
-"""What CUDA's allocator and the device itself say: peaks of a phase, fragmentation, and snapshots for the viewer."""
+"""CUDA's own numbers, from its allocator and the device: peaks of a phase, fragmentation, snapshots for the viewer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from peftlab.world.hardware import read_allocator, start_allocation_history, sto
 
 
 def read_phase(device: torch.device) -> DevicePhase | None:
-    """Return what the allocator peaked at since the last reset, and what the whole device holds now; None on a CPU."""
+    """Return the allocator's peaks since the last reset, and the memory used on the whole device; None on a CPU."""
     if device.type != "cuda":
         return None
     return phase_of(*read_allocator(device))
@@ -38,7 +38,7 @@ def refuse_snapshot(wanted: bool, device: torch.device) -> None:
 
 @contextlib.contextmanager
 def snapshot(path: Path | None) -> Iterator[None]:
-    """Record every allocation meanwhile and write them to `path`, also if it ends in an error; nothing without one.
+    """Record every allocation inside and write them to `path`, also after an error; does nothing without a path.
 
     The file opens at pytorch.org/memory_viz. Its format is torch's own and a pickle: the rule that peftlab neither
     writes nor reads pickles is about checkpoints, and this file is only ever written.

@@ -1,54 +1,69 @@
-"""A deep model traced as a shallow one: a few layers stand for the many that are like them.
+"""A deep model traced as a shallow one: a few layers represent all that are equal to them.
 
 Every storage belongs to one layer or to none, so the bytes in use at one place of a step grow by the same
 amount with every further layer of a kind. Tracing a kind three and four times gives that amount, at every event.
+Kinds may alternate, such as attention with and without a window.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from dataclasses import dataclass
-from itertools import groupby
+from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
-# The first and last two layers of a run have places of their own in a step, so that three can be told from four.
+from peftlab.memory.private import layer_types
+from peftlab.parameters.trainable import find_base
+
+# The first and last two layers of a kind have places of their own in a step: three and four of them differ in one.
 KEPT = 3
 
-Segments = dict[Hashable, np.ndarray]
+Segments = dict[tuple, np.ndarray]
 
 
 @dataclass(frozen=True)
 class LayerPlace:
-    """Where a kept layer stands: which run of alike layers, and its places there (0, 1 from the start, -1, -2)."""
+    """The position of a kept layer: which kind it is, and its places there (0, 1 from the start, -1, -2)."""
 
     run: int
     places: tuple[int, ...]
 
 
 class Stack:
-    """The list of a model's layers, and the runs of alike ones in it."""
+    """The list of a model's layers, and the numbers of those of each kind: its runs."""
 
     def __init__(self, model: nn.Module):
         self.parent, self.name, layers = find_layers(model)
         self.layers = list(layers)
-        alike = groupby(range(len(self.layers)), key=_likeness(self.layers).__getitem__)
-        self.runs = [list(group) for _, group in alike]
+        types = layer_types(find_base(model)[1])
+        self.types = types if len(types) == len(self.layers) else ("",) * len(self.layers)
+        kinds: dict[tuple, list[int]] = {}
+        for index, kind in enumerate(_kinds(self.layers)):
+            kinds.setdefault((self.types[index], *kind), []).append(index)
+        self.runs = list(kinds.values())
 
     @property
     def long_runs(self) -> list[int]:
         return [number for number, run in enumerate(self.runs) if len(run) > KEPT]
 
     def keep(self, longer: int | None = None) -> list[tuple[nn.Module, LayerPlace]]:
-        """Put a shortened list into the model, one run a layer longer than the others; return what is in it."""
-        kept: list[tuple[nn.Module, LayerPlace]] = []
+        """Put a shortened list into the model, one kind a layer longer than the others; return what is in it."""
+        kept: list[tuple[int, LayerPlace]] = []
         for number, run in enumerate(self.runs):
             count = min(len(run), KEPT + (number == longer))
             indices = [*run[: count - 1], run[-1]]
-            kept += [(self.layers[index], LayerPlace(number, _places(i, count))) for i, index in enumerate(indices)]
-        self._put([layer for layer, _ in kept])
-        return kept
+            kept += [(index, LayerPlace(number, _places(i, count))) for i, index in enumerate(indices)]
+        kept.sort(key=lambda one: one[0])
+        self._put(self._shortened({index for index, _ in kept}))
+        return [(self.layers[index], place) for index, place in kept]
+
+    def _shortened(self, kept: set[int]) -> list[nn.Module]:
+        """Return the kept layers, in their own positions where a model of several types looks types up by those."""
+        if len(set(self.types)) < 2:
+            return [self.layers[index] for index in sorted(kept)]
+        return [layer if index in kept else _Skipped(layer) for index, layer in enumerate(self.layers)]
 
     def restore(self) -> None:
         self._put(self.layers)
@@ -58,16 +73,30 @@ class Stack:
             setattr(self.parent, self.name, nn.ModuleList(layers))
 
     def extend(self, base: Segments, longer: dict[int, Segments]) -> Segments:
-        """Return the segments of the whole model, from those of the shortest and those with one run longer."""
+        """Return the segments of the whole model, from those of the shortest and those with one more of a kind."""
         return {key: self._extend_one(key, part, longer) for key, part in base.items()}
 
-    def _extend_one(self, key: Hashable, part: np.ndarray, longer: dict[int, Segments]) -> np.ndarray:
+    def _extend_one(self, key: tuple, part: np.ndarray, longer: dict[int, Segments]) -> np.ndarray:
         others = {run: segments[key] for run, segments in longer.items()}
         if any(other.shape != part.shape for other in others.values()):
-            # Something in this place happens once a layer (an optimiser's step): only its peak can be compared.
+            # Something here happens once for each layer (an optimiser's step): only its peak can be compared.
             part, others = _at_peak(part), {run: _at_peak(other) for run, other in others.items()}
         growth = sum((len(self.runs[run]) - KEPT) * (other - part) for run, other in others.items())
         return part + growth
+
+
+class _Skipped(nn.Module):
+    """Passes hidden states on in the position of a layer that is not traced; has that layer's attributes."""
+
+    def __init__(self, layer: nn.Module):
+        super().__init__()
+        self.__dict__["layer"] = layer  # not a submodule: its parameters must not count
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["layer"], name)
+
+    def forward(self, hidden_states: torch.Tensor, *_, **__) -> torch.Tensor:
+        return hidden_states
 
 
 def find_layers(model: nn.Module) -> tuple[nn.Module, str, nn.ModuleList]:
@@ -84,13 +113,14 @@ def find_layers(model: nn.Module) -> tuple[nn.Module, str, nn.ModuleList]:
     return max(lists, key=lambda found: sum(p.numel() for p in found[2].parameters()))
 
 
-def _likeness(layers: list[nn.Module]) -> list[tuple]:
-    """Return for each layer what makes it like another: its parameters, and whether gradients reach it."""
+def _kinds(layers: list[nn.Module]) -> list[tuple]:
+    """Return for each layer what its memory depends on: parameters, and whether gradients reach it."""
     reached, found = False, []
     for layer in layers:
         named = list(layer.named_parameters())
         reached = reached or any(p.requires_grad for _, p in named)
-        found.append((reached, *((name, tuple(p.shape), p.dtype, p.requires_grad) for name, p in named)))
+        parameters = ((name, tuple(p.shape), p.dtype, p.requires_grad) for name, p in named)
+        found.append((reached, *parameters))
     return found
 
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from peftlab.errors import MethodError, UsageError, nearest
-from peftlab.memory.sizes import format_bytes
 from peftlab.methods import METHODS
+from peftlab.quantities import format_bytes
 from peftlab.recipe.schema import Recipe
 from peftlab.reports import MemoryReport
 

@@ -1,4 +1,4 @@
-"""What generating holds where it holds most: the prompts' forward pass, and the last token of the longest answer."""
+"""The memory of generating at its two highest moments: the prompts' forward pass, the longest answer's last token."""
 
 from __future__ import annotations
 
@@ -10,9 +10,16 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from peftlab.errors import ModelError
+from peftlab.memory.private import count_cached, explain_failure, find_cache, last_logits_only, lengthen
+from peftlab.memory.shortage import is_shortage
 from peftlab.parameters.trainable import find_base
 
 READING, WRITING = "reading", "writing"
+
+
+class UnmeasuredError(ModelError):
+    """A phase whose memory cannot be measured, for a reason in one line; a run continues without that number."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +32,6 @@ class Answers:
     beams: int = 1
 
 
-@torch.no_grad()
 def write_last_token(
     model: nn.Module,
     ids: torch.Tensor,
@@ -35,22 +41,39 @@ def write_last_token(
 ) -> None:
     """Read `ids` (rows, length), then write one token as if all but it of the answers were written already.
 
-    As transformers' generate does it, but two passes instead of one for every token. Modes stay as they are.
+    The same memory as transformers' generate, in two passes instead of one for each token. Modes stay as they
+    are. Raises UnmeasuredError where the model or its cache cannot do this, and whatever says that memory ran out.
     """
+    try:
+        with torch.no_grad():
+            _write_last_token(model, ids, mask, answers, mark)
+    except Exception as error:
+        if is_shortage(error):
+            raise
+        reason = explain_failure(error)
+        raise UnmeasuredError(
+            f"The memory of generation cannot be measured for this model ({reason}); plan and measurement leave it out."
+        ) from error
+
+
+def _write_last_token(
+    model: nn.Module, ids: torch.Tensor, mask: torch.Tensor, answers: Answers, mark: Callable[[str], Any]
+) -> None:
     base = find_base(model)[1]
     ids, mask = ids.repeat_interleave(answers.beams, 0), mask.repeat_interleave(answers.beams, 0)
-    options = {"logits_to_keep": 1} if base._supports_logits_to_keep() else {}
+    options = last_logits_only(base)
     mark(READING)
     output = model(input_ids=ids, attention_mask=mask, use_cache=True, **options)
     scores = _scores(output)
-    cache, output = output.past_key_values, None
+    name, cache = find_cache(output)
+    output = None
     mark(WRITING)
-    held = _lengthen(cache, answers.new_tokens - 1)
+    learned = (count_cached(cache) or mask.shape[1]) - mask.shape[1]
+    lengthen(cache, answers.new_tokens - 1)
     del scores
-    learned = held - mask.shape[1] - (answers.new_tokens - 1)
-    whole = mask.new_ones(len(mask), held + 1)
+    whole = mask.new_ones(len(mask), learned + mask.shape[1] + answers.new_tokens)
     whole[:, learned : learned + mask.shape[1]] = mask
-    output = base(input_ids=ids[:, :1], attention_mask=whole, past_key_values=cache, use_cache=True, **options)
+    output = base(input_ids=ids[:, :1], attention_mask=whole, use_cache=True, **{name: cache}, **options)
     scores = _scores(output)
     if answers.beams > 1:
         scores = functional.log_softmax(scores, -1) + scores
@@ -58,20 +81,8 @@ def write_last_token(
 
 
 def _scores(output: Any) -> torch.Tensor:
-    """Return the next token's logits as generate takes them: a copy in float32 beside the model's own.
+    """Return the next token's logits as generate copies them: in float32, beside the model's own.
 
     None where peft cuts as many from the front as there are virtual tokens at the input.
     """
     return output.logits[:, -1:, :].to(copy=True, dtype=torch.float32)
-
-
-def _lengthen(cache: Any, tokens: int) -> int:
-    """Make room for more tokens in every layer that keeps all of them; return how many the longest holds."""
-    for layer in cache.layers:
-        if getattr(layer, "is_sliding", False) or layer.keys is None:
-            continue
-        for name in ("keys", "values"):
-            kept = getattr(layer, name)
-            rows, heads, length, width = kept.shape
-            setattr(layer, name, kept.new_zeros(rows, heads, length + tokens, width))
-    return cache.get_seq_length()

@@ -1,18 +1,25 @@
-"""Which tensor storage lives when, and what for: the one tracker behind measured and predicted memory."""
+"""When each tensor storage exists, and for what: the one tracker behind measured and predicted memory."""
 
 from __future__ import annotations
 
 import weakref
 from collections.abc import Hashable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
 
-from peftlab.memory.measure import quantisation_tensors
+from peftlab.memory.private import (
+    TorchDispatchMode,
+    device_asked,
+    in_backward,
+    quantisation_tensors,
+    storage_key,
+    tensors_in,
+)
+from peftlab.memory.shortage import is_shortage
 from peftlab.reports import MemoryReport
 
 CATEGORIES = (
@@ -27,16 +34,16 @@ CATEGORIES = (
 )
 ALIVE = -1
 BEFORE = "before"
-"""The mark of what is entered before the first phase."""
+"""The mark of what is entered before the first phase, and of what belongs to none."""
 
 
 class Ledger(TorchDispatchMode):
-    """Records birth and death of every storage that an operation makes, real or fake, while it is entered.
+    """Records when every storage that an operation makes, real or fake, is allocated and freed, while it is entered.
 
-    What a storage was for follows from where it was born and how long it lived, so it is settled at the end.
-    Bytes that an operation takes and gives back within itself (a library's scratch space) are not seen.
+    A storage's category depends on where it was allocated and how long it existed, so it is known at the end.
+    Bytes that an operation allocates and frees within itself (a library's scratch space) are not seen.
     `resolution` rounds every storage up, as an allocator does; `only` counts what is on one type of device.
-    `shortage` is what lived, by category, when an operation found no memory.
+    `shortage` is what was allocated, by category, when an operation ran out of memory.
     """
 
     def __init__(self, resolution: int = 1, only: str | None = None):
@@ -60,10 +67,14 @@ class Ledger(TorchDispatchMode):
         """Begin a segment of the timeline, named `key`."""
         self._marks.append((self._now, key))
 
+    def leave_out(self, key: Hashable) -> None:
+        """Make a segment part of no phase, since it ended early."""
+        self._marks = [(time, BEFORE if name == key else name) for time, name in self._marks]
+
     def track(self, tensor: torch.Tensor, category: str | None = None) -> int:
         """Enter a tensor's storage, if it is new, under a category that is certain; return its number."""
         storage = tensor.untyped_storage()
-        address = storage._cdata
+        address = storage_key(storage)
         if address not in self._known:
             self._known[address] = self._enter(storage, address)
         number = self._known[address][0]
@@ -72,7 +83,7 @@ class Ledger(TorchDispatchMode):
         return number
 
     def adopt(self, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
-        """Enter what a model holds (weights, the scales beside quantised ones, buffers) and an optimiser's states."""
+        """Enter a model's weights, the scales of quantised ones, its buffers, and an optimiser's states."""
         for parameter in model.parameters():
             self.track_all([parameter], "trainable_weights" if parameter.requires_grad else "frozen_weights")
         self.track_all(quantisation_tensors(model.parameters()), "quantisation_state")
@@ -92,12 +103,12 @@ class Ledger(TorchDispatchMode):
                 self.track(tensor, category)
 
     def _counts(self, tensor: torch.Tensor) -> bool:
-        # A fake tensor's device is asked for by an operation, which would double the time of a trace.
+        # Reading a fake tensor's device is an operation too, and would double the time of a trace.
         return self.only is None or tensor.device.type == self.only
 
     @contextmanager
     def watch(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[None]:
-        """Tell apart gradients, optimiser states, and the logits that come after the model's body."""
+        """Recognise gradients, optimiser states, and the logits that are made after the model's body."""
         self._optimizer = optimizer
         handles = [
             *self._watch_body(model),
@@ -122,21 +133,22 @@ class Ledger(TorchDispatchMode):
         states = (value for state in optimizer.state.values() for value in state.values())
         self.track_all((value for value in states if torch.is_tensor(value)), "optimiser_state")
 
-    def segments(self) -> dict[Hashable, np.ndarray]:
+    def segments(self) -> dict[Any, np.ndarray]:
         """Return the bytes in use after every event, (categories, events), of each marked segment."""
         timeline = self._timeline()
         ends = [time for time, _ in self._marks[1:]] + [timeline.shape[1]]
-        found: dict[Hashable, np.ndarray] = {}
+        found: dict[Any, np.ndarray] = {}
         for (start, key), end in zip(self._marks, ends, strict=True):
-            # What lives when a segment begins counts in it.
+            # What is allocated when a segment begins counts in it.
             part = timeline[:, max(start - 1, 0) : end]
             found[key] = np.concatenate([found[key], part], axis=1) if key in found else part
         return found
 
     def report(self) -> MemoryReport:
-        """Return the measured ledger; the segments' keys are its phases."""
-        phases = {str(key): int(part.sum(0).max()) for key, part in self.segments().items() if key != BEFORE}
-        timeline = self._timeline()
+        """Return the measured memory; the segments' keys are its phases."""
+        parts = {str(key): part for key, part in self.segments().items() if key != BEFORE}
+        phases = {key: int(part.sum(0).max()) for key, part in parts.items()}
+        timeline = np.concatenate(list(parts.values()), axis=1) if parts else self._timeline()
         at_peak = timeline[:, timeline.sum(0).argmax()]
         return MemoryReport(
             source="measured",
@@ -147,7 +159,7 @@ class Ledger(TorchDispatchMode):
         )
 
     def held(self) -> dict[str, int]:
-        """Return the bytes that live now, by category; of a forward pass everything counts as saved."""
+        """Return the bytes allocated now, by category; during a forward pass everything counts as saved."""
         if self._optimizer is not None:
             self._adopt_gradients(self._optimizer)
         found = dict.fromkeys(CATEGORIES, 0)
@@ -158,30 +170,32 @@ class Ledger(TorchDispatchMode):
         return found
 
     def events(self) -> list[tuple[int, int]]:
-        """Return (storage number, bytes) in order, bytes negative where a storage is given back."""
+        """Return (storage number, bytes) in order, bytes negative where a storage is freed."""
         numbers = range(len(self._sizes))
         taken = [(self._births[number], number, self._sizes[number]) for number in numbers]
         given = [(self._deaths[n], n, -self._sizes[n]) for n in numbers if self._deaths[n] != ALIVE]
         return [(number, size) for _, number, size in sorted(taken + given)]
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func is torch.ops.prim.device.default:  # half of what a fake tensor is asked, and no storage in it
-            return args[0].fake_device
+        device = device_asked(func, args)
+        if device is not None:
+            return device
         self._note_backward()
         try:
             result = func(*args, **(kwargs or {}))
-        except RuntimeError:
-            self.shortage = self.held()
+        except RuntimeError as error:
+            if is_shortage(error):
+                self.shortage = self.held()
             raise
-        for leaf in tree_iter(result):
-            if isinstance(leaf, torch.Tensor) and self._counts(leaf):
-                self.track(leaf)
+        for tensor in tensors_in(result):
+            if self._counts(tensor):
+                self.track(tensor)
         if func is torch.ops.aten.index_put.default and self._in_backward:
             self._undo_copy(args[0], result)
         return result
 
     def _note_backward(self) -> None:
-        running = torch._C._current_graph_task_id() >= 0
+        running = in_backward()
         if running and not self._in_backward:
             self._backward_starts.append(self._now)
         self._in_backward = running

@@ -1,19 +1,20 @@
-"""Measures a run's memory while it goes: exact tensor bytes by category, peaks by phase."""
+"""A run's measured memory: exact tensor bytes by category, peaks by phase."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import nn
 
 from peftlab.memory.cuda import read_phase
+from peftlab.memory.private import quantisation_tensors
 from peftlab.reports import DevicePhase, MemoryReport
 from peftlab.world.hardware import reset_allocator_peaks, reset_resident_peak, resident_peak_bytes, used_bytes
 
 
-def tensor_bytes(tensors) -> int:
+def tensor_bytes(tensors: Iterable[torch.Tensor | None]) -> int:
     """Return the bytes of the tensors' distinct storages."""
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors if t is not None}
     return sum(storages.values())
@@ -29,7 +30,7 @@ class MemoryMeter:
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Attribute the peak of what runs inside to `name`; a phase that comes again keeps its highest."""
+        """Attribute the peak of what runs inside to `name`; a repeated phase keeps its highest."""
         reset_allocator_peaks(self.device)
         if self.device.type != "cuda":
             reset_resident_peak()
@@ -52,19 +53,19 @@ class MemoryMeter:
         return used_bytes(self.device)
 
     def report(self, model: nn.Module, optimizer: torch.optim.Optimizer | None) -> MemoryReport:
-        """Return the ledger; what the state's tensors do not explain of the peak is its residual."""
+        """Return the measured memory; its residual is the part of the peak that is not in the state's tensors."""
         return MemoryReport(
             source="measured",
             device=self.device.type,
             peak_bytes=max(self.phases.values(), default=0),
-            categories=state_bytes(model, optimizer),
+            categories=bytes_by_category(model, optimizer),
             phases=self.phases,
             device_phases=self.device_phases,
         )
 
 
-def state_bytes(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> dict[str, int]:
-    """Return the bytes that weights, gradients and optimiser states hold, each gradient as large as its weight."""
+def bytes_by_category(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> dict[str, int]:
+    """Return the bytes of weights, gradients and optimiser states, each gradient counted as large as its weight."""
     parameters = list(model.parameters())
     trainable = [p for p in parameters if p.requires_grad]
     states = [] if optimizer is None else [v for state in optimizer.state.values() for v in state.values()]
@@ -75,15 +76,3 @@ def state_bytes(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> di
         "gradients": tensor_bytes(trainable) if optimizer is not None else 0,
         "optimiser_state": tensor_bytes(v for v in states if torch.is_tensor(v)),
     }
-
-
-def quantisation_tensors(parameters) -> Iterator[torch.Tensor]:
-    """Yield the scales and code books beside bitsandbytes' quantised weights."""
-    for parameter in parameters:
-        state = getattr(parameter, "quant_state", None)
-        while state is not None:
-            yield from (t for t in (state.absmax, state.code, state.offset) if torch.is_tensor(t))
-            state = state.state2
-        scales = getattr(parameter, "SCB", None)
-        if torch.is_tensor(scales):
-            yield scales

@@ -1,16 +1,19 @@
-"""The memory that a recipe will take, before a weight is loaded: by category and by phase."""
+"""A recipe's predicted memory, before a weight is loaded: by category and by phase."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import numpy as np
 
 from peftlab.memory.blueprint import Blueprint
 from peftlab.memory.constants import cuda_constants
 from peftlab.memory.depth import Segments
+from peftlab.memory.generation import UnmeasuredError
 from peftlab.memory.ledger import CATEGORIES
 from peftlab.memory.sizes import DEFAULT_CAPABILITY
 from peftlab.memory.strategies import State, Strategy
-from peftlab.memory.trace import Workload, trace_whole
+from peftlab.memory.trace import Trace, Workload, trace_whole
 from peftlab.reports import PHASES, MemoryReport
 
 NOT_MEASURED = "CUDA's constants and the allocator's slack are not yet measured on a device"
@@ -26,12 +29,13 @@ def predict(
     capability: tuple[int, int] = DEFAULT_CAPABILITY,
     capacity_bytes: int | None = None,
 ) -> MemoryReport:
-    """Return what one device holds at its peak; `work` defaults to the largest batches that the recipe allows.
+    """Return one device's predicted memory; `work` defaults to the largest batches that the recipe allows.
 
-    With several devices `strategy` says how they share. Takes seconds, whatever the sizes.
+    With several devices `strategy` says how they share. Takes seconds, whatever the sizes. Generation that cannot
+    be traced is left out, with a note. Raises UnpredictableError for a model that cannot be traced at all.
     """
     work = work or blueprint.workload()
-    trace = trace_whole(blueprint.fake, work)
+    trace, notes = _trace(blueprint, work)
     segments = trace.segments
     phases = {phase: _joined(segments, phase) for phase in PHASES if any(key[0] == phase for key in segments)}
     if strategy is not None and devices > 1:
@@ -56,8 +60,15 @@ def predict(
         phases={phase: int(peaks[phase].sum()) for phase in PHASES if phase in peaks},
         overheads=overheads,
         capacity_bytes=capacity_bytes,
-        notes=_notes(work, strategy, devices),
+        notes=notes + _notes(work, strategy, devices),
     )
+
+
+def _trace(blueprint: Blueprint, work: Workload) -> tuple[Trace, list[str]]:
+    try:
+        return trace_whole(blueprint.fake, work), []
+    except UnmeasuredError as error:
+        return trace_whole(blueprint.fake, replace(work, answers=None)), [str(error)]
 
 
 def _joined(segments: Segments, phase: str) -> np.ndarray:
@@ -86,12 +97,12 @@ def _other_phases(blueprint: Blueprint, segments: Segments, phases: dict[str, np
     return {"load": load, "save": after}
 
 
-def _load_peak(blueprint: Blueprint, state_bytes: int) -> int:
-    """The plain model is on the CPU first; on CUDA only one dense weight at a time is plain beside its copy."""
+def _load_peak(blueprint: Blueprint, weight_bytes: int) -> int:
+    """Return the peak of loading: the plain model on the CPU; on CUDA one dense weight at a time and its copy."""
     load = blueprint.load
     if blueprint.recipe.method.base_format == "plain":
         return load.plain
-    return state_bytes + load.largest if blueprint.device.type == "cuda" else load.in_place
+    return weight_bytes + load.largest if blueprint.device.type == "cuda" else load.in_place
 
 
 def _notes(work: Workload, strategy: Strategy | None, devices: int) -> list[str]:

@@ -1,4 +1,4 @@
-"""A few phases of a run, probed: the ledger's categories and, on CUDA, the allocator's own peaks beside them."""
+"""A few phases of a run, measured: the ledger's categories and, on CUDA, the allocator's own peaks."""
 
 from __future__ import annotations
 
@@ -9,29 +9,31 @@ import torch
 from torch import nn
 
 from peftlab.memory.cuda import read_phase
+from peftlab.memory.generation import UnmeasuredError
 from peftlab.memory.ledger import BEFORE, Ledger
 from peftlab.reports import PHASES, DevicePhase, MemoryReport
 from peftlab.world.hardware import reset_allocator_peaks
 
 
 class Probe:
-    """Watches what runs inside `phase`; `report` says what each took. `current` is the phase that runs now."""
+    """Measures what runs inside `phase`; `report` returns the peaks. `current` is the phase that runs now."""
 
     def __init__(self, device: torch.device):
         self.device, self.ledger = device, Ledger(only=device.type)
         self.current: str | None = None
+        self.notes: list[str] = []
         self._device_phases: dict[str, DevicePhase] = {}
 
     @contextmanager
     def steps(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[None]:
-        """Watch training steps of a model: phases go inside."""
+        """Measure training steps of a model, in phases opened inside."""
         with self.ledger.watch(model, optimizer), self.ledger:
             self.enter(model)
             yield
 
     @contextmanager
     def alone(self, phase: str, model: nn.Module | None = None, optimizer=None) -> Iterator[None]:
-        """Watch one phase that trains nothing, beside what a model and an optimiser hold already."""
+        """Measure one phase that trains nothing; a given model's and optimiser's tensors count from its start."""
         with self.ledger:
             if model is not None:
                 self.enter(model, optimizer)
@@ -44,17 +46,24 @@ class Probe:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
+        """Measure one phase; one that raises UnmeasuredError is left out of the report, with a note."""
         self.current = name
         reset_allocator_peaks(self.device)
         self.ledger.mark(name)
-        yield
+        try:
+            yield
+        except UnmeasuredError as error:
+            self.ledger.leave_out(name)
+            self.notes.append(str(error))
+            return
         found = read_phase(self.device)
         if found is not None:
             self._device_phases[name] = found
 
     def report(self) -> MemoryReport:
-        """Return what the phases took; on CUDA their peaks are the allocator's, beyond the ledger's by a residual."""
-        return with_device(self.ledger.report(), self._device_phases)
+        """Return the phases' memory; on CUDA the allocator's peaks, whose excess over the ledger is the residual."""
+        report = self.ledger.report().model_copy(update={"notes": list(self.notes)})
+        return with_device(report, self._device_phases)
 
 
 def with_device(report: MemoryReport, phases: dict[str, DevicePhase]) -> MemoryReport:
@@ -84,5 +93,6 @@ def join_reports(reports: Sequence[MemoryReport]) -> MemoryReport:
         update={
             "phases": {name: phases[name] for name in PHASES if name in phases},
             "device_phases": {name: device_phases[name] for name in PHASES if name in device_phases},
+            "notes": list(dict.fromkeys(note for report in reports for note in report.notes)),
         }
     )

@@ -48,7 +48,7 @@ DEFAULT_CAPABILITY = (8, 0)
 
 @dataclass(frozen=True)
 class Budget:
-    """How much memory there is, and the GPU that was named, if one was."""
+    """An amount of memory, and the GPU that was named, if one was."""
 
     bytes: int
     gpu: str | None = None
@@ -75,21 +75,11 @@ def parse_budget(text: str) -> Budget:
     return Budget(GPUS[name].bytes, name)
 
 
-def format_bytes(count: int) -> str:
-    """Return bytes in the largest binary unit that they fill: `23.4 GiB`."""
-    size = float(count)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if abs(size) < 1024:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.2f} TiB"
-
-
 def parse_size(text: str, what: str) -> int:
     """Return the bytes of a size with its unit. Raises UsageError for anything else, in one line about `what`."""
     found = SIZE.fullmatch(text.strip())
     if not found:
-        raise UsageError(f"{what} {text!r} is no size; write it as 8GiB or 500MB")
+        raise UsageError(f"{what} {text!r} is not a size; write 8GiB or 500MB")
     number, unit = found.groups()
     known = {name.lower(): factor for name, factor in UNITS.items()}
     if not unit:

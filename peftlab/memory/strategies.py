@@ -1,8 +1,8 @@
-"""How training on several devices changes what each one holds: closed formulas on the ledger's categories.
+"""How training on several devices changes the memory of each: closed formulas on the ledger's categories.
 
-What a strategy divides it divides evenly; what it adds, it adds at every moment. DDP's was measured with two
+A strategy divides evenly what it divides, and adds the same at every moment. DDP's was measured with two
 processes on the CPU (a steady step of full fine-tuning: +0.2 %), the others not yet: nothing trains with them,
-and `find_strategy` gives only what training supports.
+and `find_strategy` returns only what training supports.
 """
 
 from __future__ import annotations
@@ -42,24 +42,24 @@ class State:
 
 @dataclass(frozen=True)
 class Strategy:
-    """A way to train on several devices: which categories it divides among them."""
+    """A way to train on several devices; `divided` names the categories that it divides among them."""
 
     name: str
     divided: tuple[str, ...] = ()
     measured: bool = False
 
     def shares(self, devices: int) -> np.ndarray:
-        """Return the part of each category that one device holds."""
+        """Return the fraction of each category that is on one device."""
         return np.array([1 / devices if name in self.divided else 1.0 for name in CATEGORIES])
 
     def added_bytes(self, state: State, devices: int) -> int:
-        """Return what one device holds besides."""
+        """Return the further bytes on each device."""
         raise NotImplementedError
 
 
 class Ddp(Strategy):
     def added_bytes(self, state: State, devices: int) -> int:
-        """Flat buckets hold all gradients once more (gradient_as_bucket_view is off)."""
+        """Flat buckets contain a second copy of all gradients (gradient_as_bucket_view is off)."""
         return state.trainable
 
 

@@ -8,10 +8,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import UnsupportedFakeTensorException
 
 from peftlab.data.tokens import TARGETS
-from peftlab.errors import ModelError
 from peftlab.memory.allocator import slack_bytes
 from peftlab.memory.autocast import cuda_widening
 from peftlab.memory.constants import ALLOCATION_ROUNDING
@@ -19,6 +17,7 @@ from peftlab.memory.depth import LayerPlace, Segments, Stack
 from peftlab.memory.fakes import FakeModel
 from peftlab.memory.generation import Answers, write_last_token
 from peftlab.memory.ledger import Ledger, find_body
+from peftlab.memory.private import in_backward
 from peftlab.optimization.step import Stepper, optimizer_step
 from peftlab.optimizers import AdamW, Optimizer
 from peftlab.tasks import DEFAULT_TASK, TASKS, Task
@@ -70,18 +69,15 @@ class Trace:
 
 
 def trace_whole(fake: FakeModel, work: Workload) -> Trace:
-    """Trace a run of a model with its method; of alike layers only a few, however many there are.
+    """Return the trace of a run of a model with its method; of equal layers only a few are run.
 
-    Raises ModelError where an operation of the model cannot run on fake tensors.
+    Raises UnpredictableError where the model cannot run on fake tensors, UnmeasuredError where only generation cannot.
     """
     stack = Stack(fake.model)
     try:
         with fake.running(work.padded), cuda_widening() if work.cuda else contextlib.nullcontext():
             base, ledger = _trace(fake.model, work, stack, None)
             longer = {run: _trace(fake.model, work, stack, run)[0] for run in stack.long_runs}
-    except (RuntimeError, NotImplementedError, UnsupportedFakeTensorException) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ModelError(f"the memory of this model cannot be predicted: {reason}") from error
     finally:
         stack.restore()
     return Trace(stack.extend(base, longer), _slack(base, ledger) if work.cuda else 0.0)
@@ -188,12 +184,12 @@ class _Marker:
 
     def before_layer(self, place: LayerPlace) -> None:
         # Checkpointing calls a layer again inside the backward pass, where its segment has begun already.
-        if torch._C._current_graph_task_id() < 0:
+        if not in_backward():
             self.mark("forward", place)
 
     def after_layer(self, place: LayerPlace, output) -> None:
         hidden = output[0] if isinstance(output, tuple) else output
-        if torch._C._current_graph_task_id() < 0 and hidden.requires_grad:
+        if not in_backward() and hidden.requires_grad:
             hidden.register_hook(lambda gradient: self.mark("backward", place))
 
 

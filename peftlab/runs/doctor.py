@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from peftlab import __version__
+from peftlab.memory.private import untried_versions
 from peftlab.methods import METHODS, Method
 from peftlab.models.quantize import quantize_
 from peftlab.runs.environment import LIBRARIES, library_version
@@ -29,6 +30,7 @@ def report() -> dict[str, Any]:
         "platform": platform.platform(),
         "versions": {"peftlab": __version__}
         | {name: library_version(name) for name in (*LIBRARIES, *OPTIONAL_LIBRARIES)},
+        "untried_versions": untried_versions(),
         "devices": list_devices(),
         "threads": torch.get_num_threads(),
         "memory_bytes": {"total": total_host_bytes(), "available": available_host_bytes()},

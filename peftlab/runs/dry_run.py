@@ -8,6 +8,7 @@ from peftlab.data.dataset import Dataset
 from peftlab.data.notes import note_data
 from peftlab.data.view import view_row
 from peftlab.memory.probe import Probe, join_reports
+from peftlab.memory.shortage import is_shortage
 from peftlab.recipe.schema import Recipe
 from peftlab.reports import DryRunReport
 from peftlab.runs.bench import prepare
@@ -15,7 +16,7 @@ from peftlab.runs.display import open_display
 from peftlab.runs.longest import held_out
 from peftlab.runs.prediction import foresee, open_forecast
 from peftlab.runs.setup import build_setup
-from peftlab.runs.shortage import explain_shortage, is_shortage
+from peftlab.runs.shortage import explain_shortage
 from peftlab.runs.watch import Watch
 from peftlab.training.preflight import measure_longest
 from peftlab.training.stop import Stop

@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 
 from peftlab.errors import DivergedError, LaunchError, OutOfMemoryError, StoppedError, StorageError, one_line
+from peftlab.memory.shortage import is_shortage
 from peftlab.reports import Status
 from peftlab.runs.launch import Launch
 from peftlab.runs.record import RunRecord
-from peftlab.runs.shortage import explain_shortage, is_shortage
+from peftlab.runs.shortage import explain_shortage
 from peftlab.secrets import mask_secrets
 from peftlab.training.setup import Setup
 from peftlab.training.stop import Stop

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from peftlab.evaluation.latency import latency_batch, measure_latency, relative_to
-from peftlab.memory.measure import state_bytes
+from peftlab.memory.measure import bytes_by_category
 from peftlab.models.load import load_model
 from peftlab.parameters.report import parameter_report
 from peftlab.parameters.shape import shape_of
@@ -51,7 +51,7 @@ def measure_inference(bench: Bench, trained: nn.Module) -> InferenceReport:
         device=bench.device,
         autocast=partial(bench.world.autocast, bench.precision),
     )
-    weight_bytes = {name: sum(state_bytes(model, None).values()) for name, model in models.items()}
+    weight_bytes = {name: sum(bytes_by_category(model, None).values()) for name, model in models.items()}
     if merged is trained:
         passes["merged"], weight_bytes["merged"] = passes["unmerged"], weight_bytes["unmerged"]
     return InferenceReport(

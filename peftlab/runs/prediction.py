@@ -1,4 +1,4 @@
-"""What a run will take, predicted from its own rows before a weight is loaded, and whether it may start."""
+"""The memory of a run, predicted from its own rows before a weight is loaded, and whether the run may start."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ import torch
 from peftlab.data.dataset import Dataset
 from peftlab.errors import OutOfMemoryError
 from peftlab.memory.blueprint import Blueprints
+from peftlab.memory.fakes import UnpredictableError
 from peftlab.memory.fit import largest_split, remedies, with_settings
 from peftlab.memory.predict import predict
-from peftlab.memory.sizes import format_bytes, parse_budget
+from peftlab.memory.private import explain_failure
+from peftlab.memory.sizes import parse_budget
 from peftlab.memory.strategies import find_strategy
 from peftlab.optimization.dropout import disable_dropout
+from peftlab.quantities import format_bytes
 from peftlab.recipe.schema import Recipe
 from peftlab.reports import MemoryReport
 from peftlab.runs.longest import answers_to, longest_prompts, longest_work
@@ -25,14 +28,14 @@ Note = Callable[[str], None]
 
 
 class Forecast:
-    """Predicts recipes on a run's own rows and for its device and processes, `capacity_bytes` being what there is."""
+    """Predicts recipes on a run's own rows, device and processes; `capacity_bytes` is what each process may use."""
 
     def __init__(self, dataset: Dataset, device: torch.device, processes: int, capacity_bytes: int):
         self.dataset, self.device, self.processes, self.capacity_bytes = dataset, device, processes, capacity_bytes
         self._blueprint = Blueprints(device, lambda recipe: dataset.labels, disable_dropout)
 
     def __call__(self, recipe: Recipe) -> MemoryReport:
-        """Return the predicted ledger of the run's longest rows on one device."""
+        """Return the predicted memory of the run's longest rows on one device."""
         blueprint = self._blueprint(recipe)
         options = {}
         if self.device.type == "cuda":
@@ -55,18 +58,19 @@ def open_forecast(recipe: Recipe, dataset: Dataset, world: World) -> Forecast:
 
 
 def foresee(recipe: Recipe, forecast: Forecast, memory: dict[str, MemoryReport], note: Note) -> Recipe:
-    """Enter the run's predicted ledger into `memory`, or note why there is none; return the recipe to run.
+    """Enter the run's predicted memory into `memory`, or note why there is none; return the recipe to run.
 
-    That is another one, which is said, only where `training.fit` asks for smaller micro-batches. Raises
-    OutOfMemoryError for a run that will not fit, unless it is told to go on.
+    It differs from `recipe`, with a note, only where `training.fit` asks for smaller micro-batches. Raises
+    OutOfMemoryError for a run that will not fit, unless `run.plan` only reports.
     """
     if recipe.run.plan == "off":
         return recipe
     try:
         memory["predicted"] = forecast(recipe)
     except Exception as error:  # a model that cannot be traced may still train: a forecast never ends a run
+        reason = error.reason if isinstance(error, UnpredictableError) else explain_failure(error)
         unsplit = "; training.fit changes nothing" if recipe.training.fit else ""
-        note(f"no memory plan for this model: {type(error).__name__}: {error}{unsplit}")
+        note(f"Memory cannot be predicted for this model ({reason}); training continues without a plan{unsplit}.")
         return recipe
     if memory["predicted"].fits is False and recipe.training.fit:
         recipe = split_to_fit(recipe, forecast, memory, note)
@@ -76,7 +80,7 @@ def foresee(recipe: Recipe, forecast: Forecast, memory: dict[str, MemoryReport],
 
 
 def split_to_fit(recipe: Recipe, forecast: Forecast, memory: dict[str, MemoryReport], note: Note) -> Recipe:
-    """Return the recipe with micro-batches that fit and the same rows in a step, and say so; unchanged if none fit."""
+    """Return the recipe with micro-batches that fit and the same rows in a step, with a note; unchanged if none fit."""
     change = largest_split(recipe, forecast.capacity_bytes, forecast)
     if change is None:
         return recipe
@@ -92,17 +96,18 @@ def split_to_fit(recipe: Recipe, forecast: Forecast, memory: dict[str, MemoryRep
 
 
 def count_on(recipe: Recipe, world: World) -> int:
-    """Return the memory that each process may count on: the same for all, since all must plan alike."""
+    """Return the memory that each process may use: the least of all, so that all plan alike."""
     least = min(world.gather([world.free_bytes()]))
     return least if recipe.run.memory is None else min(least, parse_budget(recipe.run.memory).bytes)
 
 
 def refuse_too_large(recipe: Recipe, report: MemoryReport, forecast: Forecast) -> None:
     """Raise OutOfMemoryError, naming what would fit, for a run that will not."""
-    changes = remedies(recipe, forecast.capacity_bytes, forecast)
+    capacity = forecast.capacity_bytes
+    changes = remedies(recipe, capacity, forecast)
     report.remedies = [change.describe() for change in changes]
     ways = f"these fit: {'; '.join(report.remedies)}" if changes else "no smaller batch, length or method would fit"
     raise OutOfMemoryError(
-        f"this run needs {format_bytes(report.needed_bytes)}, and there are {format_bytes(forecast.capacity_bytes)}; "
-        f"{ways}; run.plan=report starts all the same"
+        f"this run needs {format_bytes(report.needed_bytes)}, but {format_bytes(capacity)} is available; "
+        f"{ways}; run.plan=report starts it anyway"
     )

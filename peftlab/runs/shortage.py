@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-import torch
-
 from peftlab.errors import OutOfMemoryError
 from peftlab.memory.cuda import read_phase
 from peftlab.memory.fit import Change, remedies
-from peftlab.memory.measure import MemoryMeter, state_bytes, tensor_bytes
-from peftlab.memory.sizes import format_bytes
+from peftlab.memory.measure import MemoryMeter, bytes_by_category, tensor_bytes
+from peftlab.quantities import format_bytes
 from peftlab.reports import MemoryReport
 from peftlab.runs.watch import Watch
 
-# What CUDA's libraries and the CPU's allocator say, in errors that have no class of their own.
-SIGNS = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
 # A plan that said that a run fits was wrong by something: what is proposed instead keeps away from it.
 MARGIN = 0.9
-
-
-def is_shortage(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on a device or on the CPU."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in SIGNS)
 
 
 def explain_shortage(error: BaseException, watch: Watch) -> OutOfMemoryError:
@@ -71,7 +60,7 @@ def held_by(watch: Watch) -> dict[str, int]:
     if watch.model is None:
         return {}
     gradients = tensor_bytes(parameter.grad for parameter in watch.model.parameters())
-    return state_bytes(watch.model, watch.optimizer) | {"gradients": gradients}
+    return bytes_by_category(watch.model, watch.optimizer) | {"gradients": gradients}
 
 
 def what_fits(watch: Watch, held: MemoryReport) -> list[Change]:

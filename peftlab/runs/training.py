@@ -60,7 +60,8 @@ def measure(record: RunRecord, recorder: Recorder, bench: Bench, model: nn.Modul
     watch.probe, watch.optimizer = Probe(record.world.device), setup.optimizer
     measured = measure_longest(setup, model, held_out(bench, model), watch.probe)
     record.result.memory["measured"] = join_reports([bench.load, measured])
-    record.note(describe_memory(record.result.memory))
+    for line in (*measured.notes, describe_memory(record.result.memory)):
+        record.note(line)
     renew_optimizer(setup)
     watch.probe, watch.optimizer = None, setup.optimizer
     recorder.start(setup.steps)

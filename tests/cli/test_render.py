@@ -161,6 +161,7 @@ def test_doctor_shows_the_reason_of_what_cannot_run(text_of):
     found = {
         "python": "3.11.7", "platform": "Linux", "device": "cpu", "threads": 2, "hub": "offline",
         "versions": {"torch": "2.13.0", "flash-attn": None},
+        "untried_versions": ["peft 0.3: memory plans were tested with 0.21"],
         "devices": [{"device": "cpu", "name": "x86_64", "cores": 2, "bytes": 2**34}],
         "memory_bytes": {"total": 2**34, "available": 2**33},
         "methods": {"qlora": {"variants": {"nf4": None, "int8": "no [int8] kernels"}}},
@@ -168,6 +169,7 @@ def test_doctor_shows_the_reason_of_what_cannot_run(text_of):
     text = text_of(render_doctor(found))
     assert "flash-attn   not installed" in text
     assert "no: no [int8] kernels" in text
+    assert "note: peft 0.3: memory plans were tested with 0.21" in text
 
 
 def test_memory_is_told_as_a_part_of_full_fine_tunings_and_against_its_prediction(text_of):

@@ -33,6 +33,33 @@ CONFIGS = {
     ),
     "bert": ("BertForSequenceClassification", PLAIN),
 }
+WINDOWED = {
+    "mistral": ("MistralForCausalLM", GATED),
+    "gemma2": ("Gemma2ForCausalLM", {**GATED, "head_dim": 16}),
+    "gemma3_text": ("Gemma3ForCausalLM", {**GATED, "head_dim": 16}),
+    "phi3": ("Phi3ForCausalLM", GATED),
+    "starcoder2": ("Starcoder2ForCausalLM", GATED),
+    "gpt_oss": ("GptOssForCausalLM", {**GATED, "head_dim": 16, "num_local_experts": 4, "num_experts_per_tok": 2}),
+}
+RECURRENT = {
+    "mamba": ("MambaForCausalLM", {**SIZES, "state_size": 8}),
+    "qwen3_next": (
+        "Qwen3NextForCausalLM",
+        {
+            **GATED,
+            "head_dim": 16,
+            "num_hidden_layers": 4,
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 2,
+            "linear_key_head_dim": 16,
+            "linear_value_head_dim": 16,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 32,
+            "shared_expert_intermediate_size": 32,
+        },
+    ),
+}
 METHODS = {
     "full": {},
     "lora": {"rank": 4},
@@ -45,8 +72,8 @@ LABELS = ["a", "b", "c"]
 
 
 def write_model(folder: Path, family: str, **changes) -> Path:
-    """Write a folder that holds only the config of a tiny model."""
-    architecture, sizes = CONFIGS[family]
+    """Write a folder with only the config of a tiny model."""
+    architecture, sizes = (CONFIGS | WINDOWED | RECURRENT)[family]
     config = {"model_type": family, "architectures": [architecture], "pad_token_id": 0, **sizes, **changes}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")

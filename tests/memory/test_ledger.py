@@ -9,7 +9,7 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from peftlab.memory.ledger import CATEGORIES, Ledger
-from peftlab.memory.measure import quantisation_tensors
+from peftlab.memory.private import quantisation_tensors
 from tests.memory.real import METHODS, prepare, rows_of, step, tiny_recipe, track, write_model
 
 FLOAT = 4

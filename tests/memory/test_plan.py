@@ -11,12 +11,12 @@ import pytest
 
 from peftlab.errors import ModelError, UsageError
 from peftlab.memory.blueprint import build_blueprint
-from peftlab.world.hardware import resident_peak_bytes
 from peftlab.memory.predict import predict
 from peftlab.methods import METHODS
 from peftlab.parameters.shape import shape_of
 from peftlab.recipe.schema import Recipe
 from peftlab.runs.plan import plan, plan_methods, relative_step_time
+from peftlab.world.hardware import resident_peak_bytes
 from tests.apart import call_apart
 from tests.memory.real import CPU, LABELS, supervised_share, tiny_recipe, track, write_model
 from tests.methods.tiny import tiny_model

@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 
 from peftlab.errors import UsageError
-from peftlab.memory.sizes import GPUS, format_bytes, parse_budget
+from peftlab.memory.sizes import GPUS, parse_budget
+from peftlab.quantities import format_bytes
 
 
 @pytest.mark.parametrize(

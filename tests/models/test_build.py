@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from peftlab.errors import ModelError
-from peftlab.world.hardware import resident_peak_bytes
 from peftlab.models.build import build_meta
 from peftlab.parameters.report import parameter_report
 from peftlab.recipe.schema import Model
+from peftlab.world.hardware import resident_peak_bytes
 from tests.apart import call_apart
 
 LLAMA_405B = {

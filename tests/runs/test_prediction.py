@@ -31,7 +31,7 @@ def test_a_run_that_will_not_fit_is_refused_before_weights_are_loaded(tmp_path, 
     fitting = MemoryReport(source="predicted", device="cpu", peak_bytes=2**20)
     changes = [Change({"training.batch_size": 1}, fitting)]
     monkeypatch.setattr("peftlab.runs.prediction.remedies", lambda recipe, capacity, forecast: changes)
-    told = "MiB, and there are 10.0 MiB; these fit: training.batch_size=1 needs 1.0 MiB; run.plan=report starts"
+    told = "MiB, but 10.0 MiB is available; these fit: training.batch_size=1 needs 1.0 MiB; run.plan=report starts"
     with pytest.raises(OutOfMemoryError, match=told):
         train(planned("lora", tmp_path / "run"), display=NoDisplay())
     result = RunDirectory.open(tmp_path / "run").read_result()
@@ -52,4 +52,5 @@ def test_a_model_that_cannot_be_traced_still_trains(tmp_path, monkeypatch):
     display.note = notes.append
     monkeypatch.setattr("peftlab.runs.prediction.predict", fail)
     assert train(planned("bitfit", tmp_path / "run"), display=display).status == "finished"
-    assert any("no memory plan for this model: NotImplementedError" in note for note in notes)
+    told = "Memory cannot be predicted for this model (no such operation on fake tensors); training continues without a"
+    assert any(note.startswith(told) for note in notes)
