@@ -89,7 +89,7 @@ def precision_below_weights(recipe: Recipe) -> Found:
 @reads("training.optimizer", "run.device")
 def optimizer_needs_cuda(recipe: Recipe) -> Found:
     if recipe.training.optimizer.needs_cuda and recipe.run.device == "cpu":
-        yield "training.optimizer", "these settings need CUDA, and run.device is cpu; use bits: 32 and paged: false"
+        yield "training.optimizer", "8-bit and paged states: needs CUDA, and run.device is cpu; use adamw or sgd"
 
 
 @reads("run.memory_snapshot", "run.device")
@@ -123,12 +123,8 @@ def flash_attention_needs_cuda(recipe: Recipe) -> Found:
 def format_suits_task(recipe: Recipe) -> Found:
     task, layout = recipe.task, recipe.data.format
     if not task.takes(layout):
-        taken = " or ".join(one.name for one in task.formats)
-        owners = " or ".join(tasks_taking(layout))
-        yield (
-            "data.format",
-            f"task {task.name} needs format {taken}, not {layout}, which belongs to model.task: {owners}",
-        )
+        taken, owners = (" or ".join(names) for names in ((f.name for f in task.formats), tasks_taking(layout)))
+        yield "data.format", f"format {layout} needs model.task: {owners}; task {task.name} needs format {taken}"
 
 
 @reads("model.task", "data.format", "evaluation.metrics")

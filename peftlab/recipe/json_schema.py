@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import sys
+from collections.abc import Mapping
 from copy import deepcopy
 from functools import cache
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from peftlab.methods import METHODS
+from peftlab.optimizers import OPTIMIZERS, SHORT_NAMES
 from peftlab.recipe import schema as sections
 from peftlab.recipe.vocabulary import json_schema
 
@@ -29,14 +31,24 @@ def editor_schema() -> dict[str, Any]:
         definition = schema if model is sections.Recipe else schema["$defs"].get(model.__name__)
         if definition:
             describe_fields(definition, model)
-    for name, reference in schema["properties"]["method"]["discriminator"]["mapping"].items():
-        method, definition = METHODS[name], schema["$defs"][reference.rsplit("/", 1)[-1]]
-        describe_fields(definition, method)
+    describe_union(schema, schema["properties"]["method"], METHODS, "method")
+    training = schema["$defs"][sections.Training.__name__]["properties"]
+    describe_union(schema, training["optimizer"], OPTIMIZERS, "optimizer")
+    names = [*OPTIMIZERS, *SHORT_NAMES]
+    training["optimizer"] = {"anyOf": [{"enum": names}, {**training["optimizer"]}], "default": names[0]}
+    describe_fields(schema["$defs"][sections.Training.__name__], sections.Training)
+    return schema
+
+
+def describe_union(schema: dict[str, Any], union: dict[str, Any], registry: Mapping[str, Any], noun: str) -> None:
+    """Document each kind of a section that has a `type`, and require that type."""
+    for name, reference in union["discriminator"]["mapping"].items():
+        kind, definition = registry[name], schema["$defs"][reference.rsplit("/", 1)[-1]]
+        describe_fields(definition, kind)
         # The type has a default for Python's sake; a recipe names it.
         definition["required"] = ["type", *definition.get("required", [])]
         definition["properties"]["type"].pop("default", None)
-        definition["properties"]["type"]["description"] = f"The method: {method.title}."
-    return schema
+        definition["properties"]["type"]["description"] = f"The {noun}: {kind.title}."
 
 
 def describe_fields(definition: dict[str, Any], model: type[BaseModel]) -> None:

@@ -89,6 +89,7 @@ def execute(record: RunRecord, recorder: Recorder, stop: Stop, resume: bool) -> 
         evaluate_parts(record, recorder, bench, model, "after", setup.progress.step)
     with record.in_phase("save"):
         save_weights(record, bench, model, setup.optimizer)
+    record.result.memory["process"] = record.meter.report(model, setup.optimizer)
     if record.recipe.evaluation.latency and record.world.is_main:
         with record.in_phase("latency"):
             record.result.inference = try_inference(bench, model, record.directory.weights, record.note)

@@ -21,7 +21,6 @@ def save_weights(record: RunRecord, bench: Bench, model: nn.Module, optimizer: t
             write_weights(record, bench, model)
     memory = record.result.memory
     memory["measured"] = join_reports([memory["measured"], probe.report()])
-    memory["process"] = record.meter.report(model, optimizer)
 
 
 def write_weights(record: RunRecord, bench: Bench, model: nn.Module) -> None:

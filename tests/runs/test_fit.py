@@ -56,7 +56,7 @@ def whole(tmp_path_factory):
 def split(tmp_path_factory, whole):
     """The same run with memory for a little more than half of it."""
     needed = whole[0].memory["predicted"].needed_bytes
-    return run(tmp_path_factory.mktemp("split") / "run", run={"memory": f"{needed * 6 // 10}B"})
+    return run(tmp_path_factory.mktemp("split") / "run", run={"memory": f"{needed * 7 // 10}B"})
 
 
 def test_a_split_step_takes_the_same_gradient_step(whole, split):

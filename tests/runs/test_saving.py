@@ -14,7 +14,7 @@ from accelerate import tracking
 from peftlab.checkpoint.store import find_latest, list_steps
 from peftlab.errors import StorageError
 from peftlab.recipe.schema import Recipe
-from peftlab.runs import checkpoints, run
+from peftlab.runs import checkpoints, record, save
 from peftlab.runs.directory import RunDirectory
 from peftlab.runs.display import NoDisplay
 from peftlab.runs.run import train
@@ -72,9 +72,9 @@ def test_checkpoints_written_beside_slowly_are_those_that_training_waited_for(wh
 def test_the_time_of_saving_is_told_and_counted_once(whole):
     seconds = whole[0].seconds
     assert 0 < seconds["checkpoints_stalled"] < seconds["training"] and seconds["checkpoints_written"] > 0
-    phases = sum(seconds[phase] for phase in run.PHASES if phase in seconds)
+    phases = sum(seconds[phase] for phase in record.PHASES if phase in seconds)
     assert seconds["total"] == pytest.approx(phases)
-    assert set(seconds) - set(run.PHASES) == {"total", "checkpoints_stalled", "checkpoints_written"}
+    assert set(seconds) - set(record.PHASES) == {"total", "checkpoints_stalled", "checkpoints_written"}
 
 
 def test_a_disk_that_fills_ends_the_run_with_one_line_and_the_former_checkpoint(whole, tmp_path, monkeypatch):
@@ -166,7 +166,7 @@ def test_a_picture_that_cannot_be_drawn_never_ends_a_run(tmp_path, monkeypatch):
     def fail(*_):
         raise ValueError("no fonts")
 
-    monkeypatch.setattr(run, "draw_losses", fail)
+    monkeypatch.setattr(save, "draw_losses", fail)
     ear = Ear()
     assert train(recipe(tmp_path / "run"), display=ear).status == "finished"
     assert RunDirectory.open(tmp_path / "run").read_result().status == "finished"
