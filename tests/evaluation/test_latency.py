@@ -33,7 +33,7 @@ def few_rounds(monkeypatch):
     monkeypatch.setattr(latency, "WARM_UP_ROUNDS", 1)
 
 
-def measure(log, milliseconds=(2, 6)):
+def measure(log, milliseconds=(5, 25)):
     models = {name: Sleeper(name, ms, log) for name, ms in zip("ab", milliseconds, strict=True)}
     models["b"].train()
     seconds = measure_latency(models, latency_batch(1, 4, 9, CPU), device=CPU)

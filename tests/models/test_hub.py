@@ -38,23 +38,27 @@ def cached(tmp_path, monkeypatch):
     return "owner/tiny"
 
 
+@pytest.fixture
+def impatient(monkeypatch):
+    """Whoever waits for another try fails; seconds would not tell it from a busy machine."""
+    monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail(f"waited {seconds} s"))
+
+
+@pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("open_model", [build_meta, load_model, load_tokenizer])
 def test_offline_hub_id_fails_at_once_and_says_what_to_do(open_model):
-    started = time.monotonic()
     with pytest.raises(ModelError) as caught:
         open_model(Model(name="owner/none"))
-    assert time.monotonic() - started < 2
     message = str(caught.value)
     assert "\n" not in message
     for part in ("owner/none", "HF_HUB_OFFLINE is set", "local folder", "builtin:tiny", "HF_HOME"):
         assert part in message
 
 
-def test_unreachable_hub_is_not_retried(unreachable):
-    started = time.monotonic()
+@pytest.mark.usefixtures("unreachable", "impatient")
+def test_unreachable_hub_is_not_retried():
     with pytest.raises(ModelError, match=r"hub http://127.0.0.1:9 cannot be reached \(\w+\)"):
         build_meta(Model(name="owner/none"))
-    assert time.monotonic() - started < hub.REACH_SECONDS + 1
 
 
 @pytest.mark.usefixtures("unreachable")

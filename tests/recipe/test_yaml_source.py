@@ -107,9 +107,9 @@ def test_an_alias_bomb_is_refused_at_once():
     bomb = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
         f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 12)
     )
-    started = time.perf_counter()
-    assert "contains more than 10,000 values, counting aliases" in only_problem(bomb)
-    assert time.perf_counter() - started < 2
+    started = time.process_time()
+    assert "holds more than 10,000 values, counting aliases" in only_problem(bomb)
+    assert time.process_time() - started < 2
 
 
 def test_an_alias_to_its_own_parent_is_refused():

@@ -52,7 +52,9 @@ def shallow_model() -> Path:
     """Return a folder with the shipped model cut to its first two layers: a short run of it takes half the time."""
     folder = Path(tempfile.mkdtemp(prefix="peftlab-shallow-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    shutil.copytree(resolve("builtin:tiny").folder, folder, dirs_exist_ok=True)
+    source = resolve("builtin:tiny").folder
+    assert source is not None
+    shutil.copytree(source, folder, dirs_exist_ok=True)
     config, weights = folder / "config.json", folder / "model.safetensors"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"num_hidden_layers": LAYERS_KEPT}))
     layer_of = {name: int(name.partition(".layers.")[2].partition(".")[0] or 0) for name in load_file(weights)}
