@@ -29,14 +29,12 @@ from peftlab.errors import ModelError, PeftlabError, one_line
 __all__ = ["FakeTensor", "FakeTensorMode", "TorchDispatchMode"]
 
 TRIED = {
-    "torch": ("2.13",),
+    "torch": ("2.13", "2.11"),
     "transformers": ("5.23", "5.17"),
     "peft": ("0.21",),
     "bitsandbytes": ("0.50",),
 }
-"""Versions that the tests of this room pass with, whatever their last number."""
-REVIEWED = {"torch": ("2.11",)}
-"""Versions whose source was read for these interfaces, but that no test has run with."""
+"""The versions that this room's tests pass with, by their first numbers: the first of each together, and the last."""
 
 
 def untried_versions() -> list[str]:
@@ -135,7 +133,7 @@ def layer_types(base: nn.Module) -> tuple[str, ...]:
 
     Masks are picked by a layer's position in the list, caches by the number that the layer itself keeps.
     """
-    config = getattr(base, "config", None)
+    config: Any = getattr(base, "config", None)
     config = config.get_text_config() if hasattr(config, "get_text_config") else config
     return tuple(getattr(config, "layer_types", None) or ())
 
@@ -175,31 +173,35 @@ def _keeps_tokens(layer: Any) -> bool:
 def _lengthen(layer: Any, tokens: int) -> None:
     window = getattr(layer, "sliding_window", None)
     count = tokens if window is None else min(tokens, max(window - layer.get_seq_length(), 1))
-    layer.update(*(_more(kept, -2, count) for kept in (layer.keys, layer.values)))
+    layer.update(_more(layer.keys, count), _more(layer.values, count))
     if count < tokens:  # each further token replaces another one
         layer.cumulative_length += tokens - count
     if getattr(layer, "indexer_keys", None) is not None:
-        layer.update_indexer(_more(layer.indexer_keys, -2, count))
+        layer.update_indexer(_more(layer.indexer_keys, count))
 
 
-def _more(kept: torch.Tensor, axis: int, count: int) -> torch.Tensor:
-    """Return zeros like `kept` but `count` along an axis, without a storage of that size."""
-    shape = list(kept.shape)
-    shape[axis] = count
-    return kept.new_zeros(()).expand(shape)
+def _more(kept: torch.Tensor, tokens: int) -> torch.Tensor:
+    """Return zeros like `kept` (..., tokens, width) for other tokens, without a storage of that size."""
+    return kept.new_zeros(()).expand(*kept.shape[:-2], tokens, kept.shape[-1])
 
 
 # Operations that have no formula for fake tensors, or one for some types only.
 
 
-def grouped_mm(left: torch.Tensor, right: torch.Tensor, ends: torch.Tensor | None = None, *_, **__) -> torch.Tensor:
-    """Return the product of a mixture's experts, empty. torch's own formula accepts bfloat16 alone."""
-    rows, columns = left.shape[-2], right.shape[-1]
-    if ends is not None and left.dim() == right.dim() == 2:
-        return left.new_empty(ends.shape[0], rows, columns)
-    if ends is not None and left.dim() != right.dim():
-        return left.new_empty(rows, columns)
-    return left.new_empty(left.shape[0], rows, columns)
+def grouped_mm(
+    left: torch.Tensor,
+    right: torch.Tensor,
+    offs: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+) -> torch.Tensor:
+    """Return the products of a mixture's experts, empty. torch's own formula accepts bfloat16 alone."""
+    shape = [left.shape[-2], right.shape[-1]]
+    if offs is None:
+        shape.insert(0, left.shape[0])
+    elif left.dim() == right.dim():
+        shape.insert(0, offs.shape[0])
+    return left.new_empty(shape, dtype=out_dtype or left.dtype)
 
 
 def _int8_quant(rows: torch.Tensor, *_) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
