@@ -64,8 +64,12 @@ class Task(ABC):
         tokenizer: Any,
         max_length: int,
         counts: Counter,
+        **options: Any,
     ) -> list[TokenRow]:
-        """Return the examples' rows; `counts` gains what was cut and dropped. Raises DataError."""
+        """Return the examples' rows; `counts` gains what was cut and dropped. Raises DataError.
+
+        `options` belong to a format of the task: `chat` (a `data.chat.ChatSettings`) to chats.
+        """
 
     def labels_of(self, example: Example) -> Iterable[str]:
         """Return the labels of one example; only where the task `has_labels`."""

@@ -45,7 +45,8 @@ class CausalLM(Task):
         tokenizer: Any,
         max_length: int,
         counts: Counter,
+        **options: Any,
     ) -> list[TokenRow]:
         from peftlab.data.tokens import tokenise_texts
 
-        return tokenise_texts(examples, tokenizer, max_length, counts)
+        return tokenise_texts(examples, tokenizer, max_length, counts, **options)

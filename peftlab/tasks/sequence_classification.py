@@ -70,6 +70,7 @@ class SequenceClassification(Task):
         tokenizer: Any,
         max_length: int,
         counts: Counter,
+        **options: Any,
     ) -> list[TokenRow]:
         from peftlab.data.tokens import tokenise_labelled
 

@@ -74,6 +74,7 @@ class TokenClassification(Task):
         tokenizer: Any,
         max_length: int,
         counts: Counter,
+        **options: Any,
     ) -> list[TokenRow]:
         from peftlab.data.tokens import tokenise_tagged
 

@@ -86,16 +86,17 @@ def test_chat_without_an_answer_is_dropped_and_counted(bpe):
     assert row is None and counts["dropped"] == 1
 
 
-def test_template_that_rewrites_earlier_turns_is_refused_unless_it_marks_what_is_generated(bpe):
+def test_what_a_template_leaves_of_earlier_turns_is_supervised_with_and_without_marks(bpe):
     example = chat("the cat", "so = sat", "the cat", "so = sat")
-    with pytest.raises(DataError, match=r"the chat that begins 'the cat': .* rewrites earlier turns"):
-        tokenise_one(example, with_template(bpe, FORGETFUL))
+    tokenizer = with_template(bpe, FORGETFUL)
+    row, _ = tokenise_one(example, tokenizer)
+    assert supervised_parts(row, tokenizer) == [" sat<|end|>", "so = sat<|end|>"]
     marked = FORGETFUL.replace("{{ m['content'] if", "{% generation %}{{ m['content'] if").replace(
         "<|end|>\n", "<|end|>{% endgeneration %}\n"
     )
     tokenizer = with_template(bpe, marked)
     row, _ = tokenise_one(example, tokenizer)
-    assert supervised_parts(row, tokenizer)[-1] == "so = sat<|end|>"
+    assert supervised_parts(row, tokenizer) == ["the cat<|end|>", " sat<|end|>", "the cat<|end|>", "so = sat<|end|>"]
 
 
 def test_what_a_template_refuses_and_a_missing_template_are_one_line(bpe):
