@@ -12,7 +12,7 @@ import numpy as np
 from peftlab.data.chat import ChatSettings, ChatTemplate, EncodedChat, encode_chats
 from peftlab.data.formats import content_key, fingerprint, read_examples
 from peftlab.data.sources import read_source
-from peftlab.data.tokens import MARKER, REASON, STOP, TokenRow, cut_chat_prompt, encode_prompt, split_prompt
+from peftlab.data.tokens import MARKER, REASON, STOP, TokenRow, cut_chat_prompt, cut_prompt, encode_prompt, split_prompt
 from peftlab.errors import DataError, listed, one_line
 from peftlab.recipe.schema import Data
 from peftlab.tasks import Task, find_format, tasks_taking
@@ -40,13 +40,15 @@ class Examples:
 class Prompt:
     """What text is generated from, and the texts that would be right (all rows with this same prompt).
 
-    `lead` is how many tokens at the beginning a cut keeps: the opening token, and the system text of a chat.
+    `lead` is how many tokens at the beginning a cut keeps (the opening token, and the system text of a chat), `cut`
+    how many `data.max_length` took behind them.
     """
 
     text: str
     input_ids: list[int]
     references: tuple[str, ...]
-    lead: int = 1
+    lead: int = 0
+    cut: int = 0
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,7 @@ def tokenise(examples: Examples, tokenizer: Any, vocabulary: int | None = None) 
     general, general_report = _tokenise_part(examples, examples.general, tokenizer, "general")
     _check_vocabulary([*train, *evaluation, *test, *general], vocabulary)
     seen = {content_key(example) for example in examples.train}
-    report = {
+    report: dict[str, Any] = {
         "format": section.format,
         "train": train_report,
         "evaluation": evaluation_report,
@@ -151,6 +153,9 @@ def tokenise(examples: Examples, tokenizer: Any, vocabulary: int | None = None) 
         list_prompts(part, tokenizer, section.max_length, **_options(section))
         for part in (examples.evaluation, examples.test)
     )
+    for name, found in (("evaluation", prompts), ("test", test_prompts)):
+        if cut := sum(prompt.cut > 0 for prompt in found):
+            report[name]["prompts_cut"] = cut
     return Dataset(
         examples.task,
         train,
@@ -194,16 +199,19 @@ def list_prompts(
 
 def _text_prompt(example: Completion, tokenizer: Any, max_length: int) -> Prompt:
     prompt, completion = split_prompt(example)
-    return Prompt(prompt, encode_prompt(tokenizer, prompt, max_length), (completion.strip(),))
+    whole = encode_prompt(tokenizer, prompt)
+    lead = int(len(whole) > 0 and whole[0] == tokenizer.bos_token_id)
+    ids = cut_prompt(whole, lead, max_length)
+    return Prompt(prompt, ids, (completion.strip(),), lead, len(whole) - len(ids))
 
 
 def _chat_prompt(chat: EncodedChat, tokenizer: Any, max_length: int) -> Prompt:
     """Return what stands before a chat's last taught answer, with that answer as generated text would be decoded."""
     turn = chat.turns[-1]
     answer = tokenizer.decode(chat.ids[turn.first : turn.last], skip_special_tokens=True).strip()
-    return Prompt(
-        chat.prompt, cut_chat_prompt(chat, max_length), (answer.removesuffix(turn.marker).strip(),), chat.lead
-    )
+    ids = cut_chat_prompt(chat, max_length)
+    reference = answer.removesuffix("" if turn.stop is not None else turn.marker).strip()
+    return Prompt(chat.prompt, ids, (reference,), chat.lead, turn.first - len(ids))
 
 
 def _options(section: Data) -> dict[str, Any]:

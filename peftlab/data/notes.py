@@ -41,6 +41,11 @@ def _note_part(name: str, part: dict[str, Any], recipe: Recipe) -> Iterator[str]
         yield f"{name}: {part['carried']} of {whole} rows contain special tokens in their own text; check the source"
     if part.get("unended"):
         yield from _note_ends(name, part)
+    if part.get("prompts_cut"):
+        yield (
+            f"{name}: {part['prompts_cut']} prompts are longer than data.max_length ({limit}) leaves room for: cut at"
+            " generation, behind their opening token and system text"
+        )
     if part["straddling"]:
         told = "a token crosses from the prompt into the completion and is not supervised"
         yield f"{name}: in {part['straddling']} of {whole} rows {told}; end the prompt with a space or a line break"

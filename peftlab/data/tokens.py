@@ -129,13 +129,13 @@ class Rendered:
 
 
 def tokenise_texts(
-    examples: Sequence[Text | Completion | Chat],
+    examples: Sequence[Any],
     tokenizer: Any,
     max_length: int,
     counts: Counter,
     chat: ChatSettings | None = None,
 ) -> list[TokenRow]:
-    """Return one row for each example that keeps a supervised token; `chat` is how chats are rendered and taught.
+    """Return one row for each Text, Completion or Chat that keeps a supervised token; `chat` says what of chats is taught.
 
     `counts` gains: truncated (rows cut), lost_supervised (rows that lost supervised tokens), straddling
     (rows in which a token crosses the boundary of prompt and completion; such a token is not supervised),
@@ -301,13 +301,13 @@ def encode_prompt(tokenizer: Any, text: str, max_length: int | None = None) -> l
     Trailing spaces go, as in training; what exceeds `max_length` goes at the beginning.
     """
     ids, _, _, lead, _ = next(_encode([Rendered(text.rstrip(" "), [])], tokenizer))
-    return _cut_prompt(ids[_without_doubled(ids, lead, tokenizer)], lead, max_length)
+    return cut_prompt(ids[_without_doubled(ids, lead, tokenizer)], lead, max_length)
 
 
 def encode_chat_prompt(tokenizer: Any, text: str, max_length: int | None = None) -> list[int]:
     """Return the ids of a prompt that the model's chat template wrote, as rows begin; its opening token is kept."""
     ids = encode_prompt_text(tokenizer, text)
-    return _cut_prompt(ids, int(len(ids) > 0 and ids[0] == tokenizer.bos_token_id), max_length)
+    return cut_prompt(ids, int(len(ids) > 0 and ids[0] == tokenizer.bos_token_id), max_length)
 
 
 def cut_chat_prompt(chat: EncodedChat, max_length: int) -> list[int]:
@@ -316,7 +316,7 @@ def cut_chat_prompt(chat: EncodedChat, max_length: int) -> list[int]:
     first = chat.turns[-1].first
     if chat.turns[-1].last - 1 in keep:
         return chat.ids[keep[keep < first]].tolist()
-    return _cut_prompt(chat.ids[:first], chat.lead, max_length)
+    return cut_prompt(chat.ids[:first], chat.lead, max_length)
 
 
 def split_prompt(example: Completion) -> tuple[str, str]:
@@ -380,9 +380,12 @@ def _cut(supervised: np.ndarray, lead: int, max_length: int) -> np.ndarray:
     return np.concatenate([np.arange(lead), np.arange(lead + drop, length)])[:max_length]
 
 
-def _cut_prompt(ids: np.ndarray, lead: int, max_length: int | None) -> list[int]:
+def cut_prompt(ids: Sequence[int] | np.ndarray, lead: int, max_length: int | None) -> list[int]:
+    """Return the ids of a prompt; what exceeds `max_length` goes behind the first `lead`, or one where they fill it."""
+    if max_length is not None and 2 * lead > max_length:
+        lead = min(lead, 1)
     keep = _cut(np.zeros(len(ids), dtype=bool), lead, max_length or len(ids))
-    return ids[keep].tolist()
+    return np.asarray(ids)[keep].tolist()
 
 
 def _chunks(items: Sequence[Any]) -> Iterator[Sequence[Any]]:

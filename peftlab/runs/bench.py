@@ -13,7 +13,7 @@ from torch import nn
 from peftlab.data.dataset import Dataset, Part, load_examples, tokenise
 from peftlab.errors import DataError, MethodError
 from peftlab.evaluation.evaluate import evaluate
-from peftlab.evaluation.generate import generate_examples
+from peftlab.evaluation.generate import add_stop_ids, generate_examples
 from peftlab.memory.probe import Probe
 from peftlab.methods import Method
 from peftlab.metrics import RowScores
@@ -166,4 +166,5 @@ def prepare(recipe: Recipe, world: World, foresee: Callable[[Dataset], Recipe] |
         )
     check_positions(recipe, dataset, loaded.model)
     fit_tokenizer(loaded.model, tokenizer)
+    add_stop_ids(loaded.model, dataset.stop_ids)
     return Bench(recipe, world, tokenizer, dataset, loaded.model, loaded.fresh, loaded.source, probe.report())

@@ -9,7 +9,7 @@ from pathlib import Path
 from peftlab.data.chat import render_prompt
 from peftlab.data.tokens import encode_chat_prompt
 from peftlab.errors import StorageError, UsageError
-from peftlab.evaluation.generate import generate_text
+from peftlab.evaluation.generate import add_stop_ids, generate_text
 from peftlab.models.load import load_model, load_tokenizer
 from peftlab.recipe.load import load_recipe
 from peftlab.recipe.schema import Recipe
@@ -50,9 +50,18 @@ def generate(folder: Path, prompt: str, overrides: Sequence[str] = ()) -> str:
     settings, tokenizer = recipe.evaluation.generation, load_tokenizer(recipe.model)
     if recipe.data.format == CHAT.name:
         messages = [{"role": "user", "content": prompt}]
-        prompt = encode_chat_prompt(tokenizer, render_prompt(messages, tokenizer))
-    context = partial(autocast, precision, device)
-    (text,) = generate_text(model, tokenizer, [prompt], settings, prompting=recipe.method.prompting, autocast=context)
+        prompt = encode_chat_prompt(tokenizer, render_prompt(messages, tokenizer, recipe.data.template_kwargs))
+    ends = directory.read_result().data.get("train", {})
+    add_stop_ids(model, ends.get("stop_ids", ()))
+    (text,) = generate_text(
+        model,
+        tokenizer,
+        [prompt],
+        settings,
+        prompting=recipe.method.prompting,
+        stop=ends.get("stop_texts", ()),
+        autocast=partial(autocast, precision, device),
+    )
     return text
 
 
