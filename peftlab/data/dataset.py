@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from peftlab.data.chat import render_prompt
-from peftlab.data.formats import content_key, fingerprint, read_examples
+from peftlab.data.examples import content_key, fingerprint, read_examples
 from peftlab.data.sources import read_source
 from peftlab.data.tokens import (
     TokenRow,
@@ -52,9 +52,9 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Tokenised rows. `labels` are the classes in the order of their numbers (None: not classification).
+    """Tokenised rows. `labels` are the classes in the order of their numbers (None: a task without classes).
 
-    `evaluation` rows choose (the best step, a rate), `test` rows only report, `general` text shows forgetting.
+    `evaluation` rows choose (the best step, a learning rate), `test` rows only report, `general` text shows forgetting.
     """
 
     task: Task
@@ -195,7 +195,7 @@ def _tokenise_part(
         "tokens": sum(lengths),
         "supervised": sum(row.supervised for row in rows),
         "longest": max(lengths),
-        **{key: int(counts[key]) for key in ("truncated", "lost_supervised", "straddling", "dropped")},
+        **{key: int(counts[key]) for key in ("truncated", "lost_supervised", "straddling", "unaligned", "dropped")},
         "sha256": fingerprint(part),
     }
 
@@ -237,7 +237,7 @@ def _set_aside(
 def _read_general(source: str | None) -> list[Text]:
     if source is None:
         return []
-    return read_examples(read_source(source, "test"), Data(train=source, format=TEXT.name))
+    return read_examples(read_source(source, "test"), Data.model_validate({"train": source, "format": TEXT.name}))
 
 
 def _draw(rows: list[Example], count: int | None, seed: int, purpose: int) -> list[Example]:
@@ -247,11 +247,11 @@ def _draw(rows: list[Example], count: int | None, seed: int, purpose: int) -> li
 
 
 def _check_labels(examples: Sequence[Example], task: Task, labels: list[str] | None, source: str) -> None:
-    known = set(labels or ())
+    known = labels or []
     for row, example in enumerate(examples, start=1):
         if unknown := [label for label in task.labels_of(example) if label not in known]:
-            told = f"label {one_line(unknown[0], 60)!r} never occurs in training; there: {listed(labels)}"
-            raise DataError(f"{source}: row {row}: {told}")
+            fault = f"label {one_line(unknown[0], 60)!r} never occurs in training; known labels: {listed(known)}"
+            raise DataError(f"{source}: row {row}: {fault}")
 
 
 def _check_vocabulary(rows: Sequence[TokenRow], vocabulary: int | None) -> None:

@@ -51,6 +51,7 @@ def read_file(path: Path) -> Table:
     """Read every row of a local file. Raises DataError with file and line."""
     content = _read_bytes(path)
     kind = file_kind(path.name)
+    assert kind is not None, "only files of a known kind are read"
     if kind == ".parquet":
         columns = _read_parquet(content, path)
     else:

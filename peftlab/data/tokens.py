@@ -13,8 +13,6 @@ import numpy as np
 from peftlab.data.chat import render_chats
 from peftlab.errors import DataError
 from peftlab.tasks.formats import Chat, Completion, Example, Text
-from peftlab.tasks.sequence_classification import Labelled
-from peftlab.tasks.token_classification import Tagged
 
 TEXTS_AT_ONCE = 1024
 IGNORED = -100
@@ -140,7 +138,7 @@ def tokenise_texts(
     dropped (rows left out, without any supervised token). Raises DataError without a fast tokenizer.
     """
     check_tokenizer(tokenizer)
-    rows = []
+    rows: list[TokenRow] = []
     for ids, starts, ends, lead, rendered in _encode(_render(examples, tokenizer), tokenizer):
         supervised, straddles = _mask(starts, ends, rendered.spans)
         counts["straddling"] += straddles
@@ -160,9 +158,9 @@ def tokenise_texts(
 
 
 def tokenise_labelled(
-    examples: Sequence[Labelled], labels: Sequence[str], tokenizer: Any, max_length: int, counts: Counter
+    examples: Sequence[Example], labels: Sequence[str], tokenizer: Any, max_length: int, counts: Counter
 ) -> list[TokenRow]:
-    """Return one row for each example: text (and pair) with the tokenizer's special tokens, cut at the end.
+    """Return one row for each example of `text`, `text_pair` and `label`: special tokens added, cut at the end.
 
     `counts` gains `truncated`. Raises DataError without a fast tokenizer, or where `max_length` leaves no text.
     """
@@ -170,7 +168,7 @@ def tokenise_labelled(
     paired = examples[0].text_pair is not None
     check_room(tokenizer, max_length, paired=paired)
     number = {label: index for index, label in enumerate(labels)}
-    rows = []
+    rows: list[TokenRow] = []
     for chunk in _chunks(examples):
         texts = [example.text for example in chunk]
         pairs = [example.text_pair for example in chunk] if paired else None
@@ -183,35 +181,23 @@ def tokenise_labelled(
 
 
 def tokenise_tagged(
-    examples: Sequence[Tagged], labels: Sequence[str], tokenizer: Any, max_length: int, counts: Counter
-) -> list[TagRow]:
-    """Return one row for each example: its words joined by spaces, the tag of a word at its first token.
+    examples: Sequence[Example], labels: Sequence[str], tokenizer: Any, max_length: int, counts: Counter
+) -> list[TokenRow]:
+    """Return one row for each example of `words` and `tags`: words joined by spaces, a word's tag at its first token.
 
-    `counts` gains `truncated`, `lost_supervised` (rows that lost words by the cut), `unaligned` (words that the
-    tokenizer drops) and `dropped` (rows without a supervised token). Raises DataError without a fast tokenizer, or
-    where `max_length` leaves no text.
+    `counts` gains `truncated` (rows cut), `lost_supervised` (rows that lost words by the cut), `unaligned` (words that
+    have no token of their own) and `dropped` (rows without a supervised token). Raises DataError without a fast
+    tokenizer, or where `max_length` leaves no text.
     """
     check_tokenizer(tokenizer)
     check_room(tokenizer, max_length, paired=False)
     number = {label: index for index, label in enumerate(labels)}
-    rows = []
+    rows: list[TokenRow] = []
     for chunk in _chunks(examples):
         texts = [" ".join(example.words) for example in chunk]
-        encoded = tokenizer(
-            texts, truncation=True, max_length=max_length, return_offsets_mapping=True, return_special_tokens_mask=True
-        )
-        for i, example in enumerate(chunk):
-            ids = np.array(encoded["input_ids"][i], np.int32)
-            offsets = np.array(encoded["offset_mapping"][i], np.int64).reshape(-1, 2)
-            offsets[np.array(encoded["special_tokens_mask"][i], bool)] = -1
-            tokens = _first_tokens(example.words, offsets)
-            cut = bool(encoded.encodings[i].overflowing)
-            counts["truncated"] += cut
-            counts["lost_supervised" if cut else "unaligned"] += (tokens < 0).any() if cut else (tokens < 0).sum()
-            row_labels = np.full(len(ids), IGNORED, np.int32)
-            aligned = tokens >= 0
-            row_labels[tokens[aligned]] = np.array([number[tag] for tag in example.tags], np.int32)[aligned]
-            row = TagRow(ids, row_labels)
+        encoded = tokenizer(texts, truncation=True, max_length=max_length, verbose=False)
+        for example, encoding in zip(chunk, encoded.encodings, strict=True):
+            row = _tag_row(example.words, [number[tag] for tag in example.tags], encoding, counts)
             if row.supervised:
                 rows.append(row)
             else:
@@ -219,14 +205,37 @@ def tokenise_tagged(
     return rows
 
 
-def _first_tokens(words: Sequence[str], offsets: np.ndarray) -> np.ndarray:
-    """Return the first token of each word, -1 where none is its own: words are joined by single spaces."""
-    found, begin, used = np.full(len(words), -1), 0, -1
-    for number, word in enumerate(words):
+def _tag_row(words: Sequence[str], tags: Sequence[int], encoding: Any, counts: Counter) -> TagRow:
+    """Return the row of one encoded text; `counts` gains all but `dropped`."""
+    tokens = _first_tokens(words, encoding)
+    missing = {word for word, token in enumerate(tokens) if token is None}
+    cut = missing & {
+        word
+        for part in encoding.overflowing
+        for word, token in enumerate(_first_tokens(words, part))
+        if token is not None
+    }
+    counts["truncated"] += bool(encoding.overflowing)
+    counts["lost_supervised"] += bool(cut)
+    counts["unaligned"] += len(missing - cut)
+    classes = np.full(len(encoding.ids), IGNORED, np.int32)
+    for token, tag in zip(tokens, tags, strict=True):
+        if token is not None:
+            classes[token] = tag
+    return TagRow(np.array(encoding.ids, np.int32), classes)
+
+
+def _first_tokens(words: Sequence[str], encoding: Any) -> list[int | None]:
+    """Return the first token of each word, None where no token is its own: words are joined by single spaces."""
+    offsets = np.array(encoding.offsets, np.int64).reshape(-1, 2)
+    offsets[np.array(encoding.special_tokens_mask, bool)] = -1
+    found: list[int | None] = []
+    begin, used = 0, -1
+    for word in words:
         inside = np.flatnonzero((offsets[:, 1] > begin) & (offsets[:, 0] < begin + len(word)))
-        inside = inside[inside > used]
-        if len(inside):
-            found[number] = used = int(inside[0])
+        own = next((int(token) for token in inside if token > used), None)
+        used = used if own is None else own
+        found.append(own)
         begin += len(word) + 1
     return found
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,7 +15,8 @@ def find_head(model: nn.Module) -> nn.Module | None:
     from peftlab.parameters.trainable import find_base
 
     base = find_base(model)[1]
-    return base.get_output_embeddings() if hasattr(base, "get_output_embeddings") else None
+    find: Any = getattr(base, "get_output_embeddings", None)
+    return find() if find is not None else None
 
 
 @contextmanager

@@ -18,7 +18,7 @@ class PlannedStates(torch.optim.Optimizer):
         self.config = config
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]  # torch overloads it for closures
         for group in self.param_groups:
             for parameter in group["params"]:
                 if not self.state[parameter]:

@@ -13,8 +13,10 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedConfig
 
-    from peftlab.data.tokens import TokenRow
-    from peftlab.losses.base import Loss
+TokenRow = Any
+"""A `data.tokens.TokenRow`. That room reads this one, so its types have no names here."""
+Loss = Any
+"""A `losses.base.Loss`."""
 
 
 class Task(ABC):

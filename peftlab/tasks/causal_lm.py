@@ -6,14 +6,11 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from peftlab.tasks.base import Task
+from peftlab.tasks.base import Loss, Task, TokenRow
 from peftlab.tasks.formats import CHAT, COMPLETION, TEXT, Example
 
 if TYPE_CHECKING:
     from torch import nn
-
-    from peftlab.data.tokens import TokenRow
-    from peftlab.losses.base import Loss
 
 
 class CausalLM(Task):

@@ -1,4 +1,4 @@
-"""What a row is: columns become texts, prompts and completions, messages or labelled texts."""
+"""Examples from tables: columns become texts, prompts and completions, messages, labelled texts or tagged words."""
 
 from __future__ import annotations
 

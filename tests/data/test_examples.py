@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from peftlab.data.examples import fingerprint, read_examples
 from peftlab.data.files import Table
-from peftlab.data.formats import fingerprint, read_examples
 from peftlab.errors import DataError
 from peftlab.tasks import TASKS
 from peftlab.tasks.formats import Chat, Completion, Text
