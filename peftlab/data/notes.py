@@ -15,7 +15,9 @@ def note_data(recipe: Recipe, report: dict[str, Any], processes: int = 1) -> lis
     for name, key in (("evaluation", "overlap"), ("test", "test_overlap")):
         if overlap := report.get(key):
             rows = report[name]["rows"]
-            lines.append(f"data.{name}: {overlap} of {rows} rows also occur in training, so their loss is too optimistic")
+            lines.append(
+                f"data.{name}: {overlap} of {rows} rows also occur in training, so their loss is too optimistic"
+            )
     step = recipe.training.batch_size * recipe.training.gradient_accumulation * processes
     if step > report["train"]["rows"]:
         found = f"a step takes {step} rows, and there are only {report['train']['rows']}: rows repeat within a step"

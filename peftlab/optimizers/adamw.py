@@ -24,7 +24,7 @@ class AdamW(Optimizer):
     type: Literal["adamw"] = "adamw"
     betas: tuple[Beta, Beta] = (0.9, 0.999)
     """Decay of the running means of the gradient and of its square."""
-    eps: float = Field(1e-8, gt=0)
+    eps: float = Field(default=1e-8, gt=0)
     """Added to the denominator."""
     bits: Literal[32, 8] = 32
     """Bits of the moments: 8 uses bitsandbytes (CUDA)."""

@@ -9,8 +9,11 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
+from pydantic import BaseModel
+
 from peftlab.errors import nearest
-from peftlab.methods import METHODS, Method
+from peftlab.methods import METHODS
+from peftlab.optimizers import OPTIMIZERS
 from peftlab.recipe.schema import Recipe
 from peftlab.recipe.yaml_source import KeyPath, parse_scalar
 
@@ -19,12 +22,12 @@ SHOWN_CHARACTERS = 60
 
 
 def json_schema() -> JsonSchema:
-    """Return the JSON Schema of a recipe, as pydantic makes it, with every method that is known by now."""
-    return _json_schema(tuple(METHODS.values()))
+    """Return the JSON Schema of a recipe, as pydantic makes it, with all methods and optimisers known by now."""
+    return _json_schema((*METHODS.values(), *OPTIMIZERS.values()))
 
 
 @lru_cache(maxsize=1)
-def _json_schema(methods: tuple[type[Method], ...]) -> JsonSchema:
+def _json_schema(kinds: tuple[type[BaseModel], ...]) -> JsonSchema:
     return Recipe.model_json_schema()
 
 

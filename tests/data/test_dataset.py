@@ -79,7 +79,7 @@ def test_label_that_training_never_shows_is_named(rows, section):
     train = rows("l.jsonl", [{"text": "x", "label": 0}, {"text": "y", "label": 1}])
     test = rows("t.jsonl", [{"text": "x", "label": 0}, {"text": "y", "label": 2}])
     data = section(train=train, evaluation=test, format="classification")
-    with pytest.raises(DataError, match=r"t\.jsonl: row 2: label '2' never occurs in training; there: 0, 1"):
+    with pytest.raises(DataError, match=r"t\.jsonl: row 2: label '2' never occurs in training; known labels: 0, 1"):
         load_examples(data, CLASSIFICATION, 0)
 
 

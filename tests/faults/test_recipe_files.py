@@ -64,7 +64,7 @@ VALUES = {
     "a name in place of a list": ("method.unfreeze=norm", "must be a list, each text"),
     "checkpointing of prefixes": (
         "training={steps: 1, learning_rate: 1, gradient_checkpointing: true}",
-        "does not work with prefix tuning, which keeps its tokens in the attention cache; set it to false",
+        "does not work with prefix tuning; set it to false",
     ),
 }
 

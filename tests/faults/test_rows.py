@@ -23,7 +23,7 @@ FILES = {
     "an endless number": ("x.jsonl", b'{"prompt": %s}' % (b"1" * 5000), "x.jsonl:1: holds a number of thousands of"),
     "too many columns": ("x.jsonl", b"".join(b'{"c%d": 1}\n' % n for n in range(2000)), "more than 1000 columns"),
     "bad UTF-8": ("x.jsonl", LINE + b'{"prompt": "\xff"}', "x.jsonl:2: is not UTF-8 (byte 0xff); save the file as"),
-    "half a character": ("x.jsonl", b'{"prompt": "\\ud83d", "completion": "x"}', "holds half a character"),
+    "half a character": ("x.jsonl", b'{"prompt": "\\ud83d", "completion": "x"}', "half of a surrogate pair"),
     "no number": ("x.jsonl", b'{"prompt": Infinity, "completion": "x"}', "row 1: needs text, not float inf"),
     "null": ("x.jsonl", LINE + b'{"prompt": "a"}', "column 'completion' is empty in row 2: fill or delete such rows"),
     "wrong columns": ("x.csv", b"question,answer\na,b\n", "set data.columns.prompt; its columns: question, answer"),
@@ -86,7 +86,7 @@ def test_rows_over_the_length_are_counted_and_so_are_those_that_lost_what_is_lea
 
 def test_too_few_rows_for_a_step_are_told(user):
     told = notes(user.train("training.batch_size=4", "training.gradient_accumulation=2"))
-    assert "training.batch_size: a step takes 8 rows and there are 6: rows repeat within a step" in told
+    assert "training.batch_size: a step takes 8 rows, and there are only 6: rows repeat within a step" in told
 
 
 def test_a_mistyped_batch_size_builds_no_list_of_its_length():
@@ -99,7 +99,7 @@ def test_rows_in_both_parts_are_told(user):
     held_out = user.rows([*ROWS[:2], {"prompt": "new", "completion": "row"}], "held.jsonl")
     told = notes(user.train(f"data.evaluation={held_out}", f"data.test={held_out}"))
     for part in ("evaluation", "test"):
-        assert f"data.{part}: 2 of 3 rows are in the training rows too: their loss flatters" in told
+        assert f"data.{part}: 2 of 3 rows also occur in training, so their loss is too optimistic" in told
 
 
 def test_clean_rows_are_told_nothing_of(user):
@@ -120,7 +120,7 @@ def test_rows_without_anything_to_learn_are_left_out_and_told_up_to_a_limit(user
     line = refused(4, *chat, train=user.rows(CHATS + UNANSWERED * 2))
     assert "data.train: 2 of 8 rows have no supervised token, more than data.allow_dropped (0.1)" in line
     told = notes(user.train(*chat, "data.allow_dropped=0.25", train=user.rows(CHATS + UNANSWERED * 2)))
-    assert "data.train: 2 of 8 rows are left out: no token in them is supervised" in told
+    assert "data.train: 2 of 8 rows are dropped: no token in them is supervised" in told
 
 
 def test_when_no_row_has_anything_to_learn_the_roles_are_named(user, refused, chat):
