@@ -130,12 +130,13 @@ def format_suits_task(recipe: Recipe) -> Found:
 @reads("model.task", "data.format", "evaluation.metrics")
 def metrics_suit_task(recipe: Recipe) -> Found:
     task, asked = recipe.task, list(dict.fromkeys(recipe.evaluation.metrics))
-    misfits = [metric for metric in asked if metric not in task.metrics]
+    known = names_that_need(*task.gives)
+    misfits = [metric for metric in asked if metric not in known]
     if misfits:
-        owners = [other.name for other in TASKS.values() if set(misfits) <= set(other.metrics)]
+        owners = [other.name for other in TASKS.values() if set(misfits) <= set(names_that_need(*other.gives))]
         needed = f"only for task {' or '.join(owners)}, " if owners else ""
         yield "evaluation.metrics", f"{', '.join(misfits)}: {needed}not {task.name}"
-    generated = [metric for metric in asked if metric in GENERATION_METRICS & set(task.metrics)]
+    generated = [metric for metric in asked if metric in GENERATION_METRICS & set(known)]
     if generated and task.takes(recipe.data.format) and not find_format(recipe.data.format).prompts:
         fault = f"format {recipe.data.format} has no answer to compare with"
         yield "evaluation.metrics", f"{', '.join(generated)}: {fault}"

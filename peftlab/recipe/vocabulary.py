@@ -12,22 +12,24 @@ from typing import Any
 from pydantic import BaseModel
 
 from peftlab.errors import nearest
+from peftlab.evaluation.metrics import METRICS
 from peftlab.methods import METHODS
 from peftlab.optimizers import OPTIMIZERS
 from peftlab.recipe.schema import Recipe
 from peftlab.recipe.yaml_source import KeyPath, parse_scalar
+from peftlab.tasks import TASKS
 
 JsonSchema = dict[str, Any]
 SHOWN_CHARACTERS = 60
 
 
 def json_schema() -> JsonSchema:
-    """Return the JSON Schema of a recipe, as pydantic makes it, with all methods and optimisers known by now."""
-    return _json_schema((*METHODS.values(), *OPTIMIZERS.values()))
+    """Return the JSON Schema of a recipe, as pydantic makes it, with everything that is registered by now."""
+    return _json_schema((*METHODS.values(), *OPTIMIZERS.values()), (*TASKS, *METRICS))
 
 
 @lru_cache(maxsize=1)
-def _json_schema(kinds: tuple[type[BaseModel], ...]) -> JsonSchema:
+def _json_schema(kinds: tuple[type[BaseModel], ...], names: tuple[str, ...]) -> JsonSchema:
     return Recipe.model_json_schema()
 
 

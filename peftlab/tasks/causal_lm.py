@@ -20,7 +20,7 @@ class CausalLM(Task):
     model_suffix: ClassVar[str] = "ForCausalLM"
     peft_type: ClassVar[str] = "CAUSAL_LM"
     formats = (COMPLETION, TEXT, CHAT)
-    metrics = ("loss", "perplexity", "exact_match", "bleu", "rouge")
+    gives = ("loss", "next_tokens", "texts")
     generates: ClassVar[bool] = True
 
     @property

@@ -42,7 +42,7 @@ class SequenceClassification(Task):
     model_suffix: ClassVar[str] = "ForSequenceClassification"
     peft_type: ClassVar[str] = "SEQ_CLS"
     formats = (CLASSIFICATION,)
-    metrics = ("loss", "accuracy", "f1", "matthews")
+    gives = ("loss", "classes")
     default_metric: ClassVar[str] = "accuracy"
     head_names = ("classifier", "score")
     has_labels: ClassVar[bool] = True

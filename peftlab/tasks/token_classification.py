@@ -47,7 +47,7 @@ class TokenClassification(Task):
     model_suffix: ClassVar[str] = "ForTokenClassification"
     peft_type: ClassVar[str] = "TOKEN_CLS"
     formats = (TOKENS,)
-    metrics = ("loss", "span_f1", "span_precision", "span_recall")
+    gives = ("loss", "spans")
     default_metric: ClassVar[str] = "span_f1"
     head_names = ("classifier", "score")
     has_labels: ClassVar[bool] = True
