@@ -69,7 +69,7 @@ def _compare_prefixes(tokenizer: Any, messages: Messages, text: str) -> list[Spa
 
 
 def _find_turn(tokenizer: Any, messages: Messages, turn: int, text: str) -> Span:
-    """Return the span of one assistant turn, without the line break that many templates put behind it."""
+    """Return the span of one assistant turn, without the line break that many templates put after it."""
     content = messages[turn]["content"].strip()
     if turn:
         before = _apply(tokenizer, messages[:turn], tokenize=False, add_generation_prompt=True)
@@ -79,7 +79,7 @@ def _find_turn(tokenizer: Any, messages: Messages, turn: int, text: str) -> Span
     if not (text.startswith(before) and text.startswith(after) and content in after[len(before) :]):
         raise DataError(
             f"{_place(messages)}: the model's chat template rewrites earlier turns, so that the assistant's part"
-            " cannot be told; give one answer a row, or use format completion"
+            " cannot be found; give one answer a row, or use format completion"
         )
     return len(before), len(after)
 

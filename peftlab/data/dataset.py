@@ -1,4 +1,4 @@
-"""A recipe's data, whole: rows chosen by the seed, tokenised, with a report of what was read and cut."""
+"""All data of a recipe: rows chosen by the seed, tokenised, with a report of what was read and cut."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def load_examples(section: Data, task: Task, seed: int) -> Examples:
     labels = task.list_labels(train)
     if labels is not None and len(labels) < 2:
         only = one_line(labels[0], 60)
-        raise DataError(f"{section.train}: every row has the label {only!r}; a classifier needs at least two")
+        raise DataError(f"{section.train}: {only!r} is the only label; a classifier needs at least two")
     train, evaluation = _set_aside(train, section, "evaluation", task, labels, seed, HELD_OUT)
     train, test = _set_aside(train, section, "test", task, labels, seed, HELD_OUT_TEST)
     return Examples(
@@ -201,7 +201,7 @@ def _tokenise_part(
 
 
 def _refuse_dropped(rows: int, dropped: int, section: Data, name: str) -> None:
-    """Raise DataError where more rows than allowed teach nothing: a wrong column, role or limit, most likely."""
+    """Raise DataError where more rows than allowed are dropped: most likely a wrong column, role or limit."""
     remedy = f"raise data.max_length ({section.max_length}) or {find_format(section.format).remedy}"
     if dropped == rows:
         raise DataError(f"data.{name}: none of {rows} rows has a supervised token; {remedy}")

@@ -36,4 +36,4 @@ def _note_part(name: str, part: dict[str, Any], recipe: Recipe) -> Iterator[str]
         found = "a token crosses from the prompt into the completion and is not supervised"
         yield f"{name}: in {part['straddling']} of {whole} rows {found}; end the prompt with a space or a line break"
     if part.get("unaligned"):
-        yield f"{name}: {part['unaligned']} words have no token of their own: their tags are ignored"
+        yield f"{name}: words without a token of their own: {part['unaligned']}; their tags are ignored"

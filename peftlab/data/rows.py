@@ -37,7 +37,7 @@ class Rows(Protocol):
         """Return the targets and tokens of the step on all processes, without communication."""
 
     def numbers(self, step: int) -> list[list[int]]:
-        """Return which training rows each micro-batch of this process holds."""
+        """Return which training rows each micro-batch of this process has."""
 
     def longest(self) -> Rows:
         """Return rows of which every step takes the longest ones, in at most two micro-batches a process."""
@@ -53,7 +53,7 @@ class Rows(Protocol):
 class ShuffledRows:
     """Rows in a new order each epoch: a pure function of seed, step, micro-batch and process.
 
-    `rows` are all tokenised training rows; every process holds all of them, so that the number of targets of a
+    `rows` are all tokenised training rows; every process has all of them, so that the number of targets of a
     step on all processes is known without communication.
     """
 

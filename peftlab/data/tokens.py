@@ -135,7 +135,7 @@ def tokenise_texts(
 
     `counts` gains: truncated (rows cut), lost_supervised (rows that lost supervised tokens), straddling
     (rows in which a token crosses the boundary of prompt and completion; such a token is not supervised),
-    dropped (rows left out, without any supervised token). Raises DataError without a fast tokenizer.
+    dropped (rows without any supervised token). Raises DataError without a fast tokenizer.
     """
     check_tokenizer(tokenizer)
     rows: list[TokenRow] = []
@@ -241,13 +241,13 @@ def _first_tokens(words: Sequence[str], encoding: Any) -> list[int | None]:
 
 
 def check_room(tokenizer: Any, max_length: int, *, paired: bool) -> None:
-    """Raise DataError where a limit leaves no text beside the tokenizer's special tokens."""
+    """Raise DataError where a limit leaves no room for text after the tokenizer's special tokens."""
     if max_length <= (special := tokenizer.num_special_tokens_to_add(pair=paired)):
-        raise DataError(f"data.max_length: {max_length} leaves no room beside {special} special tokens")
+        raise DataError(f"data.max_length: {max_length} leaves no room for text after {special} special tokens")
 
 
 def check_tokenizer(tokenizer: Any) -> None:
-    """Raise DataError unless the tokenizer tells which characters each token stands for."""
+    """Raise DataError unless the tokenizer says which characters each token is from."""
     if not tokenizer.is_fast:
         raise DataError(f"{type(tokenizer).__name__} gives no character offsets; data needs a fast tokenizer")
 
@@ -255,20 +255,20 @@ def check_tokenizer(tokenizer: Any) -> None:
 def encode_prompt(tokenizer: Any, text: str, max_length: int | None = None) -> list[int]:
     """Return a prompt's ids as `completion` rows begin: the tokenizer's opening special tokens, no closing ones.
 
-    Trailing spaces go, as in training; what exceeds `max_length` goes at the beginning.
+    Trailing spaces are removed, as in training; what exceeds `max_length` is cut at the beginning.
     """
     ids, _, _, lead, _ = next(_encode([Rendered(text.rstrip(" "), [])], tokenizer))
     return _cut_prompt(ids, lead, max_length)
 
 
 def encode_chat_prompt(tokenizer: Any, text: str, max_length: int | None = None) -> list[int]:
-    """Return the ids of a prompt that the model's chat template wrote, special tokens and all."""
+    """Return the ids of a prompt that the model's chat template wrote, special tokens included."""
     ids, _, _, lead, _ = next(_encode([Rendered(text, [], plain=False)], tokenizer))
     return _cut_prompt(ids, lead, max_length)
 
 
 def split_prompt(example: Completion) -> tuple[str, str]:
-    """Move a prompt's trailing spaces to the completion, since BPE joins a space to the word behind it."""
+    """Move a prompt's trailing spaces to the completion, since BPE joins a space to the word after it."""
     prompt = example.prompt.rstrip(" ")
     return prompt, example.prompt[len(prompt) :] + example.completion
 
@@ -288,7 +288,7 @@ def _encode(
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, int, Rendered]]:
     """Yield ids, character starts and ends, number of opening special tokens, and what was encoded.
 
-    Special tokens that the tokenizer adds have start and end -1; closing ones are left out.
+    Special tokens that the tokenizer adds have start and end -1; closing ones are dropped.
     """
     for chunk in _chunks(list(rendered)):
         encoded = tokenizer(
@@ -321,7 +321,7 @@ def _mask(starts: np.ndarray, ends: np.ndarray, spans: Sequence[tuple[int, int]]
 
 
 def _cut(supervised: np.ndarray, lead: int, max_length: int) -> np.ndarray:
-    """Return the positions to keep: first the prompt's beginning goes (behind `lead`), then the row's end."""
+    """Return the positions to keep: first the prompt's beginning is cut (after `lead`), then the row's end."""
     length = len(supervised)
     first = int(supervised.argmax()) if supervised.any() else length
     lead = min(lead, first)

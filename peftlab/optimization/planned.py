@@ -1,4 +1,4 @@
-"""An optimiser that holds the states of another and does nothing with them: for planning without its device."""
+"""An optimiser that allocates the states of another one and does nothing with them: for planning without its device."""
 
 from __future__ import annotations
 

@@ -178,7 +178,7 @@ def template_names_columns(recipe: Recipe) -> Found:
         if not name:
             yield "data.template", "an empty {}; name the column, as in {question}"
         elif layout or conversion:
-            yield "data.template", f"{{{name}}} takes no ':' or '!' behind the name"
+            yield "data.template", f"{{{name}}} takes no ':' or '!' after the name"
 
 
 @reads("data.template", "data.format", "data.columns")

@@ -114,7 +114,7 @@ def test_an_archive_in_a_data_folder_is_not_unpacked(user, refused, data_folder_
     with zipfile.ZipFile(data_folder_of_others / "x.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("x.csv", "prompt,completion\n" + " " * 10**7)
     line = refused(4, f"data.train={data_folder_of_others}")
-    assert "x.zip: is an archive; unpack it and look at what it holds" in line
+    assert "x.zip: is an archive; unpack it and look at what it contains" in line
     assert not (user.folder / "cache").exists()
 
 

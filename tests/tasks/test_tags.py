@@ -126,7 +126,7 @@ def test_cut_words_dropped_words_and_dropped_rows_are_counted(wordpiece):
 
 
 def test_a_limit_that_leaves_no_word_and_a_slow_tokenizer_are_refused(wordpiece):
-    with pytest.raises(DataError, match=r"data\.max_length: 2 leaves no room beside 2 special tokens"):
+    with pytest.raises(DataError, match=r"data\.max_length: 2 leaves no room for text after 2 special tokens"):
         rows_of([Tagged(["a"], ["0"])], wordpiece, 2)
 
 
@@ -179,7 +179,7 @@ def test_what_was_cut_and_ignored_is_in_the_report_and_noted(tmp_path, wordpiece
     )
     assert note_data(recipe, report) == [
         "data.train: 1 of 2 rows are longer than data.max_length (8): cut; 1 of them lost supervised tokens",
-        "data.train: 1 words have no token of their own: their tags are ignored",
+        "data.train: words without a token of their own: 1; their tags are ignored",
     ]
 
 
