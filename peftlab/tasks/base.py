@@ -27,7 +27,7 @@ class Task(ABC):
     `auto_class` is the transformers class that builds the model, `model_suffix` what the names of such models' own
     classes contain, `peft_type` PEFT's name of the task, `head_names` the modules that PEFT saves as its head.
     `gives` says what metrics can be made from (`Metric.needs`). `reads_last_token` says that a decoder's head reads
-    the last token that is not padding. `row_columns` names the whole numbers that `score_row` returns of a held-out row.
+    the last token that is not padding. `row_columns` names the whole numbers that `score_row` returns for a row.
     """
 
     name: ClassVar[str]

@@ -20,7 +20,7 @@ FILES = {
     "broken JSON": ("x.jsonl", LINE + b'{"prompt": \n', "x.jsonl:2: is not JSON: Expecting value at column 12"),
     "too deep": ("x.jsonl", LINE + b'{"prompt":' * 100_000, "x.jsonl:2: is nested too deeply for a row"),
     "too deep a list": ("x.json", b"[" * 100_000, "x.json: is nested too deeply for a row"),
-    "an endless number": ("x.jsonl", b'{"prompt": %s}' % (b"1" * 5000), "x.jsonl:1: holds a number of thousands of"),
+    "an endless number": ("x.jsonl", b'{"prompt": %s}' % (b"1" * 5000), "x.jsonl:1: contains a number of thousands of"),
     "too many columns": ("x.jsonl", b"".join(b'{"c%d": 1}\n' % n for n in range(2000)), "more than 1000 columns"),
     "bad UTF-8": ("x.jsonl", LINE + b'{"prompt": "\xff"}', "x.jsonl:2: is not UTF-8 (byte 0xff); save the file as"),
     "half a character": ("x.jsonl", b'{"prompt": "\\ud83d", "completion": "x"}', "half of a surrogate pair"),
