@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from peftlab.recipe import Recipe, load_recipe
     from peftlab.runs.run import train
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # It advises an optional package as it is imported, which other libraries do before anybody can stop it.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

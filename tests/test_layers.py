@@ -15,7 +15,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 LAYERS = [
     {"errors", "files", "secrets", "patterns", "shapes", "quantities", "reports", "architectures", "registry"}
-    | {"recipe", "methods", "tasks", "optimizers", "models.reference", "memory.sizes", "evaluation.metrics"},
+    | {"recipe", "methods", "tasks", "optimizers", "models.reference", "sizes", "metrics"},
     {"world", "losses", "optimization", "models", "parameters", "nn", "data", "memory", "evaluation"}
     | {"checkpoint", "builtin", "docs"},
     {"training"},

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from peftlab.errors import UsageError, nearest
-from peftlab.memory.sizes import parse_budget as parse_memory
-from peftlab.memory.sizes import parse_size
+from peftlab.sizes import parse_budget as parse_memory
+from peftlab.sizes import parse_size
 
 Kind = Literal["trainable", "memory", "stored", "seconds"]
 KINDS: tuple[Kind, ...] = get_args(Kind)

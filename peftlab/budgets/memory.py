@@ -7,13 +7,13 @@ from functools import cache
 from peftlab.budgets.budget import Budget
 from peftlab.budgets.size import describe_followers, settings_for, usable_sizes
 from peftlab.memory.fit import largest_fitting, with_settings
-from peftlab.memory.sizes import parse_budget
 from peftlab.memory.strategies import find_strategy
 from peftlab.quantities import format_bytes
 from peftlab.recipe.schema import Recipe
 from peftlab.reports import BudgetReport, MemoryReport
 from peftlab.runs.plan import Planner, planned_device
 from peftlab.shapes import ModelShape
+from peftlab.sizes import parse_budget
 
 ROWS = "planned with every row as long as data.max_length"
 

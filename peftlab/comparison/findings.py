@@ -14,7 +14,7 @@ from peftlab.comparison.resampling import Sample, draw_metric, row_metrics
 from peftlab.comparison.rows import Row, Table
 from peftlab.comparison.statistics import Difference, Estimate, compare_pairs, estimate
 from peftlab.comparison.trials import Trial
-from peftlab.evaluation.metrics import METRICS, RowScores
+from peftlab.metrics import METRICS, RowScores
 
 
 @dataclass(frozen=True)

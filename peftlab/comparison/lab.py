@@ -21,8 +21,8 @@ from peftlab.comparison.variants import (
     open_variants,
     round_learning_rates,
 )
-from peftlab.evaluation.metrics import METRICS
 from peftlab.files import write_atomically
+from peftlab.metrics import METRICS
 from peftlab.recipe.comparison import Variant
 from peftlab.reports import ComparisonReport, RunResult, TrialReport, VariantReport
 from peftlab.runs.jobs import Ending, Job

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from peftlab.evaluation.metrics import METRICS, RowScores
+from peftlab.metrics import METRICS, RowScores
 
 Floats = NDArray[np.float64]
 REPLICATES = 2000

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from peftlab.errors import StorageError
-from peftlab.evaluation.metrics import RowScores
+from peftlab.metrics import RowScores
 from peftlab.reports import ParameterReport, RunResult, TrialReport
 from peftlab.runs.directory import RunDirectory
 

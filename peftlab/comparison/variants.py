@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from peftlab.errors import PeftlabError, UsageError, nearest
-from peftlab.evaluation.metrics import METRICS
 from peftlab.files import write_atomically
+from peftlab.metrics import METRICS
 from peftlab.recipe.comparison import DEFAULT_RATE_EXTENSIONS, DEFAULT_RATE_FACTORS, DEFAULT_SEEDS, Variant
 from peftlab.recipe.schema import Recipe
 from peftlab.reports import BudgetReport

@@ -10,10 +10,10 @@ from torch import nn
 from peftlab.data.dataset import Dataset, Part
 from peftlab.errors import DataError
 from peftlab.evaluation.generate import PLAIN, generate_text
-from peftlab.evaluation.metrics import METRICS, RowScores, names_that_need
 from peftlab.evaluation.scores import score_rows
 from peftlab.losses.base import Loss
 from peftlab.methods import Prompting
+from peftlab.metrics import METRICS, RowScores, names_that_need
 from peftlab.recipe.schema import Evaluation
 from peftlab.world.base import World
 

@@ -11,8 +11,8 @@ from peftlab.data.batches import collate, evaluation_batches
 from peftlab.data.dataset import Dataset
 from peftlab.data.tokens import TokenRow
 from peftlab.evaluation.generate import evaluation_mode
-from peftlab.evaluation.metrics import RowScores
 from peftlab.losses.base import Loss
+from peftlab.metrics import RowScores
 from peftlab.world.base import World
 
 

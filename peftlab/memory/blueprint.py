@@ -13,12 +13,12 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from peftlab.errors import MethodError
-from peftlab.evaluation.metrics import names_that_need
 from peftlab.memory.depth import find_layers
 from peftlab.memory.fakes import FakeModel
 from peftlab.memory.generation import Answers
 from peftlab.memory.private import BLOCK
 from peftlab.memory.trace import Workload
+from peftlab.metrics import names_that_need
 from peftlab.models.build import build_meta
 from peftlab.parameters.shape import shape_of
 from peftlab.recipe.schema import Model, Recipe

@@ -11,10 +11,10 @@ from peftlab.memory.constants import cuda_constants
 from peftlab.memory.depth import Segments
 from peftlab.memory.generation import UnmeasuredError
 from peftlab.memory.ledger import CATEGORIES
-from peftlab.memory.sizes import DEFAULT_CAPABILITY
 from peftlab.memory.strategies import State, Strategy
 from peftlab.memory.trace import Trace, Workload, trace_whole
 from peftlab.reports import PHASES, MemoryReport
+from peftlab.sizes import DEFAULT_CAPABILITY
 
 NOT_MEASURED = "CUDA's constants and the allocator's slack are not yet measured on a device"
 STRATEGY_NOT_MEASURED = "the {} formula for {} devices is not yet measured"

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel
 
-    from peftlab.methods.base import Method
 
 MANIFEST = "peftlab_adapter.json"
 SCHEMA = 1
@@ -51,7 +50,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
 
 
 def write_manifest(
-    folder: Path, method: Method, model: nn.Module, context: dict[str, Any], tensors: dict[str, Tensor]
+    folder: Path, method: BaseModel, model: nn.Module, context: dict[str, Any], tensors: dict[str, Tensor]
 ) -> None:
     """Write `peftlab_adapter.json` beside the weights."""
     from peftlab.parameters.trainable import trainable_parameters
@@ -73,7 +72,7 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
         raise StorageError(f"{path}: cannot be written: {error}") from error
 
 
-def read_manifest(folder: Path, method: Method, context: dict[str, Any] | None) -> Manifest:
+def read_manifest(folder: Path, method: BaseModel, context: dict[str, Any] | None) -> Manifest:
     """Read `peftlab_adapter.json`. Raises StorageError unless it is of this method and this base model."""
     path = folder / MANIFEST
     try:
@@ -89,7 +88,7 @@ def read_manifest(folder: Path, method: Method, context: dict[str, Any] | None) 
     return manifest
 
 
-def _compare_method(path: Path, saved: dict[str, Any], method: Method) -> None:
+def _compare_method(path: Path, saved: dict[str, Any], method: BaseModel) -> None:
     wanted = method.model_dump(mode="json")
     different = sorted(field for field in wanted if saved.get(field, wanted[field]) != wanted[field])
     if different:

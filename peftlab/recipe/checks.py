@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from peftlab.errors import UsageError, nearest
-from peftlab.evaluation.metrics import names_that_need
-from peftlab.memory.sizes import parse_budget
+from peftlab.metrics import names_that_need
 from peftlab.recipe.schema import Recipe
 from peftlab.recipe.yaml_source import KeyPath
+from peftlab.sizes import parse_budget
 from peftlab.tasks import TASKS, find_format, tasks_taking
 
 Found = Iterator[tuple[str, str]]

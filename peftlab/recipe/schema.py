@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from peftlab.evaluation.metrics import METRICS
 from peftlab.methods import AnyMethod
+from peftlab.metrics import METRICS
 from peftlab.optimizers import AdamW, AnyOptimizer
 from peftlab.recipe.choices import OneOf
 from peftlab.tasks import DEFAULT_TASK, TASKS, Task, list_formats

@@ -12,8 +12,8 @@ from typing import Any
 from pydantic import BaseModel
 
 from peftlab.errors import nearest
-from peftlab.evaluation.metrics import METRICS
 from peftlab.methods import METHODS
+from peftlab.metrics import METRICS
 from peftlab.optimizers import OPTIMIZERS
 from peftlab.recipe.schema import Recipe
 from peftlab.recipe.yaml_source import KeyPath, parse_scalar

@@ -14,9 +14,9 @@ from peftlab.data.dataset import Dataset, Part, load_examples, tokenise
 from peftlab.errors import DataError, MethodError
 from peftlab.evaluation.evaluate import evaluate
 from peftlab.evaluation.generate import generate_examples
-from peftlab.evaluation.metrics import RowScores
 from peftlab.memory.probe import Probe
 from peftlab.methods import Method
+from peftlab.metrics import RowScores
 from peftlab.models.build import build_meta
 from peftlab.models.load import fit_tokenizer, load_model, load_tokenizer
 from peftlab.optimization.dropout import disable_dropout

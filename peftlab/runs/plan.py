@@ -8,7 +8,6 @@ from peftlab.errors import MethodError
 from peftlab.memory.blueprint import Blueprint, Blueprints
 from peftlab.memory.fit import maximize, remedies
 from peftlab.memory.predict import predict
-from peftlab.memory.sizes import DEFAULT_CAPABILITY, Budget, parse_budget
 from peftlab.memory.strategies import Strategy, find_strategy
 from peftlab.methods import METHODS, Method
 from peftlab.optimization.dropout import disable_dropout
@@ -16,6 +15,7 @@ from peftlab.recipe.schema import Recipe
 from peftlab.reports import MemoryReport, MethodPlan
 from peftlab.runs.bench import read_labels
 from peftlab.shapes import ModelShape
+from peftlab.sizes import DEFAULT_CAPABILITY, Budget, parse_budget
 from peftlab.world.hardware import available_host_bytes, has_cuda, total_bytes
 from peftlab.world.open import refuse_unsupported
 from peftlab.world.quiet import quiet_libraries

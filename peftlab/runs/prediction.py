@@ -14,13 +14,13 @@ from peftlab.memory.fakes import UnpredictableError
 from peftlab.memory.fit import largest_split, remedies, with_settings
 from peftlab.memory.predict import predict
 from peftlab.memory.private import explain_failure
-from peftlab.memory.sizes import parse_budget
 from peftlab.memory.strategies import find_strategy
 from peftlab.optimization.dropout import disable_dropout
 from peftlab.quantities import format_bytes
 from peftlab.recipe.schema import Recipe
 from peftlab.reports import MemoryReport
 from peftlab.runs.longest import answers_to, longest_prompts, longest_work
+from peftlab.sizes import parse_budget
 from peftlab.world.base import World
 from peftlab.world.hardware import cuda_capability
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 import torch
 from torch import nn
@@ -72,7 +73,12 @@ def renew_optimizer(setup: Setup) -> None:
 
 
 def count_steps(training: Training, rows: int, processes: int) -> int:
-    """Return the optimiser steps; epochs are rounded up to whole steps."""
+    """Return the optimiser steps; epochs are rounded up to whole steps.
+
+    Epochs are counted as the decimal number that a recipe writes: 1.1 epochs of 100 rows are 110 rows, not one more.
+    """
     if training.steps is not None:
         return training.steps
-    return math.ceil(training.epochs * rows / (training.batch_size * training.gradient_accumulation * processes))
+    assert training.epochs is not None, "a recipe has steps or epochs"
+    per_step = training.batch_size * training.gradient_accumulation * processes
+    return math.ceil(Fraction(repr(training.epochs)) * rows / per_step)

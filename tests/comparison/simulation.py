@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from peftlab.evaluation.metrics import RowScores
+from peftlab.metrics import RowScores
 
 
 def simulate_losses(random, effects, seeds=3, rows=100, of_seed=0.05, of_row_and_variant=0.2, of_rest=0.2):

@@ -8,7 +8,7 @@ from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from peftlab.comparison import resampling
 from peftlab.comparison.resampling import Sample, draw_metric, row_metrics
-from peftlab.evaluation.metrics import METRICS, RowScores, names_that_need
+from peftlab.metrics import METRICS, RowScores, names_that_need
 
 ORACLES = {
     "accuracy": accuracy_score,

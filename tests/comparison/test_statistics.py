@@ -8,7 +8,7 @@ from scipy import stats
 
 from peftlab.comparison.resampling import Sample, draw_metric
 from peftlab.comparison.statistics import adjust_holm, compare_pairs, estimate
-from peftlab.evaluation.metrics import RowScores
+from peftlab.metrics import RowScores
 
 from .simulation import simulate_classes, simulate_losses
 

@@ -195,7 +195,10 @@ def test_a_tracker_that_is_not_installed_is_one_line(tmp_path):
         train(recipe, display=NoDisplay())
 
 
-@pytest.mark.parametrize(("epochs", "rows", "processes", "steps"), [(1, 16, 1, 2), (1, 17, 1, 3), (0.5, 16, 2, 1)])
+EPOCHS = [(1, 16, 1, 2), (1, 17, 1, 3), (0.5, 16, 2, 1), (1.1, 80, 1, 11), (0.7, 240, 1, 21), (1 / 3, 24, 1, 1)]
+
+
+@pytest.mark.parametrize(("epochs", "rows", "processes", "steps"), EPOCHS)
 def test_epochs_are_whole_steps(tmp_path, epochs, rows, processes, steps):
     training = short_recipe("lora", tmp_path, steps=None, epochs=epochs, batch_size=8).training
     assert count_steps(training, rows, processes) == steps

@@ -18,7 +18,7 @@ from peftlab.data.files import Table
 from peftlab.data.notes import note_data
 from peftlab.data.tokens import IGNORED, tokenise_tagged
 from peftlab.errors import DataError
-from peftlab.evaluation.metrics import METRICS, RowScores
+from peftlab.metrics import METRICS, RowScores
 from peftlab.recipe.schema import Data, Recipe
 from peftlab.tasks import TASKS
 from peftlab.tasks.token_classification import Tagged, find_spans

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from peftlab.data.tokens import IGNORED
 from peftlab.errors import RecipeError, StoppedError, StorageError, UsageError
-from peftlab.evaluation.metrics import METRICS, Metric
+from peftlab.metrics import METRICS, Metric
 from peftlab.optimizers import OPTIMIZERS, SGD
 from peftlab.recipe import load_recipe
 from peftlab.recipe.json_schema import editor_schema

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from peftlab.comparison.resampling import draw_metric
-from peftlab.evaluation.metrics import METRICS, Metric, RowScores, names_that_need
+from peftlab.metrics import METRICS, Metric, RowScores, names_that_need
 from peftlab.recipe.vocabulary import json_schema
 
 

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 
 from peftlab.errors import UsageError
-from peftlab.memory.sizes import GPUS, parse_budget
 from peftlab.quantities import format_bytes
+from peftlab.sizes import GPUS, parse_budget
 
 
 @pytest.mark.parametrize(
