@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -38,6 +38,9 @@ class Rows(Protocol):
 
     def numbers(self, step: int) -> list[list[int]]:
         """Return which training rows each micro-batch of this process holds."""
+
+    def longest(self) -> Rows:
+        """Return rows of which every step takes the longest ones, in at most two micro-batches a process."""
 
     def state(self) -> dict[str, Any]:
         """Return what a resumed run needs to take the same rows, as plain values."""
@@ -90,12 +93,23 @@ class ShuffledRows:
             n=len(self.rows),
         )
 
+    def longest(self) -> ShuffledRows:
+        accumulation = min(self.accumulation, 2)
+        chosen = longest_rows(self.rows, self.batch_size * accumulation * self.processes)
+        return replace(self, rows=chosen, accumulation=accumulation)
+
     def state(self) -> dict[str, Any]:
         return {"order": "shuffled", "seed": self.seed, "rows": len(self.rows)}
 
     def restore(self, state: dict[str, Any]) -> None:
         if state != self.state():
             raise StorageError(f"the checkpoint was written with another order of rows: {state}, here {self.state()}")
+
+
+def longest_rows(rows: Sequence[TokenRow], count: int) -> list[TokenRow]:
+    """Return the `count` longest rows, repeated from the first where there are fewer."""
+    ordered = sorted(rows, key=lambda row: -len(row.input_ids))
+    return [ordered[i % len(ordered)] for i in range(count)]
 
 
 class BatchesAhead:

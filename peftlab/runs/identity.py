@@ -26,7 +26,7 @@ def describe_identity(recipe: Recipe, bench: Bench, audit: Audit, environment: d
     return {
         "recipe": recipe.model_dump(mode="json"),
         "data": {part: data[part].get("sha256") for part in ("train", "evaluation", "test") if part in data},
-        "base": {key: bench.source.get(key) for key in ("name", "revision", "fingerprint", "quantization")},
+        "base": {key: bench.base.source.get(key) for key in ("name", "revision", "fingerprint", "quantization")},
         "frozen": hashlib.sha256(repr(sorted(audit.frozen_fingerprints().items())).encode()).hexdigest(),
         "environment": {key: environment[key] for key in ("python", "versions", "device", "threads", "processes")},
     }
@@ -41,7 +41,8 @@ def refuse_changes(saved: dict[str, Any], here: dict[str, Any]) -> None:
     for part in ("data", "base"):
         changes |= differences(saved[part], here[part], f"{part} ")
     if not changes and saved["frozen"] != here["frozen"] and _made_alike(saved, here):
-        changes = {"base weights": tuple(f"sha256 {one['frozen'][:12]}" for one in (saved, here))}
+        old, new = (f"sha256 {one['frozen'][:12]}" for one in (saved, here))
+        changes = {"base weights": (old, new)}
     _tell(changes)
 
 
@@ -78,9 +79,9 @@ def _with_whole_steps(recipe: dict[str, Any]) -> dict[str, Any]:
 def why_inexact(saved: dict[str, Any], here: dict[str, Any]) -> list[str]:
     """Return every reason why the continued run may differ from one that never stopped."""
     changes = differences(saved["environment"], here["environment"])
-    trainings = (present_form(one["recipe"])["training"] for one in (saved, here))
-    changes |= differences(*trainings, "training.")
-    reasons = [f"{key}: {old} -> {new}" for key, (old, new) in changes.items()]
+    old, new = (present_form(one["recipe"])["training"] for one in (saved, here))
+    changes |= differences(old, new, "training.")
+    reasons = [f"{key}: {before} -> {now}" for key, (before, now) in changes.items()]
     if saved["frozen"] != here["frozen"]:
         reasons.append("the frozen weights are not the same bytes")
     return reasons

@@ -8,6 +8,7 @@ from dataclasses import replace
 from torch import nn
 
 from peftlab.data.dataset import Dataset
+from peftlab.data.rows import longest_rows
 from peftlab.data.tokens import TokenRow
 from peftlab.evaluation.generate import prompt_limit
 from peftlab.memory.blueprint import count_answers
@@ -15,7 +16,7 @@ from peftlab.memory.generation import Answers
 from peftlab.memory.trace import Workload
 from peftlab.recipe.schema import Recipe
 from peftlab.runs.bench import Bench
-from peftlab.training.preflight import HeldOut, longest
+from peftlab.training.preflight import HeldOut
 
 OFTEN = 10
 
@@ -40,7 +41,7 @@ def longest_mix(rows: Sequence[TokenRow], count: int) -> list[TokenRow]:
 
     A mistyped batch size must not build a list of its length.
     """
-    return longest(rows, count if count <= OFTEN * len(rows) else len(rows))
+    return longest_rows(rows, count if count <= OFTEN * len(rows) else len(rows))
 
 
 def supervised_share(rows: Sequence[TokenRow]) -> float:

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's colours, told apart by colour-blind readers too.
 BLUE, ORANGE = "#0072B2", "#D55E00"
+CURVES: dict[str, tuple[str, dict[str, Any]]] = {
+    "train": ("training", {"color": BLUE, "linewidth": 1.5}),
+    "evaluation": ("held out", {"color": ORANGE, "marker": "o", "linewidth": 1.5}),
+}
 CATEGORY_COLOURS = {
     "frozen_weights": "#999999",
     "quantisation_state": "#000000",
@@ -33,10 +37,7 @@ def draw_losses(history: list[dict[str, Any]], title: str, path: Path) -> None:
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot()
-    for event, label, style in (
-        ("train", "training", {"color": BLUE, "linewidth": 1.5}),
-        ("evaluation", "held out", {"color": ORANGE, "marker": "o", "linewidth": 1.5}),
-    ):
+    for event, (label, style) in CURVES.items():
         lines = [line for line in history if line["event"] == event]
         points = [(line["step"], line["loss"]) for line in lines if math.isfinite(line.get("loss") or math.nan)]
         if points:

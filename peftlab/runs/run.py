@@ -79,7 +79,7 @@ def execute(record: RunRecord, recorder: Recorder, stop: Stop, resume: bool) -> 
         bench = prepare_bench(record)
     if "evaluation_before" not in record.result.seconds:
         with record.in_phase("evaluation_before"):
-            evaluate_parts(record, recorder, bench, bench.model, "before", 0)
+            evaluate_parts(record, recorder, bench, bench.base.model, "before", 0)
     with record.in_phase("apply"):
         model = apply_method(record, bench)
     with record.in_phase("training"):

@@ -25,7 +25,7 @@ def save_weights(record: RunRecord, bench: Bench, model: nn.Module, optimizer: t
 
 def write_weights(record: RunRecord, bench: Bench, model: nn.Module) -> None:
     """Write what trained, the tokenizer beside it, as one folder that appears complete."""
-    context = {"base_model": bench.source, "task": record.recipe.task.name, "labels": bench.dataset.labels}
+    context = {"base_model": bench.base.source, "task": record.recipe.task.name, "labels": bench.dataset.labels}
     with record.directory.writing(record.directory.weights) as temporary:
         record.recipe.method.save(model, temporary, context)
         bench.tokenizer.save_pretrained(temporary)

@@ -36,9 +36,12 @@ def explain_shortage(error: BaseException, watch: Watch) -> OutOfMemoryError:
 
 def held_at_shortage(watch: Watch) -> MemoryReport:
     """Return the ledger at the moment: the tracker's where it watched, else the state and what the device says."""
-    watched = watch.probe is not None and watch.probe.ledger.shortage is not None
-    phase = watch.probe.current if watched else watch.phase
-    categories = watch.probe.ledger.shortage if watched else held_by(watch)
+    phase, categories = watch.phase, watch.probe.ledger.shortage if watch.probe else None
+    watched = categories is not None
+    if categories is None:
+        categories = held_by(watch)
+    elif watch.probe and watch.probe.current:
+        phase = watch.probe.current
     found = read_phase(watch.device)
     if found is not None:
         peak = found.allocated_bytes
@@ -70,12 +73,12 @@ def what_fits(watch: Watch, held: MemoryReport) -> list[Change]:
     the plan said for the run as it was.
     """
     predicted = watch.memory.get("predicted")
-    if predicted is None or watch.forecast is None:
+    if predicted is None or watch.planner is None:
         return []
     known = held.peak_bytes + sum(predicted.overheads.values()) if not held.notes else predicted.needed_bytes
-    limit = min(predicted.capacity_bytes, known, int(MARGIN * predicted.needed_bytes))
+    limit = min(watch.planner.usable_bytes, known, int(MARGIN * predicted.needed_bytes))
     try:
-        return remedies(watch.recipe, limit, watch.forecast)
+        return remedies(watch.recipe, limit, watch.planner)
     except Exception:  # the run has failed already, and this only advises
         return []
 

@@ -10,15 +10,15 @@ from peftlab.data.chat import render_prompt
 from peftlab.data.tokens import encode_chat_prompt
 from peftlab.errors import StorageError, UsageError
 from peftlab.evaluation.generate import generate_text
-from peftlab.models.load import load_model, load_tokenizer
+from peftlab.models.load import load_tokenizer
 from peftlab.recipe.load import load_recipe
 from peftlab.recipe.schema import Recipe
 from peftlab.runs.bench import prepare
 from peftlab.runs.directory import RunDirectory
+from peftlab.runs.loading import fill_trained, load_trained
 from peftlab.tasks.formats import CHAT
-from peftlab.world.dtypes import autocast, resolve_precision
-from peftlab.world.hardware import pick_device
-from peftlab.world.open import open_world, refuse_unsupported
+from peftlab.world.dtypes import resolve_precision
+from peftlab.world.open import open_world
 from peftlab.world.quiet import quiet_libraries
 
 
@@ -29,7 +29,7 @@ def evaluate(folder: Path, overrides: Sequence[str] = ()) -> dict[str, float]:
     bench = prepare(recipe, open_world(recipe.run.device))
     if not (bench.dataset.evaluation or bench.dataset.test):
         raise UsageError("this recipe has no evaluation rows; name some, as in data.evaluation=FILE")
-    model = recipe.method.load(bench.model, directory.weights, {"base_model": bench.source}).to(bench.device)
+    model = fill_trained(recipe, bench.base, directory.weights, bench.device)
     metrics, _ = bench.evaluate(model)
     test_metrics, _ = bench.evaluate(model, "test")
     return metrics | {f"test_{name}": value for name, value in test_metrics.items()}
@@ -42,17 +42,22 @@ def generate(folder: Path, prompt: str, overrides: Sequence[str] = ()) -> str:
     directory, recipe = open_run(folder, overrides)
     if not recipe.task.generates:
         raise UsageError(f"{folder} is a {recipe.task.name} run, which generates no text; use `peftlab evaluate`")
-    refuse_unsupported()
-    device = pick_device(recipe.run.device)
-    loaded = load_model(recipe.model, device=device, **recipe.method.base_storage)
-    model = recipe.method.load(loaded.model, directory.weights, {"base_model": loaded.source}).to(device)
-    precision = resolve_precision(recipe.training.precision, recipe.model.dtype, device)
-    settings, tokenizer = recipe.evaluation.generation, load_tokenizer(recipe.model)
+    world = open_world(recipe.run.device)
+    model = load_trained(recipe, directory.weights, world.device)
+    precision = resolve_precision(recipe.training.precision, recipe.model.dtype, world.device)
+    tokenizer = load_tokenizer(recipe.model)
+    encoded: str | list[int] = prompt
     if recipe.data.format == CHAT.name:
         messages = [{"role": "user", "content": prompt}]
-        prompt = encode_chat_prompt(tokenizer, render_prompt(messages, tokenizer))
-    context = partial(autocast, precision, device)
-    (text,) = generate_text(model, tokenizer, [prompt], settings, prompting=recipe.method.prompting, autocast=context)
+        encoded = encode_chat_prompt(tokenizer, render_prompt(messages, tokenizer))
+    (text,) = generate_text(
+        model,
+        tokenizer,
+        [encoded],
+        recipe.evaluation.generation,
+        prompting=recipe.method.prompting,
+        autocast=partial(world.autocast, precision),
+    )
     return text
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +10,7 @@ from torch import nn
 from peftlab.memory.probe import Probe
 from peftlab.recipe.schema import Recipe
 from peftlab.reports import MemoryReport
+from peftlab.runs.planner import Planner
 
 
 @dataclass
@@ -24,4 +24,4 @@ class Watch:
     probe: Probe | None = None
     model: nn.Module | None = None
     optimizer: torch.optim.Optimizer | None = None
-    forecast: Callable[[Recipe], MemoryReport] | None = None
+    planner: Planner | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from peftlab.data.rows import BatchesAhead
@@ -35,10 +36,8 @@ def train(setup: Setup, recorder: Recorder, audit: Audit) -> Progress:
     with BatchesAhead(setup.rows, setup.steps, setup.world.stage) as batches:
         for step in range(progress.step + 1, setup.steps + 1):
             targets, tokens = setup.rows.count(step)
-            learning_rate = setup.schedule.get_last_lr()[0]
-            result = optimizer_step(
-                setup, batches.take(step), targets, before_update=lambda result, step=step: inspect(step, result)
-            )
+            learning_rate = float(setup.schedule.get_last_lr()[0])
+            result = optimizer_step(setup, batches.take(step), targets, before_update=partial(inspect, step))
             setup.schedule.step()
             progress.step, progress.rows, progress.tokens = step, step * setup.rows.per_step, progress.tokens + tokens
             recorder.add(result.losses.sum(), targets, tokens)

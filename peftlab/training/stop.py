@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import signal
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from types import FrameType
+from typing import Any
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 # Why to stop, as numbers that processes can tell each other: the highest counts, above these 100 + a signal's.
 NO, STEP, TIME, SIGNALLED = 0, 1, 2, 100
+
+Handler = Callable[[int, FrameType | None], Any] | int | None
 
 
 class Stop(AbstractContextManager):
@@ -29,7 +33,7 @@ class Stop(AbstractContextManager):
         self._last_step = last_step
         self._longest_step: float | None = None
         self._echo_seconds, self._taken = echo_seconds, 0.0
-        self._former: dict[int, object] = {}
+        self._former: dict[int, Handler] = {}
 
     def __enter__(self) -> Stop:
         for number in SIGNALS:

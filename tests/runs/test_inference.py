@@ -38,7 +38,7 @@ def measure(name: str, folder) -> InferenceReport:
     recipe = with_settings(recipe, {"data.train_rows": 4, "data.evaluation_rows": 4} | network)
     bench = prepare(recipe, open_world("auto"))
     model, _ = bench.apply()
-    recipe.method.save(model, folder, {"base_model": bench.source})
+    recipe.method.save(model, folder, {"base_model": bench.base.source})
     return measure_inference(bench, as_saved(bench, model, folder))
 
 

@@ -27,10 +27,10 @@ def test_a_run_is_predicted_within_two_percent_of_what_its_longest_rows_take(tmp
 
 def test_a_run_that_will_not_fit_is_refused_before_weights_are_loaded(tmp_path, monkeypatch):
     monkeypatch.setattr("peftlab.world.hardware.free_bytes", lambda device: 10 * 2**20)
-    monkeypatch.setattr("peftlab.runs.bench.load_model", lambda *_, **__: pytest.fail("weights were loaded"))
+    monkeypatch.setattr("peftlab.runs.loading.load_model", lambda *_, **__: pytest.fail("weights were loaded"))
     fitting = MemoryReport(source="predicted", device="cpu", peak_bytes=2**20)
     changes = [Change({"training.batch_size": 1}, fitting)]
-    monkeypatch.setattr("peftlab.runs.prediction.remedies", lambda recipe, capacity, forecast: changes)
+    monkeypatch.setattr("peftlab.runs.prediction.remedies", lambda recipe, capacity, planner: changes)
     told = "MiB, but 10.0 MiB is available; these fit: training.batch_size=1 needs 1.0 MiB; run.plan=report starts"
     with pytest.raises(OutOfMemoryError, match=told):
         train(planned("lora", tmp_path / "run"), display=NoDisplay())
@@ -50,7 +50,7 @@ def test_a_model_that_cannot_be_traced_still_trains(tmp_path, monkeypatch):
     notes = []
     display = NoDisplay()
     display.note = notes.append
-    monkeypatch.setattr("peftlab.runs.prediction.predict", fail)
+    monkeypatch.setattr("peftlab.runs.planner.predict", fail)
     assert train(planned("bitfit", tmp_path / "run"), display=display).status == "finished"
     told = "Memory cannot be predicted for this model (no such operation on fake tensors); training continues without a"
     assert any(note.startswith(told) for note in notes)

@@ -180,7 +180,7 @@ def test_a_method_that_does_not_fit_the_model_fails_before_weights_are_loaded(tm
     def refuse(*arguments, **options):
         raise AssertionError("weights were loaded")
 
-    monkeypatch.setattr("peftlab.runs.bench.load_model", refuse)
+    monkeypatch.setattr("peftlab.runs.loading.load_model", refuse)
     recipe = short_recipe("lora", tmp_path / "run")
     recipe = recipe.model_copy(update={"method": recipe.method.model_copy(update={"rank": 10_000})})
     with pytest.raises(MethodError, match="method.rank: .* so that rank 10000 does not fit"):
@@ -210,5 +210,5 @@ def test_parameter_report_of_a_reloaded_run_equals_the_runs_own(runs):
 
     result, directory = runs["adapters"]
     recipe = load_recipe(directory.recipe)
-    model = recipe.method.load(prepare(recipe, open_world(recipe.run.device)).model, directory.weights)
+    model = recipe.method.load(prepare(recipe, open_world(recipe.run.device)).base.model, directory.weights)
     assert parameter_report(model).total == result.parameters.total
