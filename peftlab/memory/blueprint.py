@@ -54,7 +54,7 @@ class Blueprint:
 
     @property
     def positions(self) -> int:
-        """The longest row that the model takes beside the method's virtual tokens; sys.maxsize without a limit."""
+        """The longest row that fits next to the method's virtual tokens; sys.maxsize without a limit."""
         limit = self.shape.positions if self.shape.positions > 0 else sys.maxsize  # a config may say -1 or null
         return limit - self.recipe.method.virtual_tokens
 
@@ -150,15 +150,15 @@ def _load_bytes(model: PreTrainedModel, shape: ModelShape, base_format: str) -> 
     plain = sum(p.numel() * p.itemsize for p in model.parameters())
     sites = [site for site in shape.linears if site.role != "head"]
     largest = max((site.n_in * site.n_out for site in sites), default=0) * model.dtype.itemsize
-    held = highest = plain
+    present = highest = plain
     for site in sites if base_format != "plain" else []:
         dense = site.n_in * site.n_out * model.dtype.itemsize
         packed = _packed_bytes(site.n_in, site.n_out, base_format)
         # GPT-2's dense layers are transposed, and what becomes int8 is float16 first: both need a copy.
         passing = dense if isinstance(model.get_submodule(site.name), Conv1D) else 0
         passing += 2 * site.n_in * site.n_out if base_format == "int8" else 0
-        highest = max(highest, held + passing + packed)
-        held += packed - dense
+        highest = max(highest, present + passing + packed)
+        present += packed - dense
     return LoadBytes(plain, largest, highest)
 
 

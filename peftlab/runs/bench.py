@@ -29,7 +29,7 @@ from peftlab.world.dtypes import resolve_precision
 
 @dataclass
 class Bench:
-    """A recipe's data and its base, to which the method is applied; `load` is the memory that loading it took."""
+    """A recipe's data and its base, to which the method is applied; `load` is the measured memory of loading it."""
 
     recipe: Recipe
     world: World
@@ -52,7 +52,7 @@ class Bench:
         return self.recipe.evaluation.batch_size or self.recipe.training.batch_size
 
     def apply(self) -> tuple[nn.Module, ParameterReport]:
-        """Apply the recipe's method to the base: return the model on its device, and what of it trains."""
+        """Return the base with the recipe's method applied, on its device, and what trains."""
         recipe = self.recipe
         if recipe.training.frozen_dropout == "off":
             disable_dropout(self.base.model)
@@ -63,7 +63,7 @@ class Bench:
         return model.to(self.device), report
 
     def evaluate(self, model: nn.Module, part: Part = "evaluation") -> tuple[dict[str, float], RowScores | None]:
-        """Return the recipe's metrics of `model` on a part of the data, shared out over all processes, row by row too.
+        """Return the recipe's metrics of `model` on a part of the data, divided among all processes, and by row.
 
         Empty and None where the recipe has no such rows.
         """

@@ -1,4 +1,4 @@
-"""What this machine can do: versions, devices, and whether each method trains here, found by trying."""
+"""What this machine can do: versions, devices, and whether each method trains here, by a trial."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def try_method(method: Method, device: torch.device) -> str | None:
         loss = model(input_ids=tokens, labels=tokens).loss
         loss.backward()
         return None if loss.isfinite() else "the loss of a toy model is not finite"
-    except Exception as error:  # whatever a library does on this machine is the answer
+    except Exception as error:  # any failure of a library is the answer
         return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 

@@ -1,4 +1,4 @@
-"""A run up to its first step: data, plan, weights, method, and the longest rows; it leaves nothing behind."""
+"""A run up to its first step: data, plan, weights, method, and the longest rows; it writes no files."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from peftlab.world.quiet import quiet_libraries
 
 
 def dry_run(recipe: Recipe, *, rows: int = 3, display: Any = None) -> DryRunReport:
-    """Do all that a run does before its first step and return what it would start with.
+    """Return what a run would start with, after doing all that it does before its first step.
 
-    `rows` are shown as the model will see them. Raises what the run would raise.
+    `rows` of them are shown as the model gets them. Raises what the run would raise.
     """
     quiet_libraries()
     world = open_world(recipe.run.device)

@@ -1,4 +1,4 @@
-"""What a trained model costs where it is used: parameters, bytes and latency beside the base's, merged or not."""
+"""What a trained model costs in use, compared with the base: parameters, bytes and latency, merged or not."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ TOKENS = 128
 
 
 def try_inference(bench: Bench, model: nn.Module, weights: Path, note: Callable[[str], None]) -> InferenceReport | None:
-    """Measure the result of a run, which lies in `weights`; without memory for it, note that: the run is good."""
+    """Return the cost of a run's result, saved in `weights`; None, with a note, without memory to measure it."""
     try:
         return measure_inference(bench, as_saved(bench, model, weights))
     except torch.OutOfMemoryError:
-        note("evaluation.latency: not measured, no memory for the base and a merged copy beside the trained model")
+        note("evaluation.latency: not measured, no memory for the base and a merged copy next to the trained model")
     return None
 
 
 def measure_inference(bench: Bench, trained: nn.Module) -> InferenceReport:
-    """Measure `trained`, the base beside it, freshly loaded, and the merged model where the method merges.
+    """Return the cost of `trained`, compared with a freshly loaded base, and merged where the method can.
 
-    All three are in memory at once, so that their passes can take turns. One row of `TOKENS` tokens, or of as many
+    All three are in memory at once, so that their passes can alternate. One row of `TOKENS` tokens, or of as many
     as the recipe's rows and the model's positions allow.
     """
     recipe, method = bench.recipe, bench.recipe.method

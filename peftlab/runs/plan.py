@@ -1,4 +1,4 @@
-"""`peftlab plan`: what a recipe will take and whether it fits, or all methods on one model side by side."""
+"""`peftlab plan`: the memory that a recipe needs and whether it fits, or all methods on one model."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def plan(
     devices: int = 1,
     strategy: str = "ddp",
 ) -> MemoryReport:
-    """Return what the recipe will take on one device, from the model's config alone.
+    """Return the predicted memory of the recipe on one device, from the model's config alone.
 
-    `memory` (else the recipe's `run.memory`) is a size or a GPU's name: the report then says whether it fits, and
+    `memory` (else the recipe's `run.memory`) is a size or a GPU's name: the report then contains whether it fits, and
     what would make it fit. `maximized` (batch_size, max_length or rank) asks for the largest that fits. `device` is
     `cpu`, `cuda` (none is needed), or `auto`: the recipe's, else CUDA if there is one or a GPU is named. Raises
     UsageError.
@@ -81,10 +81,10 @@ def plan_methods(
 
 
 def relative_step_time(method: Method, shape: ModelShape, length: int) -> float:
-    """Return a step's floating-point operations as a part of full fine-tuning's, without checkpointing.
+    """Return a step's floating-point operations as a fraction of full fine-tuning's, without checkpointing.
 
     For each token: 2 for every weight of a matrix forward, 2 backward to its input, 2 for its own gradient where
-    it trains, and the attention's own products. Below the first layer that trains nothing goes backward.
+    it trains, and the attention's own products. There is no backward pass below the first layer that trains.
     """
     base = [site for site in shape.parameters if method.multiplies(site)]
     added = [site for site in method.added_parameters(shape) if method.multiplies(site)]

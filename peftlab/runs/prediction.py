@@ -1,4 +1,4 @@
-"""The memory of a run, predicted from its own rows before a weight is loaded, and whether the run may start."""
+"""The memory of a run, predicted from its own rows before weights are loaded, and whether the run may start."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Note = Callable[[str], None]
 
 
 def open_run_planner(recipe: Recipe, dataset: Dataset, world: World) -> Planner:
-    """Return the planner of a run's own rows; all processes of a launch must call this, and get equal ones."""
+    """Return the planner of a run's own rows; all processes of a launch must call this together."""
     capability = cuda_capability(world.device) if world.device.type == "cuda" else DEFAULT_CAPABILITY
     return Planner(
         world.device,
@@ -33,10 +33,10 @@ def open_run_planner(recipe: Recipe, dataset: Dataset, world: World) -> Planner:
 
 
 def plan_run(recipe: Recipe, planner: Planner, memory: dict[str, MemoryReport], note: Note) -> Recipe:
-    """Enter the run's predicted memory into `memory`, or note why there is none; return the recipe to run.
+    """Return the recipe to run, after adding its predicted memory to `memory` or noting why there is none.
 
     It differs from `recipe`, with a note, only where `training.fit` asks for smaller micro-batches. Raises
-    OutOfMemoryError for a run that will not fit, unless `run.plan` only reports.
+    OutOfMemoryError for a run that will not fit, unless `run.plan` is `report`.
     """
     if recipe.run.plan == "off":
         return recipe
@@ -71,13 +71,13 @@ def split_to_fit(recipe: Recipe, planner: Planner, memory: dict[str, MemoryRepor
 
 
 def usable_bytes(recipe: Recipe, world: World) -> int:
-    """Return the memory that each process may use: the least of all, so that all plan alike."""
+    """Return the memory that each process may use: the least of all, so that all make the same plan."""
     least = min(world.gather([world.free_bytes()]))
     return least if recipe.run.memory is None else min(least, parse_budget(recipe.run.memory).bytes)
 
 
 def refuse_too_large(recipe: Recipe, report: MemoryReport, planner: Planner) -> None:
-    """Raise OutOfMemoryError, naming what would fit, for a run that will not."""
+    """Raise OutOfMemoryError with the changes that would fit."""
     capacity = planner.usable_bytes
     changes = remedies(recipe, capacity, planner)
     report.remedies = [change.describe() for change in changes]

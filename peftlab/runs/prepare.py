@@ -14,7 +14,7 @@ from peftlab.runs.record import RunRecord
 
 
 def prepare_bench(record: RunRecord) -> Bench:
-    """Read the data, plan the run's memory on its own rows, load the base; enter all into the record."""
+    """Read the data, plan the run's memory on its own rows, load the base; add all to the record."""
 
     def plan(dataset: Dataset) -> Recipe:
         record.watch.planner = planner = open_run_planner(record.recipe, dataset, record.world)
@@ -30,7 +30,7 @@ def prepare_bench(record: RunRecord) -> Bench:
 
 
 def apply_method(record: RunRecord, bench: Bench) -> nn.Module:
-    """Return the model with the recipe's method applied; enter what trains into the record."""
+    """Return the model with the recipe's method applied; add what trains to the record."""
     model, record.result.parameters = bench.apply()
     record.watch.model = model
     record.note(describe_parameters(record.recipe, record.result.parameters))

@@ -36,7 +36,7 @@ def evaluate(folder: Path, overrides: Sequence[str] = ()) -> dict[str, float]:
 
 
 def generate(folder: Path, prompt: str, overrides: Sequence[str] = ()) -> str:
-    """Return what a run's trained weights write after `prompt`; needs no data."""
+    """Return the text that a run's model generates for `prompt`; needs no data."""
     quiet_libraries()
     refuse_unreadable(prompt)
     directory, recipe = open_run(folder, overrides)
@@ -62,13 +62,13 @@ def generate(folder: Path, prompt: str, overrides: Sequence[str] = ()) -> str:
 
 
 def refuse_unreadable(prompt: str) -> None:
-    """Raise UsageError for a prompt that no tokenizer takes or that holds nothing to continue."""
+    """Raise UsageError for a prompt that is empty or not valid UTF-8."""
     if not prompt.strip():
-        raise UsageError("the prompt is empty; write what the model shall continue or answer")
+        raise UsageError("the prompt is empty; write a text that the model should continue or answer")
     try:
         prompt.encode()
     except UnicodeEncodeError:
-        raise UsageError("the prompt holds bytes that are no UTF-8 text") from None
+        raise UsageError("the prompt is not valid UTF-8") from None
 
 
 def open_run(folder: Path, overrides: Sequence[str]) -> tuple[RunDirectory, Recipe]:
@@ -81,6 +81,6 @@ def open_run(folder: Path, overrides: Sequence[str]) -> tuple[RunDirectory, Reci
     if recipe.model.trust_remote_code and "model.trust_remote_code=true" not in overrides:
         raise UsageError(
             f"{folder}: its recipe runs the code that {recipe.model.name} ships; if you trust the run and that model, "
-            "say so again: model.trust_remote_code=true"
+            "add model.trust_remote_code=true"
         )
     return directory, recipe

@@ -1,4 +1,4 @@
-"""What is at hand when memory runs out: the phase, what holds memory, the plan to ask."""
+"""What is known of a run when memory runs out: the phase, what occupies memory, the planner."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from peftlab.runs.planner import Planner
 
 @dataclass
 class Watch:
-    """The state of a run as far as memory goes; each stage enters what it makes. `memory` is the result's own."""
+    """The parts of a run that occupy memory; each stage adds its own. `memory` is the result's own dictionary."""
 
     recipe: Recipe
     device: torch.device

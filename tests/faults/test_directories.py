@@ -135,6 +135,6 @@ def test_a_picture_that_cannot_be_drawn_ends_nothing(user, monkeypatch):
 def test_a_finished_run_is_not_lost_to_a_second_one(user):
     assert user.train().code == 0
     before = tree(user.output)
-    assert "already holds a run; set run.output=OTHER, or --overwrite" in user.train().error
+    assert "already contains a run; set run.output=OTHER, or --overwrite" in user.train().error
     after = tree(user.output)
     assert {**after, ".lock": b""} == {**before, ".lock": b""}

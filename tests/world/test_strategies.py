@@ -20,7 +20,7 @@ ROWS = ([[1.0, 2.0]], [[3.0, 5.0]])
 
 
 def act(number: int, environment: dict[str, str], folder: Path) -> None:
-    """Be one of two processes, and write what its world says and does."""
+    """Be one of two processes, and write what its world does."""
     os.environ.update(environment | {"RANK": str(number), "LOCAL_RANK": str(number)})
     hardware.free_bytes = lambda device: 1000
     world = open_world("cpu")
