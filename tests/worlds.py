@@ -1,4 +1,4 @@
-"""Worlds for tests: processes that do not exist."""
+"""Worlds for tests: simulated processes."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ def test_a_run_that_is_stopped_and_resumed_equals_a_straight_one_byte_for_byte(t
 
 
 def test_the_scale_of_half_precision_gradients_is_resumed(tmp_path):
-    """65,536 at first: it is halved when a scaled gradient overflows, and the count of steps without overflow is resumed."""
+    """65,536 at first: it is halved when a scaled gradient overflows; the count of other steps is resumed."""
 
     def half(folder, **run):
         short = {"steps": 3, "warmup": 2, "batch_size": 1, "gradient_accumulation": 1}

@@ -1,4 +1,4 @@
-"""Checkpoints of a real run: written in the background, on a full disk, damaged in any file; and what never ends a run."""
+"""Checkpoints of a real run: written in a thread, on a full disk, damaged in any file; and what never ends a run."""
 
 from __future__ import annotations
 
