@@ -57,7 +57,7 @@ class Bench:
         if recipe.training.frozen_dropout == "off":
             disable_dropout(self.base.model)
         self.world.seed(recipe.run.seed)
-        model, report = apply_method(recipe, self.base.model, self.base.fresh)
+        model, report = apply_method(recipe.method, self.base.model, recipe.task.name, self.base.fresh)
         if recipe.training.gradient_checkpointing:
             recompute_activations(model)
         return model.to(self.device), report

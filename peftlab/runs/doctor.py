@@ -14,6 +14,8 @@ from peftlab.memory.private import untried_versions
 from peftlab.methods import METHODS, Method
 from peftlab.models.quantize import quantize_
 from peftlab.runs.environment import LIBRARIES, library_version
+from peftlab.runs.loading import apply_method
+from peftlab.tasks import DEFAULT_TASK
 from peftlab.world.hardware import available_host_bytes, list_devices, pick_device, total_host_bytes
 from peftlab.world.quiet import quiet_libraries
 
@@ -53,12 +55,12 @@ def describe_unloadable(name: str, reason: str) -> dict[str, Any]:
 
 
 def try_method(method: Method, device: torch.device) -> str | None:
-    """Train a toy model for one backward pass; return None if that works, else the reason in one line."""
+    """Return None if one backward pass of a toy model with the method works, else the reason in one line."""
     try:
         model = build_toy()
         if method.base_format != "plain":
             quantize_(model, method.base_format, device=device)
-        model = method.apply(model.to(device)).to(device)
+        model = apply_method(method, model.to(device), DEFAULT_TASK)[0].to(device)
         tokens = torch.arange(8, device=device).reshape(1, 8)
         loss = model(input_ids=tokens, labels=tokens).loss
         loss.backward()

@@ -42,10 +42,14 @@ def check_method(method: Method, shape: ModelShape) -> None:
         raise MethodError("\n".join(f"method.{field}: {message}" for field, message in problems))
 
 
-def apply_method(recipe: Recipe, model: nn.Module, fresh: frozenset[str]) -> tuple[nn.Module, ParameterReport]:
-    """Return the model with the recipe's method, and what trains; the count must equal the method's own formula."""
-    method = recipe.method
-    expected = method.count_trainable(shape_of(model, fresh, recipe.model.task))
+def apply_method(
+    method: Method, model: nn.Module, task: str, fresh: frozenset[str] = frozenset()
+) -> tuple[nn.Module, ParameterReport]:
+    """Return `model` with the method, and what trains; the count must equal the method's own formula.
+
+    `fresh` are the names of parameters that no checkpoint filled.
+    """
+    expected = method.count_trainable(shape_of(model, fresh, task))
     model = method.apply(model, fresh)
     report = parameter_report(model, stored=method.stores)
     if report.trainable != expected:

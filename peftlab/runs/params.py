@@ -18,5 +18,5 @@ def count(recipe: Recipe) -> ParameterReport:
     """
     quiet_libraries()
     model, fresh = build_meta(recipe.model, read_labels(recipe))
-    check_method(recipe.method, shape_of(model, fresh, recipe.model.task))
-    return apply_method(recipe, model, fresh)[1]
+    check_method(recipe.method, shape_of(model, fresh, recipe.task.name))
+    return apply_method(recipe.method, model, recipe.task.name, fresh)[1]

@@ -10,7 +10,7 @@ from peftlab.quantities import format_bytes
 from peftlab.reports import MemoryReport
 from peftlab.runs.watch import Watch
 
-# The plan was too low, since the run was planned to fit: what is proposed instead must need less than it by this.
+# The plan underestimated this run: what is proposed may need this fraction of what was planned.
 MARGIN = 0.9
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from peftlab.data.chat import render_prompt
 from peftlab.data.tokens import encode_chat_prompt
@@ -15,6 +16,7 @@ from peftlab.recipe.load import load_recipe
 from peftlab.recipe.schema import Recipe
 from peftlab.runs.bench import prepare
 from peftlab.runs.directory import RunDirectory
+from peftlab.runs.launch import launched
 from peftlab.runs.loading import fill_trained, load_trained
 from peftlab.tasks.formats import CHAT
 from peftlab.world.dtypes import resolve_precision
@@ -26,12 +28,14 @@ def evaluate(folder: Path, overrides: Sequence[str] = ()) -> dict[str, float]:
     """Return the metrics of a run's trained weights on its evaluation and test rows, or on others by `overrides`."""
     quiet_libraries()
     directory, recipe = open_run(folder, overrides)
-    bench = prepare(recipe, open_world(recipe.run.device))
-    if not (bench.dataset.evaluation or bench.dataset.test):
-        raise UsageError("this recipe has no evaluation rows; name some, as in data.evaluation=FILE")
-    model = fill_trained(recipe, bench.base, directory.weights, bench.device)
-    metrics, _ = bench.evaluate(model)
-    test_metrics, _ = bench.evaluate(model, "test")
+    world = open_world(recipe.run.device)
+    with launched(world):
+        bench = prepare(recipe, world)
+        if not (bench.dataset.evaluation or bench.dataset.test):
+            raise UsageError("this recipe has no evaluation rows; name some, as in data.evaluation=FILE")
+        model = fill_trained(recipe, bench.base, directory.weights, bench.device)
+        metrics, _ = bench.evaluate(model)
+        test_metrics, _ = bench.evaluate(model, "test")
     return metrics | {f"test_{name}": value for name, value in test_metrics.items()}
 
 
@@ -42,23 +46,26 @@ def generate(folder: Path, prompt: str, overrides: Sequence[str] = ()) -> str:
     directory, recipe = open_run(folder, overrides)
     if not recipe.task.generates:
         raise UsageError(f"{folder} is a {recipe.task.name} run, which generates no text; use `peftlab evaluate`")
-    world = open_world(recipe.run.device)
-    model = load_trained(recipe, directory.weights, world.device)
-    precision = resolve_precision(recipe.training.precision, recipe.model.dtype, world.device)
-    tokenizer = load_tokenizer(recipe.model)
-    encoded: str | list[int] = prompt
-    if recipe.data.format == CHAT.name:
-        messages = [{"role": "user", "content": prompt}]
-        encoded = encode_chat_prompt(tokenizer, render_prompt(messages, tokenizer))
-    (text,) = generate_text(
-        model,
-        tokenizer,
-        [encoded],
-        recipe.evaluation.generation,
-        prompting=recipe.method.prompting,
-        autocast=partial(world.autocast, precision),
-    )
+    world, tokenizer = open_world(recipe.run.device), load_tokenizer(recipe.model)
+    with launched(world):
+        (text,) = generate_text(
+            load_trained(recipe, directory.weights, world.device),
+            tokenizer,
+            [encode_request(recipe, prompt, tokenizer)],
+            recipe.evaluation.generation,
+            prompting=recipe.method.prompting,
+            autocast=partial(
+                world.autocast, resolve_precision(recipe.training.precision, recipe.model.dtype, world.device)
+            ),
+        )
     return text
+
+
+def encode_request(recipe: Recipe, prompt: str, tokenizer: Any) -> str | list[int]:
+    """Return what the model reads for `prompt`: in a chat, the tokens of a user's first message."""
+    if recipe.data.format != CHAT.name:
+        return prompt
+    return encode_chat_prompt(tokenizer, render_prompt([{"role": "user", "content": prompt}], tokenizer))
 
 
 def refuse_unreadable(prompt: str) -> None:

@@ -57,7 +57,7 @@ def test_a_folder_of_another_project_is_left_as_it_is(user, option):
 def test_a_run_that_lost_its_marker_is_not_ours_any_more(user, stopped):
     (stopped / ".peftlab").unlink()
     before = tree(stopped)
-    assert "holds files that are no run of peftlab" in user.train("--overwrite").error
+    assert "contains files that are not a run of peftlab" in user.train("--overwrite").error
     assert tree(stopped) == before
 
 

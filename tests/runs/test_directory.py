@@ -45,7 +45,7 @@ def test_overwriting_removes_the_run_and_nothing_else(tmp_path):
 
 def test_a_folder_with_other_files_is_refused_even_with_overwrite(tmp_path):
     (tmp_path / "result.json").write_text("{}")
-    with pytest.raises(StorageError, match="holds files that are no run of peftlab"):
+    with pytest.raises(StorageError, match="contains files that are not a run of peftlab"):
         create(tmp_path, overwrite=True)
     assert (tmp_path / "result.json").read_text() == "{}"
 

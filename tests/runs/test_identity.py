@@ -54,8 +54,9 @@ def test_what_the_trained_bytes_depend_on_is_refused_with_its_key_and_both_value
     with pytest.raises(StorageError) as caught:
         refuse_changes(identity, other)
     part, _, key = path.partition(".")
-    told = str(caught.value)
-    assert f"{key if part == 'recipe' else f'{part} {key}'}: " in told and f"-> {value!r}" in told and "\n" not in told
+    message = str(caught.value)
+    assert f"{key if part == 'recipe' else f'{part} {key}'}: " in message and f"-> {value!r}" in message
+    assert "\n" not in message
 
 
 @pytest.mark.parametrize(

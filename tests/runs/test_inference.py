@@ -82,8 +82,8 @@ def test_merging_qlora_costs_the_memory_of_plain_weights_and_reports_it(reports)
 
 
 def test_the_summary_shows_what_merging_removes(reports):
-    told = describe_inference(reports["lora"])
-    assert told.startswith("87,552 more parameters; 1 × 96 tokens: ") and ", merged " in told
+    message = describe_inference(reports["lora"])
+    assert message.startswith("87,552 more parameters; 1 × 96 tokens: ") and ", merged " in message
     assert "cannot be merged; 1 × 96 tokens: " in describe_inference(reports["adapters"])
 
 

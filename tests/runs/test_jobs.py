@@ -33,17 +33,17 @@ def write_record(job: Job, status: str, error: str | None = None) -> None:
     RunDirectory.claim(job.folder).write_result(record)
 
 
-@pytest.mark.parametrize(("name", "told"), [
+@pytest.mark.parametrize(("name", "message"), [
     ("KILL", "killed by SIGKILL (the system may have run out of memory); its log is "),
     ("SEGV", "killed by SIGSEGV; its log is "),
 ])  # fmt: skip
-def test_a_run_that_a_signal_killed_reports_it_and_not_its_last_line_of_progress(tmp_path, monkeypatch, name, told):
+def test_a_run_that_a_signal_killed_reports_it_and_not_its_last_line_of_progress(tmp_path, monkeypatch, name, message):
     python = tmp_path / "python"
     python.write_text(KILLED.replace("SIGNAL", name))
     python.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(python))
     ending = run_job(Job(Path("recipe.yaml"), (), tmp_path / "run", tmp_path / "log.txt"))
-    assert (ending.status, ending.error) == ("failed", f"{told}{tmp_path / 'log.txt'}")
+    assert (ending.status, ending.error) == ("failed", f"{message}{tmp_path / 'log.txt'}")
 
 
 @pytest.mark.parametrize(("status", "error", "exit_code"), [
@@ -74,8 +74,8 @@ def test_a_finished_run_that_is_resumed_keeps_its_record_and_is_finished(job):
 
 def test_without_a_record_the_log_ends_the_message(job):
     job.log.write_text("Segmentation rules\n")
-    told = f"exit code 7 and no complete record; its log {job.log} ends with: Segmentation rules"
-    assert read_outcome(job.folder, job.log, 7, None) == ("failed", told)
+    message = f"exit code 7 and no complete record; its log {job.log} ends with: Segmentation rules"
+    assert read_outcome(job.folder, job.log, 7, None) == ("failed", message)
     job.log.unlink()
     assert read_outcome(job.folder, job.log, 7, None)[1].endswith("ends with: (nothing)")
 
