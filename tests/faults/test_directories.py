@@ -126,7 +126,7 @@ def test_a_picture_that_cannot_be_drawn_ends_nothing(user, monkeypatch):
     def refuse(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("peftlab.runs.run.draw_losses", refuse)
+    monkeypatch.setattr("peftlab.runs.save.draw_losses", refuse)
     answer = user.train()
     assert (answer.code, answer.status) == (0, "finished")
     assert any("loss.png cannot be drawn: OSError" in line for line in answer.lines)
