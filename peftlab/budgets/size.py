@@ -13,8 +13,8 @@ from peftlab.methods.base import Sizes
 from peftlab.quantities import format_bytes
 from peftlab.recipe.schema import Recipe
 from peftlab.reports import BudgetReport
-from peftlab.runs.bench import check_method
-from peftlab.runs.plan import planned_device
+from peftlab.runs.loading import check_method
+from peftlab.runs.planner import planned_device
 from peftlab.shapes import ModelShape
 from peftlab.world.dtypes import resolve_dtype
 

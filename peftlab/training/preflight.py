@@ -1,4 +1,4 @@
-"""The longest rows first: two steps and an evaluation that show, within seconds, the most memory that a run takes."""
+"""The preflight: two steps and an evaluation of the longest rows, which measure a run's peak memory in seconds."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from peftlab.training.setup import Setup
 
 @dataclass(frozen=True)
 class HeldOut:
-    """What an evaluation takes: rows, how many make a batch, and the longest prompts that answers are written to."""
+    """What an evaluation needs: rows, rows of a batch, and the longest prompts that answers are written to."""
 
     rows: Sequence[TokenRow] = ()
     batch_size: int = 1
@@ -32,11 +32,11 @@ class HeldOut:
 
 
 def measure_longest(setup: Setup, model: nn.Module, held_out: HeldOut, probe: Probe) -> MemoryReport:
-    """Take the longest training rows through two steps, the longest of an evaluation through two batches and an answer.
+    """Return the memory by phase of two steps of the longest training rows, an evaluation's two batches, and an answer.
 
-    `setup` has an optimiser of its own, which is thrown away afterwards; `model` is the one that
-    `setup.model` wraps. The optimiser sees zero gradients, so the weights stay as they are; modes and random
-    states are put back. Returns the measured ledger by phase; `probe`, a new one, can be asked where it stopped.
+    `model` is the one that `setup.model` wraps. Gradients are zero, so the weights do not change, and random states
+    are restored; the optimiser of `setup` has stepped and must be replaced. `probe` is a new one, which knows the
+    phase if memory runs out.
     """
     random = capture_random_state()
     # A scaler would skip the update where a trial overflows, and with it the optimiser's states.

@@ -159,6 +159,6 @@ def test_data_that_changed_since_the_checkpoint_is_refused_and_the_checkpoint_ke
     changed = [*ROWS[:-1], {"prompt": "the number 6 is", "completion": " another"}]
     answer = user.run("train", user.recipe(train=user.rows(changed)), "run.save_every=1", "--resume")
     assert (answer.code, answer.status) == (8, "failed")
-    assert "the checkpoint is of another run: data train: " in answer.error
+    assert "the checkpoint belongs to another run: data train: " in answer.error
     answer = user.train("run.save_every=1", "--resume")
     assert (answer.code, answer.status, answer.record["resumes"][0]["exact"]) == (0, "finished", True)

@@ -89,7 +89,7 @@ def test_code_of_a_model_runs_only_if_the_recipe_says_so_and_is_told(user, with_
     assert answer.code == 0 and canary.exists() and told in answer.lines and told in answer.record["notes"]
     canary.unlink()
     answer = user.run("evaluate", user.output, f"data.evaluation={user.rows()}")
-    assert answer.code == 2 and "say so again: model.trust_remote_code=true" in answer.error
+    assert answer.code == 2 and "add model.trust_remote_code=true" in answer.error
 
 
 @pytest.fixture
