@@ -34,7 +34,7 @@ class ParameterReport(Report):
     kinds: list[CountRow]
     layers: list[CountRow]
 
-    @computed_field
+    @computed_field  # type: ignore[prop-decorator]  # pydantic's documented use, which mypy does not know
     @property
     def fraction(self) -> float:
         return self.trainable / self.total if self.total else 0.0
@@ -51,7 +51,7 @@ class DevicePhase(Report):
     inactive_split_bytes: int
     used_bytes: int
 
-    @computed_field
+    @computed_field  # type: ignore[prop-decorator]  # pydantic's documented use, which mypy does not know
     @property
     def fragmentation_bytes(self) -> int:
         return self.reserved_bytes - self.allocated_bytes
@@ -81,23 +81,23 @@ class MemoryReport(Report):
     remedies: list[str] = Field(default_factory=list)
     notes: list[str] = Field(default_factory=list)
 
-    @computed_field
+    @computed_field  # type: ignore[prop-decorator]  # pydantic's documented use, which mypy does not know
     @property
     def needed_bytes(self) -> int:
         return self.peak_bytes + sum(self.overheads.values())
 
-    @computed_field
+    @computed_field  # type: ignore[prop-decorator]  # pydantic's documented use, which mypy does not know
     @property
     def residual_bytes(self) -> int:
         """What the categories do not explain of the peak."""
         return self.peak_bytes - sum(self.categories.values()) if self.categories else 0
 
-    @computed_field
+    @computed_field  # type: ignore[prop-decorator]  # pydantic's documented use, which mypy does not know
     @property
     def fits(self) -> bool | None:
         return None if self.capacity_bytes is None else self.needed_bytes <= self.capacity_bytes
 
-    @computed_field
+    @computed_field  # type: ignore[prop-decorator]  # pydantic's documented use, which mypy does not know
     @property
     def spare_bytes(self) -> int | None:
         return None if self.capacity_bytes is None else self.capacity_bytes - self.needed_bytes
@@ -136,7 +136,7 @@ class AuditReport(Report):
     unmoved: list[str]
     frozen_changed: list[str]
 
-    @computed_field
+    @computed_field  # type: ignore[prop-decorator]  # pydantic's documented use, which mypy does not know
     @property
     def clean(self) -> bool:
         return not (self.without_gradient or self.unmoved or self.frozen_changed)
@@ -257,7 +257,7 @@ class BudgetReport(Report):
     reason: str | None = None
     notes: list[str] = Field(default_factory=list)
 
-    @computed_field
+    @computed_field  # type: ignore[prop-decorator]  # pydantic's documented use, which mypy does not know
     @property
     def error(self) -> float:
         return self.reached / self.asked - 1
