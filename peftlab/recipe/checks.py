@@ -37,7 +37,7 @@ def find_contradictions(recipe: Recipe, wrong: Sequence[KeyPath]) -> list[tuple[
 
 
 def overlaps(field: KeyPath, wrong: KeyPath) -> bool:
-    """Whether a field is wrong itself, or lies in or around something wrong."""
+    """Whether a field is wrong itself, contains something wrong, or is inside of it."""
     length = min(len(field), len(wrong))
     return field[:length] == wrong[:length]
 
@@ -61,9 +61,9 @@ def settings_of_the_method(recipe: Recipe) -> Found:
 @reads("training.steps", "training.epochs")
 def one_length_of_training(recipe: Recipe) -> Found:
     if recipe.training.steps is None and recipe.training.epochs is None:
-        yield "training", "how long? Give steps or epochs"
+        yield "training", "set steps or epochs"
     if recipe.training.steps is not None and recipe.training.epochs is not None:
-        yield "training.epochs", "give steps or epochs, not both; null unsets one"
+        yield "training.epochs", "set steps or epochs, not both: set one of them to null"
 
 
 @reads("training.warmup", "training.steps")

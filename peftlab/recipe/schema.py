@@ -71,7 +71,7 @@ class Training(Section):
     steps: PositiveInt | None = None
     """Optimiser steps; exactly one of `steps` and `epochs`."""
     epochs: Annotated[float, Field(gt=0)] | None = None
-    """Passes over the training rows, rounded up to whole steps."""
+    """Passes through the training rows, rounded up to whole steps."""
     batch_size: PositiveInt = 8
     """Rows of one micro-batch on one device."""
     gradient_accumulation: PositiveInt = 1

@@ -11,8 +11,8 @@ from .texts import VALID, only_problem, problems_of
 CLASSIFY = ("model.task=sequence-classification", "data.format=classification")
 CASES = [
     # (overrides that contradict, key path, words of the message, override that mends it)
-    (["training.epochs=1"], "training.epochs", "give steps or epochs, not both", "training.steps=null"),
-    (["training.steps=null"], "training", "Give steps or epochs", "training.epochs=1"),
+    (["training.epochs=1"], "training.epochs", "set steps or epochs, not both", "training.steps=null"),
+    (["training.steps=null"], "training", "set steps or epochs", "training.epochs=1"),
     (
         ["training.warmup=11"],
         "training.warmup",
@@ -197,7 +197,7 @@ def messages_of(check, overrides):
 
 def test_a_contradiction_in_a_file_names_its_line():
     line = only_problem(VALID + "  epochs: 2\n")
-    assert line == "r.yaml:12: training.epochs: give steps or epochs, not both; null unsets one"
+    assert line == "r.yaml:12: training.epochs: set steps or epochs, not both: set one of them to null"
 
 
 def test_qlora_takes_a_gguf_file():
