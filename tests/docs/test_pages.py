@@ -71,6 +71,12 @@ def test_a_page_fits_into_80_columns_of_a_terminal(path):
     assert "…" not in screen.getvalue(), "a cell of a table is cut"
 
 
+def test_the_code_that_contributing_names_exists():
+    named = set(re.findall(r"`((?:peftlab|tests)/[\w/]+\.py)`", read(DOCS / "contributing.md")))
+    assert len(named) > 20
+    assert [name for name in sorted(named) if not (REPOSITORY / name).exists()] == []
+
+
 def test_the_readme_is_short():
     assert len(read(REPOSITORY / "README.md").splitlines()) <= 220
 
