@@ -99,7 +99,7 @@ def test_python_names_exist(block):
 
 def test_the_method_that_the_python_page_registers_can_be_chosen_in_a_recipe():
     (block,) = (block for block in blocks("python") if "@register" in block.text)
-    exec(block.text, {"__name__": "notebook"})
+    exec(compile(block.text, str(block), "exec", dont_inherit=True), {"__name__": "notebook"})
     try:
         recipe = parse_recipe(COMPLETE, ["method={type: first-layer}"])
         sites = [ParameterSite("h.0.w", (2, 2), "mlp", 0), ParameterSite("h.1.w", (2, 2), "mlp", 1)]
