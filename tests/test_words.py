@@ -25,6 +25,7 @@ UNFINISHED = {
 ALLOWED = {
     r"`rates`|`rate_factors`|--rates\b": "fields of comparison files and an option, kept for files of version 0.1.0",
     r"^(default |parse )?rates?( factors| extensions)?$": "the names of these fields in code, and of one in a loop",
+    r"rate_(factors|extensions)": "the same fields in comparison files",
     r"-rate-": "a part of the names of run directories, by which a comparison of version 0.1.0 is found",
 }
 
@@ -34,7 +35,11 @@ TAGS = re.compile(r"<(script|style)\b.*?</\1>|\{[{%#].*?[}%#]\}|<[^>]*>", re.DOT
 def files_of(room: str) -> list[Path]:
     """Return the modules and templates of a folder, or a single module."""
     single = PACKAGE / f"{room}.py"
-    return [single] if single.is_file() else sorted(p for p in (PACKAGE / room).rglob("*") if p.suffix in TEXTS)
+    return [single] if single.is_file() else files_under(PACKAGE / room)
+
+
+def files_under(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix in TEXTS)
 
 
 def read_module(path: Path) -> Iterator[tuple[int, str]]:
@@ -66,7 +71,12 @@ def read_template(path: Path) -> Iterator[tuple[int, str]]:
     yield 1, TAGS.sub(" ", path.read_text(encoding="utf-8"))
 
 
-TEXTS = {".py": read_module, ".html": read_template}
+def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield the lines of a shell script or a recipe."""
+    yield from enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+
+
+TEXTS = {".py": read_module, ".html": read_template, ".yaml": read_lines, "": read_lines}
 
 
 def idioms_of(path: Path) -> list[str]:
@@ -85,6 +95,12 @@ ROOMS = sorted({path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path 
 @pytest.mark.parametrize("room", [room for room in ROOMS if room not in UNFINISHED])
 def test_words_are_plain(room):
     assert [idiom for path in files_of(room) for idiom in idioms_of(path)] == []
+
+
+@pytest.mark.parametrize("folder", ["scripts", "configs", "recipes"])
+def test_words_around_the_package_are_plain(folder):
+    files = files_under(PACKAGE.parent / folder)
+    assert files and [idiom for path in files for idiom in idioms_of(path)] == []
 
 
 def test_a_room_whose_words_are_unfinished_exists():
