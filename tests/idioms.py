@@ -25,11 +25,15 @@ FORBIDDEN = {
     r"\bstands? in\b": "replaces",
     r"\bnull unsets\b": "set to null",
 }
+# One search that finds nothing is much faster than one for each idiom, and most texts have none.
+ANY = re.compile("|".join(FORBIDDEN), re.IGNORECASE)
 
 
 def find_idioms(text: str) -> list[str]:
     """Return what is wrong with a text: each forbidden idiom in its place, and what to say instead."""
     words = " ".join(text.split())
+    if not ANY.search(words):
+        return []
     return [
         f"{words[max(0, found.start() - 30) : found.end() + 30]!r}: say {better}"
         for idiom, better in FORBIDDEN.items()
