@@ -44,11 +44,18 @@ def schema_at(path: KeyPath, values: Any = None) -> JsonSchema | None:
 
 def child_schema(schema: JsonSchema, part: str | int, value: Any = None) -> JsonSchema | None:
     if isinstance(part, int):
-        return next((resolve(option["items"]) for option in options(schema) if "items" in option), None)
+        return next((item for option in options(schema) if (item := item_schema(option, part))), None)
     if part in schema.get("properties", {}):
         return resolve(schema["properties"][part], value)
     extra = schema.get("additionalProperties")
     return extra if isinstance(extra, dict) else None
+
+
+def item_schema(schema: JsonSchema, index: int) -> JsonSchema | None:
+    """Return the schema of one item of a list or of a tuple of fixed length; None if it cannot have this item."""
+    places = schema.get("prefixItems", ())
+    item = places[index] if index < len(places) else schema.get("items")
+    return resolve(item) if item else None
 
 
 def resolve(schema: JsonSchema, value: Any = None) -> JsonSchema:
@@ -107,13 +114,20 @@ def describe_one(schema: JsonSchema) -> str:
     if kind in ("integer", "number"):
         return ("a whole number" if kind == "integer" else "a number") + describe_range(schema)
     if kind == "array":
-        return f"a list, each {describe(schema['items'])}"
+        return describe_list(schema)
     if kind == "object":
         keys = list(schema.get("properties", {}))
         return f"a mapping with the keys {', '.join(keys)}" if keys else "a mapping of names to text"
     if kind == "string":
         return "text that is not empty" if schema.get("minLength") else "text"
     return {"boolean": "true or false", "null": "null"}[str(kind)]
+
+
+def describe_list(schema: JsonSchema) -> str:
+    if "items" in schema:
+        return f"a list, each {describe(schema['items'])}"
+    items = [describe(item) for item in schema["prefixItems"]]
+    return f"a list of {len(items)}, each {items[0]}" if len(set(items)) == 1 else f"a list: {', '.join(items)}"
 
 
 def describe_range(schema: JsonSchema) -> str:
