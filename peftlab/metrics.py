@@ -11,12 +11,13 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import inf
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
+
+from peftlab.tasks.base import Need
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
-Need = Literal["loss", "classes", "texts", "spans"]
 Sums = Callable[["RowScores", "NDArray"], "NDArray"]
 Value = Callable[["NDArray"], "NDArray"]
 Texts = Sequence[str]
@@ -221,7 +222,7 @@ METRICS = {
     metric.name: metric
     for metric in (
         Metric("loss", "loss", False, (0.0, inf), _loss_sums, _ratio),
-        Metric("perplexity", "loss", False, (1.0, inf), _loss_sums, _perplexity),
+        Metric("perplexity", "next_tokens", False, (1.0, inf), _loss_sums, _perplexity),
         Metric("accuracy", "classes", True, (0.0, 1.0), _accuracy_sums, _ratio),
         Metric("f1", "classes", True, (0.0, 1.0), _confusion_sums, _macro_f1),
         Metric("matthews", "classes", True, (-1.0, 1.0), _confusion_sums, _matthews),
@@ -236,5 +237,5 @@ METRICS = {
 
 
 def names_that_need(*needs: Need) -> tuple[str, ...]:
-    """Return the names of the metrics made from `loss`, `classes` or `texts`."""
+    """Return the names of the metrics made from any of these."""
     return tuple(name for name, metric in METRICS.items() if metric.needs in needs)

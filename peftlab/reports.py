@@ -34,14 +34,14 @@ class ParameterReport(Report):
     kinds: list[CountRow]
     layers: list[CountRow]
 
-    @computed_field
+    @computed_field  # type: ignore[prop-decorator]  # pydantic's documented use, which mypy does not know
     @property
     def fraction(self) -> float:
         return self.trainable / self.total if self.total else 0.0
 
 
 class DevicePhase(Report):
-    """What CUDA says of one phase: the allocator's peaks, and what all processes together hold of the device.
+    """CUDA's measurements of one phase: the allocator's peaks, and what all processes together use of the device.
 
     `inactive_split_bytes` is the peak of what is free in blocks that other tensors keep from being given back.
     """
@@ -51,7 +51,7 @@ class DevicePhase(Report):
     inactive_split_bytes: int
     used_bytes: int
 
-    @computed_field
+    @computed_field  # type: ignore[prop-decorator]  # pydantic's documented use, which mypy does not know
     @property
     def fragmentation_bytes(self) -> int:
         return self.reserved_bytes - self.allocated_bytes
@@ -81,23 +81,23 @@ class MemoryReport(Report):
     remedies: list[str] = Field(default_factory=list)
     notes: list[str] = Field(default_factory=list)
 
-    @computed_field
+    @computed_field  # type: ignore[prop-decorator]  # pydantic's documented use, which mypy does not know
     @property
     def needed_bytes(self) -> int:
         return self.peak_bytes + sum(self.overheads.values())
 
-    @computed_field
+    @computed_field  # type: ignore[prop-decorator]  # pydantic's documented use, which mypy does not know
     @property
     def residual_bytes(self) -> int:
         """What the categories do not explain of the peak."""
         return self.peak_bytes - sum(self.categories.values()) if self.categories else 0
 
-    @computed_field
+    @computed_field  # type: ignore[prop-decorator]  # pydantic's documented use, which mypy does not know
     @property
     def fits(self) -> bool | None:
         return None if self.capacity_bytes is None else self.needed_bytes <= self.capacity_bytes
 
-    @computed_field
+    @computed_field  # type: ignore[prop-decorator]  # pydantic's documented use, which mypy does not know
     @property
     def spare_bytes(self) -> int | None:
         return None if self.capacity_bytes is None else self.capacity_bytes - self.needed_bytes
@@ -119,7 +119,7 @@ class MethodPlan(Report):
 
 
 class Progress(Report):
-    """How far a run is: what resume needs beside the states themselves."""
+    """The progress of a run: what resume needs besides the states themselves."""
 
     step: int = 0
     rows: int = 0
@@ -136,7 +136,7 @@ class AuditReport(Report):
     unmoved: list[str]
     frozen_changed: list[str]
 
-    @computed_field
+    @computed_field  # type: ignore[prop-decorator]  # pydantic's documented use, which mypy does not know
     @property
     def clean(self) -> bool:
         return not (self.without_gradient or self.unmoved or self.frozen_changed)
@@ -172,7 +172,7 @@ class SplitReport(Report):
 class InferenceReport(Report):
     """What the trained result costs where it is used, as it is and, where it can be, merged into the base.
 
-    `seconds` holds medians of one forward pass of `rows` rows of `tokens` tokens: `base`, `unmerged`, `merged`;
+    `seconds` are medians of one forward pass of `rows` rows of `tokens` tokens: `base`, `unmerged`, `merged`;
     `relative` the median of each one's seconds to the base's, taken in turns; `weight_bytes` what the weights of
     each take in memory. A quantised base is merged dequantised.
     """
@@ -190,7 +190,7 @@ Status = Literal["running", "finished", "interrupted", "out_of_memory", "diverge
 
 
 class RunResult(Report):
-    """Everything that one run has to say; `result.json` in its directory."""
+    """Everything that is known of one run; `result.json` in its directory."""
 
     status: Status
     name: str
@@ -242,7 +242,7 @@ class DryRunReport(Report):
 class BudgetReport(Report):
     """What a budget asks of one method, and what the size that was solved for reaches, in the budget's unit.
 
-    `kind` trainable counts parameters, memory and stored bytes, seconds the training's. `solved` holds the recipe's
+    `kind` trainable counts parameters, memory and stored bytes, seconds the training's. `solved` has the recipe's
     fields that were set (`{"method.rank": 12}`), `step` what the next size would add or take away. A budget is met
     within 2 % or half a step; memory, which is a limit, by what is not above it. `reason` says why one cannot be
     met, or what keeps the error above 2 %; `notes` say what was counted.
@@ -257,7 +257,7 @@ class BudgetReport(Report):
     reason: str | None = None
     notes: list[str] = Field(default_factory=list)
 
-    @computed_field
+    @computed_field  # type: ignore[prop-decorator]  # pydantic's documented use, which mypy does not know
     @property
     def error(self) -> float:
         return self.reached / self.asked - 1
@@ -298,7 +298,7 @@ class VariantReport(Report):
 
 
 class ComparisonReport(Report):
-    """A whole comparison; `comparison.json` in its folder, whose `runs/` holds the run directories."""
+    """A whole comparison; `comparison.json` in its folder, whose `runs/` contains the run directories."""
 
     name: str
     metric: str

@@ -80,7 +80,7 @@ def count_names(rows: list[Row]) -> Counter[str]:
 
 
 def describe_counts(splits: dict[str, list[Row]]) -> str:
-    """Return the README's table of names by kind and split, with the part of the words that lies in a name."""
+    """Return the README's table of names by kind and split, with the part of the words that is in a name."""
     lines = ["| split | " + " | ".join(KINDS) + " | words | words in names |", "|---" * (len(KINDS) + 3) + "|"]
     for split, rows in splits.items():
         counts, tags = count_names(rows), [tag for row in rows for tag in row["tags"]]

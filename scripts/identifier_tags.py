@@ -150,7 +150,7 @@ def kind_of_parameter(sentence: Sentence, index: int, lexicon: Lexicon) -> str:
 
 
 def kind_of_rest(sentence: Sentence, index: int, lexicon: Lexicon) -> str:
-    """Return O for a word that is no name of the four kinds; raises Undecided for one that looks like a name."""
+    """Return O for a word that is not a name of the four kinds. Raises Undecided for one that looks like a name."""
     text, markup = sentence.tokens[index]
     foreign = text in lexicon.parameters
     is_literal = markup == "quoted" and (not foreign or len(text) == 1)

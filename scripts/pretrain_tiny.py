@@ -1,7 +1,7 @@
 """Pretrains `builtin:tiny`, a small Llama-style decoder with biases, from Python's own library and manual.
 
 Run: python scripts/pretrain_tiny.py --output tiny-out            (under an hour on two quiet cores)
-     python scripts/pretrain_tiny.py --output tiny-out --resume   (goes on after an interruption)
+     python scripts/pretrain_tiny.py --output tiny-out --resume   (resumes after an interruption)
 """
 
 from __future__ import annotations
@@ -42,7 +42,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, required=True, help="folder for the model, the log and the checkpoint")
     parser.add_argument("--steps", type=int, default=3000, help="optimiser steps (default %(default)s)")
     parser.add_argument("--batch", type=int, default=8, help=f"rows of {SEQUENCE} tokens (default %(default)s)")
-    parser.add_argument("--learning-rate", type=float, default=4e-3, help="peak rate of AdamW (default %(default)s)")
+    parser.add_argument(
+        "--learning-rate", type=float, default=4e-3, help="peak learning rate of AdamW (default %(default)s)"
+    )
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default %(default)s)")
     parser.add_argument(
         "--precision",
@@ -53,7 +55,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="seed of weights and order (default %(default)s)")
     parser.add_argument("--save-every", type=int, default=250, help="steps between checkpoints (default %(default)s)")
     parser.add_argument(
-        "--resume", action="store_true", help="go on from the checkpoint in --output; repeat the other options"
+        "--resume", action="store_true", help="resume from the checkpoint in --output; repeat the other options"
     )
     arguments = parser.parse_args()
     if min(arguments.steps, arguments.batch, arguments.threads, arguments.save_every) < 1:
@@ -138,17 +140,17 @@ class Order:
         return torch.from_numpy(np.stack([self.stream[s : s + SEQUENCE] for s in chosen]).astype(np.int64))
 
 
-def rate_share(step: int, steps: int) -> float:
-    """Share of the peak rate at a step: warm-up, plateau, then linear to zero."""
+def learning_rate_share(step: int, steps: int) -> float:
+    """Return the share of the peak learning rate at a step: warm-up, plateau, then linear to zero."""
     decay_steps = max(1, int(steps * DECAY_SHARE))
     return min((step + 1) / WARMUP_STEPS, 1.0, (steps - step) / decay_steps)
 
 
-def build_optimizer(model: LlamaForCausalLM, rate: float) -> torch.optim.AdamW:
+def build_optimizer(model: LlamaForCausalLM, learning_rate: float) -> torch.optim.AdamW:
     matrices = [p for p in model.parameters() if p.ndim >= 2]
     vectors = [p for p in model.parameters() if p.ndim < 2]
     groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.95), fused=True)
+    return torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.95), fused=True)
 
 
 def next_token_loss(model: LlamaForCausalLM, rows: torch.Tensor) -> torch.Tensor:
@@ -268,7 +270,7 @@ def train_step(model: LlamaForCausalLM, optimizer: torch.optim.Optimizer, rows: 
 
 
 def pretrain(arguments: argparse.Namespace, corpus: Corpus) -> None:
-    """Train for a fixed number of steps; at every checkpoint the output folder holds a model that loads."""
+    """Train for a fixed number of steps; at every checkpoint the output folder contains a model that loads."""
     model = build_model(corpus.tokenizer)
     optimizer = build_optimizer(model, arguments.learning_rate)
     clock = load_checkpoint(arguments.output, model, optimizer) if arguments.resume else Clock()
@@ -276,7 +278,7 @@ def pretrain(arguments: argparse.Namespace, corpus: Corpus) -> None:
     started = time.perf_counter() - clock.seconds
     while clock.step < arguments.steps:
         for group in optimizer.param_groups:
-            group["lr"] = arguments.learning_rate * rate_share(clock.step, arguments.steps)
+            group["lr"] = arguments.learning_rate * learning_rate_share(clock.step, arguments.steps)
         loss = train_step(model, optimizer, order.rows(clock.step), arguments.precision == "bfloat16")
         clock.step += 1
         clock.seconds = time.perf_counter() - started
@@ -291,10 +293,10 @@ def pretrain(arguments: argparse.Namespace, corpus: Corpus) -> None:
             report(arguments.output, clock, optimizer.param_groups[0]["lr"], arguments.batch)
 
 
-def report(folder: Path, clock: Clock, rate: float, batch: int) -> None:
+def report(folder: Path, clock: Clock, learning_rate: float, batch: int) -> None:
     """Print one line and append it to the log."""
     speed = clock.step * batch * SEQUENCE / clock.seconds
-    line = json.dumps({**vars(clock), "rate": rate, "tokens_per_second": round(speed)})
+    line = json.dumps({**vars(clock), "learning_rate": learning_rate, "tokens_per_second": round(speed)})
     print(line, flush=True)
     with (folder / "log.jsonl").open("a", encoding="utf-8") as log:
         log.write(line + "\n")

@@ -135,7 +135,7 @@ OTHER_TASK_TESTS = (
     "unparse",
 )
 TEST_FOLDERS = frozenset({"test", "tests", "idle_test"})
-# encodings are tables; data folders hold deliberately broken sources.
+# encodings are tables; data folders contain deliberately broken sources.
 SKIPPED_FOLDERS = frozenset({"site-packages", "dist-packages", "__pycache__", "lib-dynload", "encodings", "data"})
 MIN_FILE_BYTES, MAX_FILE_BYTES = 200, 400_000
 MIN_LETTER_SHARE = 0.5

@@ -1,4 +1,4 @@
-"""Worlds for tests: processes that are only said to be there."""
+"""Worlds for tests: simulated processes."""
 
 from __future__ import annotations
 

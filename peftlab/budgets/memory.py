@@ -7,11 +7,10 @@ from functools import cache
 from peftlab.budgets.budget import Budget
 from peftlab.budgets.size import describe_followers, settings_for, usable_sizes
 from peftlab.memory.fit import largest_fitting, with_settings
-from peftlab.memory.strategies import find_strategy
 from peftlab.quantities import format_bytes
 from peftlab.recipe.schema import Recipe
 from peftlab.reports import BudgetReport, MemoryReport
-from peftlab.runs.plan import Planner, planned_device
+from peftlab.runs.planner import open_planner
 from peftlab.shapes import ModelShape
 from peftlab.sizes import parse_budget
 
@@ -25,7 +24,7 @@ def solve_memory(recipe: Recipe, budget: Budget, shape: ModelShape) -> BudgetRep
     """
     method, limit = recipe.method, parse_budget(budget.value)
     sizes = usable_sizes(method, shape)
-    planner = Planner(planned_device(recipe, "auto", limit), limit, 1, find_strategy("ddp"))
+    planner = open_planner(recipe, "auto", limit)
     most = len(sizes.values)
 
     @cache

@@ -13,8 +13,8 @@ from peftlab.methods.base import Sizes
 from peftlab.quantities import format_bytes
 from peftlab.recipe.schema import Recipe
 from peftlab.reports import BudgetReport
-from peftlab.runs.bench import check_method
-from peftlab.runs.plan import planned_device
+from peftlab.runs.loading import check_method
+from peftlab.runs.planner import planned_device
 from peftlab.shapes import ModelShape
 from peftlab.world.dtypes import resolve_dtype
 
@@ -26,7 +26,7 @@ Cost = Callable[[Any], float]
 def solve_size(recipe: Recipe, budget: Budget, shape: ModelShape) -> BudgetReport:
     """Return the size whose trainable parameters or stored bytes are nearest to the budget.
 
-    The budget is met within 2 %, or if it lies between two neighbouring sizes of a graded field.
+    The budget is met within 2 %, or if it is between two neighbouring sizes of a graded field.
     """
     # Parts that only training needs are not stored: their size does not count.
     method = recipe.method.without_training_parts() if budget.kind == "stored" else recipe.method

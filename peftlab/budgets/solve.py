@@ -13,7 +13,7 @@ from peftlab.memory.fit import with_settings
 from peftlab.recipe.checks import find_contradictions
 from peftlab.recipe.schema import Recipe
 from peftlab.reports import BudgetReport
-from peftlab.runs.bench import read_labels, read_shape
+from peftlab.runs.loading import read_labels, read_shape
 from peftlab.shapes import ModelShape
 from peftlab.world.quiet import quiet_libraries
 

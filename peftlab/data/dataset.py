@@ -1,4 +1,4 @@
-"""A recipe's data, whole: rows chosen by the seed, tokenised, with a report of what was read and cut."""
+"""All data of a recipe: rows chosen by the seed, tokenised, with a report of what was read and cut."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from peftlab.data.chat import ChatSettings, ChatTemplate, EncodedChat, encode_chats
-from peftlab.data.formats import content_key, fingerprint, read_examples
+from peftlab.data.examples import content_key, fingerprint, read_examples
 from peftlab.data.sources import read_source
 from peftlab.data.tokens import MARKER, REASON, STOP, TokenRow, cut_chat_prompt, cut_prompt, encode_prompt, split_prompt
 from peftlab.errors import DataError, listed, one_line
@@ -53,9 +53,9 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Tokenised rows. `labels` are the classes in the order of their numbers (None: not classification).
+    """Tokenised rows. `labels` are the classes in the order of their numbers (None: a task without classes).
 
-    `evaluation` rows choose (the best step, a rate), `test` rows only report, `general` text shows forgetting.
+    `evaluation` rows choose (the best step, a learning rate), `test` rows only report, `general` text shows forgetting.
     """
 
     task: Task
@@ -110,7 +110,7 @@ def load_examples(section: Data, task: Task, seed: int) -> Examples:
     labels = task.list_labels(train)
     if labels is not None and len(labels) < 2:
         only = one_line(labels[0], 60)
-        raise DataError(f"{section.train}: every row has the label {only!r}; a classifier needs at least two")
+        raise DataError(f"{section.train}: {only!r} is the only label; a classifier needs at least two")
     train, evaluation = _set_aside(train, section, "evaluation", task, labels, seed, HELD_OUT)
     train, test = _set_aside(train, section, "test", task, labels, seed, HELD_OUT_TEST)
     return Examples(
@@ -235,7 +235,7 @@ def _tokenise_part(
         "tokens": sum(lengths),
         "supervised": sum(row.supervised for row in rows),
         "longest": max(lengths),
-        **{key: int(counts[key]) for key in ("truncated", "lost_supervised", "straddling", "dropped")},
+        **{key: int(counts[key]) for key in ("truncated", "lost_supervised", "straddling", "unaligned", "dropped")},
         **_describe_ends(counts),
         "sha256": fingerprint(part),
     }
@@ -257,7 +257,7 @@ def _named(counts: Counter[str], beginning: str) -> dict[str, int]:
 
 
 def _refuse_dropped(rows: int, counts: Counter[str], section: Data, name: str) -> None:
-    """Raise DataError where more rows than allowed teach nothing: a wrong column, role or limit, most likely."""
+    """Raise DataError where more rows than allowed are dropped: most likely a wrong column, role or limit."""
     dropped = counts["dropped"]
     remedy = f"raise data.max_length ({section.max_length}) or {find_format(section.format).remedy}"
     if counts["unclear"]:
@@ -297,7 +297,7 @@ def _set_aside(
 def _read_general(source: str | None) -> list[Text]:
     if source is None:
         return []
-    return read_examples(read_source(source, "test"), Data(train=source, format=TEXT.name))
+    return read_examples(read_source(source, "test"), Data.model_validate({"train": source, "format": TEXT.name}))
 
 
 def _draw(rows: list[Example], count: int | None, seed: int, purpose: int) -> list[Example]:
@@ -307,11 +307,11 @@ def _draw(rows: list[Example], count: int | None, seed: int, purpose: int) -> li
 
 
 def _check_labels(examples: Sequence[Example], task: Task, labels: list[str] | None, source: str) -> None:
-    known = set(labels or ())
+    known = labels or []
     for row, example in enumerate(examples, start=1):
         if unknown := [label for label in task.labels_of(example) if label not in known]:
-            told = f"label {one_line(unknown[0], 60)!r} never occurs in training; there: {listed(labels)}"
-            raise DataError(f"{source}: row {row}: {told}")
+            fault = f"label {one_line(unknown[0], 60)!r} never occurs in training; known labels: {listed(known)}"
+            raise DataError(f"{source}: row {row}: {fault}")
 
 
 def _check_vocabulary(rows: Sequence[TokenRow], vocabulary: int | None) -> None:

@@ -51,6 +51,7 @@ def read_file(path: Path) -> Table:
     """Read every row of a local file. Raises DataError with file and line."""
     content = _read_bytes(path)
     kind = file_kind(path.name)
+    assert kind is not None, "only files of a known kind are read"
     if kind == ".parquet":
         columns = _read_parquet(content, path)
     else:
@@ -58,7 +59,7 @@ def read_file(path: Path) -> Table:
         columns = {".jsonl": _read_lines, ".json": _read_json, ".csv": _read_csv}[kind](text, path)
     table = Table(str(path), columns)
     if not len(table):
-        raise DataError(f"{path}: holds no rows")
+        raise DataError(f"{path}: contains no rows")
     return table
 
 
@@ -70,7 +71,7 @@ def _read_bytes(path: Path) -> bytes:
     except FileNotFoundError:
         raise DataError(f"{path}: no such file (relative paths start at {Path.cwd()})") from None
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: is not a whole gzip file ({error}); get it again") from None
+        raise DataError(f"{path}: is not a whole gzip file ({error}); download it again") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
 
@@ -81,7 +82,7 @@ def _refuse_unreadable(path: Path) -> None:
     if not stat.S_ISREG(found.st_mode):
         raise DataError(f"{path}: is not a regular file; write the rows to one")
     if found.st_size > (free := available_host_bytes()):
-        raise DataError(f"{path}: has {found.st_size:,} bytes and {free:,} of memory are free; take a part of it")
+        raise DataError(f"{path}: has {found.st_size:,} bytes and {free:,} of memory are free; use a part of it")
 
 
 def _unpack(content: bytes, path: Path) -> bytes:
@@ -89,8 +90,10 @@ def _unpack(content: bytes, path: Path) -> bytes:
     with gzip.GzipFile(fileobj=io.BytesIO(content)) as file:
         plain = file.read(limit + 1)
     if len(plain) > limit:
-        told = f"unpacks to more than {LARGEST_EXPANSION} times its size, as no text does"
-        raise DataError(f"{path}: {told}; look into it, and name the unpacked file if it is good")
+        raise DataError(
+            f"{path}: unpacks to more than {LARGEST_EXPANSION} times its size, which text does not; inspect it, and"
+            " name the unpacked file if it is what you expect"
+        )
     return plain
 
 
@@ -117,7 +120,7 @@ def _columns(rows: list[Any], path: Path, lines: list[int]) -> dict[str, list[An
 
 def _read_lines(text: str, path: Path) -> dict[str, list[Any]]:
     rows, lines = [], []
-    # Not splitlines(): it also breaks at U+2028 and its like, which JSON strings may hold.
+    # Not splitlines(): it also breaks at U+2028 and its like, which JSON strings may contain.
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
@@ -134,9 +137,9 @@ def _parse_json(text: str, path: Path, line: int | None = None) -> Any:
         where = f"{path}:{line or error.lineno}"
         raise DataError(f"{where}: is not JSON: {error.msg} at column {error.colno}") from None
     except RecursionError:
-        raise DataError(f"{path}{f':{line}' if line else ''}: is nested too deep for a row") from None
+        raise DataError(f"{path}{f':{line}' if line else ''}: is nested too deeply for a row") from None
     except ValueError:  # Python's own limit
-        raise DataError(f"{path}{f':{line}' if line else ''}: holds a number of thousands of digits") from None
+        raise DataError(f"{path}{f':{line}' if line else ''}: contains a number of thousands of digits") from None
 
 
 def _read_json(text: str, path: Path) -> dict[str, list[Any]]:
@@ -147,7 +150,7 @@ def _read_json(text: str, path: Path) -> dict[str, list[Any]]:
         return {}
     rows = _parse_json(text, path)
     if not isinstance(rows, list):
-        raise DataError(f"{path}: must hold a list of objects, not {type(rows).__name__}")
+        raise DataError(f"{path}: must be a list of objects, not {type(rows).__name__}")
     return _columns(rows, path, [1] * len(rows))
 
 
@@ -166,7 +169,7 @@ def _read_csv(text: str, path: Path) -> dict[str, list[Any]]:
             if len(cells) != len(header):
                 raise DataError(
                     f"{path}:{reader.line_num}: has {len(cells)} cells, the header {len(header)};"
-                    " quote cells that hold commas"
+                    " quote cells that contain commas"
                 )
             for name, cell in zip(header, cells, strict=True):
                 columns[name].append(cell)

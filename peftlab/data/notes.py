@@ -1,4 +1,4 @@
-"""What a user should know of the rows before hours go into them: what was cut, left out or is in both parts."""
+"""What a user should know about the rows before training: what was cut or dropped, and what occurs in two parts."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ from peftlab.recipe.schema import Recipe
 
 
 def note_data(recipe: Recipe, report: dict[str, Any], processes: int = 1) -> list[str]:
-    """Return one line for each peculiarity in the report of a data set."""
+    """Return one line for each thing worth knowing in the report of a data set."""
     parts = {name: part for name, part in report.items() if isinstance(part, dict) and part.get("rows")}
     lines = [line for name, part in parts.items() for line in _note_part(f"data.{name}", part, recipe)]
     for name, key in (("evaluation", "overlap"), ("test", "test_overlap")):
         if overlap := report.get(key):
             rows = report[name]["rows"]
-            lines.append(f"data.{name}: {overlap} of {rows} rows are in the training rows too: their loss flatters")
+            lines.append(
+                f"data.{name}: {overlap} of {rows} rows also occur in training, so their loss is too optimistic"
+            )
     if report.get("dated"):
         lines.append(
             "data.train: the chat template writes today's date, so rows differ from day to day; fix the date by an"
@@ -23,8 +25,8 @@ def note_data(recipe: Recipe, report: dict[str, Any], processes: int = 1) -> lis
         )
     step = recipe.training.batch_size * recipe.training.gradient_accumulation * processes
     if step > report["train"]["rows"]:
-        told = f"a step takes {step} rows and there are {report['train']['rows']}: rows repeat within a step"
-        lines.append(f"training.batch_size: {told}")
+        found = f"a step takes {step} rows, and there are only {report['train']['rows']}: rows repeat within a step"
+        lines.append(f"training.batch_size: {found}")
     return lines
 
 
@@ -34,7 +36,7 @@ def _note_part(name: str, part: dict[str, Any], recipe: Recipe) -> Iterator[str]
         lost = f"; {part['lost_supervised']} of them lost supervised tokens" if part["lost_supervised"] else ""
         yield f"{name}: {part['truncated']} of {whole} rows are longer than data.max_length ({limit}): cut{lost}"
     if part["dropped"]:
-        yield f"{name}: {part['dropped']} of {whole} rows are left out: no token in them is supervised"
+        yield f"{name}: {part['dropped']} of {whole} rows are dropped: no token in them is supervised"
     for reason, rows in part.get("reasons", {}).items():
         yield f"{name}: {rows} of these rows: {reason}"
     if part.get("carried"):
@@ -47,15 +49,17 @@ def _note_part(name: str, part: dict[str, Any], recipe: Recipe) -> Iterator[str]
             " generation, behind their opening token and system text"
         )
     if part["straddling"]:
-        told = "a token crosses from the prompt into the completion and is not supervised"
-        yield f"{name}: in {part['straddling']} of {whole} rows {told}; end the prompt with a space or a line break"
+        found = "a token crosses from the prompt into the completion and is not supervised"
+        yield f"{name}: in {part['straddling']} of {whole} rows {found}; end the prompt with a space or a line break"
+    if part.get("unaligned"):
+        yield f"{name}: words without a token of their own: {part['unaligned']}; their tags are ignored"
 
 
 def _note_ends(name: str, part: dict[str, Any]) -> Iterator[str]:
     if not (part.get("stop_ids") or part.get("stop_texts")):
         yield (
             f"{name}: no answer ends with a supervised end marker, so the model cannot learn to stop; use a chat"
-            " template that writes one behind each answer, or set evaluation.generation.stop"
+            " template that writes one after each answer, or set evaluation.generation.stop"
         )
     else:
         yield f"{name}: {part['unended']} answers end without a supervised end marker"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -37,7 +37,13 @@ class Rows(Protocol):
         """Return the targets and tokens of the step on all processes, without communication."""
 
     def numbers(self, step: int) -> list[list[int]]:
-        """Return which training rows each micro-batch of this process holds."""
+        """Return which training rows each micro-batch of this process has."""
+
+    def longest(self) -> Rows:
+        """Return rows of which every step takes the longest ones, in at most two micro-batches a process."""
+
+    def longest(self) -> Rows:
+        """Return rows of which every step takes the longest ones, in at most two micro-batches a process."""
 
     def state(self) -> dict[str, Any]:
         """Return what a resumed run needs to take the same rows, as plain values."""
@@ -50,7 +56,7 @@ class Rows(Protocol):
 class ShuffledRows:
     """Rows in a new order each epoch: a pure function of seed, step, micro-batch and process.
 
-    `rows` are all tokenised training rows; every process holds all of them, so that the number of targets of a
+    `rows` are all tokenised training rows; every process has all of them, so that the number of targets of a
     step on all processes is known without communication.
     """
 
@@ -90,12 +96,23 @@ class ShuffledRows:
             n=len(self.rows),
         )
 
+    def longest(self) -> ShuffledRows:
+        accumulation = min(self.accumulation, 2)
+        chosen = longest_rows(self.rows, self.batch_size * accumulation * self.processes)
+        return replace(self, rows=chosen, accumulation=accumulation)
+
     def state(self) -> dict[str, Any]:
         return {"order": "shuffled", "seed": self.seed, "rows": len(self.rows)}
 
     def restore(self, state: dict[str, Any]) -> None:
         if state != self.state():
             raise StorageError(f"the checkpoint was written with another order of rows: {state}, here {self.state()}")
+
+
+def longest_rows(rows: Sequence[TokenRow], count: int) -> list[TokenRow]:
+    """Return the `count` longest rows, repeated from the first where there are fewer."""
+    ordered = sorted(rows, key=lambda row: -len(row.input_ids))
+    return [ordered[i % len(ordered)] for i in range(count)]
 
 
 class BatchesAhead:

@@ -25,13 +25,13 @@ def read_source(text: str, split_default: str) -> Table:
     """
     match = GRAMMAR.fullmatch(text.strip())
     if match is None:
-        raise DataError(f"{text!r}: must read SOURCE, SOURCE[SPLIT] or SOURCE[SPLIT[from:to]]")
+        raise DataError(f"{text!r}: must have the form SOURCE, SOURCE[SPLIT] or SOURCE[SPLIT[from:to]]")
     rows = match["rows"]
     bounds = _parse_bounds(rows, text) if rows is not None else (None, None)
     table = _read_split(match["source"].strip(), match["split"], split_default)
     part = table[slice(*(_as_row(bound, len(table)) for bound in bounds))]
     if not len(part):
-        raise DataError(f"{text}: leaves none of {len(table)} rows")
+        raise DataError(f"{text}: selects none of {len(table)} rows")
     return part
 
 
@@ -50,7 +50,9 @@ def _read_split(source: str, split: str | None, split_default: str) -> Table:
             raise DataError(f"{source}: has no split {split!r}; one file is one split, train")
         return read_file(path)
     if path.is_file():
-        raise DataError(f"{source}: cannot tell how to read it; name it {', '.join(SUFFIXES)} (or any with .gz)")
+        raise DataError(
+            f"{source}: unknown file type; the name must end in {', '.join(SUFFIXES)} (or one of these and .gz)"
+        )
     if not HUB_ID.fullmatch(source):
         raise DataError(f"{source}: no such file, and not the id of a hub data set (OWNER/NAME or OWNER/NAME:CONFIG)")
     return _read_hub(source, split or split_default)
@@ -60,13 +62,13 @@ def _refuse_archives(folder: Path) -> None:
     """Raise DataError for an archive in a data folder, which `datasets` would unpack, however large it becomes."""
     found = next((path for path in sorted(folder.rglob("*")) if path.suffix.lower() in ARCHIVES), None)
     if found is not None:
-        raise DataError(f"{found}: is an archive; unpack it and look at what it holds")
+        raise DataError(f"{found}: is an archive; unpack it and look at what it contains")
 
 
 def _find_builtin(name: str, split: str) -> Path:
     known = sorted({path.parent.name for path in BUILTIN.glob("*/*.jsonl*")})
     if name not in known:
-        raise DataError(f"builtin:{name}: no such built-in data{nearest(name, known)}; there is: {', '.join(known)}")
+        raise DataError(f"builtin:{name}: no such built-in data{nearest(name, known)}; known: {', '.join(known)}")
     splits = {path.name.partition(".")[0]: path for path in sorted((BUILTIN / name).glob("*.jsonl*"))}
     if split not in splits:
         raise DataError(f"builtin:{name}: has no split {split!r}{nearest(split, splits)}; it has: {', '.join(splits)}")
@@ -76,7 +78,7 @@ def _find_builtin(name: str, split: str) -> Path:
 def _parse_bounds(rows: str, text: str) -> tuple[str | None, str | None]:
     match = re.fullmatch(r"\s*(-?\d{1,18}%?)?\s*:\s*(-?\d{1,18}%?)?\s*", rows)
     if match is None:
-        raise DataError(f"{text}: [{rows}] must read from:to in rows or percent, as [:500] or [10%:20%]")
+        raise DataError(f"{text}: [{rows}] must have the form from:to in rows or percent, as [:500] or [10%:20%]")
     return match[1], match[2]
 
 
@@ -131,7 +133,7 @@ def _no_progress_bars() -> Iterator[None]:
 
 @contextmanager
 def _offline_where_unreachable() -> Iterator[bool]:
-    """Ask the hub once, shortly; where it does not answer, let only the cache be tried (no minutes of retries)."""
+    """Ask the hub once, with a short timeout; if it does not answer, use only the cache (no minutes of retries)."""
     import datasets
     from huggingface_hub import constants
 

@@ -12,9 +12,7 @@ import numpy as np
 
 from peftlab.data.chat import ChatSettings, EncodedChat, encode_chats, encode_prompt_text
 from peftlab.errors import DataError
-from peftlab.tasks.formats import Chat, Completion, Text
-from peftlab.tasks.sequence_classification import Labelled
-from peftlab.tasks.token_classification import Tagged
+from peftlab.tasks.formats import Chat, Completion, Example, Text
 
 TEXTS_AT_ONCE = 1024
 IGNORED = -100
@@ -135,7 +133,7 @@ def tokenise_texts(
     counts: Counter,
     chat: ChatSettings | None = None,
 ) -> list[TokenRow]:
-    """Return one row for each Text, Completion or Chat that keeps a supervised token; `chat` says what of chats is taught.
+    """Return one row for each Text, Completion or Chat that keeps a supervised token; `chat` says what is taught.
 
     `counts` gains: truncated (rows cut), lost_supervised (rows that lost supervised tokens), straddling
     (rows in which a token crosses the boundary of prompt and completion; such a token is not supervised),
@@ -212,9 +210,9 @@ def _chat_tokens(
 
 
 def tokenise_labelled(
-    examples: Sequence[Labelled], labels: Sequence[str], tokenizer: Any, max_length: int, counts: Counter
+    examples: Sequence[Example], labels: Sequence[str], tokenizer: Any, max_length: int, counts: Counter
 ) -> list[TokenRow]:
-    """Return one row for each example: text (and pair) with the tokenizer's special tokens, cut at the end.
+    """Return one row for each example of `text`, `text_pair` and `label`: special tokens added, cut at the end.
 
     `counts` gains `truncated`. Raises DataError without a fast tokenizer, or where `max_length` leaves no text.
     """
@@ -222,7 +220,7 @@ def tokenise_labelled(
     paired = examples[0].text_pair is not None
     check_room(tokenizer, max_length, paired=paired)
     number = {label: index for index, label in enumerate(labels)}
-    rows = []
+    rows: list[TokenRow] = []
     for chunk in _chunks(examples):
         texts = [example.text for example in chunk]
         pairs = [example.text_pair for example in chunk] if paired else None
@@ -235,35 +233,23 @@ def tokenise_labelled(
 
 
 def tokenise_tagged(
-    examples: Sequence[Tagged], labels: Sequence[str], tokenizer: Any, max_length: int, counts: Counter
-) -> list[TagRow]:
-    """Return one row for each example: its words joined by spaces, the tag of a word at its first token.
+    examples: Sequence[Example], labels: Sequence[str], tokenizer: Any, max_length: int, counts: Counter
+) -> list[TokenRow]:
+    """Return one row for each example of `words` and `tags`: words joined by spaces, a word's tag at its first token.
 
-    `counts` gains `truncated`, `lost_supervised` (rows that lost words by the cut), `unaligned` (words that the
-    tokenizer drops) and `dropped` (rows without a supervised token). Raises DataError without a fast tokenizer, or
-    where `max_length` leaves no text.
+    `counts` gains `truncated` (rows cut), `lost_supervised` (rows that lost words by the cut), `unaligned` (words that
+    have no token of their own) and `dropped` (rows without a supervised token). Raises DataError without a fast
+    tokenizer, or where `max_length` leaves no text.
     """
     check_tokenizer(tokenizer)
     check_room(tokenizer, max_length, paired=False)
     number = {label: index for index, label in enumerate(labels)}
-    rows = []
+    rows: list[TokenRow] = []
     for chunk in _chunks(examples):
         texts = [" ".join(example.words) for example in chunk]
-        encoded = tokenizer(
-            texts, truncation=True, max_length=max_length, return_offsets_mapping=True, return_special_tokens_mask=True
-        )
-        for i, example in enumerate(chunk):
-            ids = np.array(encoded["input_ids"][i], np.int32)
-            offsets = np.array(encoded["offset_mapping"][i], np.int64).reshape(-1, 2)
-            offsets[np.array(encoded["special_tokens_mask"][i], bool)] = -1
-            tokens = _first_tokens(example.words, offsets)
-            cut = bool(encoded.encodings[i].overflowing)
-            counts["truncated"] += cut
-            counts["lost_supervised" if cut else "unaligned"] += (tokens < 0).any() if cut else (tokens < 0).sum()
-            row_labels = np.full(len(ids), IGNORED, np.int32)
-            aligned = tokens >= 0
-            row_labels[tokens[aligned]] = np.array([number[tag] for tag in example.tags], np.int32)[aligned]
-            row = TagRow(ids, row_labels)
+        encoded = tokenizer(texts, truncation=True, max_length=max_length, verbose=False)
+        for example, encoding in zip(chunk, encoded.encodings, strict=True):
+            row = _tag_row(example.words, [number[tag] for tag in example.tags], encoding, counts)
             if row.supervised:
                 rows.append(row)
             else:
@@ -271,26 +257,49 @@ def tokenise_tagged(
     return rows
 
 
-def _first_tokens(words: Sequence[str], offsets: np.ndarray) -> np.ndarray:
-    """Return the first token of each word, -1 where none is its own: words are joined by single spaces."""
-    found, begin, used = np.full(len(words), -1), 0, -1
-    for number, word in enumerate(words):
+def _tag_row(words: Sequence[str], tags: Sequence[int], encoding: Any, counts: Counter) -> TagRow:
+    """Return the row of one encoded text; `counts` gains all but `dropped`."""
+    tokens = _first_tokens(words, encoding)
+    missing = {word for word, token in enumerate(tokens) if token is None}
+    cut = missing & {
+        word
+        for part in encoding.overflowing
+        for word, token in enumerate(_first_tokens(words, part))
+        if token is not None
+    }
+    counts["truncated"] += bool(encoding.overflowing)
+    counts["lost_supervised"] += bool(cut)
+    counts["unaligned"] += len(missing - cut)
+    classes = np.full(len(encoding.ids), IGNORED, np.int32)
+    for token, tag in zip(tokens, tags, strict=True):
+        if token is not None:
+            classes[token] = tag
+    return TagRow(np.array(encoding.ids, np.int32), classes)
+
+
+def _first_tokens(words: Sequence[str], encoding: Any) -> list[int | None]:
+    """Return the first token of each word, None where no token is its own: words are joined by single spaces."""
+    offsets = np.array(encoding.offsets, np.int64).reshape(-1, 2)
+    offsets[np.array(encoding.special_tokens_mask, bool)] = -1
+    found: list[int | None] = []
+    begin, used = 0, -1
+    for word in words:
         inside = np.flatnonzero((offsets[:, 1] > begin) & (offsets[:, 0] < begin + len(word)))
-        inside = inside[inside > used]
-        if len(inside):
-            found[number] = used = int(inside[0])
+        own = next((int(token) for token in inside if token > used), None)
+        used = used if own is None else own
+        found.append(own)
         begin += len(word) + 1
     return found
 
 
 def check_room(tokenizer: Any, max_length: int, *, paired: bool) -> None:
-    """Raise DataError where a limit leaves no text beside the tokenizer's special tokens."""
+    """Raise DataError where a limit leaves no room for text after the tokenizer's special tokens."""
     if max_length <= (special := tokenizer.num_special_tokens_to_add(pair=paired)):
-        raise DataError(f"data.max_length: {max_length} leaves no room beside {special} special tokens")
+        raise DataError(f"data.max_length: {max_length} leaves no room for text after {special} special tokens")
 
 
 def check_tokenizer(tokenizer: Any) -> None:
-    """Raise DataError unless the tokenizer tells which characters each token stands for."""
+    """Raise DataError unless the tokenizer says which characters each token is from."""
     if not tokenizer.is_fast:
         raise DataError(f"{type(tokenizer).__name__} gives no character offsets; data needs a fast tokenizer")
 
@@ -298,7 +307,7 @@ def check_tokenizer(tokenizer: Any) -> None:
 def encode_prompt(tokenizer: Any, text: str, max_length: int | None = None) -> list[int]:
     """Return a prompt's ids as `completion` rows begin: the tokenizer's opening special tokens, no closing ones.
 
-    Trailing spaces go, as in training; what exceeds `max_length` goes at the beginning.
+    Trailing spaces are removed, as in training; what exceeds `max_length` is cut at the beginning.
     """
     ids, _, _, lead, _ = next(_encode([Rendered(text.rstrip(" "), [])], tokenizer))
     return cut_prompt(ids[_without_doubled(ids, lead, tokenizer)], lead, max_length)
@@ -320,7 +329,7 @@ def cut_chat_prompt(chat: EncodedChat, max_length: int) -> list[int]:
 
 
 def split_prompt(example: Completion) -> tuple[str, str]:
-    """Move a prompt's trailing spaces to the completion, since BPE joins a space to the word behind it."""
+    """Move a prompt's trailing spaces to the completion, since BPE joins a space to the word after it."""
     prompt = example.prompt.rstrip(" ")
     return prompt, example.prompt[len(prompt) :] + example.completion
 
@@ -336,7 +345,7 @@ def _encode(
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, int, Rendered]]:
     """Yield ids, character starts and ends, number of opening special tokens, and what was encoded.
 
-    Special tokens that the tokenizer adds have start and end -1; closing ones are left out.
+    Special tokens that the tokenizer adds have start and end -1; closing ones are dropped.
     """
     for chunk in _chunks(list(rendered)):
         encoded = tokenizer(
@@ -367,7 +376,7 @@ def _mask(starts: np.ndarray, ends: np.ndarray, spans: Sequence[tuple[int, int]]
 
 
 def _cut(supervised: np.ndarray, lead: int, max_length: int) -> np.ndarray:
-    """Return the positions to keep: first the prompt's beginning goes (behind `lead`), then the row's end.
+    """Return the positions to keep: first the prompt's beginning is cut (after `lead`), then the row's end.
 
     A `lead` that leaves no room for what is supervised is kept as one token.
     """

@@ -40,7 +40,7 @@ def evaluate(
     rows, prompts = dataset.held_out(part)
     if not rows:
         return {}, None
-    wanted = settings.metrics if part != "general" else names_that_need("loss")
+    wanted = settings.metrics if part != "general" else names_that_need("loss", "next_tokens")
     scores = score_rows(model, rows, dataset, loss=loss, world=world, precision=precision, batch_size=batch_size)
     texts = [name for name in wanted if METRICS[name].needs == "texts"]
     results = {name: METRICS[name].of_rows(scores) for name in wanted if name not in texts}

@@ -173,7 +173,7 @@ def _generation_config(model: Any, tokenizer: Any, settings: Generation) -> Gene
 
 
 def _split(order: list[int], ids: list[list[int]], batch_size: int, *, padded: bool) -> Iterator[list[int]]:
-    """Cut prompts, sorted by length, into batches; unpadded batches hold prompts of one length only."""
+    """Cut prompts, sorted by length, into batches; unpadded batches have prompts of one length only."""
     batch: list[int] = []
     for i in order:
         if len(batch) == batch_size or (batch and not padded and len(ids[i]) != len(ids[batch[0]])):

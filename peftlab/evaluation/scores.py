@@ -1,4 +1,4 @@
-"""What a model makes of each held-out row by itself: what every metric and every paired statistic is made from."""
+"""The scores of each held-out row by itself, from which every metric and every paired statistic is computed."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,16 +15,17 @@ def find_head(model: nn.Module) -> nn.Module | None:
     from peftlab.parameters.trainable import find_base
 
     base = find_base(model)[1]
-    return base.get_output_embeddings() if hasattr(base, "get_output_embeddings") else None
+    find: Any = getattr(base, "get_output_embeddings", None)
+    return find() if find is not None else None
 
 
 @contextmanager
 def selected_before(head: nn.Module | None, positions: torch.Tensor, length: int) -> Iterator[None]:
-    """Make `head` see only `positions` of its input meanwhile; nothing changes without a head.
+    """While the context is open, pass only `positions` of its input to `head`; without a head nothing changes.
 
     The input (rows, length, width) becomes (positions, width). What a model does to logits after its head
     (soft-capping, scaling) works on each position by itself, so it stays right. Learned tokens in front of the
-    input (prompt tuning) are left out.
+    input (prompt tuning) are dropped.
     """
     if head is None:
         yield

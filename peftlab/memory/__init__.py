@@ -1,1 +1,1 @@
-"""Memory: predicted before a run, measured while it goes, by one tracker."""
+"""Memory: predicted before a run, measured during it, by one ledger."""

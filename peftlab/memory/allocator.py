@@ -21,7 +21,7 @@ from peftlab.memory.constants import (
 class CachingAllocator:
     """Segments and the blocks in them; `reserved` and `allocated` in bytes."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.reserved = self.allocated = 0
         self._free: dict[bool, list[tuple[int, int]]] = {True: [], False: []}  # by pool: (size, start)
         self._used: dict[int, tuple[int, int, bool]] = {}  # by owner: (start, size, small)

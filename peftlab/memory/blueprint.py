@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from peftlab.errors import MethodError
 from peftlab.memory.depth import find_layers
 from peftlab.memory.fakes import FakeModel
 from peftlab.memory.generation import Answers
@@ -20,6 +17,8 @@ from peftlab.memory.private import BLOCK
 from peftlab.memory.trace import Workload
 from peftlab.metrics import names_that_need
 from peftlab.models.build import build_meta
+from peftlab.models.recompute import recompute_activations
+from peftlab.optimization.dropout import disable_dropout
 from peftlab.parameters.shape import shape_of
 from peftlab.recipe.schema import Model, Recipe
 from peftlab.shapes import ModelShape
@@ -55,7 +54,7 @@ class Blueprint:
 
     @property
     def positions(self) -> int:
-        """The longest row that the model takes beside the method's virtual tokens; sys.maxsize without a limit."""
+        """The longest row that fits next to the method's virtual tokens; sys.maxsize without a limit."""
         limit = self.shape.positions if self.shape.positions > 0 else sys.maxsize  # a config may say -1 or null
         return limit - self.recipe.method.virtual_tokens
 
@@ -101,16 +100,10 @@ def count_answers(recipe: Recipe) -> int:
     return max(settings.examples, settings.rows if compared & set(recipe.evaluation.metrics) else 0)
 
 
-def build_blueprint(
-    recipe: Recipe,
-    device: torch.device,
-    labels: list[str] | None = None,
-    silence_dropout: Callable[[nn.Module], None] | None = None,
-) -> Blueprint:
+def build_blueprint(recipe: Recipe, device: torch.device, labels: list[str] | None = None) -> Blueprint:
     """Return the recipe's model, built for `device` without weights and without the device.
 
-    `silence_dropout` is what the run calls for `training.frozen_dropout: off`. Raises ModelError and
-    MethodError as a run would.
+    Raises ModelError and MethodError as a run would.
     """
     plain, fresh = build_meta(_for_device(recipe.model, device), labels)
     model: nn.Module = plain
@@ -118,45 +111,13 @@ def build_blueprint(
     load = _load_bytes(plain, shape, recipe.method.base_format)
     if recipe.method.base_format != "plain":
         _quantize_meta(model, recipe, device)
-    if recipe.training.frozen_dropout == "off" and silence_dropout is not None:
-        silence_dropout(model)
+    if recipe.training.frozen_dropout == "off":
+        disable_dropout(model)
     model = recipe.method.apply(model, fresh)
     if recipe.training.gradient_checkpointing:
-        _checkpoint(model)
+        recompute_activations(model)
     fake = FakeModel(model)
     return Blueprint(recipe, device, shape, fake, load, _unit_bytes(model))
-
-
-class Blueprints:
-    """Blueprints of recipes for one device; the last model is kept for recipes that differ in other sections only."""
-
-    def __init__(
-        self,
-        device: torch.device,
-        labels: Callable[[Recipe], list[str] | None] = lambda recipe: None,
-        silence_dropout: Callable[[nn.Module], None] | None = None,
-    ):
-        self.device, self.labels, self.silence_dropout = device, labels, silence_dropout
-        self._built: tuple[str, Blueprint] | None = None
-
-    def __call__(self, recipe: Recipe) -> Blueprint:
-        parts: dict[str, Any] = {
-            "model": True,
-            "method": True,
-            "training": {"gradient_checkpointing", "frozen_dropout"},
-        }
-        key = recipe.model_dump_json(include=parts)
-        if self._built is None or self._built[0] != key:
-            built = build_blueprint(recipe, self.device, self.labels(recipe), self.silence_dropout)
-            self._built = key, built
-        return self._built[1].for_recipe(recipe)
-
-
-def _checkpoint(model: Any) -> None:
-    try:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    except ValueError as error:
-        raise MethodError(f"training.gradient_checkpointing: {error}") from error
 
 
 def _for_device(section: Model, device: torch.device) -> Model:
@@ -189,15 +150,15 @@ def _load_bytes(model: PreTrainedModel, shape: ModelShape, base_format: str) -> 
     plain = sum(p.numel() * p.itemsize for p in model.parameters())
     sites = [site for site in shape.linears if site.role != "head"]
     largest = max((site.n_in * site.n_out for site in sites), default=0) * model.dtype.itemsize
-    held = highest = plain
+    present = highest = plain
     for site in sites if base_format != "plain" else []:
         dense = site.n_in * site.n_out * model.dtype.itemsize
         packed = _packed_bytes(site.n_in, site.n_out, base_format)
         # GPT-2's dense layers are transposed, and what becomes int8 is float16 first: both need a copy.
         passing = dense if isinstance(model.get_submodule(site.name), Conv1D) else 0
         passing += 2 * site.n_in * site.n_out if base_format == "int8" else 0
-        highest = max(highest, held + passing + packed)
-        held += packed - dense
+        highest = max(highest, present + passing + packed)
+        present += packed - dense
     return LoadBytes(plain, largest, highest)
 
 

@@ -20,7 +20,7 @@ OWN_SEGMENT_ROUNDING = 2 * MIB
 
 @dataclass(frozen=True)
 class CudaConstants:
-    """Bytes of one process on one architecture. `measured` says whether peftlab has checked them on a device."""
+    """Bytes of one process on one architecture. `measured` is whether peftlab has checked them on a device."""
 
     context: int
     cublas_workspace: int

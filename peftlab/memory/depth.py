@@ -100,7 +100,7 @@ class _Skipped(nn.Module):
 
 
 def find_layers(model: nn.Module) -> tuple[nn.Module, str, nn.ModuleList]:
-    """Return the parent, the name and the list that holds most of the model's parameters."""
+    """Return the parent, the name and the list with most of the model's parameters."""
     lists = [
         (parent, name, child)
         for parent in model.modules()

@@ -25,7 +25,7 @@ from peftlab.memory.private import (
 
 
 class UnpredictableError(ModelError):
-    """A model that cannot run on fake tensors; `reason` says why in one line."""
+    """A model that cannot run on fake tensors; `reason` is why, in one line."""
 
     def __init__(self, reason: str):
         super().__init__(f"memory cannot be predicted for this model ({reason})")

@@ -27,7 +27,7 @@ Predict = Callable[[Recipe], MemoryReport]
 
 @dataclass(frozen=True)
 class Change:
-    """Settings that make a recipe fit, as one would write them on the command line, and what it takes then."""
+    """Settings that make a recipe fit, as written on the command line, and its predicted memory with them."""
 
     settings: dict[str, Any]
     report: MemoryReport
@@ -40,7 +40,7 @@ class Change:
 
 
 def show_setting(value: Any) -> str:
-    """Return a setting's value as one would write it on the command line."""
+    """Return a setting's value as written on the command line."""
     if isinstance(value, dict):
         return "{" + ", ".join(f"{key}: {show_setting(item)}" for key, item in value.items()) + "}"
     return str(value).lower()
@@ -102,7 +102,7 @@ def largest_fitting(
 
 
 def remedies(recipe: Recipe, capacity_bytes: int, predict: Predict, most: int = 3) -> list[Change]:
-    """Return the first changes that make the recipe fit, the gentlest first, each of them predicted.
+    """Return the first `most` changes that make the recipe fit, each of them predicted.
 
     First those that keep the result equal: checkpointing, the step in more pieces, or both if neither is enough;
     then the largest shorter length, and other methods.
@@ -135,12 +135,12 @@ def _changes(recipe: Recipe, capacity_bytes: int, predict: Predict) -> Iterator[
     yield from _shorter(recipe, capacity_bytes, predict)
     for name, method in METHODS.items():
         if method.suggested_when_memory_is_short and recipe.method.type != name:
-            with suppress(MethodError):  # one that this model cannot have is not a remedy
+            with suppress(MethodError):  # a method that cannot be applied to this model is not a remedy
                 yield from fitting({"method": {"type": name}})
 
 
 def _shorter(recipe: Recipe, capacity_bytes: int, predict: Predict) -> Iterator[Change]:
-    """Yield the largest length below the recipe's that fits, unless hardly a sentence would be left."""
+    """Yield the largest length below the recipe's that fits, unless it is below `SMALLEST_LENGTH`."""
     most = (recipe.data.max_length - 1) // LENGTH_STEP
 
     def trial(count: int) -> MemoryReport:
@@ -156,7 +156,7 @@ def _shorter(recipe: Recipe, capacity_bytes: int, predict: Predict) -> Iterator[
 def largest_split(recipe: Recipe, capacity_bytes: int, predict: Predict) -> Change | None:
     """Return the largest smaller micro-batch that fits, with as many more of them as keep the step's rows.
 
-    It divides the step's rows. None if there is none: not even one row fits, or there is but one.
+    It divides the step's rows. None if not even one row fits, or the micro-batch has one row already.
     """
     training = recipe.training
     rows = training.batch_size * training.gradient_accumulation

@@ -39,10 +39,10 @@ def write_last_token(
     answers: Answers,
     mark: Callable[[str], Any] = lambda place: None,
 ) -> None:
-    """Read `ids` (rows, length), then write one token as if all but it of the answers were written already.
+    """Read `ids` (rows, length), then write the answers' last token with a cache as long as at that point.
 
     The same memory as transformers' generate, in two passes instead of one for each token. Modes stay as they
-    are. Raises UnmeasuredError where the model or its cache cannot do this, and whatever says that memory ran out.
+    are. Raises UnmeasuredError where the model or its cache cannot do this, and any shortage of memory.
     """
     try:
         with torch.no_grad():
@@ -81,7 +81,7 @@ def _write_last_token(
 
 
 def _scores(output: Any) -> torch.Tensor:
-    """Return the next token's logits as generate copies them: in float32, beside the model's own.
+    """Return the next token's logits as generate copies them, in float32.
 
     None where peft cuts as many from the front as there are virtual tokens at the input.
     """

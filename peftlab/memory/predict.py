@@ -31,8 +31,8 @@ def predict(
 ) -> MemoryReport:
     """Return one device's predicted memory; `work` defaults to the largest batches that the recipe allows.
 
-    With several devices `strategy` says how they share. Takes seconds, whatever the sizes. Generation that cannot
-    be traced is left out, with a note. Raises UnpredictableError for a model that cannot be traced at all.
+    `strategy` is how several devices divide the work. Lasts seconds, whatever the sizes. Generation that cannot
+    be traced is omitted, with a note. Raises UnpredictableError for a model that cannot be traced at all.
     """
     work = work or blueprint.workload()
     trace, notes = _trace(blueprint, work)

@@ -115,7 +115,7 @@ def quiet_fake_tensors() -> Iterator[None]:
 
 @contextmanager
 def masks_as_for_real_tensors() -> Iterator[None]:
-    """Make transformers ask of fake masks too whether they mask anything, instead of taking the general path."""
+    """Make transformers check fake masks too for masked tokens, instead of using the general path."""
     from transformers import masking_utils
 
     with mock.patch.object(masking_utils, "is_tracing", lambda *_: False):
@@ -129,7 +129,7 @@ def last_logits_only(base: nn.Module) -> dict[str, int]:
 
 
 def layer_types(base: nn.Module) -> tuple[str, ...]:
-    """Return what a model's config says of each layer (`full_attention`, `sliding_attention`, ...); empty if nothing.
+    """Return the kind of each layer in a model's config (`full_attention`, `sliding_attention`, ...); empty if nothing.
 
     Masks are picked by a layer's position in the list, caches by the number that the layer itself keeps.
     """
@@ -155,9 +155,9 @@ def count_cached(cache: Any) -> int | None:
 
 
 def lengthen(cache: Any, tokens: int) -> None:
-    """Fill a cache as if `tokens` more had been written one at a time. Raises ModelError for an unknown layer.
+    """Lengthen a cache by `tokens`, as if they had been written one at a time. Raises ModelError for an unknown layer.
 
-    A sliding window then holds its last positions, in a storage one longer; recurrent states keep their size.
+    A sliding window then contains its last positions, in a storage one longer; recurrent states keep their size.
     """
     for layer in cache.layers:
         if type(layer).__module__ != "transformers.cache_utils":
@@ -213,7 +213,7 @@ def _int8_mixed_mm(rows: torch.Tensor, _, weight: torch.Tensor, *__) -> tuple[to
     return rows.new_empty(*rows.shape[:-1], weight.shape[0]), rows.new_empty(*rows.shape[:-1], 0)
 
 
-# bitsandbytes' results depend on how many columns hold outliers: here none.
+# bitsandbytes' results depend on how many columns contain outliers: here none.
 FORMULAS: dict[str, Callable[..., Any]] = {
     "aten::_grouped_mm": grouped_mm,
     "bitsandbytes::int8_vectorwise_quant": _int8_quant,

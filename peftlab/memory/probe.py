@@ -46,7 +46,7 @@ class Probe:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Measure one phase; one that raises UnmeasuredError is left out of the report, with a note."""
+        """Measure one phase; one that raises UnmeasuredError is omitted from the report, with a note."""
         self.current = name
         reset_allocator_peaks(self.device)
         self.ledger.mark(name)

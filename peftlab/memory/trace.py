@@ -136,7 +136,7 @@ def _stepper(model: nn.Module, work: Workload) -> Stepper:
 
 def _by_place(segments: Segments) -> Segments:
     """Return the segments with one key for each place that a layer has."""
-    found = {}
+    found: Segments = {}
     for key, part in segments.items():
         if isinstance(key[-1], LayerPlace):
             found |= {(*key[:-1], key[-1].run, index): part for index in key[-1].places}

@@ -9,8 +9,7 @@ from peftlab.methods.full import Full
 from peftlab.methods.lora import LoRA
 from peftlab.methods.prefix import Prefix
 from peftlab.methods.qlora import QLoRA
-from peftlab.methods.registry import METHODS, register
-from peftlab.methods.section import AnyMethod
+from peftlab.methods.registry import METHODS, AnyMethod, register
 
 __all__ = [
     "METHODS",

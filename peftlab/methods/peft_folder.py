@@ -37,7 +37,7 @@ def _head_prefixes(wrapped: PeftModel, task: Task) -> tuple[str, ...]:
 
 
 def stored_head(sites: list[ParameterSite], shape: ModelShape) -> list[ParameterSite]:
-    """Return the sites of a saved copy with those of a classifier's head, which a folder holds though it be frozen."""
+    """Return a saved copy's sites, with those of a classifier's head, which a folder contains even if frozen."""
     known, heads = {site.name for site in sites}, TASKS[shape.task].head_names
     return [*sites, *(site for site in shape.parameters if site.name not in known and _in_head(site.name, heads))]
 

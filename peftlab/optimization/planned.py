@@ -1,4 +1,4 @@
-"""An optimiser that holds the states of another and does nothing with them: for planning without its device."""
+"""An optimiser that allocates the states of another one and does nothing with them: for planning without its device."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class PlannedStates(torch.optim.Optimizer):
         self.config = config
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]  # torch overloads it for closures
         for group in self.param_groups:
             for parameter in group["params"]:
                 if not self.state[parameter]:

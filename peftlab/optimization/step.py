@@ -54,7 +54,7 @@ def optimizer_step(
     that neither accumulation nor the number of processes changes the gradients. `before_update` sees the clipped
     gradients and may raise; `mark` is called at the places `loss`, `clip` and `step`. Does not wait for the device.
     """
-    losses = []
+    losses: list[torch.Tensor] = []
     for batch in batches:
         last = len(losses) == len(batches) - 1
         with contextlib.nullcontext() if last else parts.world.accumulating(parts.model):

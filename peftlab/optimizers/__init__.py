@@ -1,19 +1,16 @@
-"""The registry of optimisers: one line each."""
+"""Which optimisers there are. A new one: its file, and one name in `OPTIMIZERS`; or an entry point of a package."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BeforeValidator, Field
-
+from peftlab.errors import UsageError
 from peftlab.optimizers.adamw import AdamW
 from peftlab.optimizers.base import Optimizer
 from peftlab.optimizers.sgd import SGD
+from peftlab.registry import ByType, Registry
 
-OPTIMIZERS: dict[str, type[Optimizer]] = {
-    "adamw": AdamW,
-    "sgd": SGD,
-}
+OPTIMIZERS = Registry("optimizer", Optimizer, (AdamW, SGD), UsageError)
 
 # Names that stand for a whole section: recipes and records of version 0.1.0 have them.
 SHORT_NAMES: dict[str, dict[str, Any]] = {
@@ -30,6 +27,9 @@ def expand_short_name(value: Any) -> Any:
     return {"type": "adamw", **value} if isinstance(value, dict) else value
 
 
-AnyOptimizer = Annotated[AdamW | SGD, Field(discriminator="type"), BeforeValidator(expand_short_name)]
+if TYPE_CHECKING:
+    AnyOptimizer = Optimizer
+else:
+    AnyOptimizer = Annotated[Optimizer, ByType(OPTIMIZERS, expand_short_name)]
 
 __all__ = ["OPTIMIZERS", "SHORT_NAMES", "AdamW", "AnyOptimizer", "Optimizer", "SGD"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -24,7 +24,7 @@ class AdamW(Optimizer):
     type: Literal["adamw"] = "adamw"
     betas: tuple[Beta, Beta] = (0.9, 0.999)
     """Decay of the running means of the gradient and of its square."""
-    eps: float = Field(1e-8, gt=0)
+    eps: float = Field(default=1e-8, gt=0)
     """Added to the denominator."""
     bits: Literal[32, 8] = 32
     """Bits of the moments: 8 uses bitsandbytes (CUDA)."""
@@ -39,7 +39,7 @@ class AdamW(Optimizer):
         """Return the optimiser. Raises MissingRequirementError for bitsandbytes' away from CUDA."""
         import torch
 
-        settings = {"lr": learning_rate, "betas": self.betas, "eps": self.eps}
+        settings: dict[str, Any] = {"lr": learning_rate, "betas": self.betas, "eps": self.eps}
         if not self.needs_cuda:
             return torch.optim.AdamW(groups, **settings, fused=device.type == "cuda")
         if device.type != "cuda":
@@ -66,7 +66,7 @@ class AdamW(Optimizer):
                 name: StateTensor(count, "float32") for name in ("exp_avg", "exp_avg_sq")
             }
         small = count < SMALLEST_8BIT or self.bits == 32
-        states = {}
+        states: dict[str, StateTensor] = {}
         if not (self.paged and count >= SMALLEST_PAGED):
             dtype = "float32" if small else "uint8"
             states |= {name: StateTensor(count, dtype) for name in ("state1", "state2")}

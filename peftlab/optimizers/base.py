@@ -20,7 +20,7 @@ class StateTensor(NamedTuple):
 
 
 class Optimizer(BaseModel):
-    """An optimiser. Its subclass is one file and one line of `OPTIMIZERS`."""
+    """An optimiser. Its subclass is one file and one name in `OPTIMIZERS`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -30,7 +30,7 @@ class SGD(Optimizer):
     def build(self, groups: Groups, learning_rate: float, device: torch.device) -> torch.optim.Optimizer:
         import torch
 
-        settings = {"momentum": self.momentum, "nesterov": self.nesterov}
+        settings: dict[str, Any] = {"momentum": self.momentum, "nesterov": self.nesterov}
         return torch.optim.SGD(groups, lr=learning_rate, fused=device.type == "cuda", **settings)
 
     def state_tensors(self, count: int) -> dict[str, StateTensor]:

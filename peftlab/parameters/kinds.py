@@ -77,7 +77,7 @@ def parameter_sites(
 ) -> Iterator[tuple[ParameterSite, nn.Parameter]]:
     """Yield every parameter with its canonical name, logical shape, kind and layer; a tied one once.
 
-    Fresh parameters are of the kind `head`. PEFT's set-aside copies are left out.
+    Fresh parameters are of the kind `head`. PEFT's set-aside copies are not counted.
     """
     anatomy, canonical, modules = _anatomy(model), canonical_in(model), dict(model.named_modules())
     added = added_sites(model)
@@ -130,7 +130,7 @@ def _anatomy(model: nn.Module) -> _Anatomy:
 
 
 def _additions_of_peft(model: nn.Module) -> Iterator[str]:
-    """Yield the paths of what PEFT put into layers, and beside the plain model (a prompt's encoder)."""
+    """Yield the paths of what PEFT put into layers, and next to the plain model (a prompt's encoder)."""
     if "peft" not in sys.modules:  # then it wrapped nothing; to import it takes seconds
         return
     from peft import PeftModel

@@ -37,7 +37,7 @@ def find_contradictions(recipe: Recipe, wrong: Sequence[KeyPath]) -> list[tuple[
 
 
 def overlaps(field: KeyPath, wrong: KeyPath) -> bool:
-    """Whether a field is wrong itself, or lies in or around something wrong."""
+    """Whether a field is wrong itself, contains something wrong, or is inside of it."""
     length = min(len(field), len(wrong))
     return field[:length] == wrong[:length]
 
@@ -61,9 +61,9 @@ def settings_of_the_method(recipe: Recipe) -> Found:
 @reads("training.steps", "training.epochs")
 def one_length_of_training(recipe: Recipe) -> Found:
     if recipe.training.steps is None and recipe.training.epochs is None:
-        yield "training", "how long? Give steps or epochs"
+        yield "training", "set steps or epochs"
     if recipe.training.steps is not None and recipe.training.epochs is not None:
-        yield "training.epochs", "give steps or epochs, not both; null unsets one"
+        yield "training.epochs", "set steps or epochs, not both: set one of them to null"
 
 
 @reads("training.warmup", "training.steps")
@@ -82,7 +82,7 @@ def checkpointing_suits_the_method(recipe: Recipe) -> Found:
 @reads("training.precision", "model.dtype")
 def precision_below_weights(recipe: Recipe) -> Found:
     if recipe.training.precision == "float32" and recipe.model.dtype in ("bfloat16", "float16"):
-        fault = f"float32 computation does not go with {recipe.model.dtype} weights"
+        fault = f"float32 computation does not work with {recipe.model.dtype} weights"
         yield "training.precision", f"{fault}; set model.dtype to float32 or precision to auto"
 
 
@@ -130,12 +130,13 @@ def format_suits_task(recipe: Recipe) -> Found:
 @reads("model.task", "data.format", "evaluation.metrics")
 def metrics_suit_task(recipe: Recipe) -> Found:
     task, asked = recipe.task, list(dict.fromkeys(recipe.evaluation.metrics))
-    misfits = [metric for metric in asked if metric not in task.metrics]
+    known = names_that_need(*task.gives)
+    misfits = [metric for metric in asked if metric not in known]
     if misfits:
-        owners = [other.name for other in TASKS.values() if set(misfits) <= set(other.metrics)]
+        owners = [other.name for other in TASKS.values() if set(misfits) <= set(names_that_need(*other.gives))]
         needed = f"only for task {' or '.join(owners)}, " if owners else ""
         yield "evaluation.metrics", f"{', '.join(misfits)}: {needed}not {task.name}"
-    generated = [metric for metric in asked if metric in GENERATION_METRICS & set(task.metrics)]
+    generated = [metric for metric in asked if metric in GENERATION_METRICS & set(known)]
     if generated and task.takes(recipe.data.format) and not find_format(recipe.data.format).prompts:
         fault = f"format {recipe.data.format} has no answer to compare with"
         yield "evaluation.metrics", f"{', '.join(generated)}: {fault}"
@@ -145,7 +146,7 @@ def metrics_suit_task(recipe: Recipe) -> Found:
 def metrics_named_once(recipe: Recipe) -> Found:
     metrics = recipe.evaluation.metrics
     if not metrics:
-        yield "evaluation.metrics", "an empty list measures nothing; name at least loss"
+        yield "evaluation.metrics", "an empty list measures nothing; set at least loss"
     for metric in sorted({metric for metric in metrics if metrics.count(metric) > 1}):
         yield "evaluation.metrics", f"{metric} is named twice"
 
@@ -171,13 +172,13 @@ def template_names_columns(recipe: Recipe) -> Found:
     if not parts:
         yield (
             "data.template",
-            "names no column, so that every row would read the same; write at least one {column}",
+            "names no column, so all rows would be the same; write at least one {column}",
         )
     for name, layout, conversion in parts:
         if not name:
             yield "data.template", "an empty {}; name the column, as in {question}"
         elif layout or conversion:
-            yield "data.template", f"{{{name}}} takes no ':' or '!' behind the name"
+            yield "data.template", f"{{{name}}} takes no ':' or '!' after the name"
 
 
 @reads("data.template", "data.format", "data.columns")
@@ -189,22 +190,22 @@ def template_suits_format(recipe: Recipe) -> Found:
         yield "data.template", layout.template_refusal
     elif layout.template_role in recipe.data.columns:
         role = layout.template_role
-        yield f"data.columns.{role}", f"the template makes the {role} already; give one of the two"
+        yield f"data.columns.{role}", f"the template makes the {role} already; remove one of the two"
 
 
 @reads("data.test", "data.test_rows", "data.general", "model.task")
 def test_and_general_rows(recipe: Recipe) -> Found:
     if recipe.data.test_rows is not None and recipe.data.test is None:
-        yield "data.test_rows", "there are no test rows; give data.test"
+        yield "data.test_rows", "there are no test rows; set data.test"
     if recipe.data.general is not None and not recipe.task.takes("text"):
-        yield "data.general", f"task {recipe.task.name} gives text no loss; only for task {tasks_taking('text')[0]}"
+        yield "data.general", f"only for task {tasks_taking('text')[0]}: {recipe.task.name} has no loss on running text"
 
 
 @reads("data.evaluation", "data.evaluation_rows", "data.test", "evaluation.every", "evaluation.metrics")
 def evaluation_has_rows(recipe: Recipe) -> Found:
     if recipe.data.evaluation is not None:
         return
-    remedy = "there is nothing to evaluate on; give data.evaluation"
+    remedy = "there are no evaluation rows; set data.evaluation"
     if recipe.evaluation.every is not None:
         yield "evaluation.every", remedy
     if recipe.evaluation.metrics not in ((), ("loss",)) and recipe.data.test is None:

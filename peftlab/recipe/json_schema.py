@@ -33,20 +33,24 @@ def editor_schema() -> dict[str, Any]:
             describe_fields(definition, model)
     describe_union(schema, schema["properties"]["method"], METHODS, "method")
     training = schema["$defs"][sections.Training.__name__]["properties"]
-    describe_union(schema, training["optimizer"], OPTIMIZERS, "optimizer")
     names = [*OPTIMIZERS, *SHORT_NAMES]
+    describe_union(schema, training["optimizer"], OPTIMIZERS, "optimizer", default=names[0])
     training["optimizer"] = {"anyOf": [{"enum": names}, {**training["optimizer"]}], "default": names[0]}
     describe_fields(schema["$defs"][sections.Training.__name__], sections.Training)
     return schema
 
 
-def describe_union(schema: dict[str, Any], union: dict[str, Any], registry: Mapping[str, Any], noun: str) -> None:
-    """Document each kind of a section that has a `type`, and require that type."""
+def describe_union(
+    schema: dict[str, Any], union: dict[str, Any], registry: Mapping[str, Any], noun: str, default: str | None = None
+) -> None:
+    """Document each kind of a section that has a `type`, and require that type, but for the `default` kind's."""
     for name, reference in union["discriminator"]["mapping"].items():
         kind, definition = registry[name], schema["$defs"][reference.rsplit("/", 1)[-1]]
         describe_fields(definition, kind)
         # The type has a default for Python's sake; a recipe names it.
-        definition["required"] = ["type", *definition.get("required", [])]
+        required = definition.pop("required", [])
+        if names := [*(["type"] if name != default else []), *required]:
+            definition["required"] = names
         definition["properties"]["type"].pop("default", None)
         definition["properties"]["type"]["description"] = f"The {noun}: {kind.title}."
 

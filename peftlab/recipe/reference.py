@@ -93,7 +93,7 @@ def fields_of(
         place = f"{path}.{name}".removeprefix(".")
         inner = inner_sections(root, schema)
         if kinds := kinds_of(inner):
-            yield type_field(place, kinds)
+            yield type_field(place, kinds, schema.get("default"))
         for definition in inner:
             yield from fields_of(root, place, definition, kind_of(definition))
         if not inner and not (kind and name == "type"):
@@ -131,9 +131,11 @@ def kind_of(section: JsonSchema) -> str | None:
     return section["properties"].get("type", {}).get("const")
 
 
-def type_field(place: str, kinds: tuple[str, ...]) -> Field:
+def type_field(place: str, kinds: tuple[str, ...], default: Any) -> Field:
+    """Return the field that chooses the kind of a section; `default` is the section's own, as a recipe writes it."""
     text = f"Which {place.rpartition('.')[2]}; the other fields depend on it."
-    return Field(f"{place}.type", f"one of {', '.join(kinds)}", kinds, True, None, text)
+    name = default.get("type") if isinstance(default, dict) else default
+    return Field(f"{place}.type", f"one of {', '.join(kinds)}", kinds, name is None, name, text)
 
 
 def make_field(section: JsonSchema, name: str, place: str, kind: str | None) -> Field:

@@ -79,7 +79,7 @@ class Training(Section):
     steps: PositiveInt | None = None
     """Optimiser steps; exactly one of `steps` and `epochs`."""
     epochs: Annotated[float, Field(gt=0)] | None = None
-    """Passes over the training rows, rounded up to whole steps."""
+    """Passes through the training rows, rounded up to whole steps."""
     batch_size: PositiveInt = 8
     """Rows of one micro-batch on one device."""
     gradient_accumulation: PositiveInt = 1
@@ -93,7 +93,7 @@ class Training(Section):
     weight_decay: float = Field(0.0, ge=0)
     """Decoupled weight decay; never applied to biases, norms or prefixes."""
     optimizer: AnyOptimizer = AdamW()
-    """Optimiser and its settings; a bare name uses the defaults: adamw, sgd, adamw_8bit, paged_adamw_8bit."""
+    """Optimiser and its settings; or a name alone: adamw, sgd, adamw_8bit, paged_adamw, paged_adamw_8bit."""
     clip: Annotated[float, Field(gt=0)] | None = 1.0
     """Maximum gradient norm; null disables clipping."""
     gradient_checkpointing: bool = False

@@ -29,7 +29,7 @@ def locate(entry: ErrorDetails, values: dict[str, Any]) -> KeyPath:
         if isinstance(value, dict) and (part in value or absent):
             path.append(part)
             value = value.get(part)
-        elif isinstance(value, tuple) and isinstance(part, int):
+        elif isinstance(value, tuple) and isinstance(part, int) and part < len(value):
             path.append(part)
             value = value[part]
     if entry["type"].startswith("union_tag"):
@@ -48,7 +48,8 @@ def explain(path: KeyPath, entry: ErrorDetails, values: dict[str, Any]) -> str:
         return str(entry["ctx"]["error"])
     if kind == "extra_forbidden":
         return explain_unknown(path, values)
-    if kind in ("missing", "union_tag_not_found"):
+    # A number at the end is the place that a list of fixed length lacks: the list is wrong, not absent.
+    if kind == "union_tag_not_found" or (kind == "missing" and isinstance(entry["loc"][-1], str)):
         return f"is required: {describe(schema_at(path, values) or {})}"
     return explain_value(path, value_at(path, values), values)
 

@@ -9,22 +9,27 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
+from pydantic import BaseModel
+
 from peftlab.errors import nearest
-from peftlab.methods import METHODS, Method
+from peftlab.methods import METHODS
+from peftlab.metrics import METRICS
+from peftlab.optimizers import OPTIMIZERS
 from peftlab.recipe.schema import Recipe
 from peftlab.recipe.yaml_source import KeyPath, parse_scalar
+from peftlab.tasks import TASKS
 
 JsonSchema = dict[str, Any]
 SHOWN_CHARACTERS = 60
 
 
 def json_schema() -> JsonSchema:
-    """Return the JSON Schema of a recipe, as pydantic makes it, with every method that is known by now."""
-    return _json_schema(tuple(METHODS.values()))
+    """Return the JSON Schema of a recipe, as pydantic makes it, with everything that is registered by now."""
+    return _json_schema((*METHODS.values(), *OPTIMIZERS.values()), (*TASKS, *METRICS))
 
 
 @lru_cache(maxsize=1)
-def _json_schema(methods: tuple[type[Method], ...]) -> JsonSchema:
+def _json_schema(kinds: tuple[type[BaseModel], ...], names: tuple[str, ...]) -> JsonSchema:
     return Recipe.model_json_schema()
 
 
@@ -39,11 +44,18 @@ def schema_at(path: KeyPath, values: Any = None) -> JsonSchema | None:
 
 def child_schema(schema: JsonSchema, part: str | int, value: Any = None) -> JsonSchema | None:
     if isinstance(part, int):
-        return next((resolve(option["items"]) for option in options(schema) if "items" in option), None)
+        return next((item for option in options(schema) if (item := item_schema(option, part))), None)
     if part in schema.get("properties", {}):
         return resolve(schema["properties"][part], value)
     extra = schema.get("additionalProperties")
     return extra if isinstance(extra, dict) else None
+
+
+def item_schema(schema: JsonSchema, index: int) -> JsonSchema | None:
+    """Return the schema of one item of a list or of a tuple of fixed length; None if it cannot have this item."""
+    places = schema.get("prefixItems", ())
+    item = places[index] if index < len(places) else schema.get("items")
+    return resolve(item) if item else None
 
 
 def resolve(schema: JsonSchema, value: Any = None) -> JsonSchema:
@@ -102,13 +114,20 @@ def describe_one(schema: JsonSchema) -> str:
     if kind in ("integer", "number"):
         return ("a whole number" if kind == "integer" else "a number") + describe_range(schema)
     if kind == "array":
-        return f"a list, each {describe(schema['items'])}"
+        return describe_list(schema)
     if kind == "object":
         keys = list(schema.get("properties", {}))
         return f"a mapping with the keys {', '.join(keys)}" if keys else "a mapping of names to text"
     if kind == "string":
         return "text that is not empty" if schema.get("minLength") else "text"
     return {"boolean": "true or false", "null": "null"}[str(kind)]
+
+
+def describe_list(schema: JsonSchema) -> str:
+    if "items" in schema:
+        return f"a list, each {describe(schema['items'])}"
+    items = [describe(item) for item in schema["prefixItems"]]
+    return f"a list of {len(items)}, each {items[0]}" if len(set(items)) == 1 else f"a list: {', '.join(items)}"
 
 
 def describe_range(schema: JsonSchema) -> str:

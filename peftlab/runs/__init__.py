@@ -1,1 +1,1 @@
-"""Runs: one recipe from start to result, its directory, and several beside each other."""
+"""Runs: one recipe from start to result, its directory, its uses, and recipes in other processes."""

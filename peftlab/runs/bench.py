@@ -15,31 +15,27 @@ from peftlab.errors import DataError, MethodError
 from peftlab.evaluation.evaluate import evaluate
 from peftlab.evaluation.generate import add_stop_ids, generate_examples
 from peftlab.memory.probe import Probe
-from peftlab.methods import Method
 from peftlab.metrics import RowScores
-from peftlab.models.build import build_meta
-from peftlab.models.load import fit_tokenizer, load_model, load_tokenizer
+from peftlab.models.load import LoadedModel, fit_tokenizer, load_tokenizer
+from peftlab.models.recompute import recompute_activations
 from peftlab.optimization.dropout import disable_dropout
-from peftlab.parameters.report import parameter_report
-from peftlab.parameters.shape import count_positions, shape_of
+from peftlab.parameters.shape import count_positions
 from peftlab.recipe.schema import Recipe
 from peftlab.reports import MemoryReport, ParameterReport
-from peftlab.shapes import ModelShape
+from peftlab.runs.loading import apply_method, check_method, load_base, read_shape
 from peftlab.world.base import World
 from peftlab.world.dtypes import resolve_precision
 
 
 @dataclass
 class Bench:
-    """What a method is applied to, and what loading it took; no checkpoint filled the parameters in `fresh`."""
+    """A recipe's data and its base, to which the method is applied; `load` is the measured memory of loading it."""
 
     recipe: Recipe
     world: World
     tokenizer: Any
     dataset: Dataset
-    model: nn.Module
-    fresh: frozenset[str]
-    source: dict[str, Any]
+    base: LoadedModel
     load: MemoryReport
 
     @property
@@ -56,18 +52,18 @@ class Bench:
         return self.recipe.evaluation.batch_size or self.recipe.training.batch_size
 
     def apply(self) -> tuple[nn.Module, ParameterReport]:
-        """Apply the recipe's method to the base: return the model on its device, and what of it trains."""
+        """Return the base with the recipe's method applied, on its device, and what trains."""
         recipe = self.recipe
         if recipe.training.frozen_dropout == "off":
-            disable_dropout(self.model)
+            disable_dropout(self.base.model)
         self.world.seed(recipe.run.seed)
-        model, report = apply_method(recipe, self.model, self.fresh)
+        model, report = apply_method(recipe.method, self.base.model, recipe.task.name, self.base.fresh)
         if recipe.training.gradient_checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            recompute_activations(model)
         return model.to(self.device), report
 
     def evaluate(self, model: nn.Module, part: Part = "evaluation") -> tuple[dict[str, float], RowScores | None]:
-        """Return the recipe's metrics of `model` on a part of the data, shared out over all processes, row by row too.
+        """Return the recipe's metrics of `model` on a part of the data, divided among all processes, and by row.
 
         Empty and None where the recipe has no such rows.
         """
@@ -97,46 +93,15 @@ class Bench:
         )
 
 
-def read_labels(recipe: Recipe) -> list[str] | None:
-    """Return the classes among the recipe's rows, for which a classifier's head is built; None for other tasks.
-
-    A recipe without data (`-`) has none either: the head has then what the model's config says.
-    """
-    if not recipe.task.has_labels or recipe.data.train == "-":
-        return None
-    return load_examples(recipe.data, recipe.task, recipe.run.seed).labels
-
-
-def read_shape(recipe: Recipe, labels: list[str] | None) -> ModelShape:
-    """Return the sizes of the recipe's model, built without weights."""
-    model, fresh = build_meta(recipe.model, labels)
-    return shape_of(model, fresh, recipe.model.task)
-
-
-def check_method(method: Method, shape: ModelShape) -> None:
-    """Raise MethodError with everything that the method cannot do on a model of this shape, a line each."""
-    if problems := method.check(shape):
-        raise MethodError("\n".join(f"method.{field}: {message}" for field, message in problems))
-
-
-def apply_method(recipe: Recipe, model: nn.Module, fresh: frozenset[str]) -> tuple[nn.Module, ParameterReport]:
-    """Apply the recipe's method and report what trains; the count must equal the method's own formula."""
-    method = recipe.method
-    expected = method.count_trainable(shape_of(model, fresh, recipe.model.task))
-    model = method.apply(model, fresh)
-    report = parameter_report(model, stored=method.stores)
-    if report.trainable != expected:
-        raise AssertionError(f"{report.trainable:,} parameters train, but the method's formula says {expected:,}")
-    return model, report
-
-
 def check_positions(recipe: Recipe, dataset: Dataset, model: nn.Module) -> None:
     """Raise DataError for rows that are longer than the model has positions for."""
     positions = count_positions(model.config)
     longest = max(len(row.input_ids) for row in (*dataset.train, *dataset.all_held_out))
     if positions and recipe.method.virtual_tokens >= positions:
-        told = f"{recipe.method.virtual_tokens} virtual tokens leave no room for text"
-        raise MethodError(f"method.length: {told} in the model's {positions} positions")
+        raise MethodError(
+            f"method.length: {recipe.method.virtual_tokens} virtual tokens leave no room for text in the model's "
+            f"{positions} positions"
+        )
     if positions and longest + recipe.method.virtual_tokens > positions:
         learned = f" and {recipe.method.virtual_tokens} virtual ones" if recipe.method.virtual_tokens else ""
         raise DataError(
@@ -145,10 +110,11 @@ def check_positions(recipe: Recipe, dataset: Dataset, model: nn.Module) -> None:
         )
 
 
-def prepare(recipe: Recipe, world: World, foresee: Callable[[Dataset], Recipe] | None = None) -> Bench:
+def prepare(recipe: Recipe, world: World, before_load: Callable[[Dataset], Recipe] | None = None) -> Bench:
     """Read the data, check the method against the model's sizes, and only then load weights.
 
-    `foresee` is called with the data just before that, returns the recipe to go on with, and may refuse to.
+    `before_load` is called with the data just before the weights are loaded. It returns the recipe to use, and may
+    raise to refuse the run.
     """
     seed = recipe.run.seed if recipe.data.seed is None else recipe.data.seed
     examples = load_examples(recipe.data, recipe.task, seed)
@@ -156,15 +122,13 @@ def prepare(recipe: Recipe, world: World, foresee: Callable[[Dataset], Recipe] |
     check_method(recipe.method, shape)
     tokenizer = load_tokenizer(recipe.model)
     dataset = tokenise(examples, tokenizer, shape.vocabulary)
-    if foresee is not None:
-        recipe = foresee(dataset)
+    if before_load is not None:
+        recipe = before_load(dataset)
     torch.manual_seed(recipe.run.seed)
-    probe, storage = Probe(world.device), recipe.method.base_storage
+    probe = Probe(world.device)
     with probe.alone("load"):
-        loaded = load_model(
-            recipe.model, device=world.device, labels=examples.labels, seen=probe.ledger.hold, **storage
-        )
-    check_positions(recipe, dataset, loaded.model)
-    fit_tokenizer(loaded.model, tokenizer)
-    add_stop_ids(loaded.model, dataset.stop_ids)
-    return Bench(recipe, world, tokenizer, dataset, loaded.model, loaded.fresh, loaded.source, probe.report())
+        base = load_base(recipe, world.device, examples.labels, seen=probe.ledger.hold)
+    check_positions(recipe, dataset, base.model)
+    fit_tokenizer(base.model, tokenizer)
+    add_stop_ids(base.model, dataset.stop_ids)
+    return Bench(recipe, world, tokenizer, dataset, base, probe.report())

@@ -1,4 +1,4 @@
-"""A run's checkpoints: what they hold, writing them beside the training, going on from the latest whole one."""
+"""A run's checkpoints: their content, writing them while training continues, restoring the latest complete one."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ if TYPE_CHECKING:
     from peftlab.training.setup import Setup
     from peftlab.training.stop import Stop
 
-# Moments and master copies beside each trained weight.
+# A trained weight and its two moments.
 BYTES_PER_WEIGHT_BYTE = 3
 
 
 class CheckpointSaver:
-    """Saves a run's states: copied while training waits, then written by a thread while it goes on.
+    """Saves a run's states: training waits for the copy, and a thread writes it while training continues.
 
-    A state that memory has no room for twice is written while training waits. The run's seconds tell how long
-    training waited (`checkpoints_stalled`) and how long writing took (`checkpoints_written`). Leaving the context
+    Where memory has no room for a copy, training waits for the writing too. The record's seconds contain how long
+    training waited (`checkpoints_stalled`) and how long writing lasted (`checkpoints_written`). Leaving the context
     waits, on every process, for what is being written.
     """
 
@@ -57,25 +57,25 @@ class CheckpointSaver:
         with self._timed("checkpoints_stalled"):
             self.writer.close(quietly=kind is not None)
         if kind is None:
-            self.record.world.wait()  # a process that left would count as lost
+            self.record.world.wait()  # a process that ended earlier would count as lost
         self.record.add_seconds("checkpoints_written", self.writer.seconds)
 
     def resumed(self, step: int) -> None:
-        """Keep the checkpoint that the run goes on from."""
+        """Keep the checkpoint of `step`, from which the run resumes."""
         self._saved = step
         self._resumed.add(step)
 
     def check(self) -> None:
-        """Raise StorageError if a write that was begun has failed."""
+        """Raise StorageError if a write has failed."""
         self.writer.check()
 
     def save(self, setup: Setup) -> None:
-        """Begin the checkpoint of the step that `setup` is at; a former one is whole when this returns."""
+        """Start to write the checkpoint of `setup`'s step; an earlier one is complete when this returns."""
         if setup.progress.step == self._saved:
             return
         check_weights(setup.model, setup.progress.step)
         with self._timed("checkpoints_stalled"):
-            # All processes have given their states, at the same step, before the main one writes a byte.
+            # The main process writes only after all have captured their states, at the same step.
             processes = self.record.world.gather([capture_process_state(self.recorder)])
             if setup.world.is_main:
                 self._begin(setup, processes)
@@ -85,23 +85,23 @@ class CheckpointSaver:
         self.record.write()
 
     def _begin(self, setup: Setup, processes: list[Any]) -> None:
-        self.writer.wait()  # gives the former copy's memory back
-        beside = 2 * state_bytes(setup) < free_host_bytes()
-        held = encode_state(capture_shared_state(setup), "state", copy=beside)
+        self.writer.wait()  # frees the memory of the earlier copy
+        copied = 2 * state_bytes(setup) < free_host_bytes()
+        encoded = encode_state(capture_shared_state(setup), "state", copy=copied)
         progress = setup.progress
         protected = {*self._resumed, progress.step, progress.best_step or progress.step}
-        self.writer.start(partial(self._write, progress.step, held, processes, protected))
-        if not beside:
+        self.writer.start(partial(self._write, progress.step, encoded, processes, protected))
+        if not copied:
             self.writer.wait()
 
-    def _write(self, step: int, held: EncodedState, processes: list[Any], protected: set[int]) -> None:
+    def _write(self, step: int, encoded: EncodedState, processes: list[Any], protected: set[int]) -> None:
         def write(folder: Path) -> None:
-            write_state(folder, "state", held)
+            write_state(folder, "state", encoded)
             for number, state in enumerate(processes):
                 save_state(folder, f"process-{number:05}", state)
 
         root = self.record.directory.checkpoints
-        write_checkpoint(root, step, write, self.identity, needed_bytes=held.size_bytes)
+        write_checkpoint(root, step, write, self.identity, needed_bytes=encoded.size_bytes)
         rotate(root, self.record.recipe.run.keep_checkpoints, protected)
 
     @contextlib.contextmanager
@@ -114,32 +114,32 @@ class CheckpointSaver:
 
 
 def state_bytes(setup: Setup) -> int:
-    """Return what a checkpoint of `setup` takes at most."""
+    """Return the bytes of a checkpoint of `setup`, at most."""
     return BYTES_PER_WEIGHT_BYTE * tensor_bytes(trainable_parameters(setup.model).values())
 
 
 def refuse_no_room(root: Path, setup: Setup) -> None:
-    """Raise StorageError before the first step if not even one checkpoint has room on the disk."""
+    """Raise StorageError if the disk has no room for one checkpoint."""
     refuse_full_disk(root, state_bytes(setup))
 
 
 def find(root: Path) -> tuple[Checkpoint, list[str]]:
-    """Return the latest whole checkpoint, and what is wrong with later ones. Raises StorageError without any."""
+    """Return the latest complete checkpoint, and what is wrong with later ones. Raises StorageError without one."""
     checkpoint, faults = find_latest(root)
     if checkpoint is None:
-        told = f" ({'; '.join(faults)})" if faults else "; checkpoints come with run.save_every"
-        raise StorageError(f"{root.parent}: there is no checkpoint to resume from{told}")
+        why = f" ({'; '.join(faults)})" if faults else "; run.save_every writes checkpoints"
+        raise StorageError(f"{root.parent}: there is no checkpoint to resume from{why}")
     return checkpoint, faults
 
 
 def restore(checkpoint: Checkpoint, setup: Setup, recorder: Recorder, identity: dict[str, Any]) -> ResumeReport:
-    """Put `setup` back to where `checkpoint` was written. Raises StorageError if it is of another run."""
+    """Restore `setup` to the state in `checkpoint`. Raises StorageError if it belongs to another run."""
     saved = checkpoint.manifest.facts
     refuse_changes(saved, identity)
     if checkpoint.step > setup.steps:
         raise StorageError(
-            f"{checkpoint.path}: the run has done {checkpoint.step} steps and the recipe asks for {setup.steps}; "
-            f"ask for at least {checkpoint.step}, or start anew with another run.output"
+            f"{checkpoint.path}: the run has done {checkpoint.step} steps, but the recipe asks for {setup.steps}; "
+            f"set training.steps to {checkpoint.step} or more, or start a new run with another run.output"
         )
     reasons = why_inexact(saved, identity)
     restore_shared_state(setup, load_state(checkpoint.path, "state"))

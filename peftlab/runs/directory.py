@@ -1,4 +1,4 @@
-"""The run directory: what lies where, and that nothing of anybody else's is ever touched."""
+"""The run directory: its files, and the guarantee that no other file is ever changed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MARKER = ".peftlab"
 SNAPSHOT = "memory_snapshot.pickle"
 OWN_FILES = ("result.json", "recipe.yaml", "metrics.jsonl", "scores.json", "loss.png", SNAPSHOT)
 OWN_FOLDERS = ("weights", "checkpoints", "trackers")
-# What a killed process leaves of files that it was writing: see `write_atomically` and `writing`.
+# Temporary names of `write_atomically` and `writing`, which remain when a process is killed.
 HALF_MARKER = re.compile(r"\.\.peftlab\.\d+")
 HALF_FILE = re.compile(r"\.(\.peftlab|result\.json|recipe\.yaml|metrics\.jsonl)\.\d+|\.process-\d{5}\.json(\.\d+)?")
 HALF_FOLDER = re.compile(r"\.(weights|checkpoints|trackers)\.[a-z0-9_]{8}")
@@ -47,7 +47,7 @@ class RunDirectory:
 
     @classmethod
     def claim(cls, path: Path) -> RunDirectory:
-        """Make or find a run directory. Raises StorageError rather than touch files of others."""
+        """Make or find a run directory. Raises StorageError if it contains files that are not a run's."""
         directory = cls(path)
         try:
             directory._mark()
@@ -57,7 +57,7 @@ class RunDirectory:
 
     @classmethod
     def open(cls, path: Path) -> RunDirectory:
-        """Find a run. Raises StorageError where there is none."""
+        """Find a run. Raises StorageError if there is none."""
         if not os.path.isfile(path / MARKER) or not os.path.isfile(path / "result.json"):
             raise StorageError(f"{path} is not a run directory of peftlab (no {MARKER} and result.json in it)")
         return cls(path)
@@ -65,38 +65,38 @@ class RunDirectory:
     def _mark(self) -> None:
         if self.path.exists() and not self.path.is_dir():
             raise StorageError(f"run.output: {self.path} is a file; choose a folder")
-        if not (self.path / MARKER).is_file() and self._holds_others_files():
+        if not (self.path / MARKER).is_file() and self._contains_other_files():
             raise StorageError(
                 f"run.output: {self.path} contains files that are not a run of peftlab; choose another folder"
             )
         self.path.mkdir(parents=True, exist_ok=True)
         write_atomically(self.path / MARKER, json.dumps({"schema": 1}) + "\n")
 
-    def _holds_others_files(self) -> bool:
+    def _contains_other_files(self) -> bool:
         names = os.listdir(self.path) if self.path.is_dir() else ()
         return not all(HALF_MARKER.fullmatch(name) for name in names)
 
     def refuse_links(self) -> None:
-        """Raise StorageError if anything that a run writes or removes here leads out of the directory."""
+        """Raise StorageError if anything that a run writes or removes here is a link."""
         for name in (*OWN_FILES, *OWN_FOLDERS, MARKER):
             if (self.path / name).is_symlink():
                 raise StorageError(f"run.output: {self.path / name} is a link; a run writes in its own directory only")
 
     def lock(self) -> RunLock:
-        """Return the lock that a run holds while it writes here."""
+        """Return the lock that a run keeps while it writes here."""
         return RunLock(self.path / ".lock")
 
     def make_room(self, overwrite: bool = False) -> None:
-        """Empty the directory for a new run. Raises StorageError if a run's work is here, unless `overwrite`."""
-        if self.holds_work() and not overwrite:
+        """Empty the directory for a new run. Raises StorageError if it contains a run's work, unless `overwrite`."""
+        if self.contains_work() and not overwrite:
             ways = "set run.output=OTHER, or --overwrite to replace it"
             if self.checkpoints.exists():
                 ways = f"--resume to continue it, {ways}"
-            raise StorageError(f"run.output: {self.path} already holds a run; {ways}")
+            raise StorageError(f"run.output: {self.path} already contains a run; {ways}")
         self._clear()
 
-    def holds_work(self) -> bool:
-        """Whether there is anything that a user could miss: a run that failed before it saved holds nothing."""
+    def contains_work(self) -> bool:
+        """Return whether a user would lose anything: a run that failed before it saved has nothing to lose."""
         if self.weights.exists() or self.checkpoints.exists():
             return True
         return self.result.exists() and self.read_result().status in ("running", "finished")
@@ -110,7 +110,7 @@ class RunDirectory:
                 entry.unlink(missing_ok=True)
 
     def clean(self) -> None:
-        """Remove what killed processes left half written. Only under the lock."""
+        """Remove the partial files of killed processes. Requires the lock."""
         for entry in list(os.scandir(self.path)):
             if HALF_FILE.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
                 os.unlink(entry)
@@ -119,11 +119,11 @@ class RunDirectory:
         clean_leftovers(self.checkpoints)
 
     def write_ending(self, process: int, status: Status, error: str) -> None:
-        """Write what ended a process, for the main process to enter into the record."""
+        """Write why a process ended, for the main process to add to the record."""
         self._write(self._ending(process), json.dumps([status, error]))
 
     def read_ending(self, process: int) -> tuple[Status, str] | None:
-        """Return the status and error that a process wrote, if it had the time."""
+        """Return the status and error that a process wrote; None if it wrote none."""
         try:
             status, error = json.loads(self._ending(process).read_text(encoding="utf-8"))
             return status, error
@@ -152,13 +152,13 @@ class RunDirectory:
             raise StorageError(f"{self.result}: cannot be read ({type(error).__name__}); the run is damaged") from None
 
     def add_scores(self, name: str, scores: dict[str, Any]) -> None:
-        """Keep the row-by-row scores of one evaluation beside those of the others."""
+        """Add the scores by row of one evaluation to those of the others."""
         kept = json.loads(self.scores.read_text(encoding="utf-8")) if self.scores.exists() else {}
         write_atomically(self.scores, json.dumps(kept | {name: scores}) + "\n")
 
     @contextlib.contextmanager
     def writing(self, folder: Path) -> Iterator[Path]:
-        """Give a temporary folder that takes the place of `folder` once everything in it is written."""
+        """Yield a temporary folder that replaces `folder` once everything in it is written."""
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
         try:
@@ -176,15 +176,15 @@ class RunDirectory:
 
 
 def _remove_whole(folder: Path) -> None:
-    """Remove a folder that nobody ever sees with half of its files."""
-    doomed = folder.with_name(f".{folder.name}.{os.getpid():08}")
-    os.rename(folder, doomed)
-    shutil.rmtree(doomed)
+    """Remove a folder; a reader never sees it with some of its files."""
+    renamed = folder.with_name(f".{folder.name}.{os.getpid():08}")
+    os.rename(folder, renamed)
+    shutil.rmtree(renamed)
 
 
 @contextlib.contextmanager
 def open_directory(path: Path, main: bool, overwrite: bool, resume: bool) -> Iterator[RunDirectory]:
-    """Give the run directory, locked by the main process, emptied unless its run resumes."""
+    """Yield the run directory, locked by the main process, and emptied unless its run resumes."""
     if not main:
         yield RunDirectory(path)
         return
@@ -198,7 +198,7 @@ def open_directory(path: Path, main: bool, overwrite: bool, resume: bool) -> Ite
 
 
 def is_finished(directory: RunDirectory, recipe: Recipe) -> bool:
-    """Whether the run there has done all the steps that `recipe` asks for. Raises StorageError if it is another."""
+    """Return whether the run has done all steps that `recipe` asks for. Raises StorageError if it is another run's."""
     result, asked = directory.read_result(), recipe.model_dump(mode="json")
     refuse_changed_recipe(result.recipe, asked)
     same = all(result.recipe["training"][key] == asked["training"][key] for key in ("steps", "epochs"))

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes: a progress bar in a terminal, plain lines elsewhere."""
+"""What a person sees during a run: a progress bar in a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def format_line(line: dict[str, Any], steps: int) -> str:
         when = f"step {line['step']:>5}/{steps}" if line["step"] else "before training"
         return f"{when}  held out: {numbers}"
     return (
-        f"step {line['step']:>5}/{steps}  loss {line['loss']:.4f}  rate {line['learning_rate']:.1e}  "
+        f"step {line['step']:>5}/{steps}  loss {line['loss']:.4f}  lr {line['learning_rate']:.1e}  "
         f"{line['tokens_per_second']:.0f} tok/s  {line['memory_bytes'] / 2**30:.2f} GiB  "
         f"left {format_duration(line['seconds_left'])}"
     )
@@ -36,7 +36,7 @@ class LineDisplay:
         self.stream = stream or sys.stderr
 
     def note(self, text: str) -> None:
-        with contextlib.suppress(OSError):  # nobody reads any more: that ends no run
+        with contextlib.suppress(OSError):  # a closed pipe does not end the run
             print(text, file=self.stream, flush=True)
 
     def update(self, line: dict[str, Any], steps: int) -> None:
@@ -47,7 +47,7 @@ class LineDisplay:
 
 
 class BarDisplay:
-    """A progress bar on a terminal, on standard error so that standard output stays the command's own."""
+    """A progress bar on a terminal, on standard error so that standard output has only the command's answer."""
 
     def __init__(self):
         self.console = Console(stderr=True)
@@ -61,7 +61,7 @@ class BarDisplay:
     def update(self, line: dict[str, Any], steps: int) -> None:
         if line["event"] == "evaluation":
             return self.note(format_line(line, steps))
-        with contextlib.suppress(OSError):  # the terminal is gone
+        with contextlib.suppress(OSError):  # the terminal was closed
             if self.task is None:
                 self.progress.start()
                 self.task = self.progress.add_task("", total=steps)
@@ -74,7 +74,7 @@ class BarDisplay:
 
 
 class NoDisplay:
-    """Shows nothing: for processes beside the main one, and for callers that watch themselves."""
+    """Shows nothing: for processes other than the main one, and for callers with a display of their own."""
 
     def note(self, text: str) -> None:
         pass
@@ -87,7 +87,7 @@ class NoDisplay:
 
 
 def open_display(shown: bool = True) -> LineDisplay | BarDisplay | NoDisplay:
-    """Return what suits this process: nothing if not `shown`, a bar on a terminal, lines otherwise."""
+    """Return this process's display: none unless `shown`, a bar on a terminal, lines otherwise."""
     if not shown:
         return NoDisplay()
     return BarDisplay() if sys.stderr.isatty() else LineDisplay()

@@ -1,4 +1,4 @@
-"""What this machine can do: versions, devices, and whether each method trains here, found by trying."""
+"""What this machine can do: versions, devices, and whether each method trains here, by a trial."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from peftlab.memory.private import untried_versions
 from peftlab.methods import METHODS, Method
 from peftlab.models.quantize import quantize_
 from peftlab.runs.environment import LIBRARIES, library_version
+from peftlab.runs.loading import apply_method
+from peftlab.tasks import DEFAULT_TASK
 from peftlab.world.hardware import available_host_bytes, list_devices, pick_device, total_host_bytes
 from peftlab.world.quiet import quiet_libraries
 
@@ -53,17 +55,17 @@ def describe_unloadable(name: str, reason: str) -> dict[str, Any]:
 
 
 def try_method(method: Method, device: torch.device) -> str | None:
-    """Train a toy model for one backward pass; return None if that works, else the reason in one line."""
+    """Return None if one backward pass of a toy model with the method works, else the reason in one line."""
     try:
         model = build_toy()
         if method.base_format != "plain":
             quantize_(model, method.base_format, device=device)
-        model = method.apply(model.to(device)).to(device)
+        model = apply_method(method, model.to(device), DEFAULT_TASK)[0].to(device)
         tokens = torch.arange(8, device=device).reshape(1, 8)
         loss = model(input_ids=tokens, labels=tokens).loss
         loss.backward()
         return None if loss.isfinite() else "the loss of a toy model is not finite"
-    except Exception as error:  # whatever a library does on this machine is the answer
+    except Exception as error:  # any failure of a library is the answer
         return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 

@@ -1,4 +1,4 @@
-"""A run up to its first step: data, plan, weights, method, and the longest rows; it leaves nothing behind."""
+"""A run up to its first step: data, plan, weights, method, and the longest rows; it writes no files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from peftlab.reports import DryRunReport
 from peftlab.runs.bench import prepare
 from peftlab.runs.display import open_display
 from peftlab.runs.longest import held_out
-from peftlab.runs.prediction import foresee, open_forecast
+from peftlab.runs.prediction import open_run_planner, plan_run
 from peftlab.runs.setup import build_setup
 from peftlab.runs.shortage import explain_shortage
 from peftlab.runs.watch import Watch
@@ -25,9 +25,9 @@ from peftlab.world.quiet import quiet_libraries
 
 
 def dry_run(recipe: Recipe, *, rows: int = 3, display: Any = None) -> DryRunReport:
-    """Do all that a run does before its first step and return what it would start with.
+    """Return what a run would start with, after doing all that it does before its first step.
 
-    `rows` are shown as the model will see them. Raises what the run would raise.
+    `rows` of them are shown as the model gets them. Raises what the run would raise.
     """
     quiet_libraries()
     world = open_world(recipe.run.device)
@@ -37,13 +37,13 @@ def dry_run(recipe: Recipe, *, rows: int = 3, display: Any = None) -> DryRunRepo
         display.note(line)
     watch = Watch(recipe, world.device, memory={})
 
-    def look_ahead(dataset: Dataset) -> Recipe:
-        watch.forecast = open_forecast(recipe, dataset, world)
-        watch.recipe = foresee(recipe, watch.forecast, watch.memory, display.note)
+    def plan(dataset: Dataset) -> Recipe:
+        watch.planner = open_run_planner(recipe, dataset, world)
+        watch.recipe = plan_run(recipe, watch.planner, watch.memory, display.note)
         return watch.recipe
 
     try:
-        bench = prepare(recipe, world, look_ahead)
+        bench = prepare(recipe, world, plan)
         for line in note_data(recipe, bench.dataset.report, world.processes):
             display.note(line)
         watch.model, parameters = bench.apply()

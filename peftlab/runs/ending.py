@@ -1,4 +1,4 @@
-"""How a run ends before its time: which error a user sees, and which status the record gets."""
+"""How a run ends early: the error that a user sees, and the status in the record."""
 
 from __future__ import annotations
 
@@ -16,12 +16,14 @@ from peftlab.training.stop import Stop
 
 
 def record_failure(error: BaseException, record: RunRecord, launch: Launch) -> BaseException:
-    """Write the run's record with what ended it, and return the error that a user should see."""
+    """Return the error that a user should see, after writing it to the run's record."""
     failure = translate(launch.explain(error), record)
     result, directory = record.result, record.directory
     result.status, result.error = status_of(failure), mask_secrets(str(failure)) or type(failure).__name__
     lost = failure.lost if isinstance(failure, LaunchError) else []
-    with contextlib.suppress(StorageError):  # a full disk stores no record either: the first error counts
+    with contextlib.suppress(
+        StorageError
+    ):  # on a full disk the record cannot be written either; the first error is reported
         if record.world.is_main:
             notes = [note for number in lost if (note := directory.read_ending(number))]
             result.status, result.error = notes[0] if notes else (result.status, result.error)
@@ -43,7 +45,7 @@ def write_for_main(record: RunRecord) -> None:
 
 
 def translate(error: BaseException, record: RunRecord) -> BaseException:
-    """Return the error that a user should see: any sort of out of memory becomes ours."""
+    """Return the error that a user should see: any shortage of memory becomes OutOfMemoryError."""
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         return StorageError(f"{where}{error.strerror or one_line(error)}; free some space or check the disk")
@@ -59,9 +61,9 @@ def status_of(error: BaseException) -> Status:
 
 
 def refuse_unfinished(setup: Setup, stop: Stop) -> None:
-    """Raise StoppedError if a signal or the time limit ended training early; the checkpoint is written."""
+    """Raise StoppedError if training stopped before its last step; the checkpoint is complete."""
     step = setup.progress.step
     if step == setup.steps:
         return
-    told = f"stopped after step {step} of {setup.steps} ({stop.why}); its checkpoint is written: --resume continues it"
-    raise StoppedError(told, stop.signal)
+    where = f"stopped after step {step} of {setup.steps} ({stop.why})"
+    raise StoppedError(f"{where}; its checkpoint is complete: --resume continues the run", stop.signal)

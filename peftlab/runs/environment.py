@@ -1,4 +1,4 @@
-"""What a run was made with: versions, commit, device, threads, processes."""
+"""The environment of a run: versions, commit, device, threads, processes."""
 
 from __future__ import annotations
 

@@ -14,14 +14,14 @@ from peftlab.runs.record import RunRecord
 from peftlab.training.recorder import Recorder
 
 When = Literal["before", "after"]
-# Each part of the held-out data, and the prefix of `before` and `after` where its metrics are kept.
+# Each part of the held-out data, and the prefix of `before` and `after` in the names of its metrics.
 PARTS: dict[Part, str] = {"evaluation": "", "test": "test_", "general": "general_"}
 
 
 def evaluate_parts(
     record: RunRecord, recorder: Recorder, bench: Bench, model: nn.Module, when: When, step: int
 ) -> None:
-    """Evaluate every part of the held-out data and keep its metrics, scores and examples in the record.
+    """Evaluate every part of the held-out data; add its metrics, scores and examples to the record.
 
     Raises DivergedError for a loss that is not finite.
     """
@@ -40,7 +40,7 @@ def evaluate_parts(
 
 
 def keep_examples(record: RunRecord, examples: list[dict[str, str]], when: When) -> None:
-    """Enter generated examples beside those of the other evaluation."""
+    """Add generated examples to those of the other evaluation."""
     kept = record.result.examples or [{"prompt": e["prompt"], "reference": e["reference"]} for e in examples]
     record.result.examples = [old | {when: new["output"]} for old, new in zip(kept, examples, strict=True)]
 
@@ -51,7 +51,7 @@ def refuse_not_finite(metrics: dict[str, float], part: Part, when: When) -> None
     if math.isfinite(loss):
         return
     if when == "before":
-        remedy = "before any step: the base model's weights or these rows are damaged; get them again"
+        remedy = "before any step: the base model's weights or these rows are damaged; download or create them again"
     else:
         remedy = "after training, which diverged in its last steps; lower training.learning_rate"
     raise DivergedError(f"data.{part}: the loss of its rows is {loss:g} {remedy}")

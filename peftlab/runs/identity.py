@@ -1,4 +1,4 @@
-"""What a run is: what a continuation must share with its checkpoint, and what makes it inexact."""
+"""A run's identity: what must be equal to resume from its checkpoint, and what makes that inexact."""
 
 from __future__ import annotations
 
@@ -21,37 +21,38 @@ MAY_CHANGE = ("training.steps", "training.epochs", "evaluation", *(f"run.{field}
 
 
 def describe_identity(recipe: Recipe, bench: Bench, audit: Audit, environment: dict[str, Any]) -> dict[str, Any]:
-    """Return what a later continuation must agree with, or be told to be inexact."""
+    """Return what a run that resumes is compared with: it must be equal, or the result is inexact."""
     data = bench.dataset.report
     return {
         "recipe": recipe.model_dump(mode="json"),
         "data": {part: data[part].get("sha256") for part in ("train", "evaluation", "test") if part in data},
-        "base": {key: bench.source.get(key) for key in ("name", "revision", "fingerprint", "quantization")},
+        "base": {key: bench.base.source.get(key) for key in ("name", "revision", "fingerprint", "quantization")},
         "frozen": hashlib.sha256(repr(sorted(audit.frozen_fingerprints().items())).encode()).hexdigest(),
         "environment": {key: environment[key] for key in ("python", "versions", "device", "threads", "processes")},
     }
 
 
 def refuse_changes(saved: dict[str, Any], here: dict[str, Any]) -> None:
-    """Raise StorageError with the difference if recipe, data or base are not those of the checkpoint.
+    """Raise StorageError with the differences if recipe, data or base are not those of the checkpoint.
 
-    Frozen weights that are other bytes are another base too, unless other versions or another device made them.
+    Frozen weights with other bytes are another base too, unless versions or device differ.
     """
     changes = recipe_changes(saved["recipe"], here["recipe"])
     for part in ("data", "base"):
         changes |= differences(saved[part], here[part], f"{part} ")
-    if not changes and saved["frozen"] != here["frozen"] and _made_alike(saved, here):
-        changes = {"base weights": tuple(f"sha256 {one['frozen'][:12]}" for one in (saved, here))}
-    _tell(changes)
+    if not changes and saved["frozen"] != here["frozen"] and _made_equally(saved, here):
+        old, new = (f"sha256 {one['frozen'][:12]}" for one in (saved, here))
+        changes = {"base weights": (old, new)}
+    _refuse(changes)
 
 
 def refuse_changed_recipe(saved: dict[str, Any], here: dict[str, Any]) -> None:
-    """Raise StorageError with the difference if a recipe changed in more than a continuation may."""
-    _tell(recipe_changes(saved, here))
+    """Raise StorageError with the difference if a recipe changed in more than may change when a run resumes."""
+    _refuse(recipe_changes(saved, here))
 
 
 def present_form(recipe: dict[str, Any]) -> dict[str, Any]:
-    """Return a recorded recipe with the fields and forms of this version; as it is where it does not fit them."""
+    """Return a recorded recipe with the fields and forms of this version; unchanged where it does not fit them."""
     try:
         return Recipe.model_validate(recipe).model_dump(mode="json")
     except ValidationError:
@@ -59,7 +60,7 @@ def present_form(recipe: dict[str, Any]) -> dict[str, Any]:
 
 
 def recipe_changes(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Return what differs between two recipes, but for what may."""
+    """Return what differs between two recipes, except what may change."""
     old, new = present_form(old), present_form(new)
     if old["training"].get("fit") or new["training"]["fit"]:
         old, new = _with_whole_steps(old), _with_whole_steps(new)
@@ -68,7 +69,7 @@ def recipe_changes(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[
 
 
 def _with_whole_steps(recipe: dict[str, Any]) -> dict[str, Any]:
-    """Return a recipe with a step's rows in place of how they are split, which `training.fit` leaves to the plan."""
+    """Return a recipe with a step's rows in place of how they are split, which the plan decides with `training.fit`."""
     split = {"batch_size": None, "gradient_accumulation": None, "fit": None}
     training = recipe["training"]
     rows = training["batch_size"] * training["gradient_accumulation"]
@@ -76,13 +77,13 @@ def _with_whole_steps(recipe: dict[str, Any]) -> dict[str, Any]:
 
 
 def why_inexact(saved: dict[str, Any], here: dict[str, Any]) -> list[str]:
-    """Return every reason why the continued run may differ from one that never stopped."""
+    """Return every reason why the resumed run may differ from one that never stopped."""
     changes = differences(saved["environment"], here["environment"])
-    trainings = (present_form(one["recipe"])["training"] for one in (saved, here))
-    changes |= differences(*trainings, "training.")
-    reasons = [f"{key}: {old} -> {new}" for key, (old, new) in changes.items()]
+    old, new = (present_form(one["recipe"])["training"] for one in (saved, here))
+    changes |= differences(old, new, "training.")
+    reasons = [f"{key}: {before} -> {now}" for key, (before, now) in changes.items()]
     if saved["frozen"] != here["frozen"]:
-        reasons.append("the frozen weights are not the same bytes")
+        reasons.append("the frozen weights have other bytes")
     return reasons
 
 
@@ -97,15 +98,16 @@ def differences(old: Any, new: Any, prefix: str = "") -> dict[str, tuple[Any, An
     return found
 
 
-def _made_alike(saved: dict[str, Any], here: dict[str, Any]) -> bool:
+def _made_equally(saved: dict[str, Any], here: dict[str, Any]) -> bool:
     return all(saved["environment"][part] == here["environment"][part] for part in ("versions", "device"))
 
 
-def _tell(changes: dict[str, tuple[Any, Any]]) -> None:
+def _refuse(changes: dict[str, tuple[Any, Any]]) -> None:
     if changes:
-        told = "; ".join(f"{key}: {old!r} -> {new!r}" for key, (old, new) in changes.items())
+        listed = "; ".join(f"{key}: {old!r} -> {new!r}" for key, (old, new) in changes.items())
         raise StorageError(
-            f"the checkpoint is of another run: {told}. Take these back, or start again with another run.output"
+            f"the checkpoint belongs to another run: {listed}. Undo these changes, or start a new run with another "
+            "run.output"
         )
 
 

@@ -1,8 +1,9 @@
-"""What a trained model costs where it is used: parameters, bytes and latency beside the base's, merged or not."""
+"""What a trained model costs in use, compared with the base: parameters, bytes and latency, merged or not."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -12,34 +13,34 @@ from torch import nn
 
 from peftlab.evaluation.latency import latency_batch, measure_latency, relative_to
 from peftlab.memory.measure import bytes_by_category
-from peftlab.models.load import load_model
 from peftlab.parameters.report import parameter_report
 from peftlab.parameters.shape import shape_of
 from peftlab.reports import InferenceReport
 from peftlab.runs.bench import Bench
+from peftlab.runs.loading import load_base, load_trained
 
 ROWS = 1
 TOKENS = 128
 
 
 def try_inference(bench: Bench, model: nn.Module, weights: Path, note: Callable[[str], None]) -> InferenceReport | None:
-    """Measure the result of a run, which lies in `weights`; without memory for it, note that: the run is good."""
+    """Return the cost of a run's result, saved in `weights`; None, with a note, without memory to measure it."""
     try:
         return measure_inference(bench, as_saved(bench, model, weights))
     except torch.OutOfMemoryError:
-        note("evaluation.latency: not measured, no memory for the base and a merged copy beside the trained model")
+        note("evaluation.latency: not measured, no memory for the base and a merged copy next to the trained model")
     return None
 
 
 def measure_inference(bench: Bench, trained: nn.Module) -> InferenceReport:
-    """Measure `trained`, the base beside it, freshly loaded, and the merged model where the method merges.
+    """Return the cost of `trained`, compared with a freshly loaded base, and merged where the method can.
 
-    All three are in memory at once, so that their passes can take turns. One row of `TOKENS` tokens, or of as many
+    All three are in memory at once, so that their passes can alternate. One row of `TOKENS` tokens, or of as many
     as the recipe's rows and the model's positions allow.
     """
     recipe, method = bench.recipe, bench.recipe.method
-    base = load_base(bench)
-    shape = shape_of(base, bench.fresh, recipe.model.task)
+    base = fresh_base(bench)
+    shape = shape_of(base, bench.base.fresh, recipe.model.task)
     merged = method.merge(trained) if method.mergeable else None
     models = {"base": base, "unmerged": trained}
     if merged is not None and merged is not trained:
@@ -65,11 +66,10 @@ def measure_inference(bench: Bench, trained: nn.Module) -> InferenceReport:
     )
 
 
-def load_base(bench: Bench) -> nn.Module:
-    """Return the base as the method found it, freshly loaded; the caller's random state stays."""
-    with torch.random.fork_rng(devices=[bench.device] if bench.device.type == "cuda" else []):
-        storage, labels = bench.recipe.method.base_storage, bench.dataset.labels
-        return load_model(bench.recipe.model, device=bench.device, labels=labels, **storage).model
+def fresh_base(bench: Bench) -> nn.Module:
+    """Return the base as it was before the method, loaded again; the caller's random state is kept."""
+    with keep_randomness(bench.device):
+        return load_base(bench.recipe, bench.device, bench.dataset.labels).model
 
 
 def as_saved(bench: Bench, model: nn.Module, weights: Path) -> nn.Module:
@@ -77,4 +77,10 @@ def as_saved(bench: Bench, model: nn.Module, weights: Path) -> nn.Module:
     method = bench.recipe.method
     if method.without_training_parts() == method:
         return model
-    return method.load(load_base(bench), weights, {"base_model": bench.source}).to(bench.device)
+    with keep_randomness(bench.device):
+        return load_trained(bench.recipe, weights, bench.device, bench.dataset.labels)
+
+
+def keep_randomness(device: torch.device) -> AbstractContextManager:
+    """Return a context that restores the random states of the CPU and of `device`."""
+    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])

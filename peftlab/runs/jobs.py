@@ -1,4 +1,4 @@
-"""Recipes run in processes of their own: how one is started, waited for and ended."""
+"""Recipes run in other processes: starting one, waiting for it, ending it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from peftlab.runs.outcomes import ERROR_PREFIX, RecordIdentity, identify_record,
 GRACE_SECONDS = 60.0
 PR_SET_PDEATHSIG = 1
 
-# Modules that a run needs and that take long to import: a warm job is forked from a server that has them.
+# Modules of a run that are slow to import: a warm job is forked from a server that has imported them.
 WARM_MODULES = [
     "peftlab.runs.run", "datasets", "matplotlib.figure", "transformers.models.llama.modeling_llama",
     "peft.tuners.lora.bnb",
@@ -33,7 +33,7 @@ class Job:
     """A process that runs `recipe` with `overrides` into the run directory `folder`; what it prints goes to `log`.
 
     `environment` is added to this process's own. `resume` None resumes from a checkpoint where there is one, and
-    overwrites otherwise. `title` is what people call it, `python` the interpreter.
+    overwrites otherwise. `title` is its name in reports, `python` the interpreter.
     """
 
     recipe: Path
@@ -76,7 +76,7 @@ class Ending:
 
 @dataclass
 class Running:
-    """A job whose process has started; `record_before` identifies the record that lay there before."""
+    """A job whose process has started; `record_before` identifies the record that was there before."""
 
     job: Job
     process: subprocess.Popen | BaseProcess
@@ -89,7 +89,7 @@ class Running:
         return self.process.poll() if isinstance(self.process, subprocess.Popen) else self.process.exitcode
 
     def wait(self, seconds: float | None = None) -> Ending | None:
-        """Return how the job ended, None where it still runs after so many seconds."""
+        """Return how the job ended, None if it still runs after so many seconds."""
         if isinstance(self.process, subprocess.Popen):
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(seconds)
@@ -141,13 +141,13 @@ _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 def die_with_parent() -> None:
-    """Ask the kernel for SIGTERM when the parent dies, so that a killed parent leaves no run behind."""
+    """Ask the kernel for SIGTERM when the parent dies, so that no run outlives a killed parent."""
     if _libc:
         _libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def fork(job: Job) -> BaseProcess:
-    """Fork a process from the server that has imported peftlab and done nothing else, and run the job in it."""
+    """Run the job in a process forked from a server that has only imported peftlab."""
     context = multiprocessing.get_context("forkserver")
     # Where there is a CUDA device, importing bitsandbytes opens it, and an open one does not survive a fork.
     context.set_forkserver_preload([] if list_cuda_devices() else [__name__, *WARM_MODULES])
@@ -173,7 +173,7 @@ def _train(job: Job, resume: bool) -> None:
 
 
 def end_all(running: Sequence[Running], grace_seconds: float = GRACE_SECONDS) -> None:
-    """Ask processes to end, give them time to save, then kill them."""
+    """Ask processes to end, and kill those that still run after `grace_seconds`."""
     for one in running:
         one.process.terminate()
     until = time.monotonic() + grace_seconds

@@ -1,4 +1,4 @@
-"""The processes of one launch: that this one ends, and says why, when another has died."""
+"""The processes of one launch: this one ends with an error when another has ended unexpectedly."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ import torch
 from peftlab.errors import LaunchError
 from peftlab.world.base import World
 
-# A process that fails by itself tells the others by closing its connections, and is gone soon after.
+# A process that fails closes its connections, which the others notice, and ends soon after.
 GONE_SECONDS = 10.0
-# A process that waits for a dead one in a device's queue never comes back: it is ended after so long.
+# A process whose device waits for a dead one never continues: it is ended after so long.
 STUCK_SECONDS = 20.0
 POLL_SECONDS = 0.5
 
@@ -26,8 +26,8 @@ POLL_SECONDS = 0.5
 class Launch:
     """This process and the others of its launch that run on the same machine.
 
-    While the context lasts, a thread watches them. When one is gone and this process has not left the context
-    `STUCK_SECONDS` later, it calls `give_up`, if set, with the error and ends the process.
+    Inside the context a thread watches them. If one has ended and this process has not left the context
+    `STUCK_SECONDS` later, the thread calls `give_up`, if set, with the error and ends the process.
     """
 
     def __init__(self, processes: int, others: Mapping[int, psutil.Process]):
@@ -45,23 +45,23 @@ class Launch:
         self._left.set()
 
     def explain(self, error: BaseException) -> BaseException:
-        """Return LaunchError if `error` is what a lost process leaves to those that wait for it, else `error`."""
+        """Return LaunchError if `error` comes from waiting for a process that has ended, else `error`."""
         if not self.others or not isinstance(error, RuntimeError) or isinstance(error, torch.OutOfMemoryError):
             return error
         ends = time.monotonic() + GONE_SECONDS
         while not (lost := self.lost()) and time.monotonic() < ends:
             time.sleep(POLL_SECONDS / 10)
-        return self._tell(lost) if lost else error
+        return self._lost_error(lost) if lost else error
 
     def lost(self) -> list[int]:
-        """Return the numbers of the processes that are gone."""
+        """Return the numbers of the processes that have ended."""
         return [number for number, process in self.others.items() if not lives(process)]
 
-    def _tell(self, lost: list[int]) -> LaunchError:
+    def _lost_error(self, lost: list[int]) -> LaunchError:
         names = " and ".join(map(str, lost))
         return LaunchError(
-            f"process {names} of {self.processes} (they count from 0) ended while this one waited for it; look for "
-            "what it said, or whether the system killed it; train --resume goes on from the latest checkpoint",
+            f"process {names} of {self.processes} (they count from 0) ended while this one waited for it; read its "
+            "output, and check whether the system killed it; train --resume resumes from the latest checkpoint",
             lost,
         )
 
@@ -70,7 +70,7 @@ class Launch:
             if lost := self.lost():
                 if self._left.wait(STUCK_SECONDS):
                     return
-                error = self._tell(lost)
+                error = self._lost_error(lost)
                 with contextlib.suppress(Exception):
                     if self.give_up is not None:
                         self.give_up(error)
@@ -79,7 +79,7 @@ class Launch:
 
 
 def find_others(world: World) -> dict[int, psutil.Process]:
-    """Return the other processes of this launch on this machine by number; all processes must ask together."""
+    """Return the other processes of this launch on this machine by number; all processes must call this together."""
     if world.processes == 1:
         return {}
     host, number = socket.gethostname(), world.process
@@ -93,7 +93,7 @@ def find_others(world: World) -> dict[int, psutil.Process]:
 
 
 def lives(process: psutil.Process) -> bool:
-    """Whether a process is still there and no zombie; another one that got its number does not count."""
+    """Return whether a process still runs; a zombie or another process with its number does not count."""
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -102,7 +102,7 @@ def lives(process: psutil.Process) -> bool:
 
 @contextlib.contextmanager
 def launched(world: World) -> Iterator[Launch]:
-    """Give this process's launch, and leave it in the end. Raises LaunchError where another process was lost."""
+    """Yield this process's launch, and leave it at the end. Raises LaunchError if another process was lost."""
     with Launch(world.processes, find_others(world)) as launch:
         try:
             yield launch

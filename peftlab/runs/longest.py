@@ -1,4 +1,4 @@
-"""The longest rows and prompts of a run: what its plan foresees, and what its preflight takes first."""
+"""The longest rows and prompts of a run, which its plan and its preflight use."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import replace
 from torch import nn
 
 from peftlab.data.dataset import Dataset
+from peftlab.data.rows import longest_rows
 from peftlab.data.tokens import TokenRow
 from peftlab.evaluation.generate import prompt_limit
 from peftlab.memory.blueprint import count_answers
@@ -15,13 +16,13 @@ from peftlab.memory.generation import Answers
 from peftlab.memory.trace import Workload
 from peftlab.recipe.schema import Recipe
 from peftlab.runs.bench import Bench
-from peftlab.training.preflight import HeldOut, longest
+from peftlab.training.preflight import HeldOut
 
-OFTEN = 10
+MOST_REPEATS = 10
 
 
 def longest_work(work: Workload, dataset: Dataset) -> Workload:
-    """Return the workload of the longest rows that the data really has."""
+    """Return `work` with the lengths of the longest rows in the data."""
     rows = longest_mix(dataset.train, work.rows * work.micro_batches)
     held_out = longest_mix(dataset.all_held_out, work.evaluation_rows) if dataset.all_held_out else rows
     return replace(
@@ -36,21 +37,21 @@ def longest_work(work: Workload, dataset: Dataset) -> Workload:
 
 
 def longest_mix(rows: Sequence[TokenRow], count: int) -> list[TokenRow]:
-    """Return the `count` longest rows, or all once where they would repeat so often that only their mix matters.
+    """Return the `count` longest rows, or all rows once where each would be repeated more than `MOST_REPEATS` times.
 
-    A mistyped batch size must not build a list of its length.
+    A mistyped batch size must not build a list of its length, and the share of targets is the same.
     """
-    return longest(rows, count if count <= OFTEN * len(rows) else len(rows))
+    return longest_rows(rows, count if count <= MOST_REPEATS * len(rows) else len(rows))
 
 
 def supervised_share(rows: Sequence[TokenRow]) -> float:
-    """Return which part of the predictable tokens of a padded batch the loss is computed on."""
+    """Return the fraction of a padded batch's predictable tokens that are targets."""
     width = max(len(row.input_ids) for row in rows)
     return sum(row.supervised for row in rows) / (len(rows) * max(width - 1, 1))
 
 
 def held_out(bench: Bench, model: nn.Module) -> HeldOut:
-    """Return what an evaluation takes at most, for a probe of it."""
+    """Return the largest batches of an evaluation."""
     prompts = longest_prompts(bench.recipe, bench.dataset, model)
     return HeldOut(
         bench.dataset.all_held_out, bench.batch_size, bench.dataset.pad_id, prompts, answers_to(prompts, bench.recipe)
@@ -58,7 +59,7 @@ def held_out(bench: Bench, model: nn.Module) -> HeldOut:
 
 
 def longest_prompts(recipe: Recipe, dataset: Dataset, model: nn.Module) -> list[list[int]]:
-    """Return the longest batch of prompts that the run writes answers to, as `model` gets them; none, if none."""
+    """Return the longest batch of prompts that the run writes answers to, as `model` gets them; empty if none."""
     count = count_answers(recipe)
     prompts = [*dataset.prompts[:count], *dataset.test_prompts[:count]]
     if not prompts:

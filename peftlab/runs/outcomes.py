@@ -1,4 +1,4 @@
-"""How a run in another process came out: by its record, else by the signal that killed it, else by its log's end."""
+"""The outcome of a run in another process: from its record, the signal that killed it, or the end of its log."""
 
 from __future__ import annotations
 

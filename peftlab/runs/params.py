@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from peftlab.models.build import build_meta
+from peftlab.parameters.shape import shape_of
 from peftlab.recipe.schema import Recipe
 from peftlab.reports import ParameterReport
-from peftlab.runs.bench import apply_method, check_method, read_labels, read_shape
+from peftlab.runs.loading import apply_method, check_method, read_labels
 from peftlab.world.quiet import quiet_libraries
 
 
@@ -16,6 +17,6 @@ def count(recipe: Recipe) -> ParameterReport:
     for what the method cannot do on this model.
     """
     quiet_libraries()
-    labels = read_labels(recipe)
-    check_method(recipe.method, read_shape(recipe, labels))
-    return apply_method(recipe, *build_meta(recipe.model, labels))[1]
+    model, fresh = build_meta(recipe.model, read_labels(recipe))
+    check_method(recipe.method, shape_of(model, fresh, recipe.task.name))
+    return apply_method(recipe.method, model, recipe.task.name, fresh)[1]

@@ -13,8 +13,12 @@ from peftlab.reports import MemoryReport
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, told apart by colour-blind readers too.
+# Okabe and Ito's colours, which colour-blind readers can distinguish.
 BLUE, ORANGE = "#0072B2", "#D55E00"
+CURVES: dict[str, tuple[str, dict[str, Any]]] = {
+    "train": ("training", {"color": BLUE, "linewidth": 1.5}),
+    "evaluation": ("held out", {"color": ORANGE, "marker": "o", "linewidth": 1.5}),
+}
 CATEGORY_COLOURS = {
     "frozen_weights": "#999999",
     "quantisation_state": "#000000",
@@ -33,10 +37,7 @@ def draw_losses(history: list[dict[str, Any]], title: str, path: Path) -> None:
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot()
-    for event, label, style in (
-        ("train", "training", {"color": BLUE, "linewidth": 1.5}),
-        ("evaluation", "held out", {"color": ORANGE, "marker": "o", "linewidth": 1.5}),
-    ):
+    for event, (label, style) in CURVES.items():
         lines = [line for line in history if line["event"] == event]
         points = [(line["step"], line["loss"]) for line in lines if math.isfinite(line.get("loss") or math.nan)]
         if points:
@@ -51,14 +52,14 @@ def draw_losses(history: list[dict[str, Any]], title: str, path: Path) -> None:
 
 
 def write_picture(figure: Figure, path: Path) -> None:
-    """Write a figure; a name in a script that the font lacks is drawn as boxes, without a word about it."""
+    """Write a figure; a name in a script that the font lacks is drawn as boxes, without a warning."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure.savefig(path, dpi=120)
 
 
 def draw_memory(rows: Sequence[tuple[str, dict[str, MemoryReport]]], path: Path) -> None:
-    """Draw each run's categories at its peak as stacked bars, predicted (hatched) beside measured."""
+    """Draw each run's categories at its peak as stacked bars, predicted (hatched) next to measured."""
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 

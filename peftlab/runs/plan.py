@@ -1,22 +1,15 @@
-"""`peftlab plan`: what a recipe will take and whether it fits, or all methods on one model side by side."""
+"""`peftlab plan`: the memory that a recipe needs and whether it fits, or all methods on one model."""
 
 from __future__ import annotations
 
-import torch
-
 from peftlab.errors import MethodError
-from peftlab.memory.blueprint import Blueprint, Blueprints
 from peftlab.memory.fit import maximize, remedies
-from peftlab.memory.predict import predict
-from peftlab.memory.strategies import Strategy, find_strategy
 from peftlab.methods import METHODS, Method
-from peftlab.optimization.dropout import disable_dropout
 from peftlab.recipe.schema import Recipe
 from peftlab.reports import MemoryReport, MethodPlan
-from peftlab.runs.bench import read_labels
+from peftlab.runs.planner import open_planner
 from peftlab.shapes import ModelShape
-from peftlab.sizes import DEFAULT_CAPABILITY, Budget, parse_budget
-from peftlab.world.hardware import available_host_bytes, has_cuda, total_bytes
+from peftlab.sizes import parse_budget
 from peftlab.world.open import refuse_unsupported
 from peftlab.world.quiet import quiet_libraries
 
@@ -30,9 +23,9 @@ def plan(
     devices: int = 1,
     strategy: str = "ddp",
 ) -> MemoryReport:
-    """Return what the recipe will take on one device, from the model's config alone.
+    """Return the predicted memory of the recipe on one device, from the model's config alone.
 
-    `memory` (else the recipe's `run.memory`) is a size or a GPU's name: the report then says whether it fits, and
+    `memory` (else the recipe's `run.memory`) is a size or a GPU's name: the report then contains whether it fits, and
     what would make it fit. `maximized` (batch_size, max_length or rank) asks for the largest that fits. `device` is
     `cpu`, `cuda` (none is needed), or `auto`: the recipe's, else CUDA if there is one or a GPU is named. Raises
     UsageError.
@@ -41,13 +34,12 @@ def plan(
     quiet_libraries()
     memory = memory or recipe.run.memory
     budget = parse_budget(memory) if memory is not None else None
-    target = planned_device(recipe, device, budget)
-    planner = Planner(target, budget, devices, find_strategy(strategy))
+    planner = open_planner(recipe, device, budget, processes=devices, strategy=strategy)
     if maximized is None:
         report = planner(recipe)
     else:
         longest = planner.blueprint(recipe).positions
-        value, report = maximize(recipe, maximized, _capacity(budget, target), planner, longest)
+        value, report = maximize(recipe, maximized, planner.usable_bytes, planner, longest)
         report = report.model_copy(update={"maximized": {maximized: value}})
     if report.fits is False and report.capacity_bytes is not None:
         changes = remedies(recipe, report.capacity_bytes, planner)
@@ -84,15 +76,15 @@ def plan_methods(
                 },
             }
         )
-        found.append(_plan_method(recipe, memory, device))
+        found.append(plan_method(recipe, memory, device))
     return found
 
 
 def relative_step_time(method: Method, shape: ModelShape, length: int) -> float:
-    """Return a step's floating-point operations as a part of full fine-tuning's, without checkpointing.
+    """Return a step's floating-point operations as a fraction of full fine-tuning's, without checkpointing.
 
     For each token: 2 for every weight of a matrix forward, 2 backward to its input, 2 for its own gradient where
-    it trains, and the attention's own products. Below the first layer that trains nothing goes backward.
+    it trains, and the attention's own products. There is no backward pass below the first layer that trains.
     """
     base = [site for site in shape.parameters if method.multiplies(site)]
     added = [site for site in method.added_parameters(shape) if method.multiplies(site)]
@@ -108,57 +100,21 @@ def relative_step_time(method: Method, shape: ModelShape, length: int) -> float:
     return cost / (6 * matrices + 3 * attention)
 
 
-def _plan_method(recipe: Recipe, memory: str | None, device: str) -> MethodPlan:
+def plan_method(recipe: Recipe, memory: str | None, device: str) -> MethodPlan:
+    """Return what the recipe's method trains and needs on its model, or the reason why it cannot be applied to it."""
     method = recipe.method
     row = MethodPlan(method=method.type, title=method.title)
-    budget = parse_budget(memory) if memory is not None else None
-    target = planned_device(recipe, device, budget)
+    planner = open_planner(recipe, device, parse_budget(memory) if memory is not None else None)
     try:
-        blueprint = Blueprints(target, read_labels, disable_dropout)(recipe)
+        shape = planner.blueprint(recipe).shape
     except MethodError as error:
         return row.model_copy(update={"error": str(error)})
-    trainable = method.count_trainable(blueprint.shape)
+    trainable = method.count_trainable(shape)
     return row.model_copy(
         update={
             "trainable": trainable,
-            "fraction": trainable / blueprint.shape.total,
-            "relative_step_time": relative_step_time(method, blueprint.shape, recipe.data.max_length),
-            "memory": _report(blueprint, budget, 1, find_strategy("ddp")),
+            "fraction": trainable / shape.total,
+            "relative_step_time": relative_step_time(method, shape, recipe.data.max_length),
+            "memory": planner(recipe),
         }
     )
-
-
-class Planner:
-    """Turns recipes into reports; builds a model anew only for a recipe that needs another one."""
-
-    def __init__(self, target: torch.device, budget: Budget | None, devices: int, strategy: Strategy):
-        self.budget, self.devices, self.strategy = budget, devices, strategy
-        self.blueprint = Blueprints(target, read_labels, disable_dropout)
-
-    def __call__(self, recipe: Recipe) -> MemoryReport:
-        return _report(self.blueprint(recipe), self.budget, self.devices, self.strategy)
-
-
-def _report(blueprint: Blueprint, budget: Budget | None, devices: int, strategy: Strategy) -> MemoryReport:
-    return predict(
-        blueprint,
-        devices=devices,
-        strategy=strategy,
-        capability=budget.capability if budget else DEFAULT_CAPABILITY,
-        capacity_bytes=budget.bytes if budget else None,
-    )
-
-
-def planned_device(recipe: Recipe, device: str, budget: Budget | None) -> torch.device:
-    """Return the device to plan for: what `device` says, else the recipe; `auto` is CUDA where a GPU is named."""
-    wanted = recipe.run.device if device == "auto" else device
-    if wanted == "auto":
-        named = budget is not None and budget.gpu is not None
-        wanted = "cuda" if named or has_cuda() else "cpu"
-    return torch.device(wanted)
-
-
-def _capacity(budget: Budget | None, target: torch.device) -> int:
-    if budget is not None:
-        return budget.bytes
-    return total_bytes(target) if target.type == "cuda" and has_cuda() else available_host_bytes()

@@ -9,20 +9,20 @@ from peftlab.data.notes import note_data
 from peftlab.recipe.schema import Recipe
 from peftlab.reports import ParameterReport
 from peftlab.runs.bench import Bench, prepare
-from peftlab.runs.prediction import foresee, open_forecast
+from peftlab.runs.prediction import open_run_planner, plan_run
 from peftlab.runs.record import RunRecord
 
 
 def prepare_bench(record: RunRecord) -> Bench:
-    """Read the data, plan the run's memory on its own rows, load the base; enter all into the record."""
+    """Read the data, plan the run's memory on its own rows, load the base; add all to the record."""
 
     def plan(dataset: Dataset) -> Recipe:
-        record.watch.forecast = forecast = open_forecast(record.recipe, dataset, record.world)
-        record.split(foresee(record.recipe, forecast, record.result.memory, record.note))
+        record.watch.planner = planner = open_run_planner(record.recipe, dataset, record.world)
+        record.split(plan_run(record.recipe, planner, record.result.memory, record.note))
         return record.recipe
 
     bench = prepare(record.recipe, record.world, plan)
-    record.watch.model = bench.model
+    record.watch.model = bench.base.model
     record.result.data = bench.dataset.report
     for line in note_data(record.recipe, bench.dataset.report, record.world.processes):
         record.note(line)
@@ -30,7 +30,7 @@ def prepare_bench(record: RunRecord) -> Bench:
 
 
 def apply_method(record: RunRecord, bench: Bench) -> nn.Module:
-    """Return the model with the recipe's method applied; enter what trains into the record."""
+    """Return the model with the recipe's method applied; add what trains to the record."""
     model, record.result.parameters = bench.apply()
     record.watch.model = model
     record.note(describe_parameters(record.recipe, record.result.parameters))

@@ -1,4 +1,4 @@
-"""The record of a run while it goes: its result, its directory, its notes, seconds and phases."""
+"""The record of a run: its result, its directory, its notes, seconds and phases."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class RunDisplay(Display, Protocol):
 
 
 class RunRecord:
-    """What happened in a run, written by the main process. Every stage gets it and enters its part."""
+    """What happened in a run, written by the main process. Every stage adds its part."""
 
     def __init__(self, recipe: Recipe, name: str, world: World, directory: RunDirectory, display: RunDisplay):
         self.recipe, self.name, self.world = recipe, name, world
@@ -45,14 +45,14 @@ class RunRecord:
         self.watch = Watch(recipe, world.device, self.result.memory)
 
     def note(self, line: str) -> None:
-        """Show a line to whoever watches, and keep it in the record."""
+        """Show a line, and keep it in the record."""
         line = mask_secrets(line)
         self.display.note(line)
         self.result.notes.append(line)
 
     @contextlib.contextmanager
     def in_phase(self, phase: str) -> Iterator[None]:
-        """Enter the seconds and the peak of memory of what runs inside."""
+        """Add the seconds and the peak memory of what runs inside."""
         self.watch.phase = phase
         started = time.perf_counter()
         with self.meter.phase(phase):
@@ -74,7 +74,7 @@ class RunRecord:
         self.write_recipe()
 
     def reopen(self, former: RunResult, dropped: tuple[str, ...]) -> None:
-        """Keep what an interrupted run measured, but for the metrics named in `dropped`."""
+        """Keep what an interrupted run measured, except the metrics named in `dropped`."""
         kept = {"metrics", "examples", "seconds", "resumes", "audit"}
         self.result = self.result.model_copy(update={name: getattr(former, name) for name in kept})
         for name in dropped:

@@ -41,8 +41,8 @@ def train(
     """Run `recipe` and return its result, which is also in the run directory with everything else.
 
     The directory is the recipe's `run.output` or `runs/NAME`. With `resume` the run resumes from its latest
-    intact checkpoint; one that is finished is returned as it is. Every ending writes `result.json` with its
-    status; faults that a user can meet raise a PeftlabError, StoppedError among them.
+    intact checkpoint; one that is finished is returned unchanged. Whatever ends it, `result.json` is written with
+    its status. Expected errors are PeftlabErrors; a run that is stopped early raises StoppedError.
     """
     quiet_libraries()
     path = run_path(recipe, name)
@@ -79,7 +79,7 @@ def execute(record: RunRecord, recorder: Recorder, stop: Stop, resume: bool) -> 
         bench = prepare_bench(record)
     if "evaluation_before" not in record.result.seconds:
         with record.in_phase("evaluation_before"):
-            evaluate_parts(record, recorder, bench, bench.model, "before", 0)
+            evaluate_parts(record, recorder, bench, bench.base.model, "before", 0)
     with record.in_phase("apply"):
         model = apply_method(record, bench)
     with record.in_phase("training"):
@@ -95,11 +95,11 @@ def execute(record: RunRecord, recorder: Recorder, stop: Stop, resume: bool) -> 
             record.result.inference = try_inference(bench, model, record.directory.weights, record.note)
     record.finish()
     draw_curve(record, recorder)
-    record.world.wait()  # a process that left earlier would count as lost
+    record.world.wait()  # a process that ended earlier would count as lost
 
 
 def start_files(record: RunRecord, resume: bool) -> None:
-    """Write the first record, with what an interrupted run had in it if this one resumes it."""
+    """Write the first record, with the measurements of the interrupted run if this one resumes it."""
     recipe = record.recipe
     refuse_snapshot(recipe.run.memory_snapshot, record.world.device)
     if resume:
@@ -113,12 +113,12 @@ def start_files(record: RunRecord, resume: bool) -> None:
 
 
 def open_stop(settings: RunSettings, processes: int) -> Stop:
-    """Return what ends the run early: a signal, or what the recipe says."""
+    """Return what ends the run early: a signal, or the recipe's limits."""
     return Stop(settings.max_seconds, settings.stop_after, ECHO_SECONDS if processes > 1 else 0.0)
 
 
 def run_path(recipe: Recipe, name: str) -> Path:
-    """Return the run directory's path. Raises StorageError for what cannot be one."""
+    """Return the run directory's path. Raises StorageError if it is not a valid path."""
     wanted = recipe.run.output or f"runs/{name}"
     try:
         return user_path(wanted)

@@ -15,7 +15,7 @@ from peftlab.training.recorder import Recorder
 
 
 def save_weights(record: RunRecord, bench: Bench, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Write what trained, and enter the memory that saving took."""
+    """Write what trained, and add the memory of saving to the record."""
     probe = record.watch.probe = Probe(record.world.device)
     with probe.alone("save", model, optimizer):
         if record.world.is_main:
@@ -25,8 +25,8 @@ def save_weights(record: RunRecord, bench: Bench, model: nn.Module, optimizer: t
 
 
 def write_weights(record: RunRecord, bench: Bench, model: nn.Module) -> None:
-    """Write what trained, the tokenizer beside it, as one folder that appears complete."""
-    context = {"base_model": bench.source, "task": record.recipe.task.name, "labels": bench.dataset.labels}
+    """Write what trained and the tokenizer as one folder, which appears only when it is complete."""
+    context = {"base_model": bench.base.source, "task": record.recipe.task.name, "labels": bench.dataset.labels}
     with record.directory.writing(record.directory.weights) as temporary:
         record.recipe.method.save(model, temporary, context)
         bench.tokenizer.save_pretrained(temporary)

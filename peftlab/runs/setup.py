@@ -1,4 +1,4 @@
-"""From a bench and a model with its method applied to what the training loop steps with."""
+"""The training loop's setup, made from a bench and a model with its method applied."""
 
 from __future__ import annotations
 
@@ -60,14 +60,16 @@ def build_rows(bench: Bench) -> ShuffledRows:
 
 
 def refuse_endless_warmup(training: Training, steps: int) -> None:
-    """Raise UsageError for a warm-up that training ends within; a recipe in epochs shows it only now."""
+    """Raise UsageError for a warm-up longer than training, which for a recipe in epochs is known only now."""
     if isinstance(training.warmup, int) and training.warmup > steps:
-        told = f"{training.warmup} steps of warm-up do not fit into {steps} steps of training"
-        raise UsageError(f"training.warmup: {told}; a fraction such as 0.1 always fits")
+        raise UsageError(
+            f"training.warmup: {training.warmup} steps of warm-up do not fit into {steps} steps of training; "
+            "a fraction such as 0.1 always fits"
+        )
 
 
 def renew_optimizer(setup: Setup) -> None:
-    """Give `setup` an optimiser and a schedule that have not stepped yet."""
+    """Replace the optimiser and the schedule of `setup` with new ones."""
     setup.optimizer = build_optimizer(setup.model, setup.recipe, setup.world.device)
     setup.schedule = build_schedule(setup.optimizer, setup.recipe.training, setup.steps)
 

@@ -1,4 +1,4 @@
-"""A run's training: the longest rows first, then the loop, from the latest checkpoint if the run goes on."""
+"""A run's training: the longest rows first, then the loop, from the latest checkpoint if the run resumes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from peftlab.training.stop import Stop
 def train_model(
     record: RunRecord, recorder: Recorder, stop: Stop, bench: Bench, model: nn.Module, resume: bool
 ) -> Setup:
-    """Take the longest rows once, then run the loop; return the setup as the last step left it."""
+    """Measure the longest rows, then run the loop; return the setup after the last step."""
     audit, saving = Audit(model), record.recipe.run.save_every
     identity = describe_identity(record.recipe, bench, audit, record.result.environment)
     wanted = record.recipe.run.memory_snapshot and record.world.is_main
@@ -55,7 +55,7 @@ def train_model(
 
 
 def measure(record: RunRecord, recorder: Recorder, bench: Bench, model: nn.Module, setup: Setup) -> None:
-    """Take the longest rows through the model, and leave `setup` as at its start."""
+    """Measure the longest rows' steps and add their memory to the record; `setup` is as new afterwards."""
     watch = record.watch
     watch.probe, watch.optimizer = Probe(record.world.device), setup.optimizer
     measured = measure_longest(setup, model, held_out(bench, model), watch.probe)
@@ -68,13 +68,13 @@ def measure(record: RunRecord, recorder: Recorder, bench: Bench, model: nn.Modul
 
 
 def describe_memory(memory: dict[str, MemoryReport]) -> str:
-    """Return one line: what the longest rows took, and how far the prediction was off."""
+    """Return one line: the measured memory of the longest rows, and the error of the prediction."""
     measured, predicted = memory["measured"].peak_bytes, memory.get("predicted")
     line = f"memory with the longest rows: {measured / 2**20:,.1f} MiB measured"
     if predicted is None:
         return line
-    foreseen = max(predicted.phases.get(phase, 0) for phase in memory["measured"].phases)
-    return f"{line}, {foreseen / 2**20:,.1f} MiB predicted ({format_change(foreseen / measured - 1)})"
+    planned = max(predicted.phases.get(phase, 0) for phase in memory["measured"].phases)
+    return f"{line}, {planned / 2**20:,.1f} MiB predicted ({format_change(planned / measured - 1)})"
 
 
 def continue_from_checkpoint(record: RunRecord, recorder: Recorder, setup: Setup, identity: dict[str, Any]) -> int:

@@ -5,20 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from peftlab.data.chat import render_prompt
 from peftlab.data.tokens import encode_chat_prompt
 from peftlab.errors import StorageError, UsageError
 from peftlab.evaluation.generate import add_stop_ids, generate_text
-from peftlab.models.load import load_model, load_tokenizer
+from peftlab.models.load import load_tokenizer
 from peftlab.recipe.load import load_recipe
 from peftlab.recipe.schema import Recipe
 from peftlab.runs.bench import prepare
 from peftlab.runs.directory import RunDirectory
+from peftlab.runs.launch import launched
+from peftlab.runs.loading import fill_trained, load_trained
 from peftlab.tasks.formats import CHAT
-from peftlab.world.dtypes import autocast, resolve_precision
-from peftlab.world.hardware import pick_device
-from peftlab.world.open import open_world, refuse_unsupported
+from peftlab.world.dtypes import resolve_precision
+from peftlab.world.open import open_world
 from peftlab.world.quiet import quiet_libraries
 
 
@@ -26,53 +28,59 @@ def evaluate(folder: Path, overrides: Sequence[str] = ()) -> dict[str, float]:
     """Return the metrics of a run's trained weights on its evaluation and test rows, or on others by `overrides`."""
     quiet_libraries()
     directory, recipe = open_run(folder, overrides)
-    bench = prepare(recipe, open_world(recipe.run.device))
-    if not (bench.dataset.evaluation or bench.dataset.test):
-        raise UsageError("this recipe has no evaluation rows; name some, as in data.evaluation=FILE")
-    model = recipe.method.load(bench.model, directory.weights, {"base_model": bench.source}).to(bench.device)
-    metrics, _ = bench.evaluate(model)
-    test_metrics, _ = bench.evaluate(model, "test")
+    world = open_world(recipe.run.device)
+    with launched(world):
+        bench = prepare(recipe, world)
+        if not (bench.dataset.evaluation or bench.dataset.test):
+            raise UsageError("this recipe has no evaluation rows; name some, as in data.evaluation=FILE")
+        model = fill_trained(recipe, bench.base, directory.weights, bench.device)
+        metrics, _ = bench.evaluate(model)
+        test_metrics, _ = bench.evaluate(model, "test")
     return metrics | {f"test_{name}": value for name, value in test_metrics.items()}
 
 
 def generate(folder: Path, prompt: str, overrides: Sequence[str] = ()) -> str:
-    """Return what a run's trained weights write after `prompt`; needs no data."""
+    """Return the text that a run's model generates for `prompt`; needs no data."""
     quiet_libraries()
     refuse_unreadable(prompt)
     directory, recipe = open_run(folder, overrides)
     if not recipe.task.generates:
         raise UsageError(f"{folder} is a {recipe.task.name} run, which generates no text; use `peftlab evaluate`")
-    refuse_unsupported()
-    device = pick_device(recipe.run.device)
-    loaded = load_model(recipe.model, device=device, **recipe.method.base_storage)
-    model = recipe.method.load(loaded.model, directory.weights, {"base_model": loaded.source}).to(device)
-    precision = resolve_precision(recipe.training.precision, recipe.model.dtype, device)
-    settings, tokenizer = recipe.evaluation.generation, load_tokenizer(recipe.model)
-    if recipe.data.format == CHAT.name:
-        messages = [{"role": "user", "content": prompt}]
-        prompt = encode_chat_prompt(tokenizer, render_prompt(messages, tokenizer, recipe.data.template_kwargs))
+    world, tokenizer = open_world(recipe.run.device), load_tokenizer(recipe.model)
     ends = directory.read_result().data.get("train", {})
-    add_stop_ids(model, ends.get("stop_ids", ()))
-    (text,) = generate_text(
-        model,
-        tokenizer,
-        [prompt],
-        settings,
-        prompting=recipe.method.prompting,
-        stop=ends.get("stop_texts", ()),
-        autocast=partial(autocast, precision, device),
-    )
+    with launched(world):
+        model = load_trained(recipe, directory.weights, world.device)
+        add_stop_ids(model, ends.get("stop_ids", ()))
+        (text,) = generate_text(
+            model,
+            tokenizer,
+            [encode_request(recipe, prompt, tokenizer)],
+            recipe.evaluation.generation,
+            prompting=recipe.method.prompting,
+            stop=ends.get("stop_texts", ()),
+            autocast=partial(
+                world.autocast, resolve_precision(recipe.training.precision, recipe.model.dtype, world.device)
+            ),
+        )
     return text
 
 
+def encode_request(recipe: Recipe, prompt: str, tokenizer: Any) -> str | list[int]:
+    """Return what the model reads for `prompt`: in a chat, the tokens of a user's first message."""
+    if recipe.data.format != CHAT.name:
+        return prompt
+    messages = [{"role": "user", "content": prompt}]
+    return encode_chat_prompt(tokenizer, render_prompt(messages, tokenizer, recipe.data.template_kwargs))
+
+
 def refuse_unreadable(prompt: str) -> None:
-    """Raise UsageError for a prompt that no tokenizer takes or that holds nothing to continue."""
+    """Raise UsageError for a prompt that is empty or not valid UTF-8."""
     if not prompt.strip():
-        raise UsageError("the prompt is empty; write what the model shall continue or answer")
+        raise UsageError("the prompt is empty; write a text that the model should continue or answer")
     try:
         prompt.encode()
     except UnicodeEncodeError:
-        raise UsageError("the prompt holds bytes that are no UTF-8 text") from None
+        raise UsageError("the prompt is not valid UTF-8") from None
 
 
 def open_run(folder: Path, overrides: Sequence[str]) -> tuple[RunDirectory, Recipe]:
@@ -85,6 +93,6 @@ def open_run(folder: Path, overrides: Sequence[str]) -> tuple[RunDirectory, Reci
     if recipe.model.trust_remote_code and "model.trust_remote_code=true" not in overrides:
         raise UsageError(
             f"{folder}: its recipe runs the code that {recipe.model.name} ships; if you trust the run and that model, "
-            "say so again: model.trust_remote_code=true"
+            "add model.trust_remote_code=true"
         )
     return directory, recipe

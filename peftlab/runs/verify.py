@@ -19,12 +19,12 @@ from peftlab.runs.jobs import Job, run_job
 def verify_resume(
     recipe: Path, overrides: Sequence[str] = (), *, steps: int = 6, stop_after: int = 3
 ) -> dict[str, Any]:
-    """Train `steps` steps straight, and again with a stop after `stop_after`, each in a process of its own.
+    """Train `steps` steps without a stop, and again with a stop after `stop_after`, each in its own process.
 
     Returns `exact` (whether weights, moments, schedule and random states are the same bytes), the names that
-    `differ`, `compared`, `steps`, `stop_after`, and the `reasons` that the resumed run itself gave. The recipe's
-    own run directory is not touched. Raises UsageError for steps that leave nothing to resume, and StorageError
-    if a run does not end as it should.
+    `differ`, `compared`, `steps`, `stop_after`, and the `reasons` in the resumed run's record. The recipe's
+    own run directory is not changed. Raises UsageError if no step remains to resume, and StorageError if a run
+    does not end as expected.
     """
     if not 0 < stop_after < steps:
         raise UsageError(f"--stop-after must be between 0 and --steps ({steps}), not {stop_after}")
@@ -51,18 +51,18 @@ def verify_resume(
 def run_training(
     recipe: Path, overrides: tuple[str, ...], folder: Path, *, resume: bool = False, expected: str = "finished"
 ) -> None:
-    """Run a recipe in a process of its own. Raises StorageError unless its record's status is as expected."""
+    """Run a recipe in another process. Raises StorageError unless its record's status is as expected."""
     log = folder.with_suffix(".log")
     ending = run_job(Job(recipe, overrides, folder, log, resume=resume), warm=True)
     if ending.status != expected:
-        raise StorageError(f"a run of this proof ended as {ending.status}, not {expected}: {ending.error}")
+        raise StorageError(f"a run of this verification ended as {ending.status}, not {expected}: {ending.error}")
 
 
 def load_final(folder: Path) -> dict[str, Any]:
     """Return the state at the end of a run, with every process's own."""
     checkpoint, _ = find_latest(RunDirectory(folder).checkpoints)
     if checkpoint is None:
-        raise StorageError(f"{folder}: the run left no complete checkpoint")
+        raise StorageError(f"{folder}: the run has no complete checkpoint")
     names = sorted(path.stem for path in checkpoint.path.glob("*.json") if path.stem != "MANIFEST")
     return {name: load_state(checkpoint.path, name) for name in names}
 
@@ -71,14 +71,14 @@ def differing(one: Any, other: Any, path: str = "") -> dict[str, bool]:
     """Return for every leaf of two trees whether both have exactly the same value there."""
     if isinstance(one, dict) and isinstance(other, dict):
         keys = dict.fromkeys([*one, *other])
-        leaves = [differing(one.get(key), other.get(key), f"{path}.{key}" if path else str(key)) for key in keys]
-        return {name: same for found in leaves for name, same in found.items()}
+        parts = [differing(one.get(key), other.get(key), f"{path}.{key}" if path else str(key)) for key in keys]
+        return {name: same for found in parts for name, same in found.items()}
     if torch.is_tensor(one) and torch.is_tensor(other):
         return {path: one.dtype == other.dtype and one.shape == other.shape and same_bytes(one, other)}
     return {path: repr(one) == repr(other)}
 
 
 def same_bytes(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Return whether two tensors have the same bytes: not-a-number equals itself, zero is not minus zero."""
+    """Return whether two tensors have the same bytes: not-a-number equals itself, and zero differs from minus zero."""
     bits = [tensor.contiguous().view(-1).view(torch.uint8) for tensor in (one, other)]
     return torch.equal(*bits)

@@ -1,8 +1,7 @@
-"""What is at hand when memory runs out: the phase, what holds memory, the plan to ask."""
+"""What is known of a run when memory runs out: the phase, what occupies memory, the planner."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -11,11 +10,12 @@ from torch import nn
 from peftlab.memory.probe import Probe
 from peftlab.recipe.schema import Recipe
 from peftlab.reports import MemoryReport
+from peftlab.runs.planner import Planner
 
 
 @dataclass
 class Watch:
-    """The state of a run as far as memory goes; each stage enters what it makes. `memory` is the result's own."""
+    """The parts of a run that occupy memory; each stage adds its own. `memory` is the result's own dictionary."""
 
     recipe: Recipe
     device: torch.device
@@ -24,4 +24,4 @@ class Watch:
     probe: Probe | None = None
     model: nn.Module | None = None
     optimizer: torch.optim.Optimizer | None = None
-    forecast: Callable[[Recipe], MemoryReport] | None = None
+    planner: Planner | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from peftlab.tasks.formats import Example, Format
 
@@ -13,8 +13,12 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedConfig
 
-    from peftlab.data.tokens import TokenRow
-    from peftlab.losses.base import Loss
+Need = Literal["loss", "next_tokens", "classes", "texts", "spans"]
+"""What metrics are made from: losses of rows or of next tokens, one class a row, generated texts, spans of tags."""
+TokenRow = Any
+"""A `data.tokens.TokenRow`. That room reads this one, so its types have no names here."""
+Loss = Any
+"""A `losses.base.Loss`."""
 
 
 class Task(ABC):
@@ -22,8 +26,8 @@ class Task(ABC):
 
     `auto_class` is the transformers class that builds the model, `model_suffix` what the names of such models' own
     classes contain, `peft_type` PEFT's name of the task, `head_names` the modules that PEFT saves as its head.
-    `reads_last_token` says that a decoder's head reads the last token that is not padding.
-    `row_columns` names the whole numbers that `score_row` returns of a held-out row.
+    `gives` says what metrics can be made from (`Metric.needs`). `reads_last_token` says that a decoder's head reads
+    the last token that is not padding. `row_columns` names the whole numbers that `score_row` returns for a row.
     """
 
     name: ClassVar[str]
@@ -32,7 +36,7 @@ class Task(ABC):
     model_suffix: ClassVar[str]
     peft_type: ClassVar[str]
     formats: ClassVar[tuple[Format, ...]]
-    metrics: ClassVar[tuple[str, ...]]
+    gives: ClassVar[tuple[Need, ...]]
     default_metric: ClassVar[str] = "loss"
     head_names: ClassVar[tuple[str, ...]] = ()
     generates: ClassVar[bool] = False

@@ -6,14 +6,11 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from peftlab.tasks.base import Task
+from peftlab.tasks.base import Loss, Task, TokenRow
 from peftlab.tasks.formats import CHAT, COMPLETION, TEXT, Example
 
 if TYPE_CHECKING:
     from torch import nn
-
-    from peftlab.data.tokens import TokenRow
-    from peftlab.losses.base import Loss
 
 
 class CausalLM(Task):
@@ -23,7 +20,7 @@ class CausalLM(Task):
     model_suffix: ClassVar[str] = "ForCausalLM"
     peft_type: ClassVar[str] = "CAUSAL_LM"
     formats = (COMPLETION, TEXT, CHAT)
-    metrics = ("loss", "perplexity", "exact_match", "bleu", "rouge")
+    gives = ("loss", "next_tokens", "texts")
     generates: ClassVar[bool] = True
 
     @property

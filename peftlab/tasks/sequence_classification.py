@@ -8,15 +8,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from peftlab.tasks.base import Task
+from peftlab.tasks.base import Loss, Task, TokenRow
 from peftlab.tasks.formats import Example, Format, as_label, as_text
 
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedConfig
-
-    from peftlab.data.tokens import TokenRow
-    from peftlab.losses.base import Loss
 
 WHOLE_NUMBER = re.compile(r"-?\d{1,18}")
 
@@ -45,7 +42,7 @@ class SequenceClassification(Task):
     model_suffix: ClassVar[str] = "ForSequenceClassification"
     peft_type: ClassVar[str] = "SEQ_CLS"
     formats = (CLASSIFICATION,)
-    metrics = ("loss", "accuracy", "f1", "matthews")
+    gives = ("loss", "classes")
     default_metric: ClassVar[str] = "accuracy"
     head_names = ("classifier", "score")
     has_labels: ClassVar[bool] = True

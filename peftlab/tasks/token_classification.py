@@ -7,14 +7,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from peftlab.tasks.base import Task
+from peftlab.tasks.base import Loss, Task, TokenRow
 from peftlab.tasks.formats import Example, Format, as_texts
 
 if TYPE_CHECKING:
     from torch import nn
-
-    from peftlab.data.tokens import TokenRow
-    from peftlab.losses.base import Loss
 
 OUTSIDE = "O"
 Span = tuple[str, int, int]
@@ -50,7 +47,7 @@ class TokenClassification(Task):
     model_suffix: ClassVar[str] = "ForTokenClassification"
     peft_type: ClassVar[str] = "TOKEN_CLS"
     formats = (TOKENS,)
-    metrics = ("loss", "span_f1", "span_precision", "span_recall")
+    gives = ("loss", "spans")
     default_metric: ClassVar[str] = "span_f1"
     head_names = ("classifier", "score")
     has_labels: ClassVar[bool] = True

@@ -1,1 +1,1 @@
-"""Training: the loop, and what it steps with."""
+"""Training: the loop, its setup, its recorder, its preflight."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from peftlab.data.rows import BatchesAhead
@@ -18,7 +19,7 @@ AUDITED_STEPS = 3
 
 
 def train(setup: Setup, recorder: Recorder, audit: Audit) -> Progress:
-    """Run the optimiser steps of a recipe, from where `setup.progress` is, and return how far they went.
+    """Run the optimiser steps of a recipe, starting after `setup.progress`, and return the progress at the end.
 
     Raises DivergedError for the first step whose loss or gradient is not finite; that step changes no weight. On
     CUDA with a fused optimiser it is raised at the next log line, evaluation or checkpoint.
@@ -35,10 +36,8 @@ def train(setup: Setup, recorder: Recorder, audit: Audit) -> Progress:
     with BatchesAhead(setup.rows, setup.steps, setup.world.stage) as batches:
         for step in range(progress.step + 1, setup.steps + 1):
             targets, tokens = setup.rows.count(step)
-            learning_rate = setup.schedule.get_last_lr()[0]
-            result = optimizer_step(
-                setup, batches.take(step), targets, before_update=lambda result, step=step: inspect(step, result)
-            )
+            learning_rate = float(setup.schedule.get_last_lr()[0])
+            result = optimizer_step(setup, batches.take(step), targets, before_update=partial(inspect, step))
             setup.schedule.step()
             progress.step, progress.rows, progress.tokens = step, step * setup.rows.per_step, progress.tokens + tokens
             recorder.add(result.losses.sum(), targets, tokens)
@@ -66,20 +65,20 @@ def train(setup: Setup, recorder: Recorder, audit: Audit) -> Progress:
 
 
 def is_due(step: int, every: int | None) -> bool:
-    """Whether an action that comes every so many steps comes after this one."""
+    """Return whether an action that is done every so many steps is due after this one."""
     return every is not None and step % every == 0
 
 
 def note_best(progress: Progress, metrics: dict[str, float]) -> None:
-    """Remember the step of the lowest held-out loss."""
+    """Keep the step of the lowest held-out loss."""
     loss = metrics.get("loss")
     if loss is not None and (progress.best_metric is None or loss < progress.best_metric):
         progress.best_metric, progress.best_step = loss, progress.step
 
 
 def agree_to_stop(setup: Setup, step: int) -> bool:
-    """Whether to stop after this step: a signal reaches processes at different steps, so they ask each other."""
+    """Return whether to stop after this step; all processes agree, as a signal reaches them at different steps."""
     reason = setup.world.highest(setup.stop.ask(step))
-    if reason > 0:  # else a signal that arrived meanwhile, which the next step asks about, would be lost
+    if reason > 0:  # otherwise a signal that arrived meanwhile, which the next step sees, would be lost
         setup.stop.reason = reason
     return reason > 0

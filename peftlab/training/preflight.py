@@ -1,4 +1,4 @@
-"""The longest rows first: two steps and an evaluation that show, within seconds, the most memory that a run takes."""
+"""The preflight: two steps and an evaluation of the longest rows, which measure a run's peak memory in seconds."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 
 from peftlab.checkpoint.randomness import capture_random_state, restore_random_state
 from peftlab.data.batches import collate
-from peftlab.data.rows import ShuffledRows
+from peftlab.data.rows import longest_rows
 from peftlab.data.tokens import TokenRow
 from peftlab.evaluation.generate import pad_left
 from peftlab.memory.generation import Answers, write_last_token
@@ -20,22 +20,9 @@ from peftlab.reports import MemoryReport
 from peftlab.training.setup import Setup
 
 
-def longest(rows: Sequence[TokenRow], count: int) -> list[TokenRow]:
-    """Return the `count` longest rows, repeated from the first where there are fewer."""
-    ordered = sorted(rows, key=lambda row: -len(row.input_ids))
-    return [ordered[i % len(ordered)] for i in range(count)]
-
-
-def longest_step(rows: ShuffledRows) -> ShuffledRows:
-    """Return rows of which every step takes the longest ones, in at most two micro-batches a process."""
-    accumulation = min(rows.accumulation, 2)
-    chosen = longest(rows.rows, rows.batch_size * accumulation * rows.processes)
-    return replace(rows, rows=chosen, accumulation=accumulation)
-
-
 @dataclass(frozen=True)
 class HeldOut:
-    """What an evaluation takes: rows, how many make a batch, and the longest prompts that answers are written to."""
+    """What an evaluation needs: rows, rows of a batch, and the longest prompts that answers are written to."""
 
     rows: Sequence[TokenRow] = ()
     batch_size: int = 1
@@ -45,16 +32,16 @@ class HeldOut:
 
 
 def measure_longest(setup: Setup, model: nn.Module, held_out: HeldOut, probe: Probe) -> MemoryReport:
-    """Take the longest training rows through two steps, the longest of an evaluation through two batches and an answer.
+    """Return the memory by phase of two steps of the longest training rows, an evaluation's two batches, and an answer.
 
-    `setup` has an optimiser of its own, which is thrown away afterwards; `model` is the one that
-    `setup.model` wraps. The optimiser sees zero gradients, so the weights stay as they are; modes and random
-    states are put back. Returns the measured ledger by phase; `probe`, a new one, can be asked where it stopped.
+    `model` is the one that `setup.model` wraps. Gradients are zero, so the weights do not change, and random states
+    are restored; the optimiser of `setup` has stepped and must be replaced. `probe` is a new one, which knows the
+    phase if memory runs out.
     """
     random = capture_random_state()
     # A scaler would skip the update where a trial overflows, and with it the optimiser's states.
     scaler = torch.amp.GradScaler(setup.world.device.type, enabled=False)
-    trial = replace(setup, rows=longest_step(setup.rows), scaler=scaler)
+    trial = replace(setup, rows=setup.rows.longest(), scaler=scaler)
     for group in trial.optimizer.param_groups:  # decay moves weights without any gradient
         group["weight_decay"] = 0.0
     with probe.steps(model, trial.optimizer):
@@ -83,7 +70,7 @@ def _step(setup: Setup) -> None:
 
 
 def _evaluate(setup: Setup, model: nn.Module, held_out: HeldOut) -> None:
-    rows = longest(held_out.rows, held_out.batch_size)
+    rows = longest_rows(held_out.rows, held_out.batch_size)
     batch, counts = setup.world.move(collate(rows, held_out.pad_id)), [row.supervised for row in rows]
     with torch.no_grad(), setup.world.autocast(setup.precision):
         for _ in range(2):  # as in an evaluation, a batch's losses live while the next one's are computed

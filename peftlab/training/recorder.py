@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Display(Protocol):
-    """Shows one line of numbers at a time to whoever watches."""
+    """Shows one line of numbers at a time."""
 
     def update(self, line: dict[str, Any], steps: int) -> None: ...
 
@@ -31,7 +31,7 @@ def is_finite(value: Any) -> bool:
 
 
 class Recorder:
-    """Collects the losses of steps on the device and reads them, with one synchronisation, at log time."""
+    """Collects the losses of steps on the device, and reads them with one synchronisation at log time."""
 
     def __init__(
         self,
@@ -51,7 +51,7 @@ class Recorder:
         self._started = self._last = time.perf_counter()
 
     def start(self, steps: int, done: int = 0) -> None:
-        """Begin the clock of a training of so many steps, some of them already done."""
+        """Start the clock of a training of so many steps, of which `done` are done."""
         self.steps, self._done = steps, done
         self._started = self._last = time.perf_counter()
 
@@ -60,24 +60,24 @@ class Recorder:
         return {"losses": [loss.cpu() for loss in self._losses], "counts": list(self._counts)}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take back what `state` returned."""
+        """Restore what `state` returned."""
         self._losses = [loss.to(self.world.device) for loss in state["losses"]]
         self._counts = list(state["counts"])
 
     def rewind(self, step: int) -> None:
-        """Drop the lines after `step` from the file, which a resumed run writes again."""
+        """Remove the lines after `step` from the file; a resumed run writes them again."""
         text = self.path.read_text(encoding="utf-8") if self.path.exists() else ""
         lines = [json.loads(line) for line in text.splitlines() if line.endswith("}")]
         self.history = [line for line in lines if line["step"] <= step]
         write_atomically(self.path, "".join(json.dumps(line) + "\n" for line in self.history))
 
     def add(self, loss: torch.Tensor, supervised: int, tokens: int) -> None:
-        """Take one step's loss (this process's share of the mean over `supervised`) without reading it."""
+        """Add one step's loss (this process's share of the mean over `supervised`) without reading it."""
         self._losses.append(loss * supervised)
         self._counts.append((supervised, tokens))
 
-    def log(self, progress: Progress, norm: torch.Tensor, rate: float) -> None:
-        """Write the mean since the last line: loss per token, gradient norm, rate, speed, memory, time left."""
+    def log(self, progress: Progress, norm: torch.Tensor, learning_rate: float) -> None:
+        """Write the means since the last line: loss per token, gradient norm, learning rate, speed, memory, time."""
         supervised, tokens = (sum(counts) for counts in zip(*self._counts, strict=True))
         loss = self.world.sum(torch.stack(self._losses).sum()).item() / supervised
         now = time.perf_counter()
@@ -86,7 +86,7 @@ class Recorder:
             "step": progress.step,
             "loss": loss,
             "gradient_norm": norm.item(),
-            "learning_rate": rate,
+            "learning_rate": learning_rate,
             "tokens_per_second": tokens / max(now - self._last, 1e-9),
             "memory_bytes": self.memory_bytes(),
             "seconds": elapsed,

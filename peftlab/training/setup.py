@@ -16,7 +16,7 @@ from peftlab.training.stop import Stop
 
 
 class Saver(Protocol):
-    """Writes checkpoints; `check` raises what a write in the background has met."""
+    """Writes checkpoints; `check` raises the error of a write in the background."""
 
     def save(self, setup: Setup) -> None: ...
 
@@ -35,7 +35,7 @@ class NoSaver:
 
 @dataclass
 class Setup(Stepper):
-    """The parts of a step, and what the loop needs around them."""
+    """The parts of a step, and what else the loop needs."""
 
     recipe: Recipe
     schedule: torch.optim.lr_scheduler.LRScheduler

@@ -1,4 +1,4 @@
-"""Everything that a run's next step depends on, as trees of tensors and plain values."""
+"""All state that a run's next step depends on, as trees of tensors and plain values."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def capture_shared_state(setup: Setup) -> dict[str, Any]:
 
 
 def restore_shared_state(setup: Setup, state: dict[str, Any]) -> None:
-    """Put a captured state back, in place. Raises StorageError unless it is of the same parameters."""
+    """Restore a captured state, in place. Raises StorageError unless it has the same parameters."""
     parameters, weights = trainable_parameters(setup.model), state["weights"]
     odd = [name for name in parameters if name not in weights or weights[name].shape != parameters[name].shape]
     odd += sorted(weights.keys() - parameters.keys())
@@ -42,16 +42,16 @@ def restore_shared_state(setup: Setup, state: dict[str, Any]) -> None:
     setup.schedule.load_state_dict(state["schedule"])
     setup.scaler.load_state_dict(state["scaler"])
     setup.progress = Progress(**state["progress"])
-    if "rows" in state:  # version 0.1.0 wrote none: its order followed from seed and step, as this one's does
+    if "rows" in state:  # version 0.1.0 wrote none: seed and step decide the order, as in this version
         setup.rows.restore(state["rows"])
 
 
 def capture_process_state(recorder: Recorder) -> dict[str, Any]:
-    """Return what each process has of its own: its random states and what it has not logged yet."""
+    """Return what differs between processes: random states and what is not logged yet."""
     return {"random": capture_random_state(), "recorder": recorder.state()}
 
 
 def restore_process_state(recorder: Recorder, state: dict[str, Any]) -> list[str]:
-    """Put a process's state back; return why that is not exact: nothing if it is."""
+    """Restore a process's state; return why that is not exact, empty if it is."""
     recorder.restore(state["recorder"])
     return restore_random_state(state["random"])

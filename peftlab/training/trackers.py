@@ -1,4 +1,4 @@
-"""The recipe's trackers, none of which can end a run: one that fails is noted once and left out from then on."""
+"""The recipe's trackers, none of which can end a run: one that fails is noted once and no longer used."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Trackers:
         """Return what `act` returns and whether it succeeded."""
         try:
             return act(), True
-        except Exception as error:  # whatever a tracker's service or library comes up with
-            told = next(iter(str(error).splitlines()), "")
-            self.note(f"run.trackers: {name} failed and is left out from here on: {type(error).__name__}: {told}")
+        except Exception as error:  # a tracker's service or library may raise anything
+            reason = next(iter(str(error).splitlines()), "")
+            self.note(f"run.trackers: {name} failed and is no longer used: {type(error).__name__}: {reason}")
             return None, False

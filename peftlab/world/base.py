@@ -1,6 +1,6 @@
 """One process of a run: its device, its place among the run's processes, and what it exchanges with them.
 
-To add a strategy: subclass `World` in a file beside this one and enter the class into `open.STRATEGIES`.
+To add a strategy: subclass `World` in a file of this folder and add the class to `open.STRATEGIES`.
 """
 
 from __future__ import annotations

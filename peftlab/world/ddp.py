@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
+from functools import cached_property
 
 import torch
 from accelerate.utils import gather_object
-from torch import nn
+from torch import distributed, nn
 
 from peftlab.world.base import Item, World
 
@@ -33,6 +34,20 @@ class Ddp(World):
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
         return self._accelerator.reduce(tensor, "sum")
+
+    def highest(self, number: int) -> int:
+        """Return the highest of all processes' numbers; the device's queue is not waited for."""
+        found = torch.tensor(number)
+        distributed.all_reduce(found, distributed.ReduceOp.MAX, self._host_group)
+        return int(found)
+
+    @cached_property
+    def _host_group(self) -> distributed.ProcessGroup | None:
+        """The processes, exchanging values between their hosts' memories; None where the default group does.
+
+        NCCL exchanges on the device only, so that reading a value would wait for all that the device has to do.
+        """
+        return None if distributed.get_backend() == "gloo" else distributed.new_group(backend="gloo")
 
     def wait(self) -> None:
         self._accelerator.wait_for_everyone()

@@ -22,7 +22,7 @@ from peftlab.memory.constants import (
 from peftlab.memory.probe import Probe
 
 OWN_TENSOR = 33 * MIB
-# Makes a context and one small segment, says so, and waits to be told to end.
+# Makes a context and one small segment, prints so, and waits for a line of input before it ends.
 CHILD = "import torch; torch.zeros(1, device='cuda'); torch.cuda.synchronize(); print('up', flush=True); input()"
 
 

@@ -33,7 +33,7 @@ def write_rows(folder: Path, length: int) -> Path:
 
 
 def check_case(shape: str, method: str, checkpointing: bool, length: int, device: str, folder: Path) -> dict[str, Any]:
-    """Return what one recipe was predicted to take in its steps, and what it took."""
+    """Return what one recipe was predicted to take in its steps, and what was measured."""
     overrides = [
         f"model.name={RECIPES / 'shapes' / shape}",
         "data.format=text",

@@ -8,10 +8,10 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from peftlab.training.step import backward_micro_batches, clip_gradients
 from results_file import write_result
 
 from peftlab.memory.measure import MemoryMeter
+from peftlab.optimization.step import optimizer_step
 from peftlab.recipe.load import load_recipe
 from peftlab.runs.bench import prepare
 from peftlab.runs.setup import build_setup
@@ -25,11 +25,7 @@ PAIRS, WARM_UP = 30, 3
 
 def step(setup: Setup, number: int) -> None:
     """Do one optimiser step of the loop."""
-    supervised, _ = setup.rows.count(number)
-    backward_micro_batches(setup, number, supervised)
-    clip_gradients(setup)
-    setup.optimizer.step()
-    setup.optimizer.zero_grad(set_to_none=True)
+    optimizer_step(setup, setup.rows.batches(number), setup.rows.count(number).targets)
 
 
 def seconds_of(setup: Setup, number: int, meter: MemoryMeter | None) -> float:

@@ -60,7 +60,7 @@ def test_check_says_ok_of_every_good_recipe(answer, recipe):
     assert answer("check", recipe, TINY) == (0, f"ok  {recipe}\nok  {TINY}\n", [])
 
 
-def test_check_tells_the_problems_of_every_bad_recipe(answer, recipe, tmp_path):
+def test_check_lists_the_problems_of_every_bad_recipe(answer, recipe, tmp_path):
     bad = tmp_path / "bad.yaml"
     bad.write_text("model: {name: x}\nmethod: {type: full, x: 1}\ndata: {train: y}\n")
     code, out, errors = answer("check", recipe, bad, tmp_path / "none.yaml")
@@ -113,7 +113,7 @@ ERRORS = [
     ("params", ["model.name=no/such/model"], 3, "model 'no/such/model': no such file or folder: "),
     ("params", ["model.name=some/model"], 3, "model 'some/model' is not in the Hugging Face cache"),
     ("train", ["data.train=nothing.jsonl"], 4, "nothing.jsonl: no such file"),
-    ("params", ["method.rank=999"], 5, "command line: method.rank: 999 is above"),
+    ("params", ["method.rank=999"], 5, "command line: method.rank: model.layers.0.self_attn.q_proj has 192 inputs"),
 ]
 
 
@@ -138,7 +138,9 @@ def test_a_method_that_does_not_fit_names_file_and_line(answer, recipe):
     line = text[: text.index("rank: 8")].count("\n") + 1
     code, _, errors = answer("params", recipe)
     assert code == 5
-    assert errors[0].startswith(f"peftlab: error: {recipe}:{line}: method.rank: 999 is above")
+    assert errors[0].startswith(
+        f"peftlab: error: {recipe}:{line}: method.rank: model.layers.0.self_attn.q_proj has 192 inputs"
+    )
 
 
 def test_an_error_as_json_is_one_object_beside_the_line(answer, recipe):
@@ -172,7 +174,7 @@ def test_an_interrupt_is_one_line_and_exit_code_130(answer, recipe, monkeypatch)
 REPORT = ParameterReport(total=10, trainable=1, active=10, stored_bytes=4, kinds=[], layers=[])
 
 
-def test_standard_output_holds_nothing_but_the_object_whoever_prints(answer, recipe, monkeypatch):
+def test_standard_output_contains_only_the_object_whoever_prints(answer, recipe, monkeypatch):
     def chatter(_):
         print("from python")
         os.write(1, b"from a library in C\n")

@@ -172,7 +172,7 @@ def test_doctor_shows_the_reason_of_what_cannot_run(text_of):
     assert "note: peft 0.3: memory plans were tested with 0.21" in text
 
 
-def test_memory_is_told_as_a_part_of_full_fine_tunings_and_against_its_prediction(text_of):
+def test_memory_is_shown_as_a_part_of_full_fine_tunings_and_against_its_prediction(text_of):
     """Oracle: state is weights, a gradient as large as what trains, and the optimiser's, added up by hand."""
 
     def ledger(source: str, peak: int, **categories: int) -> MemoryReport:

@@ -47,7 +47,7 @@ def test_means_are_those_of_the_runs_own_metrics(plain):
     assert plain.findings.change[row.label].mean == pytest.approx(change)
 
 
-def test_groups_and_losers_are_told_in_words(plain):
+def test_groups_and_worse_variants_are_put_into_words(plain):
     told = describe_groups(plain.table, plain.findings.families[0])
     assert told[0].endswith("are not significantly different (group a).")
     assert any(sentence.startswith("bitfit is significantly worse than ") for sentence in told)
@@ -116,14 +116,14 @@ def test_classes_give_every_metric_and_no_forgetting(tmp_path):
     assert findings.general_change == {}
 
 
-def test_failed_seeds_are_left_out_and_told(tmp_path):
+def test_failed_seeds_are_left_out_and_reported(tmp_path):
     table = made(tmp_path, methods=("lora", "bitfit"), rows=30, failed=("bitfit",))
     findings = find(table)
     assert list(findings.quality["loss"]) == ["lora"]
     assert any("bitfit (3 of 3)" in sentence for sentence in conclude(table, findings)[1])
 
 
-def test_a_finished_variant_without_a_finite_metric_is_told(tmp_path):
+def test_a_finished_variant_without_a_finite_metric_is_reported(tmp_path):
     folder = Maker(tmp_path, methods=("lora", "bitfit"), rows=30).write()
     for path in (folder / "runs").glob("lora-*/scores.json"):
         scores = json.loads(path.read_text())
@@ -134,7 +134,7 @@ def test_a_finished_variant_without_a_finite_metric_is_told(tmp_path):
     assert findings.notes == ["lora has no finite loss"]
 
 
-def test_without_test_rows_the_evaluation_rows_are_told(tmp_path):
+def test_without_test_rows_the_evaluation_rows_are_mentioned(tmp_path):
     folder = Maker(tmp_path, methods=("lora", "bitfit"), rows=30).write()
     for path in (folder / "runs").glob("*/result.json"):
         result = json.loads(path.read_text())
@@ -146,7 +146,7 @@ def test_without_test_rows_the_evaluation_rows_are_told(tmp_path):
     assert any(sentence.startswith("There were no test rows") for sentence in conclude(table, findings)[1])
 
 
-def test_a_chosen_learning_rate_at_the_end_of_those_tried_is_told(tmp_path):
+def test_a_chosen_learning_rate_at_the_end_of_those_tried_is_reported(tmp_path):
     folder = Maker(tmp_path, methods=("lora", "bitfit"), rows=30).write()
     report = json.loads((folder / "comparison.json").read_text())
     report["variants"][0]["learning_rate"] = 3e-3
@@ -185,7 +185,7 @@ def test_damaged_pieces_cost_only_themselves(tmp_path):
     ("[]", "comparison.json: "),
     ('{"name": "x"}', "comparison.json: metric"),
 ])  # fmt: skip
-def test_what_is_no_comparison_is_told_in_one_line(tmp_path, text, told):
+def test_what_is_not_a_comparison_is_refused_in_one_line(tmp_path, text, told):
     if text is not None:
         (tmp_path / "comparison.json").write_text(text)
     with pytest.raises(StorageError, match=told.replace(".", r"\.")) as error:

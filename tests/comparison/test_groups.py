@@ -23,7 +23,7 @@ def test_neighbours_that_overlap_share_letters_and_the_ends_do_not():
     assert letters_of(groups) == {"x": "a", "y": "ab", "z": "b"}
 
 
-def test_all_alike_are_one_group_and_all_apart_one_each():
+def test_equal_variants_form_one_group_and_different_ones_one_each():
     names = list("xyz")
     alike = [pair(a, b, False) for a, b in combinations(names, 2)]
     assert letter_groups(names, alike) == {"a": names}

@@ -97,7 +97,7 @@ def test_what_a_result_costs_in_use_is_measured_once_a_variant(machine, variants
     assert measured == {variant.trials[-1].run for variant in report.variants}
 
 
-def test_a_best_rate_at_the_edge_is_told(machine, variants, tmp_path):
+def test_a_best_learning_rate_at_the_edge_is_reported(machine, variants, tmp_path):
     def shown(folder):
         run(variants, folder)
         return "\n".join(map(str, render_comparison(read_table(folder)).renderables))
@@ -140,7 +140,7 @@ def test_variants_that_diverge_at_every_rate_try_lower_ones_and_others_do_not(ma
 
 
 @pytest.mark.parametrize("stop_after", [0, 1, 5, 7, 9])
-def test_a_killed_comparison_goes_on_and_repeats_no_finished_run(machine, variants, tmp_path, stop_after):
+def test_a_killed_comparison_resumes_and_repeats_no_finished_run(machine, variants, tmp_path, stop_after):
     straight = run(variants, tmp_path / "straight")
     total, machine.done = len(machine.done), []
     machine.stop_after = stop_after

@@ -171,7 +171,7 @@ def test_a_picture_that_fails_takes_nothing_else_with_it(plain, monkeypatch):
     assert problems == ["the picture 'Broken' could not be drawn: ValueError: no room"]
 
 
-def test_the_command_writes_the_page_where_it_is_told_and_answers_in_json(tmp_path, capfd, one_picture):
+def test_the_command_writes_the_page_where_it_is_asked_to_and_answers_in_json(tmp_path, capfd, one_picture):
     folder = Maker(tmp_path, methods=("full", "bitfit"), rows=40, without=("memory", "examples", "sweep")).write()
     page = tmp_path / "elsewhere" / "page.html"
     assert run(["report", str(folder), "--output", str(page), "--json"]) == 0
@@ -183,7 +183,7 @@ def test_the_command_writes_the_page_where_it_is_told_and_answers_in_json(tmp_pa
     assert not (folder / "report" / "report.html").exists()
 
 
-def test_the_command_tells_groups_and_limits_to_people(tmp_path, capfd, one_picture):
+def test_the_command_prints_groups_and_limits(tmp_path, capfd, one_picture):
     folder = Maker(tmp_path, methods=("lora",), rows=20, without=("memory", "examples", "sweep", "general")).write()
     assert run(["report", str(folder)]) == 0
     out = capfd.readouterr().out

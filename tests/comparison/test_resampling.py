@@ -75,7 +75,7 @@ def test_a_change_is_drawn_together_only_where_its_rows_are_one():
 def test_rows_without_classes_give_losses_only():
     plain, classes = RowScores(np.ones(3), np.ones(3)), classified(np.random.default_rng(0), rows=3)
     assert row_metrics([plain, classes]) == ["loss", "perplexity"]
-    assert row_metrics([classes]) == list(names_that_need("loss", "classes"))
+    assert row_metrics([classes]) == list(names_that_need("loss", "next_tokens", "classes"))
 
 
 @pytest.mark.parametrize("stored", [

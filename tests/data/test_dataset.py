@@ -71,7 +71,7 @@ def test_labels_come_from_all_training_rows_and_need_no_tokenizer(rows, section)
 
 def test_one_label_is_no_classification(rows, section):
     path = rows("l.jsonl", [{"text": "x", "label": "same"}, {"text": "y", "label": "same"}])
-    with pytest.raises(DataError, match="every row has the label 'same'; a classifier needs at least two"):
+    with pytest.raises(DataError, match="'same' is the only label; a classifier needs at least two"):
         load_examples(section(train=path, format="classification"), CLASSIFICATION, 0)
 
 
@@ -79,7 +79,7 @@ def test_label_that_training_never_shows_is_named(rows, section):
     train = rows("l.jsonl", [{"text": "x", "label": 0}, {"text": "y", "label": 1}])
     test = rows("t.jsonl", [{"text": "x", "label": 0}, {"text": "y", "label": 2}])
     data = section(train=train, evaluation=test, format="classification")
-    with pytest.raises(DataError, match=r"t\.jsonl: row 2: label '2' never occurs in training; there: 0, 1"):
+    with pytest.raises(DataError, match=r"t\.jsonl: row 2: label '2' never occurs in training; known labels: 0, 1"):
         load_examples(data, CLASSIFICATION, 0)
 
 
@@ -128,7 +128,7 @@ def test_pad_id_is_found_without_a_pad_token(bpe, bpe_without_specials):
     assert find_pad_id(bpe_without_specials) == 0
 
 
-def test_test_rows_are_held_out_beside_the_evaluation_rows(tmp_path):
+def test_test_rows_are_held_out_next_to_the_evaluation_rows(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps({"text": f"row {i}"}) + "\n" for i in range(40)))
     alone = load_examples(Data(train=str(path), format="text", evaluation=0.25), CAUSAL, 3)

@@ -107,11 +107,11 @@ FAULTS = {
     "row no object": ("x.jsonl", b'{"a": 1}\n[1]\n', r"x\.jsonl:2: a row must be an object .*, not list"),
     "not UTF-8": ("x.jsonl", b'{"a": 1}\n{"a": "\xff"}\n', r"x\.jsonl:2: is not UTF-8 \(byte 0xff\); save"),
     "UTF-16": ("x.csv", "a,b\n1,2\n".encode("utf-16"), r"x\.csv:1: is not UTF-8"),
-    "empty": ("x.jsonl", b"", r"x\.jsonl: holds no rows"),
-    "only blank": ("x.json", b" \n", r"x\.json: holds no rows"),
-    "only a header": ("x.csv", b"a,b\n", r"x\.csv: holds no rows"),
+    "empty": ("x.jsonl", b"", r"x\.jsonl: contains no rows"),
+    "only blank": ("x.json", b" \n", r"x\.json: contains no rows"),
+    "only a header": ("x.csv", b"a,b\n", r"x\.csv: contains no rows"),
     "broken JSON list": ("x.json", b'[{"a": 1},\n{"a" 2}]', r"x\.json:2: is not JSON"),
-    "JSON but no list": ("x.json", b'"text"', r"x\.json: must hold a list of objects, not str"),
+    "JSON but no list": ("x.json", b'"text"', r"x\.json: must be a list of objects, not str"),
     "too many cells": ("x.csv", b"a,b\n1,2\n1,2,3\n", r"x\.csv:3: has 3 cells, the header 2; quote"),
     "too few cells": ("x.csv", b"a,b\n1\n", r"x\.csv:2: has 1 cells, the header 2"),
     "unclosed quote": ("x.csv", b'a,b\n1,"2\n', r"x\.csv:2: is not CSV"),
@@ -119,7 +119,7 @@ FAULTS = {
     "not gzip": ("x.jsonl.gz", b'{"a": 1}', r"x\.jsonl\.gz: is not a whole gzip file"),
     "cut gzip": ("x.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 99)[:-9], r"is not a whole gzip file"),
     "not parquet": ("x.parquet", b"PAR1 no", r"x\.parquet: is not a parquet file"),
-    "unknown kind": ("x.xlsx", b"?", r"x\.xlsx: cannot tell how to read it; name it \.jsonl, \.json, \.csv"),
+    "unknown kind": ("x.xlsx", b"?", r"x\.xlsx: unknown file type; the name must end in \.jsonl, \.json, \.csv"),
 }
 
 
@@ -135,12 +135,12 @@ def test_fault_in_a_file_is_one_line_with_its_place(tmp_path, name, content, mes
     ("source", "message"),
     [
         ("nowhere.jsonl", r"nowhere\.jsonl: no such file \(relative paths start at /"),
-        ("builtin:docstring", r"no such built-in data; did you mean 'docstrings'\?; there is: docstrings"),
+        ("builtin:docstring", r"no such built-in data; did you mean 'docstrings'\?; known: docstrings"),
         ("builtin:docstrings[tests]", r"has no split 'tests'; did you mean 'test'\?; it has: test, train"),
         ("some words", "not the id of a hub data set"),
-        ("x.jsonl[", r"must read SOURCE, SOURCE\[SPLIT\]"),
-        ("x.jsonl[train[5]]", r"\[5\] must read from:to in rows or percent"),
-        ("", r"must read SOURCE"),
+        ("x.jsonl[", r"must have the form SOURCE, SOURCE\[SPLIT\]"),
+        ("x.jsonl[train[5]]", r"\[5\] must have the form from:to in rows or percent"),
+        ("", r"must have the form SOURCE"),
     ],
 )
 def test_source_that_is_not_there_is_one_line(source, message):
@@ -151,7 +151,7 @@ def test_source_that_is_not_there_is_one_line(source, message):
 def test_split_of_a_file_and_an_empty_slice_are_refused(ten):
     with pytest.raises(DataError, match="has no split 'test'; one file is one split, train"):
         read_source(f"{ten}[test]", "train")
-    with pytest.raises(DataError, match="leaves none of 10 rows"):
+    with pytest.raises(DataError, match="selects none of 10 rows"):
         read_source(f"{ten}[train[10:]]", "train")
 
 

@@ -1,4 +1,4 @@
-"""What is supervised, told from characters by hand, on a real BPE whose end-of-text token is its padding."""
+"""What is supervised, found from characters by hand, on a real BPE whose end-of-text token is its padding."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def test_pairs_carry_their_segments(bpe):
 
 
 def test_limit_that_leaves_no_text_is_refused(bpe):
-    with pytest.raises(DataError, match=r"data\.max_length: 2 leaves no room beside 2 special tokens"):
+    with pytest.raises(DataError, match=r"data\.max_length: 2 leaves no room for text after 2 special tokens"):
         tokenise_labelled([Labelled("the", "cat", "a")], ["a"], bpe, 2, Counter())
 
 

@@ -13,30 +13,11 @@ from rich.markdown import Markdown
 from peftlab.cli.docs import LINK, as_command, list_topics
 from peftlab.recipe.reference_page import PAGE, refresh
 
+from ..idioms import find_idioms
 from .pages import DOCS, FILES, PAGES, REPOSITORY, blocks_of, prose, read
 
 LINKED = re.compile(r"\]\((?!https?:)([^)#\s]*)(?:#([\w-]+))?\)")
 CODE_WIDTH = 78
-
-# Idioms of other languages, or words that say less than the field's own.
-FORBIDDEN = {
-    r"\bgo(es)? on\b": "continues, resumes",
-    r"(?<!there )\bis no\b(?! longer)": "is not a valid ...",
-    r"\b(told|tell|tells) .{0,20}apart\b": "significantly different",
-    r"\bpass(ed|es)? over\b": "skipped",
-    r"\bsurely\b": "significantly",
-    r"\bholds?\b(?! out)": "contains",
-    r"\b(take|takes|took|taken) up\b": "restore, reopen",
-    r"(?<!learning )\brates?\b": "learning rate",
-    r"\b(leave|leaves|left) word\b": "write a note",
-    r"\blies beside\b": "is next to",
-    r"\ball the same\b": "anyway",
-    r"\bhow long\?": "set steps or epochs",
-    r"\bonce more\b": "again",
-    r"\b(come|comes|came) to \d": "is, took",
-    r"\bwhat it took\b": "what it cost",
-    r"\bstands? in\b": "replaces",
-}
 
 
 def headings(path: Path) -> set[str]:
@@ -69,17 +50,14 @@ def test_the_fields_of_the_recipe_page_are_those_of_the_schema():
 def test_words_are_plain(path):
     # Generated from the fields' strings, which are checked where they are written.
     text = prose(read(path).partition("\n## Fields\n")[0])
-    found = {
-        f"{match[0]!r}: say {better}" for idiom, better in FORBIDDEN.items() for match in re.finditer(idiom, text, re.I)
-    }
-    assert not found
+    assert not find_idioms(text)
 
 
 def test_a_forbidden_word_would_be_seen():
     bad = "The run goes on. It is no budget. Their rates cannot be told apart; it holds rows, once more."
-    assert sum(bool(re.search(idiom, bad, re.I)) for idiom in FORBIDDEN) == 6
+    assert len(find_idioms(bad)) == 6
     good = "There is no cache. The learning rate is no longer tried. A tenth is held out."
-    assert not any(re.search(idiom, good, re.I) for idiom in FORBIDDEN)
+    assert not find_idioms(good)
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
@@ -91,6 +69,12 @@ def test_a_page_fits_into_80_columns_of_a_terminal(path):
     screen = io.StringIO()
     Console(file=screen, width=80, force_terminal=True).print(Markdown(LINK.sub(as_command, read(path))))
     assert "…" not in screen.getvalue(), "a cell of a table is cut"
+
+
+def test_the_code_that_contributing_names_exists():
+    named = set(re.findall(r"`((?:peftlab|tests)/[\w/]+\.py)`", read(DOCS / "contributing.md")))
+    assert len(named) > 20
+    assert [name for name in sorted(named) if not (REPOSITORY / name).exists()] == []
 
 
 def test_the_readme_is_short():

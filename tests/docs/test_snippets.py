@@ -13,8 +13,10 @@ import typer
 from ruamel.yaml import YAML
 
 from peftlab.cli.app import app
+from peftlab.methods import METHODS
 from peftlab.recipe import Recipe, parse_recipe
 from peftlab.recipe.comparison import load_comparison
+from peftlab.shapes import ModelShape, ParameterSite
 
 from .pages import REPOSITORY, blocks
 
@@ -93,6 +95,18 @@ def test_python_names_exist(block):
         if isinstance(node, ast.ImportFrom) and node.module.partition(".")[0] == "peftlab":
             module = importlib.import_module(node.module)
             assert all(hasattr(module, alias.name) for alias in node.names)
+
+
+def test_the_method_that_the_python_page_registers_can_be_chosen_in_a_recipe():
+    (block,) = (block for block in blocks("python") if "@register" in block.text)
+    exec(compile(block.text, str(block), "exec", dont_inherit=True), {"__name__": "notebook"})
+    try:
+        recipe = parse_recipe(COMPLETE, ["method={type: first-layer}"])
+        sites = [ParameterSite("h.0.w", (2, 2), "mlp", 0), ParameterSite("h.1.w", (2, 2), "mlp", 1)]
+        shape = ModelShape("gpt2", "causal-lm", 2, 2, 2, 8, tuple(sites), ())
+        assert recipe.method.trained_base(shape) == {"h.0.w"}
+    finally:
+        METHODS.remove("first-layer")
 
 
 def test_an_unknown_option_would_be_seen():

@@ -57,7 +57,7 @@ def test_a_folder_of_another_project_is_left_as_it_is(user, option):
 def test_a_run_that_lost_its_marker_is_not_ours_any_more(user, stopped):
     (stopped / ".peftlab").unlink()
     before = tree(stopped)
-    assert "holds files that are no run of peftlab" in user.train("--overwrite").error
+    assert "contains files that are not a run of peftlab" in user.train("--overwrite").error
     assert tree(stopped) == before
 
 
@@ -126,7 +126,7 @@ def test_a_picture_that_cannot_be_drawn_ends_nothing(user, monkeypatch):
     def refuse(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("peftlab.runs.run.draw_losses", refuse)
+    monkeypatch.setattr("peftlab.runs.save.draw_losses", refuse)
     answer = user.train()
     assert (answer.code, answer.status) == (0, "finished")
     assert any("loss.png cannot be drawn: OSError" in line for line in answer.lines)
@@ -135,6 +135,6 @@ def test_a_picture_that_cannot_be_drawn_ends_nothing(user, monkeypatch):
 def test_a_finished_run_is_not_lost_to_a_second_one(user):
     assert user.train().code == 0
     before = tree(user.output)
-    assert "already holds a run; set run.output=OTHER, or --overwrite" in user.train().error
+    assert "already contains a run; set run.output=OTHER, or --overwrite" in user.train().error
     after = tree(user.output)
     assert {**after, ".lock": b""} == {**before, ".lock": b""}

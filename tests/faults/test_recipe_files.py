@@ -64,7 +64,7 @@ VALUES = {
     "a name in place of a list": ("method.unfreeze=norm", "must be a list, each text"),
     "checkpointing of prefixes": (
         "training={steps: 1, learning_rate: 1, gradient_checkpointing: true}",
-        "does not work with prefix tuning, which keeps its tokens in the attention cache; set it to false",
+        "does not work with prefix tuning; set it to false",
     ),
 }
 
@@ -99,7 +99,7 @@ COMMANDS = {
     "no devices": (["plan", "RECIPE", "--devices", "0"], "Invalid value for '--devices'"),
     "no memory": (["plan", "RECIPE", "--memory", "-3GiB"], "memory '-3GiB' must be more than zero"),
     "an empty prompt": (["generate", "RUN", " "], "the prompt is empty"),
-    "a prompt of half characters": (["generate", "RUN", "a\udcff"], "the prompt holds bytes that are no UTF-8 text"),
+    "a prompt of half characters": (["generate", "RUN", "a\udcff"], "the prompt is not valid UTF-8"),
     "a long override": (["check", "RECIPE", "x=" + "y" * 5000], "x: unknown key"),
 }
 

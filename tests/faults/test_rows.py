@@ -1,4 +1,4 @@
-"""Rows that are broken, empty, too long, too few or in both parts: refused or told, with the place."""
+"""Rows that are broken, empty, too long, too few or in both parts: refused or noted, with the place."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ from .conftest import CHAT_TEMPLATE, CHATS, ROWS, TINY
 
 LINE = json.dumps(ROWS[0]).encode() + b"\n"
 FILES = {
-    "empty": ("x.jsonl", b"", "x.jsonl: holds no rows"),
+    "empty": ("x.jsonl", b"", "x.jsonl: contains no rows"),
     "broken JSON": ("x.jsonl", LINE + b'{"prompt": \n', "x.jsonl:2: is not JSON: Expecting value at column 12"),
-    "too deep": ("x.jsonl", LINE + b'{"prompt":' * 100_000, "x.jsonl:2: is nested too deep for a row"),
-    "too deep a list": ("x.json", b"[" * 100_000, "x.json: is nested too deep for a row"),
-    "an endless number": ("x.jsonl", b'{"prompt": %s}' % (b"1" * 5000), "x.jsonl:1: holds a number of thousands of"),
+    "too deep": ("x.jsonl", LINE + b'{"prompt":' * 100_000, "x.jsonl:2: is nested too deeply for a row"),
+    "too deep a list": ("x.json", b"[" * 100_000, "x.json: is nested too deeply for a row"),
+    "an endless number": ("x.jsonl", b'{"prompt": %s}' % (b"1" * 5000), "x.jsonl:1: contains a number of thousands of"),
     "too many columns": ("x.jsonl", b"".join(b'{"c%d": 1}\n' % n for n in range(2000)), "more than 1000 columns"),
     "bad UTF-8": ("x.jsonl", LINE + b'{"prompt": "\xff"}', "x.jsonl:2: is not UTF-8 (byte 0xff); save the file as"),
-    "half a character": ("x.jsonl", b'{"prompt": "\\ud83d", "completion": "x"}', "holds half a character"),
+    "half a character": ("x.jsonl", b'{"prompt": "\\ud83d", "completion": "x"}', "half of a surrogate pair"),
     "no number": ("x.jsonl", b'{"prompt": Infinity, "completion": "x"}', "row 1: needs text, not float inf"),
     "null": ("x.jsonl", LINE + b'{"prompt": "a"}', "column 'completion' is empty in row 2: fill or delete such rows"),
     "wrong columns": ("x.csv", b"question,answer\na,b\n", "set data.columns.prompt; its columns: question, answer"),
     "another delimiter": ("x.csv", b"prompt;completion\na;b\n", "its columns: prompt;completion"),
     "a column of two lines": ("x.csv", b'"a\nb",c\n1,2\n', "its columns: a b, c"),
-    "a pickle": ("x.pkl", b"\x80\x04K\x01.", "x.pkl: cannot tell how to read it; name it .jsonl, .json, .csv"),
-    "an archive": ("x.zip", b"PK\x05\x06" + bytes(18), "x.zip: cannot tell how to read it"),
+    "a pickle": ("x.pkl", b"\x80\x04K\x01.", "x.pkl: unknown file type; the name must end in .jsonl, .json, .csv"),
+    "an archive": ("x.zip", b"PK\x05\x06" + bytes(18), "x.zip: unknown file type"),
     "an archive in disguise": ("x.jsonl", b"PK\x03\x04\x14\xff", "x.jsonl:1: is not UTF-8 (byte 0xff)"),
     "a program in disguise": ("x.parquet", b"\x80\x04cos\nsystem\n", "x.parquet: is not a parquet file"),
     "half a gzip": ("x.jsonl.gz", gzip.compress(LINE * 99)[:-9], "is not a whole gzip file"),
 }
 
 
-@pytest.mark.parametrize(("name", "content", "told"), FILES.values(), ids=FILES)
-def test_a_broken_file_is_one_line_with_its_place(user, refused, name, content, told):
-    assert told in refused(4, f"data.train={user.write(name, content)}")
+@pytest.mark.parametrize(("name", "content", "message"), FILES.values(), ids=FILES)
+def test_a_broken_file_is_one_line_with_its_place(user, refused, name, content, message):
+    assert message in refused(4, f"data.train={user.write(name, content)}")
 
 
 def test_a_gzip_that_unpacks_to_a_flood_is_refused_before_it_fills_the_memory(user, refused, monkeypatch):
@@ -66,7 +66,7 @@ def test_a_name_that_no_file_can_have_is_one_line(refused, name):
     assert "cannot be read: " in refused(3, f"model.name={name}")
 
 
-def test_byte_order_mark_and_windows_line_ends_are_no_fault(user):
+def test_a_byte_order_mark_and_windows_line_ends_are_accepted(user):
     content = b"\xef\xbb\xbf" + b"".join(json.dumps(row).encode() + b"\r\n" for row in ROWS)
     answer = user.train(f"data.train={user.write('x.jsonl', content)}")
     assert (answer.code, answer.record["data"]["train"]["rows"]) == (0, 6)
@@ -80,13 +80,15 @@ def notes(answer, status="finished"):
 
 def test_rows_over_the_length_are_counted_and_so_are_those_that_lost_what_is_learned(user):
     rows = [*ROWS, {"prompt": "word " * 90, "completion": "x"}, {"prompt": "a", "completion": "word " * 90}]
-    told = notes(user.train(train=user.rows(rows)))
-    assert "data.train: 2 of 8 rows are longer than data.max_length (64): cut; 1 of them lost supervised tokens" in told
+    noted = notes(user.train(train=user.rows(rows)))
+    assert (
+        "data.train: 2 of 8 rows are longer than data.max_length (64): cut; 1 of them lost supervised tokens" in noted
+    )
 
 
-def test_too_few_rows_for_a_step_are_told(user):
-    told = notes(user.train("training.batch_size=4", "training.gradient_accumulation=2"))
-    assert "training.batch_size: a step takes 8 rows and there are 6: rows repeat within a step" in told
+def test_too_few_rows_for_a_step_are_noted(user):
+    noted = notes(user.train("training.batch_size=4", "training.gradient_accumulation=2"))
+    assert "training.batch_size: a step takes 8 rows, and there are only 6: rows repeat within a step" in noted
 
 
 def test_a_mistyped_batch_size_builds_no_list_of_its_length():
@@ -95,14 +97,14 @@ def test_a_mistyped_batch_size_builds_no_list_of_its_length():
     assert [len(row.input_ids) for row in longest_mix(rows, 4)] == [5, 3, 2, 5]
 
 
-def test_rows_in_both_parts_are_told(user):
+def test_rows_in_both_parts_are_noted(user):
     held_out = user.rows([*ROWS[:2], {"prompt": "new", "completion": "row"}], "held.jsonl")
-    told = notes(user.train(f"data.evaluation={held_out}", f"data.test={held_out}"))
+    noted = notes(user.train(f"data.evaluation={held_out}", f"data.test={held_out}"))
     for part in ("evaluation", "test"):
-        assert f"data.{part}: 2 of 3 rows are in the training rows too: their loss flatters" in told
+        assert f"data.{part}: 2 of 3 rows also occur in training, so their loss is too optimistic" in noted
 
 
-def test_clean_rows_are_told_nothing_of(user):
+def test_clean_rows_give_no_notes(user):
     assert "data." not in notes(user.train())
 
 
@@ -116,11 +118,11 @@ def chat(user):
     return "data.format=chat", f"model.name={user.model(chat_template=CHAT_TEMPLATE)}"
 
 
-def test_rows_without_anything_to_learn_are_left_out_and_told_up_to_a_limit(user, refused, chat):
+def test_rows_without_anything_to_learn_are_dropped_and_noted_up_to_a_limit(user, refused, chat):
     line = refused(4, *chat, train=user.rows(CHATS + UNANSWERED * 2))
     assert "data.train: 2 of 8 rows have no supervised token, more than data.allow_dropped (0.1)" in line
-    told = notes(user.train(*chat, "data.allow_dropped=0.25", train=user.rows(CHATS + UNANSWERED * 2)))
-    assert "data.train: 2 of 8 rows are left out: no token in them is supervised" in told
+    noted = notes(user.train(*chat, "data.allow_dropped=0.25", train=user.rows(CHATS + UNANSWERED * 2)))
+    assert "data.train: 2 of 8 rows are dropped: no token in them is supervised" in noted
 
 
 def test_when_no_row_has_anything_to_learn_the_roles_are_named(user, refused, chat):
@@ -134,16 +136,16 @@ def test_messages_too_deep_to_compare_are_refused(user, refused, chat):
 
 
 @pytest.mark.parametrize(
-    ("code", "overrides", "told"),
+    ("code", "overrides", "message"),
     [
-        (4, ["data.train={rows}[train[9:]]"], "leaves none of 6 rows"),
-        (4, ["data.train={rows}[train[:" + "9" * 30 + "]]"], "must read from:to in rows or percent"),
+        (4, ["data.train={rows}[train[9:]]"], "selects none of 6 rows"),
+        (4, ["data.train={rows}[train[:" + "9" * 30 + "]]"], "must have the form from:to in rows or percent"),
         (4, ["data.evaluation=6"], "data.evaluation: holding out 6 leaves no training row of 6"),
         (2, ["training.steps=null", "training.epochs=1", "training.warmup=4"], "4 steps of warm-up do not fit into 3"),
     ],
 )
-def test_what_shows_only_with_the_rows_is_one_line(user, refused, code, overrides, told):
-    assert told in refused(code, *(text.format(rows=user.rows()) for text in overrides))
+def test_what_shows_only_with_the_rows_is_one_line(user, refused, code, overrides, message):
+    assert message in refused(code, *(text.format(rows=user.rows()) for text in overrides))
 
 
 def test_a_tokenizer_with_ids_beyond_the_models_vocabulary_is_refused(user, refused):
@@ -157,6 +159,6 @@ def test_data_that_changed_since_the_checkpoint_is_refused_and_the_checkpoint_ke
     changed = [*ROWS[:-1], {"prompt": "the number 6 is", "completion": " another"}]
     answer = user.run("train", user.recipe(train=user.rows(changed)), "run.save_every=1", "--resume")
     assert (answer.code, answer.status) == (8, "failed")
-    assert "the checkpoint is of another run: data train: " in answer.error
+    assert "the checkpoint belongs to another run: data train: " in answer.error
     answer = user.train("run.save_every=1", "--resume")
     assert (answer.code, answer.status, answer.record["resumes"][0]["exact"]) == (0, "finished", True)

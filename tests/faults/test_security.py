@@ -89,7 +89,7 @@ def test_code_of_a_model_runs_only_if_the_recipe_says_so_and_is_told(user, with_
     assert answer.code == 0 and canary.exists() and told in answer.lines and told in answer.record["notes"]
     canary.unlink()
     answer = user.run("evaluate", user.output, f"data.evaluation={user.rows()}")
-    assert answer.code == 2 and "say so again: model.trust_remote_code=true" in answer.error
+    assert answer.code == 2 and "add model.trust_remote_code=true" in answer.error
 
 
 @pytest.fixture
@@ -114,7 +114,7 @@ def test_an_archive_in_a_data_folder_is_not_unpacked(user, refused, data_folder_
     with zipfile.ZipFile(data_folder_of_others / "x.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("x.csv", "prompt,completion\n" + " " * 10**7)
     line = refused(4, f"data.train={data_folder_of_others}")
-    assert "x.zip: is an archive; unpack it and look at what it holds" in line
+    assert "x.zip: is an archive; unpack it and look at what it contains" in line
     assert not (user.folder / "cache").exists()
 
 

@@ -58,7 +58,7 @@ def test_running_out_of_memory_is_told_without_a_traceback_and_with_what_lived(t
             train(cuda_recipe("full", tmp_path / "run", {"steps": 2, "batch_size": 64}), display=NoDisplay())
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
-    what, held, _ = str(error.value).splitlines()
-    assert what.startswith("out of memory in phase ") and held.startswith("held then: ")
+    what, allocated, _ = str(error.value).splitlines()
+    assert what.startswith("out of memory in phase ") and allocated.startswith("allocated then: ")
     result = RunDirectory.open(tmp_path / "run").read_result()
     assert result.status == "out_of_memory" and result.memory["out_of_memory"].peak_bytes > 0

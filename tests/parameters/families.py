@@ -44,7 +44,7 @@ UNKNOWN = {"stablelm": GROUPED}
 
 
 def build(family: str, classify: bool | None = None, device: str = "cpu", **changes):
-    """Return a tiny model: a decoder's language model or an encoder's classifier, unless told."""
+    """Return a tiny model: a decoder's language model or an encoder's classifier, unless another is asked for."""
     config = AutoConfig.for_model(family, **{**{**FAMILIES, **UNKNOWN}[family], **changes})
     classify = family in ENCODERS if classify is None else classify
     auto = AutoModelForSequenceClassification if classify else AutoModelForCausalLM

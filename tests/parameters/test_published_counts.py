@@ -128,7 +128,7 @@ def test_last_two_layers_of_gpt2_medium_have_25_19_million():
     assert rows["layers.22"] + rows["layers.23"] == 25_192_448
 
 
-def test_vision_kinds_are_told_by_layer_type():
+def test_vision_kinds_follow_the_layer_type():
     with torch.device("meta"):
         kinds = {row.name: row.total for row in parameter_report(vision.resnet50()).kinds}
     assert kinds == {"convolution": 23_454_912, "norm": 53_120, "head": 2048 * 1000 + 1000}

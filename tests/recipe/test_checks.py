@@ -11,8 +11,8 @@ from .texts import VALID, only_problem, problems_of
 CLASSIFY = ("model.task=sequence-classification", "data.format=classification")
 CASES = [
     # (overrides that contradict, key path, words of the message, override that mends it)
-    (["training.epochs=1"], "training.epochs", "give steps or epochs, not both", "training.steps=null"),
-    (["training.steps=null"], "training", "Give steps or epochs", "training.epochs=1"),
+    (["training.epochs=1"], "training.epochs", "set steps or epochs, not both", "training.steps=null"),
+    (["training.steps=null"], "training", "set steps or epochs", "training.epochs=1"),
     (
         ["training.warmup=11"],
         "training.warmup",
@@ -73,7 +73,7 @@ CASES = [
     (
         ["training.precision=float32", "model.dtype=bfloat16"],
         "training.precision",
-        "does not go with bfloat16 weights",
+        "does not work with bfloat16 weights",
         "model.dtype=float32",
     ),
     (
@@ -131,25 +131,25 @@ CASES = [
     (
         ["data.evaluation=null", "evaluation.every=5"],
         "evaluation.every",
-        "nothing to evaluate on",
+        "there are no evaluation rows",
         "data.evaluation=9",
     ),
     (
         ["data.evaluation=null", "evaluation.metrics=[bleu]"],
         "evaluation.metrics",
-        "nothing to evaluate on",
+        "there are no evaluation rows",
         "data.evaluation=0.1",
     ),
     (
         ["data.test_rows=5"],
         "data.test_rows",
-        "there are no test rows; give data.test",
+        "there are no test rows; set data.test",
         "data.test=10",
     ),
     (
         ["data.evaluation=null", "data.evaluation_rows=5"],
         "data.evaluation_rows",
-        "nothing to evaluate on",
+        "there are no evaluation rows",
         "data.evaluation=10",
     ),
     (
@@ -162,7 +162,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("overrides", "path", "words", "remedy"), CASES)
-def test_a_contradiction_is_told_and_its_remedy_accepted(overrides, path, words, remedy):
+def test_a_contradiction_is_reported_and_its_remedy_accepted(overrides, path, words, remedy):
     (problem,) = problems_of(VALID, tuple(overrides))
     assert problem.path == path
     assert words in problem.message
@@ -197,7 +197,7 @@ def messages_of(check, overrides):
 
 def test_a_contradiction_in_a_file_names_its_line():
     line = only_problem(VALID + "  epochs: 2\n")
-    assert line == "r.yaml:12: training.epochs: give steps or epochs, not both; null unsets one"
+    assert line == "r.yaml:12: training.epochs: set steps or epochs, not both: set one of them to null"
 
 
 def test_qlora_takes_a_gguf_file():

@@ -38,7 +38,7 @@ def test_variants_start_from_the_base_or_from_their_own_recipe(tmp_path):
     assert (comparison.seeds, comparison.budgets, comparison.rates) == (2, ("trainable=1%",), (1e-4, 3e-4))
 
 
-def test_a_comparison_is_told_from_a_recipe(tmp_path):
+def test_a_comparison_is_distinguished_from_a_recipe(tmp_path):
     assert is_comparison(write(tmp_path))
     assert not is_comparison(RECIPES / "lora.yaml") and not is_comparison(tmp_path / "missing.yaml")
 

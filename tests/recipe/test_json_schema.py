@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from peftlab.methods import METHODS
+from peftlab.optimizers import OPTIMIZERS, SHORT_NAMES
 from peftlab.recipe.json_schema import editor_schema
 from peftlab.recipe.yaml_source import parse_yaml
 
@@ -40,6 +41,16 @@ def test_every_method_is_one_alternative_that_names_its_type(schema):
         definition = schema["$defs"][method.__name__]
         assert definition["properties"]["type"]["const"] == name
         assert definition["required"] == ["type"]
+
+
+def test_an_optimizer_is_a_name_or_a_section_whose_type_is_only_needed_if_it_is_not_the_default(schema):
+    names, union = schema["$defs"]["Training"]["properties"]["optimizer"]["anyOf"]
+    assert names["enum"] == [*OPTIMIZERS, *SHORT_NAMES]
+    kinds = [one["$ref"].rsplit("/", 1)[-1] for one in union["oneOf"]]
+    assert {kind: schema["$defs"][kind].get("required", []) for kind in kinds} == {
+        "AdamW": [],
+        "SGD": ["type"],
+    }
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}-{path.stem}")

@@ -61,7 +61,7 @@ def test_a_fault_on_the_command_line_says_so(override, line):
     assert only_problem(VALID, (override,)).startswith(line)
 
 
-def test_an_override_that_is_given_twice_is_told():
+def test_an_override_that_is_given_twice_is_reported():
     assert only_problem(VALID, ("method.rank=4", "method.rank=8")) == "command line: method.rank: given twice"
 
 
@@ -82,7 +82,7 @@ def test_an_override_mends_a_fault_of_the_file():
     assert problems_of(VALID.replace("rank: 8", "rank: 0"), ("method.rank=4",)) == []
 
 
-def test_a_bad_override_of_several_recipes_is_told_once(tmp_path):
+def test_a_bad_override_of_several_recipes_is_reported_once(tmp_path):
     paths = [tmp_path / "a.yaml", tmp_path / "b.yaml"]
     for path in paths:
         path.write_text(VALID)

@@ -83,11 +83,25 @@ def test_each_fault_is_one_line_with_its_place(old, new, line):
     assert only_problem(changed(old, new)).startswith(f"r.yaml:{line}")
 
 
-def test_an_unknown_method_is_told_with_the_nearest_one():
+@pytest.mark.parametrize(
+    ("betas", "line"),
+    [
+        ("[0.9]", "betas: must be a list of 2, each a number of at least 0 and below 1, got [0.9]"),
+        ("[0.9, 0.9, 0.9]", "betas: must be a list of 2, each a number of at least 0 and below 1, got [0.9, 0.9, 0.9]"),
+        ("0.9", "betas: must be a list of 2, each a number of at least 0 and below 1, got 0.9"),
+        ("[0.9, 2]", "betas[1]: must be a number of at least 0 and below 1, got 2"),
+    ],
+)
+def test_a_list_of_fixed_length_is_described_as_a_whole_or_by_its_wrong_item(betas, line):
+    text = changed("steps: 10", f"steps: 10\n  optimizer: {{betas: {betas}}}")
+    assert only_problem(text) == f"r.yaml:11: training.optimizer.{line}"
+
+
+def test_an_unknown_method_is_reported_with_the_nearest_one():
     assert only_problem(changed("type: lora", "type: lroa")).endswith("got 'lroa'; did you mean 'lora'?")
 
 
-def test_a_missing_section_and_a_missing_field_are_told():
+def test_a_missing_section_and_a_missing_field_are_reported():
     lines = [str(problem) for problem in problems_of("model: {}\nmethod: {type: full}\ndata: {train: x}\n")]
     assert lines == [
         "r.yaml:1: model.name: is required: text that is not empty",
@@ -105,7 +119,7 @@ def test_a_union_complains_once_and_says_all_that_it_takes():
     )
 
 
-def test_every_problem_is_told_at_once_in_the_order_of_lines():
+def test_all_problems_are_reported_together_in_the_order_of_lines():
     text = VALID.replace("rank: 8", "rank: 0").replace("1e-4", "-1").replace("name:", "nmae:")
     text = text.replace("steps: 10", "steps: 3\n  epochs: 2")
     assert [(problem.line, problem.path) for problem in problems_of(text + "sede: 1\n")] == [
@@ -118,7 +132,7 @@ def test_every_problem_is_told_at_once_in_the_order_of_lines():
     ]
 
 
-def test_a_contradiction_is_not_told_of_a_field_that_is_wrong_already():
+def test_no_contradiction_is_reported_for_a_field_that_is_already_wrong():
     text = changed("steps: 10", "steps: 0\n  epochs: 2")
     assert [problem.path for problem in problems_of(text)] == ["training.steps"]
 

@@ -58,11 +58,11 @@ def test_every_key_has_the_line_that_it_stands_in():
     assert source.lines[("a", "c", 1, "y")] == 6
 
 
-def test_both_lines_of_a_duplicate_key_are_told():
+def test_both_lines_of_a_duplicate_key_are_reported():
     assert only_problem(VALID + "  steps: 3\n") == "r.yaml:12: training.steps: given twice; first on line 10"
 
 
-def test_a_duplicate_section_is_told_and_the_first_one_is_checked():
+def test_a_duplicate_section_is_reported_and_the_first_one_is_checked():
     assert only_problem(VALID + "model:\n  nonsense: 3\n") == "r.yaml:12: model: given twice; first on line 1"
 
 

@@ -1,4 +1,4 @@
-"""Runs that are killed at random instants and go on until they finish: `python -m tests.runs.kills --help`.
+"""Runs that are killed at random instants and resume until they finish: `python -m tests.runs.kills --help`.
 
 Runs start forked from a process that has imported everything, so that a kill and what follows takes half a second.
 """
@@ -39,7 +39,7 @@ WRITING_SECONDS = 0.08
 
 @dataclass
 class Figures:
-    """What became of all kills; `mismatches` and `faults` must stay empty."""
+    """The outcomes of all kills; `mismatches` and `faults` must stay empty."""
 
     kills: int = 0
     phases: Counter = field(default_factory=Counter)
@@ -53,7 +53,7 @@ class Figures:
 
 
 def recipe_for(folder: Path) -> Recipe:
-    """A run with a checkpoint at every step, dropout and a warm-up, over rows that it goes through twice."""
+    """A run with a checkpoint at every step, dropout and a warm-up, over two epochs of its rows."""
     sections = shallow_sections("lora", folder, steps=STEPS, batch_size=2, warmup=4)
     sections["method"] = sections["method"] | {"dropout": 0.1}
     sections["data"] = {"train": "builtin:docstrings[train]", "train_rows": 11, "max_length": 32}
@@ -64,7 +64,7 @@ def recipe_for(folder: Path) -> Recipe:
 def kill_runs(folder: Path, kills: int, seed: int = 0, minutes: float = 60.0) -> Figures:
     """Kill runs under `folder` so many times, or as long as there is time: half at any instant, half in a write.
 
-    Each goes on until it finishes and is compared with one that was never killed.
+    Each resumes until it finishes and is compared with one that was never killed.
     """
     figures, instants, started = Figures(), random.Random(seed), time.monotonic()
     straight = folder / "straight"
@@ -78,7 +78,7 @@ def kill_runs(folder: Path, kills: int, seed: int = 0, minutes: float = 60.0) ->
 
 
 def finish_one(folder: Path, straight: Path, seconds: float, instants: random.Random, figures: Figures) -> None:
-    """Start a run, kill it again and again, and compare it once it has finished."""
+    """Start a run, kill it repeatedly, and compare it when it has finished."""
     killed = folder / "killed"
     shutil.rmtree(killed, ignore_errors=True)
     resume, reached = False, 0
@@ -119,7 +119,7 @@ def wait_for_write(process: BaseProcess, checkpoints: Path, number: int) -> None
 
 
 def begin(folder: Path, output: Path, resume: bool) -> BaseProcess:
-    """Start a run, or let it go on; what it says is in `log`."""
+    """Start a run, or resume it; its output is in `log`."""
     path = folder / "recipe.yaml"
     path.write_text(dump_recipe(recipe_for(output)))
     return start(Job(path, (), output, folder / "log", resume=resume), warm=True).process
@@ -145,7 +145,7 @@ def losses(run: Path) -> list[tuple[int, float]]:
 
 
 def phase_of(run: Path) -> str:
-    """Return what a run was doing when it was killed, from what it left."""
+    """Return what a run was doing when it was killed, from its files."""
     names = {path.name for path in run.iterdir()} if run.exists() else set()
     result = run / "result.json"
     if ".peftlab" not in names:

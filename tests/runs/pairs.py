@@ -13,7 +13,7 @@ from peftlab.runs.jobs import Job, start
 
 
 class Pair:
-    """The two processes of a run of `recipe`, and what each says."""
+    """The two processes of a run of `recipe`, and the output of each."""
 
     def __init__(self, recipe, folder: Path, *, resume: bool = False, overrides_of_second: tuple[str, ...] = ()):
         path = folder / "recipe.yaml"
@@ -48,10 +48,10 @@ class Pair:
             process.join(max(ends - time.monotonic(), 0))
             if process.exitcode is None:
                 process.kill()
-                raise AssertionError(f"a process still ran after {seconds} s: {self.said()}")
+                raise AssertionError(f"a process still ran after {seconds} s: {self.outputs()}")
         return [process.exitcode for process in self.processes]
 
-    def said(self) -> list[str]:
+    def outputs(self) -> list[str]:
         return [log.read_text() for log in self.logs]
 
     def result(self) -> dict:

@@ -28,9 +28,9 @@ def test_a_result_reads_back_as_it_was_written(tmp_path):
     assert directory.read_result().status == "finished"
 
 
-def test_a_finished_run_is_not_replaced_unasked(tmp_path):
+def test_a_finished_run_is_not_replaced_without_overwrite(tmp_path):
     finished(tmp_path / "run")
-    with pytest.raises(StorageError, match="already holds a run; set run.output=OTHER, or --overwrite"):
+    with pytest.raises(StorageError, match="already contains a run; set run.output=OTHER, or --overwrite"):
         create(tmp_path / "run")
 
 
@@ -43,14 +43,14 @@ def test_overwriting_removes_the_run_and_nothing_else(tmp_path):
     assert (directory.path / "notes.txt").read_text() == "mine"
 
 
-def test_a_folder_of_somebody_else_is_refused_even_with_overwrite(tmp_path):
+def test_a_folder_with_other_files_is_refused_even_with_overwrite(tmp_path):
     (tmp_path / "result.json").write_text("{}")
-    with pytest.raises(StorageError, match="holds files that are no run of peftlab"):
+    with pytest.raises(StorageError, match="contains files that are not a run of peftlab"):
         create(tmp_path, overwrite=True)
     assert (tmp_path / "result.json").read_text() == "{}"
 
 
-def test_a_file_is_no_run_directory(tmp_path):
+def test_a_file_is_not_a_run_directory(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="is a file; choose a folder"):
         create(tmp_path / "file")
@@ -62,7 +62,7 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
         create(tmp_path / "file" / "run")
 
 
-def test_opening_what_is_no_run_is_one_line(tmp_path):
+def test_opening_another_folder_is_one_line(tmp_path):
     with pytest.raises(StorageError, match="is not a run directory of peftlab"):
         RunDirectory.open(tmp_path)
 
@@ -74,7 +74,7 @@ def test_a_damaged_result_is_named(tmp_path):
         directory.read_result()
 
 
-def test_a_folder_takes_its_name_only_when_it_is_whole(tmp_path):
+def test_a_folder_gets_its_name_only_when_it_is_complete(tmp_path):
     directory = RunDirectory(tmp_path)
     with pytest.raises(RuntimeError), directory.writing(directory.weights) as temporary:
         (temporary / "a").write_text("half")
@@ -87,7 +87,7 @@ def test_a_folder_takes_its_name_only_when_it_is_whole(tmp_path):
     assert os.listdir(tmp_path) == ["weights"]
 
 
-def test_a_failed_write_keeps_the_former_file(tmp_path, monkeypatch):
+def test_a_failed_write_keeps_the_earlier_file(tmp_path, monkeypatch):
     path = tmp_path / "file"
     write_atomically(path, "old")
     monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
@@ -97,7 +97,7 @@ def test_a_failed_write_keeps_the_former_file(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["file"]
 
 
-def test_a_run_that_failed_before_it_saved_anything_makes_room(tmp_path):
+def test_a_run_that_failed_before_it_saved_anything_is_replaced(tmp_path):
     directory = create(tmp_path / "run")
     directory.write_result(RunResult(status="failed", name="x", recipe={}, environment={}, error="no such file"))
     create(tmp_path / "run")
@@ -108,5 +108,5 @@ def test_a_run_that_failed_after_a_checkpoint_is_kept(tmp_path):
     directory = create(tmp_path / "run")
     directory.write_result(RunResult(status="failed", name="x", recipe={}, environment={}))
     directory.checkpoints.mkdir()
-    with pytest.raises(StorageError, match="already holds a run"):
+    with pytest.raises(StorageError, match="already contains a run"):
         create(tmp_path / "run")

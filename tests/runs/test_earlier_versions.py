@@ -38,7 +38,7 @@ def test_a_checkpoint_is_resumed_and_ends_as_the_run_that_was_never_stopped(stop
     assert result.status == "finished" and result.metrics["after"]["loss"] == pytest.approx(HELD_OUT, rel=1e-4)
 
 
-def test_the_resumed_run_says_that_another_version_began_it(stopped):
+def test_the_resumed_run_notes_that_another_version_started_it(stopped):
     (report,) = resume(stopped).resumes
     assert report.step == 3 and not report.exact
     assert any(reason.startswith("versions.peftlab: 0.1.0 -> ") for reason in report.reasons)

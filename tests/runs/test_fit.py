@@ -1,4 +1,4 @@
-"""`training.fit`: a step in smaller micro-batches is the same step, and nobody is left in the dark about it."""
+"""`training.fit`: a step in smaller micro-batches is the same step, and is noted and recorded."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def first_gradient_norm(result) -> float:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A run that fits as it is."""
+    """A run that fits without a split."""
     return run(tmp_path_factory.mktemp("whole") / "run")
 
 
@@ -59,7 +59,7 @@ def split(tmp_path_factory, whole):
     return run(tmp_path_factory.mktemp("split") / "run", run={"memory": f"{needed * 7 // 10}B"})
 
 
-def test_a_split_step_takes_the_same_gradient_step(whole, split):
+def test_a_split_step_has_the_same_gradient_step(whole, split):
     """Oracle: gradients. In Adam's weights the rounding of a gradient near zero is as large as a step."""
     norms = [first_gradient_norm(result) for result, *_ in (whole, split)]
     assert norms[0] == pytest.approx(norms[1], rel=1e-6)
@@ -69,7 +69,7 @@ def test_a_split_step_takes_the_same_gradient_step(whole, split):
     assert split[0].metrics["after"]["loss"] == pytest.approx(whole[0].metrics["after"]["loss"], abs=1e-5)
 
 
-def test_a_split_is_said_recorded_and_fits(whole, split):
+def test_a_split_is_noted_recorded_and_fits(whole, split):
     result, notes, _ = split
     assert result.split.model_dump() == {
         "asked_batch_size": 6,
@@ -85,7 +85,7 @@ def test_a_split_is_said_recorded_and_fits(whole, split):
     assert whole[0].split is None and not any("training.fit" in note for note in whole[1])
 
 
-def test_a_split_run_goes_on_with_another_split_but_not_with_another_step(whole, split):
+def test_a_split_run_resumes_with_another_split_but_not_with_another_step(whole, split):
     asked, used = whole[0].recipe, split[0].recipe
     resumed = {**used, "training": {**used["training"], "batch_size": 1, "gradient_accumulation": 6}}
     assert not {key for key in recipe_changes(used, resumed) if key.startswith("training")}

@@ -1,4 +1,4 @@
-"""What a continuation may change, what it is refused for, and what makes it inexact."""
+"""What may change when a run resumes, what is refused, and what makes it inexact."""
 
 from __future__ import annotations
 
@@ -54,8 +54,9 @@ def test_what_the_trained_bytes_depend_on_is_refused_with_its_key_and_both_value
     with pytest.raises(StorageError) as caught:
         refuse_changes(identity, other)
     part, _, key = path.partition(".")
-    told = str(caught.value)
-    assert f"{key if part == 'recipe' else f'{part} {key}'}: " in told and f"-> {value!r}" in told and "\n" not in told
+    message = str(caught.value)
+    assert f"{key if part == 'recipe' else f'{part} {key}'}: " in message and f"-> {value!r}" in message
+    assert "\n" not in message
 
 
 @pytest.mark.parametrize(
@@ -75,7 +76,7 @@ def test_more_steps_logging_and_saving_may_change(identity, path, value):
 
 
 def test_every_field_of_run_but_the_seed_is_free_to_change():
-    """A new field has to be put on one side or the other."""
+    """A new field must be assigned to one side or the other."""
     assert {*FREE_OF_RUN, "seed"} == set(schema.Run.model_fields)
 
 
@@ -90,7 +91,7 @@ def test_every_field_of_run_but_the_seed_is_free_to_change():
         ("recipe.training.steps", 60, "training.steps: 6 -> 60"),
     ],
 )
-def test_what_may_change_the_bytes_is_told_as_inexact(identity, path, value, reason):
+def test_what_may_change_the_bytes_is_reported_as_inexact(identity, path, value, reason):
     other = changed(identity, path, value)
     refuse_changes(identity, other)
     assert why_inexact(identity, other) == [reason]
@@ -103,7 +104,7 @@ def test_other_frozen_bytes_are_another_base_unless_other_versions_made_them(ide
         refuse_changes(identity, other)
     elsewhere = changed(other, "environment.versions.torch", "3")
     refuse_changes(identity, elsewhere)
-    assert "the frozen weights are not the same bytes" in why_inexact(identity, elsewhere)
+    assert "the frozen weights have other bytes" in why_inexact(identity, elsewhere)
 
 
 def test_a_recipe_is_compared_alone_where_nothing_is_loaded(identity):

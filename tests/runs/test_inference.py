@@ -1,4 +1,4 @@
-"""A run measures what its result costs in use: exact counts, and no trace in what it saves."""
+"""A run measures what its result costs in use: exact counts, and no change in what it saves."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def measure(name: str, folder) -> InferenceReport:
     recipe = with_settings(recipe, {"data.train_rows": 4, "data.evaluation_rows": 4} | network)
     bench = prepare(recipe, open_world("auto"))
     model, _ = bench.apply()
-    recipe.method.save(model, folder, {"base_model": bench.source})
+    recipe.method.save(model, folder, {"base_model": bench.base.source})
     return measure_inference(bench, as_saved(bench, model, folder))
 
 
@@ -57,7 +57,7 @@ def reports(tmp_path_factory, few_passes):
 
 
 @pytest.mark.parametrize("name", EXTRA)
-def test_extra_parameters_are_those_of_the_formula_and_gone_when_merged(reports, name):
+def test_extra_parameters_are_those_of_the_formula_and_none_when_merged(reports, name):
     report = reports[name]
     assert report.extra_parameters == EXTRA[name]
     merges = ALL["prefix" if name == "projection" else name].mergeable
@@ -74,20 +74,20 @@ def test_weights_in_memory_grow_by_four_bytes_an_extra_parameter(reports, name):
     assert sizes.get("merged", sizes["base"]) == sizes["base"]
 
 
-def test_merging_qlora_costs_the_memory_of_plain_weights_and_is_told(reports):
+def test_merging_qlora_costs_the_memory_of_plain_weights_and_reports_it(reports):
     report = reports["qlora"]
     assert report.weight_bytes["merged"] == reports["full"].weight_bytes["base"] == 4 * 3_455_040
     assert report.weight_bytes["base"] < report.weight_bytes["merged"] / 2.5
     assert describe_inference(report).endswith(", in 13.2 MiB of weights instead of 4.7 MiB")
 
 
-def test_the_summary_says_what_merging_takes_away(reports):
-    told = describe_inference(reports["lora"])
-    assert told.startswith("87,552 more parameters; 1 × 96 tokens: ") and ", merged " in told
+def test_the_summary_shows_what_merging_removes(reports):
+    message = describe_inference(reports["lora"])
+    assert message.startswith("87,552 more parameters; 1 × 96 tokens: ") and ", merged " in message
     assert "cannot be merged; 1 × 96 tokens: " in describe_inference(reports["adapters"])
 
 
-def test_without_memory_for_it_a_run_goes_on_and_says_so(monkeypatch, tmp_path):
+def test_without_memory_for_it_a_run_continues_with_a_note(monkeypatch, tmp_path):
     def exhausted(bench, model):
         raise torch.OutOfMemoryError("no room")
 

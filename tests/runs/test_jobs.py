@@ -1,4 +1,4 @@
-"""A run in a process of its own: its outcome is its record's, and only without one its exit status's or its log's."""
+"""A run in another process: its outcome is its record's, and only without one its exit status's or its log's."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ def write_record(job: Job, status: str, error: str | None = None) -> None:
     RunDirectory.claim(job.folder).write_result(record)
 
 
-@pytest.mark.parametrize(("name", "told"), [
+@pytest.mark.parametrize(("name", "message"), [
     ("KILL", "killed by SIGKILL (the system may have run out of memory); its log is "),
     ("SEGV", "killed by SIGSEGV; its log is "),
 ])  # fmt: skip
-def test_a_run_that_a_signal_killed_says_so_and_not_its_last_line_of_progress(tmp_path, monkeypatch, name, told):
+def test_a_run_that_a_signal_killed_reports_it_and_not_its_last_line_of_progress(tmp_path, monkeypatch, name, message):
     python = tmp_path / "python"
     python.write_text(KILLED.replace("SIGNAL", name))
     python.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(python))
     ending = run_job(Job(Path("recipe.yaml"), (), tmp_path / "run", tmp_path / "log.txt"))
-    assert (ending.status, ending.error) == ("failed", f"{told}{tmp_path / 'log.txt'}")
+    assert (ending.status, ending.error) == ("failed", f"{message}{tmp_path / 'log.txt'}")
 
 
 @pytest.mark.parametrize(("status", "error", "exit_code"), [
@@ -57,7 +57,7 @@ def test_a_record_that_is_complete_decides_whatever_was_printed(job, status, err
 
 
 @pytest.mark.parametrize("exit_code", [2, -signal.SIGKILL])
-def test_the_record_of_an_earlier_attempt_does_not_stand_for_one_that_failed_before_its_own(job, exit_code):
+def test_the_record_of_an_earlier_attempt_is_not_that_of_one_that_failed_before_its_own(job, exit_code):
     write_record(job, "diverged", "of the earlier attempt")
     before = identify_record(job.folder)
     job.log.write_text("noise\npeftlab: error: data.train: no such file\n\n")
@@ -67,15 +67,15 @@ def test_the_record_of_an_earlier_attempt_does_not_stand_for_one_that_failed_bef
     assert read_outcome(job.folder, job.log, 6, before) == ("diverged", "of this attempt")
 
 
-def test_a_finished_run_that_is_resumed_leaves_its_record_and_is_finished(job):
+def test_a_finished_run_that_is_resumed_keeps_its_record_and_is_finished(job):
     write_record(job, "finished")
     assert read_outcome(job.folder, job.log, 0, identify_record(job.folder)) == ("finished", None)
 
 
 def test_without_a_record_the_log_ends_the_message(job):
     job.log.write_text("Segmentation rules\n")
-    told = f"exit code 7 and no complete record; its log {job.log} ends with: Segmentation rules"
-    assert read_outcome(job.folder, job.log, 7, None) == ("failed", told)
+    message = f"exit code 7 and no complete record; its log {job.log} ends with: Segmentation rules"
+    assert read_outcome(job.folder, job.log, 7, None) == ("failed", message)
     job.log.unlink()
     assert read_outcome(job.folder, job.log, 7, None)[1].endswith("ends with: (nothing)")
 
@@ -84,7 +84,7 @@ def test_a_signal_without_a_name_has_its_number():
     assert name_signal(signal.SIGSEGV) == "SIGSEGV" and name_signal(250) == "signal 250"
 
 
-def test_a_job_resumes_from_a_checkpoint_unless_told_otherwise(job):
+def test_a_job_resumes_from_a_checkpoint_unless_asked_otherwise(job):
     assert job.command[-1] == "--overwrite"
     checkpoint = job.folder / "checkpoints" / "step-4"
     checkpoint.mkdir(parents=True)

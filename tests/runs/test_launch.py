@@ -61,7 +61,7 @@ def test_two_processes_equal_one(tmp_path):
         return Recipe.model_validate(sections)
 
     pair = Pair(recipe("two", 1), tmp_path)
-    assert pair.wait() == [0, 0], pair.said()
+    assert pair.wait() == [0, 0], pair.outputs()
     two = RunDirectory.open(tmp_path / "two").read_result()
     one = train(recipe("one", 2), display=NoDisplay())
     assert two.environment["processes"] == 2
@@ -77,10 +77,10 @@ def test_both_processes_stop_at_a_divergence(tmp_path):
     pair = Pair(small_recipe(tmp_path / "run", learning_rate=1e30, schedule="constant"), tmp_path)
     assert pair.wait() == [6, 6]
     assert pair.result()["status"] == "diverged"
-    assert all("step 2" in said for said in pair.said())
+    assert all("step 2" in output for output in pair.outputs())
 
 
-def test_a_launcher_that_is_told_to_stop_saves_and_resumes_to_the_same_bytes(tmp_path):
+def test_a_launcher_that_is_terminated_saves_and_resumes_to_the_same_bytes(tmp_path):
     path, folder = tmp_path / "recipe.yaml", tmp_path / "stopped"
     path.write_text(dump_recipe(small_recipe(folder, steps=LONG, schedule="constant")))
     config = REPOSITORY / "configs" / "cpu_two_processes.yaml"
@@ -93,10 +93,10 @@ def test_a_launcher_that_is_told_to_stop_saves_and_resumes_to_the_same_bytes(tmp
     launcher.send_signal(signal.SIGTERM)
     assert launcher.wait(120) != 0
     record = RunDirectory.open(folder).read_result()
-    assert record.status == "interrupted" and "(signal 15); its checkpoint is whole" in record.error
+    assert record.status == "interrupted" and "(signal 15); its checkpoint is complete" in record.error
     steps = record.progress.step + 2
     resumed = Pair(small_recipe(folder, steps=steps, schedule="constant"), tmp_path, resume=True)
-    assert resumed.wait() == [0, 0], resumed.said()
+    assert resumed.wait() == [0, 0], resumed.outputs()
     assert resumed.result()["resumes"] == [
         {"step": steps - 2, "exact": False, "reasons": [f"training.steps: {LONG} -> {steps}"]}
     ], "a constant rate does not depend on the steps, yet nobody but the user knows that it does not matter"
@@ -110,7 +110,7 @@ def test_two_processes_resume_to_the_same_bytes(tmp_path):
     stopped = Pair(small_recipe(tmp_path / "b", {"stop_after": 3}), tmp_path)
     assert stopped.wait() == [11, 11]
     resumed = Pair(small_recipe(tmp_path / "b"), tmp_path, resume=True)
-    assert resumed.wait() == [0, 0], resumed.said()
+    assert resumed.wait() == [0, 0], resumed.outputs()
     assert resumed.result()["resumes"] == [{"step": 3, "exact": True, "reasons": []}]
     assert all(differing(load_final(tmp_path / "a"), load_final(tmp_path / "b")).values())
 
@@ -120,7 +120,7 @@ def test_a_signal_to_one_process_stops_both_at_the_same_step(tmp_path):
     pair.wait_for_step(1)
     pair.processes[1].terminate()
     assert pair.wait() == [143, 143]
-    first, second = (said.splitlines()[-1] for said in pair.said())
+    first, second = (output.splitlines()[-1] for output in pair.outputs())
     assert first == second and "(signal 15)" in first
     assert pair.result()["status"] == "interrupted"
 
@@ -134,32 +134,32 @@ def test_when_one_process_is_killed_the_other_ends_with_one_line_and_a_record(tm
     codes = pair.wait()
     assert time.monotonic() - killed < 20
     assert codes[victim] == -signal.SIGKILL and codes[1 - victim] == 12
-    said = pair.said()[1 - victim].splitlines()[-1]
-    assert f"error: process {victim} of 2 (they count from 0) ended while this one waited for it" in said
+    line = pair.outputs()[1 - victim].splitlines()[-1]
+    assert f"error: process {victim} of 2 (they count from 0) ended while this one waited for it" in line
     record = pair.result()
-    assert record["status"] == "failed" and record["error"] in said
-    assert "Traceback" not in "".join(pair.said())
+    assert record["status"] == "failed" and record["error"] in line
+    assert "Traceback" not in "".join(pair.outputs())
 
 
-def test_a_run_directory_that_is_taken_ends_both_processes(tmp_path):
+def test_a_run_directory_in_use_ends_both_processes(tmp_path):
     with RunDirectory.claim(tmp_path / "run").lock():
         pair = Pair(small_recipe(tmp_path / "run"), tmp_path)
         assert pair.wait() == [8, 12]
-    first, second = pair.said()
+    first, second = pair.outputs()
     assert f"is in use by process {os.getpid()}" in first and "process 0 of 2" in second
     assert not (tmp_path / "run" / "result.json").exists()
 
 
-def test_the_record_says_what_ended_the_process_that_failed_first(tmp_path):
+def test_the_record_has_the_error_of_the_process_that_failed_first(tmp_path):
     missing = f"data.train={tmp_path}/missing.jsonl"
     pair = Pair(small_recipe(tmp_path / "run"), tmp_path, overrides_of_second=(missing,))
     assert pair.wait() == [12, 4]
     record = pair.result()
-    assert record["status"] == "failed" and "missing.jsonl" in record["error"] and record["error"] in pair.said()[1]
+    assert record["status"] == "failed" and "missing.jsonl" in record["error"] and record["error"] in pair.outputs()[1]
 
 
 def hang(pid: int, word: Path) -> None:
-    """Be a process that waits for one that is gone, where no error comes back."""
+    """Be a process that waits for one that has ended, without an error."""
     launch_module.STUCK_SECONDS = 0.1
     launch = launch_module.Launch(2, {0: psutil.Process(pid)})
     launch.give_up = lambda error: word.write_text(str(error))
@@ -167,13 +167,13 @@ def hang(pid: int, word: Path) -> None:
         time.sleep(60)
 
 
-def test_a_process_that_hangs_when_another_is_gone_is_ended(tmp_path):
-    gone = subprocess.Popen(["sleep", "60"])
-    stuck = multiprocessing.get_context("forkserver").Process(target=hang, args=(gone.pid, tmp_path / "word"))
+def test_a_process_that_hangs_when_another_has_ended_is_ended(tmp_path):
+    other = subprocess.Popen(["sleep", "60"])
+    stuck = multiprocessing.get_context("forkserver").Process(target=hang, args=(other.pid, tmp_path / "word"))
     stuck.start()
     time.sleep(1)
-    gone.kill()
-    gone.wait()
+    other.kill()
+    other.wait()
     stuck.join(20)
     assert stuck.exitcode == 12
     assert (tmp_path / "word").read_text().startswith("process 0 of 2")

@@ -18,7 +18,7 @@ def planned(method, folder, plan="refuse"):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_run_is_predicted_within_two_percent_of_what_its_longest_rows_take(tmp_path, method):
+def test_a_prediction_is_within_two_percent_of_the_longest_rows_measurement(tmp_path, method):
     memory = train(planned(method, tmp_path / "run"), display=NoDisplay()).memory
     assert tuple(memory["predicted"].phases) == tuple(memory["measured"].phases) == PHASES
     for phase in PHASES:
@@ -27,18 +27,18 @@ def test_a_run_is_predicted_within_two_percent_of_what_its_longest_rows_take(tmp
 
 def test_a_run_that_will_not_fit_is_refused_before_weights_are_loaded(tmp_path, monkeypatch):
     monkeypatch.setattr("peftlab.world.hardware.free_bytes", lambda device: 10 * 2**20)
-    monkeypatch.setattr("peftlab.runs.bench.load_model", lambda *_, **__: pytest.fail("weights were loaded"))
+    monkeypatch.setattr("peftlab.runs.loading.load_model", lambda *_, **__: pytest.fail("weights were loaded"))
     fitting = MemoryReport(source="predicted", device="cpu", peak_bytes=2**20)
     changes = [Change({"training.batch_size": 1}, fitting)]
-    monkeypatch.setattr("peftlab.runs.prediction.remedies", lambda recipe, capacity, forecast: changes)
-    told = "MiB, but 10.0 MiB is available; these fit: training.batch_size=1 needs 1.0 MiB; run.plan=report starts"
-    with pytest.raises(OutOfMemoryError, match=told):
+    monkeypatch.setattr("peftlab.runs.prediction.remedies", lambda recipe, capacity, planner: changes)
+    message = "MiB, but 10.0 MiB is available; these fit: training.batch_size=1 needs 1.0 MiB; run.plan=report starts"
+    with pytest.raises(OutOfMemoryError, match=message):
         train(planned("lora", tmp_path / "run"), display=NoDisplay())
     result = RunDirectory.open(tmp_path / "run").read_result()
     assert result.status == "out_of_memory" and result.memory["predicted"].fits is False
 
 
-def test_a_run_that_will_not_fit_starts_when_told_to(tmp_path, monkeypatch):
+def test_a_run_that_will_not_fit_starts_with_plan_report(tmp_path, monkeypatch):
     monkeypatch.setattr("peftlab.world.hardware.free_bytes", lambda device: 10 * 2**20)
     assert train(planned("bitfit", tmp_path / "run", "report"), display=NoDisplay()).status == "finished"
 
@@ -50,7 +50,9 @@ def test_a_model_that_cannot_be_traced_still_trains(tmp_path, monkeypatch):
     notes = []
     display = NoDisplay()
     display.note = notes.append
-    monkeypatch.setattr("peftlab.runs.prediction.predict", fail)
+    monkeypatch.setattr("peftlab.runs.planner.predict", fail)
     assert train(planned("bitfit", tmp_path / "run"), display=display).status == "finished"
-    told = "Memory cannot be predicted for this model (no such operation on fake tensors); training continues without a"
-    assert any(note.startswith(told) for note in notes)
+    message = (
+        "Memory cannot be predicted for this model (no such operation on fake tensors); training continues without a"
+    )
+    assert any(note.startswith(message) for note in notes)

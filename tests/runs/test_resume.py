@@ -1,4 +1,4 @@
-"""A run that is stopped or killed goes on as if nothing had happened; what cannot go on exactly says so."""
+"""A run that is stopped or killed resumes exactly; one that cannot resume exactly reports why."""
 
 from __future__ import annotations
 
@@ -75,8 +75,8 @@ def test_a_run_that_is_stopped_and_resumed_equals_a_straight_one_byte_for_byte(t
     assert straight.metrics == resumed.metrics and straight.progress == resumed.progress
 
 
-def test_the_scale_of_half_precision_gradients_goes_on(tmp_path):
-    """65,536 at first: it is halved when a scaled gradient overflows, and the count of good steps goes on."""
+def test_the_scale_of_half_precision_gradients_is_resumed(tmp_path):
+    """65,536 at first: it is halved when a scaled gradient overflows; the count of other steps is resumed."""
 
     def half(folder, **run):
         short = {"steps": 3, "warmup": 2, "batch_size": 1, "gradient_accumulation": 1}
@@ -93,7 +93,7 @@ def test_the_scale_of_half_precision_gradients_goes_on(tmp_path):
 
 
 def test_a_killed_run_resumes_from_its_latest_checkpoint(tmp_path):
-    """What a kill between checkpoints leaves: a record that says running, lines past the checkpoint."""
+    """The files after a kill between checkpoints: a record that says running, lines past the checkpoint."""
     start(recipe("bitfit", tmp_path / "a"))
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     directory = RunDirectory.open(tmp_path / "b")
@@ -137,7 +137,7 @@ def folder(finished, tmp_path) -> Path:
     return shutil.copytree(finished[1], tmp_path / "run")
 
 
-def test_more_steps_may_be_asked_for_and_are_told_to_be_inexact(folder):
+def test_more_steps_may_be_asked_for_and_are_reported_as_inexact(folder):
     longer = start(recipe("bitfit", folder, steps=8), resume=True)
     assert longer.progress.step == 8
     assert not longer.resumes[0].exact
@@ -145,14 +145,16 @@ def test_more_steps_may_be_asked_for_and_are_told_to_be_inexact(folder):
 
 
 def test_fewer_steps_than_were_done_are_refused(folder):
-    with pytest.raises(StorageError, match="has done 6 steps and the recipe asks for 4; ask for at least 6"):
+    with pytest.raises(StorageError, match="has done 6 steps, but the recipe asks for 4; set training.steps to 6 or more"):
         start(recipe("bitfit", folder, steps=4), resume=True)
 
 
 @pytest.mark.parametrize("steps", [6, 8])
 def test_a_changed_recipe_is_refused_with_the_difference(folder, steps):
-    """Whether the run has steps left to do or not."""
-    with pytest.raises(StorageError, match=r"of another run: run.seed: 0 -> 1\. .* start anew with another run.output"):
+    """Whether steps remain or not."""
+    with pytest.raises(
+        StorageError, match=r"another run: run.seed: 0 -> 1\. .* start a new run with another run.output"
+    ):
         start(recipe("bitfit", folder, {"seed": 1}, steps=steps), resume=True)
 
 
@@ -168,13 +170,13 @@ def test_changed_data_and_a_changed_base_are_refused(tmp_path, model):
 
     stop(of_files(stop_after=1))
     data.write_text("\n".join(map(json.dumps, rows[::-1])))
-    with pytest.raises(StorageError, match="of another run: data train: '.*' -> '"):
+    with pytest.raises(StorageError, match="another run: data train: '.*' -> '"):
         start(of_files(), resume=True)
     data.write_text("\n".join(map(json.dumps, rows)))
     weights = model / "model.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    with pytest.raises(StorageError, match="of another run: base fingerprint: 'sha256:"):
+    with pytest.raises(StorageError, match="another run: base fingerprint: 'sha256:"):
         start(of_files(), resume=True)
     weights.write_bytes(whole)
     assert start(of_files(), resume=True).resumes[0].exact
@@ -197,16 +199,16 @@ def test_resuming_nothing_is_an_error(tmp_path):
 
 def test_resuming_without_a_checkpoint_is_an_error(folder):
     shutil.rmtree(folder / "checkpoints")
-    with pytest.raises(StorageError, match="no checkpoint to resume from; checkpoints come with run.save_every"):
+    with pytest.raises(StorageError, match="no checkpoint to resume from; run.save_every writes checkpoints"):
         start(recipe("bitfit", folder, steps=8), resume=True)
 
 
-def test_a_damaged_checkpoint_is_named_and_passed_over_for_the_one_before(folder):
+def test_a_damaged_checkpoint_is_named_and_skipped_for_the_one_before(folder):
     class Ear(NoDisplay):
-        said: list[str] = []
+        notes: list[str] = []
 
         def note(self, text):
-            self.said.append(text)
+            self.notes.append(text)
 
     damaged = folder / "checkpoints" / "step-000006" / "state.safetensors"
     content = bytearray(damaged.read_bytes())
@@ -214,7 +216,7 @@ def test_a_damaged_checkpoint_is_named_and_passed_over_for_the_one_before(folder
     damaged.write_bytes(content)
     longer = train(recipe("bitfit", folder, steps=7), resume=True, display=Ear())
     assert longer.resumes[0].step == 3
-    assert any(text.startswith(f"passed over: {damaged}: is damaged") for text in Ear.said)
+    assert any(text.startswith(f"skipped: {damaged}: is damaged") for text in Ear.notes)
 
 
 def test_a_second_run_in_the_same_directory_is_refused(tmp_path):

@@ -78,7 +78,7 @@ def test_the_saved_recipe_is_the_recipe(runs):
     assert load_recipe(directory.recipe).model_dump(mode="json") == result.recipe
 
 
-def test_the_metrics_file_holds_losses_rates_and_evaluations(runs):
+def test_the_metrics_file_has_losses_learning_rates_and_evaluations(runs):
     lines = [json.loads(line) for line in runs["lora"][1].metrics.read_text().splitlines()]
     assert [line["step"] for line in lines if line["event"] == "train"] == [1, 2, 4, 6]
     assert [line["step"] for line in lines if line["event"] == "evaluation"] == [0, 6]
@@ -114,7 +114,7 @@ def test_the_process_is_measured_in_every_phase(runs):
     assert memory.peak_bytes == max(memory.phases.values()) >= sum(memory.categories.values()) > 0
 
 
-def test_the_preflight_leaves_no_trace_in_the_training(runs, tmp_path, monkeypatch):
+def test_the_preflight_does_not_change_the_training(runs, tmp_path, monkeypatch):
     monkeypatch.setattr("peftlab.runs.training.measure_longest", lambda *_: runs["lora"][0].memory["measured"])
     without = train(short_recipe("lora", tmp_path / "run"), display=NoDisplay())
     assert without.metrics == runs["lora"][0].metrics
@@ -168,7 +168,7 @@ def test_evaluation_during_training_is_recorded(tmp_path):
     assert [line["step"] for line in lines if line["event"] == "evaluation"] == [0, 2, 4]
 
 
-def test_a_run_that_diverges_says_so_in_its_record(tmp_path):
+def test_a_run_that_diverges_has_that_status_in_its_record(tmp_path):
     with pytest.raises(DivergedError, match="step 2"):
         train(short_recipe("full", tmp_path / "run", learning_rate=1e30, schedule="constant"), display=NoDisplay())
     result = RunDirectory.open(tmp_path / "run").read_result()
@@ -180,7 +180,7 @@ def test_a_method_that_does_not_fit_the_model_fails_before_weights_are_loaded(tm
     def refuse(*arguments, **options):
         raise AssertionError("weights were loaded")
 
-    monkeypatch.setattr("peftlab.runs.bench.load_model", refuse)
+    monkeypatch.setattr("peftlab.runs.loading.load_model", refuse)
     recipe = short_recipe("lora", tmp_path / "run")
     recipe = recipe.model_copy(update={"method": recipe.method.model_copy(update={"rank": 10_000})})
     with pytest.raises(MethodError, match="method.rank: .* so that rank 10000 does not fit"):
@@ -210,5 +210,5 @@ def test_parameter_report_of_a_reloaded_run_equals_the_runs_own(runs):
 
     result, directory = runs["adapters"]
     recipe = load_recipe(directory.recipe)
-    model = recipe.method.load(prepare(recipe, open_world(recipe.run.device)).model, directory.weights)
+    model = recipe.method.load(prepare(recipe, open_world(recipe.run.device)).base.model, directory.weights)
     assert parameter_report(model).total == result.parameters.total

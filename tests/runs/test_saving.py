@@ -1,4 +1,4 @@
-"""Checkpoints of a real run: written beside it, on a full disk, damaged in any file; and what never ends a run."""
+"""Checkpoints of a real run: written in a thread, on a full disk, damaged in any file; and what never ends a run."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ def digests(folder):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A run whose checkpoints were written beside it: (result, folder)."""
+    """A run whose checkpoints were written in the background: (result, folder)."""
     folder = tmp_path_factory.mktemp("whole") / "run"
     return start(folder), folder
 
 
-def test_checkpoints_written_beside_slowly_are_those_that_training_waited_for(whole, tmp_path, monkeypatch):
-    """Without memory for a copy training waits; with it, every write ends after the next step has begun."""
+def test_checkpoints_written_slowly_in_the_background_are_those_that_training_waited_for(whole, tmp_path, monkeypatch):
+    """Without memory for a copy training waits; with it, every write ends after the next step has started."""
     monkeypatch.setattr(checkpoints, "free_host_bytes", lambda: 0)
     waited = start(tmp_path / "waited")
     assert waited.seconds["checkpoints_stalled"] >= waited.seconds["checkpoints_written"]
@@ -69,7 +69,7 @@ def test_checkpoints_written_beside_slowly_are_those_that_training_waited_for(wh
     assert digests(whole[1]) == digests(tmp_path / "waited") == digests(tmp_path / "late")
 
 
-def test_the_time_of_saving_is_told_and_counted_once(whole):
+def test_the_time_of_saving_is_recorded_and_counted_once(whole):
     seconds = whole[0].seconds
     assert 0 < seconds["checkpoints_stalled"] < seconds["training"] and seconds["checkpoints_written"] > 0
     phases = sum(seconds[phase] for phase in record.PHASES if phase in seconds)
@@ -77,7 +77,7 @@ def test_the_time_of_saving_is_told_and_counted_once(whole):
     assert set(seconds) - set(record.PHASES) == {"total", "checkpoints_stalled", "checkpoints_written"}
 
 
-def test_a_disk_that_fills_ends_the_run_with_one_line_and_the_former_checkpoint(whole, tmp_path, monkeypatch):
+def test_a_disk_that_fills_ends_the_run_with_one_line_and_the_earlier_checkpoint(whole, tmp_path, monkeypatch):
     def write_until_full(folder, name, held):
         if list_steps(folder.parent):
             raise FULL
@@ -87,8 +87,8 @@ def test_a_disk_that_fills_ends_the_run_with_one_line_and_the_former_checkpoint(
     monkeypatch.setattr(checkpoints, "write_state", write_until_full)
     with pytest.raises(StorageError) as caught:
         start(tmp_path / "run")
-    told = "step-000002: cannot be written: No space left on device; earlier checkpoints are intact; free some"
-    assert told in str(caught.value) and "\n" not in str(caught.value)
+    message = "step-000002: cannot be written: No space left on device; earlier checkpoints are intact; free some"
+    assert message in str(caught.value) and "\n" not in str(caught.value)
     record = RunDirectory.open(tmp_path / "run").read_result()
     assert (record.status, record.error) == ("failed", str(caught.value))
     monkeypatch.undo()
@@ -97,7 +97,7 @@ def test_a_disk_that_fills_ends_the_run_with_one_line_and_the_former_checkpoint(
     assert digests(whole[1]) == digests(tmp_path / "run")
 
 
-def test_a_disk_without_room_is_told_before_the_first_step(tmp_path, monkeypatch):
+def test_a_disk_without_room_is_refused_before_the_first_step(tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9 - 1000, 1000))
     with pytest.raises(StorageError, match="a checkpoint needs 8 MB, but only 0 MB are free"):
@@ -115,7 +115,7 @@ def test_a_checkpoint_of_a_run_has_these_files(whole):
 
 
 @pytest.mark.parametrize("name", files_of_a_checkpoint())
-def test_flipped_bits_and_truncation_in_any_file_of_it_are_passed_over(whole, tmp_path, name):
+def test_flipped_bits_and_truncation_in_any_file_of_it_are_skipped(whole, tmp_path, name):
     root = shutil.copytree(whole[1] / "checkpoints", tmp_path / "checkpoints")
     path = root / "step-000004" / name
     content = path.read_bytes()
@@ -142,10 +142,10 @@ def test_a_clock_that_goes_back_changes_nothing(whole, tmp_path, monkeypatch):
 
 class Ear(NoDisplay):
     def __init__(self):
-        self.said: list[str] = []
+        self.notes: list[str] = []
 
     def note(self, text):
-        self.said.append(text)
+        self.notes.append(text)
 
 
 @pytest.mark.parametrize("failing", ["start", "log", "finish"])
@@ -158,7 +158,7 @@ def test_a_failing_tracker_never_ends_a_run(whole, tmp_path, monkeypatch, failin
     ear = Ear()
     result = train(recipe(tmp_path / "run", trackers=["fragile"]), display=ear)
     assert result.status == "finished"
-    assert sum("run.trackers: " in text for text in ear.said) == 1
+    assert sum("run.trackers: " in text for text in ear.notes) == 1
     assert digests(whole[1]) == digests(tmp_path / "run")
 
 
@@ -170,7 +170,7 @@ def test_a_picture_that_cannot_be_drawn_never_ends_a_run(tmp_path, monkeypatch):
     ear = Ear()
     assert train(recipe(tmp_path / "run"), display=ear).status == "finished"
     assert RunDirectory.open(tmp_path / "run").read_result().status == "finished"
-    assert any("loss.png cannot be drawn: ValueError: no fonts" in text for text in ear.said)
+    assert any("loss.png cannot be drawn: ValueError: no fonts" in text for text in ear.notes)
 
 
 def test_metrics_that_cannot_be_written_are_one_line(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""Out of memory: what a user reads, what the record keeps, in the preflight and in the middle of training."""
+"""Out of memory: the error and the record, in the preflight and in the middle of training."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ def exhausted(folder, monkeypatch, calls: int, fail, plan: str) -> tuple[OutOfMe
     return error.value, RunDirectory.open(folder / "run")
 
 
-def test_the_ledger_phase_and_ways_out_are_told_where_the_tracker_watched(tmp_path, monkeypatch):
+def test_the_ledger_phase_and_remedies_are_reported_where_the_probe_measured(tmp_path, monkeypatch):
     error, directory = exhausted(tmp_path, monkeypatch, 1, lambda: torch.empty(MORE_THAN_ANY_MACHINE_HAS), "refuse")
-    what, held, ways = str(error).splitlines()
+    what, allocated, ways = str(error).splitlines()
     assert error.exit_code == 7
     assert what.startswith("out of memory in phase steady step, at training.batch_size=8 and data.max_length=96: ")
     assert "can't allocate memory" in what
-    assert held.startswith("held then: saved activations ") and "optimiser state" in held
+    assert allocated.startswith("allocated then: saved activations ") and "optimiser state" in allocated
     assert "training.gradient_checkpointing=true needs" in ways and "training.batch_size=" in ways
     result = directory.read_result()
     assert result.status == "out_of_memory" and result.error == str(error)
@@ -62,14 +62,14 @@ def test_the_ledger_phase_and_ways_out_are_told_where_the_tracker_watched(tmp_pa
     assert len(memory.remedies) >= 2
 
 
-def test_in_training_the_state_and_the_rest_of_the_process_are_told(tmp_path, monkeypatch):
+def test_in_training_the_state_and_the_rest_of_the_process_are_reported(tmp_path, monkeypatch):
     def fail():
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.\nmore advice")
 
     error, directory = exhausted(tmp_path, monkeypatch, PREFLIGHT_CALLS + 1, fail, "off")
-    what, held, ways = str(error).splitlines()
+    what, allocated, ways = str(error).splitlines()
     assert what.endswith("CUDA out of memory. Tried to allocate 20.00 MiB.") and "phase training" in what
-    assert "everything else" in held and "frozen weights" in held and "nothing was planned" in ways
+    assert "everything else" in allocated and "frozen weights" in allocated and "nothing was planned" in ways
     memory = directory.read_result().memory
     assert memory["measured"].phases["steady_step"] > 0
     assert memory["out_of_memory"].residual_bytes > 0

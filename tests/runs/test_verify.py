@@ -9,7 +9,7 @@ from peftlab.runs.verify import differing, verify_resume
 from tests.runs.recipes import shallow_sections
 
 
-def test_verify_resume_proves_a_recipe(tmp_path):
+def test_verify_resume_finds_a_recipe_exact(tmp_path):
     path = tmp_path / "recipe.yaml"
     sections = shallow_sections("adapters", tmp_path / "run", batch_size=2)
     sections["data"] = {"train": "builtin:docstrings[train]", "train_rows": 8, "max_length": 32}

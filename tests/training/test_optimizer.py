@@ -72,8 +72,8 @@ def test_sgd_with_momentum_steps_by_hand():
 
 
 @pytest.mark.parametrize("config", [AdamW(), AdamW(betas=(0.8, 0.9), eps=1e-6), SGD(), SGD(momentum=0.9)])
-def test_an_optimizer_says_what_state_its_parameters_cost(config):
-    """Oracle: the states that torch's optimiser holds after a step."""
+def test_an_optimizer_counts_the_state_of_its_parameters(config):
+    """Oracle: the states of torch's optimiser after a step."""
     weight = nn.Parameter(torch.ones(7, 3))
     optimizer = config.build([{"params": [weight], "weight_decay": 0.0}], 0.1, CPU)
     weight.grad = torch.ones(7, 3)

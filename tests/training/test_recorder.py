@@ -30,9 +30,9 @@ def test_a_logged_loss_is_the_mean_over_all_supervised_tokens_since_the_last_lin
     recorder = new_recorder(tmp_path)
     recorder.add(torch.tensor(2.0), supervised=10, tokens=40)
     recorder.add(torch.tensor(5.0), supervised=30, tokens=60)
-    recorder.log(Progress(step=2), torch.tensor(0.5), rate=0.1)
+    recorder.log(Progress(step=2), torch.tensor(0.5), learning_rate=0.1)
     recorder.add(torch.tensor(1.0), supervised=5, tokens=9)
-    recorder.log(Progress(step=3), torch.tensor(0.25), rate=0.2)
+    recorder.log(Progress(step=3), torch.tensor(0.25), learning_rate=0.2)
     first, second = lines(recorder)
     assert first["loss"] == pytest.approx((2.0 * 10 + 5.0 * 30) / 40)
     assert second["loss"] == pytest.approx(1.0)
@@ -45,7 +45,7 @@ def test_what_is_not_logged_yet_survives_a_restart(tmp_path):
     other = new_recorder(tmp_path)
     other.restore(recorder.state())
     other.add(torch.tensor(5.0), supervised=30, tokens=60)
-    other.log(Progress(step=2), torch.tensor(0.5), rate=0.1)
+    other.log(Progress(step=2), torch.tensor(0.5), learning_rate=0.1)
     assert lines(other)[0]["loss"] == pytest.approx((2.0 * 10 + 5.0 * 30) / 40)
 
 

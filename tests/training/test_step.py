@@ -46,7 +46,7 @@ def test_the_gradient_is_that_of_the_mean_over_all_supervised_tokens():
         torch.testing.assert_close(gradient, trainable_parameters(model)[name].grad, rtol=1e-5, atol=1e-7)
 
 
-def test_a_step_takes_the_same_rows_however_it_is_split_over_processes_and_micro_batches():
+def test_a_step_has_the_same_rows_however_it_is_split_over_processes_and_micro_batches():
     rows = ragged_rows(13)
 
     def rows_of(step, batch_size, accumulation, processes):
@@ -58,7 +58,7 @@ def test_a_step_takes_the_same_rows_however_it_is_split_over_processes_and_micro
         assert rows_of(step, 4, 1, 1) == rows_of(step, 2, 2, 1) == rows_of(step, 2, 1, 2) == rows_of(step, 1, 2, 2)
 
 
-def test_an_epoch_of_steps_takes_every_row_once():
+def test_an_epoch_of_steps_has_every_row_once():
     rows = ShuffledRows(ragged_rows(12), 0, 2, 2, 0, 1, seed=0)
     taken = [i for step in (1, 2, 3) for micro in (0, 1) for i in rows.indices(step, micro, 0)]
     assert sorted(taken) == list(range(12))
@@ -159,7 +159,7 @@ def test_batches_collated_ahead_are_those_of_their_step():
     assert len(staged) == 6  # nothing beyond the last step
 
 
-def test_an_error_in_the_thread_that_collates_is_raised_where_its_step_is_taken():
+def test_an_error_in_the_thread_that_collates_is_raised_at_its_step():
     rows = small_setup(batch_size=2).rows
     rows.rows = [*rows.rows[:1], *([None] * 11)]
     with BatchesAhead(rows, 4, lambda batch: batch) as ahead, pytest.raises(AttributeError):

@@ -35,7 +35,7 @@ def send(number: int, times: int, echo_seconds: float = 0.0, pause: float = 0.0)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_the_first_signal_is_a_wish_and_the_second_ends_at_once(number):
+def test_the_first_signal_is_a_request_and_the_second_ends_at_once(number):
     assert end_of(send(number, 1)) == 100 + number
     assert end_of(send(number, 2)) == -number
 
@@ -54,7 +54,7 @@ def test_what_a_launcher_repeats_is_the_same_signal_and_a_later_one_is_not():
     assert end_of(send(signal.SIGINT, 3, echo_seconds=0.1, pause=0.2)) == -signal.SIGINT
 
 
-def test_the_handlers_are_put_back():
+def test_the_handlers_are_restored():
     former = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
     with Stop():
         assert signal.getsignal(signal.SIGTERM) != former[0]
@@ -62,7 +62,7 @@ def test_the_handlers_are_put_back():
 
 
 class Clock:
-    """A monotonic clock that only moves when it is told to."""
+    """A monotonic clock that moves only when a test moves it."""
 
     def __init__(self, monkeypatch):
         self.now = 1000.0
@@ -70,7 +70,7 @@ class Clock:
 
 
 def boundary_of_stopping(clock: Clock, stop: Stop, seconds: list[float]) -> float | None:
-    """Return the seconds since the start at the boundary at which `stop` first wants to."""
+    """Return the seconds since the start at the boundary at which `stop` first has a reason."""
     began = clock.now
     for step, taken in enumerate(seconds, start=1):
         clock.now += taken

@@ -1,4 +1,4 @@
-"""A tracker that fails is said once, and the run goes on."""
+"""A tracker that fails is noted once, and the run continues."""
 
 from __future__ import annotations
 
@@ -36,22 +36,22 @@ class Fragile(GeneralTracker):
 
 
 @pytest.mark.parametrize("failing", ["start", "log", "finish"])
-def test_a_failing_tracker_is_said_once_and_ends_nothing(failing):
-    said, broken = [], Fragile(failing)
-    trackers = Trackers(open_world("cpu"), [broken], "run", Path("-"), said.append)
+def test_a_failing_tracker_is_noted_once_and_does_not_end_the_run(failing):
+    notes, broken = [], Fragile(failing)
+    trackers = Trackers(open_world("cpu"), [broken], "run", Path("-"), notes.append)
     for step in (1, 2):
         trackers.log({"loss": 1.0}, step)
     trackers.close()
-    assert len(said) == 1 and "\n" not in said[0]
-    assert "failed and is left out from here on: ConnectionError: no service for " + failing in said[0]
+    assert len(notes) == 1 and "\n" not in notes[0]
+    assert "failed and is no longer used: ConnectionError: no service for " + failing in notes[0]
     assert broken.logged == ([1, 2] if failing == "finish" else [])
 
 
 @pytest.mark.parametrize("failing", ["start", "log"])
-def test_a_tracker_beside_a_failing_one_gets_everything(failing):
-    said, whole = [], Fragile()
-    trackers = Trackers(open_world("cpu"), [Fragile(failing), whole], "run", Path("-"), said.append)
+def test_a_tracker_next_to_a_failing_one_gets_everything(failing):
+    notes, whole = [], Fragile()
+    trackers = Trackers(open_world("cpu"), [Fragile(failing), whole], "run", Path("-"), notes.append)
     for step in (1, 2):
         trackers.log({"loss": 1.0}, step)
     trackers.close()
-    assert whole.logged == [1, 2] and len(said) == 1
+    assert whole.logged == [1, 2] and len(notes) == 1

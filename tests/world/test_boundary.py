@@ -1,4 +1,4 @@
-"""Accelerate, CUDA and the operating system's memory are asked in `peftlab/world` and nowhere else."""
+"""Accelerate, CUDA and the operating system's memory are used in `peftlab/world` only."""
 
 from __future__ import annotations
 
@@ -40,5 +40,5 @@ def test_only_the_world_asks_for_processes_and_hardware(path):
 @pytest.mark.parametrize(
     "line", ["import torch.cuda", "from accelerate.utils import x", "torch.cuda.is_available()", "import psutil"]
 )
-def test_a_forbidden_question_would_be_seen(line):
+def test_a_forbidden_use_would_be_found(line):
     assert list(used_by(ast.parse(line)))

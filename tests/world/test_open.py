@@ -53,8 +53,8 @@ def test_an_unsupported_strategy_is_refused_in_one_line_before_accelerate_opens(
 def test_commands_refuse_an_unsupported_strategy_before_anything_is_loaded(
     launched_as, command, tmp_path, monkeypatch, capfd
 ):
-    for place in ("peftlab.runs.bench.load_examples", "peftlab.runs.bench.load_model", "peftlab.runs.bench.build_meta"):
-        monkeypatch.setattr(place, lambda *_, **__: pytest.fail("something was loaded"))
+    for place in ("bench.load_examples", "loading.load_examples", "loading.load_model", "loading.build_meta"):
+        monkeypatch.setattr(f"peftlab.runs.{place}", lambda *_, **__: pytest.fail("something was loaded"))
     launched_as({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"})
     assert run([command[0], str(TINY), f"run.output={tmp_path / 'run'}", *command[1:]]) == 2
     errors = capfd.readouterr().err.splitlines()

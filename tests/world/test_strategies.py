@@ -10,16 +10,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import distributed, nn
 
 from peftlab.world import hardware
+from peftlab.world.ddp import Ddp
 from peftlab.world.open import open_world
 
 ROWS = ([[1.0, 2.0]], [[3.0, 5.0]])
 
 
 def act(number: int, environment: dict[str, str], folder: Path) -> None:
-    """Be one of two processes, and write what its world says and does."""
+    """Be one of two processes, and write what its world does."""
     os.environ.update(environment | {"RANK": str(number), "LOCAL_RANK": str(number)})
     hardware.free_bytes = lambda device: 1000
     world = open_world("cpu")
@@ -42,9 +43,20 @@ def act(number: int, environment: dict[str, str], folder: Path) -> None:
         "own": own,
         "exchanged": parameter.grad.tolist(),
     }
+    found["without_device"] = exchange_beside_nccl(world, 7 - number)
     world.wait()
     world.close()
     (folder / f"{number}.json").write_text(json.dumps(found))
+
+
+def exchange_beside_nccl(world: Ddp, number: int) -> list:
+    """Ask twice for the highest number with a backend that exchanges on devices only; return answers, new groups."""
+    groups, new_group = [], distributed.new_group
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(distributed, "get_backend", lambda: "nccl")
+        patch.setattr(distributed, "new_group", lambda **options: groups.append(options) or new_group(**options))
+        beside = Ddp(world._accelerator)
+        return [beside.highest(number), beside.highest(-number), groups]
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +95,11 @@ def test_values_are_the_same_on_all_processes(pair):
     for found in pair:
         assert found["gathered"] == ["a0", "b0", "a1", "b1"]
         assert found["sum"] == [2.0, 5.0] and found["highest"] == 7
+
+
+def test_beside_nccl_processes_agree_through_one_group_on_their_hosts(pair):
+    for found in pair:
+        assert found["without_device"] == [7, -6, [{"backend": "gloo"}]]
 
 
 def test_processes_on_one_host_share_its_memory(pair):

@@ -19,7 +19,7 @@ Drawn = tuple[str, bytes] | None
 
 @dataclass(frozen=True)
 class Picture:
-    """One picture: SVG and PNG, and the SVG as it stands in the page."""
+    """One picture: SVG and PNG, and the SVG as the page embeds it."""
 
     name: str
     title: str

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from peftlab.data.examples import fingerprint, read_examples
 from peftlab.data.files import Table
-from peftlab.data.formats import fingerprint, read_examples
 from peftlab.errors import DataError
 from peftlab.tasks import TASKS
 from peftlab.tasks.formats import Chat, Completion, Text
@@ -87,7 +87,7 @@ def test_wrong_columns_are_named_with_those_there(section, fields, message):
 
 
 @pytest.mark.parametrize("hole", [None, "", " \n", float("nan")])
-def test_empty_cells_are_told_with_row_and_number(section, hole):
+def test_empty_cells_are_reported_with_row_and_number(section, hole):
     table = Table("t.jsonl", {"prompt": ["a", "b", "c", "d"], "completion": ["a", hole, "c", hole]})
     with pytest.raises(DataError, match=r"t\.jsonl: column 'completion' is empty in row 2 \(and in 1 more\)"):
         read_examples(table, section(format="completion"))
@@ -102,18 +102,18 @@ def test_empty_cells_are_told_with_row_and_number(section, hole):
         ([], "is empty in row 2"),
     ],
 )
-def test_broken_messages_are_told_with_their_row(section, value, message):
+def test_broken_messages_are_reported_with_their_row(section, value, message):
     with pytest.raises(DataError, match=message):
         read_examples(Table("t", {"messages": [TURNS, value]}), section(format="chat"))
 
 
-def test_template_that_makes_an_empty_prompt_is_told(section):
+def test_template_that_makes_an_empty_prompt_is_reported(section):
     with pytest.raises(DataError, match=r"facts\.csv: data\.template makes the prompt, which is empty in row 1:"):
         read_examples(FACTS, section(format="completion", template="{note} ", columns={"completion": "ref"}))
 
 
 @pytest.mark.parametrize("form", ["text", "chat"])
-def test_half_a_character_is_told_with_its_place(section, form):
+def test_half_a_surrogate_pair_is_reported_with_its_place(section, form):
     broken = "ab\ud83d"
     cell = broken if form == "text" else [{"role": "user", "content": broken}]
     table = Table("t", {"text": [cell], "messages": [cell]})

@@ -1,4 +1,4 @@
-"""What a row is: columns become texts, prompts and completions, messages or labelled texts."""
+"""Examples from tables: columns become texts, prompts and completions, messages, labelled texts or tagged words."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def _parse_template(template: str, table: Table) -> list[tuple[str, str | None]]
         if name is None:
             continue
         if spec or conversion:
-            raise DataError(f"data.template: {{{name}}} takes no ':' or '!' behind the name")
+            raise DataError(f"data.template: {{{name}}} takes no ':' or '!' after the name")
         if name not in table.columns:
             hint = f"{nearest(name, table.columns)}; its columns: {listed(table.columns)}"
             raise DataError(f"data.template: {table.name} has no column {name!r}{hint}")
