@@ -104,8 +104,8 @@ def _place_turn(turn: Turn, ids: np.ndarray, offsets: Offsets, lowest: int) -> T
     if first is None or last is None:
         raise Unclear("a token crosses the beginning or the end of an answer")
     final = offsets.last_written(first, last)
-    stop = int(ids[final]) if final is not None and offsets.added[final] else None
-    return TokenTurn(turn.message, first, last, stop, turn.marker)
+    ended = turn.marker != "" and final is not None and offsets.added[final]
+    return TokenTurn(turn.message, first, last, int(ids[final]) if ended else None, turn.marker or "")
 
 
 def _lead(template: ChatTemplate, example: Chat, ids: np.ndarray, offsets: Offsets) -> int:

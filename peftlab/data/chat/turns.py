@@ -27,12 +27,15 @@ class Unclear(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """Supervised characters of one assistant turn: `message` is its number, `marker` the end marker among them."""
+    """Supervised characters of one assistant turn: `message` is its number, `marker` the end marker among them.
+
+    An empty marker says that the template writes none, None that it is not known where the answer ends.
+    """
 
     message: int
     start: int
     end: int
-    marker: str = ""
+    marker: str | None
 
 
 def find_turns(template: ChatTemplate, chat: Chat, text: str, settings: ChatSettings) -> list[Turn]:
@@ -110,10 +113,10 @@ class Rendering:
             raise Unclear("a generation mark belongs to no message of the assistant")
         return (inside or later)[0]
 
-    def _marked_end(self, i: int, start: int, end: int) -> str:
-        """Return what a mark contains behind the content of its message."""
-        content_end = self._content_end(i)
-        return self.text[content_end:end].strip() if content_end is not None and start <= content_end <= end else ""
+    def _marked_end(self, i: int, start: int, end: int) -> str | None:
+        """Return what a mark contains behind the content of its message; None where that is not the marker alone."""
+        place = None if self.messages[i].get("tool_calls") else self._content_end(i)
+        return self.text[place:end].strip() if place is not None and start <= place <= end else None
 
     # Templates without marks.
 
@@ -123,8 +126,8 @@ class Rendering:
         end = content_end + len(marker)
         if not (start <= end and self.text.startswith(marker, content_end)):
             raise Unclear("the template writes this turn in another way than it writes others")
-        called = bool(self.messages[i].get("tool_calls"))  # the calls stand behind the content, before the marker
-        return Turn(i, start, end, "" if called else marker.strip())
+        called = self.messages[i].get("tool_calls")  # calls stand behind the content, before the marker
+        return Turn(i, start, end, None if called else marker.strip())
 
     def _start(self, i: int) -> int:
         if self.template.has_prompt and i:
