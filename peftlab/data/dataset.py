@@ -243,7 +243,7 @@ def _tokenise_part(
 
 def _describe_ends(counts: Counter[str]) -> dict[str, Any]:
     """Return what a report says of rows that are unclear or carry special tokens, and of where answers end."""
-    found: dict[str, Any] = {key: counts[key] for key in ("unclear", "carried", "unended") if counts[key]}
+    found: dict[str, Any] = {key: counts[key] for key in ("unclear", "carried", "unended", "unprompted") if counts[key]}
     lists = {
         "reasons": _named(counts, REASON),
         "stop_ids": sorted(int(token) for token in _named(counts, STOP)),

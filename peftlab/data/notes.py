@@ -43,6 +43,11 @@ def _note_part(name: str, part: dict[str, Any], recipe: Recipe) -> Iterator[str]
         yield f"{name}: {part['carried']} of {whole} rows contain special tokens in their own text; check the source"
     if part.get("unended"):
         yield from _note_ends(name, part)
+    if part.get("unprompted"):
+        yield (
+            f"{name}: in {part['unprompted']} of {whole} rows the last answer does not begin as the template's"
+            " generation prompt has it: `generate` will give the model another prompt; make both agree with data.template_kwargs"
+        )
     if part.get("prompts_cut"):
         yield (
             f"{name}: {part['prompts_cut']} prompts are longer than data.max_length ({limit}) leaves room for: cut at"

@@ -137,9 +137,10 @@ def tokenise_texts(
 
     `counts` gains: truncated (rows cut), lost_supervised (rows that lost supervised tokens), straddling
     (rows in which a token crosses the boundary of prompt and completion; such a token is not supervised),
-    dropped (rows left out, without any supervised token). Of chats also: unclear (dropped rows whose answers are not
-    certain, each with its `REASON`), unended (answers without an end marker). Each `STOP` and `MARKER` is counted, and
-    carried are rows with special tokens in their own text. Raises DataError without a fast tokenizer.
+    dropped (rows left out, without any supervised token), carried (rows with special tokens in their own text), and
+    each `STOP`. Of chats also: unclear (dropped rows whose answers are not certain, each with its `REASON`), unended
+    (answers without an end marker), unprompted (rows whose last answer does not follow the template's generation
+    prompt) and each `MARKER`. Raises DataError without a fast tokenizer.
     """
     check_tokenizer(tokenizer)
     rows: list[TokenRow] = []
@@ -199,6 +200,7 @@ def _chat_tokens(
         if one.fault is not None:
             counts["unclear"] += 1
             counts[REASON + one.fault] += 1
+        counts["unprompted"] += bool(one.turns) and not one.turns[-1].prompted
         for turn in one.turns:
             if turn.stop is not None:
                 counts[f"{STOP}{turn.stop}"] += 1

@@ -285,9 +285,26 @@ def test_what_a_template_makes_uncertain_is_noted(load, bpe):
     assert "rows differ from day to day" not in notes(QUESTIONS, tokenizer=dated, template_kwargs={"day": "today"})
     special = [{"role": "user", "content": "the <|end|>"}, QUESTIONS[1]]
     assert "1 of 2 rows contain special tokens in their own text" in notes(special, QUESTIONS)
-    reversing = with_template(bpe, bpe.chat_template.replace("m['content']", "m['content'][::-1]"))
-    with pytest.raises(DataError, match="rewrites or leaves out an answer, so that its end is not certain"):
-        load(QUESTIONS, tokenizer=reversing)
+    opening = with_template(
+        bpe, bpe.chat_template.replace("<|assistant|>{% endif %}", "<|assistant|><think>{% endif %}")
+    )
+    assert "in 1 of 1 rows the last answer does not begin as the template's" in notes(QUESTIONS, tokenizer=opening)
+    assert "does not begin" not in notes(
+        [QUESTIONS[0], {"role": "assistant", "content": "<think>x"}], tokenizer=opening
+    )
+
+
+def test_rows_whose_answers_are_not_certain_are_dropped_with_their_reason(load, bpe):
+    forgetting = (
+        "{% for m in messages %}{% if m.role == 'user' or loop.last %}<|{{ m.role }}|>{{ m.content }}<|end|>"
+        "{% endif %}{% endfor %}"
+    )
+    tokenizer = with_template(bpe, forgetting)
+    with pytest.raises(DataError, match=r"none of 1 rows has a supervised token; the template leaves out an answer"):
+        load(QUESTIONS, tokenizer=tokenizer)
+    report = load(QUESTIONS, QUESTIONS[:2], tokenizer=tokenizer, allow_dropped=0.5).report["train"]
+    assert (report["rows"], report["dropped"], report["unclear"]) == (1, 1, 1)
+    assert report["reasons"] == {"the template leaves out an answer": 1}
 
 
 def test_a_prompt_that_is_cut_keeps_its_opening_token_and_system_text(load, bpe):

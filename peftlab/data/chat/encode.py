@@ -24,6 +24,7 @@ class TokenTurn:
     """Supervised tokens `first` to `last` (exclusive) of the answer that is message number `message`.
 
     `stop` is the special or added token that ends it; where there is none, `marker` is its end marker as plain text.
+    `prompted` says that the template's generation prompt stands before it.
     """
 
     message: int
@@ -31,6 +32,7 @@ class TokenTurn:
     last: int
     stop: int | None
     marker: str
+    prompted: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +107,7 @@ def _place_turn(turn: Turn, ids: np.ndarray, offsets: Offsets, lowest: int) -> T
         raise Unclear("a token crosses the beginning or the end of an answer")
     final = offsets.last_written(first, last)
     ended = turn.marker != "" and final is not None and offsets.added[final]
-    return TokenTurn(turn.message, first, last, int(ids[final]) if ended else None, turn.marker or "")
+    return TokenTurn(turn.message, first, last, int(ids[final]) if ended else None, turn.marker or "", turn.prompted)
 
 
 def _lead(template: ChatTemplate, example: Chat, ids: np.ndarray, offsets: Offsets) -> int:

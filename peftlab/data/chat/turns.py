@@ -29,13 +29,15 @@ class Unclear(Exception):
 class Turn:
     """Supervised characters of one assistant turn: `message` is its number, `marker` the end marker among them.
 
-    An empty marker says that the template writes none, None that it is not known where the answer ends.
+    An empty marker says that the template writes none, None that it is not known where the answer ends. `prompted`
+    says that the text before it is the generation prompt that the template would write for it.
     """
 
     message: int
     start: int
     end: int
     marker: str | None
+    prompted: bool = True
 
 
 def find_turns(template: ChatTemplate, chat: Chat, text: str, settings: ChatSettings) -> list[Turn]:
@@ -122,24 +124,27 @@ class Rendering:
 
     def turn(self, i: int) -> Turn:
         """Return an assistant turn: from the end of the generation prompt to the end of its end marker."""
-        start, (content_end, marker) = self._start(i), self._end(i)
+        (start, prompted), (content_end, marker) = self._start(i), self._end(i)
         end = content_end + len(marker)
         if not (start <= end and self.text.startswith(marker, content_end)):
             raise Unclear("the template writes this turn in another way than it writes others")
         called = self.messages[i].get("tool_calls")  # calls stand behind the content, before the marker
-        return Turn(i, start, end, None if called else marker.strip())
+        return Turn(i, start, end, None if called else marker.strip(), prompted)
 
-    def _start(self, i: int) -> int:
-        if self.template.has_prompt and i:
-            prompt = self.template.try_write(self.messages[:i], self.tools, prompt=True)
-            if prompt and self.text.startswith(prompt):
-                return len(prompt)
-            if (begun := self._start_behind(i)) is not None:
-                return begun
+    def _start(self, i: int) -> tuple[int, bool]:
+        """Return where a turn's generation prompt ends, and whether that is all of the prompt."""
+        prompt = self.template.try_write(self.messages[:i], self.tools, prompt=True)
+        asked = self.template.has_prompt and prompt is not None
+        if asked and self.text.startswith(prompt):
+            return len(prompt), True
+        if asked and (begun := self._start_behind(i)) is not None:
+            return begun, True
         before = self._before(i)
-        if before is None or not self.text.startswith(before):
+        if before is None:
+            raise Unclear("the template leaves out an answer")
+        if not self.text.startswith(before):
             raise Unclear("the template rewrites earlier turns, so that an answer's beginning is not certain")
-        return len(before)
+        return len(before), not asked
 
     def _start_behind(self, i: int) -> int | None:
         """Return the end of the generation prompt from what the template writes behind the message before it."""
