@@ -46,7 +46,8 @@ def _note_part(name: str, part: dict[str, Any], recipe: Recipe) -> Iterator[str]
     if part.get("unprompted"):
         yield (
             f"{name}: in {part['unprompted']} of {whole} rows the last answer does not begin as the template's"
-            " generation prompt has it: `generate` will give the model another prompt; make both agree with data.template_kwargs"
+            " generation prompt has it, so `generate` will give the model another prompt; make both agree with"
+            " data.template_kwargs"
         )
     if part.get("prompts_cut"):
         yield (
