@@ -207,11 +207,12 @@ def _text_prompt(example: Completion, tokenizer: Any, max_length: int) -> Prompt
 
 def _chat_prompt(chat: EncodedChat, tokenizer: Any, max_length: int) -> Prompt:
     """Return what stands before a chat's last taught answer, with that answer as generated text would be decoded."""
-    turn = chat.turns[-1]
-    answer = tokenizer.decode(chat.ids[turn.first : turn.last], skip_special_tokens=True).strip()
-    ids = cut_chat_prompt(chat, max_length)
+    pieces, turn = chat.last_answer, chat.turns[-1]
+    supervised = [token for piece in pieces for token in chat.ids[piece.first : piece.last].tolist()]
+    answer = tokenizer.decode(supervised, skip_special_tokens=True).strip()
     reference = answer.removesuffix("" if turn.stop is not None else turn.marker).strip()
-    return Prompt(chat.prompt, ids, (reference,), chat.lead, turn.first - len(ids))
+    ids = cut_chat_prompt(chat, max_length)
+    return Prompt(chat.prompt, ids, (reference,), chat.lead, pieces[0].first - len(ids))
 
 
 def _options(section: Data) -> dict[str, Any]:

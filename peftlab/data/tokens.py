@@ -201,7 +201,7 @@ def _chat_tokens(
             counts["unclear"] += 1
             counts[REASON + one.fault] += 1
         counts["unprompted"] += bool(one.turns) and not one.turns[-1].prompted
-        for turn in one.turns:
+        for turn in one.endings:
             if turn.stop is not None:
                 counts[f"{STOP}{turn.stop}"] += 1
             elif turn.marker:
@@ -324,7 +324,7 @@ def encode_chat_prompt(tokenizer: Any, text: str, max_length: int | None = None)
 def cut_chat_prompt(chat: EncodedChat, max_length: int) -> list[int]:
     """Return the ids before a chat's last taught answer, cut as its row is."""
     keep = _cut(chat.supervised, chat.lead, max_length)
-    first = chat.turns[-1].first
+    first = chat.last_answer[0].first
     if chat.turns[-1].last - 1 in keep:
         return chat.ids[keep[keep < first]].tolist()
     return cut_prompt(chat.ids[:first], chat.lead, max_length)

@@ -114,6 +114,11 @@ CASES = [
         written=lambda content, last: content.strip(),
     ),
     Case(
+        "contents in lower case",
+        EACH + TURN.replace("m.content", "m.content | lower") + "{% endfor %}" + ANSWER,
+        written=lambda content, last: content.lower(),
+    ),
+    Case(
         "thinking of the last answer",
         LAST_QUESTION + "{% for m in messages %}<|turn|>{{ m.role }}\n{% if m.role == 'assistant' %}"
         "{% set said = m.content.split('</think>')[-1].lstrip('\n') %}{% if loop.index0 > ns.last %}<think>\n"

@@ -265,6 +265,21 @@ def test_a_special_token_at_the_end_of_an_answers_own_text_is_not_an_end_marker(
     assert dataset.stop_ids == () and dataset.report["train"]["unended"] == 1
 
 
+def test_an_answer_with_two_marks_is_one_answer_with_one_end(load, bpe):
+    twice = (
+        "{% for m in messages %}<|{{ m.role }}|>{% if m.role == 'assistant' %}{% generation %}{{ m.content }}"
+        "{% endgeneration %} = {% generation %}four<|end|>{% endgeneration %}"
+        "{% else %}{{ m.content }}<|end|>{% endif %}{% endfor %}"
+    )
+    tokenizer = with_template(bpe, twice)
+    assert parts_of(QUESTIONS, tokenizer, supervise="last") == ["is two", " four<|end|>"]
+    assert parts_of(flagged(weight=0), tokenizer) == ["is two", " four<|end|>"]
+    dataset = load(QUESTIONS, tokenizer=tokenizer)
+    assert dataset.prompts[0].references == ("is two four",)
+    assert dataset.prompts[0].text.endswith("the mat<|end|><|assistant|>")
+    assert "unended" not in dataset.report["train"]
+
+
 def test_what_a_template_makes_uncertain_is_noted(load, bpe):
     recipe = Recipe.model_validate(
         {

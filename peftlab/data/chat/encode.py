@@ -39,18 +39,35 @@ class TokenTurn:
 class EncodedChat:
     """A chat as text and int64 ids, with its taught turns; `fault` says why they are not certain, which empties them.
 
-    `prompt` is the text before the last taught answer, "" without one.
     `lead` is the number of tokens that a cut keeps: the opening token and the system text. `carried` says that a
     message contains the text of a special token.
     """
 
-    text: str
+    offsets: Offsets
     ids: np.ndarray
     turns: tuple[TokenTurn, ...]
-    prompt: str
     lead: int
     carried: bool
     fault: str | None = None
+
+    @property
+    def text(self) -> str:
+        return self.offsets.text
+
+    @property
+    def prompt(self) -> str:
+        """The text before the last taught answer."""
+        return self.text[: self.offsets.starts[self.last_answer[0].first]]
+
+    @property
+    def last_answer(self) -> tuple[TokenTurn, ...]:
+        """The taught pieces of the last message that has any: one, or as many as the template marks in it."""
+        return tuple(turn for turn in self.turns if turn.message == self.turns[-1].message)
+
+    @property
+    def endings(self) -> tuple[TokenTurn, ...]:
+        """The last taught piece of every message that has any."""
+        return tuple({turn.message: turn for turn in self.turns}.values())
 
     @property
     def supervised(self) -> np.ndarray:
@@ -71,9 +88,8 @@ def encode_chats(examples: Sequence[Chat], tokenizer: Any, settings: ChatSetting
         for example, (ids, offsets) in zip(chunk, encode_texts(tokenizer, texts), strict=True):
             turns, fault = _place_turns(template, example, ids, offsets, settings)
             carried = any(token in str(message.get("content")) for message in example.messages for token in special)
-            prompt = offsets.text[: offsets.starts[turns[-1].first]] if turns else ""
             lead = _lead(template, example, ids, offsets)
-            yield EncodedChat(offsets.text, ids, turns, prompt, lead, carried, fault)
+            yield EncodedChat(offsets, ids, turns, lead, carried, fault)
 
 
 def encode_prompt_text(tokenizer: Any, text: str) -> np.ndarray:

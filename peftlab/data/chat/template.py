@@ -16,8 +16,8 @@ Messages = Sequence[Mapping[str, Any]]
 COMMENT = re.compile(r"\{#.*?#\}", re.DOTALL)
 OPENING_MARK = re.compile(r"\{%([-+]?)\s*generation\s*([-+]?)%\}")
 CLOSING_MARK = re.compile(r"\{%([-+]?)\s*endgeneration\s*([-+]?)%\}")
-# Letters only, so that no template trims, splits or escapes it.
-SENTINEL = "QzSentinel"
+# Digits only, so that no template trims, splits, escapes or changes the case of it; it cannot overlap with itself.
+SENTINEL = "70917302884"
 
 
 class ChatTemplate:
@@ -121,7 +121,7 @@ def unused_word(*texts: str) -> str:
     word, number = SENTINEL, 0
     while any(word in text for text in texts):
         number += 1
-        word = f"{SENTINEL}{number}x"
+        word = f"{SENTINEL}{number}"
     return word
 
 

@@ -73,7 +73,7 @@ class Rendering:
 
         Raises Unclear unless the marked text is the real one but for the sentinels.
         """
-        begin, end = f"{self.sentinel}B", f"{self.sentinel}E"
+        begin, end = f"{self.sentinel}1", f"{self.sentinel}2"
         source = self.template.marked_source(self.tools, begin, end)
         if source is None:
             return None
@@ -125,11 +125,11 @@ class Rendering:
     def turn(self, i: int) -> Turn:
         """Return an assistant turn: from the end of the generation prompt to the end of its end marker."""
         (start, prompted), (content_end, marker) = self._start(i), self._end(i)
-        end = content_end + len(marker)
-        if not (start <= end and self.text.startswith(marker, content_end)):
+        end = content_end + len(marker or "")
+        if not (start <= end and self.text.startswith(marker or "", content_end)):
             raise Unclear("the template writes this turn in another way than it writes others")
         called = self.messages[i].get("tool_calls")  # calls stand behind the content, before the marker
-        return Turn(i, start, end, None if called else marker.strip(), prompted)
+        return Turn(i, start, end, None if called or marker is None else marker.strip(), prompted)
 
     def _start(self, i: int) -> tuple[int, bool]:
         """Return where a turn's generation prompt ends, and whether that is all of the prompt."""
@@ -161,15 +161,18 @@ class Rendering:
         written = self._write_with(i, self._altered(i))
         return written.partition(self.sentinel)[0] if written else None
 
-    def _end(self, i: int) -> tuple[int, str]:
-        """Return where a turn's content ends, and the end marker that the template writes behind it."""
+    def _end(self, i: int) -> tuple[int, str | None]:
+        """Return where a turn's content ends, and the end marker that the template writes behind it.
+
+        The marker is None where the end is that of the whole turn.
+        """
         for altered in self._sites(i):
             behind = self._behind(i, altered)
             if behind is not None:
                 return len(self.text) - len(behind), self._marker(i, altered, behind)
         alone = self.template.try_write(self.messages[: i + 1], self.tools)
         if alone and self.text.startswith(alone.rstrip()):  # an empty turn can lack what a sentinel would show
-            return len(alone.rstrip()), ""
+            return len(alone.rstrip()), None
         raise Unclear("the template rewrites or leaves out an answer, so that its end is not certain")
 
     def _marker(self, i: int, altered: Mapping[str, Any], behind: str) -> str:
