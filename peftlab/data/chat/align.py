@@ -33,7 +33,8 @@ class Offsets:
         for candidate in (moved, place):
             if (found := self.cut(candidate)) is not None:
                 return found
-        crossing = self._crossing(place)
+        if (crossing := self._crossing(place)) is None:
+            return None
         beyond = int(self.ends[crossing])
         if self.added[crossing] and not self.text[place:beyond].strip():
             return self.cut(beyond)
@@ -46,7 +47,8 @@ class Offsets:
         """
         if (found := self.cut(place)) is not None:
             return found
-        crossing = self._crossing(place)
+        if (crossing := self._crossing(place)) is None:
+            return None
         first, beyond = int(self.starts[crossing]), int(self.ends[crossing])
         if not self.text[place:beyond].strip():
             return self.cut(beyond)
@@ -57,8 +59,9 @@ class Offsets:
         tokens = reversed(range(first, last))
         return next((i for i in tokens if self.text[self.starts[i] : self.ends[i]].strip()), None)
 
-    def _crossing(self, place: int) -> int:
-        return int(np.flatnonzero((self.starts < place) & (self.ends > place))[0])
+    def _crossing(self, place: int) -> int | None:
+        found = np.flatnonzero((self.starts < place) & (self.ends > place))
+        return int(found[0]) if len(found) else None
 
 
 def encode_texts(tokenizer: Any, texts: Sequence[str]) -> Iterator[tuple[np.ndarray, Offsets]]:

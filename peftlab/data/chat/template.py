@@ -6,6 +6,8 @@ import inspect
 import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from itertools import takewhile
+from os.path import commonprefix
 from typing import Any
 
 from jinja2 import TemplateError
@@ -18,6 +20,7 @@ OPENING_MARK = re.compile(r"\{%([-+]?)\s*generation\s*([-+]?)%\}")
 CLOSING_MARK = re.compile(r"\{%([-+]?)\s*endgeneration\s*([-+]?)%\}")
 # Digits only, so that no template trims, splits, escapes or changes the case of it; it cannot overlap with itself.
 SENTINEL = "70917302884"
+LONGEST_TAG = 64
 
 
 class ChatTemplate:
@@ -94,6 +97,22 @@ class ChatTemplate:
             return False
         failing = re.sub(rf"\b{function}\s*\(", "raise_exception(", source)
         return self.try_write(messages, tools, source=failing) is None
+
+    def common_beginning(self, texts: Sequence[str]) -> str:
+        """Return the beginning that all texts share, without a part of a token or tag that differs in one of them."""
+        shared = commonprefix(list(texts))
+        if shared in texts:
+            return shared
+        atoms = [self._atoms.findall(text[: len(shared) + LONGEST_TAG]) for text in texts]
+        same = list(takewhile(lambda column: len(set(column)) == 1, zip(*atoms, strict=False)))
+        return "".join(column[0] for column in same)
+
+    @cached_property
+    def _atoms(self) -> re.Pattern[str]:
+        """What is whole in a template's text: added tokens, tags in brackets, words, single characters."""
+        added = sorted((token.content for token in self.tokenizer.added_tokens_decoder.values()), key=len, reverse=True)
+        tags = [r"<[^<>\s]*>", r"\[[^\[\]\s]*\]", r"\w+", r"."]
+        return re.compile("|".join([*map(re.escape, filter(None, added)), *tags]), re.DOTALL)
 
 
 def render_prompt(

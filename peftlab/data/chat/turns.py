@@ -11,7 +11,6 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from os.path import commonprefix
 from typing import Any
 
 from peftlab.data.chat.settings import ChatSettings, is_taught
@@ -183,7 +182,7 @@ class Rendering:
         turns = [*self.messages[:i], altered]
         ended, continued = (self._write_behind(turns, prompt=prompt) for prompt in (False, True))
         followers = [text for text in (behind, ended, continued) if text is not None]
-        shared = common_beginning(followers, self.template.tokenizer).rstrip()
+        shared = self.template.common_beginning(followers).rstrip()
         if not shared and ended is not None and i == len(self.messages) - 1:
             return ended.rstrip()
         return shared
@@ -237,23 +236,3 @@ class Rendering:
     def _content_end(self, i: int) -> int | None:
         behind = self._behind(i, self._altered(i))
         return None if behind is None else len(self.text) - len(behind)
-
-
-def common_beginning(texts: Sequence[str], tokenizer: Any) -> str:
-    """Return the beginning that all texts share, which ends with no part of a token or tag of the template's."""
-    shared = commonprefix(list(texts))
-    if shared in texts:
-        return shared
-    atoms = [_atoms(tokenizer).findall(text[: len(shared) + 64]) for text in texts]
-    same = 0
-    for column in zip(*atoms, strict=False):
-        if len(set(column)) > 1:
-            break
-        same += len(column[0])
-    return shared[:same]
-
-
-def _atoms(tokenizer: Any) -> re.Pattern[str]:
-    added = sorted((token.content for token in tokenizer.added_tokens_decoder.values()), key=len, reverse=True)
-    alternatives = [*map(re.escape, filter(None, added)), r"<[^<>\s]*>", r"\[[^\[\]\s]*\]", r"\w+", r"\s", r"."]
-    return re.compile("|".join(alternatives), re.DOTALL)
