@@ -97,9 +97,6 @@ def test_words_around_the_package_are_plain(folder):
     assert files and [idiom for path in files for idiom in idioms_of(path)] == []
 
 
-def test_a_room_whose_words_are_unfinished_exists():
-
-
 def test_an_idiom_is_found_in_strings_comments_docstrings_and_names(tmp_path):
     module = tmp_path / "module.py"
     module.write_text(
