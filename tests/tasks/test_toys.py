@@ -85,7 +85,7 @@ def test_a_task_with_a_loss_of_its_own_is_planned_tried_trained_and_evaluated(tm
 def loss_by_hand(one: Recipe, numbers: list[int], smoothing: float) -> float:
     """Return the base model's loss, which LoRA starts as, on training rows of these numbers, a target at a time."""
     bench = prepare_bench(one, open_world("cpu"))
-    model, losses = bench.model.eval(), []
+    model, losses = bench.base.model.eval(), []
     for row in (bench.dataset.train[number] for number in numbers):
         ids = torch.from_numpy(row.input_ids).long()
         logits = model(ids[None]).logits[0]
