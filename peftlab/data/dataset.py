@@ -21,6 +21,7 @@ from peftlab.data.tokens import (
 from peftlab.errors import DataError, listed, one_line
 from peftlab.recipe.schema import Data
 from peftlab.tasks import Task, find_format, tasks_taking
+from peftlab.tasks.base import Tokenising
 from peftlab.tasks.formats import TEXT, Chat, Completion, Example, Text
 
 Part = Literal["evaluation", "test", "general"]
@@ -187,7 +188,7 @@ def _tokenise_part(
     if not part:
         return [], {"rows": 0}
     section, counts = examples.section, Counter[str]()
-    rows = examples.task.tokenise(part, examples.labels, tokenizer, section.max_length, counts)
+    rows = examples.task.tokenise(part, Tokenising(tokenizer, section.max_length, counts, examples.labels or ()))
     _refuse_dropped(len(part), counts["dropped"], section, name)
     lengths = [len(row.input_ids) for row in rows]
     return rows, {
