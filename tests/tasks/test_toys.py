@@ -126,7 +126,7 @@ def test_an_optimizer_trains_is_planned_and_resumes(tmp_path, rmsprop):
     first = next(iter(states.values()))
     count = first["square_avg"].numel()
     planned = RMSprop().state_tensors(count)
-    assert set(planned) == set(first) and RMSprop().count_state_bytes(count) == 4 * (count + 1)
+    assert set(planned) == set(first) and RMSprop().count_saved_bytes(count) == 4 * (count + 1)
     changed = recipe(tmp_path / "b", {"plan": "report"}, training=training)
     stopped = recipe(tmp_path / "b", {"plan": "report", "stop_after": 2}, training=training)
     assert_resumes(changed, stopped, tmp_path / "a")
