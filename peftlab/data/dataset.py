@@ -4,25 +4,20 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
 
-from peftlab.data.chat import render_prompt
+from peftlab.data.chat import ChatSettings, ChatTemplate, EncodedChat, encode_chats
 from peftlab.data.examples import content_key, fingerprint, read_examples
 from peftlab.data.sources import read_source
-from peftlab.data.tokens import (
-    TokenRow,
-    encode_chat_prompt,
-    encode_prompt,
-    split_prompt,
-)
+from peftlab.data.tokens import MARKER, REASON, STOP, TokenRow, cut_chat_prompt, cut_prompt, encode_prompt, split_prompt
 from peftlab.errors import DataError, listed, one_line
 from peftlab.recipe.schema import Data
 from peftlab.tasks import Task, find_format, tasks_taking
 from peftlab.tasks.base import Tokenising
-from peftlab.tasks.formats import TEXT, Chat, Completion, Example, Text
+from peftlab.tasks.formats import CHAT, TEXT, Chat, Completion, Example, Text
 
 Part = Literal["evaluation", "test", "general"]
 # What a random order is for: each has its own, whatever else is drawn. 4 is the order of an epoch.
@@ -44,11 +39,17 @@ class Examples:
 
 @dataclass(frozen=True)
 class Prompt:
-    """What text is generated from, and the texts that would be right (all rows with this same prompt)."""
+    """What text is generated from, and the texts that would be right (all rows with this same prompt).
+
+    `lead` is how many tokens at the beginning a cut keeps (the opening token, and the system text of a chat), `cut`
+    how many `data.max_length` took behind them.
+    """
 
     text: str
     input_ids: list[int]
     references: tuple[str, ...]
+    lead: int = 0
+    cut: int = 0
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,16 @@ class Dataset:
     test: list[TokenRow] = field(default_factory=list)
     test_prompts: list[Prompt] = field(default_factory=list)
     general: list[TokenRow] = field(default_factory=list)
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """The special tokens that end what is supervised in training, at which generation stops."""
+        return tuple(self.report["train"].get("stop_ids", ()))
+
+    @property
+    def stop_texts(self) -> tuple[str, ...]:
+        """The end markers of training that are plain text, at which generation stops too."""
+        return tuple(self.report["train"].get("stop_texts", ()))
 
     def held_out(self, part: Part) -> tuple[list[TokenRow], list[Prompt]]:
         """Return the rows of one part and its prompts."""
@@ -123,7 +134,7 @@ def tokenise(examples: Examples, tokenizer: Any, vocabulary: int | None = None) 
     general, general_report = _tokenise_part(examples, examples.general, tokenizer, "general")
     _check_vocabulary([*train, *evaluation, *test, *general], vocabulary)
     seen = {content_key(example) for example in examples.train}
-    report = {
+    report: dict[str, Any] = {
         "format": section.format,
         "train": train_report,
         "evaluation": evaluation_report,
@@ -135,9 +146,17 @@ def tokenise(examples: Examples, tokenizer: Any, vocabulary: int | None = None) 
         report["general"] = general_report
     if examples.labels is not None:
         report["labels"] = examples.labels
+    if section.format == CHAT.name and ChatTemplate(tokenizer, section.template_kwargs).calls(
+        "strftime_now", examples.train[0].messages, examples.train[0].tools
+    ):
+        report["dated"] = True
     prompts, test_prompts = (
-        list_prompts(part, tokenizer, section.max_length) for part in (examples.evaluation, examples.test)
+        list_prompts(part, tokenizer, section.max_length, **_options(section))
+        for part in (examples.evaluation, examples.test)
     )
+    for name, found in (("evaluation", prompts), ("test", test_prompts)):
+        if cut := sum(prompt.cut > 0 for prompt in found):
+            report[name]["prompts_cut"] = cut
     return Dataset(
         examples.task,
         train,
@@ -158,28 +177,49 @@ def find_pad_id(tokenizer: Any) -> int:
     return next(i for i in ids if i is not None)
 
 
-def list_prompts(examples: Sequence[Example], tokenizer: Any, max_length: int) -> list[Prompt]:
+def list_prompts(
+    examples: Sequence[Example], tokenizer: Any, max_length: int, chat: ChatSettings | None = None
+) -> list[Prompt]:
     """Return the distinct prompts of completions and chats in their order, each with all its references.
 
-    A chat's last assistant turn is the reference, what comes before it the prompt. Texts and labelled texts
+    A chat's last taught answer is the reference, the tokens of its row before it the prompt. Texts and labelled texts
     have none.
     """
-    references: dict[str, list[str]] = {}
-    for example in examples:
-        if isinstance(example, Completion):
-            prompt, completion = split_prompt(example)
-        elif isinstance(example, Chat) and (turn := _last_answer(example)) is not None:
-            prompt, completion = render_prompt(example.messages[:turn], tokenizer), example.messages[turn]["content"]
-        else:
-            continue
-        references.setdefault(prompt, []).append(completion.strip())
-    encode = encode_chat_prompt if examples and isinstance(examples[0], Chat) else encode_prompt
-    return [Prompt(text, encode(tokenizer, text, max_length), tuple(known)) for text, known in references.items()]
+    if examples and isinstance(examples[0], Chat):
+        encoded = encode_chats(examples, tokenizer, chat or ChatSettings())
+        found = [_chat_prompt(one, tokenizer, max_length) for one in encoded if one.turns and one.turns[-1].message]
+    else:
+        found = [_text_prompt(one, tokenizer, max_length) for one in examples if isinstance(one, Completion)]
+    merged: dict[tuple[int, ...], Prompt] = {}
+    for prompt in found:
+        key = tuple(prompt.input_ids)
+        known = merged[key].references if key in merged else ()
+        merged[key] = replace(merged.get(key, prompt), references=known + prompt.references)
+    return list(merged.values())
 
 
-def _last_answer(example: Chat) -> int | None:
-    turns = [i for i, message in enumerate(example.messages) if i and message["role"] == "assistant"]
-    return turns[-1] if turns else None
+def _text_prompt(example: Completion, tokenizer: Any, max_length: int) -> Prompt:
+    prompt, completion = split_prompt(example)
+    whole = encode_prompt(tokenizer, prompt)
+    lead = int(len(whole) > 0 and whole[0] == tokenizer.bos_token_id)
+    ids = cut_prompt(whole, lead, max_length)
+    return Prompt(prompt, ids, (completion.strip(),), lead, len(whole) - len(ids))
+
+
+def _chat_prompt(chat: EncodedChat, tokenizer: Any, max_length: int) -> Prompt:
+    """Return what stands before a chat's last taught answer, with that answer as generated text would be decoded."""
+    turn = chat.turns[-1]
+    answer = tokenizer.decode(chat.ids[turn.first : turn.last], skip_special_tokens=True).strip()
+    ids = cut_chat_prompt(chat, max_length)
+    reference = answer.removesuffix("" if turn.stop is not None else turn.marker).strip()
+    return Prompt(chat.prompt, ids, (reference,), chat.lead, turn.first - len(ids))
+
+
+def _options(section: Data) -> dict[str, Any]:
+    """Return what the format's own tokenising needs."""
+    if section.format != CHAT.name:
+        return {}
+    return {"chat": ChatSettings(section.supervise, section.thinking, section.template_kwargs)}
 
 
 def _tokenise_part(
@@ -188,8 +228,9 @@ def _tokenise_part(
     if not part:
         return [], {"rows": 0}
     section, counts = examples.section, Counter[str]()
-    rows = examples.task.tokenise(part, Tokenising(tokenizer, section.max_length, counts, examples.labels or ()))
-    _refuse_dropped(len(part), counts["dropped"], section, name)
+    how = Tokenising(tokenizer, section.max_length, counts, examples.labels or (), _options(section))
+    rows = examples.task.tokenise(part, how)
+    _refuse_dropped(len(part), counts, section, name)
     lengths = [len(row.input_ids) for row in rows]
     return rows, {
         "rows": len(rows),
@@ -197,13 +238,33 @@ def _tokenise_part(
         "supervised": sum(row.supervised for row in rows),
         "longest": max(lengths),
         **{key: int(counts[key]) for key in ("truncated", "lost_supervised", "straddling", "unaligned", "dropped")},
+        **_describe_ends(counts),
         "sha256": fingerprint(part),
     }
 
 
-def _refuse_dropped(rows: int, dropped: int, section: Data, name: str) -> None:
+def _describe_ends(counts: Counter[str]) -> dict[str, Any]:
+    """Return what a report says of rows that are unclear or carry special tokens, and of where answers end."""
+    found: dict[str, Any] = {key: counts[key] for key in ("unclear", "carried", "unended", "unprompted") if counts[key]}
+    lists = {
+        "reasons": _named(counts, REASON),
+        "stop_ids": sorted(int(token) for token in _named(counts, STOP)),
+        "stop_texts": list(_named(counts, MARKER)),
+    }
+    return found | {key: value for key, value in lists.items() if value}
+
+
+def _named(counts: Counter[str], beginning: str) -> dict[str, int]:
+    return {key.removeprefix(beginning): number for key, number in counts.items() if key.startswith(beginning)}
+
+
+def _refuse_dropped(rows: int, counts: Counter[str], section: Data, name: str) -> None:
     """Raise DataError where more rows than allowed are dropped: most likely a wrong column, role or limit."""
+    dropped = counts["dropped"]
     remedy = f"raise data.max_length ({section.max_length}) or {find_format(section.format).remedy}"
+    if counts["unclear"]:
+        reason = max(_named(counts, REASON).items(), key=lambda pair: pair[1])[0]
+        remedy = f"{reason} ({counts['unclear']} rows); use another chat template, or format completion with a template"
     if dropped == rows:
         raise DataError(f"data.{name}: none of {rows} rows has a supervised token; {remedy}")
     if dropped > section.allow_dropped * rows:

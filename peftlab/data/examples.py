@@ -18,7 +18,10 @@ from peftlab.tasks.formats import Example, Format, as_text
 
 def content_key(example: Example) -> str:
     """Return a text that is equal for, and only for, examples of equal content."""
-    return json.dumps(asdict(example), sort_keys=True, ensure_ascii=False, default=repr)
+    content = asdict(example)
+    if content.get("tools", ...) is None:  # as chats were before they had tools, so that their fingerprints stay
+        del content["tools"]
+    return json.dumps(content, sort_keys=True, ensure_ascii=False, default=repr)
 
 
 def fingerprint(examples: Sequence[Example]) -> str:
@@ -34,7 +37,10 @@ def read_examples(table: Table, section: Data) -> list[Example]:
     layout = find_format(section.format)
     roles = _map_roles(table, section, layout)
     template = _parse_template(section.template, table) if section.template is not None else None
-    cells = {role: _convert_cells(table, column, layout.roles[role]) for role, column in roles.items()}
+    cells = {
+        role: _convert_cells(table, column, layout.roles[role], nullable=role in layout.nullable)
+        for role, column in roles.items()
+    }
     if template is not None and layout.template_role is not None:
         cells[layout.template_role] = _fill_template(template, table)
         _check_filled(
@@ -58,10 +64,11 @@ def _build(layout: Format, values: Sequence[Any], name: str, row: int) -> Exampl
 def _map_roles(table: Table, section: Data, layout: Format) -> dict[str, str]:
     """Return the column of every role that is read as it is (the template makes one role)."""
     made = layout.template_role if section.template is not None else None
+    named = {**section.columns, **({"tools": section.tools} if section.tools is not None else {})}
     roles = {}
     for role in layout.roles:
-        column = section.columns.get(role, role)
-        if role == made or (role in layout.optional and role not in section.columns and column not in table.columns):
+        column = named.get(role, role)
+        if role == made or (role in layout.optional and role not in named and column not in table.columns):
             continue
         if column not in table.columns:
             raise DataError(_missing_column(table, role, column))
@@ -76,10 +83,11 @@ def _missing_column(table: Table, role: str, column: str) -> str:
 
 
 def _convert_cells(
-    table: Table, column: str, convert: Callable[[Any], Any], *, empty_allowed: bool = False
+    table: Table, column: str, convert: Callable[[Any], Any], *, empty_allowed: bool = False, nullable: bool = False
 ) -> list[Any]:
     values = table.columns[column]
-    _check_filled(values, f"{table.name}: column {column!r}", empty_allowed)
+    if not nullable:
+        _check_filled(values, f"{table.name}: column {column!r}", empty_allowed)
     result = []
     for row, value in enumerate(values, start=1):
         try:

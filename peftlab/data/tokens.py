@@ -10,12 +10,15 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from peftlab.data.chat import render_chats
+from peftlab.data.chat import ChatSettings, EncodedChat, encode_chats, encode_prompt_text
 from peftlab.errors import DataError
 from peftlab.tasks.formats import Chat, Completion, Example, Text
 
 TEXTS_AT_ONCE = 1024
 IGNORED = -100
+# The beginnings of keys in counts: the reason why a row was dropped, the id of a special token that ends what is
+# supervised, and an end marker that is plain text.
+REASON, STOP, MARKER = "reason: ", "stop: ", "marker: "
 # The names in a batch of what is predicted: flat positions in (rows, length), and the class at each.
 POSITIONS, TARGETS = "positions", "targets"
 
@@ -117,34 +120,35 @@ class ClassRow(TokenRow):
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """A text as the tokenizer gets it, and the spans of its characters that are supervised.
-
-    `plain` texts get the special tokens that the tokenizer adds and the end-of-text token; a chat template
-    writes its own.
-    """
+    """A text as the tokenizer gets it, and the spans of its characters that are supervised."""
 
     text: str
     spans: Sequence[tuple[int, int]]
-    plain: bool = True
 
 
 def tokenise_texts(
-    examples: Sequence[Text | Completion | Chat], tokenizer: Any, max_length: int, counts: Counter
+    examples: Sequence[Any],
+    tokenizer: Any,
+    max_length: int,
+    counts: Counter,
+    chat: ChatSettings | None = None,
 ) -> list[TokenRow]:
-    """Return one row for each example that keeps a supervised token.
+    """Return one row for each Text, Completion or Chat that keeps a supervised token; `chat` says what is taught.
 
     `counts` gains: truncated (rows cut), lost_supervised (rows that lost supervised tokens), straddling
     (rows in which a token crosses the boundary of prompt and completion; such a token is not supervised),
-    dropped (rows without any supervised token). Raises DataError without a fast tokenizer.
+    dropped (rows left out, without any supervised token), carried (rows with special tokens in their own text), and
+    each `STOP`. Of chats also: unclear (dropped rows whose answers are not certain, each with its `REASON`), unended
+    (answers without an end marker), unprompted (rows whose last answer does not follow the template's generation
+    prompt) and each `MARKER`. Raises DataError without a fast tokenizer.
     """
     check_tokenizer(tokenizer)
     rows: list[TokenRow] = []
-    for ids, starts, ends, lead, rendered in _encode(_render(examples, tokenizer), tokenizer):
-        supervised, straddles = _mask(starts, ends, rendered.spans)
-        counts["straddling"] += straddles
-        eos = tokenizer.eos_token_id
-        if rendered.plain and eos is not None:
-            ids, supervised = np.append(ids, eos), np.append(supervised, True)
+    if examples and isinstance(examples[0], Chat):
+        encoded = _chat_tokens(examples, tokenizer, counts, chat or ChatSettings())
+    else:
+        encoded = _text_tokens(examples, tokenizer, counts)
+    for ids, supervised, lead in encoded:
         keep = _cut(supervised, lead, max_length)
         counts["truncated"] += len(keep) < len(ids)
         counts["lost_supervised"] += supervised[keep].sum() < supervised.sum()
@@ -155,6 +159,56 @@ def tokenise_texts(
         else:
             counts["dropped"] += 1
     return rows
+
+
+def _text_tokens(
+    examples: Sequence[Text | Completion], tokenizer: Any, counts: Counter
+) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
+    """Yield ids, which of them are supervised, and the number of opening tokens of each text.
+
+    Special tokens at a text's ends that the tokenizer adds too are there once.
+    """
+    eos = tokenizer.eos_token_id
+    for ids, starts, ends, lead, rendered in _encode(_render(examples), tokenizer):
+        supervised, straddles = _mask(starts, ends, rendered.spans)
+        counts["straddling"] += straddles
+        once = _without_doubled(ids, lead, tokenizer)
+        own_end = len(ids) > lead and ids[-1] == eos
+        counts["carried"] += len(once) < len(ids) or own_end
+        ids, supervised = ids[once], supervised[once]
+        if own_end:
+            supervised[-1] = True
+        elif eos is not None:
+            ids, supervised = np.append(ids, eos), np.append(supervised, True)
+        if eos is not None:
+            counts[f"{STOP}{eos}"] += 1
+        yield ids, supervised, lead
+
+
+def _without_doubled(ids: np.ndarray, lead: int, tokenizer: Any) -> np.ndarray:
+    """Return the positions to keep of a text that begins with the opening token that the tokenizer adds too."""
+    doubled = 0 < lead < len(ids) and ids[lead - 1] == ids[lead] == tokenizer.bos_token_id
+    return np.delete(np.arange(len(ids)), lead) if doubled else np.arange(len(ids))
+
+
+def _chat_tokens(
+    examples: Sequence[Chat], tokenizer: Any, counts: Counter, settings: ChatSettings
+) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
+    """Yield ids, which of them are supervised, and how many tokens at the beginning a cut keeps, of each chat."""
+    for one in encode_chats(examples, tokenizer, settings):
+        counts["carried"] += one.carried
+        if one.fault is not None:
+            counts["unclear"] += 1
+            counts[REASON + one.fault] += 1
+        counts["unprompted"] += bool(one.turns) and not one.turns[-1].prompted
+        for turn in one.turns:
+            if turn.stop is not None:
+                counts[f"{STOP}{turn.stop}"] += 1
+            elif turn.marker:
+                counts[MARKER + turn.marker] += 1
+            else:
+                counts["unended"] += 1
+        yield one.ids, one.supervised, one.lead
 
 
 def tokenise_labelled(
@@ -258,13 +312,22 @@ def encode_prompt(tokenizer: Any, text: str, max_length: int | None = None) -> l
     Trailing spaces are removed, as in training; what exceeds `max_length` is cut at the beginning.
     """
     ids, _, _, lead, _ = next(_encode([Rendered(text.rstrip(" "), [])], tokenizer))
-    return _cut_prompt(ids, lead, max_length)
+    return cut_prompt(ids[_without_doubled(ids, lead, tokenizer)], lead, max_length)
 
 
 def encode_chat_prompt(tokenizer: Any, text: str, max_length: int | None = None) -> list[int]:
-    """Return the ids of a prompt that the model's chat template wrote, special tokens included."""
-    ids, _, _, lead, _ = next(_encode([Rendered(text, [], plain=False)], tokenizer))
-    return _cut_prompt(ids, lead, max_length)
+    """Return the ids of a prompt that the model's chat template wrote, as rows begin; its opening token is kept."""
+    ids = encode_prompt_text(tokenizer, text)
+    return cut_prompt(ids, int(len(ids) > 0 and ids[0] == tokenizer.bos_token_id), max_length)
+
+
+def cut_chat_prompt(chat: EncodedChat, max_length: int) -> list[int]:
+    """Return the ids before a chat's last taught answer, cut as its row is."""
+    keep = _cut(chat.supervised, chat.lead, max_length)
+    first = chat.turns[-1].first
+    if chat.turns[-1].last - 1 in keep:
+        return chat.ids[keep[keep < first]].tolist()
+    return cut_prompt(chat.ids[:first], chat.lead, max_length)
 
 
 def split_prompt(example: Completion) -> tuple[str, str]:
@@ -273,11 +336,7 @@ def split_prompt(example: Completion) -> tuple[str, str]:
     return prompt, example.prompt[len(prompt) :] + example.completion
 
 
-def _render(examples: Sequence[Example], tokenizer: Any) -> Iterator[Rendered]:
-    if isinstance(examples[0], Chat):
-        for text, spans in render_chats(examples, tokenizer):
-            yield Rendered(text, spans, plain=False)
-        return
+def _render(examples: Sequence[Text | Completion]) -> Iterator[Rendered]:
     for example in examples:
         prompt, completion = ("", example.text) if isinstance(example, Text) else split_prompt(example)
         yield Rendered(prompt + completion, [(len(prompt), len(prompt) + len(completion))])
@@ -293,20 +352,18 @@ def _encode(
     for chunk in _chunks(list(rendered)):
         encoded = tokenizer(
             [one.text for one in chunk],
-            add_special_tokens=chunk[0].plain,
+            add_special_tokens=True,
             return_offsets_mapping=True,
             return_special_tokens_mask=True,
             verbose=False,  # else it warns of rows longer than the model's limit, which are cut after this
         )
         for i, one in enumerate(chunk):
             ids = np.array(encoded["input_ids"][i], dtype=np.int64)
-            added = np.array(encoded["special_tokens_mask"][i], dtype=bool) & one.plain
+            added = np.array(encoded["special_tokens_mask"][i], dtype=bool)
             offsets = np.array(encoded["offset_mapping"][i], dtype=np.int64).reshape(-1, 2)
             offsets[added] = -1
             text_at = np.flatnonzero(~added)
             lead, stop = (int(text_at[0]), int(text_at[-1]) + 1) if len(text_at) else (int(added.sum()), len(ids))
-            if not one.plain and len(ids) and ids[0] == tokenizer.bos_token_id:
-                lead = 1
             yield ids[:stop], offsets[:stop, 0], offsets[:stop, 1], lead, one
 
 
@@ -321,17 +378,25 @@ def _mask(starts: np.ndarray, ends: np.ndarray, spans: Sequence[tuple[int, int]]
 
 
 def _cut(supervised: np.ndarray, lead: int, max_length: int) -> np.ndarray:
-    """Return the positions to keep: first the prompt's beginning is cut (after `lead`), then the row's end."""
+    """Return the positions to keep: first the prompt's beginning is cut (after `lead`), then the row's end.
+
+    A `lead` that leaves no room for what is supervised is kept as one token.
+    """
     length = len(supervised)
     first = int(supervised.argmax()) if supervised.any() else length
     lead = min(lead, first)
+    if lead > 1 and length - (first - lead) > max_length and length > max_length:
+        lead = 1
     drop = min(max(length - max_length, 0), first - lead)
     return np.concatenate([np.arange(lead), np.arange(lead + drop, length)])[:max_length]
 
 
-def _cut_prompt(ids: np.ndarray, lead: int, max_length: int | None) -> list[int]:
+def cut_prompt(ids: Sequence[int] | np.ndarray, lead: int, max_length: int | None) -> list[int]:
+    """Return the ids of a prompt; what exceeds `max_length` goes behind the first `lead`, or one where they fill it."""
+    if max_length is not None and 2 * lead > max_length:
+        lead = min(lead, 1)
     keep = _cut(np.zeros(len(ids), dtype=bool), lead, max_length or len(ids))
-    return ids[keep].tolist()
+    return np.asarray(ids)[keep].tolist()
 
 
 def _chunks(items: Sequence[Any]) -> Iterator[Sequence[Any]]:

@@ -57,6 +57,8 @@ def evaluate(
             settings.generation,
             batch_size,
             prompting=prompting,
+            leads=[prompts[i].lead for i in mine],
+            stop=dataset.stop_texts,
             autocast=lambda: world.autocast(precision),
         )
         answers = [text for _, text in sorted(world.gather(list(zip(mine, outputs, strict=True))))]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import nn
 from transformers import GenerationConfig
 
 from peftlab.data.dataset import Dataset, find_pad_id
-from peftlab.data.tokens import encode_prompt
+from peftlab.data.tokens import cut_prompt, encode_prompt
 from peftlab.errors import UsageError
 from peftlab.methods import Prompting
 from peftlab.parameters.shape import count_positions
@@ -29,6 +30,8 @@ def generate_text(
     batch_size: int = 8,
     *,
     prompting: Prompting = PLAIN,
+    leads: Sequence[int] | None = None,
+    stop: Sequence[str] = (),
     seed: int = 0,
     autocast: Callable[[], AbstractContextManager] = nullcontext,
 ) -> list[str]:
@@ -37,19 +40,52 @@ def generate_text(
     Each answer is what the prompt would get alone: prompts are padded at the left, or where `prompting` (the
     method's, for a trained model) says that they cannot be, only those of one length share a batch. Sampling is
     seeded by `seed`, and the caller's random state is left as it was. Prompts that leave too few positions lose
-    their beginning. Raises UsageError where `max_new_tokens` alone exceeds the model's positions.
+    their beginning, but for as many tokens as `leads` says of each. Answers end at the model's own ids (see
+    `add_stop_ids`) and at the texts in `stop` and `settings.stop`, which are not part of them. Raises
+    UsageError where `max_new_tokens` alone exceeds the model's positions.
     """
     limit = prompt_limit(model, settings, prompting)
-    ids = [encode_prompt(tokenizer, one, limit) if isinstance(one, str) else list(one)[-limit:] for one in prompts]
+    ids = [
+        encode_prompt(tokenizer, one, limit) if isinstance(one, str) else cut_prompt(one, lead, limit)
+        for one, lead in zip(prompts, leads or [0] * len(prompts), strict=True)
+    ]
+    ends = [*settings.stop, *stop]
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     answers = [""] * len(ids)
     device = next(model.parameters()).device
     config = _generation_config(model, tokenizer, settings)
     with evaluation_mode(model), torch.no_grad(), _seeded(seed, device), autocast():
         for batch in _split(order, ids, batch_size, padded=prompting.padded):
-            for i, answer in zip(batch, _generate(model, [ids[i] for i in batch], config, device), strict=True):
-                answers[i] = tokenizer.decode(answer, skip_special_tokens=True).strip()
+            written = _generate(model, [ids[i] for i in batch], config, device, tokenizer, ends)
+            for i, answer in zip(batch, written, strict=True):
+                answers[i] = _before_stop(tokenizer.decode(answer, skip_special_tokens=True), ends).strip()
     return answers
+
+
+def add_stop_ids(model: Any, stop_ids: Sequence[int]) -> None:
+    """Make generation with `model` stop at these tokens too, here and wherever its generation config is saved."""
+    config = getattr(model, "generation_config", None)
+    if config is None or not stop_ids:
+        return
+    own = config.eos_token_id
+    ends = {*(own if isinstance(own, list) else [own]), *stop_ids} - {None}
+    config.eos_token_id = sorted(ends) if len(ends) > 1 else ends.pop()
+
+
+def save_generation(model: Any, folder: Path) -> None:
+    """Write the ids that end an answer as `generation_config.json`, where a method's own files have no such file."""
+    config = getattr(model, "generation_config", None)
+    if config is None or not model.can_generate() or (folder / "generation_config.json").exists():
+        return
+    GenerationConfig(
+        bos_token_id=config.bos_token_id,
+        eos_token_id=config.eos_token_id,
+        pad_token_id=config.pad_token_id,
+    ).save_pretrained(folder)
+
+
+def _before_stop(text: str, stop: Sequence[str]) -> str:
+    return text[: min((place for end in stop if (place := text.find(end)) >= 0), default=len(text))]
 
 
 def generate_examples(
@@ -66,7 +102,15 @@ def generate_examples(
     prompts = dataset.prompts[: settings.generation.examples]
     ids = [prompt.input_ids for prompt in prompts]
     outputs = generate_text(
-        model, tokenizer, ids, settings.generation, batch_size, prompting=prompting, autocast=autocast
+        model,
+        tokenizer,
+        ids,
+        settings.generation,
+        batch_size,
+        prompting=prompting,
+        leads=[prompt.lead for prompt in prompts],
+        stop=dataset.stop_texts,
+        autocast=autocast,
     )
     return [
         {"prompt": prompt.text, "reference": prompt.references[0], "output": output}
@@ -111,7 +155,7 @@ def prompt_limit(model: nn.Module, settings: Generation, prompting: Prompting = 
 
 
 def _generation_config(model: Any, tokenizer: Any, settings: Generation) -> GenerationConfig:
-    """Return settings that take nothing from the model's own but its end-of-text ids."""
+    """Return settings that take nothing from the model's own but the ids that end an answer."""
     own = model.generation_config.eos_token_id if getattr(model, "generation_config", None) else None
     ends = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
     sampling = {"temperature": settings.temperature, "top_p": settings.top_p} if settings.temperature else {}
@@ -149,11 +193,19 @@ def pad_left(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tenso
 
 
 def _generate(
-    model: Any, prompts: list[list[int]], config: GenerationConfig, device: torch.device
+    model: Any,
+    prompts: list[list[int]],
+    config: GenerationConfig,
+    device: torch.device,
+    tokenizer: Any,
+    texts: Sequence[str],
 ) -> Iterator[list[int]]:
     input_ids, mask = pad_left(prompts, config.pad_token_id)
     width = input_ids.shape[1]
-    sequences = model.generate(input_ids=input_ids.to(device), attention_mask=mask.to(device), generation_config=config)
+    stopping = {"stop_strings": list(texts), "tokenizer": tokenizer} if texts else {}
+    sequences = model.generate(
+        input_ids=input_ids.to(device), attention_mask=mask.to(device), generation_config=config, **stopping
+    )
     ends = set(config.eos_token_id or ())
     for sequence in sequences[:, width:].tolist():
         stop = next((i for i, token in enumerate(sequence) if token in ends), len(sequence))

@@ -8,10 +8,11 @@ from typing import NamedTuple
 
 from peftlab.errors import UsageError, nearest
 from peftlab.metrics import names_that_need
-from peftlab.recipe.schema import Recipe
+from peftlab.recipe.schema import Data, Recipe
 from peftlab.recipe.yaml_source import KeyPath
 from peftlab.sizes import parse_budget
 from peftlab.tasks import TASKS, find_format, tasks_taking
+from peftlab.tasks.formats import CHAT
 
 Found = Iterator[tuple[str, str]]
 
@@ -90,6 +91,15 @@ def precision_below_weights(recipe: Recipe) -> Found:
 def optimizer_needs_cuda(recipe: Recipe) -> Found:
     if recipe.training.optimizer.needs_cuda and recipe.run.device == "cpu":
         yield "training.optimizer", "8-bit and paged states: needs CUDA, and run.device is cpu; use adamw or sgd"
+
+
+@reads("data.format", "data.supervise", "data.thinking", "data.template_kwargs", "data.tools")
+def settings_of_chats(recipe: Recipe) -> Found:
+    if recipe.data.format == CHAT.name:
+        return
+    for field in ("supervise", "thinking", "template_kwargs", "tools"):
+        if getattr(recipe.data, field) != Data.model_fields[field].get_default(call_default_factory=True):
+            yield f"data.{field}", f"is for format chat only, not {recipe.data.format}; remove it"
 
 
 @reads("run.memory_snapshot", "run.device")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -50,9 +50,17 @@ class Data(Section):
     format: Annotated[str, OneOf(list_formats)] = "completion"
     """What a row is: running text, prompt and completion, messages, text(s) and a label, or words and their tags."""
     columns: dict[str, str] = Field(default_factory=dict)
-    """Column of the data for each role: text, text_pair, label, prompt, completion, messages, words, tags."""
+    """Column of the data for each role: text, text_pair, label, prompt, completion, messages, tools, words, tags."""
     template: str | None = None
     """Template that builds the prompt (or the text) from columns: `Facts: {mr}\\nText:`."""
+    supervise: Literal["all", "last"] = "all"
+    """Assistant turns of a chat that are supervised; turns with `weight: 0` or `train: false` never are."""
+    thinking: bool = True
+    """Whether the thinking part of a chat's answers is supervised."""
+    template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Arguments of the model's chat template, the same at training, evaluation and generation."""
+    tools: str | None = Field(None, min_length=1)
+    """Column of the tools that a chat may call (default: `tools`, if there is one)."""
     max_length: PositiveInt = 512
     """Longest row in tokens; longer ones are cut at the start of their prompt, counted and reported."""
     allow_dropped: float = Field(0.1, ge=0, le=1)
@@ -107,6 +115,8 @@ class Generation(Section):
     """Sampling temperature; 0 takes the most likely token."""
     top_p: float = Field(default=1.0, gt=0, le=1)
     """Probability mass of nucleus sampling."""
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """Texts that end an answer, beside the end markers that were supervised and the model's own."""
     rows: PositiveInt = 64
     """Evaluation rows for which answers are generated, for exact match, BLEU and ROUGE."""
     examples: Annotated[int, Field(ge=0)] = 2

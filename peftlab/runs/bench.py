@@ -13,7 +13,7 @@ from torch import nn
 from peftlab.data.dataset import Dataset, Part, load_examples, tokenise
 from peftlab.errors import DataError, MethodError
 from peftlab.evaluation.evaluate import evaluate
-from peftlab.evaluation.generate import generate_examples
+from peftlab.evaluation.generate import add_stop_ids, generate_examples
 from peftlab.memory.probe import Probe
 from peftlab.metrics import RowScores
 from peftlab.models.load import LoadedModel, fit_tokenizer, load_tokenizer
@@ -130,4 +130,5 @@ def prepare(recipe: Recipe, world: World, before_load: Callable[[Dataset], Recip
         base = load_base(recipe, world.device, examples.labels, seen=probe.ledger.adopt_base)
     check_positions(recipe, dataset, base.model)
     fit_tokenizer(base.model, tokenizer)
+    add_stop_ids(base.model, dataset.stop_ids)
     return Bench(recipe, world, tokenizer, dataset, base, probe.report())

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from peftlab.errors import one_line
+from peftlab.evaluation.generate import save_generation
 from peftlab.memory.probe import Probe, join_reports
 from peftlab.runs.bench import Bench
 from peftlab.runs.picture import draw_losses
@@ -29,6 +30,7 @@ def write_weights(record: RunRecord, bench: Bench, model: nn.Module) -> None:
     with record.directory.writing(record.directory.weights) as temporary:
         record.recipe.method.save(model, temporary, context)
         bench.tokenizer.save_pretrained(temporary)
+        save_generation(model, temporary)
 
 
 def draw_curve(record: RunRecord, recorder: Recorder) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from peftlab.data.chat import render_prompt
 from peftlab.data.tokens import encode_chat_prompt
 from peftlab.errors import StorageError, UsageError
-from peftlab.evaluation.generate import generate_text
+from peftlab.evaluation.generate import add_stop_ids, generate_text
 from peftlab.models.load import load_tokenizer
 from peftlab.recipe.load import load_recipe
 from peftlab.recipe.schema import Recipe
@@ -47,13 +47,17 @@ def generate(folder: Path, prompt: str, overrides: Sequence[str] = ()) -> str:
     if not recipe.task.generates:
         raise UsageError(f"{folder} is a {recipe.task.name} run, which generates no text; use `peftlab evaluate`")
     world, tokenizer = open_world(recipe.run.device), load_tokenizer(recipe.model)
+    ends = directory.read_result().data.get("train", {})
     with launched(world):
+        model = load_trained(recipe, directory.weights, world.device)
+        add_stop_ids(model, ends.get("stop_ids", ()))
         (text,) = generate_text(
-            load_trained(recipe, directory.weights, world.device),
+            model,
             tokenizer,
             [encode_request(recipe, prompt, tokenizer)],
             recipe.evaluation.generation,
             prompting=recipe.method.prompting,
+            stop=ends.get("stop_texts", ()),
             autocast=partial(
                 world.autocast, resolve_precision(recipe.training.precision, recipe.model.dtype, world.device)
             ),
@@ -65,7 +69,8 @@ def encode_request(recipe: Recipe, prompt: str, tokenizer: Any) -> str | list[in
     """Return what the model reads for `prompt`: in a chat, the tokens of a user's first message."""
     if recipe.data.format != CHAT.name:
         return prompt
-    return encode_chat_prompt(tokenizer, render_prompt([{"role": "user", "content": prompt}], tokenizer))
+    messages = [{"role": "user", "content": prompt}]
+    return encode_chat_prompt(tokenizer, render_prompt(messages, tokenizer, recipe.data.template_kwargs))
 
 
 def refuse_unreadable(prompt: str) -> None:

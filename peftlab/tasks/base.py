@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from peftlab.tasks.formats import Example, Format
@@ -22,12 +22,17 @@ Loss = Any
 
 
 class Tokenising(NamedTuple):
-    """How examples become rows: the classes in the order of their numbers, and counters by what happened to rows."""
+    """How examples become rows.
+
+    `counts` gains what happened to rows, `labels` are the classes in the order of their numbers, `options` belong to
+    a format of the task: `chat` (a `data.chat.ChatSettings`) to chats.
+    """
 
     tokenizer: Any
     max_length: int
     counts: Counter[str]
     labels: Sequence[str] = ()
+    options: Mapping[str, Any] = {}
 
 
 class Task(ABC):

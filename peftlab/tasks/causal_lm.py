@@ -37,4 +37,4 @@ class CausalLM(Task):
     def tokenise(self, examples: Sequence[Example], how: Tokenising) -> list[TokenRow]:
         from peftlab.data.tokens import tokenise_texts
 
-        return tokenise_texts(examples, how.tokenizer, how.max_length, how.counts)
+        return tokenise_texts(examples, how.tokenizer, how.max_length, how.counts, **how.options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ class Completion:
 @dataclass(frozen=True, slots=True)
 class Chat:
     messages: list[dict[str, Any]]
+    tools: list[dict[str, Any]] | None = None
 
 
 Example = Any
@@ -36,6 +38,7 @@ Example = Any
 class Format:
     """A kind of rows. `roles` maps each field of `example` to the function that reads its cell, or raises ValueError.
 
+    A column of an `optional` role may be absent, a cell of a `nullable` one empty.
     `template_role` is the role that `data.template` can make; where there is none, `template_refusal` says what to
     do instead. `prompts` tells whether a row has a prompt and an answer that generated text can be compared with.
     """
@@ -45,6 +48,7 @@ class Format:
     example: type
     roles: Mapping[str, Callable[[Any], Any]]
     optional: frozenset[str] = frozenset()
+    nullable: frozenset[str] = frozenset()
     template_role: str | None = None
     template_refusal: str = ""
     prompts: bool = False
@@ -73,19 +77,56 @@ def as_label(value: Any) -> str:
 
 
 def as_messages(value: Any) -> list[dict[str, Any]]:
-    """Return a cell as the messages of a chat. Raises ValueError."""
+    """Return a cell as the messages of a chat, their contents as text. Raises ValueError."""
     if not isinstance(value, list):
         raise ValueError(f"needs a list of messages {{role, content}}, not {type(value).__name__}")
     for message in value:
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
             raise ValueError("each message needs a role and a content")
-        if not isinstance(message.get("content"), str):
-            raise ValueError(f"the content of a {message['role']!r} message must be text")
         as_text(message["role"])
-        as_text(message["content"])
     if _depth(value) > DEEPEST_MESSAGE:
         raise ValueError(f"messages are nested deeper than {DEEPEST_MESSAGE} levels")
+    return [_as_message(message) for message in value]
+
+
+def as_tools(value: Any) -> list[dict[str, Any]] | None:
+    """Return a cell as the tools that a chat may call (a list of objects, or that as JSON). Raises ValueError."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError as error:
+            raise ValueError(f"tools are not valid JSON: {one_line(error)}") from None
+    if value is None or value == []:
+        return None
+    if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
+        raise ValueError(f"needs a list of tools {{type, function}}, not {type(value).__name__} {one_line(value, 60)}")
+    if _depth(value) > DEEPEST_MESSAGE:
+        raise ValueError(f"tools are nested deeper than {DEEPEST_MESSAGE} levels")
     return value
+
+
+def _as_message(message: dict[str, Any]) -> dict[str, Any]:
+    for flag in ("weight", "train"):
+        if message.get(flag) not in (None, 0, 1):
+            raise ValueError(f"{flag} of a {message['role']!r} message is 0 or 1, not {one_line(message[flag], 60)}")
+    content = message.get("content")
+    if content is None and message.get("tool_calls"):
+        return message
+    if isinstance(content, list):
+        return {**message, "content": "".join(_part_text(part, message["role"]) for part in content)}
+    if not isinstance(content, str):
+        raise ValueError(f"the content of a {message['role']!r} message must be text")
+    as_text(content)
+    return message
+
+
+def _part_text(part: Any, role: str) -> str:
+    if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+        kind = part.get("type") if isinstance(part, dict) else type(part).__name__
+        raise ValueError(
+            f"the content of a {role!r} message has a part of type {one_line(kind, 60)}; only text is read"
+        )
+    return as_text(part["text"])
 
 
 def as_texts(value: Any) -> list[str]:
@@ -117,7 +158,9 @@ CHAT = Format(
     "chat",
     "messages",
     Chat,
-    {"messages": as_messages},
+    {"messages": as_messages, "tools": as_tools},
+    optional=frozenset({"tools"}),
+    nullable=frozenset({"tools"}),
     template_refusal="format chat uses the model's own chat template; remove this one",
     prompts=True,
     remedy="check the roles: only `assistant` turns are learned",

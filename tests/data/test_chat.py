@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections import Counter
 
 import pytest
 
-from peftlab.data.chat import render_prompt
-from peftlab.data.tokens import IGNORED, encode_chat_prompt, tokenise_texts
+from peftlab.data.chat import ChatSettings, render_prompt
+from peftlab.data.dataset import load_data
+from peftlab.data.examples import content_key
+from peftlab.data.notes import note_data
+from peftlab.data.tokens import IGNORED, cut_prompt, encode_chat_prompt, tokenise_texts
 from peftlab.errors import DataError
-from peftlab.tasks.formats import Chat
+from peftlab.recipe.schema import Recipe
+from peftlab.tasks import TASKS
+from peftlab.tasks.formats import Chat, as_messages
+
+from .conftest import CHAT_TEMPLATE
 
 MARKED = (
     "{{ bos_token }}{% for m in messages %}<|{{ m['role'] }}|>{% if m['role'] == 'assistant' %}"
@@ -86,16 +94,17 @@ def test_chat_without_an_answer_is_dropped_and_counted(bpe):
     assert row is None and counts["dropped"] == 1
 
 
-def test_template_that_rewrites_earlier_turns_is_refused_unless_it_marks_what_is_generated(bpe):
+def test_what_a_template_leaves_of_earlier_turns_is_supervised_with_and_without_marks(bpe):
     example = chat("the cat", "so = sat", "the cat", "so = sat")
-    with pytest.raises(DataError, match=r"the chat that begins 'the cat': .* rewrites earlier turns"):
-        tokenise_one(example, with_template(bpe, FORGETFUL))
+    tokenizer = with_template(bpe, FORGETFUL)
+    row, _ = tokenise_one(example, tokenizer)
+    assert supervised_parts(row, tokenizer) == [" sat<|end|>", "so = sat<|end|>"]
     marked = FORGETFUL.replace("{{ m['content'] if", "{% generation %}{{ m['content'] if").replace(
         "<|end|>\n", "<|end|>{% endgeneration %}\n"
     )
     tokenizer = with_template(bpe, marked)
     row, _ = tokenise_one(example, tokenizer)
-    assert supervised_parts(row, tokenizer)[-1] == "so = sat<|end|>"
+    assert supervised_parts(row, tokenizer) == ["the cat<|end|>", " sat<|end|>", "the cat<|end|>", "so = sat<|end|>"]
 
 
 def test_what_a_template_refuses_and_a_missing_template_are_one_line(bpe):
@@ -120,3 +129,192 @@ def test_generation_prompt_is_the_beginning_of_the_training_row(bpe):
     ids = encode_chat_prompt(bpe, render_prompt(example.messages[:1], bpe))
     assert ids == row.input_ids[: len(ids)].tolist()
     assert bpe.decode(ids).endswith("<|assistant|>")
+
+
+QUESTIONS = [
+    {"role": "user", "content": "the cat"},
+    {"role": "assistant", "content": "sat"},
+    {"role": "user", "content": "the mat"},
+    {"role": "assistant", "content": "is two"},
+]
+THOUGHT = [
+    {"role": "user", "content": "two"},
+    {"role": "assistant", "content": "<think>\nfacts\n</think>\n\nfour"},
+]
+TOOLS = [{"type": "function", "function": {"name": "look_up"}}]
+WITH_TOOLS = "{% if tools %}{{ tools | tojson }}\n{% endif %}" + CHAT_TEMPLATE.replace(
+    "m['content'] }}", "m['content'] or '' }}{{ m.tool_calls[0].function.name if m.tool_calls else '' }}"
+)
+UNENDED = (
+    "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+
+
+def flagged(**flags):
+    """Return two questions with their answers, the first of which has flags."""
+    return [QUESTIONS[0], {**QUESTIONS[1], **flags}, *QUESTIONS[2:]]
+
+
+def parts_of(messages, tokenizer, **settings):
+    rows = tokenise_texts([Chat(messages)], tokenizer, 128, Counter(), ChatSettings(**settings))
+    return supervised_parts(rows[0], tokenizer)
+
+
+@pytest.fixture
+def load(tmp_path, section, bpe):
+    """Load chats (messages, or whole rows) as training and evaluation rows."""
+
+    def loaded(*chats, tokenizer=bpe, **fields):
+        path = tmp_path / "chat.jsonl"
+        lines = [json.dumps(one if isinstance(one, dict) else {"messages": one}) for one in chats]
+        path.write_text("\n".join(lines))
+        chosen = section(train=str(path), evaluation=str(path), format="chat", **fields)
+        return load_data(chosen, tokenizer, TASKS["causal-lm"], 0)
+
+    return loaded
+
+
+@pytest.mark.parametrize("template", [None, MARKED])
+def test_the_last_answer_alone_can_be_supervised(bpe, template):
+    tokenizer = with_template(bpe, template or bpe.chat_template)
+    assert parts_of(QUESTIONS, tokenizer) == ["sat<|end|>", "is two<|end|>"]
+    assert parts_of(QUESTIONS, tokenizer, supervise="last") == ["is two<|end|>"]
+
+
+@pytest.mark.parametrize("template", [None, MARKED])
+@pytest.mark.parametrize("flag", [{"weight": 0}, {"weight": 0.0}, {"train": False}, {"weight": 1, "train": False}])
+def test_a_flagged_answer_is_not_supervised(bpe, template, flag):
+    tokenizer = with_template(bpe, template or bpe.chat_template)
+    assert parts_of(flagged(**flag), tokenizer) == ["is two<|end|>"]
+    assert parts_of(flagged(weight=1, train=None), tokenizer) == ["sat<|end|>", "is two<|end|>"]
+
+
+def test_flags_that_are_neither_nought_nor_one_are_refused():
+    with pytest.raises(ValueError, match=r"weight of a 'assistant' message is 0 or 1, not 0\.5"):
+        as_messages(flagged(weight=0.5))
+
+
+@pytest.mark.parametrize("template", [None, MARKED])
+def test_the_thinking_part_is_supervised_unless_the_recipe_says_not(bpe, template):
+    tokenizer = with_template(bpe, template or bpe.chat_template)
+    assert parts_of(THOUGHT, tokenizer) == ["<think>\nfacts\n</think>\n\nfour<|end|>"]
+    assert parts_of(THOUGHT, tokenizer, thinking=False) == ["four<|end|>"]
+    assert parts_of(QUESTIONS, tokenizer, thinking=False) == ["sat<|end|>", "is two<|end|>"]
+
+
+def test_text_parts_of_a_content_are_joined_and_others_refused():
+    parts = [{"type": "text", "text": "the "}, {"type": "text", "text": "cat"}]
+    assert as_messages([{"role": "user", "content": parts}]) == [QUESTIONS[0]]
+    with pytest.raises(ValueError, match="the content of a 'user' message has a part of type image; only text is read"):
+        as_messages([{"role": "user", "content": [*parts, {"type": "image", "image": "x"}]}])
+
+
+def test_a_message_without_content_needs_a_tool_call():
+    call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "look_up", "arguments": {}}}]}
+    assert as_messages([call]) == [call]
+    with pytest.raises(ValueError, match="the content of a 'assistant' message must be text"):
+        as_messages([{"role": "assistant", "content": None}])
+
+
+def test_the_column_of_tools_goes_to_the_template_and_may_be_empty(load, bpe):
+    call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "look_up", "arguments": {}}}]}
+    messages = [QUESTIONS[0], call, {"role": "tool", "content": "four"}, QUESTIONS[1]]
+    tokenizer = with_template(bpe, WITH_TOOLS)
+    dataset = load(
+        {"messages": messages, "tools": TOOLS}, {"messages": messages, "tools": json.dumps(TOOLS)}, messages,
+        tokenizer=tokenizer,
+    )  # fmt: skip
+    first, second, third = dataset.train
+    assert first.input_ids.tolist() == tokenizer.apply_chat_template(messages, tools=TOOLS, return_dict=False)
+    assert second.input_ids.tolist() == first.input_ids.tolist()
+    assert third.input_ids.tolist() == tokenizer.apply_chat_template(messages, return_dict=False)
+    assert supervised_parts(first, tokenizer) == ["look_up<|end|>", "sat<|end|>"]
+    named = load({"messages": messages, "functions": TOOLS}, tokenizer=tokenizer, tools="functions")
+    assert named.train[0].input_ids.tolist() == first.input_ids.tolist()
+    with pytest.raises(DataError, match=r"row 1: needs a list of tools \{type, function\}, not int 3"):
+        load({"messages": messages, "tools": 3})
+
+
+def test_a_chat_without_tools_keeps_the_fingerprint_that_it_had_before_chats_had_tools():
+    assert content_key(Chat(QUESTIONS)) == json.dumps({"messages": QUESTIONS}, sort_keys=True, ensure_ascii=False)
+
+
+def test_arguments_of_the_template_are_those_of_rows_and_prompts(load, bpe):
+    tokenizer = with_template(bpe, "{{ mood }}" + bpe.chat_template)
+    dataset = load(QUESTIONS, tokenizer=tokenizer, template_kwargs={"mood": "kind"})
+    own = tokenizer.apply_chat_template(QUESTIONS, return_dict=False, mood="kind")
+    assert dataset.train[0].input_ids.tolist() == own
+    assert dataset.prompts[0].input_ids == own[: len(dataset.prompts[0].input_ids)]
+    assert render_prompt(QUESTIONS[:3], tokenizer, {"mood": "kind"}) == dataset.prompts[0].text
+    with pytest.raises(DataError, match=r"data\.template_kwargs\.tokenize: is set by the program"):
+        load(QUESTIONS, template_kwargs={"tokenize": True})
+
+
+def test_the_end_markers_that_are_supervised_stop_generation(load, bpe):
+    assert load(QUESTIONS).stop_ids == (bpe.convert_tokens_to_ids("<|end|>"),)
+    plain = with_template(bpe, bpe.chat_template.replace("<|end|>", " (over)"))
+    dataset = load(QUESTIONS, tokenizer=plain)
+    assert (dataset.stop_ids, dataset.stop_texts) == ((), ("(over)",))
+    assert dataset.prompts[0].references == ("is two",)
+
+
+def test_a_special_token_at_the_end_of_an_answers_own_text_is_not_an_end_marker(load, bpe):
+    messages = [QUESTIONS[0], {"role": "assistant", "content": "sat <|system|>"}]
+    dataset = load(messages, tokenizer=with_template(bpe, UNENDED))
+    assert dataset.stop_ids == () and dataset.report["train"]["unended"] == 1
+
+
+def test_what_a_template_makes_uncertain_is_noted(load, bpe):
+    recipe = Recipe.model_validate(
+        {
+            "model": {"name": "x"},
+            "method": {"type": "lora"},
+            "data": {"train": "x", "format": "chat"},
+            "training": {"steps": 1, "learning_rate": 1},
+        }
+    )
+
+    def notes(*chats, **options):
+        return "\n".join(note_data(recipe, load(*chats, **options).report))
+
+    assert "cannot learn to stop" in notes(QUESTIONS, tokenizer=with_template(bpe, UNENDED))
+    assert "cannot learn to stop" not in notes(QUESTIONS)
+    dated = with_template(bpe, "{{ day or strftime_now('%d %b') }}" + bpe.chat_template)
+    assert "rows differ from day to day" in notes(QUESTIONS, tokenizer=dated)
+    assert "rows differ from day to day" not in notes(QUESTIONS, tokenizer=dated, template_kwargs={"day": "today"})
+    special = [{"role": "user", "content": "the <|end|>"}, QUESTIONS[1]]
+    assert "1 of 2 rows contain special tokens in their own text" in notes(special, QUESTIONS)
+    opening = with_template(
+        bpe, bpe.chat_template.replace("<|assistant|>{% endif %}", "<|assistant|><think>{% endif %}")
+    )
+    assert "in 1 of 1 rows the last answer does not begin as the template's" in notes(QUESTIONS, tokenizer=opening)
+    assert "does not begin" not in notes(
+        [QUESTIONS[0], {"role": "assistant", "content": "<think>x"}], tokenizer=opening
+    )
+
+
+def test_rows_whose_answers_are_not_certain_are_dropped_with_their_reason(load, bpe):
+    forgetting = (
+        "{% for m in messages %}{% if m.role == 'user' or loop.last %}<|{{ m.role }}|>{{ m.content }}<|end|>"
+        "{% endif %}{% endfor %}"
+    )
+    tokenizer = with_template(bpe, forgetting)
+    with pytest.raises(DataError, match=r"none of 1 rows has a supervised token; the template leaves out an answer"):
+        load(QUESTIONS, tokenizer=tokenizer)
+    report = load(QUESTIONS, QUESTIONS[:2], tokenizer=tokenizer, allow_dropped=0.5).report["train"]
+    assert (report["rows"], report["dropped"], report["unclear"]) == (1, 1, 1)
+    assert report["reasons"] == {"the template leaves out an answer": 1}
+
+
+def test_a_prompt_that_is_cut_keeps_its_opening_token_and_system_text(load, bpe):
+    system = {"role": "system", "content": "be"}
+    messages = [system, {"role": "user", "content": "the cat sat on the mat " * 8}, QUESTIONS[1]]
+    dataset = load(messages, max_length=40)
+    (prompt,) = dataset.prompts
+    kept = bpe.apply_chat_template([system], return_dict=False)
+    assert prompt.lead == len(kept) and prompt.input_ids[: len(kept)] == kept
+    assert prompt.input_ids == dataset.evaluation[0].input_ids[: len(prompt.input_ids)].tolist()
+    assert dataset.report["evaluation"]["prompts_cut"] == 1
+    assert cut_prompt([*range(20)], 3, 8) == [0, 1, 2, 15, 16, 17, 18, 19]
+    assert cut_prompt([*range(20)], 7, 8) == [0, *range(13, 20)]

@@ -144,3 +144,13 @@ def test_limit_that_leaves_no_text_is_refused(bpe):
 def test_tokenizer_without_offsets_is_refused():
     with pytest.raises(DataError, match="gives no character offsets; data needs a fast tokenizer"):
         tokenise_texts([Text("x")], PreTrainedTokenizer.__new__(PreTrainedTokenizer), 8, Counter())
+
+
+@pytest.mark.parametrize("text", ["<|bos|>the cat", "the cat<|eos|>", "<|bos|>the cat<|eos|>"])
+def test_special_tokens_that_a_text_has_already_are_not_doubled(bpe, text):
+    counts = Counter()
+    doubled, plain = (tokenise_texts([Text(one)], bpe, 64, counts)[0] for one in (text, "the cat"))
+    assert doubled.input_ids.tolist() == plain.input_ids.tolist()
+    assert doubled.labels.tolist() == plain.labels.tolist()
+    assert counts["carried"] == 1
+    assert encode_prompt(bpe, "<|bos|>the cat") == encode_prompt(bpe, "the cat")

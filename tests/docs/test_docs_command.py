@@ -72,7 +72,7 @@ def test_a_field_that_methods_understand_differently_is_explained_for_each(docs)
 def test_a_section_and_a_method_list_their_fields(docs):
     listed = [line.partition("  ")[0] for line in docs("evaluation.generation")[1].splitlines() if line[0] != " "]
     assert listed == [f"evaluation.generation.{name}" for name in
-                      ("max_new_tokens", "beams", "temperature", "top_p", "rows", "examples")]  # fmt: skip
+                      ("max_new_tokens", "beams", "temperature", "top_p", "stop", "rows", "examples")]  # fmt: skip
     bitfit = [line.partition("  ")[0] for line in docs("bitfit")[1].splitlines() if line[0] != " "]
     assert sorted(bitfit) == sorted(f"method.{name}" for name in METHODS["bitfit"].model_fields)
 

@@ -7,10 +7,16 @@ import pytest
 import torch
 from peft import LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from torch import nn
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, OPTConfig, Qwen2Config
+from transformers import AutoModelForCausalLM, GenerationConfig, GPT2Config, LlamaConfig, OPTConfig, Qwen2Config
 
 from peftlab.errors import UsageError
-from peftlab.evaluation.generate import evaluation_mode, generate_text, prompt_limit
+from peftlab.evaluation.generate import (
+    add_stop_ids,
+    evaluation_mode,
+    generate_text,
+    prompt_limit,
+    save_generation,
+)
 from peftlab.methods import LoRA, Prefix, Prompting
 from peftlab.recipe.schema import Generation
 
@@ -102,6 +108,36 @@ def test_answer_stops_before_end_of_text():
     model.generation_config.eos_token_id = [stop]
     cut = generate_text(model, Numbers(), PROMPTS[:1], Generation(max_new_tokens=6))[0].split()
     assert cut == free[: free.index(str(stop))]
+
+
+def test_end_markers_of_training_stop_generation_beside_the_models_own(tmp_path):
+    model = build("llama", "plain")
+    with torch.no_grad():
+        model.lm_head.weight[EOS] = 0
+    settings = Generation(max_new_tokens=6)
+    free = generate_text(model, Numbers(), PROMPTS[:1], settings)[0].split()
+    add_stop_ids(model, [int(free[3])])
+    assert set(model.generation_config.eos_token_id) == {EOS, int(free[3])}
+    assert generate_text(model, Numbers(), PROMPTS[:1], settings)[0].split() == free[: free.index(free[3])]
+    save_generation(model, tmp_path)
+    assert set(GenerationConfig.from_pretrained(tmp_path).eos_token_id) == {EOS, int(free[3])}
+
+
+def test_an_answer_ends_before_the_first_stop_text(tiny, tokenizer):
+    prompt = "# math: sqrt\ndef sqrt(x):\n    return x\n# Summary:"
+    (free,) = generate_text(tiny, tokenizer, [prompt], Generation(max_new_tokens=12))
+    stop = free[len(free) // 2 : len(free) // 2 + 3]
+    before = free[: free.index(stop)].strip()
+    for settings, more in ((Generation(max_new_tokens=12, stop=(stop,)), ()), (Generation(max_new_tokens=12), (stop,))):
+        assert generate_text(tiny, tokenizer, [prompt], settings, stop=more) == [before]
+
+
+def test_a_prompt_of_too_many_tokens_keeps_its_lead():
+    model, settings = build("llama", "plain"), Generation(max_new_tokens=4)
+    long = [i % 90 for i in range(100)]
+    kept = [*long[:5], *long[-55:]]
+    alone = generate_text(model, Numbers(), [kept], settings)
+    assert generate_text(model, Numbers(), [long], settings, leads=[5]) == alone
 
 
 def test_real_model_writes_text_without_special_tokens(tiny, tokenizer):

@@ -121,6 +121,7 @@ CASES = [
     (["data.template={x"], "data.template", "not a template", "data.template={x}"),
     (["data.template={}: {x}"], "data.template", "an empty {}", "data.template={x}"),
     (["data.template={x:>8}"], "data.template", "takes no ':' or '!'", "data.template={x}"),
+    (["data.supervise=last"], "data.supervise", "is for format chat only, not completion", "data.format=chat"),
     (["data.template={x}", "data.format=chat"], "data.template", "own chat template", "data.template=null"),
     (
         ["data.template={x}", "data.columns.prompt=y"],

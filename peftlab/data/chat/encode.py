@@ -1,0 +1,121 @@
+"""Chats as tokens: ids as the tokenizer itself gives them, and which of them each taught turn is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from peftlab.data.chat.align import Offsets, encode_texts
+from peftlab.data.chat.settings import ChatSettings
+from peftlab.data.chat.template import ChatTemplate
+from peftlab.data.chat.turns import Turn, Unclear, find_turns
+from peftlab.tasks.formats import Chat
+
+CHATS_AT_ONCE = 1024
+# What a prompt is encoded with, so that its last tokens are those that it has before an answer.
+PROBE = "A"
+
+
+@dataclass(frozen=True, slots=True)
+class TokenTurn:
+    """Supervised tokens `first` to `last` (exclusive) of the answer that is message number `message`.
+
+    `stop` is the special or added token that ends it; where there is none, `marker` is its end marker as plain text.
+    `prompted` says that the template's generation prompt stands before it.
+    """
+
+    message: int
+    first: int
+    last: int
+    stop: int | None
+    marker: str
+    prompted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedChat:
+    """A chat as text and int64 ids, with its taught turns; `fault` says why they are not certain, which empties them.
+
+    `prompt` is the text before the last taught answer, "" without one.
+    `lead` is the number of tokens that a cut keeps: the opening token and the system text. `carried` says that a
+    message contains the text of a special token.
+    """
+
+    text: str
+    ids: np.ndarray
+    turns: tuple[TokenTurn, ...]
+    prompt: str
+    lead: int
+    carried: bool
+    fault: str | None = None
+
+    @property
+    def supervised(self) -> np.ndarray:
+        """Which tokens are supervised, booleans as long as the ids."""
+        mask = np.zeros(len(self.ids), dtype=bool)
+        for turn in self.turns:
+            mask[turn.first : turn.last] = True
+        return mask
+
+
+def encode_chats(examples: Sequence[Chat], tokenizer: Any, settings: ChatSettings) -> Iterator[EncodedChat]:
+    """Yield every chat with its tokens. Raises DataError where there is no template, or where it refuses a chat."""
+    template = ChatTemplate(tokenizer, settings.arguments)
+    special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special and token.content]
+    for start in range(0, len(examples), CHATS_AT_ONCE):
+        chunk = examples[start : start + CHATS_AT_ONCE]
+        texts = [template.write(example.messages, example.tools) for example in chunk]
+        for example, (ids, offsets) in zip(chunk, encode_texts(tokenizer, texts), strict=True):
+            turns, fault = _place_turns(template, example, ids, offsets, settings)
+            carried = any(token in str(message.get("content")) for message in example.messages for token in special)
+            prompt = offsets.text[: offsets.starts[turns[-1].first]] if turns else ""
+            lead = _lead(template, example, ids, offsets)
+            yield EncodedChat(offsets.text, ids, turns, prompt, lead, carried, fault)
+
+
+def encode_prompt_text(tokenizer: Any, text: str) -> np.ndarray:
+    """Return the ids of a prompt that the template wrote, as rows have them before an answer."""
+    kept = text.rstrip(" ")
+    for place in (len(kept), len(text)):
+        ids, offsets = next(encode_texts(tokenizer, [text[:place] + " " * (len(text) - place) + PROBE]))
+        if (count := offsets.cut(place)) is not None:
+            return ids[:count]
+    return next(encode_texts(tokenizer, [kept]))[0]
+
+
+def _place_turns(
+    template: ChatTemplate, example: Chat, ids: np.ndarray, offsets: Offsets, settings: ChatSettings
+) -> tuple[tuple[TokenTurn, ...], str | None]:
+    try:
+        turns = find_turns(template, example, offsets.text, settings)
+        placed: list[TokenTurn] = []
+        behind = 0
+        for turn in turns:
+            placed.append(_place_turn(turn, ids, offsets, behind))
+            behind = turn.end
+        return tuple(turn for turn in placed if turn.first < turn.last), None
+    except Unclear as reason:
+        return (), str(reason)
+
+
+def _place_turn(turn: Turn, ids: np.ndarray, offsets: Offsets, lowest: int) -> TokenTurn:
+    first, last = offsets.begin(turn.start, lowest), offsets.end(turn.end)
+    if first is None or last is None:
+        raise Unclear("a token crosses the beginning or the end of an answer")
+    final = offsets.last_written(first, last)
+    ended = turn.marker != "" and final is not None and offsets.added[final]
+    return TokenTurn(turn.message, first, last, int(ids[final]) if ended else None, turn.marker or "", turn.prompted)
+
+
+def _lead(template: ChatTemplate, example: Chat, ids: np.ndarray, offsets: Offsets) -> int:
+    """Return how many tokens a cut keeps at the beginning."""
+    opening = int(len(ids) > 0 and ids[0] == template.tokenizer.bos_token_id)
+    if example.messages[0]["role"] != "system" or len(example.messages) < 2:
+        return opening
+    system = template.try_write(example.messages[:1], example.tools)
+    if system is None or not offsets.text.startswith(system):
+        return opening
+    return max(offsets.cut(len(system)) or 0, opening)

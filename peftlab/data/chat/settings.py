@@ -1,0 +1,25 @@
+"""What of a chat is taught, and the arguments of its template."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class ChatSettings:
+    """`supervise` names the assistant's turns that are taught, `thinking` says whether their thinking part is.
+
+    `arguments` go to the template, at training, evaluation and generation alike.
+    """
+
+    supervise: Literal["all", "last"] = "all"
+    thinking: bool = True
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+
+def is_taught(message: Mapping[str, Any]) -> bool:
+    """Return whether a turn is the assistant's and no flag (`weight: 0`, `train: false`) excludes it."""
+    flags = (message.get("weight"), message.get("train"))
+    return message["role"] == "assistant" and all(flag is None or bool(flag) for flag in flags)

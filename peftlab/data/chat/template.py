@@ -1,0 +1,130 @@
+"""A tokenizer's chat template with a recipe's arguments: messages in, text out."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+from jinja2 import TemplateError
+
+from peftlab.errors import DataError, one_line
+
+Messages = Sequence[Mapping[str, Any]]
+COMMENT = re.compile(r"\{#.*?#\}", re.DOTALL)
+OPENING_MARK = re.compile(r"\{%([-+]?)\s*generation\s*([-+]?)%\}")
+CLOSING_MARK = re.compile(r"\{%([-+]?)\s*endgeneration\s*([-+]?)%\}")
+# Letters only, so that no template trims, splits or escapes it.
+SENTINEL = "QzSentinel"
+
+
+class ChatTemplate:
+    """The template of one tokenizer, with the arguments that a recipe gives to it. Raises DataError without one."""
+
+    def __init__(self, tokenizer: Any, arguments: Mapping[str, Any] | None = None) -> None:
+        if not tokenizer.chat_template:
+            raise DataError(
+                "data.format chat: the model's tokenizer has no chat template; use an instruction-tuned model,"
+                " or format completion with a template"
+            )
+        self.tokenizer = tokenizer
+        self.arguments = dict(arguments or {})
+        reserved = {*inspect.signature(tokenizer.apply_chat_template).parameters, "messages"} - {"documents", "kwargs"}
+        if wrong := sorted(reserved & set(self.arguments)):
+            raise DataError(f"data.template_kwargs.{wrong[0]}: is set by the program, not by a recipe; remove it")
+
+    def write(
+        self,
+        messages: Messages,
+        tools: list[Any] | None = None,
+        *,
+        prompt: bool = False,
+        source: str | None = None,
+    ) -> str:
+        """Return the text of a chat; with `prompt`, ended by what begins an answer. `source` is another template.
+
+        Raises DataError with the beginning of the chat where the template refuses it or fails.
+        """
+        options: dict[str, Any] = {"chat_template": source} if source is not None else {}
+        try:
+            return self.tokenizer.apply_chat_template(
+                list(messages), tools=tools, tokenize=False, add_generation_prompt=prompt, **self.arguments, **options
+            )
+        except TemplateError as error:
+            raise DataError(f"{_place(messages)}: the model's chat template refuses it: {one_line(error)}") from None
+        except Exception as error:  # a template is a program of somebody else's and can raise anything
+            fault = f"{type(error).__name__}: {one_line(error)}"
+            raise DataError(f"{_place(messages)}: the model's chat template fails on it: {fault}") from None
+
+    def try_write(self, messages: Messages, tools: list[Any] | None = None, **options: Any) -> str | None:
+        """Return the text of a chat that was altered to ask the template something; None where it refuses that."""
+        try:
+            return self.write(messages, tools, **options) if messages else None
+        except DataError:
+            return None
+
+    def source(self, tools: list[Any] | None = None) -> str:
+        """Return the template's own text; a tokenizer can have another one for chats with tools."""
+        return self.tokenizer.get_chat_template(None, tools)
+
+    def marked_source(self, tools: list[Any] | None, begin: str, end: str) -> str | None:
+        """Return the template with `begin` and `end` written inside its generation marks; None without marks.
+
+        The texts are inside block tags with the same whitespace control as the marks.
+        """
+        source = COMMENT.sub("", self.source(tools))
+        if not OPENING_MARK.search(source):
+            return None
+        opened = OPENING_MARK.sub(rf"{{%\1 generation %}}{{% if true %}}{begin}{{% endif \2%}}", source)
+        return CLOSING_MARK.sub(rf"{{%\1 if true %}}{end}{{% endif %}}{{% endgeneration \2%}}", opened)
+
+    @cached_property
+    def has_prompt(self) -> bool:
+        """Whether the template writes anything when it is asked to begin an answer."""
+        probe = [{"role": "user", "content": SENTINEL}]
+        prompt = self.try_write(probe, prompt=True)
+        return prompt is None or prompt != self.try_write(probe)
+
+    def calls(self, function: str, messages: Messages, tools: list[Any] | None = None) -> bool:
+        """Whether writing this chat calls a function of the template engine, such as `strftime_now`."""
+        source = self.source(tools)
+        if function not in source:
+            return False
+        failing = re.sub(rf"\b{function}\s*\(", "raise_exception(", source)
+        return self.try_write(messages, tools, source=failing) is None
+
+
+def render_prompt(
+    messages: Messages,
+    tokenizer: Any,
+    arguments: Mapping[str, Any] | None = None,
+    tools: list[Any] | None = None,
+) -> str:
+    """Return messages as text that ends where the assistant's answer begins.
+
+    Where the template has no generation prompt, the text ends where it would write the content of an answer.
+    """
+    template = ChatTemplate(tokenizer, arguments)
+    prompt = template.write(messages, tools, prompt=True)
+    if template.has_prompt:
+        return prompt
+    sentinel = unused_word(prompt)
+    answered = template.try_write([*messages, {"role": "assistant", "content": sentinel}], tools)
+    header, found, _ = (answered or "").partition(sentinel)
+    return header if found and header.startswith(prompt) else prompt
+
+
+def unused_word(*texts: str) -> str:
+    """Return a word that occurs in none of the texts."""
+    word, number = SENTINEL, 0
+    while any(word in text for text in texts):
+        number += 1
+        word = f"{SENTINEL}{number}x"
+    return word
+
+
+def _place(messages: Messages) -> str:
+    first = messages[0].get("content") or "" if messages else ""
+    return f"the chat that begins {str(first)[:60]!r}"

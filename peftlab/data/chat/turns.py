@@ -1,0 +1,256 @@
+"""Which characters of a rendered chat the assistant wrote, as the template itself shows them.
+
+A template with generation marks is rendered with a sentinel inside each mark. Any other is rendered with a sentinel
+in place of a turn's content, which shows where the content and what follows it stand. Each finding is proved against
+the real text; nothing is found by searching that text for an answer.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from os.path import commonprefix
+from typing import Any
+
+from peftlab.data.chat.settings import ChatSettings, is_taught
+from peftlab.data.chat.template import ChatTemplate, unused_word
+from peftlab.tasks.formats import Chat
+
+THINKING_ENDS = ("</think>", "</thinking>", "</reasoning>", "[/THINK]")
+
+
+class Unclear(Exception):
+    """The reason why it cannot be proved which characters of a chat the assistant wrote."""
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """Supervised characters of one assistant turn: `message` is its number, `marker` the end marker among them.
+
+    An empty marker says that the template writes none, None that it is not known where the answer ends. `prompted`
+    says that the text before it is the generation prompt that the template would write for it.
+    """
+
+    message: int
+    start: int
+    end: int
+    marker: str | None
+    prompted: bool = True
+
+
+def find_turns(template: ChatTemplate, chat: Chat, text: str, settings: ChatSettings) -> list[Turn]:
+    """Return the taught turns of a chat that is rendered as `text`, in order. Raises Unclear."""
+    rendering = Rendering(template, chat, text)
+    marks = rendering.marks()
+    turns = [rendering.turn(i) for i in rendering.answers] if marks is None else list(rendering.own(marks))
+    taught = [turn for turn in turns if is_taught(chat.messages[turn.message]) and turn.start < turn.end]
+    if settings.supervise == "last":
+        last = rendering.answers[-1:]
+        taught = [turn for turn in taught if turn.message in last]
+    if not settings.thinking:
+        taught = [replace(turn, start=max(turn.start, rendering.said(turn.message))) for turn in taught]
+    return [turn for turn in taught if turn.start < turn.end]
+
+
+class Rendering:
+    """One chat, its real text, and the renderings that show where its parts stand."""
+
+    def __init__(self, template: ChatTemplate, chat: Chat, text: str) -> None:
+        self.template, self.messages, self.tools, self.text = template, chat.messages, chat.tools, text
+        self.sentinel = unused_word(text, *(str(message) for message in chat.messages))
+
+    @cached_property
+    def answers(self) -> list[int]:
+        """The numbers of the assistant's messages."""
+        return [i for i, message in enumerate(self.messages) if message["role"] == "assistant"]
+
+    # Templates with generation marks.
+
+    def marks(self) -> list[tuple[int, int]] | None:
+        """Return the spans inside the template's generation marks, empty ones too; None for a template without marks.
+
+        Raises Unclear unless the marked text is the real one but for the sentinels.
+        """
+        begin, end = f"{self.sentinel}B", f"{self.sentinel}E"
+        source = self.template.marked_source(self.tools, begin, end)
+        if source is None:
+            return None
+        marked = self.template.try_write(self.messages, self.tools, source=source) or ""
+        spans: list[tuple[int, int]] = []
+        plain, opened, depth = [], 0, 0
+        length = 0
+        for piece in re.split(f"({begin}|{end})", marked):
+            if piece == begin:
+                opened, depth = (opened if depth else length), depth + 1
+            elif piece == end:
+                depth -= 1
+                if not depth:
+                    spans.append((opened, length))
+            else:
+                plain.append(piece)
+                length += len(piece)
+        if "".join(plain) != self.text:
+            raise Unclear("the template changes what is inside its generation marks")
+        return spans
+
+    def own(self, marks: Sequence[tuple[int, int]]) -> Iterator[Turn]:
+        """Yield the marked spans as turns: one mark for each answer, or each mark by the answer that it is part of."""
+        if len(marks) == len(self.answers):
+            owners = self.answers
+        else:
+            found = [(i, self._content_end(i)) for i in range(len(self.messages))]
+            ends = [(i, end) for i, end in found if end is not None]
+            owners = [self._owner(mark, ends) for mark in marks]
+        for owner, (start, end) in zip(owners, marks, strict=True):
+            yield Turn(owner, start, end, self._marked_end(owner, start, end))
+
+    def _owner(self, mark: tuple[int, int], ends: Sequence[tuple[int, int]]) -> int:
+        """Return the answer whose content ends inside a mark, else the one that the mark stands in."""
+        inside = [i for i, end in ends if i in self.answers and mark[0] <= end <= mark[1]]
+        last = max((i for i, end in ends if end <= mark[0]), default=-1)
+        later = [i for i in self.answers if i >= last]
+        if not (inside or later):
+            raise Unclear("a generation mark belongs to no message of the assistant")
+        return (inside or later)[0]
+
+    def _marked_end(self, i: int, start: int, end: int) -> str | None:
+        """Return what a mark contains behind the content of its message; None where that is not the marker alone."""
+        place = None if self.messages[i].get("tool_calls") else self._content_end(i)
+        return self.text[place:end].strip() if place is not None and start <= place <= end else None
+
+    # Templates without marks.
+
+    def turn(self, i: int) -> Turn:
+        """Return an assistant turn: from the end of the generation prompt to the end of its end marker."""
+        (start, prompted), (content_end, marker) = self._start(i), self._end(i)
+        end = content_end + len(marker)
+        if not (start <= end and self.text.startswith(marker, content_end)):
+            raise Unclear("the template writes this turn in another way than it writes others")
+        called = self.messages[i].get("tool_calls")  # calls stand behind the content, before the marker
+        return Turn(i, start, end, None if called else marker.strip(), prompted)
+
+    def _start(self, i: int) -> tuple[int, bool]:
+        """Return where a turn's generation prompt ends, and whether that is all of the prompt."""
+        prompt = self.template.try_write(self.messages[:i], self.tools, prompt=True)
+        asked = self.template.has_prompt and prompt is not None
+        if self.template.has_prompt and prompt is not None and self.text.startswith(prompt):
+            return len(prompt), True
+        if asked and (begun := self._start_behind(i)) is not None:
+            return begun, True
+        before = self._before(i)
+        if before is None:
+            raise Unclear("the template leaves out an answer")
+        if not self.text.startswith(before):
+            raise Unclear("the template rewrites earlier turns, so that an answer's beginning is not certain")
+        return len(before), not asked
+
+    def _start_behind(self, i: int) -> int | None:
+        """Return the end of the generation prompt from what the template writes behind the message before it."""
+        altered = self._altered(i - 1)
+        prompt = self.template.try_write([*self.messages[: i - 1], altered], self.tools, prompt=True)
+        place = self._content_end(i - 1)
+        if prompt is None or place is None or self.sentinel not in prompt:
+            return None
+        opening = prompt.rpartition(self.sentinel)[2]
+        return place + len(opening) if self.text.startswith(opening, place) else None
+
+    def _before(self, i: int) -> str | None:
+        """Return the text before a message's content."""
+        written = self._write_with(i, self._altered(i))
+        return written.partition(self.sentinel)[0] if written else None
+
+    def _end(self, i: int) -> tuple[int, str]:
+        """Return where a turn's content ends, and the end marker that the template writes behind it."""
+        for altered in self._sites(i):
+            behind = self._behind(i, altered)
+            if behind is not None:
+                return len(self.text) - len(behind), self._marker(i, altered, behind)
+        alone = self.template.try_write(self.messages[: i + 1], self.tools)
+        if alone and self.text.startswith(alone.rstrip()):  # an empty turn can lack what a sentinel would show
+            return len(alone.rstrip()), ""
+        raise Unclear("the template rewrites or leaves out an answer, so that its end is not certain")
+
+    def _marker(self, i: int, altered: Mapping[str, Any], behind: str) -> str:
+        """Return what stands behind a turn's content whatever follows it, without the whitespace at its end.
+
+        A template that only ends the whole chat, not each turn, has the chat's end as the last turn's marker.
+        """
+        turns = [*self.messages[:i], altered]
+        ended, continued = (self._write_behind(turns, prompt=prompt) for prompt in (False, True))
+        followers = [text for text in (behind, ended, continued) if text is not None]
+        shared = common_beginning(followers, self.template.tokenizer).rstrip()
+        if not shared and ended is not None and i == len(self.messages) - 1:
+            return ended.rstrip()
+        return shared
+
+    def _write_behind(self, turns: Sequence[Mapping[str, Any]], *, prompt: bool) -> str | None:
+        written = self.template.try_write(turns, self.tools, prompt=prompt)
+        return written.rpartition(self.sentinel)[2] if written and self.sentinel in written else None
+
+    def said(self, i: int) -> int:
+        """Return where the answer begins behind its thinking part. Raises Unclear."""
+        content = self.messages[i].get("content") or ""
+        mark = next((mark for mark in THINKING_ENDS if mark in content), None)
+        thought, found, answer = content.rpartition(mark) if mark else ("", "", content)
+        blank = answer[: len(answer) - len(answer.lstrip())]
+        written = self._write_with(i, {**self.messages[i], "content": thought + found + blank + self.sentinel})
+        before = written.partition(self.sentinel)[0] if written else None
+        if before is None or not self.text.startswith(before):
+            raise Unclear("the end of an answer's thinking part is not certain")
+        return len(before)
+
+    # Sentinels.
+
+    def _altered(self, i: int) -> dict[str, Any]:
+        return {**self.messages[i], "content": self.sentinel}
+
+    def _sites(self, i: int) -> Iterator[dict[str, Any]]:
+        """Yield a message with a sentinel in each place that can show its end: its last tool call, its content."""
+        message = self.messages[i]
+        if calls := message.get("tool_calls"):
+            last = dict(calls[-1])
+            if isinstance(last.get("function"), dict):
+                yield {**message, "tool_calls": [*calls[:-1], {**last, "function": self._named(last["function"])}]}
+            elif "name" in last:
+                yield {**message, "tool_calls": [*calls[:-1], self._named(last)]}
+        yield self._altered(i)
+
+    def _named(self, function: Mapping[str, Any]) -> dict[str, Any]:
+        return {**function, "name": self.sentinel}
+
+    def _write_with(self, i: int, altered: Mapping[str, Any]) -> str | None:
+        """Return the chat with one message altered; None where the template does not write the sentinel."""
+        written = self.template.try_write([*self.messages[:i], altered, *self.messages[i + 1 :]], self.tools)
+        return written if written and self.sentinel in written else None
+
+    def _behind(self, i: int, altered: Mapping[str, Any]) -> str | None:
+        """Return the text behind the sentinel of an altered message, where the real text ends with it too."""
+        written = self._write_with(i, altered)
+        behind = written.rpartition(self.sentinel)[2] if written else None
+        return behind if behind is not None and self.text.endswith(behind) else None
+
+    def _content_end(self, i: int) -> int | None:
+        behind = self._behind(i, self._altered(i))
+        return None if behind is None else len(self.text) - len(behind)
+
+
+def common_beginning(texts: Sequence[str], tokenizer: Any) -> str:
+    """Return the beginning that all texts share, which ends with no part of a token or tag of the template's."""
+    shared = commonprefix(list(texts))
+    if shared in texts:
+        return shared
+    atoms = [_atoms(tokenizer).findall(text[: len(shared) + 64]) for text in texts]
+    same = 0
+    for column in zip(*atoms, strict=False):
+        if len(set(column)) > 1:
+            break
+        same += len(column[0])
+    return shared[:same]
+
+
+def _atoms(tokenizer: Any) -> re.Pattern[str]:
+    added = sorted((token.content for token in tokenizer.added_tokens_decoder.values()), key=len, reverse=True)
+    alternatives = [*map(re.escape, filter(None, added)), r"<[^<>\s]*>", r"\[[^\[\]\s]*\]", r"\w+", r"\s", r"."]
+    return re.compile("|".join(alternatives), re.DOTALL)
