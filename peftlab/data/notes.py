@@ -51,8 +51,8 @@ def _note_part(name: str, part: dict[str, Any], recipe: Recipe) -> Iterator[str]
         )
     if part.get("prompts_cut"):
         yield (
-            f"{name}: {part['prompts_cut']} prompts are longer than data.max_length ({limit}) leaves room for: cut at"
-            " generation, behind their opening token and system text"
+            f"{name}: {part['prompts_cut']} prompts do not fit into data.max_length ({limit}): cut at generation,"
+            " after their opening token and system text"
         )
     if part["straddling"]:
         found = "a token crosses from the prompt into the completion and is not supervised"

@@ -70,6 +70,19 @@ def longest_prompts(recipe: Recipe, dataset: Dataset, model: nn.Module) -> list[
     return chosen if recipe.method.pads_prompts else [one for one in chosen if len(one) == len(chosen[0])]
 
 
+def note_cut_prompts(recipe: Recipe, dataset: Dataset, model: nn.Module) -> list[str]:
+    """Return a line where prompts that the run answers are too long for the model's positions, and so are cut."""
+    count = count_answers(recipe)
+    prompts = [*dataset.prompts[:count], *dataset.test_prompts[:count]]
+    if not prompts:
+        return []
+    limit = prompt_limit(model, recipe.evaluation.generation, recipe.method.prompting)
+    cut = sum(len(prompt.input_ids) > limit for prompt in prompts)
+    found = f"{cut} of {len(prompts)} prompts leave too few positions for max_new_tokens"
+    remedy = "cut at generation, after their opening token and system text"
+    return [f"evaluation.generation: {found}: {remedy}"] if cut else []
+
+
 def answers_to(prompts: Sequence[Sequence[int]], recipe: Recipe) -> Answers | None:
     """Return the answers that a run writes to its longest prompts; None without any."""
     settings = recipe.evaluation.generation

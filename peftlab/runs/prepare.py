@@ -9,6 +9,7 @@ from peftlab.data.notes import note_data
 from peftlab.recipe.schema import Recipe
 from peftlab.reports import ParameterReport
 from peftlab.runs.bench import Bench, prepare
+from peftlab.runs.longest import note_cut_prompts
 from peftlab.runs.prediction import open_run_planner, plan_run
 from peftlab.runs.record import RunRecord
 
@@ -25,6 +26,8 @@ def prepare_bench(record: RunRecord) -> Bench:
     record.watch.model = bench.base.model
     record.result.data = bench.dataset.report
     for line in note_data(record.recipe, bench.dataset.report, record.world.processes):
+        record.note(line)
+    for line in note_cut_prompts(record.recipe, bench.dataset, bench.base.model):
         record.note(line)
     return bench
 
