@@ -15,12 +15,6 @@ from .idioms import find_idioms
 
 PACKAGE = Path(__file__).resolve().parents[1] / "peftlab"
 
-# Rooms whose words are still being worked on. A room that is clean is removed from here.
-UNFINISHED = {
-    *("runs", "training", "world", "memory"),
-    *("data", "tasks", "losses", "optimizers", "optimization", "evaluation", "parameters", "nn"),
-}
-
 # What is right although a pattern finds it, with the reason.
 ALLOWED = {
     r"`rates`|`rate_factors`|--rates\b": "fields of comparison files and an option, kept for files of version 0.1.0",
@@ -92,7 +86,7 @@ def idioms_of(path: Path) -> list[str]:
 ROOMS = sorted({path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in PACKAGE.rglob("*.py")})
 
 
-@pytest.mark.parametrize("room", [room for room in ROOMS if room not in UNFINISHED])
+@pytest.mark.parametrize("room", ROOMS)
 def test_words_are_plain(room):
     assert [idiom for path in files_of(room) for idiom in idioms_of(path)] == []
 
@@ -101,10 +95,6 @@ def test_words_are_plain(room):
 def test_words_around_the_package_are_plain(folder):
     files = files_under(PACKAGE.parent / folder)
     assert files and [idiom for path in files for idiom in idioms_of(path)] == []
-
-
-def test_a_room_whose_words_are_unfinished_exists():
-    assert set(ROOMS) >= UNFINISHED
 
 
 def test_an_idiom_is_found_in_strings_comments_docstrings_and_names(tmp_path):

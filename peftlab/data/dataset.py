@@ -16,6 +16,7 @@ from peftlab.data.tokens import MARKER, REASON, STOP, TokenRow, cut_chat_prompt,
 from peftlab.errors import DataError, listed, one_line
 from peftlab.recipe.schema import Data
 from peftlab.tasks import Task, find_format, tasks_taking
+from peftlab.tasks.base import Tokenising
 from peftlab.tasks.formats import CHAT, TEXT, Chat, Completion, Example, Text
 
 Part = Literal["evaluation", "test", "general"]
@@ -228,7 +229,8 @@ def _tokenise_part(
     if not part:
         return [], {"rows": 0}
     section, counts = examples.section, Counter[str]()
-    rows = examples.task.tokenise(part, examples.labels, tokenizer, section.max_length, counts, **_options(section))
+    how = Tokenising(tokenizer, section.max_length, counts, examples.labels or (), _options(section))
+    rows = examples.task.tokenise(part, how)
     _refuse_dropped(len(part), counts, section, name)
     lengths = [len(row.input_ids) for row in rows]
     return rows, {

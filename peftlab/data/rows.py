@@ -42,9 +42,6 @@ class Rows(Protocol):
     def longest(self) -> Rows:
         """Return rows of which every step takes the longest ones, in at most two micro-batches a process."""
 
-    def longest(self) -> Rows:
-        """Return rows of which every step takes the longest ones, in at most two micro-batches a process."""
-
     def state(self) -> dict[str, Any]:
         """Return what a resumed run needs to take the same rows, as plain values."""
 

@@ -91,7 +91,7 @@ class Ledger(TorchDispatchMode):
         if optimizer is not None:
             self._adopt_states(optimizer)
 
-    def hold(self, model: nn.Module) -> None:
+    def adopt_base(self, model: nn.Module) -> None:
         """Enter a model that has no method yet: all of it is frozen weights."""
         self.track_all(model.parameters(), "frozen_weights")
         self.track_all(quantisation_tensors(model.parameters()), "quantisation_state")

@@ -75,6 +75,9 @@ class AdamW(Optimizer):
             states |= {name: StateTensor(blocks, "float32") for name in ("absmax1", "absmax2")}
         return states or {"step": StateTensor(1, "float32")}
 
+    def count_saved_bytes(self, count: int) -> int:
+        return super(AdamW, self.model_copy(update={"paged": False})).count_saved_bytes(count)
+
     def plan(self, groups: Groups, device_type: str) -> torch.optim.Optimizer:
         import torch
 

@@ -39,8 +39,8 @@ class Optimizer(BaseModel):
         """Return the state on the device of a float32 parameter of `count` numbers, after the first step."""
         raise NotImplementedError
 
-    def count_state_bytes(self, count: int) -> int:
-        """Return the bytes of that state."""
+    def count_saved_bytes(self, count: int) -> int:
+        """Return the bytes of a parameter's state in a checkpoint, wherever it is while training."""
         sizes = {"float32": 4, "uint8": 1}
         return sum(tensor.length * sizes[tensor.dtype] for tensor in self.state_tensors(count).values())
 

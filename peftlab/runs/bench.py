@@ -127,7 +127,7 @@ def prepare(recipe: Recipe, world: World, before_load: Callable[[Dataset], Recip
     torch.manual_seed(recipe.run.seed)
     probe = Probe(world.device)
     with probe.alone("load"):
-        base = load_base(recipe, world.device, examples.labels, seen=probe.ledger.hold)
+        base = load_base(recipe, world.device, examples.labels, seen=probe.ledger.adopt_base)
     check_positions(recipe, dataset, base.model)
     fit_tokenizer(base.model, tokenizer)
     add_stop_ids(base.model, dataset.stop_ids)

@@ -32,9 +32,6 @@ if TYPE_CHECKING:
     from peftlab.training.setup import Setup
     from peftlab.training.stop import Stop
 
-# A trained weight and its two moments.
-BYTES_PER_WEIGHT_BYTE = 3
-
 
 class CheckpointSaver:
     """Saves a run's states: training waits for the copy, and a thread writes it while training continues.
@@ -115,7 +112,8 @@ class CheckpointSaver:
 
 def state_bytes(setup: Setup) -> int:
     """Return the bytes of a checkpoint of `setup`, at most."""
-    return BYTES_PER_WEIGHT_BYTE * tensor_bytes(trainable_parameters(setup.model).values())
+    weights, optimizer = trainable_parameters(setup.model).values(), setup.recipe.training.optimizer
+    return tensor_bytes(weights) + sum(optimizer.count_saved_bytes(weight.numel()) for weight in weights)
 
 
 def refuse_no_room(root: Path, setup: Setup) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from peftlab.tasks.formats import Example, Format
 
@@ -19,6 +19,20 @@ TokenRow = Any
 """A `data.tokens.TokenRow`. That room reads this one, so its types have no names here."""
 Loss = Any
 """A `losses.base.Loss`."""
+
+
+class Tokenising(NamedTuple):
+    """How examples become rows.
+
+    `counts` gains what happened to rows, `labels` are the classes in the order of their numbers, `options` belong to
+    a format of the task: `chat` (a `data.chat.ChatSettings`) to chats.
+    """
+
+    tokenizer: Any
+    max_length: int
+    counts: Counter[str]
+    labels: Sequence[str] = ()
+    options: Mapping[str, Any] = {}
 
 
 class Task(ABC):
@@ -44,10 +58,6 @@ class Task(ABC):
     reads_last_token: ClassVar[bool] = False
     row_columns: ClassVar[tuple[str, ...]] = ()
 
-    @property
-    def default_format(self) -> Format:
-        return self.formats[0]
-
     def takes(self, format_name: str) -> bool:
         return any(one.name == format_name for one in self.formats)
 
@@ -61,19 +71,8 @@ class Task(ABC):
         """Return the loss that training minimises on `model`."""
 
     @abstractmethod
-    def tokenise(
-        self,
-        examples: Sequence[Example],
-        labels: Sequence[str] | None,
-        tokenizer: Any,
-        max_length: int,
-        counts: Counter,
-        **options: Any,
-    ) -> list[TokenRow]:
-        """Return the examples' rows; `counts` gains what was cut and dropped. Raises DataError.
-
-        `options` belong to a format of the task: `chat` (a `data.chat.ChatSettings`) to chats.
-        """
+    def tokenise(self, examples: Sequence[Example], how: Tokenising) -> list[TokenRow]:
+        """Return the examples' rows; `how.counts` gains what was cut and dropped. Raises DataError."""
 
     def labels_of(self, example: Example) -> Iterable[str]:
         """Return the labels of one example; only where the task `has_labels`."""

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from peftlab.tasks.base import Loss, Task, TokenRow
+from peftlab.tasks.base import Loss, Task, Tokenising, TokenRow
 from peftlab.tasks.formats import CHAT, COMPLETION, TEXT, Example
 
 if TYPE_CHECKING:
@@ -35,15 +34,7 @@ class CausalLM(Task):
 
         return PositionCrossEntropy(find_head(model), predicts=False)
 
-    def tokenise(
-        self,
-        examples: Sequence[Example],
-        labels: Sequence[str] | None,
-        tokenizer: Any,
-        max_length: int,
-        counts: Counter,
-        **options: Any,
-    ) -> list[TokenRow]:
+    def tokenise(self, examples: Sequence[Example], how: Tokenising) -> list[TokenRow]:
         from peftlab.data.tokens import tokenise_texts
 
-        return tokenise_texts(examples, tokenizer, max_length, counts, **options)
+        return tokenise_texts(examples, how.tokenizer, how.max_length, how.counts, **how.options)

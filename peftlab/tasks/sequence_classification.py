@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from peftlab.tasks.base import Loss, Task, TokenRow
+from peftlab.tasks.base import Loss, Task, Tokenising, TokenRow
 from peftlab.tasks.formats import Example, Format, as_label, as_text
 
 if TYPE_CHECKING:
@@ -60,18 +59,10 @@ class SequenceClassification(Task):
 
         return RowCrossEntropy()
 
-    def tokenise(
-        self,
-        examples: Sequence[Example],
-        labels: Sequence[str] | None,
-        tokenizer: Any,
-        max_length: int,
-        counts: Counter,
-        **options: Any,
-    ) -> list[TokenRow]:
+    def tokenise(self, examples: Sequence[Example], how: Tokenising) -> list[TokenRow]:
         from peftlab.data.tokens import tokenise_labelled
 
-        return tokenise_labelled(examples, labels or (), tokenizer, max_length, counts)
+        return tokenise_labelled(examples, how.labels, how.tokenizer, how.max_length, how.counts)
 
     def labels_of(self, example: Example) -> Iterable[str]:
         return (example.label,)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from peftlab.tasks.base import Loss, Task, TokenRow
+from peftlab.tasks.base import Loss, Task, Tokenising, TokenRow
 from peftlab.tasks.formats import Example, Format, as_texts
 
 if TYPE_CHECKING:
@@ -64,18 +63,10 @@ class TokenClassification(Task):
 
         return PositionCrossEntropy()
 
-    def tokenise(
-        self,
-        examples: Sequence[Example],
-        labels: Sequence[str] | None,
-        tokenizer: Any,
-        max_length: int,
-        counts: Counter,
-        **options: Any,
-    ) -> list[TokenRow]:
+    def tokenise(self, examples: Sequence[Example], how: Tokenising) -> list[TokenRow]:
         from peftlab.data.tokens import tokenise_tagged
 
-        return tokenise_tagged(examples, labels or (), tokenizer, max_length, counts)
+        return tokenise_tagged(examples, how.labels, how.tokenizer, how.max_length, how.counts)
 
     def labels_of(self, example: Example) -> Iterable[str]:
         return example.tags

@@ -22,7 +22,8 @@ from peftlab.data.sources import read_source
 from peftlab.errors import DataError, RecipeError
 from peftlab.methods import METHODS
 from peftlab.recipe import dump_recipe, parse_recipe
-from peftlab.recipe.schema import COLUMN_ROLES, Data
+from peftlab.recipe.schema import Data
+from peftlab.tasks import find_format, list_formats
 
 SLOWEST_SECONDS = 2.0
 VALUES: dict[str, dict[str, Any]] = {
@@ -138,15 +139,18 @@ def make_rows(chance: random.Random, layout: str) -> list[dict[str, Any]]:
     texts = ["a", "two words", "ünï", "x" * 50, 'q"uo,te', "1", "日本"]
     rows = []
     for _ in range(chance.randint(1, 5)):
-        row = {role: chance.choice(texts) for role in COLUMN_ROLES[layout]}
+        row: dict[str, Any] = {role: chance.choice(texts) for role in find_format(layout).roles}
         if layout == "chat":
             row = {"messages": [{"role": role, "content": chance.choice(texts)} for role in ("user", "assistant")]}
+        if layout == "tokens":
+            row = {role: [chance.choice(texts) for _ in range(3)] for role in row}
         rows.append(row)
     return rows
 
 
 def write_rows(chance: random.Random, rows: list[dict[str, Any]]) -> tuple[str, bytes]:
-    suffix = chance.choice([".jsonl", ".json", ".csv"] if "messages" not in rows[0] else [".jsonl", ".json"])
+    plain = {"messages", "words", "tags"}.isdisjoint(key for row in rows for key in row)
+    suffix = chance.choice([".jsonl", ".json", ".csv"] if plain else [".jsonl", ".json"])
     if suffix == ".csv":
         cells = [list(rows[0]), *(row.values() for row in rows)]
         lines = [",".join('"' + str(cell).replace('"', '""') + '"' for cell in line) for line in cells]
@@ -188,7 +192,7 @@ def try_rows(path: Path, layout: str, content: bytes) -> bool:
 def check_rows(seed: int, folder: Path) -> str:
     """Make one file of rows and judge it; return what kind of case it was."""
     chance = random.Random(seed)
-    layout = chance.choice(sorted(COLUMN_ROLES))
+    layout = chance.choice(sorted(list_formats()))
     rows = make_rows(chance, layout)
     state = chance.getstate()
     suffix, content = write_rows(chance, rows)

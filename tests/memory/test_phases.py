@@ -41,7 +41,7 @@ def test_the_load_peak_is_the_tracked_one(checkpoint, method):
     recipe = with_settings(tiny_recipe(checkpoint, method), {"model.init": "pretrained"})
     probe = Probe(CPU)
     with probe.alone("load"):
-        loaded = load_model(recipe.model, device=CPU, seen=probe.ledger.hold, **recipe.method.base_storage)
+        loaded = load_model(recipe.model, device=CPU, seen=probe.ledger.adopt_base, **recipe.method.base_storage)
     tracked = probe.report().phases["load"]
     assert predict(build_blueprint(recipe, CPU)).phases["load"] == pytest.approx(tracked, rel=0.02)
     assert loaded.model is not None

@@ -85,7 +85,7 @@ def test_a_task_with_a_loss_of_its_own_is_planned_tried_trained_and_evaluated(tm
 def loss_by_hand(one: Recipe, numbers: list[int], smoothing: float) -> float:
     """Return the base model's loss, which LoRA starts as, on training rows of these numbers, a target at a time."""
     bench = prepare_bench(one, open_world("cpu"))
-    model, losses = bench.model.eval(), []
+    model, losses = bench.base.model.eval(), []
     for row in (bench.dataset.train[number] for number in numbers):
         ids = torch.from_numpy(row.input_ids).long()
         logits = model(ids[None]).logits[0]
@@ -126,7 +126,7 @@ def test_an_optimizer_trains_is_planned_and_resumes(tmp_path, rmsprop):
     first = next(iter(states.values()))
     count = first["square_avg"].numel()
     planned = RMSprop().state_tensors(count)
-    assert set(planned) == set(first) and RMSprop().count_state_bytes(count) == 4 * (count + 1)
+    assert set(planned) == set(first) and RMSprop().count_saved_bytes(count) == 4 * (count + 1)
     changed = recipe(tmp_path / "b", {"plan": "report"}, training=training)
     stopped = recipe(tmp_path / "b", {"plan": "report", "stop_after": 2}, training=training)
     assert_resumes(changed, stopped, tmp_path / "a")

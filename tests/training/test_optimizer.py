@@ -83,7 +83,7 @@ def test_an_optimizer_counts_the_state_of_its_parameters(config):
     assert {name: (value.numel(), str(value.dtype)) for name, value in held.items()} == {
         name: (one.length, f"torch.{one.dtype}") for name, one in planned.items()
     }
-    assert config.count_state_bytes(weight.numel()) == sum(value.nbytes for value in held.values())
+    assert config.count_saved_bytes(weight.numel()) == sum(value.nbytes for value in held.values())
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,7 @@ class ChatTemplate:
     def marked_source(self, tools: list[Any] | None, begin: str, end: str) -> str | None:
         """Return the template with `begin` and `end` written inside its generation marks; None without marks.
 
-        The texts stand in block tags that take over the whitespace control of the marks.
+        The texts are inside block tags with the same whitespace control as the marks.
         """
         source = COMMENT.sub("", self.source(tools))
         if not OPENING_MARK.search(source):

@@ -134,7 +134,7 @@ class Rendering:
         """Return where a turn's generation prompt ends, and whether that is all of the prompt."""
         prompt = self.template.try_write(self.messages[:i], self.tools, prompt=True)
         asked = self.template.has_prompt and prompt is not None
-        if asked and self.text.startswith(prompt):
+        if self.template.has_prompt and prompt is not None and self.text.startswith(prompt):
             return len(prompt), True
         if asked and (begun := self._start_behind(i)) is not None:
             return begun, True

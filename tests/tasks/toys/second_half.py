@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import replace
 from typing import ClassVar
 
@@ -47,8 +46,8 @@ class SecondHalf(CausalLM):
     def loss(self, model):
         return Smoothed(find_head(model), predicts=False)
 
-    def tokenise(self, examples, labels, tokenizer, max_length, counts: Counter):
-        rows = super().tokenise(examples, labels, tokenizer, max_length, counts)
+    def tokenise(self, examples, how):
+        rows = super().tokenise(examples, how)
         return [replace(row, labels=ignore_first_half(row.labels)) for row in rows]
 
 
