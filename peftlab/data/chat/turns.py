@@ -106,7 +106,7 @@ class Rendering:
             yield Turn(owner, start, end, self._marked_end(owner, start, end))
 
     def _owner(self, mark: tuple[int, int], ends: Sequence[tuple[int, int]]) -> int:
-        """Return the answer whose content ends inside a mark, else the one that the mark stands in."""
+        """Return the answer whose content ends inside a mark, else the one that the mark is inside."""
         inside = [i for i, end in ends if i in self.answers and mark[0] <= end <= mark[1]]
         last = max((i for i, end in ends if end <= mark[0]), default=-1)
         later = [i for i in self.answers if i >= last]
