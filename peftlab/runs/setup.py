@@ -23,13 +23,14 @@ def build_setup(bench: Bench, model: nn.Module, stop: Stop, saver: Saver | None 
     recipe, world, training = bench.recipe, bench.world, bench.recipe.training
     steps = count_steps(training, len(bench.dataset.train), world.processes)
     refuse_endless_warmup(training, steps)
-    optimizer = build_optimizer(model, recipe, world.device)
+    prepared = world.prepare(model)
+    optimizer = build_optimizer(prepared, recipe, world.device)
     # Dropout must differ between processes, while data order and initialisation must not.
     torch.manual_seed(recipe.run.seed + world.process)
     return Setup(
         world=world,
         recipe=recipe,
-        model=world.prepare(model),
+        model=prepared,
         loss=recipe.task.loss(model),
         optimizer=optimizer,
         schedule=build_schedule(optimizer, training, steps),

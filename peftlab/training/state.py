@@ -4,11 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from peftlab.checkpoint.randomness import capture_random_state, restore_random_state
-from peftlab.errors import StorageError
-from peftlab.parameters.trainable import trainable_parameters
 from peftlab.reports import Progress
 
 if TYPE_CHECKING:
@@ -19,8 +15,7 @@ if TYPE_CHECKING:
 def capture_shared_state(setup: Setup) -> dict[str, Any]:
     """Return what is the same on every process: trained weights, optimiser, schedule, scaler, progress."""
     return {
-        "weights": {name: parameter.detach() for name, parameter in trainable_parameters(setup.model).items()},
-        "optimizer": setup.optimizer.state_dict(),
+        **setup.world.capture(setup.model, setup.optimizer),
         "schedule": setup.schedule.state_dict(),
         "scaler": setup.scaler.state_dict(),
         "progress": setup.progress.model_dump(),
@@ -29,16 +24,8 @@ def capture_shared_state(setup: Setup) -> dict[str, Any]:
 
 
 def restore_shared_state(setup: Setup, state: dict[str, Any]) -> None:
-    """Restore a captured state, in place. Raises StorageError unless it has the same parameters."""
-    parameters, weights = trainable_parameters(setup.model), state["weights"]
-    odd = [name for name in parameters if name not in weights or weights[name].shape != parameters[name].shape]
-    odd += sorted(weights.keys() - parameters.keys())
-    if odd:
-        raise StorageError(f"the checkpoint's trained weights are not those of this run ({odd[0]}, ...)")
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(weights[name])
-    setup.optimizer.load_state_dict(state["optimizer"])
+    """Restore a captured state, in place. Raises StorageError unless it has the weights that train here."""
+    setup.world.restore(setup.model, setup.optimizer, state)
     setup.schedule.load_state_dict(state["schedule"])
     setup.scaler.load_state_dict(state["scaler"])
     setup.progress = Progress(**state["progress"])

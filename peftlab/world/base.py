@@ -16,6 +16,8 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import nn
 
+from peftlab.errors import StorageError
+from peftlab.parameters.trainable import trainable_parameters
 from peftlab.world import hardware
 from peftlab.world.dtypes import autocast
 
@@ -90,6 +92,30 @@ class World(ABC):
     def highest(self, number: int) -> int:
         """Return the highest of all processes' numbers."""
         return max(self.gather([number]))
+
+    def capture(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        """Return the trained weights of a prepared model, by canonical name, and the optimizer's state.
+
+        The tensors are the live ones: copy them before the next step. A strategy that gives each process a part of a
+        weight gathers the whole weights here, so that any strategy can restore what another has captured.
+        """
+        weights = {name: parameter.detach() for name, parameter in trainable_parameters(model).items()}
+        return {"weights": weights, "optimizer": optimizer.state_dict()}
+
+    def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+        """Set the weights and the optimizer's state to captured ones, in place.
+
+        Raises StorageError, with nothing changed, unless the weights have the names and shapes of what trains here.
+        """
+        parameters, weights = trainable_parameters(model), state["weights"]
+        odd = [name for name in parameters if name not in weights or weights[name].shape != parameters[name].shape]
+        odd += sorted(weights.keys() - parameters.keys())
+        if odd:
+            raise StorageError(f"the checkpoint's trained weights are not those of this run ({odd[0]}, ...)")
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                parameter.copy_(weights[name])
+        optimizer.load_state_dict(state["optimizer"])
 
     def autocast(self, precision: torch.dtype) -> AbstractContextManager:
         """Return a context that computes in `precision` on this device; none is needed for float32."""
