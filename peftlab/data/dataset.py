@@ -42,7 +42,7 @@ class Prompt:
     """What text is generated from, and the texts that would be right (all rows with this same prompt).
 
     `lead` is how many tokens at the beginning a cut keeps (the opening token, and the system text of a chat), `cut`
-    how many `data.max_length` took behind them.
+    how many tokens `data.max_length` removed after them.
     """
 
     text: str
@@ -182,8 +182,8 @@ def list_prompts(
 ) -> list[Prompt]:
     """Return the distinct prompts of completions and chats in their order, each with all its references.
 
-    A chat's last taught answer is the reference, the tokens of its row before it the prompt. Texts and labelled texts
-    have none.
+    A chat's last supervised answer is the reference, the tokens of its row before it the prompt. Texts and labelled
+    texts have none.
     """
     if examples and isinstance(examples[0], Chat):
         encoded = encode_chats(examples, tokenizer, chat or ChatSettings())
@@ -207,7 +207,7 @@ def _text_prompt(example: Completion, tokenizer: Any, max_length: int) -> Prompt
 
 
 def _chat_prompt(chat: EncodedChat, tokenizer: Any, max_length: int) -> Prompt:
-    """Return what stands before a chat's last taught answer, with that answer as generated text would be decoded."""
+    """Return what is before a chat's last supervised answer, with that answer as generated text would be decoded."""
     pieces, turn = chat.last_answer, chat.turns[-1]
     supervised = [token for piece in pieces for token in chat.ids[piece.first : piece.last].tolist()]
     answer = tokenizer.decode(supervised, skip_special_tokens=True).strip()

@@ -133,8 +133,9 @@ def tokenise_texts(
     counts: Counter,
     chat: ChatSettings | None = None,
 ) -> list[TokenRow]:
-    """Return one row for each Text, Completion or Chat that keeps a supervised token; `chat` says what is taught.
+    """Return one row for each Text, Completion or Chat that keeps a supervised token.
 
+    `chat` says which turns of a chat are supervised.
     `counts` gains: truncated (rows cut), lost_supervised (rows that lost supervised tokens), straddling
     (rows in which a token crosses the boundary of prompt and completion; such a token is not supervised),
     dropped (rows left out, without any supervised token), carried (rows with special tokens in their own text), and
@@ -322,7 +323,7 @@ def encode_chat_prompt(tokenizer: Any, text: str, max_length: int | None = None)
 
 
 def cut_chat_prompt(chat: EncodedChat, max_length: int) -> list[int]:
-    """Return the ids before a chat's last taught answer, cut as its row is."""
+    """Return the ids before a chat's last supervised answer, cut as its row is."""
     keep = _cut(chat.supervised, chat.lead, max_length)
     first = chat.last_answer[0].first
     if chat.turns[-1].last - 1 in keep:
@@ -392,7 +393,10 @@ def _cut(supervised: np.ndarray, lead: int, max_length: int) -> np.ndarray:
 
 
 def cut_prompt(ids: Sequence[int] | np.ndarray, lead: int, max_length: int | None) -> list[int]:
-    """Return the ids of a prompt; what exceeds `max_length` goes behind the first `lead`, or one where they fill it."""
+    """Return the ids of a prompt; what exceeds `max_length` is removed after its first `lead` tokens.
+
+    It is removed after the first token where the lead would take more than half.
+    """
     if max_length is not None and 2 * lead > max_length:
         lead = min(lead, 1)
     keep = _cut(np.zeros(len(ids), dtype=bool), lead, max_length or len(ids))

@@ -91,7 +91,7 @@ class Prefix(Method):
         if self.kind == "prefix" and shape.model_type == "distilbert":
             problems.append(("kind", "DistilBERT takes no keys and values from outside; set `kind: prompt`"))
         if self.kind == "prompt" and TASKS[shape.task].reads_last_token and shape.model_type not in ENCODERS:
-            message = "a decoder's classifier cannot find the last token behind a prompt; set `kind: prefix`"
+            message = "a decoder's classifier cannot find the last token after a prompt; set `kind: prefix`"
             problems.append(("kind", message))
         return problems
 

@@ -35,7 +35,7 @@ def thought(content: str, last: bool) -> str:
 
 @dataclass(frozen=True)
 class Case:
-    """`written` is what the template makes of an answer's content, `end` what it writes behind it.
+    """`written` is what the template makes of an answer's content, `end` what it writes after it.
 
     `loose` compares without whitespace at the ends of an answer; `first` says who may begin a chat.
     """
@@ -88,7 +88,7 @@ CASES = [
         end="",
         stop=None,
     ),
-    Case("an end behind each turn", EACH + TURN + "{% endfor %}" + ANSWER),
+    Case("an end after each turn", EACH + TURN + "{% endfor %}" + ANSWER),
     Case(
         "a system text of its own",
         "{% if messages[0].role != 'system' %}<|turn|>system\nBe brief.<|close|>\n{% endif %}"
@@ -105,7 +105,7 @@ CASES = [
         loose=True,
     ),
     Case(
-        "a final token behind the chat",
+        "a final token after the chat",
         EACH + TURN + "{% endfor %}{% if add_generation_prompt %}<|turn|>assistant\n{% else %}<|done|>{% endif %}",
     ),
     Case(

@@ -88,7 +88,7 @@ def test_padding_is_at_the_right_and_masked_by_length_though_pad_is_a_real_id():
     batch = collate([token_row(5, 0, 0, prompt=1), token_row(7, 0)], pad_id=0, pad_to=4)
     assert batch["input_ids"].tolist() == [[5, 0, 0, 0], [7, 0, 0, 0]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 0], [1, 1, 0, 0]]
-    assert batch["positions"].tolist() == [0, 1, 4]  # each predicts the token behind it
+    assert batch["positions"].tolist() == [0, 1, 4]  # each predicts the token after it
     assert batch["targets"].tolist() == [0, 0, 0]
     assert {value.dtype for value in batch.values()} == {torch.int64}
 

@@ -55,7 +55,7 @@ def test_check_names_field_and_reason_before_weights_and_apply_refuses_alike(fam
 
 def test_prompt_on_a_decoders_classifier_is_refused():
     model = tiny_model("llama", "sequence-classification")
-    with pytest.raises(MethodError, match="cannot find the last token behind a prompt; set `kind: prefix`"):
+    with pytest.raises(MethodError, match="cannot find the last token after a prompt; set `kind: prefix`"):
         Prefix(kind="prompt").apply(model, head_names(model))
 
 

@@ -41,9 +41,9 @@ class Offsets:
         return None
 
     def end(self, place: int) -> int | None:
-        """Return the token behind an answer that ends at a character; None where one crosses into other text.
+        """Return the token after an answer that ends at a character; None where one crosses into other text.
 
-        A token may join the answer's end to the whitespace behind it, or whitespace at its end to what follows.
+        A token may join the answer's end to the whitespace after it, or whitespace at its end to what follows.
         """
         if (found := self.cut(place)) is not None:
             return found

@@ -1,4 +1,4 @@
-"""Chats as tokens: ids as the tokenizer itself gives them, and which of them each taught turn is."""
+"""Chats as tokens: ids as the tokenizer itself gives them, and which of them each supervised turn is."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class TokenTurn:
 
 @dataclass(frozen=True, slots=True)
 class EncodedChat:
-    """A chat as text and int64 ids, with its taught turns; `fault` says why they are not certain, which empties them.
+    """A chat as text and int64 ids, with its supervised turns: none where they are not certain, for the reason `fault`.
 
     `lead` is the number of tokens that a cut keeps: the opening token and the system text. `carried` says that a
     message contains the text of a special token.
@@ -56,17 +56,17 @@ class EncodedChat:
 
     @property
     def prompt(self) -> str:
-        """The text before the last taught answer."""
+        """The text before the last supervised answer."""
         return self.text[: self.offsets.starts[self.last_answer[0].first]]
 
     @property
     def last_answer(self) -> tuple[TokenTurn, ...]:
-        """The taught pieces of the last message that has any: one, or as many as the template marks in it."""
+        """The supervised pieces of the last message that has any: one, or as many as the template marks in it."""
         return tuple(turn for turn in self.turns if turn.message == self.turns[-1].message)
 
     @property
     def endings(self) -> tuple[TokenTurn, ...]:
-        """The last taught piece of every message that has any."""
+        """The last supervised piece of every message that has any."""
         return tuple({turn.message: turn for turn in self.turns}.values())
 
     @property
@@ -108,10 +108,10 @@ def _place_turns(
     try:
         turns = find_turns(template, example, offsets.text, settings)
         placed: list[TokenTurn] = []
-        behind = 0
+        after = 0
         for turn in turns:
-            placed.append(_place_turn(turn, ids, offsets, behind))
-            behind = turn.end
+            placed.append(_place_turn(turn, ids, offsets, after))
+            after = turn.end
         return tuple(turn for turn in placed if turn.first < turn.last), None
     except Unclear as reason:
         return (), str(reason)

@@ -1,4 +1,4 @@
-"""What of a chat is taught, and the arguments of its template."""
+"""What of a chat is supervised, and the arguments of its template."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class ChatSettings:
-    """`supervise` names the assistant's turns that are taught, `thinking` says whether their thinking part is.
+    """`supervise` says which of the assistant's turns are supervised, `thinking` whether their thinking part is.
 
     `arguments` go to the template, at training, evaluation and generation alike.
     """
@@ -19,7 +19,7 @@ class ChatSettings:
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
-def is_taught(message: Mapping[str, Any]) -> bool:
+def is_supervised(message: Mapping[str, Any]) -> bool:
     """Return whether a turn is the assistant's and no flag (`weight: 0`, `train: false`) excludes it."""
     flags = (message.get("weight"), message.get("train"))
     return message["role"] == "assistant" and all(flag is None or bool(flag) for flag in flags)

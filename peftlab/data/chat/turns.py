@@ -1,7 +1,7 @@
 """Which characters of a rendered chat the assistant wrote, as the template itself shows them.
 
 A template with generation marks is rendered with a sentinel inside each mark. Any other is rendered with a sentinel
-in place of a turn's content, which shows where the content and what follows it stand. Each finding is proved against
+in place of a turn's content, which shows where the content and what follows it are. Each finding is proved against
 the real text; nothing is found by searching that text for an answer.
 """
 
@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from peftlab.data.chat.settings import ChatSettings, is_taught
+from peftlab.data.chat.settings import ChatSettings, is_supervised
 from peftlab.data.chat.template import ChatTemplate, unused_word
 from peftlab.tasks.formats import Chat
 
@@ -40,17 +40,17 @@ class Turn:
 
 
 def find_turns(template: ChatTemplate, chat: Chat, text: str, settings: ChatSettings) -> list[Turn]:
-    """Return the taught turns of a chat that is rendered as `text`, in order. Raises Unclear."""
+    """Return the supervised turns of a chat that is rendered as `text`, in order. Raises Unclear."""
     rendering = Rendering(template, chat, text)
     marks = rendering.marks()
     turns = [rendering.turn(i) for i in rendering.answers] if marks is None else list(rendering.own(marks))
-    taught = [turn for turn in turns if is_taught(chat.messages[turn.message]) and turn.start < turn.end]
+    supervised = [turn for turn in turns if is_supervised(chat.messages[turn.message]) and turn.start < turn.end]
     if settings.supervise == "last":
         last = rendering.answers[-1:]
-        taught = [turn for turn in taught if turn.message in last]
+        supervised = [turn for turn in supervised if turn.message in last]
     if not settings.thinking:
-        taught = [replace(turn, start=max(turn.start, rendering.said(turn.message))) for turn in taught]
-    return [turn for turn in taught if turn.start < turn.end]
+        supervised = [replace(turn, start=max(turn.start, rendering.said(turn.message))) for turn in supervised]
+    return [turn for turn in supervised if turn.start < turn.end]
 
 
 class Rendering:
@@ -115,7 +115,7 @@ class Rendering:
         return (inside or later)[0]
 
     def _marked_end(self, i: int, start: int, end: int) -> str | None:
-        """Return what a mark contains behind the content of its message; None where that is not the marker alone."""
+        """Return what a mark contains after the content of its message; None where that is not the marker alone."""
         place = None if self.messages[i].get("tool_calls") else self._content_end(i)
         return self.text[place:end].strip() if place is not None and start <= place <= end else None
 
@@ -127,7 +127,7 @@ class Rendering:
         end = content_end + len(marker or "")
         if not (start <= end and self.text.startswith(marker or "", content_end)):
             raise Unclear("the template writes this turn in another way than it writes others")
-        called = self.messages[i].get("tool_calls")  # calls stand behind the content, before the marker
+        called = self.messages[i].get("tool_calls")  # calls stand after the content, before the marker
         return Turn(i, start, end, None if called or marker is None else marker.strip(), prompted)
 
     def _start(self, i: int) -> tuple[int, bool]:
@@ -136,7 +136,7 @@ class Rendering:
         asked = self.template.has_prompt and prompt is not None
         if self.template.has_prompt and prompt is not None and self.text.startswith(prompt):
             return len(prompt), True
-        if asked and (begun := self._start_behind(i)) is not None:
+        if asked and (begun := self._start_after(i)) is not None:
             return begun, True
         before = self._before(i)
         if before is None:
@@ -145,8 +145,8 @@ class Rendering:
             raise Unclear("the template rewrites earlier turns, so that an answer's beginning is not certain")
         return len(before), not asked
 
-    def _start_behind(self, i: int) -> int | None:
-        """Return the end of the generation prompt from what the template writes behind the message before it."""
+    def _start_after(self, i: int) -> int | None:
+        """Return the end of the generation prompt from what the template writes after the message before it."""
         altered = self._altered(i - 1)
         prompt = self.template.try_write([*self.messages[: i - 1], altered], self.tools, prompt=True)
         place = self._content_end(i - 1)
@@ -161,38 +161,38 @@ class Rendering:
         return written.partition(self.sentinel)[0] if written else None
 
     def _end(self, i: int) -> tuple[int, str | None]:
-        """Return where a turn's content ends, and the end marker that the template writes behind it.
+        """Return where a turn's content ends, and the end marker that the template writes after it.
 
         The marker is None where the end is that of the whole turn.
         """
         for altered in self._sites(i):
-            behind = self._behind(i, altered)
-            if behind is not None:
-                return len(self.text) - len(behind), self._marker(i, altered, behind)
+            after = self._after(i, altered)
+            if after is not None:
+                return len(self.text) - len(after), self._marker(i, altered, after)
         alone = self.template.try_write(self.messages[: i + 1], self.tools)
         if alone and self.text.startswith(alone.rstrip()):  # an empty turn can lack what a sentinel would show
             return len(alone.rstrip()), None
         raise Unclear("the template rewrites or leaves out an answer, so that its end is not certain")
 
-    def _marker(self, i: int, altered: Mapping[str, Any], behind: str) -> str:
-        """Return what stands behind a turn's content whatever follows it, without the whitespace at its end.
+    def _marker(self, i: int, altered: Mapping[str, Any], after: str) -> str:
+        """Return what stands after a turn's content whatever follows it, without the whitespace at its end.
 
         A template that only ends the whole chat, not each turn, has the chat's end as the last turn's marker.
         """
         turns = [*self.messages[:i], altered]
-        ended, continued = (self._write_behind(turns, prompt=prompt) for prompt in (False, True))
-        followers = [text for text in (behind, ended, continued) if text is not None]
+        ended, continued = (self._write_after(turns, prompt=prompt) for prompt in (False, True))
+        followers = [text for text in (after, ended, continued) if text is not None]
         shared = self.template.common_beginning(followers).rstrip()
         if not shared and ended is not None and i == len(self.messages) - 1:
             return ended.rstrip()
         return shared
 
-    def _write_behind(self, turns: Sequence[Mapping[str, Any]], *, prompt: bool) -> str | None:
+    def _write_after(self, turns: Sequence[Mapping[str, Any]], *, prompt: bool) -> str | None:
         written = self.template.try_write(turns, self.tools, prompt=prompt)
         return written.rpartition(self.sentinel)[2] if written and self.sentinel in written else None
 
     def said(self, i: int) -> int:
-        """Return where the answer begins behind its thinking part. Raises Unclear."""
+        """Return where the answer begins after its thinking part. Raises Unclear."""
         content = self.messages[i].get("content") or ""
         mark = next((mark for mark in THINKING_ENDS if mark in content), None)
         thought, found, answer = content.rpartition(mark) if mark else ("", "", content)
@@ -227,12 +227,12 @@ class Rendering:
         written = self.template.try_write([*self.messages[:i], altered, *self.messages[i + 1 :]], self.tools)
         return written if written and self.sentinel in written else None
 
-    def _behind(self, i: int, altered: Mapping[str, Any]) -> str | None:
-        """Return the text behind the sentinel of an altered message, where the real text ends with it too."""
+    def _after(self, i: int, altered: Mapping[str, Any]) -> str | None:
+        """Return the text after the sentinel of an altered message, where the real text ends with it too."""
         written = self._write_with(i, altered)
-        behind = written.rpartition(self.sentinel)[2] if written else None
-        return behind if behind is not None and self.text.endswith(behind) else None
+        after = written.rpartition(self.sentinel)[2] if written else None
+        return after if after is not None and self.text.endswith(after) else None
 
     def _content_end(self, i: int) -> int | None:
-        behind = self._behind(i, self._altered(i))
-        return None if behind is None else len(self.text) - len(behind)
+        after = self._after(i, self._altered(i))
+        return None if after is None else len(self.text) - len(after)
