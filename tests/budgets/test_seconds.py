@@ -54,7 +54,7 @@ def in_process(monkeypatch):
 
 
 def test_seconds_are_solved_by_the_pace_of_a_real_short_run(in_process, tmp_path, capfd):
-    sections = shallow_sections("bitfit", tmp_path / "run", warmup=500, steps=1000)
+    sections = shallow_sections("bitfit", tmp_path / "run", warmup=50, steps=1000)  # more than the short run has
     sections["run"]["save_every"] = 1
     sections["data"] |= {"test": "builtin:docstrings[test]", "test_rows": 9}
     recipe = Recipe.model_validate(sections)
@@ -64,7 +64,7 @@ def test_seconds_are_solved_by_the_pace_of_a_real_short_run(in_process, tmp_path
     assert report.met and abs(report.error) <= 0.02
     assert report.reached == pytest.approx(steps * report.step, rel=0.05)
     assert "20 steps measured on this machine just now" in report.notes[0]
-    assert solved.training.warmup == 500 and solved.run == recipe.run
+    assert solved.training.warmup == 50 and solved.run == recipe.run
     assert not (tmp_path / "run").exists() and len(in_process) == 1
 
 
