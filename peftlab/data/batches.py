@@ -8,7 +8,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-from peftlab.data.tokens import TokenRow
+from peftlab.data.token_rows import TokenRow
 
 EPOCH_ORDER = 4
 

@@ -12,7 +12,8 @@ import numpy as np
 from peftlab.data.chat import ChatSettings, ChatTemplate, EncodedChat, encode_chats
 from peftlab.data.examples import content_key, fingerprint, read_examples
 from peftlab.data.sources import read_source
-from peftlab.data.tokens import MARKER, REASON, STOP, TokenRow, cut_chat_prompt, cut_prompt, encode_prompt, split_prompt
+from peftlab.data.token_rows import TokenRow
+from peftlab.data.tokens import MARKER, REASON, STOP, cut_chat_prompt, cut_prompt, encode_prompt, split_prompt
 from peftlab.errors import DataError, listed, one_line
 from peftlab.recipe.schema import Data
 from peftlab.tasks import Task, find_format, tasks_taking

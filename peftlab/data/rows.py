@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 
 from peftlab.data.batches import collate, rows_for_micro_batch
-from peftlab.data.tokens import TokenRow
+from peftlab.data.token_rows import TokenRow
 from peftlab.errors import StorageError
 
 Batch = dict[str, torch.Tensor]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import groupby
 from typing import Any
 
-from peftlab.data.tokens import PositionRow, TokenRow
+from peftlab.data.token_rows import PositionRow, TokenRow
 from peftlab.reports import RowView, Span
 
 

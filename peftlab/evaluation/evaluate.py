@@ -9,7 +9,7 @@ from torch import nn
 
 from peftlab.data.dataset import Dataset, Part
 from peftlab.errors import DataError
-from peftlab.evaluation.generate import PLAIN, generate_text
+from peftlab.evaluation.generate import PLAIN, answer_prompts
 from peftlab.evaluation.scores import score_rows
 from peftlab.losses.base import Loss
 from peftlab.methods import Prompting
@@ -49,16 +49,14 @@ def evaluate(
         if not prompts:
             raise DataError(f"evaluation.metrics: text metrics need {part} rows with a prompt and its answer")
         mine = list(range(world.process, len(prompts), world.processes))
-        ids = [prompts[i].input_ids for i in mine]
-        outputs = generate_text(
+        outputs = answer_prompts(
             model,
             tokenizer,
-            ids,
-            settings.generation,
-            batch_size,
+            [prompts[i] for i in mine],
+            dataset,
+            settings,
+            batch_size=batch_size,
             prompting=prompting,
-            leads=[prompts[i].lead for i in mine],
-            stop=dataset.stop_texts,
             autocast=lambda: world.autocast(precision),
         )
         answers = [text for _, text in sorted(world.gather(list(zip(mine, outputs, strict=True))))]

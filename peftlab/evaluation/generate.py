@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers import GenerationConfig
 
-from peftlab.data.dataset import Dataset, find_pad_id
+from peftlab.data.dataset import Dataset, Prompt, find_pad_id
 from peftlab.data.tokens import cut_prompt, encode_prompt
 from peftlab.errors import UsageError
 from peftlab.methods import Prompting
@@ -88,6 +88,31 @@ def _before_stop(text: str, stop: Sequence[str]) -> str:
     return text[: min((place for end in stop if (place := text.find(end)) >= 0), default=len(text))]
 
 
+def answer_prompts(
+    model: nn.Module,
+    tokenizer: Any,
+    prompts: Sequence[Prompt],
+    dataset: Dataset,
+    settings: Evaluation,
+    *,
+    batch_size: int,
+    prompting: Prompting,
+    autocast: Callable[[], AbstractContextManager],
+) -> list[str]:
+    """Return what `model` writes after prompts of `dataset`, ended where its training rows end."""
+    return generate_text(
+        model,
+        tokenizer,
+        [prompt.input_ids for prompt in prompts],
+        settings.generation,
+        batch_size,
+        prompting=prompting,
+        leads=[prompt.lead for prompt in prompts],
+        stop=dataset.stop_texts,
+        autocast=autocast,
+    )
+
+
 def generate_examples(
     model: nn.Module,
     dataset: Dataset,
@@ -100,17 +125,8 @@ def generate_examples(
 ) -> list[dict[str, str]]:
     """Return prompt, reference and output of the first `generation.examples` evaluation prompts."""
     prompts = dataset.prompts[: settings.generation.examples]
-    ids = [prompt.input_ids for prompt in prompts]
-    outputs = generate_text(
-        model,
-        tokenizer,
-        ids,
-        settings.generation,
-        batch_size,
-        prompting=prompting,
-        leads=[prompt.lead for prompt in prompts],
-        stop=dataset.stop_texts,
-        autocast=autocast,
+    outputs = answer_prompts(
+        model, tokenizer, prompts, dataset, settings, batch_size=batch_size, prompting=prompting, autocast=autocast
     )
     return [
         {"prompt": prompt.text, "reference": prompt.references[0], "output": output}

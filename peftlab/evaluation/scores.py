@@ -9,7 +9,7 @@ from torch import nn
 
 from peftlab.data.batches import collate, evaluation_batches
 from peftlab.data.dataset import Dataset
-from peftlab.data.tokens import TokenRow
+from peftlab.data.token_rows import TokenRow
 from peftlab.evaluation.generate import evaluation_mode
 from peftlab.losses.base import Loss
 from peftlab.metrics import RowScores

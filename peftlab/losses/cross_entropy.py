@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from peftlab.data.tokens import POSITIONS, TARGETS
+from peftlab.data.token_rows import POSITIONS, TARGETS
 from peftlab.losses.base import Batch, Loss, RowLosses
 from peftlab.losses.selection import selected_before, take_positions
 

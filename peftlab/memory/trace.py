@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from peftlab.data.tokens import TARGETS
+from peftlab.data.token_rows import TARGETS
 from peftlab.memory.allocator import slack_bytes
 from peftlab.memory.autocast import cuda_widening
 from peftlab.memory.constants import ALLOCATION_ROUNDING

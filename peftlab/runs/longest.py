@@ -9,7 +9,7 @@ from torch import nn
 
 from peftlab.data.dataset import Dataset
 from peftlab.data.rows import longest_rows
-from peftlab.data.tokens import TokenRow
+from peftlab.data.token_rows import TokenRow
 from peftlab.evaluation.generate import prompt_limit
 from peftlab.memory.blueprint import count_answers
 from peftlab.memory.generation import Answers

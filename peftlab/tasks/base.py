@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 Need = Literal["loss", "next_tokens", "classes", "texts", "spans"]
 """What metrics are made from: losses of rows or of next tokens, one class a row, generated texts, spans of tags."""
 TokenRow = Any
-"""A `data.tokens.TokenRow`. That room reads this one, so its types have no names here."""
+"""A `data.token_rows.TokenRow`. That room reads this one, so its types have no names here."""
 Loss = Any
 """A `losses.base.Loss`."""
 

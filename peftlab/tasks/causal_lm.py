@@ -24,7 +24,7 @@ class CausalLM(Task):
 
     @property
     def row_class(self) -> type[TokenRow]:
-        from peftlab.data.tokens import TextRow
+        from peftlab.data.token_rows import TextRow
 
         return TextRow
 

@@ -50,7 +50,7 @@ class SequenceClassification(Task):
 
     @property
     def row_class(self) -> type[TokenRow]:
-        from peftlab.data.tokens import ClassRow
+        from peftlab.data.token_rows import ClassRow
 
         return ClassRow
 

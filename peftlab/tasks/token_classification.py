@@ -54,7 +54,7 @@ class TokenClassification(Task):
 
     @property
     def row_class(self) -> type[TokenRow]:
-        from peftlab.data.tokens import TagRow
+        from peftlab.data.token_rows import TagRow
 
         return TagRow
 

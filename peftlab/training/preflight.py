@@ -11,7 +11,7 @@ from torch import nn
 from peftlab.checkpoint.randomness import capture_random_state, restore_random_state
 from peftlab.data.batches import collate
 from peftlab.data.rows import longest_rows
-from peftlab.data.tokens import TokenRow
+from peftlab.data.token_rows import TokenRow
 from peftlab.evaluation.generate import pad_left
 from peftlab.memory.generation import Answers, write_last_token
 from peftlab.memory.probe import Probe

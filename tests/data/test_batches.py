@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from peftlab.data.batches import collate, evaluation_batches, row_at, rows_for_micro_batch
-from peftlab.data.tokens import IGNORED, ClassRow, TextRow, tokenise_texts
+from peftlab.data.token_rows import IGNORED, ClassRow, TextRow
+from peftlab.data.tokens import tokenise_texts
 from peftlab.tasks.formats import Completion
 
 SMALL = st.integers(1, 4)

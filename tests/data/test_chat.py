@@ -12,7 +12,8 @@ from peftlab.data.chat import ChatSettings, render_prompt
 from peftlab.data.dataset import load_data
 from peftlab.data.examples import content_key
 from peftlab.data.notes import note_data
-from peftlab.data.tokens import IGNORED, cut_prompt, encode_chat_prompt, tokenise_texts
+from peftlab.data.token_rows import IGNORED
+from peftlab.data.tokens import cut_prompt, encode_chat_prompt, tokenise_texts
 from peftlab.errors import DataError
 from peftlab.recipe.schema import Recipe
 from peftlab.tasks import TASKS

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizer
 
-from peftlab.data.tokens import IGNORED, encode_prompt, tokenise_labelled, tokenise_texts
+from peftlab.data.token_rows import IGNORED
+from peftlab.data.tokens import encode_prompt, tokenise_labelled, tokenise_texts
 from peftlab.errors import DataError
 from peftlab.tasks.formats import Completion, Text
 from peftlab.tasks.sequence_classification import Labelled

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from peftlab.data.tokens import IGNORED, ClassRow, TextRow
+from peftlab.data.token_rows import IGNORED, ClassRow, TextRow
 from peftlab.data.view import view_row
 from peftlab.models.load import load_tokenizer
 from peftlab.recipe.schema import Model

@@ -9,7 +9,7 @@ import os
 import numpy as np
 import pytest
 
-from peftlab.data.tokens import TextRow
+from peftlab.data.token_rows import TextRow
 from peftlab.runs.longest import longest_mix
 
 from .conftest import CHAT_TEMPLATE, CHATS, ROWS, TINY

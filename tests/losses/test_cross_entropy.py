@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from peftlab.data.batches import collate
-from peftlab.data.tokens import IGNORED, ClassRow, TagRow, TextRow
+from peftlab.data.token_rows import IGNORED, ClassRow, TagRow, TextRow
 from peftlab.losses.cross_entropy import PositionCrossEntropy, RowCrossEntropy
 from peftlab.losses.selection import find_head
 

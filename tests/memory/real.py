@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from peftlab.data.tokens import IGNORED, ClassRow, TextRow, TokenRow
+from peftlab.data.token_rows import IGNORED, ClassRow, TextRow, TokenRow
 from peftlab.memory.ledger import Ledger
 from peftlab.models.load import load_model
 from peftlab.optimization.schedule import build_optimizer

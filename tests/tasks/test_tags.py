@@ -16,7 +16,8 @@ from peftlab.data.dataset import load_data
 from peftlab.data.examples import read_examples
 from peftlab.data.files import Table
 from peftlab.data.notes import note_data
-from peftlab.data.tokens import IGNORED, tokenise_tagged
+from peftlab.data.token_rows import IGNORED
+from peftlab.data.tokens import tokenise_tagged
 from peftlab.errors import DataError
 from peftlab.metrics import METRICS, RowScores
 from peftlab.recipe.schema import Data, Recipe

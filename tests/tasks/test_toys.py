@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from peftlab.data.tokens import IGNORED
+from peftlab.data.token_rows import IGNORED
 from peftlab.errors import RecipeError, StoppedError, StorageError, UsageError
 from peftlab.metrics import METRICS, Metric
 from peftlab.optimizers import OPTIMIZERS, SGD

@@ -7,7 +7,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from peftlab.data.rows import ShuffledRows
-from peftlab.data.tokens import IGNORED, TextRow
+from peftlab.data.token_rows import IGNORED, TextRow
 from peftlab.methods import Full
 from peftlab.optimization.schedule import build_optimizer, build_schedule
 from peftlab.optimization.step import open_scaler

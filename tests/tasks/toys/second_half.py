@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from peftlab.data.tokens import IGNORED, TARGETS
+from peftlab.data.token_rows import IGNORED, TARGETS
 from peftlab.losses.cross_entropy import PositionCrossEntropy
 from peftlab.losses.selection import find_head
 from peftlab.tasks.causal_lm import CausalLM

@@ -8,7 +8,7 @@ from typing import Any
 
 from peftlab.data.batches import collate
 from peftlab.data.rows import StepCount, longest_rows
-from peftlab.data.tokens import TokenRow
+from peftlab.data.token_rows import TokenRow
 from peftlab.errors import StorageError
 
 
