@@ -15,6 +15,7 @@ from peftlab.cli.answer import INTERRUPTED, print_error
 from peftlab.cli.budget import budget
 from peftlab.cli.check import check, schema
 from peftlab.cli.compare import compare
+from peftlab.cli.data import data
 from peftlab.cli.docs import docs
 from peftlab.cli.inspection import doctor, params
 from peftlab.cli.plan import plan
@@ -40,6 +41,7 @@ app = typer.Typer(
 )
 for command in (
     check,
+    data,
     plan,
     budget,
     train,

@@ -33,7 +33,7 @@ def render_row(row: RowView, title: str) -> list[Text]:
     label = f", label {row.label!r}" if row.label is not None else f", {row.supervised:,} supervised"
     lines = [Text(f"{title}: {row.tokens:,} tokens{label}")]
     for span in row.spans[:SHOWN_SPANS]:
-        margin, style = (MARK, "bold") if span.supervised else (PLAIN, "")
+        margin, style = (MARK, "bold green") if span.supervised else (PLAIN, "")
         lines += [Text(margin + line, style=style) for line in span_lines(span)]
     if len(row.spans) > SHOWN_SPANS:
         lines.append(Text(f"{PLAIN}[... {len(row.spans) - SHOWN_SPANS} more spans]"))

@@ -224,15 +224,20 @@ def _options(section: Data) -> dict[str, Any]:
     return {"chat": ChatSettings(section.supervise, section.thinking, section.template_kwargs)}
 
 
+def tokenising(examples: Examples, tokenizer: Any, counts: Counter[str]) -> Tokenising:
+    """Return how a recipe's examples become rows; `counts` gains what happens to them."""
+    section = examples.section
+    return Tokenising(tokenizer, section.max_length, counts, examples.labels or (), _options(section))
+
+
 def _tokenise_part(
     examples: Examples, part: Sequence[Example], tokenizer: Any, name: str
 ) -> tuple[list[TokenRow], dict[str, Any]]:
     if not part:
         return [], {"rows": 0}
-    section, counts = examples.section, Counter[str]()
-    how = Tokenising(tokenizer, section.max_length, counts, examples.labels or (), _options(section))
-    rows = examples.task.tokenise(part, how)
-    _refuse_dropped(len(part), counts, section, name)
+    counts = Counter[str]()
+    rows = examples.task.tokenise(part, tokenising(examples, tokenizer, counts))
+    _refuse_dropped(len(part), counts, examples.section, name)
     lengths = [len(row.input_ids) for row in rows]
     return rows, {
         "rows": len(rows),
