@@ -65,7 +65,8 @@ def _supervised_share(part: dict[str, Any]) -> str:
 def fact_lines(report: DataReport) -> Iterator[str]:
     """Yield what steps take, and which end markers are supervised."""
     if steps := report.steps:
-        yield f"steps       {steps.steps:,} of {steps.rows:,} rows, {steps.epochs:.4g} epoch{'s' if steps.epochs != 1 else ''}"
+        epochs = "1 epoch" if steps.epochs == 1 else f"{steps.epochs:.4g} epochs"
+        yield f"steps       {steps.steps:,} of {steps.rows:,} rows, {epochs}"
         yield (
             f"a step      {steps.tokens:,.0f} tokens, {steps.supervised:,.0f} supervised; padding adds"
             f" {format_share(steps.padding)} of its places"
