@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import jinja2
 from markupsafe import Markup
 
-from peftlab.cli.render_data import FACTS, fact_lines
 from peftlab.quantities import format_share
 from peftlab.reports import DataReport, Span
 
 
-def render_page(report: DataReport, name: str) -> str:
-    """Return the page; texts of rows are escaped, and characters that cannot be seen are written as escapes."""
+def render_page(report: DataReport, name: str, titles: Mapping[str, str], facts: Sequence[str]) -> str:
+    """Return the page; texts of rows are escaped, and characters that cannot be seen are written as escapes.
+
+    `titles` are those of a part's figures by their key, `facts` lines of a term, two or more spaces and a text.
+    """
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("peftlab.cli"),
+        loader=jinja2.PackageLoader("peftlab.runs"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -23,9 +27,9 @@ def render_page(report: DataReport, name: str) -> str:
     return environment.get_template("data.html").render(
         name=name,
         report=report,
-        facts=[line.split("  ", 1) for line in fact_lines(report)],
+        facts=[line.split("  ", 1) for line in facts],
         parts=parts,
-        titles={key: title for key, title in FACTS.items() if any(part.get(key) for part in parts.values())},
+        titles={key: title for key, title in titles.items() if any(part.get(key) for part in parts.values())},
         shares={key: format_share(part["supervised"] / part["tokens"]) for key, part in parts.items()},
         most=max((one.rows for one in report.lengths), default=1),
         pieces=pieces,
