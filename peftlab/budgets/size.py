@@ -16,7 +16,7 @@ from peftlab.reports import BudgetReport
 from peftlab.runs.loading import check_method
 from peftlab.runs.planner import planned_device
 from peftlab.shapes import ModelShape
-from peftlab.world.dtypes import resolve_dtype
+from peftlab.world.dtypes import resolve_types
 
 TOLERANCE = 0.02
 
@@ -59,7 +59,8 @@ def usable_sizes(method: Method, shape: ModelShape) -> Sizes:
 
 def cost_of(recipe: Recipe, budget: Budget, method: Method, sizes: Sizes, shape: ModelShape) -> Cost:
     """Return a function from a size to its cost in the budget's unit."""
-    frozen_bytes = resolve_dtype(recipe.model.dtype, planned_device(recipe, "auto", None)).itemsize
+    device = planned_device(recipe, "auto", None)
+    frozen_bytes = resolve_types(recipe.model.dtype, recipe.training.precision, device).weights.itemsize
 
     @cache
     def cost(size: Any) -> float:

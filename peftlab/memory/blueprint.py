@@ -23,7 +23,7 @@ from peftlab.parameters.shape import shape_of
 from peftlab.recipe.schema import Model, Recipe
 from peftlab.shapes import ModelShape
 from peftlab.tasks import find_format
-from peftlab.world.dtypes import resolve_dtype, resolve_precision
+from peftlab.world.dtypes import Types, resolve_types
 
 # Planned in place of an attention that this machine may not be able to run; neither stores scores.
 SUBSTITUTES = {"flash_attention_2": "sdpa"}
@@ -50,7 +50,7 @@ class Blueprint:
 
     @property
     def precision(self) -> torch.dtype:
-        return resolve_precision(self.recipe.training.precision, self.recipe.model.dtype, self.device)
+        return types_of(self.recipe, self.device).computation
 
     @property
     def positions(self) -> int:
@@ -105,7 +105,7 @@ def build_blueprint(recipe: Recipe, device: torch.device, labels: list[str] | No
 
     Raises ModelError and MethodError as a run would.
     """
-    plain, fresh = build_meta(_for_device(recipe.model, device), labels)
+    plain, fresh = build_meta(_for_device(recipe.model, types_of(recipe, device)), labels)
     model: nn.Module = plain
     shape = shape_of(model, fresh, recipe.model.task)
     load = _load_bytes(plain, shape, recipe.method.base_format)
@@ -120,30 +120,32 @@ def build_blueprint(recipe: Recipe, device: torch.device, labels: list[str] | No
     return Blueprint(recipe, device, shape, fake, load, _unit_bytes(model))
 
 
-def _for_device(section: Model, device: torch.device) -> Model:
-    dtype = str(resolve_dtype(section.dtype, device)).removeprefix("torch.")
+def types_of(recipe: Recipe, device: torch.device) -> Types:
+    """Return the types that a recipe's run on `device` keeps weights in and computes in."""
+    return resolve_types(recipe.model.dtype, recipe.training.precision, device)
+
+
+def _for_device(section: Model, types: Types) -> Model:
     attention = SUBSTITUTES.get(section.attention, section.attention)
-    return section.model_copy(update={"dtype": dtype, "attention": attention})
+    return section.model_copy(update={"dtype": types.describe()["weights"], "attention": attention})
 
 
 def _quantize_meta(model: nn.Module, recipe: Recipe, device: torch.device) -> None:
     """Quantise as the loader would for `device`; the meta device itself would not ask for its special layers."""
-    from bitsandbytes.nn import Linear4bit
-
-    from peftlab.models.four_bit import UnalignedLinear4bit
     from peftlab.models.quantize import quantize_
+    from peftlab.models.quantized_layers import FourBitLinear, UnalignedFourBitLinear
 
     storage = recipe.method.base_storage
     quantize_(
         model,
         storage["base_format"],
         double_quantization=storage["double_quantization"],
-        compute_dtype=resolve_dtype(storage["compute_dtype"], device),
+        compute_dtype=types_of(recipe, device).unpacked(storage["compute_dtype"]),
         device="meta",
     )
     for module in model.modules():
-        if device.type == "cpu" and isinstance(module, Linear4bit) and module.in_features % BLOCK:
-            module.__class__ = UnalignedLinear4bit
+        if device.type == "cpu" and isinstance(module, FourBitLinear) and module.in_features % BLOCK:
+            module.__class__ = UnalignedFourBitLinear
 
 
 def _load_bytes(model: PreTrainedModel, shape: ModelShape, base_format: str) -> LoadBytes:

@@ -11,16 +11,16 @@ from torch import nn
 
 from peftlab.data.token_rows import TARGETS
 from peftlab.memory.allocator import slack_bytes
-from peftlab.memory.autocast import cuda_widening
 from peftlab.memory.constants import ALLOCATION_ROUNDING
 from peftlab.memory.depth import LayerPlace, Segments, Stack
 from peftlab.memory.fakes import FakeModel
 from peftlab.memory.generation import Answers, write_last_token
 from peftlab.memory.ledger import Ledger, find_body
-from peftlab.memory.private import in_backward
+from peftlab.memory.private import active_mode, in_backward
 from peftlab.optimization.step import Stepper, optimizer_step
 from peftlab.optimizers import AdamW, Optimizer
 from peftlab.tasks import DEFAULT_TASK, TASKS, Task
+from peftlab.world.cuda_rules import cuda_rules
 from peftlab.world.single import Single
 
 
@@ -75,12 +75,17 @@ def trace_whole(fake: FakeModel, work: Workload) -> Trace:
     """
     stack = Stack(fake.model)
     try:
-        with fake.running(work.padded), cuda_widening() if work.cuda else contextlib.nullcontext():
+        with fake.running(work.padded), cuda_rules(_watched) if work.cuda else contextlib.nullcontext():
             base, ledger = _trace(fake.model, work, stack, None)
             longer = {run: _trace(fake.model, work, stack, run)[0] for run in stack.long_runs}
     finally:
         stack.restore()
     return Trace(stack.extend(base, longer), _slack(base, ledger) if work.cuda else 0.0)
+
+
+def _watched() -> bool:
+    """Whether a ledger sees this call: within an operation (its formula for fake tensors) autocast is done already."""
+    return isinstance(active_mode(), Ledger)
 
 
 def _slack(segments: Segments, ledger: Ledger) -> float:

@@ -29,7 +29,7 @@ class QLoRA(LoRA):
     double_quantization: bool = True
     """Quantise the 4-bit scales too: 4.127 bits a parameter instead of 4.5."""
     compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Type that weights are unpacked to; auto is bfloat16 on CUDA and float32 on the CPU."""
+    """Type that weights are unpacked to; auto is the type of computation (`training.precision`)."""
 
     @classmethod
     def variants(cls) -> dict[str, Self]:

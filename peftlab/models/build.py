@@ -15,7 +15,7 @@ from peftlab.models.reference import Reference, resolve
 from peftlab.parameters.kinds import parameter_sites
 from peftlab.recipe.schema import Model
 from peftlab.tasks import TASKS
-from peftlab.world.dtypes import resolve_dtype
+from peftlab.world.dtypes import resolve_types
 
 
 def build_meta(section: Model, labels: Sequence[str] | None = None) -> tuple[PreTrainedModel, frozenset[str]]:
@@ -27,7 +27,9 @@ def build_meta(section: Model, labels: Sequence[str] | None = None) -> tuple[Pre
     reference = resolve(section.name, section.revision)
     config = read_config(section, reference, labels)
     with torch.device("meta"):
-        model = from_config(section, reference, config, resolve_dtype(section.dtype, torch.device("cpu")))
+        model = from_config(
+            section, reference, config, resolve_types(section.dtype, "auto", torch.device("cpu")).weights
+        )
     return model, _expected_fresh(model, section, reference)
 
 

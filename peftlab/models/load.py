@@ -20,7 +20,7 @@ from peftlab.models.tokenizer import fit_tokenizer, load_tokenizer
 from peftlab.parameters.trainable import named_parameters
 from peftlab.recipe.schema import Model
 from peftlab.tasks import TASKS
-from peftlab.world.dtypes import resolve_dtype
+from peftlab.world.dtypes import resolve_types
 
 __all__ = ["LoadedModel", "fit_tokenizer", "load_model", "load_tokenizer"]
 
@@ -37,6 +37,7 @@ class LoadedModel:
 def load_model(
     section: Model,
     *,
+    precision: str = "auto",
     base_format: str = "plain",
     double_quantization: bool = True,
     compute_dtype: str = "auto",
@@ -46,20 +47,21 @@ def load_model(
 ) -> LoadedModel:
     """Return the recipe's model on `device`; `labels` name the classes of a new classification head.
 
-    Random weights depend on torch's seed. `requires_grad` is unchanged: a method sets it. `seen` is called with the
-    model after reading, and again at the end. Raises ModelError if it cannot be found, read or built.
+    `precision` is the recipe's `training.precision`, which types that are `auto` follow. Random weights depend on
+    torch's seed. `requires_grad` is unchanged: a method sets it. `seen` is called with the model after reading, and
+    again at the end. Raises ModelError if it cannot be found, read or built.
     """
     device = torch.device(device)
     reference = resolve(section.name, section.revision)
     config = read_config(section, reference, labels)
-    dtype = resolve_dtype(section.dtype, device)
+    types = resolve_types(section.dtype, precision, device)
     if section.init == "random":
-        model = from_config(section, reference, config, dtype)
+        model = from_config(section, reference, config, types.weights)
         fresh = random_fresh(model, section)
     else:
-        model, fresh = _from_checkpoint(section, reference, config, dtype)
+        model, fresh = _from_checkpoint(section, reference, config, types.weights)
     seen(model)
-    quantization = _quantize(model, base_format, double_quantization, compute_dtype, device)
+    quantization = _quantize(model, base_format, double_quantization, types.unpacked(compute_dtype), device)
     model.to(device)  # type: ignore[arg-type]  # transformers wraps `to` so that mypy takes `device` for `self`
     seen(model)
     return LoadedModel(model, fresh, _source(section, reference, model, quantization))
@@ -99,13 +101,12 @@ def _unmark_gguf(model: Any) -> None:
 
 
 def _quantize(
-    model: PreTrainedModel, base_format: str, double: bool, compute_dtype: str, device: torch.device
+    model: PreTrainedModel, base_format: str, double: bool, compute_dtype: torch.dtype, device: torch.device
 ) -> str | None:
     if base_format == "plain":
         return None
-    dtype = resolve_dtype(compute_dtype, device)
-    quantize_(model, base_format, double_quantization=double, compute_dtype=dtype, device=device)
-    return f"{base_format}{', double' if double and base_format != 'int8' else ''}, computes in {dtype}"
+    quantize_(model, base_format, double_quantization=double, compute_dtype=compute_dtype, device=device)
+    return f"{base_format}{', double' if double and base_format != 'int8' else ''}, computes in {compute_dtype}"
 
 
 def _source(section: Model, reference: Reference, model: PreTrainedModel, quantization: str | None) -> dict[str, Any]:

@@ -35,8 +35,8 @@ def quantize_(
 ) -> nn.Module:
     """Replace every dense layer but the head by one with a quantised weight on `device`; return `model`.
 
-    `base_format` is `nf4`, `fp4` or `int8`. GPT-2's transposed Conv1D layers become dense layers. Biases are kept in
-    `compute_dtype`. Layers are replaced one at a time, so the peak is the plain model plus one layer.
+    `base_format` is `nf4`, `fp4` or `int8`. GPT-2's transposed Conv1D layers become dense layers. Biases keep their
+    type. Layers are replaced one at a time, so the peak is the plain model plus one layer.
     """
     if base_format not in FORMATS:
         raise MethodError(f"unknown quantised format {base_format!r}; known: {', '.join(FORMATS)}")
@@ -76,7 +76,7 @@ def _mark_loaded(model: Any, *, eight_bit: bool, four_bit: bool) -> None:
 def _plain(quantized: nn.Linear, original: Dense, dtype: torch.dtype) -> nn.Module:
     from peft.utils.integrations import dequantize_module_weight
 
-    from peftlab.models.four_bit import unpack
+    from peftlab.models.quantized_layers import unpack
 
     packed = quantized.weight
     is_four_bit = type(packed).__name__ == "Params4bit"
@@ -118,24 +118,20 @@ def _quantized(
     else:
         new = _four_bit(weight, base_format, double, compute_dtype, device)
     if layer.bias is not None:
-        # Both layers cast a bias of another type in place in their first forward pass: cast it now.
-        new.bias = nn.Parameter(layer.bias.data.to(device, compute_dtype), layer.bias.requires_grad)
+        new.bias = nn.Parameter(layer.bias.data.to(device), layer.bias.requires_grad)
     return new.train(layer.training)
 
 
 def _four_bit(
     weight: torch.Tensor, base_format: str, double: bool, compute_dtype: torch.dtype, device: torch.device
 ) -> nn.Module:
-    from bitsandbytes.nn import Linear4bit, Params4bit
+    from bitsandbytes.nn import Params4bit
 
-    from peftlab.models.four_bit import UnalignedLinear4bit
+    from peftlab.models.quantized_layers import FourBitLinear, UnalignedFourBitLinear
 
     n_out, n_in = weight.shape
-    layer = UnalignedLinear4bit if device.type == "cpu" and n_in % BLOCK else Linear4bit
+    layer = UnalignedFourBitLinear if device.type == "cpu" and n_in % BLOCK else FourBitLinear
     new = layer(n_in, n_out, bias=False, compute_dtype=compute_dtype, device="meta")
-    # On CPUs with AVX512-BF16, evaluation would repack the frozen weight in place into a form that only inference
-    # can read: keep the bytes as they are.
-    new.support_avx512bf16_for_cpu = False
     packed = Params4bit(
         weight.to(device), requires_grad=False, compress_statistics=double, quant_type=base_format, module=new
     )
@@ -144,10 +140,12 @@ def _four_bit(
 
 
 def _int8(weight: torch.Tensor, device: torch.device) -> nn.Module:
-    from bitsandbytes.nn import Int8Params, Linear8bitLt
+    from bitsandbytes.nn import Int8Params
+
+    from peftlab.models.quantized_layers import EightBitLinear
 
     n_out, n_in = weight.shape
-    new = Linear8bitLt(n_in, n_out, bias=False, has_fp16_weights=False, threshold=OUTLIER_THRESHOLD, device="meta")
+    new = EightBitLinear(n_in, n_out, bias=False, has_fp16_weights=False, threshold=OUTLIER_THRESHOLD, device="meta")
     # Int8Params quantises when its weight is moved from the CPU.
     plain = Int8Params(weight if weight.is_meta else weight.cpu(), requires_grad=False, has_fp16_weights=False)
     new.weight = plain.to(device)  # type: ignore[misc]  # as in `_four_bit`

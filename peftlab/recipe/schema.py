@@ -29,7 +29,7 @@ class Model(Section):
     task: Annotated[str, OneOf(lambda: TASKS)] = DEFAULT_TASK
     """Task of the model."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Type of the frozen weights: auto is bfloat16 on CUDA and float32 on the CPU. Trained weights are float32."""
+    """Type of the frozen weights: auto follows `training.precision`, else bfloat16 on CUDA, float32 on the CPU."""
     init: Literal["pretrained", "random"] = "pretrained"
     """Load the checkpoint's weights, or make random ones from its `config.json` (for counting, planning and timing)."""
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
@@ -101,7 +101,7 @@ class Training(Section):
     fit: bool = False
     """If the plan says that a micro-batch does not fit, use smaller and more micro-batches for the same step."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Type of computation: auto is bfloat16 on CUDA, float32 on the CPU."""
+    """Type of computation: auto follows `model.dtype`, else bfloat16 on CUDA, float32 on the CPU."""
     frozen_dropout: Literal["keep", "off"] = "keep"
     """Whether the base model's own dropout is active during training, as in the papers."""
 

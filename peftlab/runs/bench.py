@@ -24,7 +24,7 @@ from peftlab.recipe.schema import Recipe
 from peftlab.reports import MemoryReport, ParameterReport
 from peftlab.runs.loading import apply_method, check_method, load_base, read_shape
 from peftlab.world.base import World
-from peftlab.world.dtypes import resolve_precision
+from peftlab.world.dtypes import Types, resolve_types
 
 
 @dataclass
@@ -43,8 +43,12 @@ class Bench:
         return self.world.device
 
     @property
+    def types(self) -> Types:
+        return resolve_types(self.recipe.model.dtype, self.recipe.training.precision, self.device)
+
+    @property
     def precision(self) -> torch.dtype:
-        return resolve_precision(self.recipe.training.precision, self.recipe.model.dtype, self.device)
+        return self.types.computation
 
     @property
     def batch_size(self) -> int:

@@ -67,7 +67,14 @@ def load_base(
 
     `labels` and `seen` are those of `load_model`.
     """
-    return load_model(recipe.model, device=device, labels=labels, seen=seen, **recipe.method.base_storage)
+    return load_model(
+        recipe.model,
+        precision=recipe.training.precision,
+        device=device,
+        labels=labels,
+        seen=seen,
+        **recipe.method.base_storage,
+    )
 
 
 def load_trained(recipe: Recipe, weights: Path, device: torch.device, labels: Sequence[str] | None = None) -> nn.Module:

@@ -24,6 +24,7 @@ def prepare_bench(record: RunRecord) -> Bench:
 
     bench = prepare(record.recipe, record.world, plan)
     record.watch.model = bench.base.model
+    record.result.environment["types"] = bench.types.describe()
     record.result.data = bench.dataset.report
     for line in note_data(record.recipe, bench.dataset.report, record.world.processes):
         record.note(line)

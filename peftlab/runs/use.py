@@ -19,7 +19,7 @@ from peftlab.runs.directory import RunDirectory
 from peftlab.runs.launch import launched
 from peftlab.runs.loading import fill_trained, load_trained
 from peftlab.tasks.formats import CHAT
-from peftlab.world.dtypes import resolve_precision
+from peftlab.world.dtypes import resolve_types
 from peftlab.world.open import open_world
 from peftlab.world.quiet import quiet_libraries
 
@@ -47,6 +47,7 @@ def generate(folder: Path, prompt: str, overrides: Sequence[str] = ()) -> str:
     if not recipe.task.generates:
         raise UsageError(f"{folder} is a {recipe.task.name} run, which generates no text; use `peftlab evaluate`")
     world, tokenizer = open_world(recipe.run.device), load_tokenizer(recipe.model)
+    types = resolve_types(recipe.model.dtype, recipe.training.precision, world.device)
     ends = directory.read_result().data.get("train", {})
     with launched(world):
         model = load_trained(recipe, directory.weights, world.device)
@@ -58,9 +59,7 @@ def generate(folder: Path, prompt: str, overrides: Sequence[str] = ()) -> str:
             recipe.evaluation.generation,
             prompting=recipe.method.prompting,
             stop=ends.get("stop_texts", ()),
-            autocast=partial(
-                world.autocast, resolve_precision(recipe.training.precision, recipe.model.dtype, world.device)
-            ),
+            autocast=partial(world.autocast, types.computation),
         )
     return text
 

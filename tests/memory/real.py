@@ -112,7 +112,8 @@ def prepare(recipe: Recipe, rows: list[TokenRow]) -> Setup:
     torch.manual_seed(0)
     classifies = recipe.model.task == "sequence-classification"
     labels = LABELS if classifies else None
-    loaded = load_model(recipe.model, device=CPU, labels=labels, **recipe.method.base_storage)
+    precision = recipe.training.precision
+    loaded = load_model(recipe.model, precision=precision, device=CPU, labels=labels, **recipe.method.base_storage)
     model = recipe.method.apply(loaded.model, loaded.fresh)
     training = recipe.training
     if training.gradient_checkpointing:

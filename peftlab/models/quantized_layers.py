@@ -1,0 +1,65 @@
+"""Dense layers with a quantised weight: bitsandbytes' kernels, and parameters that keep their types.
+
+bitsandbytes 0.50 casts a bias of another type in place in its forward pass. A frozen bias then has other bytes than
+the base, and a trained one loses the float32 in which it is updated. These layers cast a copy.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import bitsandbytes
+import torch
+from bitsandbytes.functional import dequantize_4bit
+from bitsandbytes.nn import Int8Params, Linear4bit, Linear8bitLt, Params4bit
+from torch.nn import functional as F
+
+
+class FourBitLinear(Linear4bit):
+    """A `Linear4bit` that computes in `compute_dtype` and returns its input's type."""
+
+    weight: Params4bit
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.multiply(x.to(self.compute_dtype), cast_bias(self.bias, self.compute_dtype)).to(x.dtype)
+
+    def multiply(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """Return the product with the weight, plus `bias`; both have the compute type."""
+        return bitsandbytes.matmul_4bit(x, self.weight, bias=bias, quant_state=self.weight.quant_state)
+
+
+class UnalignedFourBitLinear(FourBitLinear):
+    """A 4-bit layer for the CPU, for weights whose rows are not whole quantisation blocks.
+
+    bitsandbytes 0.50's AVX512 kernel reads a row's scales as if every row began a block. If the number of inputs is
+    a multiple of 16 but not of 64, weights get their neighbours' scales: an error of 20 to 40 % instead of 9 %
+    (NF4). A single row has no neighbours. Keeps the dequantised weight in memory until the backward pass.
+    """
+
+    def multiply(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        return F.linear(x, unpack(self.weight).to(x.dtype), bias)
+
+
+class EightBitLinear(Linear8bitLt):
+    """A `Linear8bitLt`, which computes in its input's type."""
+
+    weight: Int8Params
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.state.is_training = self.training
+        if self.weight.CB is not None:
+            self.init_8bit_state()
+        return bitsandbytes.matmul(x, self.weight, bias=cast_bias(self.bias, x.dtype), state=self.state)
+
+
+def cast_bias(bias: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
+    """Return `bias` in another type; a copy where it has not that type already."""
+    return None if bias is None else bias.to(dtype)
+
+
+def unpack(weight: Params4bit) -> torch.Tensor:
+    """Return the dequantised weight (n_out, n_in), for any number of inputs."""
+    state = copy.copy(weight.quant_state)
+    n_out, n_in = state.shape
+    state.shape = torch.Size((1, n_out * n_in))
+    return dequantize_4bit(weight.data, state).view(n_out, n_in)
