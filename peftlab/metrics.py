@@ -14,6 +14,7 @@ from math import inf
 from typing import TYPE_CHECKING, Any
 
 from peftlab.tasks.base import Need
+from peftlab.tasks.multi_label import PREDICTED, TRUE
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -24,6 +25,10 @@ Texts = Sequence[str]
 References = Sequence[Sequence[str]]
 # The columns of rows with spans: predicted and true, predicted, true.
 SPANS = ("span_hits", "span_predicted", "span_true")
+# The columns of rows with a number: predicted and true.
+NUMBERS = ("number_predicted", "number_true")
+# The columns of rows with several labels: predicted and true, predicted, true, whether the sets are equal.
+LABELS = ("label_hits", "label_predicted", "label_true", "label_exact")
 
 
 @dataclass(frozen=True)
@@ -195,6 +200,82 @@ def _span_recall(totals: NDArray) -> NDArray:
     return _share(totals[..., 0], totals[..., 2])
 
 
+def _numbers(scores: RowScores) -> NDArray:
+    """Return predicted and true numbers, (rows, 2)."""
+    import numpy as np
+
+    return np.stack([np.asarray(scores.sums[name], float) for name in NUMBERS], axis=1)
+
+
+def _error_sums(scores: RowScores, classes: NDArray) -> NDArray:
+    """Return the squared and the absolute error of each row, and 1."""
+    import numpy as np
+
+    errors = np.diff(_numbers(scores), axis=1)[:, 0]
+    return np.stack([errors**2, np.abs(errors), np.ones(scores.rows)], axis=1)
+
+
+def _rmse(totals: NDArray) -> NDArray:
+    import numpy as np
+
+    return np.sqrt(totals[..., 0] / totals[..., 2])
+
+
+def _mae(totals: NDArray) -> NDArray:
+    return totals[..., 1] / totals[..., 2]
+
+
+def _moment_sums(scores: RowScores, classes: NDArray) -> NDArray:
+    return _moments(_numbers(scores))
+
+
+def _rank_sums(scores: RowScores, classes: NDArray) -> NDArray:
+    """Return the moments of ranks among all rows, equal numbers sharing their mean rank."""
+    from scipy.stats import rankdata
+
+    return _moments(rankdata(_numbers(scores), axis=0))
+
+
+def _moments(pairs: NDArray) -> NDArray:
+    """Return x, y, x², y², xy and 1 of each row, about the means of all rows, so that no digit is lost."""
+    import numpy as np
+
+    x, y = (pairs - pairs.mean(axis=0)).T
+    return np.stack([x, y, x * x, y * y, x * y, np.ones(len(x))], axis=1)
+
+
+def _correlation(totals: NDArray) -> NDArray:
+    """Return Pearson's correlation; 0 where a side is constant."""
+    import numpy as np
+
+    x, y, xx, yy, xy, rows = (totals[..., i] for i in range(6))
+    size = (rows * xx - x * x) * (rows * yy - y * y)
+    found = (rows * xy - x * y) / np.sqrt(np.where(size > 0, size, 1))
+    return np.where(size > 0, np.clip(found, -1.0, 1.0), 0.0)
+
+
+def _label_sums(scores: RowScores, classes: NDArray) -> NDArray:
+    """Return a row's labels that are both predicted and true, those predicted, those true, and whether all agree."""
+    import numpy as np
+
+    return np.stack([*(np.asarray(scores.sums[name], float) for name in LABELS), np.ones(scores.rows)], axis=1)
+
+
+def _label_confusion_sums(scores: RowScores, classes: NDArray) -> NDArray:
+    """Return hits, predictions and occurrences of each label, as `_macro_f1` takes them."""
+    import numpy as np
+
+    predicted, true = (
+        np.stack([np.asarray(values, float) for name, values in scores.sums.items() if name.startswith(which)], axis=1)
+        for which in (PREDICTED, TRUE)
+    )
+    return np.concatenate([predicted * true, predicted, true], axis=1)
+
+
+def _label_match(totals: NDArray) -> NDArray:
+    return totals[..., 3] / totals[..., 4]
+
+
 def _exact_match(outputs: Texts, references: References) -> float:
     return sum(output in known for output, known in zip(outputs, references, strict=True)) / len(outputs)
 
@@ -229,6 +310,13 @@ METRICS = {
         Metric("span_f1", "spans", True, (0.0, 1.0), _span_sums, _span_f1, columns=SPANS),
         Metric("span_precision", "spans", True, (0.0, 1.0), _span_sums, _span_precision, columns=SPANS),
         Metric("span_recall", "spans", True, (0.0, 1.0), _span_sums, _span_recall, columns=SPANS),
+        Metric("rmse", "numbers", False, (0.0, inf), _error_sums, _rmse, columns=NUMBERS),
+        Metric("mae", "numbers", False, (0.0, inf), _error_sums, _mae, columns=NUMBERS),
+        Metric("pearson", "numbers", True, (-1.0, 1.0), _moment_sums, _correlation, columns=NUMBERS),
+        Metric("spearman", "numbers", True, (-1.0, 1.0), _rank_sums, _correlation, columns=NUMBERS),
+        Metric("label_f1_micro", "label_sets", True, (0.0, 1.0), _label_sums, _span_f1, columns=LABELS),
+        Metric("label_f1_macro", "label_sets", True, (0.0, 1.0), _label_confusion_sums, _macro_f1, columns=LABELS),
+        Metric("label_match", "label_sets", True, (0.0, 1.0), _label_sums, _label_match, columns=LABELS),
         Metric("exact_match", "texts", True, (0.0, 1.0), texts=_exact_match),
         Metric("bleu", "texts", True, (0.0, 100.0), texts=_bleu),
         Metric("rouge", "texts", True, (0.0, 1.0), texts=_rouge),

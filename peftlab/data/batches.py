@@ -58,9 +58,9 @@ def evaluation_batches(
 def collate(rows: Sequence[TokenRow], pad_id: int, pad_to: int | None = None) -> dict[str, torch.Tensor]:
     """Return `input_ids` and `attention_mask`, padded at the right to the longest row or `pad_to`, and the targets.
 
-    All int64. `targets` are the classes to predict; `positions`, where the rows have them, say where in the flat
-    (rows, length) each is predicted. They are computed here on the CPU, where asking for them costs no
-    synchronisation. Masks come from lengths: a pad id may well be the end-of-text id.
+    All int64, but for targets that are numbers. `targets` are what to predict; `positions`, where the rows have them,
+    say where in the flat (rows, length) each is predicted. They are computed here on the CPU, where asking for them
+    costs no synchronisation. Masks come from lengths: a pad id may well be the end-of-text id.
     """
     width = max(pad_to or 0, *(len(row.input_ids) for row in rows))
     batch = {

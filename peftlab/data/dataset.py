@@ -110,9 +110,10 @@ def load_examples(section: Data, task: Task, seed: int) -> Examples:
         )
     train = read_examples(read_source(section.train, "train"), section)
     labels = task.list_labels(train)
-    if labels is not None and len(labels) < 2:
-        only = one_line(labels[0], 60)
-        raise DataError(f"{section.train}: {only!r} is the only label; a classifier needs at least two")
+    if labels is not None and len(labels) < task.fewest_labels:
+        found = f"{one_line(labels[0], 60)!r} is the only label" if labels else "no row has a label"
+        needed = "at least two" if task.fewest_labels == 2 else "at least one"
+        raise DataError(f"{section.train}: {found}; a classifier needs {needed}")
     train, evaluation = _set_aside(train, section, "evaluation", task, labels, seed, HELD_OUT)
     train, test = _set_aside(train, section, "test", task, labels, seed, HELD_OUT_TEST)
     return Examples(

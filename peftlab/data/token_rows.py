@@ -5,13 +5,25 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
 IGNORED = -100
 # The names in a batch of what is predicted: flat positions in (rows, length), and the class at each.
 POSITIONS, TARGETS = "positions", "targets"
+
+
+class BatchSize(NamedTuple):
+    """How large a batch is: rows, tokens of the longest one, the share of predictable tokens that is supervised.
+
+    `outputs` is the number of outputs of the model's head.
+    """
+
+    rows: int
+    width: int
+    share: float = 1.0
+    outputs: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +33,9 @@ class TokenRow(ABC):
     input_ids: np.ndarray
     labels: Any
     token_type_ids: np.ndarray | None = None
+
+    target_type: ClassVar[str] = "int64"
+    """The type of `TARGETS`; everything else in a batch is int64."""
 
     @property
     @abstractmethod
@@ -35,12 +50,16 @@ class TokenRow(ABC):
     @classmethod
     @abstractmethod
     def stack(cls, rows: Sequence[Any], width: int) -> dict[str, np.ndarray]:
-        """Return the targets of a batch of such rows, padded to `width`, as int64 arrays."""
+        """Return the targets of a batch of such rows, padded to `width`."""
 
     @classmethod
     @abstractmethod
-    def target_sizes(cls, rows: int, width: int, share: float) -> dict[str, int]:
-        """Return the lengths of what `stack` gives where a `share` of the predictable tokens is supervised."""
+    def target_sizes(cls, size: BatchSize) -> dict[str, tuple[int, ...]]:
+        """Return the sizes of what `stack` gives for a batch of this size."""
+
+    def describe(self, labels: Sequence[str] | None) -> str | None:
+        """Return the target of a whole row as text; None where its tokens are the targets."""
+        return None
 
 
 class PositionRow(TokenRow):
@@ -70,8 +89,8 @@ class PositionRow(TokenRow):
         return {POSITIONS: np.concatenate(positions), TARGETS: np.concatenate(targets).astype(np.int64)}
 
     @classmethod
-    def target_sizes(cls, rows: int, width: int, share: float) -> dict[str, int]:
-        return dict.fromkeys((POSITIONS, TARGETS), max(1, round(rows * (width - 1) * share)))
+    def target_sizes(cls, size: BatchSize) -> dict[str, tuple[int, ...]]:
+        return dict.fromkeys((POSITIONS, TARGETS), (max(1, round(size.rows * (size.width - 1) * size.share)),))
 
 
 class TextRow(PositionRow):
@@ -87,8 +106,8 @@ class TagRow(PositionRow):
     __slots__ = ()
 
 
-class ClassRow(TokenRow):
-    """The whole row has one class, `labels`."""
+class WholeRow(TokenRow):
+    """A row with targets of its own, which no token of it is."""
 
     __slots__ = ()
 
@@ -100,10 +119,60 @@ class ClassRow(TokenRow):
     def supervised_tokens(self) -> np.ndarray:
         return np.zeros(len(self.input_ids), dtype=bool)
 
+
+class ClassRow(WholeRow):
+    """The whole row has one class, `labels`."""
+
+    __slots__ = ()
+
     @classmethod
     def stack(cls, rows: Sequence[ClassRow], width: int) -> dict[str, np.ndarray]:
         return {TARGETS: np.array([row.labels for row in rows], dtype=np.int64)}
 
     @classmethod
-    def target_sizes(cls, rows: int, width: int, share: float) -> dict[str, int]:
-        return {TARGETS: rows}
+    def target_sizes(cls, size: BatchSize) -> dict[str, tuple[int, ...]]:
+        return {TARGETS: (size.rows,)}
+
+    def describe(self, labels: Sequence[str] | None) -> str:
+        return labels[self.labels] if labels else str(self.labels)
+
+
+class NumberRow(WholeRow):
+    """The whole row has one number, `labels`."""
+
+    __slots__ = ()
+    target_type: ClassVar[str] = "float32"
+
+    @classmethod
+    def stack(cls, rows: Sequence[NumberRow], width: int) -> dict[str, np.ndarray]:
+        return {TARGETS: np.array([row.labels for row in rows], dtype=np.float32)}
+
+    @classmethod
+    def target_sizes(cls, size: BatchSize) -> dict[str, tuple[int, ...]]:
+        return {TARGETS: (size.rows,)}
+
+    def describe(self, labels: Sequence[str] | None) -> str:
+        return f"{self.labels:g}"
+
+
+class LabelSetRow(WholeRow):
+    """The whole row has any number of the labels: `labels` is 1 for each that it has, else 0."""
+
+    __slots__ = ()
+    target_type: ClassVar[str] = "float32"
+
+    @property
+    def supervised(self) -> int:
+        return len(self.labels)
+
+    @classmethod
+    def stack(cls, rows: Sequence[LabelSetRow], width: int) -> dict[str, np.ndarray]:
+        return {TARGETS: np.concatenate([row.labels for row in rows]).astype(np.float32)}
+
+    @classmethod
+    def target_sizes(cls, size: BatchSize) -> dict[str, tuple[int, ...]]:
+        return {TARGETS: (size.rows * size.outputs,)}
+
+    def describe(self, labels: Sequence[str] | None) -> str:
+        own = np.flatnonzero(self.labels).tolist()
+        return ", ".join(labels[number] if labels else str(number) for number in own)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from peftlab.data.chat import ChatSettings, EncodedChat, encode_chats, encode_prompt_text
-from peftlab.data.token_rows import IGNORED, ClassRow, TagRow, TextRow, TokenRow
+from peftlab.data.token_rows import IGNORED, TagRow, TextRow, TokenRow
 from peftlab.errors import DataError
 from peftlab.tasks.formats import Chat, Completion, Example, Text
 
@@ -115,16 +115,21 @@ def _chat_tokens(
 
 
 def tokenise_labelled(
-    examples: Sequence[Example], labels: Sequence[str], tokenizer: Any, max_length: int, counts: Counter
+    examples: Sequence[Example],
+    row_class: type[TokenRow],
+    target_of: Callable[[Example], Any],
+    tokenizer: Any,
+    max_length: int,
+    counts: Counter,
 ) -> list[TokenRow]:
-    """Return one row for each example of `text`, `text_pair` and `label`: special tokens added, cut at the end.
+    """Return one row for each example of `text` and `text_pair`: special tokens added, cut at the end.
 
-    `counts` gains `truncated`. Raises DataError without a fast tokenizer, or where `max_length` leaves no text.
+    `target_of` gives a row's `labels`. `counts` gains `truncated`. Raises DataError without a fast tokenizer, or where
+    `max_length` leaves no text.
     """
     check_tokenizer(tokenizer)
     paired = examples[0].text_pair is not None
     check_room(tokenizer, max_length, paired=paired)
-    number = {label: index for index, label in enumerate(labels)}
     rows: list[TokenRow] = []
     for chunk in _chunks(examples):
         texts = [example.text for example in chunk]
@@ -133,7 +138,7 @@ def tokenise_labelled(
         for i, example in enumerate(chunk):
             counts["truncated"] += bool(encoded.encodings[i].overflowing)
             types = np.array(encoded["token_type_ids"][i], np.int32) if paired and "token_type_ids" in encoded else None
-            rows.append(ClassRow(np.array(encoded["input_ids"][i], np.int32), number[example.label], types))
+            rows.append(row_class(np.array(encoded["input_ids"][i], np.int32), target_of(example), types))
     return rows
 
 

@@ -5,19 +5,18 @@ from __future__ import annotations
 from itertools import groupby
 from typing import Any
 
-from peftlab.data.token_rows import PositionRow, TokenRow
+from peftlab.data.token_rows import TokenRow
 from peftlab.reports import RowView, Span
 
 
 def view_row(row: TokenRow, tokenizer: Any, labels: list[str] | None = None) -> RowView:
-    """Return a row as spans of tokens that are, or are not, supervised; of a classified row its label."""
+    """Return a row as spans of tokens that are, or are not, supervised; of a row with its own target that."""
     supervised = row.supervised_tokens.tolist()
-    label = None if isinstance(row, PositionRow) else labels[row.labels] if labels else str(row.labels)
     spans = [
         _view_span([int(row.input_ids[i]) for i in places], marked, tokenizer)
         for marked, places in groupby(range(len(supervised)), key=supervised.__getitem__)
     ]
-    return RowView(tokens=len(row.input_ids), supervised=row.supervised, spans=spans, label=label)
+    return RowView(tokens=len(row.input_ids), supervised=row.supervised, spans=spans, label=row.describe(labels))
 
 
 def _view_span(ids: list[int], supervised: bool, tokenizer: Any) -> Span:

@@ -41,7 +41,16 @@ def evaluate(
     if not rows:
         return {}, None
     wanted = settings.metrics if part != "general" else names_that_need("loss", "next_tokens")
-    scores = score_rows(model, rows, dataset, loss=loss, world=world, precision=precision, batch_size=batch_size)
+    scores = score_rows(
+        model,
+        rows,
+        dataset,
+        loss=loss,
+        world=world,
+        precision=precision,
+        batch_size=batch_size,
+        threshold=settings.threshold,
+    )
     texts = [name for name in wanted if METRICS[name].needs == "texts"]
     results = {name: METRICS[name].of_rows(scores) for name in wanted if name not in texts}
     if texts:

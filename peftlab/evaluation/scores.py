@@ -13,6 +13,7 @@ from peftlab.data.token_rows import TokenRow
 from peftlab.evaluation.generate import evaluation_mode
 from peftlab.losses.base import Loss
 from peftlab.metrics import RowScores
+from peftlab.tasks.base import LIKELY
 from peftlab.world.base import World
 
 
@@ -25,8 +26,12 @@ def score_rows(
     world: World,
     precision: torch.dtype,
     batch_size: int,
+    threshold: float = LIKELY,
 ) -> RowScores:
-    """Return the scores of `rows` in their order, exactly the same however they are spread over processes."""
+    """Return the scores of `rows` in their order, exactly the same however they are spread over processes.
+
+    `threshold` is the probability above which one label of several is predicted.
+    """
     batches = evaluation_batches(rows, batch_size, process=world.process, processes=world.processes)
     measured = []
     with evaluation_mode(model), torch.no_grad(), world.autocast(precision):
@@ -34,15 +39,16 @@ def score_rows(
             batch = world.move(collate([rows[i] for i in numbers], dataset.pad_id))
             measured.append(loss.rows(model, batch, [rows[i].supervised for i in numbers]))
     # Read only now, so that the device is not waited for after every batch.
-    mine: list[tuple[int, float, tuple[int, ...]]] = []
+    mine: list[tuple[int, float, tuple[float, ...]]] = []
     for (_, numbers), (losses, predictions) in zip(batches, measured, strict=True):
         classes = iter([] if predictions is None else predictions.tolist())
         for row, value in zip(numbers, losses.tolist(), strict=True):
             own = [] if predictions is None else [next(classes) for _ in range(rows[row].supervised)]
-            mine.append((row, value, dataset.task.score_row(rows[row], own, dataset.labels)))
+            mine.append((row, value, dataset.task.score_row(rows[row], own, dataset.labels, threshold)))
     everyone = sorted(world.gather(mine))
     found = zip(*(values for _, _, values in everyone), strict=True)
-    columns = {name: list(column) for name, column in zip(dataset.task.row_columns, found, strict=True)}
+    names = dataset.task.name_columns(dataset.labels)
+    columns = {name: list(column) for name, column in zip(names, found, strict=True)}
     return RowScores(
         [value for _, value, _ in everyone],
         [row.supervised for row in rows],

@@ -13,7 +13,10 @@ Batch = Mapping[str, torch.Tensor]
 
 
 class RowLosses(NamedTuple):
-    """Row by row: the summed loss, (rows,) in float32; the likeliest class at every target, (targets,) or None."""
+    """Row by row: the summed loss, (rows,) in float32; what is predicted at every target, (targets,) or None.
+
+    That is the likeliest class, a number, or a probability.
+    """
 
     losses: torch.Tensor
     predictions: torch.Tensor | None = None

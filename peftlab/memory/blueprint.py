@@ -47,6 +47,8 @@ class Blueprint:
     load: LoadBytes
     unit_bytes: tuple[int, int, int]
     """Weights of the largest layer, what trains of it, and weights outside the layers."""
+    outputs: int = 1
+    """Outputs of the head, where the task has one."""
 
     @property
     def precision(self) -> torch.dtype:
@@ -82,6 +84,7 @@ class Blueprint:
             evaluation_rows=evaluation_rows if any((data.evaluation, data.test, data.general)) else 0,
             evaluation_length=length,
             task=recipe.task,
+            outputs=self.outputs,
             padded=training.batch_size > 1 and recipe.model.attention not in SUBSTITUTES,
             micro_batches=min(training.gradient_accumulation, 2),
             precision=self.precision,
@@ -117,7 +120,7 @@ def build_blueprint(recipe: Recipe, device: torch.device, labels: list[str] | No
     if recipe.training.gradient_checkpointing:
         recompute_activations(model)
     fake = FakeModel(model)
-    return Blueprint(recipe, device, shape, fake, load, _unit_bytes(model))
+    return Blueprint(recipe, device, shape, fake, load, _unit_bytes(model), plain.config.num_labels or 1)
 
 
 def types_of(recipe: Recipe, device: torch.device) -> Types:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from peftlab.data.token_rows import TARGETS
+from peftlab.data.token_rows import TARGETS, BatchSize
 from peftlab.memory.allocator import slack_bytes
 from peftlab.memory.constants import ALLOCATION_ROUNDING
 from peftlab.memory.depth import LayerPlace, Segments, Stack
@@ -29,8 +29,8 @@ class Workload:
     """What goes through the model: the longest batch of training and of evaluation.
 
     `supervised` is the share of tokens that the loss is computed on (in evaluation the same, unless it is given),
-    `padded` whether rows differ in length. Without evaluation rows nothing is evaluated, without answers nothing
-    is generated.
+    `outputs` the number of the head's outputs, `padded` whether rows differ in length. Without evaluation rows nothing
+    is evaluated, without answers nothing is generated.
     """
 
     rows: int
@@ -40,6 +40,7 @@ class Workload:
     task: Task = TASKS[DEFAULT_TASK]
     supervised: float = 1.0
     evaluation_supervised: float | None = None
+    outputs: int = 1
     padded: bool = True
     micro_batches: int = 1
     precision: torch.dtype = torch.float32
@@ -53,8 +54,10 @@ class Workload:
 
     def batch(self, rows: int, length: int, share: float) -> dict[str, torch.Tensor]:
         sizes: dict[str, tuple[int, ...]] = dict.fromkeys(("input_ids", "attention_mask"), (rows, length))
-        sizes |= {name: (size,) for name, size in self.task.row_class.target_sizes(rows, length, share).items()}
-        return {name: torch.empty(size, dtype=torch.int64) for name, size in sizes.items()}
+        row_class = self.task.row_class
+        sizes |= row_class.target_sizes(BatchSize(rows, length, share, self.outputs))
+        types = dict.fromkeys(sizes, torch.int64) | {TARGETS: getattr(torch, row_class.target_type)}
+        return {name: torch.empty(size, dtype=types[name]) for name, size in sizes.items()}
 
 
 @dataclass(frozen=True)

@@ -65,8 +65,8 @@ def check_body(model: nn.Module, lacking: Iterable[str], reference: Reference) -
 
 
 def random_fresh(model: PreTrainedModel, section: Model) -> frozenset[str]:
-    """Return the fresh parameters where no checkpoint is at hand: all outside the body of a classifier."""
-    if not TASKS[section.task].has_labels:
+    """Return the fresh parameters where no checkpoint is at hand: all outside the body, with a new head."""
+    if not TASKS[section.task].head_names:
         return frozenset()
     prefix = model.base_model_prefix + "."
     return frozenset(name for name, _ in model.named_parameters() if not name.startswith(prefix))

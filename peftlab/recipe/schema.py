@@ -11,6 +11,7 @@ from peftlab.metrics import METRICS
 from peftlab.optimizers import AdamW, AnyOptimizer
 from peftlab.recipe.choices import OneOf
 from peftlab.tasks import DEFAULT_TASK, TASKS, Task, list_formats
+from peftlab.tasks.base import LIKELY
 
 PositiveInt = Annotated[int, Field(ge=1)]
 
@@ -48,9 +49,11 @@ class Data(Section):
     general: str | None = Field(None, min_length=1)
     """Source of general text (column `text`) to measure forgetting: its loss before and after training."""
     format: Annotated[str, OneOf(list_formats)] = "completion"
-    """What a row is: running text, prompt and completion, messages, text(s) and a label, or words and their tags."""
+    """What a row is: running text, prompt and completion, messages, text(s) with a label, labels or a number, or words
+    and their tags."""
     columns: dict[str, str] = Field(default_factory=dict)
-    """Column of the data for each role: text, text_pair, label, prompt, completion, messages, tools, words, tags."""
+    """Column of the data for each role: text, text_pair, label, labels, target, prompt, completion, messages, tools,
+    words, tags."""
     template: str | None = None
     """Template that builds the prompt (or the text) from columns: `Facts: {mr}\\nText:`."""
     supervise: Literal["all", "last"] = "all"
@@ -128,6 +131,8 @@ class Evaluation(Section):
     """Steps between evaluations; one before and one after training are always made."""
     metrics: tuple[Annotated[str, OneOf(lambda: METRICS)], ...] = ("loss",)
     """Metrics of the evaluation rows."""
+    threshold: float = Field(default=LIKELY, gt=0, lt=1)
+    """Probability above which a label is predicted, where a text may have several labels."""
     batch_size: PositiveInt | None = None
     """Rows of one evaluation batch (default: `training.batch_size`)."""
     latency: bool = False

@@ -7,13 +7,24 @@ from typing import TYPE_CHECKING
 from peftlab.tasks.base import Task
 from peftlab.tasks.causal_lm import CausalLM
 from peftlab.tasks.formats import Format
+from peftlab.tasks.multi_label import MultiLabelClassification
+from peftlab.tasks.regression import Regression
 from peftlab.tasks.sequence_classification import SequenceClassification
 from peftlab.tasks.token_classification import TokenClassification
 
 if TYPE_CHECKING:
     from torch import nn
 
-TASKS: dict[str, Task] = {task.name: task for task in (CausalLM(), SequenceClassification(), TokenClassification())}
+TASKS: dict[str, Task] = {
+    task.name: task
+    for task in (
+        CausalLM(),
+        SequenceClassification(),
+        MultiLabelClassification(),
+        Regression(),
+        TokenClassification(),
+    )
+}
 
 DEFAULT_TASK = "causal-lm"
 
@@ -36,8 +47,8 @@ def tasks_taking(format_name: str) -> list[str]:
 
 
 def task_of(model: nn.Module) -> Task:
-    """Return the task that a transformers model is built for, by its class; causal language modelling by default."""
+    """Return the task that a transformers model is built for; causal language modelling by default."""
     from peftlab.parameters.trainable import find_base
 
-    name = type(find_base(model)[1]).__name__
-    return next((task for task in TASKS.values() if task.model_suffix in name), TASKS[DEFAULT_TASK])
+    base = find_base(model)[1]
+    return next((task for task in TASKS.values() if task.builds(base)), TASKS[DEFAULT_TASK])

@@ -13,8 +13,10 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedConfig
 
-Need = Literal["loss", "next_tokens", "classes", "texts", "spans"]
-"""What metrics are made from: losses of rows or of next tokens, one class a row, generated texts, spans of tags."""
+Need = Literal["loss", "next_tokens", "classes", "texts", "spans", "numbers", "label_sets"]
+"""What metrics are made from: losses of rows or of next tokens, one class a row, generated texts, spans of tags, one
+number a row, any number of labels a row."""
+LIKELY = 0.5
 TokenRow = Any
 """A `data.token_rows.TokenRow`. That room reads this one, so its types have no names here."""
 Loss = Any
@@ -41,7 +43,8 @@ class Task(ABC):
     `auto_class` is the transformers class that builds the model, `model_suffix` what the names of such models' own
     classes contain, `peft_type` PEFT's name of the task, `head_names` the modules that PEFT saves as its head.
     `gives` says what metrics can be made from (`Metric.needs`). `reads_last_token` says that a decoder's head reads
-    the last token that is not padding. `row_columns` names the whole numbers that `score_row` returns for a row.
+    the last token that is not padding. A task that `has_labels` needs at least `fewest_labels` of them.
+    `row_columns` names the numbers that `score_row` returns for a row.
     """
 
     name: ClassVar[str]
@@ -55,6 +58,7 @@ class Task(ABC):
     head_names: ClassVar[tuple[str, ...]] = ()
     generates: ClassVar[bool] = False
     has_labels: ClassVar[bool] = False
+    fewest_labels: ClassVar[int] = 2
     reads_last_token: ClassVar[bool] = False
     row_columns: ClassVar[tuple[str, ...]] = ()
 
@@ -74,6 +78,10 @@ class Task(ABC):
     def tokenise(self, examples: Sequence[Example], how: Tokenising) -> list[TokenRow]:
         """Return the examples' rows; `how.counts` gains what was cut and dropped. Raises DataError."""
 
+    def builds(self, model: nn.Module) -> bool:
+        """Return whether a plain transformers model is built for this task."""
+        return self.model_suffix in type(model).__name__
+
     def labels_of(self, example: Example) -> Iterable[str]:
         """Return the labels of one example; only where the task `has_labels`."""
         return ()
@@ -88,6 +96,19 @@ class Task(ABC):
             config.id2label = dict(enumerate(labels))
             config.label2id = {label: index for index, label in enumerate(labels)}
 
-    def score_row(self, row: TokenRow, predictions: Sequence[int], labels: Sequence[str] | None) -> tuple[int, ...]:
-        """Return the row's `row_columns` from the likeliest class at each of its targets."""
+    def name_columns(self, labels: Sequence[str] | None) -> tuple[str, ...]:
+        """Return the names of what `score_row` returns: `row_columns`, and more where each label has its own."""
+        return self.row_columns
+
+    def score_row(
+        self,
+        row: TokenRow,
+        predictions: Sequence[float],
+        labels: Sequence[str] | None,
+        threshold: float = LIKELY,
+    ) -> tuple[float, ...]:
+        """Return the row's columns from what the loss predicts at each of its targets.
+
+        That is a number, a probability (a label is predicted where it is above `threshold`), or the likeliest class.
+        """
         return ()

@@ -7,12 +7,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from peftlab.tasks.base import Loss, Task, Tokenising, TokenRow
+from peftlab.tasks.base import LIKELY, Loss, TokenRow
 from peftlab.tasks.formats import Example, Format, as_label, as_text
+from peftlab.tasks.whole_text import WholeText
 
 if TYPE_CHECKING:
     from torch import nn
-    from transformers import PreTrainedConfig
 
 WHOLE_NUMBER = re.compile(r"-?\d{1,18}")
 
@@ -34,18 +34,13 @@ CLASSIFICATION = Format(
 )
 
 
-class SequenceClassification(Task):
+class SequenceClassification(WholeText):
     name: ClassVar[str] = "sequence-classification"
     title: ClassVar[str] = "sequence classification"
-    auto_class: ClassVar[str] = "AutoModelForSequenceClassification"
-    model_suffix: ClassVar[str] = "ForSequenceClassification"
-    peft_type: ClassVar[str] = "SEQ_CLS"
+    problem_type = "single_label_classification"
     formats = (CLASSIFICATION,)
     gives = ("loss", "classes")
     default_metric: ClassVar[str] = "accuracy"
-    head_names = ("classifier", "score")
-    has_labels: ClassVar[bool] = True
-    reads_last_token: ClassVar[bool] = True
     row_columns = ("prediction", "label")
 
     @property
@@ -59,30 +54,28 @@ class SequenceClassification(Task):
 
         return RowCrossEntropy()
 
-    def tokenise(self, examples: Sequence[Example], how: Tokenising) -> list[TokenRow]:
-        from peftlab.data.tokens import tokenise_labelled
+    def builds(self, model: nn.Module) -> bool:
+        """A model that does not name its problem is a classifier of one class a text."""
+        named = getattr(getattr(model, "config", None), "problem_type", None)
+        return super().builds(model) or (self.model_suffix in type(model).__name__ and named is None)
 
-        return tokenise_labelled(examples, how.labels, how.tokenizer, how.max_length, how.counts)
+    def target_of(self, example: Example, labels: Sequence[str]) -> int:
+        return labels.index(example.label)
 
     def labels_of(self, example: Example) -> Iterable[str]:
         return (example.label,)
 
     def list_labels(self, examples: Sequence[Example]) -> list[str]:
         """Return the labels that occur, whole numbers in numeric order, else alphabetically."""
-        labels = {example.label for example in examples}
-        numeric = all(WHOLE_NUMBER.fullmatch(label) for label in labels)
-        return sorted(labels, key=(lambda label: (int(label), label)) if numeric else None)
+        return sort_labels({example.label for example in examples})
 
-    def fit_config(self, config: PreTrainedConfig, labels: Sequence[str] | None) -> None:
-        super().fit_config(config, labels)
-        if labels is not None:
-            config.problem_type = "single_label_classification"
-        text = config.get_text_config()
-        if text.pad_token_id is None:
-            # Decoders read the class from the last token that is not padding; any id will do until the tokenizer
-            # names its own (`models.tokenizer.fit_tokenizer`).
-            end = text.eos_token_id
-            text.pad_token_id = end[0] if isinstance(end, list) else (end or 0)
+    def score_row(
+        self, row: TokenRow, predictions: Sequence[float], labels: Sequence[str] | None, threshold: float = LIKELY
+    ) -> tuple[int, ...]:
+        return int(predictions[0]), row.labels
 
-    def score_row(self, row: TokenRow, predictions: Sequence[int], labels: Sequence[str] | None) -> tuple[int, ...]:
-        return predictions[0], row.labels
+
+def sort_labels(labels: set[str]) -> list[str]:
+    """Return labels in numeric order where all are whole numbers, else alphabetically."""
+    numeric = all(WHOLE_NUMBER.fullmatch(label) for label in labels)
+    return sorted(labels, key=(lambda label: (int(label), label)) if numeric else None)

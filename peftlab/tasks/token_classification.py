@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from peftlab.tasks.base import Loss, Task, Tokenising, TokenRow
+from peftlab.tasks.base import LIKELY, Loss, Task, Tokenising, TokenRow
 from peftlab.tasks.formats import Example, Format, as_texts
 
 if TYPE_CHECKING:
@@ -75,10 +75,12 @@ class TokenClassification(Task):
         """Return the tags that occur, the one outside of all spans first, then alphabetically."""
         return sorted({tag for example in examples for tag in example.tags}, key=lambda tag: (tag != OUTSIDE, tag))
 
-    def score_row(self, row: TokenRow, predictions: Sequence[int], labels: Sequence[str] | None) -> tuple[int, ...]:
+    def score_row(
+        self, row: TokenRow, predictions: Sequence[float], labels: Sequence[str] | None, threshold: float = LIKELY
+    ) -> tuple[int, ...]:
         assert labels is not None, "a task with labels lists them"
         true = find_spans([labels[number] for number in row.labels[row.supervised_tokens]])
-        predicted = find_spans([labels[number] for number in predictions])
+        predicted = find_spans([labels[int(number)] for number in predictions])
         return len(true & predicted), len(predicted), len(true)
 
 

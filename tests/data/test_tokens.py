@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizer
 
-from peftlab.data.token_rows import IGNORED
+from peftlab.data.token_rows import IGNORED, ClassRow
 from peftlab.data.tokens import encode_prompt, tokenise_labelled, tokenise_texts
 from peftlab.errors import DataError
 from peftlab.tasks.formats import Completion, Text
@@ -118,7 +118,7 @@ def test_prompt_is_encoded_as_rows_begin_and_cut_at_its_beginning(bpe):
 def test_labelled_texts_are_cut_at_the_end_and_keep_their_class(bpe):
     examples = [Labelled("the cat sat on the mat", None, "b"), Labelled("the", None, "a")]
     counts = Counter()
-    rows = tokenise_labelled(examples, ["a", "b"], bpe, 4, counts)
+    rows = tokenise_labelled(examples, ClassRow, lambda example: "ab".index(example.label), bpe, 4, counts)
     assert [row.labels for row in rows] == [1, 0]
     assert rows[0].input_ids.tolist() == bpe("the cat sat on the mat")["input_ids"][:4]
     assert counts["truncated"] == 1
@@ -131,7 +131,7 @@ def test_pairs_carry_their_segments(bpe):
     typed = PreTrainedTokenizerFast(
         tokenizer_object=bpe.backend_tokenizer, model_input_names=["input_ids", "token_type_ids", "attention_mask"]
     )
-    row = tokenise_labelled([Labelled("the", " cat", "a")], ["a"], typed, 64, Counter())[0]
+    row = tokenise_labelled([Labelled("the", " cat", "a")], ClassRow, lambda _: 0, typed, 64, Counter())[0]
     second = len(bpe("the")["input_ids"])
     assert row.token_type_ids.tolist() == [0] * second + [1] * (len(row.input_ids) - second)
     assert isinstance(row.input_ids, np.ndarray) and row.input_ids.dtype == np.int32
@@ -139,7 +139,7 @@ def test_pairs_carry_their_segments(bpe):
 
 def test_limit_that_leaves_no_text_is_refused(bpe):
     with pytest.raises(DataError, match=r"data\.max_length: 2 leaves no room for text after 2 special tokens"):
-        tokenise_labelled([Labelled("the", "cat", "a")], ["a"], bpe, 2, Counter())
+        tokenise_labelled([Labelled("the", "cat", "a")], ClassRow, lambda _: 0, bpe, 2, Counter())
 
 
 def test_tokenizer_without_offsets_is_refused():

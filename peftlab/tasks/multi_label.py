@@ -1,0 +1,120 @@
+"""Multi-label classification: any number of several labels for a text, or for two texts, each decided by itself."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from peftlab.errors import one_line
+from peftlab.tasks.base import LIKELY, Loss, TokenRow
+from peftlab.tasks.formats import Example, Format, as_label, as_text
+from peftlab.tasks.sequence_classification import sort_labels
+from peftlab.tasks.whole_text import WholeText
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import nn
+
+SEPARATOR = ","
+# The beginnings of the columns that each label has among a run's scores.
+PREDICTED, TRUE = "predicted: ", "true: "
+
+
+@dataclass(frozen=True, slots=True)
+class LabelSet:
+    text: str
+    text_pair: str | None
+    labels: list[str]
+
+
+def as_labels(value: Any) -> list[str]:
+    """Return a cell as the labels of a row, each once: a list, the same as JSON, or a text with commas between them.
+
+    An empty cell has none. Raises ValueError.
+    """
+    if value is None or value != value:  # NaN differs from itself: an empty cell of some readers
+        return []
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        value = _read_list(value)
+    if isinstance(value, str | int):
+        value = [part for part in str(value).split(SEPARATOR) if part.strip()]
+    if not isinstance(value, list):
+        raise ValueError(f"needs a list of labels, or a text with commas between them, not {type(value).__name__}")
+    labels = list(dict.fromkeys(as_label(label) for label in value))
+    if "" in labels:
+        raise ValueError("one of its labels is empty")
+    return labels
+
+
+def _read_list(text: str) -> list[Any]:
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    if not isinstance(found, list):
+        raise ValueError(f'begins like a list and is not valid JSON, such as ["a", "b"]: {one_line(text, 60)!r}')
+    return found
+
+
+LABEL_SETS = Format(
+    "multi-label",
+    "text(s) and any number of labels",
+    LabelSet,
+    {"text": as_text, "text_pair": as_text, "labels": as_labels},
+    optional=frozenset({"text_pair"}),
+    nullable=frozenset({"labels"}),
+    template_role="text",
+)
+
+
+class MultiLabelClassification(WholeText):
+    """Each label is predicted where its probability is above `evaluation.threshold`.
+
+    `true: LABEL` and `predicted: LABEL` of each row are kept among a run's scores.
+    """
+
+    name: ClassVar[str] = "multi-label-classification"
+    title: ClassVar[str] = "multi-label classification"
+    problem_type = "multi_label_classification"
+    formats = (LABEL_SETS,)
+    gives = ("loss", "label_sets")
+    default_metric: ClassVar[str] = "label_f1_micro"
+    fewest_labels: ClassVar[int] = 1
+    row_columns = ("label_hits", "label_predicted", "label_true", "label_exact")
+
+    @property
+    def row_class(self) -> type[TokenRow]:
+        from peftlab.data.token_rows import LabelSetRow
+
+        return LabelSetRow
+
+    def loss(self, model: nn.Module) -> Loss:
+        from peftlab.losses.pointwise import BinaryCrossEntropy
+
+        return BinaryCrossEntropy()
+
+    def target_of(self, example: Example, labels: Sequence[str]) -> np.ndarray:
+        import numpy as np
+
+        return np.array([label in example.labels for label in labels], np.int8)
+
+    def labels_of(self, example: Example) -> Iterable[str]:
+        return example.labels
+
+    def list_labels(self, examples: Sequence[Example]) -> list[str]:
+        """Return the labels that occur, whole numbers in numeric order, else alphabetically."""
+        return sort_labels({label for example in examples for label in example.labels})
+
+    def name_columns(self, labels: Sequence[str] | None) -> tuple[str, ...]:
+        own = labels or ()
+        return (*self.row_columns, *(PREDICTED + label for label in own), *(TRUE + label for label in own))
+
+    def score_row(
+        self, row: TokenRow, predictions: Sequence[float], labels: Sequence[str] | None, threshold: float = LIKELY
+    ) -> tuple[int, ...]:
+        predicted = [int(probability > threshold) for probability in predictions]
+        true = row.labels.tolist()
+        hits = sum(one and other for one, other in zip(predicted, true, strict=True))
+        return (hits, sum(predicted), sum(true), int(predicted == true), *predicted, *true)
