@@ -18,6 +18,7 @@ from peftlab.cli.compare import compare
 from peftlab.cli.data import data
 from peftlab.cli.docs import docs
 from peftlab.cli.inspection import doctor, params
+from peftlab.cli.merge import merge
 from peftlab.cli.plan import plan
 from peftlab.cli.report import report
 from peftlab.cli.training import train, verify_resume
@@ -48,6 +49,7 @@ for command in (
     params,
     evaluate,
     generate,
+    merge,
     compare,
     report,
     verify_resume,

@@ -25,8 +25,12 @@ class RowLosses(NamedTuple):
 class Loss(ABC):
     """Computes a model's loss on batches as `data.batches.collate` makes them.
 
-    Both methods call `model` once. Neither waits for the device.
+    Each method calls `model` once. None waits for the device.
     """
+
+    @abstractmethod
+    def scores(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+        """Return the model's outputs at the batch's targets, (targets, classes) in the model's own type."""
 
     @abstractmethod
     def total(self, model: nn.Module, batch: Batch) -> torch.Tensor:

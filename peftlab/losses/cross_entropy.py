@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -19,10 +18,6 @@ class CrossEntropy(Loss):
 
     predicts = True
     """Whether `rows` also returns the likeliest class at every target."""
-
-    @abstractmethod
-    def scores(self, model: nn.Module, batch: Batch) -> torch.Tensor:
-        """Return logits (targets, classes) in the model's own type."""
 
     def total(self, model: nn.Module, batch: Batch) -> torch.Tensor:
         return functional.cross_entropy(self.scores(model, batch).float(), batch[TARGETS], reduction="sum")

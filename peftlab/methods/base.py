@@ -261,16 +261,31 @@ class Method(BaseModel):
         shape = shape_of(model, task=task_of(model).name)
         return frozenset(trained) & shape.by_name.keys() - {site.name for site in self.trainable_sites(shape)}
 
-    def merge(self, model: nn.Module) -> nn.Module:
+    def merge(self, model: nn.Module, base: nn.Module | None = None) -> nn.Module:
         """Return a plain transformers model with the outputs of `model`, which keeps its weights.
 
-        Where the method adds no modules, that is `model` itself. Raises MethodError unless `mergeable`.
+        Where the method adds no modules, that is `model` itself. `base` is for a method that stores its base
+        quantised: the plain base, which gets the updates in place of the weights that were trained on.
+        Raises MethodError unless `mergeable`.
         """
+        self.refuse_merge()
+        return model
+
+    def refuse_merge(self) -> None:
+        """Raise MethodError for a method that cannot be merged."""
         if not self.mergeable:
             raise MethodError(
-                f"{self.title} cannot be merged: what it adds cannot be written as other weights of the base"
+                f"{self.title} cannot be merged: what it adds cannot be written as other weights of the base; use the "
+                "run's folder `weights` with peftlab, or train LoRA"
             )
-        return model
+
+    def updated_weights(self, model: nn.Module) -> set[str]:
+        """Return the canonical names of the frozen weights that `merge` must change: those with an update."""
+        return set()
+
+    def merges_away(self, name: str) -> bool:
+        """Return whether `merge` puts a trained parameter into other weights, so that a merged model has no such."""
+        return False
 
     def without_training_parts(self) -> Self:
         """Return this method as a saved copy of it is: without what only training needs."""

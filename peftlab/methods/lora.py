@@ -150,9 +150,18 @@ class LoRA(Method):
         )
         return get_peft_model(model, config, low_cpu_mem_usage=on_meta)
 
-    def merge(self, model: nn.Module) -> nn.Module:
+    def merge(self, model: nn.Module, base: nn.Module | None = None) -> nn.Module:
         """Return the plain model with the updates added to its weights, rounded to their type; `model` is copied."""
         return cast("PeftModel", deepcopy(model)).merge_and_unload()
+
+    def merges_away(self, name: str) -> bool:
+        return ".lora_" in name
+
+    def updated_weights(self, model: nn.Module) -> set[str]:
+        from peftlab.parameters.trainable import named_parameters
+
+        updates = {name: one for name, one in named_parameters(model).items() if name.endswith(".lora_B.weight")}
+        return {f"{name.removesuffix('.lora_B.weight')}.weight" for name, one in updates.items() if one.any()}
 
     def stored_tensors(self, model: nn.Module) -> dict[str, Tensor]:
         from peft import get_peft_model_state_dict

@@ -46,23 +46,23 @@ class QLoRA(LoRA):
         double, dtype = self.double_quantization, self.compute_dtype
         return {"base_format": self.base_format, "double_quantization": double, "compute_dtype": dtype}
 
-    def merge(self, model: nn.Module) -> nn.Module:
+    def merge(self, model: nn.Module, base: nn.Module | None = None) -> nn.Module:
         """Return a plain, unquantised model: the updates are added to the weights that the packed ones stand for.
 
-        So it computes what was trained, but takes the memory of plain weights. Adding the updates to the
-        checkpoint's own weights instead would be another model.
+        So it computes what was trained, but takes the memory of plain weights. With `base`, the checkpoint's own
+        weights, it is another model: one without the error of quantisation, to which the updates were fitted.
         """
         from peftlab.models.quantize import dequantize_
         from peftlab.parameters.shape import shape_of
         from peftlab.parameters.trainable import named_parameters
 
-        plain = dequantize_(cast("PeftModel", deepcopy(model)).unload())
+        trained = named_parameters(model)
+        plain = dequantize_(cast("PeftModel", deepcopy(model)).unload()) if base is None else base
         lora = LoRA(**self.model_dump(include=LoRA.model_fields.keys() - {"type"}))
         twin = cast("PeftModel", lora.insert(plain, shape_of(plain)))
-        trained = named_parameters(model)
         for name, parameter in named_parameters(twin).items():
-            if ".lora_" in name:
-                parameter.data.copy_(trained[name])
+            if ".lora_" in name or trained[name].requires_grad:
+                parameter.data = trained[name].detach().clone()
         return twin.merge_and_unload()
 
     def check_settings(self) -> Problems:

@@ -1,0 +1,264 @@
+"""A run's result as one plain model, which is compared with the trained one before it is kept."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any, cast
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from peftlab.errors import StorageError, UsageError, listed
+from peftlab.evaluation.agreement import Outputs, collect_outputs, compare_outputs, first_rows, rms
+from peftlab.evaluation.generate import save_generation
+from peftlab.files import sync_files, write_atomically
+from peftlab.methods import Method
+from peftlab.models.config import auto_class
+from peftlab.models.load import load_model
+from peftlab.parameters.trainable import is_quantized, named_parameters
+from peftlab.reports import AgreementReport, MergeReport
+from peftlab.runs.bench import Bench, prepare
+from peftlab.runs.launch import launched
+from peftlab.runs.loading import fill_trained
+from peftlab.runs.use import open_run
+from peftlab.world.open import open_world
+from peftlab.world.quiet import quiet_libraries
+
+RECORD = "merge.json"
+ROWS = 64
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# The largest difference that passes, as a part of what training changed: rounding to the type takes less.
+TOLERANCES = {torch.float32: 0.01, torch.float16: 0.03, torch.bfloat16: 0.1}
+# Below this many units of rounding of the logits, a difference is none, however little training changed.
+ROUNDINGS = 2
+
+
+def merge(
+    folder: Path,
+    out: Path,
+    *,
+    base: str = "auto",
+    dtype: str = "auto",
+    rows: int = ROWS,
+    tolerance: float | None = None,
+    overwrite: bool = False,
+) -> MergeReport:
+    """Write a run's trained model to `out` as a plain transformers folder, and return what it is.
+
+    `base` says which weights a run with a quantised base gets its updates added to: `dequantised` (those that were
+    trained on), `original` (the checkpoint's) or `auto`, the one that is nearer to the trained model. The folder is
+    loaded again by transformers alone and compared with the trained model on the run's first `rows` held-out rows (0:
+    not compared). Raises StorageError, and leaves nothing, where the difference is above `tolerance`, a part of
+    what training changed (None: by the type), or where a tensor of the run is lost.
+    """
+    quiet_libraries()
+    directory, recipe = open_run(folder, ())
+    recipe.method.refuse_merge()
+    bases = _list_bases(recipe.method, base, compared=rows > 0)
+    _refuse_output(out, folder, overwrite)
+    world = open_world(recipe.run.device)
+    with launched(world):
+        bench = prepare(recipe, world)
+        work = _Merging(bench, rows, DTYPES.get(dtype) or bench.base.model.dtype)
+        work.observe_base()
+        trained = fill_trained(recipe, bench.base, directory.weights, bench.device)
+        work.observe_trained(trained)
+        with _temporary(out) as temporary:
+            report = work.write_best(trained, bases, temporary, tolerance)
+            report = report.model_copy(update={"run": str(folder), "folder": str(out)})
+            write_atomically(temporary / RECORD, report.model_dump_json(indent=2) + "\n")
+            sync_files(temporary)
+            if out.exists():
+                shutil.rmtree(out)
+            temporary.rename(out)
+    return report
+
+
+def _list_bases(method: Method, base: str, *, compared: bool) -> list[str]:
+    """Return the bases to try: one, but for a quantised base of which the better is to be found."""
+    if method.base_format == "plain":
+        if base not in ("auto", "original"):
+            raise UsageError(f"--base {base}: {method.title} was trained on plain weights; remove this option")
+        return ["original"]
+    if base != "auto":
+        return [base]
+    return ["dequantised", "original"] if compared else ["dequantised"]
+
+
+def _refuse_output(out: Path, run: Path, overwrite: bool) -> None:
+    if out.resolve() == run.resolve() or run.resolve() in out.resolve().parents:
+        raise UsageError(f"{out} is inside the run; choose another folder")
+    if out.is_symlink() or (out.exists() and not out.is_dir()):
+        raise UsageError(f"{out} is not a folder; choose another one")
+    if not out.exists() or not any(out.iterdir()):
+        return
+    if not (out / RECORD).is_file():
+        raise UsageError(f"{out} contains files that are not a merged model of peftlab; choose another folder")
+    if not overwrite:
+        raise UsageError(f"{out} already contains a merged model; --overwrite replaces it")
+
+
+@contextmanager
+def _temporary(out: Path) -> Iterator[Path]:
+    """Yield a folder beside `out`, which is removed unless it was renamed."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+        temporary.chmod(0o755)
+    except OSError as error:
+        raise StorageError(f"{out}: cannot be written: {error.strerror or error}") from None
+    try:
+        yield temporary
+    except OSError as error:
+        raise StorageError(f"{out}: cannot be written: {error.strerror or error}; free some space") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@dataclass
+class _Merging:
+    """The outputs of base and trained model that a merged one is compared with."""
+
+    bench: Bench
+    rows: int
+    dtype: torch.dtype
+    part: str | None = None
+    base: Outputs | None = None
+    trained: Outputs | None = None
+
+    def observe_base(self) -> None:
+        if self.rows:
+            self.base = self._observe(self.bench.base.model)
+
+    def observe_trained(self, model: nn.Module) -> None:
+        if self.rows:
+            self.trained = self._observe(model)
+
+    def _observe(self, model: nn.Module) -> Outputs:
+        bench = self.bench
+        self.part, rows = first_rows(bench.dataset, self.rows)
+        return collect_outputs(
+            model,
+            rows,
+            bench.dataset,
+            loss=bench.recipe.task.loss(model),
+            world=bench.world,
+            precision=bench.precision,
+            batch_size=bench.batch_size,
+        )
+
+    def write_best(
+        self, trained: nn.Module, bases: Sequence[str], folder: Path, tolerance: float | None
+    ) -> MergeReport:
+        """Write the merged model whose outputs are nearest to the trained one's, checked against its limit."""
+        agreements: dict[str, AgreementReport] = {}
+        tensors: dict[str, dict[str, int]] = {}
+        for base in bases:
+            tensors[base] = self._write(trained, base, folder / base)
+            if self.trained:
+                agreements[base] = compare_outputs(self.trained, self._observe(self._read(folder / base)))
+        best = min(agreements, key=lambda name: agreements[name].rms) if agreements else bases[0]
+        effect, limit = self._limit(tolerance)
+        if limit is not None and not agreements[best].rms <= limit:
+            raise StorageError(_refusal(agreements[best], effect, limit, self.dtype))
+        for base in bases:
+            if base == best:
+                for file in (folder / base).iterdir():
+                    file.rename(folder / file.name)
+            shutil.rmtree(folder / base)
+        return MergeReport(
+            run="",
+            folder="",
+            dtype=_name(self.dtype),
+            base=best,
+            tensors=tensors[best],
+            part=self.part,
+            effect=effect,
+            limit=limit,
+            agreements=agreements,
+        )
+
+    def _limit(self, tolerance: float | None) -> tuple[float | None, float | None]:
+        """Return what training changed, and the largest difference that passes, both of logits (rms)."""
+        if self.trained is None or self.base is None:
+            return None, None
+        effect = rms(self.trained.logits - self.base.logits)
+        rounding = torch.finfo(self.dtype).eps * rms(self.trained.logits)
+        share = TOLERANCES[self.dtype] if tolerance is None else tolerance
+        return effect, max(share * effect, ROUNDINGS * rounding if tolerance is None else 0.0)
+
+    def _write(self, trained: nn.Module, base: str, folder: Path) -> dict[str, int]:
+        """Write one merged model and return how many of its tensors were merged, trained, copied or dequantised."""
+        method, plain = self.bench.recipe.method, None
+        if base == "original" and method.base_format != "plain":
+            plain = load_model(
+                self.bench.recipe.model, device=self.bench.device, labels=self.bench.dataset.labels
+            ).model
+        merged = cast(PreTrainedModel, method.merge(trained, plain))
+        counts = _account(trained, merged, method)
+        # A run that recomputed activations has the cache off, which no use of the result should inherit.
+        merged.config.use_cache = True
+        folder.mkdir()
+        _cast(merged, self.dtype).save_pretrained(folder)
+        self.bench.tokenizer.save_pretrained(folder)
+        save_generation(merged, folder)
+        return counts
+
+    def _read(self, folder: Path) -> nn.Module:
+        """Return the folder's model as transformers alone reads it. Raises StorageError where tensors do not fit."""
+        loaded: Any = auto_class(self.bench.recipe.task).from_pretrained(
+            folder, dtype=self.dtype, local_files_only=True, output_loading_info=True
+        )
+        model, found = loaded
+        wrong = sorted({*found["missing_keys"], *found["unexpected_keys"], *map(str, found["mismatched_keys"])})
+        if wrong:
+            raise StorageError(
+                f"the merged folder is not a plain {type(model).__name__}: {listed(wrong[:3])} would be lost; use the "
+                "run's folder `weights` with peftlab"
+            )
+        return model.to(self.bench.device)
+
+
+def _refusal(found: AgreementReport, effect: float | None, limit: float, dtype: torch.dtype) -> str:
+    return (
+        f"the merged model is not the trained one: its logits differ by {found.rms:.3g} (rms), more than {limit:.3g}; "
+        f"training changed them by {effect:.3g}. Nothing was written. Try --dtype float32 (here {_name(dtype)}), or "
+        "allow more with --tolerance, a part of what training changed"
+    )
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _account(trained: nn.Module, merged: nn.Module, method: Method) -> dict[str, int]:
+    """Return how many tensors of `merged` became what. Raises StorageError if a tensor of the run is lost."""
+    before, after, updated = named_parameters(trained), named_parameters(merged), method.updated_weights(trained)
+    kinds = {name: _kind(before.get(name), tensor, name in updated) for name, tensor in after.items()}
+    lost = {name for name in before if before[name].requires_grad and not method.merges_away(name)} - kinds.keys()
+    lost |= {name for name in updated if kinds.get(name) != "merged"}
+    if lost:
+        raise StorageError(f"merging lost what was trained of {listed(sorted(lost)[:3])}; nothing was written")
+    return {kind: list(kinds.values()).count(kind) for kind in dict.fromkeys(kinds.values())}
+
+
+def _kind(before: nn.Parameter | None, after: nn.Parameter, updated: bool) -> str:
+    if before is None:
+        return "added"
+    if before.requires_grad:
+        return "trained"
+    if is_quantized(before):
+        return "merged" if updated else "unpacked"
+    return "copied" if torch.equal(before, after) else "merged"
+
+
+def _cast(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    model.to(dtype)  # type: ignore[arg-type]  # transformers wraps `to` so that mypy takes `dtype` for `self`
+    model.config.dtype = dtype
+    return model

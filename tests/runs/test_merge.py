@@ -1,0 +1,199 @@
+"""`merge`: the folder that transformers alone reads has the trained model's outputs, or it is refused."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from peftlab.cli.app import run as run_command
+from peftlab.errors import MethodError, StorageError, UsageError
+from peftlab.methods.lora import LoRA
+from peftlab.recipe.schema import Recipe
+from peftlab.runs.merge import merge
+from peftlab.runs.run import train
+
+from .recipes import METHODS, shallow_sections
+
+IDS = torch.arange(5, 25)[None]
+CASES: dict[str, dict[str, Any]] = {
+    "lora": {"type": "lora", "rank": 4},
+    "rslora with biases of norms": {"type": "lora", "rank": 4, "rslora": True, "unfreeze": ["*norm*"]},
+    "dora": {"type": "lora", "rank": 4, "dora": True},
+    "pissa": {"type": "lora", "rank": 4, "init": "pissa"},
+    "olora": {"type": "lora", "rank": 4, "init": "olora"},
+    "full": {"type": "full"},
+    "last layer": {"type": "full", "layers": 1},
+}
+
+
+def trained(folder: Path, method: dict[str, Any], **sections: dict[str, Any]) -> Path:
+    """Train a run in `folder`, with the weights alone, and return its directory."""
+    kind = method["type"]
+    recipe = shallow_sections(kind, folder / "run", learning_rate=1e-2) | {"method": method}
+    recipe["evaluation"] = {"generation": {"examples": 0}}
+    for name, values in sections.items():
+        recipe[name] = recipe[name] | values
+    train(Recipe.model_validate(recipe))
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    return trained(tmp_path_factory.mktemp("lora"), METHODS["lora"])
+
+
+@pytest.fixture(scope="module")
+def quantised(tmp_path_factory) -> Path:
+    return trained(tmp_path_factory.mktemp("qlora"), METHODS["qlora"])
+
+
+@pytest.mark.parametrize("method", CASES.values(), ids=CASES)
+def test_the_folder_has_the_trained_models_outputs(method, tmp_path):
+    report = merge(trained(tmp_path, method), tmp_path / "out")
+    found = report.agreements["original"]
+    assert report.effect > 0.1 and found.rms < 1e-4 * report.effect and found.same_top == 1
+    assert found.loss_second == pytest.approx(found.loss_first, abs=1e-5)
+    assert json.loads((tmp_path / "out" / "merge.json").read_text())["tensors"] == report.tensors
+
+
+def test_every_updated_weight_is_the_base_plus_its_update(run, tmp_path):
+    """The oracle is the paper's equation on the stored tensors: W + alpha/rank·B·A."""
+    report = merge(run, tmp_path / "out", rows=0)
+    base = AutoModelForCausalLM.from_pretrained(shallow_sections("lora", tmp_path)["model"]["name"]).state_dict()
+    merged, adapter = (
+        load_file(tmp_path / "out" / "model.safetensors"),
+        load_file(run / "weights/adapter_model.safetensors"),
+    )
+    names = [name for name in adapter if "lora_B" in name]
+    for name in names:
+        target = name.removeprefix("base_model.model.").replace("lora_B.weight", "weight")
+        update = 16 / 4 * adapter[name] @ adapter[name.replace("lora_B", "lora_A")]
+        torch.testing.assert_close(merged[target], base[target] + update)
+    assert report.tensors["merged"] == len(names) and report.agreements == {}
+
+
+def test_a_process_without_peftlab_and_peft_reads_the_folder(run, tmp_path):
+    merge(run, tmp_path / "out")
+    code = (
+        "import sys; sys.modules['peft'] = sys.modules['peftlab'] = None\n"
+        "import torch; from transformers import AutoModelForCausalLM, AutoTokenizer\n"
+        f"model = AutoModelForCausalLM.from_pretrained({str(tmp_path / 'out')!r})\n"
+        f"AutoTokenizer.from_pretrained({str(tmp_path / 'out')!r})\n"
+        "print(float(model(torch.arange(5, 25)[None]).logits.double().sum()))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert found.returncode == 0, found.stderr
+    here = AutoModelForCausalLM.from_pretrained(tmp_path / "out")(IDS).logits.double().sum().item()
+    assert float(found.stdout) == pytest.approx(float(here), rel=1e-5)
+
+
+def test_a_classifier_keeps_its_head_and_its_labels(tmp_path):
+    data = {"train": "builtin:topics[train]", "evaluation": "builtin:topics[test]", "format": "classification"}
+    folder = trained(
+        tmp_path,
+        METHODS["lora"],
+        model={"task": "sequence-classification"},
+        data=data,
+    )
+    report = merge(folder, tmp_path / "out")
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+    labels = json.loads((folder / "result.json").read_text())["data"]["labels"]
+    assert [model.config.id2label[i] for i in range(7)] == labels
+    assert report.agreements["original"].rms < 1e-4 * report.effect and report.tensors["trained"] == 1
+
+
+def test_both_bases_of_a_quantised_run_are_compared_and_the_nearer_one_is_kept(quantised, tmp_path):
+    report = merge(quantised, tmp_path / "out")
+    packed, plain = report.agreements["dequantised"], report.agreements["original"]
+    assert report.base == "dequantised" and packed.rms < 1e-4 * report.effect < plain.rms
+    wanted = merge(quantised, tmp_path / "plain", base="original", tolerance=1.0)
+    assert wanted.base == "original" and wanted.agreements["original"].rms == pytest.approx(plain.rms)
+
+
+def test_another_type_is_written_and_its_rounding_measured(run, tmp_path):
+    report = merge(run, tmp_path / "out", dtype="bfloat16")
+    stored = load_file(tmp_path / "out" / "model.safetensors")
+    assert {tensor.dtype for tensor in stored.values()} == {torch.bfloat16}
+    assert 0 < report.agreements["original"].rms <= report.limit
+    with pytest.raises(StorageError, match="the merged model is not the trained one.*--dtype float32"):
+        merge(run, tmp_path / "strict", dtype="bfloat16", tolerance=1e-6)
+    assert not (tmp_path / "strict").exists() and not list(tmp_path.glob(".strict*"))
+
+
+def wrong_scale(model):
+    for module in model.modules():
+        if isinstance(getattr(module, "scaling", None), dict):
+            module.scaling["default"] *= 1.1
+
+
+def dropped_layer(model):
+    name, module = next((n, m) for n, m in model.named_modules() if getattr(m, "lora_B", None))
+    module.lora_B["default"].weight.data.zero_()
+
+
+PLANTED = [(wrong_scale, "is not the trained one"), (dropped_layer, "lost what was trained")]
+
+
+@pytest.mark.parametrize(("fault", "message"), PLANTED)
+def test_a_planted_fault_is_refused_and_leaves_nothing(run, tmp_path, monkeypatch, fault, message):
+    from copy import deepcopy
+
+    def spoiled(self, model, base=None):
+        copied: Any = deepcopy(model)
+        fault(copied)
+        return copied.merge_and_unload()
+
+    monkeypatch.setattr(LoRA, "merge", spoiled)
+    with pytest.raises(StorageError, match=message):
+        merge(run, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_head_that_was_trained_apart_from_its_embedding_is_refused_where_a_reload_ties_it(run, tmp_path, monkeypatch):
+    def untied(self, model, base=None):
+        from copy import deepcopy
+
+        merged = deepcopy(model).merge_and_unload()
+        head = merged.get_output_embeddings()
+        head.weight = torch.nn.Parameter(head.weight + 0.1)
+        return merged
+
+    monkeypatch.setattr(LoRA, "merge", untied)
+    with pytest.raises(StorageError):
+        merge(run, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("method", ["adapters", "prefix"])
+def test_a_method_that_cannot_be_merged_says_what_to_do(method, tmp_path, monkeypatch):
+    folder = trained(tmp_path, METHODS[method])
+    with pytest.raises(MethodError, match="cannot be merged.*folder `weights` with peftlab, or train LoRA"):
+        merge(folder, tmp_path / "out")
+
+
+def test_a_folder_of_others_is_never_replaced(run, tmp_path, capfd):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter.txt").write_text("x")
+    for out, message in (
+        (tmp_path / "mine", "contains files that are not a merged model"),
+        (run / "weights" / "merged", "is inside the run"),
+        (tmp_path / "mine" / "letter.txt", "is not a folder"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            merge(run, out, rows=0, overwrite=True)
+    merge(run, tmp_path / "out", rows=0)
+    with pytest.raises(UsageError, match="--overwrite replaces it"):
+        merge(run, tmp_path / "out", rows=0)
+    with pytest.raises(UsageError, match="was trained on plain weights"):
+        merge(run, tmp_path / "other", base="dequantised")
+    assert run_command(["merge", str(run), str(tmp_path / "out"), "--overwrite"]) == 0
+    shown = capfd.readouterr().out
+    assert "passed: the difference of" in shown and max(map(len, shown.splitlines())) <= 80
