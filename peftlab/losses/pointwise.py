@@ -25,8 +25,11 @@ class PointwiseLoss(Loss):
     def predict(self, outputs: torch.Tensor) -> torch.Tensor:
         """Return what the model predicts for each target."""
 
+    def scores(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+        return model(**inputs_of(batch)).logits
+
     def outputs(self, model: nn.Module, batch: Batch) -> torch.Tensor:
-        return model(**inputs_of(batch)).logits.flatten().float()
+        return self.scores(model, batch).flatten().float()
 
     def total(self, model: nn.Module, batch: Batch) -> torch.Tensor:
         return self.compare(self.outputs(model, batch), batch[TARGETS]).sum()
