@@ -46,14 +46,24 @@ class AdamW(Optimizer):
             raise MissingRequirementError(
                 f"training.optimizer: {self.variant} needs CUDA; on {device.type} use bits: 32 and paged: false"
             )
+        return self.build_quantised(groups, settings)
+
+    def build_quantised(self, groups: Groups, settings: dict[str, Any]) -> torch.optim.Optimizer:
+        """Return bitsandbytes' optimiser for these bits and pages."""
         import bitsandbytes
 
-        kinds = {
-            (8, False): bitsandbytes.optim.AdamW8bit,
-            (32, True): bitsandbytes.optim.PagedAdamW,
-            (8, True): bitsandbytes.optim.PagedAdamW8bit,
-        }
-        return kinds[self.bits, self.paged](groups, **settings)
+        from peftlab.optimization.paging import keep_paged
+
+        if not self.paged:
+            return bitsandbytes.optim.AdamW8bit(groups, **settings)
+        kind = bitsandbytes.optim.PagedAdamW8bit if self.bits == 8 else bitsandbytes.optim.PagedAdamW
+        return keep_paged(kind)(groups, **settings)
+
+    def reuse(self, new: torch.optim.Optimizer, former: torch.optim.Optimizer) -> None:
+        from peftlab.optimization.paging import take_over
+
+        if self.paged:  # bitsandbytes never frees pages
+            take_over(new, former)
 
     @property
     def variant(self) -> str:

@@ -35,6 +35,9 @@ class Optimizer(BaseModel):
         """Return the optimiser over parameter groups that have their own `weight_decay`."""
         raise NotImplementedError
 
+    def reuse(self, new: torch.optim.Optimizer, former: torch.optim.Optimizer) -> None:
+        """Give `new` what `former`, an optimiser of the same parameters that ends now, has and would not free."""
+
     def state_tensors(self, count: int) -> dict[str, StateTensor]:
         """Return the state on the device of a float32 parameter of `count` numbers, after the first step."""
         raise NotImplementedError

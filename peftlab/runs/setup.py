@@ -71,7 +71,8 @@ def refuse_endless_warmup(training: Training, steps: int) -> None:
 
 def renew_optimizer(setup: Setup) -> None:
     """Replace the optimiser and the schedule of `setup` with new ones."""
-    setup.optimizer = build_optimizer(setup.model, setup.recipe, setup.world.device)
+    former, setup.optimizer = setup.optimizer, build_optimizer(setup.model, setup.recipe, setup.world.device)
+    setup.recipe.training.optimizer.reuse(setup.optimizer, former)
     setup.schedule = build_schedule(setup.optimizer, setup.recipe.training, setup.steps)
 
 
