@@ -43,18 +43,21 @@ class ParameterReport(Report):
 class DevicePhase(Report):
     """CUDA's measurements of one phase: the allocator's peaks, and what all processes together use of the device.
 
-    `inactive_split_bytes` is the peak of what is free in blocks that other tensors keep from being given back.
+    `inactive_split_bytes` is the peak of what is free in blocks that other tensors keep from being given back: the
+    fragmentation. `outside_bytes` is what was used at the end of the phase and is not the allocator's, other
+    processes included.
     """
 
     allocated_bytes: int
     reserved_bytes: int
     inactive_split_bytes: int
     used_bytes: int
+    outside_bytes: int = 0
 
     @computed_field  # type: ignore[prop-decorator]  # pydantic's documented use, which mypy does not know
     @property
     def fragmentation_bytes(self) -> int:
-        return self.reserved_bytes - self.allocated_bytes
+        return self.inactive_split_bytes
 
 
 PHASES = ("load", "first_step", "steady_step", "evaluation", "generation", "save")

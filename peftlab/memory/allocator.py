@@ -1,11 +1,11 @@
-"""What CUDA's caching allocator reserves beyond what tensors use: a simulation of its pools.
+"""What CUDA's caching allocator cannot release beyond what tensors use: a simulation of its pools.
 
 Rules: c10/cuda/CUDACachingAllocator.cpp of torch 2.13, one stream, default settings.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
+from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterable
 
 from peftlab.memory.constants import (
@@ -19,15 +19,19 @@ from peftlab.memory.constants import (
 
 
 class CachingAllocator:
-    """Segments and the blocks in them; `reserved` and `allocated` in bytes."""
+    """Segments and the blocks in them; `reserved`, `allocated` and `held` in bytes.
+
+    `held` are the segments in which something is allocated: CUDA gives back the others before it runs out of memory.
+    """
 
     def __init__(self) -> None:
-        self.reserved = self.allocated = 0
+        self.reserved = self.allocated = self.held = 0
         self._free: dict[bool, list[tuple[int, int]]] = {True: [], False: []}  # by pool: (size, start)
         self._used: dict[int, tuple[int, int, bool]] = {}  # by owner: (start, size, small)
         self._starts: dict[int, tuple[int, bool]] = {}  # free blocks: start to size and pool
         self._ends: dict[int, int] = {}  # free blocks: end to start
-        self._borders: set[int] = set()  # where segments begin: blocks do not merge across
+        self._borders: list[int] = [0]  # where segments begin: blocks do not merge across
+        self._owners: list[int] = []  # how many blocks of each segment are in use
 
     def allocate(self, owner: int, size: int) -> None:
         size = max(-(-size // ALLOCATION_ROUNDING), 1) * ALLOCATION_ROUNDING
@@ -45,16 +49,18 @@ class CachingAllocator:
             found = size
         self._used[owner] = (start, found, small)
         self.allocated += found
+        self._count(start, 1)
 
     def release(self, owner: int) -> None:
         start, size, small = self._used.pop(owner)
         self.allocated -= size
+        self._count(start, -1)
         end = start + size
-        if end in self._starts and end not in self._borders:
+        if end in self._starts and not self._is_border(end):
             following = self._starts[end][0]
             self._forget(following, end, small)
             size += following
-        if start in self._ends and start not in self._borders:
+        if start in self._ends and not self._is_border(start):
             before = self._ends[start]
             length = self._starts[before][0]
             self._forget(length, before, small)
@@ -68,10 +74,20 @@ class CachingAllocator:
             length = LARGE_SEGMENT
         else:
             length = -(-size // OWN_SEGMENT_ROUNDING) * OWN_SEGMENT_ROUNDING
-        self._borders.add(self.reserved)
         self._remember(length, self.reserved, small)
         self.reserved += length
-        self._borders.add(self.reserved)
+        self._borders.append(self.reserved)
+        self._owners.append(0)
+
+    def _count(self, start: int, change: int) -> None:
+        """Note that a block at `start` came into use, or went out of it."""
+        segment = bisect_right(self._borders, start) - 1
+        length = self._borders[segment + 1] - self._borders[segment]
+        before, self._owners[segment] = self._owners[segment], self._owners[segment] + change
+        self.held += length * ((before + change > 0) - (before > 0))
+
+    def _is_border(self, place: int) -> bool:
+        return self._borders[bisect_left(self._borders, place)] == place
 
     def _remember(self, size: int, start: int, small: bool) -> None:
         insort(self._free[small], (size, start))
@@ -85,15 +101,15 @@ class CachingAllocator:
 
 
 def slack_bytes(events: Iterable[tuple[int, int]]) -> int:
-    """Return what the allocator has reserved at the end beyond the most that was in use at once.
+    """Return by how much the most that the allocator could not release exceeds the most that was in use at once.
 
     `events` are (owner, bytes) in order, bytes negative where the owner frees them.
     """
-    allocator, peak = CachingAllocator(), 0
+    allocator, held, used = CachingAllocator(), 0, 0
     for owner, size in events:
         if size > 0:
             allocator.allocate(owner, size)
-            peak = max(peak, allocator.allocated)
+            held, used = max(held, allocator.held), max(used, allocator.allocated)
         elif size < 0:
             allocator.release(owner)
-    return allocator.reserved - peak
+    return held - used

@@ -27,6 +27,7 @@ def phase_of(stats: Mapping[str, int], free: int, total: int) -> DevicePhase:
         reserved_bytes=stats.get("reserved_bytes.all.peak", 0),
         inactive_split_bytes=stats.get("inactive_split_bytes.all.peak", 0),
         used_bytes=total - free,
+        outside_bytes=max(total - free - stats.get("reserved_bytes.all.current", 0), 0),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -37,18 +37,27 @@ BEFORE = "before"
 """The mark of what is entered before the first phase, and of what belongs to none."""
 
 
+Scratch = Callable[[Any, tuple], int]
+
+
+def no_scratch(operation: Any, args: tuple) -> int:
+    """Return what an operation allocates and frees within itself, where nothing is known of that: 0."""
+    return 0
+
+
 class Ledger(TorchDispatchMode):
     """Records when every storage that an operation makes, real or fake, is allocated and freed, while it is entered.
 
     A storage's category depends on where it was allocated and how long it existed, so it is known at the end.
-    Bytes that an operation allocates and frees within itself (a library's scratch space) are not seen.
+    Bytes that an operation allocates and frees within itself (a library's scratch space) are not seen, but counted
+    as `scratch` says, from an operation and its arguments: they are there while its results are made.
     `resolution` rounds every storage up, as an allocator does; `only` counts what is on one type of device.
     `shortage` is what was allocated, by category, when an operation ran out of memory.
     """
 
-    def __init__(self, resolution: int = 1, only: str | None = None):
+    def __init__(self, resolution: int = 1, only: str | None = None, scratch: Scratch = no_scratch):
         super().__init__()
-        self.resolution, self.only = resolution, only
+        self.resolution, self.only, self.scratch = resolution, only, scratch
         self.shortage: dict[str, int] | None = None
         self.region = "step"
         self._sizes: list[int] = []
@@ -187,9 +196,13 @@ class Ledger(TorchDispatchMode):
             if is_shortage(error):
                 self.shortage = self.held()
             raise
+        passing = self.scratch(func, args)
+        number = self._allocate(passing) if passing else None
         for tensor in tensors_in(result):
             if self._counts(tensor):
                 self.track(tensor)
+        if number is not None:
+            self._deaths[number] = self._tick()
         if func is torch.ops.aten.index_put.default and self._in_backward:
             self._undo_copy(args[0], result)
         return result
@@ -201,12 +214,16 @@ class Ledger(TorchDispatchMode):
         self._in_backward = running
 
     def _enter(self, storage: torch.UntypedStorage, address: int) -> tuple[int, weakref.ref]:
-        number = len(self._sizes)
-        self._sizes.append(-(-storage.nbytes() // self.resolution) * self.resolution)
+        number = self._allocate(storage.nbytes())
+        return number, weakref.ref(storage, lambda _: self._leave(number, address))
+
+    def _allocate(self, size: int) -> int:
+        """Enter bytes that are allocated now, and return their number."""
+        self._sizes.append(-(-size // self.resolution) * self.resolution)
         self._births.append(self._tick())
         self._deaths.append(ALIVE)
         self._regions.append(self._place())
-        return number, weakref.ref(storage, lambda _: self._leave(number, address))
+        return len(self._sizes) - 1
 
     def _leave(self, number: int, address: int) -> None:
         self._deaths[number] = self._tick()

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from peftlab.memory.blueprint import Blueprint
-from peftlab.memory.constants import cuda_constants
+from peftlab.memory.constants import NCCL_BUFFERS, cuda_constants
 from peftlab.memory.depth import Segments
 from peftlab.memory.generation import UnmeasuredError
 from peftlab.memory.ledger import CATEGORIES
@@ -41,17 +41,18 @@ def predict(
     if strategy is not None and devices > 1:
         state = _state(blueprint, phases)
         phases = {phase: _shared(part, strategy, state, devices) for phase, part in phases.items()}
-    constants = cuda_constants(capability) if work.cuda else None
-    if constants is not None:
-        for part in phases.values():
-            part[CATEGORIES.index("workspace")] += constants.cublas_workspace
     phases |= _other_phases(blueprint, segments, phases)
+    constants = cuda_constants(capability, blueprint.recipe.run.deterministic) if work.cuda else None
+    if constants is not None:
+        for phase in phases.keys() - {"load"}:
+            phases[phase][CATEGORIES.index("workspace")] += constants.cublas_workspaces
     peaks = {phase: part[:, part.sum(0).argmax()] for phase, part in phases.items()}
     peak = max(peaks.values(), key=lambda column: column.sum())
     overheads = {}
     if constants is not None:
         passing = peak.sum() - segments[("state",)][:, -1].sum()
         overheads = {"allocator_slack": int(trace.slack * max(passing, 0)), "cuda_context": constants.context}
+        overheads |= {"nccl_buffers": NCCL_BUFFERS} if devices > 1 else {}
     return MemoryReport(
         source="predicted",
         device=blueprint.device.type,
@@ -98,11 +99,15 @@ def _other_phases(blueprint: Blueprint, segments: Segments, phases: dict[str, np
 
 
 def _load_peak(blueprint: Blueprint, weight_bytes: int) -> int:
-    """Return the peak of loading: the plain model on the CPU; on CUDA one dense weight at a time and its copy."""
+    """Return the peak of loading: the plain model on the CPU; on CUDA one dense weight at a time and its copy.
+
+    Random weights are drawn on the device, so that there all of the plain model is on CUDA too.
+    """
     load = blueprint.load
     if blueprint.recipe.method.base_format == "plain":
         return load.plain
-    return weight_bytes + load.largest if blueprint.device.type == "cuda" else load.in_place
+    drawn = blueprint.recipe.model.init == "random"  # on the device, all of it
+    return weight_bytes + load.largest if blueprint.device.type == "cuda" and not drawn else load.in_place
 
 
 def _notes(work: Workload, strategy: Strategy | None, devices: int) -> list[str]:

@@ -221,6 +221,43 @@ FORMULAS: dict[str, Callable[..., Any]] = {
 }
 
 
+# bitsandbytes: what its CUDA kernels allocate and free within one operation (backends/cuda/ops.py of 0.50).
+
+# At most so many rows go through a kernel that reads packed weights; for more, a dense weight is made. Some devices
+# switch later: this is the upper bound.
+PACKED_ROWS = 64
+
+
+def _gemm_4bit(rows: torch.Tensor, packed: torch.Tensor, shape: Any, scales: torch.Tensor, *_: Any) -> int:
+    if rows.shape[:-1].numel() <= PACKED_ROWS:
+        return 0
+    return prod(shape) * rows.itemsize + 2 * 4 * -(-prod(shape) // BLOCK)
+
+
+def _int8_rows(rows: torch.Tensor, *_: Any) -> int:
+    """The absolute values, and where they are outliers."""
+    return rows.numel() * (rows.itemsize + 1)
+
+
+def _int8_product(rows: torch.Tensor, _: torch.Tensor, weight: torch.Tensor, *__: Any) -> int:
+    """The product in int32, and it in float16 where another type is asked for."""
+    count = rows.shape[:-1].numel() * weight.shape[0]
+    return count * (4 + (0 if rows.dtype == torch.float16 else 2))
+
+
+SCRATCH: dict[str, Callable[..., int]] = {
+    "bitsandbytes::gemm_4bit": _gemm_4bit,
+    "bitsandbytes::int8_vectorwise_quant": _int8_rows,
+    "bitsandbytes::int8_mixed_scaled_mm": _int8_product,
+}
+
+
+def cuda_scratch(operation: Any, args: tuple) -> int:
+    """Return the bytes that an operation allocates on CUDA and frees again before it returns, beside its results."""
+    count = SCRATCH.get(operation.name())
+    return count(*args) if count is not None else 0
+
+
 # bitsandbytes: quantised weights with their scales.
 
 

@@ -12,7 +12,9 @@ from peftlab.memory.cuda import read_phase
 from peftlab.memory.generation import UnmeasuredError
 from peftlab.memory.ledger import BEFORE, Ledger
 from peftlab.reports import PHASES, DevicePhase, MemoryReport
-from peftlab.world.hardware import reset_allocator_peaks
+from peftlab.world.hardware import other_processes_bytes, reset_allocator_peaks
+
+OTHERS_UNKNOWN = "what other processes use of the device is not known, and counts as outside the allocator"
 
 
 class Probe:
@@ -63,23 +65,29 @@ class Probe:
     def report(self) -> MemoryReport:
         """Return the phases' memory; on CUDA the allocator's peaks, whose excess over the ledger is the residual."""
         report = self.ledger.report().model_copy(update={"notes": list(self.notes)})
-        return with_device(report, self._device_phases)
+        others = other_processes_bytes(self.device) if self._device_phases else None
+        return with_device(report, self._device_phases, others)
 
 
-def with_device(report: MemoryReport, phases: dict[str, DevicePhase]) -> MemoryReport:
-    """Return a ledger's report with the allocator's peaks in place of its own; unchanged without any."""
+def with_device(report: MemoryReport, phases: dict[str, DevicePhase], others: int | None = None) -> MemoryReport:
+    """Return a ledger's report with the allocator's peaks in place of its own; unchanged without any.
+
+    `others` is what other processes use of the device, None where that is not known: it then counts as outside.
+    """
     if not phases:
         return report
     highest = max(phases.values(), key=lambda phase: phase.allocated_bytes)
+    unknown = [OTHERS_UNKNOWN] if others is None else []
     return report.model_copy(
         update={
             "peak_bytes": highest.allocated_bytes,
             "phases": {name: phase.allocated_bytes for name, phase in phases.items()},
             "device_phases": phases,
             "overheads": {
-                "allocator_slack": highest.fragmentation_bytes,
-                "outside_allocator": max(highest.used_bytes - highest.reserved_bytes, 0),
+                "allocator_slack": highest.inactive_split_bytes,
+                "outside_allocator": max(highest.outside_bytes - (others or 0), 0),
             },
+            "notes": [*report.notes, *unknown],
         }
     )
 

@@ -16,7 +16,7 @@ from peftlab.memory.depth import LayerPlace, Segments, Stack
 from peftlab.memory.fakes import FakeModel
 from peftlab.memory.generation import Answers, write_last_token
 from peftlab.memory.ledger import Ledger, find_body
-from peftlab.memory.private import active_mode, in_backward
+from peftlab.memory.private import active_mode, cuda_scratch, in_backward
 from peftlab.optimization.step import Stepper, optimizer_step
 from peftlab.optimizers import AdamW, Optimizer
 from peftlab.tasks import DEFAULT_TASK, TASKS, Task
@@ -99,7 +99,7 @@ def _slack(segments: Segments, ledger: Ledger) -> float:
 
 def _trace(model: nn.Module, work: Workload, stack: Stack, longer: int | None) -> tuple[Segments, Ledger]:
     kept = stack.keep(longer)
-    ledger = Ledger(ALLOCATION_ROUNDING if work.cuda else 1)
+    ledger = Ledger(ALLOCATION_ROUNDING, scratch=cuda_scratch) if work.cuda else Ledger()
     parts = _stepper(model, work)
     with ledger.watch(model, parts.optimizer), _marking(model, kept, ledger) as marker, ledger:
         ledger.mark(("state",))

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from peftlab.data.dataset import Dataset
 from peftlab.errors import OutOfMemoryError
+from peftlab.memory.constants import cuda_constants
 from peftlab.memory.fakes import UnpredictableError
 from peftlab.memory.fit import largest_split, remedies, with_settings
 from peftlab.memory.private import explain_failure
@@ -27,7 +28,7 @@ def open_run_planner(recipe: Recipe, dataset: Dataset, world: World) -> Planner:
         world.device,
         processes=world.processes,
         capability=capability,
-        capacity_bytes=usable_bytes(recipe, world),
+        capacity_bytes=usable_bytes(recipe, world, capability),
         dataset=dataset,
     )
 
@@ -70,9 +71,13 @@ def split_to_fit(recipe: Recipe, planner: Planner, memory: dict[str, MemoryRepor
     return split
 
 
-def usable_bytes(recipe: Recipe, world: World) -> int:
-    """Return the memory that each process may use: the least of all, so that all make the same plan."""
-    least = min(world.gather([world.free_bytes()]))
+def usable_bytes(recipe: Recipe, world: World, capability: tuple[int, int] = DEFAULT_CAPABILITY) -> int:
+    """Return the memory that each process may use: the least of all, so that all make the same plan.
+
+    On CUDA with the context, which exists by now and is no longer free: a plan counts it, as it must for a GPU by name.
+    """
+    context = cuda_constants(capability).context if world.device.type == "cuda" else 0
+    least = min(world.gather([world.free_bytes() + context]))
     return least if recipe.run.memory is None else min(least, parse_budget(recipe.run.memory).bytes)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ CONTROL_GROUPS = (
     (Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"), Path("/sys/fs/cgroup/memory/memory.usage_in_bytes")),
 )
 SNAPSHOT_EVENTS = 200_000
+NVIDIA_SMI_SECONDS = 5.0
 
 
 def has_cuda() -> bool:
@@ -76,8 +78,14 @@ def total_bytes(device: torch.device) -> int:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Return the memory of a device that is free now; on the CPU what the machine can give without swapping."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_host_bytes()
+    """Return the memory of a device that tensors can use now; on the CPU what the machine can give without swapping.
+
+    What torch's allocator keeps of earlier tensors is free: it uses that first, or gives it back.
+    """
+    if device.type != "cuda":
+        return available_host_bytes()
+    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + cached
 
 
 def used_bytes(device: torch.device) -> int:
@@ -135,9 +143,30 @@ def read_allocator(device: torch.device) -> tuple[Mapping[str, int], int, int]:
     return (torch.cuda.memory_stats(device), *torch.cuda.mem_get_info(device))
 
 
+def other_processes_bytes(device: torch.device) -> int | None:
+    """Return what other processes use of a CUDA device, as nvidia-smi lists them; None where that is not known."""
+    command = ["nvidia-smi", "--query-compute-apps=gpu_uuid,pid,used_gpu_memory", "--format=csv,noheader,nounits"]
+    try:
+        listed = subprocess.run(command, capture_output=True, text=True, timeout=NVIDIA_SMI_SECONDS, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return sum_others(listed, str(torch.cuda.get_device_properties(device).uuid), os.getpid())
+
+
+def sum_others(listed: str, uuid: str, own: int) -> int | None:
+    """Return the bytes of the processes on the device `uuid` beside `own`, from lines of uuid, number and MiB.
+
+    None unless `own` is among them: a container's numbers are not the machine's.
+    """
+    rows = [[part.strip() for part in line.split(",")] for line in listed.splitlines() if uuid in line]
+    sizes = {int(number): int(size) * 2**20 for _, number, size in rows if size.isdigit()}
+    return sum(sizes.values()) - sizes[own] if own in sizes else None
+
+
 def start_allocation_history() -> None:
     """Let CUDA's allocator record what it allocates and frees."""
-    torch.cuda.memory._record_memory_history(max_entries=SNAPSHOT_EVENTS)
+    # Python's stacks alone: C++ ones, the default, cost milliseconds an event to write and are read by nobody here.
+    torch.cuda.memory._record_memory_history(max_entries=SNAPSHOT_EVENTS, stacks="python")
 
 
 def stop_allocation_history(path: Path) -> None:

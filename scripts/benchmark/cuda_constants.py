@@ -22,28 +22,44 @@ from peftlab.memory.constants import (
 from peftlab.memory.probe import Probe
 
 OWN_TENSOR = 33 * MIB
-# Makes a context and one small segment, prints so, and waits for a line of input before it ends.
-CHILD = "import torch; torch.zeros(1, device='cuda'); torch.cuda.synchronize(); print('up', flush=True); input()"
+# Computes what loads the kernels of a training step (cuBLAS, attention, bitsandbytes; they are loaded at first use),
+# prints what the allocator has reserved, and waits for a line of input before it ends.
+CHILD = """
+import contextlib, torch
+from torch.nn import functional
+x = torch.ones(2, 16, 128, 64, dtype=torch.bfloat16, device="cuda", requires_grad=True)
+attended = functional.scaled_dot_product_attention(x, x, x, is_causal=True)
+functional.layer_norm(functional.silu(attended @ x.transpose(2, 3)).float(), (128,)).square().mean().backward()
+torch.optim.AdamW([x], fused=True).step()
+with contextlib.suppress(ImportError):
+    from bitsandbytes import functional as quantised, matmul_4bit
+    packed, state = quantised.quantize_4bit(torch.ones(64, 64, dtype=torch.bfloat16, device="cuda"), quant_type="nf4")
+    matmul_4bit(x, packed.t(), quant_state=state).sum().backward()
+torch.cuda.synchronize()
+print(torch.cuda.memory_reserved(), flush=True)
+input()
+"""
 
 
 def measure_context(device: torch.device) -> int:
-    """Return what a process takes of the device before it does anything: another one is started and looked at."""
+    """Return what a process takes of the device beside its allocator: another one is started and looked at."""
     before = torch.cuda.mem_get_info(device)[0]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen([sys.executable, "-c", CHILD], text=True, **pipes) as child:
-        child.stdout.readline()
+        reserved = int(child.stdout.readline())
         taken = before - torch.cuda.mem_get_info(device)[0]
         child.communicate("\n")
-    return taken - SMALL_SEGMENT
+    return taken - reserved
 
 
-def measure_workspace(device: torch.device) -> int:
-    """Return what the first matrix product leaves allocated beside its result."""
-    left, right = (torch.ones(256, 256, dtype=torch.bfloat16, device=device) for _ in range(2))
+def measure_workspaces(device: torch.device) -> int:
+    """Return what the first matrix product, forward and backward, leaves allocated beside its gradients."""
+    factors = [torch.ones(256, 256, dtype=torch.bfloat16, device=device, requires_grad=True) for _ in range(2)]
     before = torch.cuda.memory_allocated(device)
-    product = left @ right
+    (factors[0] @ factors[1]).sum().backward()
     torch.cuda.synchronize(device)
-    return torch.cuda.memory_allocated(device) - before - product.numel() * product.itemsize
+    gradients = sum(factor.grad.numel() * factor.grad.itemsize for factor in factors)
+    return torch.cuda.memory_allocated(device) - before - gradients
 
 
 def measure_segments(device: torch.device) -> dict[str, int]:
@@ -113,11 +129,11 @@ def main() -> None:
     if options.device == "cuda":
         constants = cuda_constants(torch.cuda.get_device_capability(device))
         # In this order: the workspace must not exist yet when the first product is measured.
-        found |= {"cublas_workspace": measure_workspace(device), "context": measure_context(device)}
+        found |= {"cublas_workspaces": measure_workspaces(device), "context": measure_context(device)}
         found["segments"] = segments = measure_segments(device)
         print(f"{'bytes':<28} {'measured':>14} {'in constants':>14}")
         print(show("context", found["context"], constants.context))
-        print(show("cuBLAS workspace", found["cublas_workspace"], constants.cublas_workspace))
+        print(show("cuBLAS workspaces", found["cublas_workspaces"], constants.cublas_workspaces))
         print(show("smallest allocation", segments["small_allocated"], ALLOCATION_ROUNDING))
         print(show("segment of small ones", segments["small_segment"], SMALL_SEGMENT))
         print(show("segment of large ones", segments["large_segment"], LARGE_SEGMENT))

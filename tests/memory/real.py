@@ -10,12 +10,15 @@ import numpy as np
 import torch
 
 from peftlab.data.token_rows import IGNORED, ClassRow, TextRow, TokenRow
+from peftlab.memory.constants import ALLOCATION_ROUNDING
 from peftlab.memory.ledger import Ledger
+from peftlab.memory.private import cuda_scratch
 from peftlab.models.load import load_model
 from peftlab.optimization.schedule import build_optimizer
 from peftlab.optimization.step import optimizer_step
 from peftlab.recipe.schema import Recipe
 from peftlab.training.setup import Setup
+from tests.simulated_cuda import simulated_cuda
 from tests.training.small import small_setup
 
 CPU = torch.device("cpu")
@@ -132,7 +135,7 @@ def evaluate(setup: Setup) -> None:
     setup.model.eval()
     batch = setup.rows.batches(1)[0]
     counts = [setup.rows.rows[i].supervised for i in setup.rows.numbers(1)[0]]
-    with torch.no_grad():
+    with torch.no_grad(), setup.world.autocast(setup.precision):
         for _ in range(2):
             scored = setup.loss.rows(setup.model, batch, counts)
     del scored
@@ -141,8 +144,21 @@ def evaluate(setup: Setup) -> None:
 def track(recipe: Recipe, ragged: bool) -> Ledger:
     """Return the ledger of a real run: its phases are the segments' keys."""
     setup = prepare(recipe, rows_of(recipe, ragged))
+    return track_setup(setup, Ledger())
+
+
+def track_as_cuda(recipe: Recipe, ragged: bool) -> Ledger:
+    """Return the ledger of a real run on the CPU with CUDA's types, rules, rounding and scratch space."""
+    with simulated_cuda():
+        setup = prepare(recipe, rows_of(recipe, ragged))
+        groups = [{"params": group["params"]} for group in setup.optimizer.param_groups]
+        optimizer = recipe.training.optimizer.plan(groups, "cuda")
+        setup = replace(setup, precision=torch.bfloat16, foreach=True, optimizer=optimizer)
+        return track_setup(setup, Ledger(ALLOCATION_ROUNDING, scratch=cuda_scratch))
+
+
+def track_setup(setup: Setup, ledger: Ledger) -> Ledger:
     setup.model.train()
-    ledger = Ledger()
     with ledger.watch(setup.model, setup.optimizer), ledger:
         ledger.adopt(setup.model, setup.optimizer)
         for number, phase in enumerate(("first_step", "steady_step"), start=1):

@@ -46,6 +46,22 @@ def test_neighbours_that_are_given_back_merge_but_segments_do_not():
     assert allocator.reserved == 70 * MIB
 
 
-def test_slack_is_what_is_reserved_beyond_the_most_in_use():
+def test_slack_is_what_cannot_be_released_beyond_the_most_in_use():
     events = [(0, 8 * MIB), (0, -8 * MIB), (1, 16 * MIB), (1, -16 * MIB)]
     assert slack_bytes(events) == 4 * MIB
+
+
+def test_a_segment_without_a_tensor_is_no_slack_for_cuda_gives_it_back():
+    """Two passing tensors of 30 and 60 MiB, never at once: the first's segment is free when the second needs one."""
+    events = [(0, 30 * MIB), (0, -30 * MIB), (1, 60 * MIB), (1, -60 * MIB)]
+    allocator = CachingAllocator()
+    for owner, size in events[:3]:
+        (allocator.allocate(owner, size) if size > 0 else allocator.release(owner))
+    assert (allocator.reserved, allocator.held, allocator.allocated) == (90 * MIB, 60 * MIB, 60 * MIB)
+    assert slack_bytes(events) == 0
+
+
+def test_one_small_tensor_keeps_its_whole_segment():
+    """2 MiB of a segment of 20 remain in use, so that none of the 20 can be released for the 30."""
+    events = [(0, 2 * MIB), (1, 9 * MIB), (2, 9 * MIB), (1, -9 * MIB), (2, -9 * MIB), (3, 30 * MIB)]
+    assert slack_bytes(events) == 20 * MIB + 30 * MIB - 32 * MIB

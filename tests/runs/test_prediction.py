@@ -1,15 +1,29 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
+import torch
 
 from peftlab.errors import OutOfMemoryError
+from peftlab.memory.constants import cuda_constants
 from peftlab.memory.fit import Change
 from peftlab.methods import METHODS
 from peftlab.reports import PHASES, MemoryReport
 from peftlab.runs.directory import RunDirectory
 from peftlab.runs.display import NoDisplay
+from peftlab.runs.prediction import usable_bytes
 from peftlab.runs.run import train
 from tests.runs.recipes import shallow_recipe
+
+
+def test_on_cuda_a_runs_own_context_is_not_missing_twice():
+    """Of a device 10 GiB are free after the context was made, and a plan counts the context."""
+    world = SimpleNamespace(device=torch.device("cuda"), gather=lambda items: items, free_bytes=lambda: 10 * 2**30)
+    recipe, context = shallow_recipe("lora", "-"), cuda_constants((9, 0)).context
+    assert usable_bytes(recipe, world, (9, 0)) == 10 * 2**30 + context
+    world.device = torch.device("cpu")
+    assert usable_bytes(recipe, world) == 10 * 2**30
 
 
 def planned(method, folder, plan="refuse"):
