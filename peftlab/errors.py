@@ -25,9 +25,13 @@ EXIT_CODES = {
 
 
 class PeftlabError(Exception):
-    """An expected error; its message is one line that says what is wrong, where, and what to do."""
+    """An expected error; its message is one line that says what is wrong, where, and what to do.
+
+    `reported` is whether another process of the launch shows it, or the error that caused it.
+    """
 
     exit_code = 1
+    reported = False
 
 
 @dataclass(frozen=True)

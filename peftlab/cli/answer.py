@@ -61,6 +61,8 @@ def print_error(error: Exception, as_json: bool, debug: bool) -> int:
         print(mask_secrets("".join(traceback.format_exception(error))), file=sys.stderr, end="")
     code = error.exit_code if isinstance(error, PeftlabError) else FAULT
     # Every process of a launch raises these; one of them is enough.
+    if isinstance(error, PeftlabError) and error.reported:
+        return code
     if isinstance(error, RecipeError | UsageError) and not is_main_process():
         return code
     message = str(error) if isinstance(error, PeftlabError) else describe_fault(error)

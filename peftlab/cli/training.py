@@ -80,6 +80,9 @@ def verify_resume(
     stop_after: Annotated[
         int, typer.Option("--stop-after", help="Step after which the run is stopped and resumed.")
     ] = 3,
+    repeat: Annotated[
+        bool, typer.Option("--repeat", help="Also compare two uninterrupted runs first; always done on CUDA.")
+    ] = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> Any:
@@ -89,12 +92,15 @@ def verify_resume(
     load_recipe(recipe, overrides or ())
     from peftlab.runs.verify import verify_resume as verify
 
-    found = verify(recipe, overrides or (), steps=steps, stop_after=stop_after)
+    found = verify(recipe, overrides or (), steps=steps, stop_after=stop_after, repeat=repeat)
     return found, lambda: show_proof(found), 0 if found["exact"] else StorageError.exit_code
 
 
 def show_proof(found: dict[str, Any]) -> None:
-    same = found["compared"] - len(found["differ"])
+    same, repeated = found["compared"] - len(found["differ"]), found["repeat_differs"]
+    if repeated is not None:
+        equal = found["compared"] - len(repeated)
+        print(f"two uninterrupted runs: {equal} of {found['compared']} states are equal to the byte")
     print(
         f"{found['steps']} steps uninterrupted, compared with a stop after step {found['stop_after']} and a resumption:"
     )

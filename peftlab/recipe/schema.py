@@ -148,6 +148,8 @@ class Run(Section):
     """Seed of initialisation, data order and dropout."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device: auto is CUDA if available, else the CPU."""
+    deterministic: bool = False
+    """Use deterministic algorithms only: on CUDA, a run that resumes is exact only with them. Slower."""
     plan: Literal["refuse", "report", "off"] = "refuse"
     """Memory plan before loading: refuse to start a run that will not fit, only report it, or make no plan."""
     memory: str | None = Field(default=None, min_length=1)
@@ -155,7 +157,7 @@ class Run(Section):
     memory_snapshot: bool = False
     """Write the allocations of training to `memory_snapshot.pickle`, for pytorch.org/memory_viz (CUDA; slower)."""
     save_every: PositiveInt | None = None
-    """Steps between checkpoints, from which `train --resume` resumes exactly; trained weights are always saved."""
+    """Steps between checkpoints, from which `train --resume` resumes; trained weights are always saved."""
     keep_checkpoints: PositiveInt = 2
     """Number of latest checkpoints to keep; the best by evaluation loss is kept too."""
     max_seconds: Annotated[float, Field(gt=0)] | None = None

@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from peftlab.training.stop import Stop
 
 
+NOT_REPEATABLE = "CUDA's kernels need not give the same bytes twice; run.deterministic=true makes them"
+
+
 class CheckpointSaver:
     """Saves a run's states: training waits for the copy, and a thread writes it while training continues.
 
@@ -144,5 +147,7 @@ def restore(checkpoint: Checkpoint, setup: Setup, recorder: Recorder, identity: 
     own = checkpoint.path / f"process-{setup.world.process:05}.json"
     if own.exists():
         reasons += restore_process_state(recorder, load_state(checkpoint.path, own.stem))
+    if not setup.world.repeatable:
+        reasons.append(NOT_REPEATABLE)
     recorder.start(setup.steps, done=checkpoint.step)
     return ResumeReport(step=checkpoint.step, exact=not reasons, reasons=reasons)

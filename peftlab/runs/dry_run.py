@@ -30,7 +30,7 @@ def dry_run(recipe: Recipe, *, rows: int = 3, display: Any = None) -> DryRunRepo
     `rows` of them are shown as the model gets them. Raises what the run would raise.
     """
     quiet_libraries()
-    world = open_world(recipe.run.device)
+    world = open_world(recipe.run.device, recipe.run.deterministic)
     refuse_missing_trackers(recipe.run.trackers)
     display = display or open_display(world.is_main)
     for line in world.notes:
@@ -54,6 +54,8 @@ def dry_run(recipe: Recipe, *, rows: int = 3, display: Any = None) -> DryRunRepo
         if is_shortage(error):
             raise explain_shortage(error, watch) from error
         raise
+    finally:
+        world.close()
     return DryRunReport(
         recipe=bench.recipe.model_dump(mode="json"),
         steps=setup.steps,

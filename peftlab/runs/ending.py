@@ -3,8 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import time
 
-from peftlab.errors import DivergedError, LaunchError, OutOfMemoryError, StoppedError, StorageError, one_line
+from peftlab.errors import (
+    DivergedError,
+    LaunchError,
+    OutOfMemoryError,
+    PeftlabError,
+    StoppedError,
+    StorageError,
+    one_line,
+)
 from peftlab.memory.shortage import is_shortage
 from peftlab.reports import Status
 from peftlab.runs.launch import Launch
@@ -13,6 +22,10 @@ from peftlab.runs.shortage import explain_shortage
 from peftlab.secrets import mask_secrets
 from peftlab.training.setup import Setup
 from peftlab.training.stop import Stop
+from peftlab.world.determinism import explain_refusal
+
+# How long a process waits to see whether the main one ends by the same error, and shows it.
+REPORT_SECONDS = 2.0
 
 
 def record_failure(error: BaseException, record: RunRecord, launch: Launch) -> BaseException:
@@ -32,7 +45,25 @@ def record_failure(error: BaseException, record: RunRecord, launch: Launch) -> B
             directory.write_ending(record.world.process, result.status, result.error)
             if 0 in lost:
                 write_for_main(record)
+        if isinstance(failure, PeftlabError):
+            failure.reported = is_reported(failure, record, lost)
     return failure
+
+
+def is_reported(failure: PeftlabError, record: RunRecord, lost: list[int]) -> bool:
+    """Return whether another process shows this error, or its own that was the first, so that it is read once."""
+    if any(record.directory.read_ending(number) for number in lost):
+        return True
+    if record.world.is_main:
+        return False
+    shown, ends = record.directory.read_result(), time.monotonic() + REPORT_SECONDS
+    while not lost and shown.status == "running" and time.monotonic() < ends:  # the main process may have it too
+        time.sleep(REPORT_SECONDS / 20)
+        shown = record.directory.read_result()
+    if shown.status == "running":
+        return False
+    same = shown.error == mask_secrets(str(failure))
+    return not same if lost else same
 
 
 def write_for_main(record: RunRecord) -> None:
@@ -49,7 +80,9 @@ def translate(error: BaseException, record: RunRecord) -> BaseException:
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         return StorageError(f"{where}{error.strerror or one_line(error)}; free some space or check the disk")
-    return explain_shortage(error, record.watch) if is_shortage(error) else error
+    if is_shortage(error):
+        return explain_shortage(error, record.watch)
+    return explain_refusal(error) or error
 
 
 def status_of(error: BaseException) -> Status:

@@ -27,6 +27,7 @@ def describe_environment(world: World) -> dict[str, Any]:
         "versions": {"peftlab": __version__} | {name: library_version(name) for name in LIBRARIES},
         "commit": source_commit(),
         "device": device_name(world.device),
+        "repeatable": world.repeatable,
         "threads": torch.get_num_threads(),
         "strategy": world.strategy,
         "processes": world.processes,

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -168,7 +169,8 @@ def _train(job: Job, resume: bool) -> None:
     try:
         train(load_recipe(job.recipe, job.arguments), name=job.recipe.stem, resume=resume, overwrite=not resume)
     except PeftlabError as error:
-        print(f"{ERROR_PREFIX}{error}", file=sys.stderr, flush=True)
+        if not error.reported:
+            print(f"{ERROR_PREFIX}{error}", file=sys.stderr, flush=True)
         sys.exit(error.exit_code)
 
 
@@ -188,13 +190,20 @@ def share_of_machine(place: int, at_once: int) -> dict[str, str]:
     share: dict[str, str] = {}
     if at_once > 1 and "OMP_NUM_THREADS" not in os.environ:
         share["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // at_once))
-    named = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
-    devices = named or list_cuda_devices()
+    devices = list_cuda_devices()
     if at_once > 1 and len(devices) > 1:
         share["CUDA_VISIBLE_DEVICES"] = devices[place % len(devices)]
     return share
 
 
 def list_cuda_devices() -> list[str]:
-    """Return the CUDA devices' numbers, without importing torch."""
-    return [path.name.removeprefix("nvidia") for path in sorted(Path("/dev").glob("nvidia[0-9]*"))]
+    """Return the CUDA devices that this process may use, as `CUDA_VISIBLE_DEVICES` names them, without torch.
+
+    An empty variable hides all. CUDA counts its devices from 0, whatever the minor numbers of their files are: a
+    container may have `nvidia2` and `nvidia5`.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return [str(number) for number, _ in enumerate(Path("/dev").glob("nvidia[0-9]*"))]
+    # CUDA ignores what comes after an invalid device, such as -1.
+    return list(takewhile(lambda name: name and name != "-1", (name.strip() for name in visible.split(","))))

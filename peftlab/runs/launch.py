@@ -19,7 +19,7 @@ from peftlab.world.base import World
 # A process that fails closes its connections, which the others notice, and ends soon after.
 GONE_SECONDS = 10.0
 # A process whose device waits for a dead one never continues: it is ended after so long.
-STUCK_SECONDS = 20.0
+STUCK_SECONDS = 5.0
 POLL_SECONDS = 0.5
 
 
@@ -74,7 +74,8 @@ class Launch:
                 with contextlib.suppress(Exception):
                     if self.give_up is not None:
                         self.give_up(error)
-                print(f"peftlab: error: {error}", file=sys.stderr, flush=True)
+                if not error.reported:
+                    print(f"peftlab: error: {error}", file=sys.stderr, flush=True)
                 os._exit(error.exit_code)
 
 
@@ -106,7 +107,12 @@ def launched(world: World) -> Iterator[Launch]:
     with Launch(world.processes, find_others(world)) as launch:
         try:
             yield launch
-        except RuntimeError as error:
-            raise launch.explain(error) from error
-        finally:
+        except BaseException as error:
+            failure = launch.explain(error)
+            with contextlib.suppress(Exception):  # the first error is reported
+                world.abort()
+            if failure is error:
+                raise
+            raise failure from error
+        else:
             world.close()

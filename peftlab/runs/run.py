@@ -47,7 +47,7 @@ def train(
     quiet_libraries()
     path = run_path(recipe, name)
     refuse_missing_trackers(recipe.run.trackers)
-    world = open_world(recipe.run.device)
+    world = open_world(recipe.run.device, recipe.run.deterministic)
     with (
         open_stop(recipe.run, world.processes) as stop,
         launched(world) as launch,

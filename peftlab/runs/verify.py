@@ -17,14 +17,15 @@ from peftlab.runs.jobs import Job, run_job
 
 
 def verify_resume(
-    recipe: Path, overrides: Sequence[str] = (), *, steps: int = 6, stop_after: int = 3
+    recipe: Path, overrides: Sequence[str] = (), *, steps: int = 6, stop_after: int = 3, repeat: bool = False
 ) -> dict[str, Any]:
     """Train `steps` steps without a stop, and again with a stop after `stop_after`, each in its own process.
 
     Returns `exact` (whether weights, moments, schedule and random states are the same bytes), the names that
-    `differ`, `compared`, `steps`, `stop_after`, and the `reasons` in the resumed run's record. The recipe's
-    own run directory is not changed. Raises UsageError if no step remains to resume, and StorageError if a run
-    does not end as expected.
+    `differ`, `compared`, `steps`, `stop_after`, and the `reasons` in the resumed run's record. With `repeat`, and
+    always on CUDA, the uninterrupted run is made twice first: `repeat_differs` has the names that differ between
+    those two, which resuming cannot make equal; otherwise it is None. The recipe's own run directory is not changed.
+    Raises UsageError if no step remains to resume, and StorageError if a run does not end as expected.
     """
     if not 0 < stop_after < steps:
         raise UsageError(f"--stop-after must be between 0 and --steps ({steps}), not {stop_after}")
@@ -33,19 +34,34 @@ def verify_resume(
     with tempfile.TemporaryDirectory(prefix="peftlab-verify-") as folder:
         straight, resumed = Path(folder) / "straight", Path(folder) / "resumed"
         run_training(recipe, (*settings, "run.stop_after=null"), straight)
+        repeated = None
+        if repeat or ran_on_cuda(straight):
+            again = Path(folder) / "again"
+            run_training(recipe, (*settings, "run.stop_after=null"), again)
+            repeated = differing(load_final(straight), load_final(again))
         run_training(recipe, (*settings, f"run.stop_after={stop_after}"), resumed, expected="interrupted")
         run_training(recipe, (*settings, "run.stop_after=null"), resumed, resume=True)
         names = differing(load_final(straight), load_final(resumed))
         (report,) = RunDirectory.open(resumed).read_result().resumes
-    differ = sorted(name for name, same in names.items() if not same)
+    differ = unequal(names)
     return {
         "exact": not differ and report.exact,
         "differ": differ,
+        "repeat_differs": None if repeated is None else unequal(repeated),
         "compared": len(names),
         "steps": steps,
         "stop_after": stop_after,
         "reasons": report.reasons,
     }
+
+
+def ran_on_cuda(folder: Path) -> bool:
+    """Return whether a finished run was on a CUDA device."""
+    return RunDirectory.open(folder).read_result().memory["process"].device == "cuda"
+
+
+def unequal(names: dict[str, bool]) -> list[str]:
+    return sorted(name for name, same in names.items() if not same)
 
 
 def run_training(

@@ -6,7 +6,7 @@ To add a strategy: subclass `World` in a file of this folder and add the class t
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
@@ -19,6 +19,7 @@ from torch import nn
 from peftlab.errors import StorageError
 from peftlab.parameters.trainable import trainable_parameters
 from peftlab.world import hardware
+from peftlab.world.determinism import is_repeatable
 from peftlab.world.dtypes import autocast
 
 Item = TypeVar("Item")
@@ -42,6 +43,8 @@ class World(ABC):
     """
 
     strategy: ClassVar[str]
+    undo_settings: Callable[[], None] = staticmethod(lambda: None)
+    """Restores what was set in this process for the run; called when the world is left."""
 
     def __init__(self, accelerator: Accelerator, notes: Sequence[str] = ()):
         self._accelerator = accelerator
@@ -156,6 +159,16 @@ class World(ABC):
         opener.init_trackers(project)
         return list(opener.trackers)
 
+    @property
+    def repeatable(self) -> bool:
+        """Whether a step that is computed again gives the same bytes."""
+        return is_repeatable(self.device)
+
     def close(self) -> None:
         """Leave the other processes: nothing can be exchanged after this."""
+        self.undo_settings()
         self._accelerator.state.destroy_process_group()
+
+    def abort(self) -> None:
+        """Leave after an error, without waiting for a process that may be waiting for this one."""
+        self.close()

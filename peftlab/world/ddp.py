@@ -49,5 +49,14 @@ class Ddp(World):
         """
         return None if distributed.get_backend() == "gloo" else distributed.new_group(backend="gloo")
 
+    def abort(self) -> None:
+        """Leave after an error. NCCL would wait for the others, which wait for this process: it is cut off."""
+        if distributed.get_backend() != "nccl":
+            self.close()  # closing gloo's connections is what tells the others
+            return
+        self.undo_settings()
+        # Not `_abort_process_group`, which fails at the host's group before it reaches NCCL's (torch 2.13).
+        distributed.distributed_c10d._get_default_group()._get_backend(self.device).abort()
+
     def wait(self) -> None:
         self._accelerator.wait_for_everyone()

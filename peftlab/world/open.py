@@ -11,6 +11,7 @@ from accelerate.tracking import filter_trackers
 from peftlab.errors import MissingRequirementError, UsageError
 from peftlab.world.base import World
 from peftlab.world.ddp import Ddp
+from peftlab.world.determinism import use_deterministic_algorithms
 from peftlab.world.hardware import pick_device
 from peftlab.world.request import is_alone_in_a_launch, requested_strategy
 from peftlab.world.single import Single
@@ -23,12 +24,14 @@ ALONE = (
 )
 
 
-def open_world(device: str) -> World:
+def open_world(device: str, deterministic: bool = False) -> World:
     """Return this process's world for `auto`, `cpu` or `cuda`; joins the other processes of the launch.
 
+    `deterministic` makes torch refuse what does not give the same bytes each time, until the world is closed.
     Raises UsageError for a strategy that is not supported and MissingRequirementError for a device that is not here.
     """
     refuse_unsupported(os.environ)
+    undo_settings = use_deterministic_algorithms() if deterministic else None
     request = requested_strategy(os.environ)
     # The training step does its own autocast, so that logits are not copied to float32.
     accelerator = Accelerator(cpu=pick_device(device).type == "cpu", mixed_precision="no")
@@ -36,7 +39,10 @@ def open_world(device: str) -> World:
     if request is None and kind not in ("NO", "MULTI_CPU", "MULTI_GPU"):
         raise UsageError(unsupported(kind, "this machine"))
     strategy = request.strategy if request else "ddp" if accelerator.num_processes > 1 else "single"
-    return STRATEGIES[strategy](accelerator, (ALONE,) if is_alone_in_a_launch(os.environ) else ())
+    world = STRATEGIES[strategy](accelerator, (ALONE,) if is_alone_in_a_launch(os.environ) else ())
+    if undo_settings is not None:
+        world.undo_settings = undo_settings
+    return world
 
 
 def refuse_unsupported(environment: Mapping[str, str] = os.environ) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from peftlab.errors import OutOfMemoryError
+from peftlab.memory.constants import cuda_constants
 from peftlab.methods import METHODS
 from peftlab.recipe.schema import Recipe
 from peftlab.runs.directory import RunDirectory
@@ -30,9 +31,12 @@ def test_every_phase_has_the_allocators_peaks_and_the_plan_is_near_them(tmp_path
     measured, predicted = memory["measured"], memory["predicted"]
     assert measured.device == "cuda" and measured.device_phases.keys() == measured.phases.keys()
     for name, phase in measured.device_phases.items():
-        assert phase.used_bytes >= phase.reserved_bytes >= phase.allocated_bytes == measured.phases[name] > 0
+        assert phase.reserved_bytes >= phase.allocated_bytes == measured.phases[name] > 0
+        assert phase.used_bytes > phase.outside_bytes > 0
     assert measured.peak_bytes == max(measured.phases.values())
-    assert abs(measured.residual_bytes) < 0.1 * measured.peak_bytes
+    # The tracker sees tensors; of the allocator's peak the workspaces of cuBLAS are most of the rest.
+    workspaces = cuda_constants(torch.cuda.get_device_capability()).cublas_workspaces
+    assert abs(measured.residual_bytes - workspaces) < 0.1 * measured.peak_bytes
     assert predicted.phases["steady_step"] == pytest.approx(measured.phases["steady_step"], rel=0.05)
     assert memory["process"].device_phases["training"].allocated_bytes > 0
 

@@ -18,10 +18,7 @@ class Pair:
     def __init__(self, recipe, folder: Path, *, resume: bool = False, overrides_of_second: tuple[str, ...] = ()):
         path = folder / "recipe.yaml"
         path.write_text(dump_recipe(recipe))
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
         self.logs = [folder / f"process-{number}.log" for number in range(2)]
         for log in self.logs:
             log.unlink(missing_ok=True)
@@ -60,6 +57,13 @@ class Pair:
     def wait_for_step(self, step: int) -> None:
         """Return once the run has logged a step."""
         wait_for_step(self.directory, step, lambda: all(process.is_alive() for process in self.processes))
+
+
+def free_port() -> int:
+    """Return the number of a port that nobody uses now."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 def wait_for_step(directory: Path, step: int, alive: Callable[[], bool], seconds: float = 180) -> None:

@@ -15,15 +15,20 @@ import pytest
 import torch
 
 from peftlab.checkpoint.tensors import load_state
+from peftlab.optimization.step import optimizer_step
 from peftlab.recipe.dump import dump_recipe
+from peftlab.recipe.load import load_recipe
 from peftlab.recipe.schema import Recipe
+from peftlab.runs import jobs
 from peftlab.runs import launch as launch_module
 from peftlab.runs.directory import RunDirectory
 from peftlab.runs.display import NoDisplay
+from peftlab.runs.jobs import Job
 from peftlab.runs.run import train
 from peftlab.runs.verify import differing, load_final
+from peftlab.training import loop
 from tests.conftest import REPOSITORY
-from tests.runs.pairs import Pair, wait_for_step
+from tests.runs.pairs import Pair, free_port, wait_for_step
 from tests.runs.recipes import shallow_sections
 
 LONG = 5000
@@ -77,7 +82,7 @@ def test_both_processes_stop_at_a_divergence(tmp_path):
     pair = Pair(small_recipe(tmp_path / "run", learning_rate=1e30, schedule="constant"), tmp_path)
     assert pair.wait() == [6, 6]
     assert pair.result()["status"] == "diverged"
-    assert all("step 2" in output for output in pair.outputs())
+    assert all("step 2" in output for output in pair.outputs()), "each names the rows that it had"
 
 
 def test_a_launcher_that_is_terminated_saves_and_resumes_to_the_same_bytes(tmp_path):
@@ -120,8 +125,8 @@ def test_a_signal_to_one_process_stops_both_at_the_same_step(tmp_path):
     pair.wait_for_step(1)
     pair.processes[1].terminate()
     assert pair.wait() == [143, 143]
-    first, second = (output.splitlines()[-1] for output in pair.outputs())
-    assert first == second and "(signal 15)" in first
+    first, second = pair.outputs()
+    assert "(signal 15)" in first.splitlines()[-1] and not second
     assert pair.result()["status"] == "interrupted"
 
 
@@ -155,7 +160,45 @@ def test_the_record_has_the_error_of_the_process_that_failed_first(tmp_path):
     pair = Pair(small_recipe(tmp_path / "run"), tmp_path, overrides_of_second=(missing,))
     assert pair.wait() == [12, 4]
     record = pair.result()
-    assert record["status"] == "failed" and "missing.jsonl" in record["error"] and record["error"] in pair.outputs()[1]
+    first, second = pair.outputs()
+    assert record["status"] == "failed" and "missing.jsonl" in record["error"] and record["error"] in second
+    assert not first, "the first error is shown once"
+
+
+def fail_in_step(number: int, environment: dict[str, str], recipe: Path, log: Path) -> None:
+    """Be one of two processes; the second runs out of memory in its third step, before gradients are exchanged."""
+
+    def step(parts, batches, *arguments, **options):
+        if number == 1 and parts.progress.step == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB")
+        return optimizer_step(parts, batches, *arguments, **options)
+
+    loop.optimizer_step = step
+    folder = load_recipe(recipe, ()).run.output
+    jobs._train(
+        Job(recipe, (), Path(folder), log, environment | {"RANK": str(number), "LOCAL_RANK": str(number)}), False
+    )
+
+
+def test_an_error_in_one_process_ends_both_in_seconds_with_one_line_of_output(tmp_path):
+    recipe, logs = tmp_path / "recipe.yaml", [tmp_path / f"{number}.log" for number in range(2)]
+    recipe.write_text(dump_recipe(small_recipe(tmp_path / "run", steps=LONG)))
+    environment = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    context = multiprocessing.get_context("forkserver")
+    processes = [
+        context.Process(target=fail_in_step, args=(number, environment, recipe, logs[number])) for number in range(2)
+    ]
+    for process in processes:
+        process.start()
+    processes[1].join(120)
+    failed = time.monotonic()
+    processes[0].join(30)
+    assert time.monotonic() - failed < 15
+    assert [process.exitcode for process in processes] == [12, 7]
+    record = RunDirectory.open(tmp_path / "run").read_result()
+    assert record.status == "out_of_memory" and "Tried to allocate 1.00 GiB" in record.error
+    first, second = (log.read_text() for log in logs)
+    assert "error" not in first and second.count("peftlab: error: ") == 1 and "Tried to allocate" in second
 
 
 def hang(pid: int, word: Path) -> None:

@@ -14,10 +14,12 @@ from peftlab.methods import METHODS
 from peftlab.parameters.trainable import named_parameters
 from peftlab.recipe.schema import Recipe
 from peftlab.runs import training
+from peftlab.runs.checkpoints import NOT_REPEATABLE
 from peftlab.runs.directory import RunDirectory
 from peftlab.runs.display import NoDisplay
 from peftlab.runs.run import train
 from peftlab.runs.verify import differing, load_final
+from peftlab.world.single import Single
 from tests.runs.recipes import METHODS as SETTINGS
 from tests.runs.recipes import RATES
 from tests.simulated_cuda import simulated_cuda, write_config
@@ -105,6 +107,21 @@ def test_a_run_with_cudas_types_is_audited_and_resumes_to_the_byte(
     assert [(report.step, report.exact) for report in resumed.resumes] == [(2, True)]
     same = differing(load_final(tmp_path / "straight"), load_final(tmp_path / "resumed"))
     assert all(same.values()), [name for name, equal in same.items() if not equal]
+
+
+def test_where_steps_are_not_repeatable_a_resumed_run_is_not_called_exact(tmp_path, monkeypatch):
+    monkeypatch.setattr(Single, "repeatable", False)
+    write_config(tmp_path / "none", "none")
+
+    def start(resume: bool, **run: Any):
+        settings = sections(tmp_path, "none", {"type": "lora"}, output=str(tmp_path / "run"), **run)
+        return train(Recipe.model_validate(settings), resume=resume, display=NoDisplay())
+
+    with pytest.raises(StoppedError):
+        start(False, stop_after=2)
+    (report,) = start(True).resumes
+    assert not report.exact and report.reasons == [NOT_REPEATABLE]
+    assert "run.deterministic=true" in NOT_REPEATABLE
 
 
 @pytest.mark.parametrize("precision", ["float32", "float16"])

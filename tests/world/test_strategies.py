@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import socket
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -57,6 +58,21 @@ def exchange_beside_nccl(world: Ddp, number: int) -> list:
         patch.setattr(distributed, "new_group", lambda **options: groups.append(options) or new_group(**options))
         beside = Ddp(world._accelerator)
         return [beside.highest(number), beside.highest(-number), groups]
+
+
+def test_after_an_error_nccl_is_cut_off_and_not_waited_for(monkeypatch):
+    """Its orderly end waits for the other processes, which wait in an exchange that this one will not join."""
+    world, calls = Ddp.__new__(Ddp), []
+    world.device = torch.device("cuda", 0)
+    backend = SimpleNamespace(abort=lambda: calls.append("abort"))
+    monkeypatch.setattr(distributed, "get_backend", lambda: "nccl")
+    group = SimpleNamespace(_get_backend=lambda device: backend)
+    monkeypatch.setattr(distributed.distributed_c10d, "_get_default_group", lambda: group)
+    monkeypatch.setattr(Ddp, "close", lambda self: calls.append("close"))
+    world.abort()
+    monkeypatch.setattr(distributed, "get_backend", lambda: "gloo")
+    world.abort()
+    assert calls == ["abort", "close"]
 
 
 @pytest.fixture(scope="module")
