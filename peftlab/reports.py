@@ -192,8 +192,16 @@ class InferenceReport(Report):
 Status = Literal["running", "finished", "interrupted", "out_of_memory", "diverged", "failed"]
 
 
+Metrics = dict[str, float | None]
+"""Values by the metrics' names; None where one is undefined."""
+
+
 class RunResult(Report):
-    """Everything that is known of one run; `result.json` in its directory."""
+    """Everything that is known of one run; `result.json` in its directory.
+
+    `metrics` are by the time of measurement (`before`, `test_after`), and so is `undefined`, the reason for each
+    metric that has no value. `signatures` are the settings of metrics of generated text, by the metric's name.
+    """
 
     status: Status
     name: str
@@ -205,7 +213,9 @@ class RunResult(Report):
     audit: AuditReport | None = None
     data: dict[str, Any] = Field(default_factory=dict)
     progress: Progress = Field(default_factory=Progress)
-    metrics: dict[str, dict[str, float]] = Field(default_factory=dict)
+    metrics: dict[str, Metrics] = Field(default_factory=dict)
+    undefined: dict[str, dict[str, str]] = Field(default_factory=dict)
+    signatures: dict[str, str] = Field(default_factory=dict)
     examples: list[dict[str, str]] = Field(default_factory=list)
     seconds: dict[str, float] = Field(default_factory=dict)
     inference: InferenceReport | None = None

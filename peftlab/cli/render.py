@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -10,7 +10,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 
 from peftlab.quantities import format_bytes, format_change, format_metric, format_seconds, format_share
-from peftlab.reports import CountRow, InferenceReport, ParameterReport, RunResult
+from peftlab.reports import CountRow, InferenceReport, Metrics, ParameterReport, RunResult
 
 WIDTH = 80
 EXAMPLE_CHARACTERS = 320
@@ -79,7 +79,7 @@ def render_result(result: RunResult) -> RenderableType:
         facts.add_row("inference", describe_inference(result.inference))
     parts: list[RenderableType] = [facts]
     if result.metrics:
-        parts += ["", metrics_table(result.metrics)]
+        parts += ["", metrics_table(result.metrics), *explain_metrics(result.undefined, result.signatures)]
     for example in result.examples[:1]:
         parts += ["", render_example(example)]
     return Group(*parts)
@@ -97,7 +97,7 @@ def describe_inference(report: InferenceReport) -> str:
     return f"{added}; {batch}, {', '.join(times)}{larger}"
 
 
-def metrics_table(metrics: dict[str, dict[str, float]]) -> Table:
+def metrics_table(metrics: Mapping[str, Metrics]) -> Table:
     """Return one row for each metric and one column for each time of measurement."""
     table = plain_table("held out", *(when.replace("_", " ") for when in metrics))
     for name in dict.fromkeys(name for values in metrics.values() for name in values):
@@ -105,8 +105,19 @@ def metrics_table(metrics: dict[str, dict[str, float]]) -> Table:
     return table
 
 
-def render_metrics(metrics: dict[str, float]) -> RenderableType:
-    return metrics_table({"value": metrics})
+def render_metrics(metrics: Metrics, undefined: dict[str, str], signatures: dict[str, str]) -> RenderableType:
+    """Return metrics, then why some have no value, and the settings of those of generated text."""
+    return Group(metrics_table({"value": metrics}), *explain_metrics({"": undefined}, signatures))
+
+
+def explain_metrics(undefined: Mapping[str, dict[str, str]], signatures: dict[str, str]) -> list[str]:
+    """Return a line for each metric without a value, and one for the settings of each metric of generated text."""
+    reasons: dict[str, list[str]] = {}
+    for when, found in undefined.items():
+        for name, reason in found.items():
+            reasons.setdefault(f"{name} is undefined: {reason}", []).append(when.replace("_", " "))
+    lines = [line + (f" ({', '.join(whens)})" if any(whens) else "") for line, whens in reasons.items()]
+    return [*lines, *(f"{name}: {text}" for name, text in signatures.items())]
 
 
 def render_example(example: dict[str, str]) -> RenderableType:

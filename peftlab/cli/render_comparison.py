@@ -19,7 +19,7 @@ from peftlab.cli.render import (
     render_example,
 )
 from peftlab.cli.render_memory import format_error
-from peftlab.reports import MemoryReport, RunResult
+from peftlab.reports import MemoryReport, Metrics, RunResult
 
 if TYPE_CHECKING:
     from peftlab.comparison.rows import Row, Table
@@ -81,7 +81,7 @@ def quality_cells(table: Table, row: Row) -> dict[str, str]:
     first = row.finished[0] if row.finished else None
     result, rate, seeds = first.result if first else None, row.variant.learning_rate, len(table.report.seeds)
     metrics = first.metrics if first else {}
-    before: dict[str, float] = next((metrics[key] for key in ("test_before", "before") if key in metrics), {})
+    before: Metrics = next((metrics[key] for key in ("test_before", "before") if key in metrics), {})
     parameters = first.parameters if first else None
     status = row.trials[0].report.status if row.trials else "failed"
     ended = format_spread([trial.report.test for trial in row.trials if trial.report.test is not None])

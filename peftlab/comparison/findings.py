@@ -15,6 +15,7 @@ from peftlab.comparison.rows import Row, Table
 from peftlab.comparison.statistics import Difference, Estimate, compare_pairs, estimate
 from peftlab.comparison.trials import Trial
 from peftlab.metrics import METRICS, RowScores
+from peftlab.runs.directory import text_scores
 
 
 @dataclass(frozen=True)
@@ -110,11 +111,8 @@ def _part(finished: Sequence[Trial]) -> str:
 
 def _samples(finished: Sequence[Trial], part: str, metric: str, notes: list[str]) -> dict[str, Sample]:
     """Return every metric of one evaluation for all runs: from its rows where all have the same, else as noted."""
-    scores = [trial.scores[part] for trial in finished if part in trial.scores]
-    by_rows: dict[str, Sample] = {}
-    if finished and len(scores) == len(finished) and _same_rows(scores):
-        by_rows = {name: draw_metric(name, scores) for name in row_metrics(scores)}
-    elif finished:
+    by_rows = _drawn(finished, part) | _drawn(finished, text_scores(part))
+    if finished and not by_rows:
         notes.append("not all runs have scores of the same rows: the intervals cover the chance of the seeds alone")
     names = dict.fromkeys([metric, *(name for trial in finished for name in trial.metrics.get(part, {}))])
     values = {
@@ -126,6 +124,15 @@ def _samples(finished: Sequence[Trial], part: str, metric: str, notes: list[str]
         notes.append(f"{metric} has no score of single rows: its intervals cover the chance of the seeds alone")
     # A run's own figure and its rows' agree; where a metric is not asked for, its rows still give it.
     return known | by_rows
+
+
+def _drawn(finished: Sequence[Trial], part: str) -> dict[str, Sample]:
+    """Return every metric that the rows of all runs give; none where not all runs have scores of the same rows."""
+    scores = [trial.scores[part] for trial in finished if part in trial.scores]
+    if not finished or len(scores) < len(finished) or not _same_rows(scores):
+        return {}
+    drawn = {name: draw_metric(name, scores) for name in row_metrics(scores)}
+    return {name: sample for name, sample in drawn.items() if np.isfinite(sample.values).any()}
 
 
 def _same_rows(scores: Sequence[RowScores]) -> bool:

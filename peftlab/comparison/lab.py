@@ -24,7 +24,7 @@ from peftlab.comparison.variants import (
 from peftlab.files import write_atomically
 from peftlab.metrics import METRICS
 from peftlab.recipe.comparison import Variant
-from peftlab.reports import ComparisonReport, RunResult, TrialReport, VariantReport
+from peftlab.reports import ComparisonReport, Metrics, RunResult, TrialReport, VariantReport
 from peftlab.runs.jobs import Ending, Job
 from peftlab.runs.outcomes import read_record
 from peftlab.runs.picture import draw_memory
@@ -138,7 +138,7 @@ class Lab:
         if result is None or result.status != "finished":
             return None
         keys = ("after", "test_after") if part == "validation" else ("test_after", "after")
-        metrics: dict[str, float] = next((result.metrics[key] for key in keys if key in result.metrics), {})
+        metrics: Metrics = next((result.metrics[key] for key in keys if key in result.metrics), {})
         return metrics.get(self.metric)
 
     def choose_learning_rate(self, place: int, variant: Variant) -> float:

@@ -12,6 +12,7 @@ from peftlab.metrics import METRICS, RowScores
 
 Floats = NDArray[np.float64]
 REPLICATES = 2000
+LEAST_DEFINED = 0.5
 CHUNK_CELLS = 4_000_000  # of the drawing: 32 MB at a time, however many rows there are
 
 
@@ -42,14 +43,23 @@ def draw_metric(
     same rows in the same order.
     """
     metric, rows = METRICS[name], runs[0].rows
-    assert metric.sums and metric.value, f"{name} is not a metric of rows"
     classes = np.unique(np.concatenate([run.classes for run in runs]))
-    tables = [metric.sums(run, classes) for run in runs]
-    weights = _drawings(rows, replicates, random or np.random.default_rng(0))
-    with np.errstate(all="ignore"):
-        values = metric.value(np.stack([table.sum(0, dtype=float) for table in tables]))
-        drawn = [metric.value(np.stack([part @ table for table in tables], axis=1)) for part in weights]
-    return Sample(values, np.concatenate(drawn), rows)
+    once = np.ones((1, rows))
+    values = np.concatenate([metric.draw(run, classes, once) for run in runs])
+    drawn = [
+        np.stack([metric.draw(run, classes, weights) for run in runs], axis=1)
+        for weights in _drawings(rows, replicates, random or np.random.default_rng(0))
+    ]
+    return Sample(values, _defined(np.concatenate(drawn), np.isfinite(values)), rows)
+
+
+def _defined(drawn: Floats, known: NDArray[np.bool_]) -> Floats:
+    """Return the drawings without those that leave a metric undefined, such as an F1 without any hit to find.
+
+    All drawings, where most would go; runs that have no value anyway do not count.
+    """
+    kept = np.isfinite(drawn[:, known]).all(1)
+    return drawn[kept] if kept.mean() > LEAST_DEFINED else drawn
 
 
 def _drawings(rows: int, replicates: int, random: np.random.Generator) -> Iterator[Floats]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from peftlab.errors import StorageError
 from peftlab.metrics import RowScores
-from peftlab.reports import ParameterReport, RunResult, TrialReport
+from peftlab.reports import Metrics, ParameterReport, RunResult, TrialReport
 from peftlab.runs.directory import RunDirectory
 
 
@@ -28,7 +28,7 @@ class Trial:
         return self.report.status == "finished" and self.result is not None
 
     @property
-    def metrics(self) -> dict[str, dict[str, float]]:
+    def metrics(self) -> dict[str, Metrics]:
         return self.result.metrics if self.result else {}
 
     @property

@@ -11,7 +11,7 @@ from typing import Any
 
 from peftlab.errors import PeftlabError, UsageError, nearest
 from peftlab.files import write_atomically
-from peftlab.metrics import METRICS
+from peftlab.metrics import METRICS, RENAMED
 from peftlab.recipe.comparison import DEFAULT_RATE_EXTENSIONS, DEFAULT_RATE_FACTORS, DEFAULT_SEEDS, Variant
 from peftlab.recipe.schema import Recipe
 from peftlab.reports import BudgetReport
@@ -101,6 +101,7 @@ def choose_metric(recipes: Sequence[Recipe], wanted: str | None) -> str:
         raise UsageError(f"recipes of different tasks cannot be compared: {', '.join(sorted(tasks))}")
     if any(recipe.data.evaluation is None and recipe.data.test is None for recipe in recipes):
         raise UsageError("a comparison needs evaluation rows in every recipe; set data.evaluation")
+    wanted = RENAMED.get(wanted, wanted) if wanted else None
     if wanted is not None and wanted not in METRICS:
         raise UsageError(f"unknown metric {wanted!r}{nearest(wanted, METRICS)}; known: {', '.join(METRICS)}")
     return wanted or recipes[0].task.default_metric

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -11,11 +13,28 @@ from peftlab.data.dataset import Dataset, Part
 from peftlab.errors import DataError
 from peftlab.evaluation.generate import PLAIN, answer_prompts
 from peftlab.evaluation.scores import score_rows
+from peftlab.evaluation.texts import ScoredTexts, score_texts
 from peftlab.losses.base import Loss
 from peftlab.methods import Prompting
 from peftlab.metrics import METRICS, RowScores, names_that_need
 from peftlab.recipe.schema import Evaluation
+from peftlab.reports import Metrics
 from peftlab.world.base import World
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What was measured on one part of the data: metrics, the reasons for those that are None, and scores by row."""
+
+    metrics: Metrics = field(default_factory=dict)
+    undefined: dict[str, str] = field(default_factory=dict)
+    scores: RowScores | None = None
+    texts: ScoredTexts | None = None
+
+    @property
+    def signatures(self) -> dict[str, str]:
+        """The settings of the metrics of generated text."""
+        return self.texts.signatures if self.texts else {}
 
 
 def evaluate(
@@ -30,17 +49,21 @@ def evaluate(
     precision: torch.dtype = torch.float32,
     batch_size: int,
     prompting: Prompting = PLAIN,
-) -> tuple[dict[str, float], RowScores | None]:
+) -> Evaluated:
     """Return the metrics that `settings` names on one part of the data, and the scores of each of its rows.
 
-    Empty and None without rows. Modes and random state stay. The loss is the sum over all targets by their number.
+    Empty without rows. Modes and random state stay. The loss is the sum over all targets by their number.
     Text metrics come from the first `generation.rows` prompts. With several processes each takes its part of the
     batches; every process returns the same. Raises DataError for a text metric where no row has a prompt.
     """
     rows, prompts = dataset.held_out(part)
     if not rows:
-        return {}, None
-    wanted = settings.metrics if part != "general" else names_that_need("loss", "next_tokens")
+        return Evaluated()
+    wanted = settings.metrics if part != "general" else general_metrics(settings)
+    texts = [name for name in wanted if METRICS[name].texts is not None]
+    if texts and not prompts:
+        raise DataError(f"evaluation.metrics: text metrics need {part} rows with a prompt and its answer")
+    columns = {column for name in wanted if name not in texts for column in METRICS[name].columns}
     scores = score_rows(
         model,
         rows,
@@ -49,16 +72,15 @@ def evaluate(
         world=world,
         precision=precision,
         batch_size=batch_size,
+        tokenizer=tokenizer,
+        columns=columns,
         threshold=settings.threshold,
     )
-    texts = [name for name in wanted if METRICS[name].needs == "texts"]
-    results = {name: METRICS[name].of_rows(scores) for name in wanted if name not in texts}
+    scored = None
     if texts:
         prompts = prompts[: settings.generation.rows]
-        if not prompts:
-            raise DataError(f"evaluation.metrics: text metrics need {part} rows with a prompt and its answer")
         mine = list(range(world.process, len(prompts), world.processes))
-        outputs = answer_prompts(
+        answers = answer_prompts(
             model,
             tokenizer,
             [prompts[i] for i in mine],
@@ -68,7 +90,21 @@ def evaluate(
             prompting=prompting,
             autocast=lambda: world.autocast(precision),
         )
-        answers = [text for _, text in sorted(world.gather(list(zip(mine, outputs, strict=True))))]
-        references = [prompt.references for prompt in prompts]
-        results |= {name: METRICS[name].of_texts(answers, references) for name in texts}
-    return {name: results[name] for name in wanted}, scores
+        everyone = [answer for _, answer in sorted(world.gather(list(zip(mine, answers, strict=True))))]
+        scored = score_texts(texts, prompts, everyone, settings.texts)
+    values = {name: METRICS[name].of_rows(scored.scores if scored and name in texts else scores) for name in wanted}
+    undefined = {name: METRICS[name].undefined for name, value in values.items() if is_undefined(name, value)}
+    metrics = {name: None if name in undefined else value for name, value in values.items()}
+    return Evaluated(metrics, undefined, scores, scored)
+
+
+def is_undefined(name: str, value: float) -> bool:
+    """Return whether a metric has no value; a loss that is NaN has one, and says that the model diverged."""
+    return math.isnan(value) and METRICS[name].undefined != ""
+
+
+def general_metrics(settings: Evaluation) -> list[str]:
+    """Return the metrics of general text: loss and perplexity, and others of next tokens that `settings` names."""
+    plain = METRICS["loss"].columns
+    known = names_that_need("loss", "next_tokens")
+    return [name for name in known if METRICS[name].columns == plain or name in settings.metrics]

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -22,6 +22,17 @@ from peftlab.recipe.schema import Evaluation, Generation
 PLAIN = Prompting()
 
 
+class Answer(NamedTuple):
+    """A generated text, and whether it ended by itself: at an end marker or a stop text, not at its greatest length.
+
+    `cut` is the number of the prompt's tokens for which the model had no positions.
+    """
+
+    text: str
+    ended: bool
+    cut: int = 0
+
+
 def generate_text(
     model: nn.Module,
     tokenizer: Any,
@@ -35,31 +46,66 @@ def generate_text(
     seed: int = 0,
     autocast: Callable[[], AbstractContextManager] = nullcontext,
 ) -> list[str]:
-    """Return the text that `model` writes after each prompt (text, or ids from a chat template).
+    """Return the text that `model` writes after each prompt; see `generate_answers`."""
+    answers = generate_answers(
+        model,
+        tokenizer,
+        prompts,
+        settings,
+        batch_size,
+        prompting=prompting,
+        leads=leads,
+        stop=stop,
+        seed=seed,
+        autocast=autocast,
+    )
+    return [answer.text for answer in answers]
+
+
+def generate_answers(
+    model: nn.Module,
+    tokenizer: Any,
+    prompts: Sequence[str | Sequence[int]],
+    settings: Generation,
+    batch_size: int = 8,
+    *,
+    prompting: Prompting = PLAIN,
+    leads: Sequence[int] | None = None,
+    stop: Sequence[str] = (),
+    seed: int = 0,
+    autocast: Callable[[], AbstractContextManager] = nullcontext,
+) -> list[Answer]:
+    """Return what `model` writes after each prompt (text, or ids from a chat template).
 
     Each answer is what the prompt would get alone: prompts are padded at the left, or where `prompting` (the
-    method's, for a trained model) says that they cannot be, only those of one length share a batch. Sampling is
-    seeded by `seed`, and the caller's random state is left as it was. Prompts that leave too few positions lose
-    their beginning, but for as many tokens as `leads` says of each. Answers end at the model's own ids (see
-    `add_stop_ids`) and at the texts in `stop` and `settings.stop`, which are not part of them. Raises
-    UsageError where `max_new_tokens` alone exceeds the model's positions.
+    method's, for a trained model) says that they cannot be, only those of one length share a batch, or none. Sampling
+    is seeded by `seed`, and the caller's random state is left as it was. Prompts that leave too few positions lose
+    their beginning, but for as many tokens as `leads` says of each (by default the tokenizer's opening one). Answers
+    end at the model's own ids (see `add_stop_ids`) and at the texts in `stop` and `settings.stop`, which are not part
+    of them. Raises UsageError where `max_new_tokens` alone exceeds the model's positions.
     """
     limit = prompt_limit(model, settings, prompting)
-    ids = [
-        encode_prompt(tokenizer, one, limit) if isinstance(one, str) else cut_prompt(one, lead, limit)
-        for one, lead in zip(prompts, leads or [0] * len(prompts), strict=True)
-    ]
+    whole = [encode_prompt(tokenizer, one) if isinstance(one, str) else one for one in prompts]
+    kept = [opening_tokens(ids, tokenizer) for ids in whole] if leads is None else leads
+    ids = [cut_prompt(one, lead, limit) for one, lead in zip(whole, kept, strict=True)]
     ends = [*settings.stop, *stop]
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
-    answers = [""] * len(ids)
+    answers = [Answer("", False)] * len(ids)
     device = next(model.parameters()).device
     config = _generation_config(model, tokenizer, settings)
     with evaluation_mode(model), torch.no_grad(), _seeded(seed, device), autocast():
-        for batch in _split(order, ids, batch_size, padded=prompting.padded):
+        for batch in _split(order, ids, batch_size if prompting.batched else 1, padded=prompting.padded):
             written = _generate(model, [ids[i] for i in batch], config, device, tokenizer, ends)
-            for i, answer in zip(batch, written, strict=True):
-                answers[i] = _before_stop(tokenizer.decode(answer, skip_special_tokens=True), ends).strip()
+            for i, (answer, ended) in zip(batch, written, strict=True):
+                answer_text = tokenizer.decode(answer, skip_special_tokens=True)
+                text = _before_stop(answer_text, ends)
+                answers[i] = Answer(text.strip(), ended or len(text) < len(answer_text), len(whole[i]) - len(ids[i]))
     return answers
+
+
+def opening_tokens(ids: Sequence[int], tokenizer: Any) -> int:
+    """Return how many tokens begin a prompt whatever it says: 1 where it begins with the tokenizer's own."""
+    return int(len(ids) > 0 and ids[0] == getattr(tokenizer, "bos_token_id", None))
 
 
 def add_stop_ids(model: Any, stop_ids: Sequence[int]) -> None:
@@ -98,9 +144,9 @@ def answer_prompts(
     batch_size: int,
     prompting: Prompting,
     autocast: Callable[[], AbstractContextManager],
-) -> list[str]:
+) -> list[Answer]:
     """Return what `model` writes after prompts of `dataset`, ended where its training rows end."""
-    return generate_text(
+    return generate_answers(
         model,
         tokenizer,
         [prompt.input_ids for prompt in prompts],
@@ -129,7 +175,7 @@ def generate_examples(
         model, tokenizer, prompts, dataset, settings, batch_size=batch_size, prompting=prompting, autocast=autocast
     )
     return [
-        {"prompt": prompt.text, "reference": prompt.references[0], "output": output}
+        {"prompt": prompt.text, "reference": prompt.references[0], "output": output.text}
         for prompt, output in zip(prompts, outputs, strict=True)
     ]
 
@@ -215,7 +261,8 @@ def _generate(
     device: torch.device,
     tokenizer: Any,
     texts: Sequence[str],
-) -> Iterator[list[int]]:
+) -> Iterator[tuple[list[int], bool]]:
+    """Yield the ids that `model` adds to each prompt, before any that ends an answer, and whether there is one."""
     input_ids, mask = pad_left(prompts, config.pad_token_id)
     width = input_ids.shape[1]
     stopping = {"stop_strings": list(texts), "tokenizer": tokenizer} if texts else {}
@@ -225,4 +272,4 @@ def _generate(
     ends = set(config.eos_token_id or ())
     for sequence in sequences[:, width:].tolist():
         stop = next((i for i, token in enumerate(sequence) if token in ends), len(sequence))
-        yield sequence[:stop]
+        yield sequence[:stop], stop < len(sequence)

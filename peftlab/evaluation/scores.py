@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,6 +14,7 @@ from peftlab.data.token_rows import TokenRow
 from peftlab.evaluation.generate import evaluation_mode
 from peftlab.losses.base import Loss
 from peftlab.metrics import RowScores
+from peftlab.metrics.tokens import BYTES, WORDS, count_text
 from peftlab.tasks.base import LIKELY
 from peftlab.world.base import World
 
@@ -26,10 +28,13 @@ def score_rows(
     world: World,
     precision: torch.dtype,
     batch_size: int,
+    tokenizer: Any = None,
+    columns: Set[str] = frozenset(),
     threshold: float = LIKELY,
 ) -> RowScores:
     """Return the scores of `rows` in their order, exactly the same however they are spread over processes.
 
+    `columns` are those that metrics read; how many words and bytes a row has is counted only where they are named.
     `threshold` is the probability above which one label of several is predicted.
     """
     batches = evaluation_batches(rows, batch_size, process=world.process, processes=world.processes)
@@ -47,12 +52,24 @@ def score_rows(
             mine.append((row, value, dataset.task.score_row(rows[row], own, dataset.labels, threshold)))
     everyone = sorted(world.gather(mine))
     found = zip(*(values for _, _, values in everyone), strict=True)
-    names = dataset.task.name_columns(dataset.labels)
-    columns = {name: list(column) for name, column in zip(names, found, strict=True)}
+    known = {name: list(column) for name, column in zip(dataset.task.name_columns(dataset.labels), found, strict=True)}
+    if columns & {WORDS, BYTES}:
+        known |= count_texts(rows, tokenizer)
     return RowScores(
         [value for _, value, _ in everyone],
         [row.supervised for row in rows],
-        columns.pop("prediction", None),
-        columns.pop("label", None),
-        dict(columns),
+        known.pop("prediction", None),
+        known.pop("label", None),
+        dict(known),
+        len(dataset.labels) if dataset.labels is not None else None,
     )
+
+
+def count_texts(rows: Sequence[TokenRow], tokenizer: Any) -> dict[str, list[int]]:
+    """Return how many words and bytes the supervised text of each row has, without special tokens."""
+    counts = []
+    for row in rows:
+        ids = row.input_ids[row.supervised_tokens].tolist()
+        text = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        counts.append(count_text(text))
+    return {name: [count[name] for count in counts] for name in (WORDS, BYTES)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import string
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -159,6 +160,17 @@ def metrics_named_once(recipe: Recipe) -> Found:
         yield "evaluation.metrics", "an empty list measures nothing; set at least loss"
     for metric in sorted({metric for metric in metrics if metrics.count(metric) > 1}):
         yield "evaluation.metrics", f"{metric} is named twice"
+
+
+@reads("evaluation.texts", "evaluation.metrics")
+def extraction_is_a_pattern(recipe: Recipe) -> Found:
+    pattern = recipe.evaluation.texts.extract
+    if pattern is None:
+        return
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        yield "evaluation.texts.extract", f"not a regular expression: {error}"
 
 
 @reads("data.format", "data.columns")

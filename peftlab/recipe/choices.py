@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from pydantic_core import PydanticCustomError, core_schema
 
 
 class OneOf:
-    """Annotation of a text that must be one of the names that `names` returns when it is checked."""
+    """Annotation of a text that must be one of the names that `names` returns when it is checked.
 
-    def __init__(self, names: Callable[[], Iterable[str]]):
-        self.names = names
+    `renamed` has names of earlier versions, which become the present ones.
+    """
+
+    def __init__(self, names: Callable[[], Iterable[str]], renamed: Mapping[str, str] | None = None):
+        self.names, self.renamed = names, renamed or {}
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Callable[[Any], Any]) -> Any:
         return core_schema.no_info_after_validator_function(self._check, handler(source))
@@ -21,6 +24,7 @@ class OneOf:
         return {"type": "string", "enum": list(self.names())}
 
     def _check(self, value: str) -> str:
+        value = self.renamed.get(value, value)
         if value not in self.names():
             raise PydanticCustomError("literal_error", "Input should be one of the known names")
         return value

@@ -51,7 +51,7 @@ class Comparison(Section):
     rate_extensions: Annotated[int, Field(ge=0)] = DEFAULT_RATE_EXTENSIONS
     """How often a variant whose best learning rate is the smallest or largest tries one beyond it; not with `rates`."""
     metric: str | None = None
-    """Metric that chooses learning rates and is reported: loss (the default), accuracy (for classifiers), f1, ..."""
+    """Metric that chooses learning rates and is reported: loss (default), accuracy (for classifiers), f1_macro, ..."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from peftlab.methods import AnyMethod
-from peftlab.metrics import METRICS
+from peftlab.metrics import METRICS, RENAMED
+from peftlab.metrics.match import Normalisation
 from peftlab.optimizers import AdamW, AnyOptimizer
 from peftlab.recipe.choices import OneOf
 from peftlab.tasks import DEFAULT_TASK, TASKS, Task, list_formats
@@ -121,15 +122,24 @@ class Generation(Section):
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     """Texts that end an answer, beside the end markers that were supervised and the model's own."""
     rows: PositiveInt = 64
-    """Evaluation rows for which answers are generated, for exact match, BLEU and ROUGE."""
+    """Evaluation prompts for which answers are generated, for the metrics of generated text."""
     examples: Annotated[int, Field(ge=0)] = 2
     """Generated examples to keep in the result."""
+
+
+class Texts(Section):
+    normalise: tuple[Normalisation, ...] = ()
+    """What `exact_match` and `token_f1` ignore: case, punctuation, English articles, the way numbers are written."""
+    extract: str | None = Field(None, min_length=1)
+    """Regular expression for what `exact_match` and `token_f1` compare: its first group, or all that it matches."""
+    bleu_tokenizer: Literal["auto", "13a", "intl", "zh", "ja-mecab", "ko-mecab", "char", "none"] = "auto"
+    """Tokenizer of sacreBLEU; auto chooses it for the script of the references."""
 
 
 class Evaluation(Section):
     every: PositiveInt | None = None
     """Steps between evaluations; one before and one after training are always made."""
-    metrics: tuple[Annotated[str, OneOf(lambda: METRICS)], ...] = ("loss",)
+    metrics: tuple[Annotated[str, OneOf(lambda: METRICS, RENAMED)], ...] = ("loss",)
     """Metrics of the evaluation rows."""
     threshold: float = Field(default=LIKELY, gt=0, lt=1)
     """Probability above which a label is predicted, where a text may have several labels."""
@@ -139,6 +149,8 @@ class Evaluation(Section):
     """After training, time a forward pass of the result, of the base model, and of the two merged."""
     generation: Generation = Generation()
     """Generation of text."""
+    texts: Texts = Texts()
+    """How generated texts are compared with the references."""
 
 
 class Run(Section):

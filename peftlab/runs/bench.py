@@ -12,10 +12,9 @@ from torch import nn
 
 from peftlab.data.dataset import Dataset, Part, load_examples, tokenise
 from peftlab.errors import DataError, MethodError
-from peftlab.evaluation.evaluate import evaluate
+from peftlab.evaluation.evaluate import Evaluated, evaluate
 from peftlab.evaluation.generate import add_stop_ids, generate_examples
 from peftlab.memory.probe import Probe
-from peftlab.metrics import RowScores
 from peftlab.models.load import LoadedModel, fit_tokenizer, load_tokenizer
 from peftlab.models.recompute import recompute_activations
 from peftlab.optimization.dropout import disable_dropout
@@ -66,10 +65,10 @@ class Bench:
             recompute_activations(model)
         return model.to(self.device), report
 
-    def evaluate(self, model: nn.Module, part: Part = "evaluation") -> tuple[dict[str, float], RowScores | None]:
+    def evaluate(self, model: nn.Module, part: Part = "evaluation") -> Evaluated:
         """Return the recipe's metrics of `model` on a part of the data, divided among all processes, and by row.
 
-        Empty and None where the recipe has no such rows.
+        Empty where the recipe has no such rows.
         """
         return evaluate(
             model,

@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,22 @@ from peftlab.reports import RunResult, Status
 from peftlab.runs.identity import refuse_changed_recipe
 
 MARKER = ".peftlab"
+GENERATIONS = "generations.jsonl"
 SNAPSHOT = "memory_snapshot.pickle"
-OWN_FILES = ("result.json", "recipe.yaml", "metrics.jsonl", "scores.json", "loss.png", SNAPSHOT)
+OWN_FILES = ("result.json", "recipe.yaml", "metrics.jsonl", "scores.json", GENERATIONS, "loss.png", SNAPSHOT)
 OWN_FOLDERS = ("weights", "checkpoints", "trackers")
 # Temporary names of `write_atomically` and `writing`, which remain when a process is killed.
 HALF_MARKER = re.compile(r"\.\.peftlab\.\d+")
-HALF_FILE = re.compile(r"\.(\.peftlab|result\.json|recipe\.yaml|metrics\.jsonl)\.\d+|\.process-\d{5}\.json(\.\d+)?")
+HALF_FILE = re.compile(
+    r"\.(\.peftlab|result\.json|recipe\.yaml|metrics\.jsonl|scores\.json|generations\.jsonl)\.\d+"
+    r"|\.process-\d{5}\.json(\.\d+)?"
+)
 HALF_FOLDER = re.compile(r"\.(weights|checkpoints|trackers)\.[a-z0-9_]{8}")
+
+
+def text_scores(when: str) -> str:
+    """Return the name in `scores.json` of the scores of generated texts at one time of measurement."""
+    return f"{when}_texts"
 
 
 class RunDirectory:
@@ -39,6 +48,7 @@ class RunDirectory:
         self.result = path / "result.json"
         self.metrics = path / "metrics.jsonl"
         self.scores = path / "scores.json"
+        self.generations = path / GENERATIONS
         self.picture = path / "loss.png"
         self.memory_snapshot = path / SNAPSHOT
         self.weights = path / "weights"
@@ -155,6 +165,20 @@ class RunDirectory:
         """Add the scores by row of one evaluation to those of the others."""
         kept = json.loads(self.scores.read_text(encoding="utf-8")) if self.scores.exists() else {}
         write_atomically(self.scores, json.dumps(kept | {name: scores}) + "\n")
+
+    def add_generations(self, when: str, rows: Sequence[dict[str, Any]]) -> None:
+        """Replace the generated texts of one evaluation, a line each, and keep those of the others."""
+        kept = [line for line in self._read_generations() if json.loads(line)["when"] != when]
+        lines = [json.dumps({"when": when, **row}, ensure_ascii=False) for row in rows]
+        write_atomically(self.generations, "".join(f"{line}\n" for line in (*kept, *lines)))
+
+    def _read_generations(self) -> list[str]:
+        """Return the lines of generated texts; none where an interrupted run left a file that cannot be read."""
+        try:
+            lines = self.generations.read_text(encoding="utf-8").split("\n")[:-1]
+            return [line for line in lines if isinstance(json.loads(line), dict)]
+        except (OSError, ValueError):
+            return []
 
     @contextlib.contextmanager
     def writing(self, folder: Path) -> Iterator[Path]:

@@ -9,7 +9,10 @@ from torch import nn
 
 from peftlab.data.dataset import Part
 from peftlab.errors import DivergedError
+from peftlab.evaluation.evaluate import Evaluated
+from peftlab.reports import Metrics
 from peftlab.runs.bench import Bench
+from peftlab.runs.directory import text_scores
 from peftlab.runs.record import RunRecord
 from peftlab.training.recorder import Recorder
 
@@ -26,17 +29,36 @@ def evaluate_parts(
     Raises DivergedError for a loss that is not finite.
     """
     for part, prefix in PARTS.items():
-        metrics, scores = bench.evaluate(model, part)
-        if scores is None:
+        found = bench.evaluate(model, part)
+        if found.scores is None:
             continue
-        record.result.metrics[prefix + when] = metrics
-        refuse_not_finite(metrics, part, when)
+        keep_metrics(record, found, prefix + when)
+        refuse_not_finite(found.metrics, part, when)
         if part == "evaluation":
-            recorder.log_evaluation(step, metrics)
+            recorder.log_evaluation(step, found.metrics)
         if record.world.is_main:
-            record.directory.add_scores(prefix + when, scores.dump())
+            write_scores(record, found, prefix + when)
     if bench.dataset.prompts and record.world.is_main:
         keep_examples(record, bench.generate_examples(model), when)
+
+
+def keep_metrics(record: RunRecord, found: Evaluated, when: str) -> None:
+    """Add metrics, the reasons for those without a value, and the settings of text metrics to the record."""
+    result = record.result
+    result.metrics[when] = found.metrics
+    result.undefined.pop(when, None)
+    if found.undefined:
+        result.undefined[when] = found.undefined
+    result.signatures |= found.signatures
+
+
+def write_scores(record: RunRecord, found: Evaluated, when: str) -> None:
+    """Write the scores of rows, and the generated texts with theirs."""
+    assert found.scores is not None, "written only where there are rows"
+    record.directory.add_scores(when, found.scores.dump())
+    if found.texts is not None:
+        record.directory.add_scores(text_scores(when), found.texts.scores.dump())
+        record.directory.add_generations(when, found.texts.rows)
 
 
 def keep_examples(record: RunRecord, examples: list[dict[str, str]], when: When) -> None:
@@ -45,10 +67,10 @@ def keep_examples(record: RunRecord, examples: list[dict[str, str]], when: When)
     record.result.examples = [old | {when: new["output"]} for old, new in zip(kept, examples, strict=True)]
 
 
-def refuse_not_finite(metrics: dict[str, float], part: Part, when: When) -> None:
+def refuse_not_finite(metrics: Metrics, part: Part, when: When) -> None:
     """Raise DivergedError for a loss of the held-out rows of `part` that is not finite."""
     loss = metrics.get("loss", 0.0)
-    if math.isfinite(loss):
+    if loss is None or math.isfinite(loss):
         return
     if when == "before":
         remedy = "before any step: the base model's weights or these rows are damaged; download or create them again"

@@ -75,10 +75,11 @@ class RunRecord:
 
     def reopen(self, former: RunResult, dropped: tuple[str, ...]) -> None:
         """Keep what an interrupted run measured, except the metrics named in `dropped`."""
-        kept = {"metrics", "examples", "seconds", "resumes", "audit"}
+        kept = {"metrics", "undefined", "signatures", "examples", "seconds", "resumes", "audit"}
         self.result = self.result.model_copy(update={name: getattr(former, name) for name in kept})
         for name in dropped:
             self.result.metrics.pop(name, None)
+            self.result.undefined.pop(name, None)
 
     def finish(self) -> None:
         self.result.status = "finished"

@@ -41,7 +41,7 @@ def build_setup(bench: Bench, model: nn.Module, stop: Stop, saver: Saver | None 
         foreach=None,
         steps=steps,
         stop=stop,
-        evaluate=lambda: bench.evaluate(model)[0],
+        evaluate=lambda: bench.evaluate(model).metrics,
         saver=saver or NoSaver(),
     )
 

@@ -1,31 +1,60 @@
-"""Using what a run has trained: evaluate it, generate with it."""
+"""Using what a run has trained: open it, and evaluate it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from peftlab.data.chat import render_prompt
-from peftlab.data.tokens import encode_chat_prompt
+from peftlab.data.dataset import Part
 from peftlab.errors import StorageError, UsageError
-from peftlab.evaluation.generate import add_stop_ids, generate_text
-from peftlab.models.load import load_tokenizer
+from peftlab.evaluation.evaluate import Evaluated
 from peftlab.recipe.load import load_recipe
 from peftlab.recipe.schema import Recipe
+from peftlab.reports import Metrics
 from peftlab.runs.bench import prepare
 from peftlab.runs.directory import RunDirectory
 from peftlab.runs.launch import launched
-from peftlab.runs.loading import fill_trained, load_trained
-from peftlab.tasks.formats import CHAT
-from peftlab.world.dtypes import resolve_types
+from peftlab.runs.loading import fill_trained
 from peftlab.world.open import open_world
 from peftlab.world.quiet import quiet_libraries
 
+# The parts on which a finished run is evaluated again, and the beginnings of the names of their metrics.
+OWN_PARTS: dict[Part, str] = {"evaluation": "", "test": "test_"}
 
-def evaluate(folder: Path, overrides: Sequence[str] = ()) -> dict[str, float]:
+
+def evaluate(folder: Path, overrides: Sequence[str] = ()) -> Metrics:
     """Return the metrics of a run's trained weights on its evaluation and test rows, or on others by `overrides`."""
+    return evaluate_run(folder, overrides).metrics
+
+
+@dataclass(frozen=True)
+class RunEvaluation:
+    """What `evaluate_run` measured: metrics, the reasons for those that are None, settings, generated texts.
+
+    The names of metrics of the test rows begin with `test_`.
+    """
+
+    metrics: Metrics
+    undefined: dict[str, str]
+    signatures: dict[str, str]
+    texts: list[dict[str, Any]]
+
+    @classmethod
+    def join(cls, parts: Mapping[str, Evaluated]) -> RunEvaluation:
+        """Return several parts as one; `parts` has the beginning of each one's names."""
+        return cls(
+            {prefix + name: value for prefix, part in parts.items() for name, value in part.metrics.items()},
+            {prefix + name: reason for prefix, part in parts.items() for name, reason in part.undefined.items()},
+            {name: text for part in parts.values() for name, text in part.signatures.items()},
+            [{"part": prefix.rstrip("_") or "evaluation", **row} for prefix, part in parts.items() if part.texts
+             for row in part.texts.rows],
+        )  # fmt: skip
+
+
+def evaluate_run(folder: Path, overrides: Sequence[str] = ()) -> RunEvaluation:
+    """Return what a run's trained weights reach on its evaluation and test rows, or on others by `overrides`."""
     quiet_libraries()
     directory, recipe = open_run(folder, overrides)
     world = open_world(recipe.run.device)
@@ -34,52 +63,7 @@ def evaluate(folder: Path, overrides: Sequence[str] = ()) -> dict[str, float]:
         if not (bench.dataset.evaluation or bench.dataset.test):
             raise UsageError("this recipe has no evaluation rows; name some, as in data.evaluation=FILE")
         model = fill_trained(recipe, bench.base, directory.weights, bench.device)
-        metrics, _ = bench.evaluate(model)
-        test_metrics, _ = bench.evaluate(model, "test")
-    return metrics | {f"test_{name}": value for name, value in test_metrics.items()}
-
-
-def generate(folder: Path, prompt: str, overrides: Sequence[str] = ()) -> str:
-    """Return the text that a run's model generates for `prompt`; needs no data."""
-    quiet_libraries()
-    refuse_unreadable(prompt)
-    directory, recipe = open_run(folder, overrides)
-    if not recipe.task.generates:
-        raise UsageError(f"{folder} is a {recipe.task.name} run, which generates no text; use `peftlab evaluate`")
-    world, tokenizer = open_world(recipe.run.device), load_tokenizer(recipe.model)
-    types = resolve_types(recipe.model.dtype, recipe.training.precision, world.device)
-    ends = directory.read_result().data.get("train", {})
-    with launched(world):
-        model = load_trained(recipe, directory.weights, world.device)
-        add_stop_ids(model, ends.get("stop_ids", ()))
-        (text,) = generate_text(
-            model,
-            tokenizer,
-            [encode_request(recipe, prompt, tokenizer)],
-            recipe.evaluation.generation,
-            prompting=recipe.method.prompting,
-            stop=ends.get("stop_texts", ()),
-            autocast=partial(world.autocast, types.computation),
-        )
-    return text
-
-
-def encode_request(recipe: Recipe, prompt: str, tokenizer: Any) -> str | list[int]:
-    """Return what the model reads for `prompt`: in a chat, the tokens of a user's first message."""
-    if recipe.data.format != CHAT.name:
-        return prompt
-    messages = [{"role": "user", "content": prompt}]
-    return encode_chat_prompt(tokenizer, render_prompt(messages, tokenizer, recipe.data.template_kwargs))
-
-
-def refuse_unreadable(prompt: str) -> None:
-    """Raise UsageError for a prompt that is empty or not valid UTF-8."""
-    if not prompt.strip():
-        raise UsageError("the prompt is empty; write a text that the model should continue or answer")
-    try:
-        prompt.encode()
-    except UnicodeEncodeError:
-        raise UsageError("the prompt is not valid UTF-8") from None
+        return RunEvaluation.join({prefix: bench.evaluate(model, part) for part, prefix in OWN_PARTS.items()})
 
 
 def open_run(folder: Path, overrides: Sequence[str]) -> tuple[RunDirectory, Recipe]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from peftlab.data.rows import BatchesAhead
 from peftlab.optimization.finite import FiniteGuard
 from peftlab.optimization.step import StepResult, optimizer_step
-from peftlab.reports import Progress
+from peftlab.reports import Metrics, Progress
 from peftlab.training.setup import Setup
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def is_due(step: int, every: int | None) -> bool:
     return every is not None and step % every == 0
 
 
-def note_best(progress: Progress, metrics: dict[str, float]) -> None:
+def note_best(progress: Progress, metrics: Metrics) -> None:
     """Keep the step of the lowest held-out loss."""
     loss = metrics.get("loss")
     if loss is not None and (progress.best_metric is None or loss < progress.best_metric):

@@ -13,7 +13,7 @@ import torch
 
 from peftlab.errors import StorageError
 from peftlab.files import write_atomically
-from peftlab.reports import AuditReport, Progress
+from peftlab.reports import AuditReport, Metrics, Progress
 
 if TYPE_CHECKING:
     from peftlab.training.trackers import Trackers
@@ -95,7 +95,7 @@ class Recorder:
         self._losses, self._counts, self._last = [], [], now
         self._write("train", line)
 
-    def log_evaluation(self, step: int, metrics: dict[str, float]) -> None:
+    def log_evaluation(self, step: int, metrics: Metrics) -> None:
         """Write the metrics of the evaluation rows after a step; the next line's speed starts here."""
         self._write("evaluation", {"step": step, **metrics})
         self._last = time.perf_counter()

@@ -11,7 +11,7 @@ import torch
 from peftlab.data.rows import Rows
 from peftlab.optimization.step import Stepper
 from peftlab.recipe.schema import Recipe
-from peftlab.reports import Progress
+from peftlab.reports import Metrics, Progress
 from peftlab.training.stop import Stop
 
 
@@ -42,6 +42,6 @@ class Setup(Stepper):
     rows: Rows
     steps: int
     stop: Stop
-    evaluate: Callable[[], dict[str, float]]
+    evaluate: Callable[[], Metrics]
     saver: Saver
     progress: Progress = field(default_factory=Progress)

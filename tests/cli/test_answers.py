@@ -92,7 +92,7 @@ def test_check_as_json_is_one_object(answer, recipe):
         (["check", "--jsn"], "No such option: --jsn"),
         (["check", "method.rank=3"], "name at least one recipe file to check"),
         (["compare", "method.rank=3"], "name at least one recipe file to compare"),
-        (["generate", "folder"], "Missing argument 'PROMPT'"),
+        (["generate", "folder"], "give one of a PROMPT, --chat FILE and --prompts FILE"),
     ],
 )
 def test_a_usage_error_is_one_line_and_exit_code_2(answer, arguments, line):
@@ -190,7 +190,8 @@ def test_standard_output_contains_only_the_object_whoever_prints(answer, recipe,
 def test_numbers_that_json_lacks_are_null(answer, recipe, monkeypatch):
     from peftlab.runs import use
 
-    monkeypatch.setattr(use, "evaluate", lambda *_: {"loss": float("nan")})
+    found = use.RunEvaluation({"loss": float("nan")}, {}, {}, [])
+    monkeypatch.setattr(use, "evaluate_run", lambda *_: found)
     _, out, _ = answer("evaluate", recipe, "--json")
     assert json.loads(out, parse_constant=pytest.fail)["metrics"] == {"loss": None}
 

@@ -110,7 +110,15 @@ def test_rows_that_differ_between_runs_are_not_paired(tmp_path):
 def test_classes_give_every_metric_and_no_forgetting(tmp_path):
     table = made(tmp_path, methods=("lora", "bitfit"), rows=80, metric="accuracy", without=("general",))
     findings = find(table)
-    assert set(findings.quality) == {"loss", "perplexity", "accuracy", "f1", "matthews"}
+    assert set(findings.quality) == {
+        "loss",
+        "perplexity",
+        "accuracy",
+        "f1_macro",
+        "f1_micro",
+        "f1_weighted",
+        "matthews",
+    }
     expected = np.mean([trial.metrics["test_after"]["accuracy"] for trial in table.rows[0].trials])
     assert findings.quality["accuracy"]["lora"].mean == pytest.approx(expected)
     assert findings.general_change == {}
@@ -198,3 +206,25 @@ def test_an_interval_ends_where_its_metric_does():
     assert found["prefix"].low < 0 and found["prefix"].high > 1
     clipped = within(found, "accuracy")["prefix"]
     assert (clipped.low, clipped.high, clipped.mean) == (0.0, 1.0, found["prefix"].mean)
+
+
+def test_rows_of_generated_texts_are_drawn_like_any_others(tmp_path):
+    """Two equal methods: which prompts were drawn is chance, and the seeds alone do not show it."""
+    folder = Maker(tmp_path, methods=("lora", "bitfit"), rows=40, without=("general",)).write()
+    right = {"lora": [1.0] * 20 + [0.0] * 20, "bitfit": [1.0] * 16 + [0.0] * 24}
+    for run in (folder / "runs").iterdir():
+        own = right[run.name.partition("-")[0]]
+        stored, result = json.loads((run / "scores.json").read_text()), json.loads((run / "result.json").read_text())
+        stored["test_after_texts"] = {"sums": {"exact_match": own}}
+        result["metrics"]["test_after"]["exact_match"] = sum(own) / len(own)
+        (run / "scores.json").write_text(json.dumps(stored))
+        (run / "result.json").write_text(json.dumps(result))
+    report = json.loads((folder / "comparison.json").read_text()) | {"metric": "exact_match", "higher_is_better": True}
+    (folder / "comparison.json").write_text(json.dumps(report))
+    findings = find(read_table(folder))
+    found = findings.quality["exact_match"]["lora"]
+    assert found.mean == 0.5 and found.of_rows
+    # 40 rows, each 0 or 1: the interval of a share of one half
+    half = stats.t.ppf(0.975, 39) * (0.25 / 39) ** 0.5
+    assert found.high - found.mean == pytest.approx(half, rel=0.06)
+    assert not findings.notes

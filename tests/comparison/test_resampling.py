@@ -12,7 +12,9 @@ from peftlab.metrics import METRICS, RowScores, names_that_need
 
 ORACLES = {
     "accuracy": accuracy_score,
-    "f1": lambda label, prediction: f1_score(label, prediction, average="macro", zero_division=0.0),
+    "f1_macro": lambda label, prediction: f1_score(
+        label, prediction, average="macro", labels=range(6), zero_division=0.0
+    ),
     "matthews": matthews_corrcoef,
 }
 
@@ -20,7 +22,7 @@ ORACLES = {
 def classified(random, rows=40, classes=4):
     label, guess = random.integers(classes, size=(2, rows))
     prediction = np.where(random.uniform(size=rows) < 0.6, label, guess)
-    return RowScores(np.ones(rows), np.ones(rows), prediction, label)
+    return RowScores(np.ones(rows), np.ones(rows), prediction, label, labels=6)
 
 
 @pytest.mark.parametrize("name", ORACLES)
@@ -75,7 +77,7 @@ def test_a_change_is_drawn_together_only_where_its_rows_are_one():
 def test_rows_without_classes_give_losses_only():
     plain, classes = RowScores(np.ones(3), np.ones(3)), classified(np.random.default_rng(0), rows=3)
     assert row_metrics([plain, classes]) == ["loss", "perplexity"]
-    assert row_metrics([classes]) == list(names_that_need("loss", "next_tokens", "classes"))
+    assert row_metrics([classes]) == ["loss", "perplexity", *names_that_need("classes")]
 
 
 @pytest.mark.parametrize("stored", [

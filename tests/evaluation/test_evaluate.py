@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import math
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
+import sacrebleu
 import torch
 from transformers import BertConfig, BertForSequenceClassification
 
 from peftlab.data.dataset import load_data
 from peftlab.errors import DataError
-from peftlab.evaluation.evaluate import evaluate
-from peftlab.evaluation.generate import generate_examples
+from peftlab.evaluation.evaluate import evaluate, is_undefined
+from peftlab.evaluation.generate import Answer, generate_examples
 from peftlab.recipe.schema import Data, Evaluation
 from peftlab.tasks import TASKS
 from tests.worlds import PretendedWorld
 
 TEXT = Evaluation(
-    metrics=("loss", "perplexity", "exact_match", "bleu", "rouge"),
+    metrics=("loss", "perplexity", "bits_per_byte", "exact_match", "bleu", "rougeL"),
     generation={"max_new_tokens": 6, "rows": 5, "examples": 2},
 )
 
@@ -47,7 +49,7 @@ def classifier(topics, tokenizer):
 
 
 def run(model, dataset, settings, tokenizer, batch_size=4, **options):
-    return measure(model, dataset, settings, tokenizer, batch_size, **options)[0]
+    return measure(model, dataset, settings, tokenizer, batch_size, **options).metrics
 
 
 def measure(model, dataset, settings, tokenizer, batch_size=4, **options):
@@ -101,7 +103,7 @@ def test_two_processes_measure_exactly_what_one_does(tiny, tokenizer, summaries)
 
 
 def test_class_metrics_are_those_of_each_row_alone(classifier, tokenizer, topics):
-    settings = Evaluation(metrics=("accuracy", "loss", "f1", "matthews"))
+    settings = Evaluation(metrics=("accuracy", "loss", "f1_macro", "matthews"))
     measured = run(classifier, topics, settings, tokenizer, batch_size=7)
     classifier.eval()
     with torch.no_grad():
@@ -110,7 +112,7 @@ def test_class_metrics_are_those_of_each_row_alone(classifier, tokenizer, topics
     losses = [-one.log_softmax(-1)[row.labels].item() for one, row in zip(logits, topics.evaluation, strict=True)]
     assert measured["accuracy"] == pytest.approx(sum(right) / 30)
     assert measured["loss"] == pytest.approx(sum(losses) / 30, rel=1e-5)
-    assert list(measured) == ["accuracy", "loss", "f1", "matthews"]
+    assert list(measured) == ["accuracy", "loss", "f1_macro", "matthews"]
 
 
 def test_dropout_and_random_state_are_left_as_they_were(classifier, tokenizer, topics):
@@ -133,6 +135,35 @@ def test_examples_show_prompt_reference_and_output(tiny, tokenizer, summaries):
     assert [one["prompt"] for one in examples] == [prompt.text for prompt in summaries.prompts[:2]]
     assert [one["reference"] for one in examples] == [prompt.references[0] for prompt in summaries.prompts[:2]]
     assert all(isinstance(one["output"], str) for one in examples)
+
+
+def test_every_answer_is_kept_with_its_references_and_its_own_scores(tiny, tokenizer, summaries):
+    found = measure(tiny, summaries, TEXT, tokenizer)
+    rows = found.texts.rows
+    assert [row["references"] for row in rows] == [list(prompt.references) for prompt in summaries.prompts[:5]]
+    outputs, references = [row["output"] for row in rows], [row["references"] for row in rows]
+    assert found.metrics["bleu"] == sacrebleu.corpus_bleu(outputs, [[known[0] for known in references]]).score
+    assert found.metrics["rougeL"] == pytest.approx(sum(row["scores"]["rougeL"] for row in rows) / 5)
+    assert found.signatures["bleu"].startswith("nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:")
+    assert found.texts.scores.rows == 5 and "bleu_hits_4" in found.texts.scores.sums
+
+
+def test_a_metric_without_a_value_is_none_with_its_reason(tiny, tokenizer, summaries, monkeypatch):
+    monkeypatch.setattr("peftlab.evaluation.evaluate.answer_prompts", lambda *_, **__: [Answer("one", True)] * 5)
+    short = replace(summaries, prompts=[replace(prompt, references=("one",)) for prompt in summaries.prompts])
+    found = measure(tiny, short, TEXT, tokenizer)
+    assert found.metrics["bleu"] is None and "four tokens" in found.undefined["bleu"]
+    assert found.metrics["exact_match"] == 1.0 and found.texts.rows[4]["scores"]["bleu"] == pytest.approx(100)
+    assert list(found.undefined) == ["bleu"] and not is_undefined("loss", math.nan)
+
+
+def test_bits_per_byte_are_of_the_supervised_text(tiny, tokenizer, summaries):
+    found = measure(tiny, summaries, Evaluation(metrics=("loss", "bits_per_byte", "word_perplexity")), tokenizer)
+    texts = [tokenizer.decode([i for i in row.labels if i >= 0], skip_special_tokens=True)
+             for row in summaries.evaluation]  # fmt: skip
+    loss = sum(found.scores.loss)
+    assert found.metrics["bits_per_byte"] == pytest.approx(loss / sum(len(t.encode()) for t in texts) / math.log(2))
+    assert found.metrics["word_perplexity"] == pytest.approx(math.exp(loss / sum(len(t.split()) for t in texts)))
 
 
 def test_autocast_is_entered_for_losses_and_for_text(tiny, tokenizer, summaries):
@@ -172,15 +203,16 @@ def test_the_test_part_and_general_text_are_measured_by_themselves(tiny, tokeniz
         TASKS["causal-lm"],
         0,
     )
-    metrics, scores = measure(tiny, dataset, Evaluation(), tokenizer, part="test")
-    assert (metrics, scores) == measure(tiny, twin, Evaluation(), tokenizer)
+    found = measure(tiny, dataset, Evaluation(), tokenizer, part="test")
+    scores = found.scores
+    assert found == measure(tiny, twin, Evaluation(), tokenizer)
     assert len(scores.loss) == len(dataset.test) == 4 and scores.prediction is None and not scores.sums
-    general, text_scores = measure(tiny, dataset, Evaluation(metrics=("bleu",)), tokenizer, part="general")
-    assert list(general) == ["loss", "perplexity"] and text_scores.count == [63, 63, 63]
+    general = measure(tiny, dataset, Evaluation(metrics=("bleu", "bits_per_byte")), tokenizer, part="general")
+    assert list(general.metrics) == ["loss", "perplexity", "bits_per_byte"] and general.scores.count == [63, 63, 63]
 
 
 def test_scores_are_each_row_alone_and_in_the_order_of_the_rows(classifier, tokenizer, topics):
-    _, scores = measure(classifier, topics, Evaluation(), tokenizer, batch_size=7)
+    scores = measure(classifier, topics, Evaluation(), tokenizer, batch_size=7).scores
     columns = (scores.prediction, scores.label)
     for row, loss, prediction, label in zip(topics.evaluation, scores.loss, *columns, strict=True):
         with torch.no_grad():

@@ -27,9 +27,10 @@ from peftlab.reports import PHASES, MemoryReport
 from peftlab.runs.directory import RunDirectory
 from peftlab.runs.display import NoDisplay
 from peftlab.runs.doctor import describe_method
+from peftlab.runs.generation import generate
 from peftlab.runs.plan import plan_methods, relative_step_time
 from peftlab.runs.run import train
-from peftlab.runs.use import evaluate, generate
+from peftlab.runs.use import evaluate
 from peftlab.runs.verify import differing, load_final
 from tests.memory.real import write_model
 from tests.methods import scales

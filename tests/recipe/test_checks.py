@@ -91,9 +91,9 @@ CASES = [
     (["data.format=classification"], "data.format", "needs model.task", "model.task=sequence-classification"),
     (["model.task=sequence-classification"], "data.format", "needs format classification", CLASSIFY[1]),
     (
-        ["evaluation.metrics=[loss, f1]"],
+        ["evaluation.metrics=[loss, f1_macro]"],
         "evaluation.metrics",
-        "f1: only for task seq",
+        "f1_macro: only for task seq",
         "evaluation.metrics=[loss]",
     ),
     (
@@ -107,6 +107,12 @@ CASES = [
         "evaluation.metrics",
         "format text has no answer",
         "data.format=completion",
+    ),
+    (
+        ["evaluation.texts.extract='(#'"],
+        "evaluation.texts.extract",
+        "not a regular expression: missing )",
+        "evaluation.texts.extract='#'",
     ),
     (["evaluation.metrics=[]"], "evaluation.metrics", "measures nothing", "evaluation.metrics=[loss]"),
     (

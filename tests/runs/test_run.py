@@ -13,9 +13,10 @@ from peftlab.recipe.load import load_recipe
 from peftlab.reports import PHASES, RunResult
 from peftlab.runs.directory import RunDirectory
 from peftlab.runs.display import NoDisplay
+from peftlab.runs.generation import generate
 from peftlab.runs.run import train
 from peftlab.runs.setup import count_steps
-from peftlab.runs.use import evaluate, generate
+from peftlab.runs.use import evaluate
 from tests.runs.recipes import short_recipe
 
 

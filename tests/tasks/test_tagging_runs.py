@@ -20,9 +20,10 @@ from peftlab.runs.bench import Bench
 from peftlab.runs.bench import prepare as prepare_bench
 from peftlab.runs.directory import RunDirectory
 from peftlab.runs.display import NoDisplay
+from peftlab.runs.generation import generate
 from peftlab.runs.params import count
 from peftlab.runs.run import train
-from peftlab.runs.use import evaluate, generate
+from peftlab.runs.use import evaluate
 from peftlab.runs.verify import differing, load_final
 from peftlab.world.open import open_world
 from tests.cli.commands import answer_apart

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from random import Random
 
@@ -229,7 +230,7 @@ def test_span_metrics_are_those_counted_by_hand():
     found = {name: METRICS[name].of_rows(scores) for name in ("span_precision", "span_recall", "span_f1")}
     assert found == pytest.approx({"span_precision": 3 / 5, "span_recall": 3 / 4, "span_f1": 2 / 3})
     nothing = RowScores([0.0], [1], sums={name: [0] for name in sums})
-    assert all(METRICS[name].of_rows(nothing) == 0 for name in found)
+    assert all(math.isnan(METRICS[name].of_rows(nothing)) and METRICS[name].undefined for name in found)
     assert all(METRICS[name].suits(scores) and not METRICS[name].suits(RowScores([0.0], [1])) for name in found)
 
 

@@ -177,7 +177,7 @@ def test_f1_of_label_sets_is_that_of_scikit_learn():
     scores = RowScores([0.0] * 60, [4] * 60, sums=sums)
     predicted = np.array([[p > 0.5 for p in probabilities] for probabilities, _ in rows])
     true = np.array([true for _, true in rows])
-    for average in ("micro", "macro"):
+    for average in ("micro", "macro", "weighted"):
         assert METRICS[f"label_f1_{average}"].of_rows(scores) == pytest.approx(
             f1_score(true, predicted, average=average)
         )

@@ -202,7 +202,7 @@ def bits(monkeypatch):
     monkeypatch.setitem(
         METRICS,
         "bits",
-        Metric("bits", "loss", False, (0.0, math.inf), loss.sums, lambda totals: loss.value(totals) / math.log(2)),
+        Metric("bits", ("loss",), False, (0.0, math.inf), loss.sums, lambda totals: loss.value(totals) / math.log(2)),
     )
 
 
@@ -221,7 +221,7 @@ def test_a_metric_is_known_to_every_task_that_gives_what_it_needs(tmp_path, bits
 
 def test_a_metric_is_refused_for_a_task_that_does_not_give_what_it_needs(tmp_path, monkeypatch):
     accuracy = METRICS["accuracy"]
-    monkeypatch.setitem(METRICS, "hits", Metric("hits", "classes", True, (0.0, 1.0), accuracy.sums, accuracy.value))
+    monkeypatch.setitem(METRICS, "hits", Metric("hits", ("classes",), True, (0.0, 1.0), accuracy.sums, accuracy.value))
     path = write_recipe(tmp_path, "sgd")
     with pytest.raises(RecipeError, match="hits: only for task sequence-classification, not causal-lm"):
         load_recipe(path, ["evaluation.metrics=[hits]", "data.evaluation=0.5"])
