@@ -35,11 +35,12 @@ class Sizes(NamedTuple):
 class Prompting(NamedTuple):
     """How generation must treat prompts: a plain model's may be padded at the left, and lose no positions.
 
-    `reserved` positions of the model are the method's own.
+    `reserved` positions of the model are the method's own. Prompts that are not `batched` are answered one by one.
     """
 
     padded: bool = True
     reserved: int = 0
+    batched: bool = True
 
 
 class Method(BaseModel):
@@ -98,9 +99,14 @@ class Method(BaseModel):
         return True
 
     @property
+    def batches_prompts(self) -> bool:
+        """Whether a prompt's answer is the same beside others in a batch."""
+        return True
+
+    @property
     def prompting(self) -> Prompting:
         """How generation must treat prompts with this method."""
-        return Prompting(padded=self.pads_prompts, reserved=self.virtual_tokens)
+        return Prompting(self.pads_prompts, self.virtual_tokens, self.batches_prompts)
 
     @property
     def starts_as_base(self) -> bool:

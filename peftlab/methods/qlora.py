@@ -42,6 +42,11 @@ class QLoRA(LoRA):
         return self.quantization
 
     @property
+    def batches_prompts(self) -> bool:
+        """LLM.int8() computes in 16 bits the input columns that have a large value in any row of the batch."""
+        return self.base_format != "int8"
+
+    @property
     def base_storage(self) -> dict[str, Any]:
         double, dtype = self.double_quantization, self.compute_dtype
         return {"base_format": self.base_format, "double_quantization": double, "compute_dtype": dtype}

@@ -65,7 +65,7 @@ def longest_prompts(recipe: Recipe, dataset: Dataset, model: nn.Module) -> list[
     if not prompts:
         return []
     limit = prompt_limit(model, recipe.evaluation.generation, recipe.method.prompting)
-    batch = recipe.evaluation.batch_size or recipe.training.batch_size
+    batch = (recipe.evaluation.batch_size or recipe.training.batch_size) if recipe.method.batches_prompts else 1
     chosen = sorted((prompt.input_ids[-limit:] for prompt in prompts), key=len, reverse=True)[:batch]
     return chosen if recipe.method.pads_prompts else [one for one in chosen if len(one) == len(chosen[0])]
 

@@ -98,6 +98,7 @@ def test_qlora_tries_each_format_and_the_others_one_variant():
 
 
 def test_only_a_prompt_forbids_padding_and_only_virtual_tokens_reserve_positions():
-    assert Prefix(kind="prompt", length=7).prompting == (False, 7)
-    assert Prefix(length=7).prompting == (True, 7)
-    assert {METHODS[kind]().prompting for kind in METHODS if kind != "prefix"} == {(True, 0)}
+    assert Prefix(kind="prompt", length=7).prompting == (False, 7, True)
+    assert Prefix(length=7).prompting == (True, 7, True)
+    assert {METHODS[kind]().prompting for kind in METHODS if kind != "prefix"} == {(True, 0, True)}
+    assert QLoRA(quantization="int8").prompting == (True, 0, False)
