@@ -12,12 +12,8 @@ def note_data(recipe: Recipe, report: dict[str, Any], processes: int = 1) -> lis
     """Return one line for each thing worth knowing in the report of a data set."""
     parts = {name: part for name, part in report.items() if isinstance(part, dict) and part.get("rows")}
     lines = [line for name, part in parts.items() for line in _note_part(f"data.{name}", part, recipe)]
-    for name, key in (("evaluation", "overlap"), ("test", "test_overlap")):
-        if overlap := report.get(key):
-            rows = report[name]["rows"]
-            lines.append(
-                f"data.{name}: {overlap} of {rows} rows also occur in training, so their loss is too optimistic"
-            )
+    lines += _note_split(report)
+    lines += _note_leaks(report)
     if report.get("dated"):
         lines.append(
             "data.train: the chat template writes today's date, so rows differ from day to day; fix the date by an"
@@ -30,11 +26,42 @@ def note_data(recipe: Recipe, report: dict[str, Any], processes: int = 1) -> lis
     return lines
 
 
+def _note_split(report: dict[str, Any]) -> Iterator[str]:
+    if split := report.get("split"):
+        found = f"data.train: {split['repeated']} rows share their prompt or group with another row"
+        if split["together"]:
+            yield f"{found}; such rows are in one part of the split (data.group_by: row splits by row)"
+        else:
+            yield f"{found}, in groups too large to split by, so parts share prompts; set data.group_by"
+
+
+def _note_leaks(report: dict[str, Any]) -> Iterator[str]:
+    for pair, leaks in report.get("leaks", {}).items():
+        first, second = pair.split("/")
+        rows, where = report[second]["rows"], "training" if first == "train" else f"data.{first}"
+        because = ", so their loss is too optimistic" if first == "train" else ""
+        if leaks["rows"]:
+            yield f"data.{second}: {leaks['rows']} of {rows} rows also occur in {where}{because}"
+        if (prompts := leaks.get("prompts", 0)) > leaks["rows"]:
+            yield f"data.{second}: the prompts of {prompts} of {rows} rows also occur in {where}"
+        if leaks["near"]:
+            yield f"data.{second}: {leaks['near']} of {rows} rows are nearly equal to rows in {where}"
+        if leaks["near"] is None:
+            yield f"data.{second}: too much text to look for rows that are nearly equal to rows in {where}"
+
+
 def _note_part(name: str, part: dict[str, Any], recipe: Recipe) -> Iterator[str]:
     limit, whole = recipe.data.max_length, part["rows"] + part["dropped"]
     if part["truncated"]:
+        turns = f" and {part['cut_turns']:,} messages" if part.get("cut_turns") else ""
+        cut = f" by {part['cut_tokens']:,} tokens{turns}" if part.get("cut_tokens") else ""
         lost = f"; {part['lost_supervised']} of them lost supervised tokens" if part["lost_supervised"] else ""
-        yield f"{name}: {part['truncated']} of {whole} rows are longer than data.max_length ({limit}): cut{lost}"
+        lost += f" ({part['lost_tokens']:,})" if part.get("lost_tokens") else ""
+        yield f"{name}: {part['truncated']} of {whole} rows are longer than data.max_length ({limit}): cut{cut}{lost}"
+    if part.get("chunked"):
+        yield f"{name}: {part['chunked']} texts are longer than data.max_length ({limit}): cut into several rows"
+    if part.get("skipped"):
+        yield f"{name}: {part['skipped']} rows are longer than data.max_length ({limit}): left out (data.long: skip)"
     if part["dropped"]:
         yield f"{name}: {part['dropped']} of {whole} rows are dropped: no token in them is supervised"
     for reason, rows in part.get("reasons", {}).items():

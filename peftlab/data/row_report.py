@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from peftlab.data.dataset import Examples, list_prompts, tokenising
+from peftlab.data.dataset import Examples, tokenising
 from peftlab.data.examples import content_key
 from peftlab.data.token_rows import TokenRow
 from peftlab.data.tokens import REASON
@@ -17,13 +17,16 @@ from peftlab.tasks.formats import Example
 # What a row's own counts say of it, in the order of how much it matters.
 FAULTS = {
     "dropped": "dropped: no token is supervised",
+    "skipped": "skipped: longer than data.max_length",
     "lost_supervised": "cut: supervised tokens are lost",
     "unended": "an answer ends without a supervised end marker",
     "unprompted": "the last answer does not begin as the template's generation prompt has it",
     "straddling": "a token crosses from the prompt into the completion and is not supervised",
     "carried": "the text contains special tokens",
     "unaligned": "a word has no token of its own, so that its tag is ignored",
+    "cut_turns": "the oldest messages are cut",
     "truncated": "cut to data.max_length",
+    "chunked": "cut into several rows",
 }
 
 
@@ -48,9 +51,8 @@ class RowReports:
     def report(self, index: int) -> list[RowReport]:
         """Return what the model gets of one example: a report for each row that it makes, or one without tokens."""
         example, counts = self.part[index], Counter[str]()
-        how = tokenising(self.examples, self.tokenizer, counts)
-        rows = self.examples.task.tokenise([example], how)
-        prompts = list_prompts([example], self.tokenizer, how.max_length, **how.options)
+        how = tokenising(self.examples, self.tokenizer, counts, prompts=True)
+        rows, prompts = self.examples.task.tokenise([example], how)
         prompt = prompts[0].text if prompts else None
         faults = [*self._own_faults(counts), *self._shared_faults(index)]
         if not rows:

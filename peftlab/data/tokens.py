@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
 
-from peftlab.data.chat import ChatSettings, EncodedChat, encode_chats, encode_prompt_text
-from peftlab.data.token_rows import IGNORED, TagRow, TextRow, TokenRow
+from peftlab.data.chat import encode_prompt_text
+from peftlab.data.token_rows import IGNORED, TagRow, TokenRow
 from peftlab.errors import DataError
-from peftlab.tasks.formats import Chat, Completion, Example, Text
+from peftlab.recipe.schema import Data
+from peftlab.tasks.base import Tokenising
+from peftlab.tasks.formats import Completion, Example
 
 TEXTS_AT_ONCE = 1024
+LEAST_CHARACTERS = 4096
 # The beginnings of keys in counts: the reason why a row was dropped, the id of a special token that ends what is
 # supervised, and an end marker that is plain text.
 REASON, STOP, MARKER = "reason: ", "stop: ", "marker: "
@@ -28,143 +32,84 @@ class Rendered:
     spans: Sequence[tuple[int, int]]
 
 
-def tokenise_texts(
-    examples: Sequence[Any],
-    tokenizer: Any,
-    max_length: int,
-    counts: Counter,
-    chat: ChatSettings | None = None,
-) -> list[TokenRow]:
-    """Return one row for each Text, Completion or Chat that keeps a supervised token.
-
-    `chat` says which turns of a chat are supervised.
-    `counts` gains: truncated (rows cut), lost_supervised (rows that lost supervised tokens), straddling
-    (rows in which a token crosses the boundary of prompt and completion; such a token is not supervised),
-    dropped (rows left out, without any supervised token), carried (rows with special tokens in their own text), and
-    each `STOP`. Of chats also: unclear (dropped rows whose answers are not certain, each with its `REASON`), unended
-    (answers without an end marker), unprompted (rows whose last answer does not follow the template's generation
-    prompt) and each `MARKER`. Raises DataError without a fast tokenizer.
-    """
-    check_tokenizer(tokenizer)
-    rows: list[TokenRow] = []
-    if examples and isinstance(examples[0], Chat):
-        encoded = _chat_tokens(examples, tokenizer, counts, chat or ChatSettings())
-    else:
-        encoded = _text_tokens(examples, tokenizer, counts)
-    for ids, supervised, lead in encoded:
-        keep = _cut(supervised, lead, max_length)
-        counts["truncated"] += len(keep) < len(ids)
-        counts["lost_supervised"] += supervised[keep].sum() < supervised.sum()
-        ids, supervised = ids[keep].astype(np.int32), supervised[keep]
-        row = TextRow(ids, np.where(supervised, ids, IGNORED).astype(np.int32))
-        if row.supervised:
-            rows.append(row)
-        else:
-            counts["dropped"] += 1
-    return rows
-
-
-def _text_tokens(
-    examples: Sequence[Text | Completion], tokenizer: Any, counts: Counter
-) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
-    """Yield ids, which of them are supervised, and the number of opening tokens of each text.
-
-    Special tokens at a text's ends that the tokenizer adds too are there once.
-    """
-    eos = tokenizer.eos_token_id
-    for ids, starts, ends, lead, rendered in _encode(_render(examples), tokenizer):
-        supervised, straddles = _mask(starts, ends, rendered.spans)
-        counts["straddling"] += straddles
-        once = _without_doubled(ids, lead, tokenizer)
-        own_end = len(ids) > lead and ids[-1] == eos
-        counts["carried"] += len(once) < len(ids) or own_end
-        ids, supervised = ids[once], supervised[once]
-        if own_end:
-            supervised[-1] = True
-        elif eos is not None:
-            ids, supervised = np.append(ids, eos), np.append(supervised, True)
-        if eos is not None:
-            counts[f"{STOP}{eos}"] += 1
-        yield ids, supervised, lead
-
-
-def _without_doubled(ids: np.ndarray, lead: int, tokenizer: Any) -> np.ndarray:
+def without_doubled(ids: np.ndarray, lead: int, tokenizer: Any) -> np.ndarray:
     """Return the positions to keep of a text that begins with the opening token that the tokenizer adds too."""
     doubled = 0 < lead < len(ids) and ids[lead - 1] == ids[lead] == tokenizer.bos_token_id
     return np.delete(np.arange(len(ids)), lead) if doubled else np.arange(len(ids))
 
 
-def _chat_tokens(
-    examples: Sequence[Chat], tokenizer: Any, counts: Counter, settings: ChatSettings
-) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
-    """Yield ids, which of them are supervised, and how many tokens at the beginning a cut keeps, of each chat."""
-    for one in encode_chats(examples, tokenizer, settings):
-        counts["carried"] += one.carried
-        if one.fault is not None:
-            counts["unclear"] += 1
-            counts[REASON + one.fault] += 1
-        counts["unprompted"] += bool(one.turns) and not one.turns[-1].prompted
-        for turn in one.endings:
-            if turn.stop is not None:
-                counts[f"{STOP}{turn.stop}"] += 1
-            elif turn.marker:
-                counts[MARKER + turn.marker] += 1
-            else:
-                counts["unended"] += 1
-        yield one.ids, one.supervised, one.lead
-
-
 def tokenise_labelled(
-    examples: Sequence[Example],
-    row_class: type[TokenRow],
-    target_of: Callable[[Example], Any],
-    tokenizer: Any,
-    max_length: int,
-    counts: Counter,
+    examples: Sequence[Example], row_class: type[TokenRow], target_of: Callable[[Example], Any], how: Tokenising
 ) -> list[TokenRow]:
     """Return one row for each example of `text` and `text_pair`: special tokens added, cut at the end.
 
-    `target_of` gives a row's `labels`. `counts` gains `truncated`. Raises DataError without a fast tokenizer, or where
-    `max_length` leaves no text.
+    `target_of` gives a row's `labels`. `how.counts` gains `truncated`, and `skipped` where long rows are. Raises
+    DataError without a fast tokenizer, or where `max_length` leaves no text.
     """
+    tokenizer, limit = how.tokenizer, how.section.max_length
     check_tokenizer(tokenizer)
     paired = examples[0].text_pair is not None
-    check_room(tokenizer, max_length, paired=paired)
+    check_room(tokenizer, limit, paired=paired)
+    enough = enough_characters(tokenizer, how.section)
     rows: list[TokenRow] = []
     for chunk in _chunks(examples):
-        texts = [example.text for example in chunk]
-        pairs = [example.text_pair for example in chunk] if paired else None
-        encoded = tokenizer(texts, pairs, truncation=True, max_length=max_length, verbose=False)
+        texts = [example.text[:enough] for example in chunk]
+        pairs = [example.text_pair[:enough] for example in chunk] if paired else None
+        encoded = tokenizer(texts, pairs, truncation=True, max_length=limit, verbose=False)
         for i, example in enumerate(chunk):
-            counts["truncated"] += bool(encoded.encodings[i].overflowing)
+            if _is_skipped(encoded.encodings[i], how):
+                continue
+            how.counts["truncated"] += bool(encoded.encodings[i].overflowing)
             types = np.array(encoded["token_type_ids"][i], np.int32) if paired and "token_type_ids" in encoded else None
             rows.append(row_class(np.array(encoded["input_ids"][i], np.int32), target_of(example), types))
     return rows
 
 
-def tokenise_tagged(
-    examples: Sequence[Example], labels: Sequence[str], tokenizer: Any, max_length: int, counts: Counter
-) -> list[TokenRow]:
+def tokenise_tagged(examples: Sequence[Example], how: Tokenising) -> list[TokenRow]:
     """Return one row for each example of `words` and `tags`: words joined by spaces, a word's tag at its first token.
 
-    `counts` gains `truncated` (rows cut), `lost_supervised` (rows that lost words by the cut), `unaligned` (words that
-    have no token of their own) and `dropped` (rows without a supervised token). Raises DataError without a fast
-    tokenizer, or where `max_length` leaves no text.
+    `how.counts` gains `truncated` (rows cut), `lost_supervised` (rows that lost words by the cut), `unaligned` (words
+    that have no token of their own), `dropped` (rows without a supervised token), and `skipped` where long rows are.
+    Raises DataError without a fast tokenizer, or where `max_length` leaves no text.
     """
+    tokenizer, limit = how.tokenizer, how.section.max_length
     check_tokenizer(tokenizer)
-    check_room(tokenizer, max_length, paired=False)
-    number = {label: index for index, label in enumerate(labels)}
+    check_room(tokenizer, limit, paired=False)
+    number = {label: index for index, label in enumerate(how.labels)}
+    enough = enough_characters(tokenizer, how.section)
     rows: list[TokenRow] = []
     for chunk in _chunks(examples):
-        texts = [" ".join(example.words) for example in chunk]
-        encoded = tokenizer(texts, truncation=True, max_length=max_length, verbose=False)
-        for example, encoding in zip(chunk, encoded.encodings, strict=True):
-            row = _tag_row(example.words, [number[tag] for tag in example.tags], encoding, counts)
+        words = [example.words[: _count_words(example.words, enough)] for example in chunk]
+        encoded = tokenizer([" ".join(one) for one in words], truncation=True, max_length=limit, verbose=False)
+        for example, kept, encoding in zip(chunk, words, encoded.encodings, strict=True):
+            if _is_skipped(encoding, how):
+                continue
+            row = _tag_row(kept, [number[tag] for tag in example.tags[: len(kept)]], encoding, how.counts)
             if row.supervised:
                 rows.append(row)
             else:
-                counts["dropped"] += 1
+                how.counts["dropped"] += 1
     return rows
+
+
+def _is_skipped(encoding: Any, how: Tokenising) -> bool:
+    skipped = bool(encoding.overflowing) and how.section.long == "skip"
+    how.counts["skipped"] += skipped
+    return skipped
+
+
+def _count_words(words: Sequence[str], enough: int) -> int:
+    """Return how many words, joined by spaces, have `enough` characters; all where they have fewer."""
+    ends = accumulate(len(word) + 1 for word in words)
+    return next((count for count, end in enumerate(ends, start=1) if end > enough), len(words))
+
+
+def enough_characters(tokenizer: Any, section: Data) -> int:
+    """Return a number of characters of which any text has more than twice `data.max_length` tokens.
+
+    Of a text that is to be cut, no more needs to be tokenised: the tokens at its own end are cut with the rest.
+    """
+    return max(LEAST_CHARACTERS, 2 * section.max_length * max(map(len, tokenizer.get_vocab())))
 
 
 def _tag_row(words: Sequence[str], tags: Sequence[int], encoding: Any, counts: Counter) -> TagRow:
@@ -219,8 +164,8 @@ def encode_prompt(tokenizer: Any, text: str, max_length: int | None = None) -> l
 
     Trailing spaces are removed, as in training; what exceeds `max_length` is cut at the beginning.
     """
-    ids, _, _, lead, _ = next(_encode([Rendered(text.rstrip(" "), [])], tokenizer))
-    return cut_prompt(ids[_without_doubled(ids, lead, tokenizer)], lead, max_length)
+    ids, _, _, lead, _ = next(encode_rendered([Rendered(text.rstrip(" "), [])], tokenizer))
+    return cut_prompt(ids[without_doubled(ids, lead, tokenizer)], lead, max_length)
 
 
 def encode_chat_prompt(tokenizer: Any, text: str, max_length: int | None = None) -> list[int]:
@@ -229,35 +174,30 @@ def encode_chat_prompt(tokenizer: Any, text: str, max_length: int | None = None)
     return cut_prompt(ids, int(len(ids) > 0 and ids[0] == tokenizer.bos_token_id), max_length)
 
 
-def cut_chat_prompt(chat: EncodedChat, max_length: int) -> list[int]:
-    """Return the ids before a chat's last supervised answer, cut as its row is."""
-    keep = _cut(chat.supervised, chat.lead, max_length)
-    first = chat.last_answer[0].first
-    if chat.turns[-1].last - 1 in keep:
-        return chat.ids[keep[keep < first]].tolist()
-    return cut_prompt(chat.ids[:first], chat.lead, max_length)
-
-
 def split_prompt(example: Completion) -> tuple[str, str]:
     """Move a prompt's trailing spaces to the completion, since BPE joins a space to the word after it."""
     prompt = example.prompt.rstrip(" ")
     return prompt, example.prompt[len(prompt) :] + example.completion
 
 
-def _render(examples: Sequence[Text | Completion]) -> Iterator[Rendered]:
-    for example in examples:
-        prompt, completion = ("", example.text) if isinstance(example, Text) else split_prompt(example)
-        yield Rendered(prompt + completion, [(len(prompt), len(prompt) + len(completion))])
-
-
-def _encode(
-    rendered: Iterator[Rendered] | Sequence[Rendered], tokenizer: Any
+def encode_rendered(
+    rendered: Iterable[Rendered], tokenizer: Any, shorter: Iterable[Rendered] | None = None, max_length: int = 0
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, int, Rendered]]:
     """Yield ids, character starts and ends, number of opening special tokens, and what was encoded.
 
+    Where `shorter` ones are given, each is encoded instead of the whole as far as it has more tokens than a row.
     Special tokens that the tokenizer adds have start and end -1; closing ones are dropped.
     """
-    for chunk in _chunks(list(rendered)):
+    wholes = list(rendered)
+    for whole, found in zip(wholes, _encode(wholes if shorter is None else list(shorter), tokenizer), strict=True):
+        is_part = len(found[-1].text) < len(whole.text) and len(found[0]) <= max_length
+        yield next(_encode([whole], tokenizer)) if is_part else found
+
+
+def _encode(
+    rendered: Sequence[Rendered], tokenizer: Any
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, int, Rendered]]:
+    for chunk in _chunks(rendered):
         encoded = tokenizer(
             [one.text for one in chunk],
             add_special_tokens=True,
@@ -275,7 +215,7 @@ def _encode(
             yield ids[:stop], offsets[:stop, 0], offsets[:stop, 1], lead, one
 
 
-def _mask(starts: np.ndarray, ends: np.ndarray, spans: Sequence[tuple[int, int]]) -> tuple[np.ndarray, bool]:
+def mask_spans(starts: np.ndarray, ends: np.ndarray, spans: Sequence[tuple[int, int]]) -> tuple[np.ndarray, bool]:
     """Return which tokens begin within a span, and whether any token crosses the beginning of one."""
     supervised = np.zeros(len(starts), dtype=bool)
     straddles = False
@@ -285,10 +225,11 @@ def _mask(starts: np.ndarray, ends: np.ndarray, spans: Sequence[tuple[int, int]]
     return supervised, straddles
 
 
-def _cut(supervised: np.ndarray, lead: int, max_length: int) -> np.ndarray:
-    """Return the positions to keep: first the prompt's beginning is cut (after `lead`), then the row's end.
+def cut_positions(supervised: np.ndarray, lead: int, max_length: int, *, middle: bool = False) -> np.ndarray:
+    """Return the positions to keep: first the prompt is cut, then the row's end.
 
-    A `lead` that leaves no room for what is supervised is kept as one token.
+    The prompt loses its beginning after `lead` tokens, or with `middle` as much around its middle. A `lead` that
+    leaves no room for what is supervised is kept as one token.
     """
     length = len(supervised)
     first = int(supervised.argmax()) if supervised.any() else length
@@ -296,17 +237,20 @@ def _cut(supervised: np.ndarray, lead: int, max_length: int) -> np.ndarray:
     if lead > 1 and length - (first - lead) > max_length and length > max_length:
         lead = 1
     drop = min(max(length - max_length, 0), first - lead)
-    return np.concatenate([np.arange(lead), np.arange(lead + drop, length)])[:max_length]
+    begin = lead + ((first - lead - drop) // 2 if middle else 0)
+    return np.concatenate([np.arange(begin), np.arange(begin + drop, length)])[:max_length]
 
 
-def cut_prompt(ids: Sequence[int] | np.ndarray, lead: int, max_length: int | None) -> list[int]:
+def cut_prompt(
+    ids: Sequence[int] | np.ndarray, lead: int, max_length: int | None, *, middle: bool = False
+) -> list[int]:
     """Return the ids of a prompt; what exceeds `max_length` is removed after its first `lead` tokens.
 
-    It is removed after the first token where the lead would take more than half.
+    It is removed after the first token where the lead would take more than half, and with `middle` around the middle.
     """
     if max_length is not None and 2 * lead > max_length:
         lead = min(lead, 1)
-    keep = _cut(np.zeros(len(ids), dtype=bool), lead, max_length or len(ids))
+    keep = cut_positions(np.zeros(len(ids), dtype=bool), lead, max_length or len(ids), middle=middle)
     return np.asarray(ids)[keep].tolist()
 
 

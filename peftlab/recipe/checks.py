@@ -103,6 +103,20 @@ def settings_of_chats(recipe: Recipe) -> Found:
             yield f"data.{field}", f"is for format chat only, not {recipe.data.format}; remove it"
 
 
+@reads("data.format", "data.long", "data.overlap", "data.max_length")
+def long_rows_of_the_format(recipe: Recipe) -> Found:
+    data, documents = recipe.data, find_format(recipe.data.format).documents
+    if data.long == "chunk" and not documents:
+        yield "data.long", f"chunk cuts running text into rows; for format {data.format} use cut or skip"
+    if data.overlap and not (documents and data.long in (None, "chunk")):
+        yield "data.overlap", "is for chunks of running text only; remove it"
+    elif data.overlap >= data.max_length:
+        yield (
+            "data.overlap",
+            f"{data.overlap} leaves nothing new in rows of {data.max_length} tokens; use a smaller one",
+        )
+
+
 @reads("run.memory_snapshot", "run.device")
 def snapshot_needs_cuda(recipe: Recipe) -> Found:
     if recipe.run.memory_snapshot and recipe.run.device == "cpu":

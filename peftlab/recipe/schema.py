@@ -66,7 +66,15 @@ class Data(Section):
     tools: str | None = Field(None, min_length=1)
     """Column of the tools that a chat may call (default: `tools`, if there is one)."""
     max_length: PositiveInt = 512
-    """Longest row in tokens; longer ones are cut at the start of their prompt, counted and reported."""
+    """Longest row in tokens; longer ones are shortened or left out, as `long` and `truncate` say, and reported."""
+    long: Literal["chunk", "cut", "skip"] | None = None
+    """Rows that are longer: cut into several (running text only), shortened, or left out (default: chunk for text)."""
+    overlap: Annotated[int, Field(ge=0)] = 0
+    """Tokens of a document that each chunk repeats of the one before, as context that is not supervised."""
+    truncate: Literal["auto", "left", "middle"] = "auto"
+    """What is cut first: auto takes a chat's oldest turns, of other prompts the beginning; else any prompt's middle."""
+    group_by: str | None = Field(None, min_length=1)
+    """Column whose rows stay together in a split, or `prompt`, or `row` (default: `prompt` where prompts repeat)."""
     allow_dropped: float = Field(0.1, ge=0, le=1)
     """Largest fraction of rows that may be dropped for lack of supervised tokens; above it the run stops."""
     train_rows: PositiveInt | None = None

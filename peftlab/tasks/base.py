@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from peftlab.tasks.formats import Example, Format
@@ -24,17 +24,25 @@ Loss = Any
 
 
 class Tokenising(NamedTuple):
-    """How examples become rows.
+    """How examples of a `format` become rows.
 
-    `counts` gains what happened to rows, `labels` are the classes in the order of their numbers, `options` belong to
-    a format of the task: `chat` (a `data.chat.ChatSettings`) to chats.
+    `section` is the recipe's `data`, `counts` gains what happened to rows, `labels` are the classes in the order of
+    their numbers. `prompts` says that prompts are wanted too, where rows have any.
     """
 
     tokenizer: Any
-    max_length: int
+    section: Any
+    format: Format
     counts: Counter[str]
     labels: Sequence[str] = ()
-    options: Mapping[str, Any] = {}
+    prompts: bool = False
+
+
+class Tokenised(NamedTuple):
+    """The rows of examples, and of those that have a prompt and an answer the distinct prompts (`data.prompts`)."""
+
+    rows: list[TokenRow]
+    prompts: Sequence[Any] = ()
 
 
 class Task(ABC):
@@ -75,8 +83,8 @@ class Task(ABC):
         """Return the loss that training minimises on `model`."""
 
     @abstractmethod
-    def tokenise(self, examples: Sequence[Example], how: Tokenising) -> list[TokenRow]:
-        """Return the examples' rows; `how.counts` gains what was cut and dropped. Raises DataError."""
+    def tokenise(self, examples: Sequence[Example], how: Tokenising) -> Tokenised:
+        """Return the examples' rows and prompts; `how.counts` gains what was cut and dropped. Raises DataError."""
 
     def builds(self, model: nn.Module) -> bool:
         """Return whether a plain transformers model is built for this task."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
-from peftlab.tasks.base import Loss, Task, Tokenising, TokenRow
+from peftlab.tasks.base import Loss, Task, Tokenised, Tokenising, TokenRow
 from peftlab.tasks.formats import CHAT, COMPLETION, TEXT, Example
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class CausalLM(Task):
 
         return PositionCrossEntropy(find_head(model), predicts=False)
 
-    def tokenise(self, examples: Sequence[Example], how: Tokenising) -> list[TokenRow]:
-        from peftlab.data.tokens import tokenise_texts
+    def tokenise(self, examples: Sequence[Example], how: Tokenising) -> Tokenised:
+        from peftlab.data.encoded import tokenise_encoded
 
-        return tokenise_texts(examples, how.tokenizer, how.max_length, how.counts, **how.options)
+        return tokenise_encoded(examples, how)

@@ -40,7 +40,9 @@ class Format:
 
     A column of an `optional` role may be absent, a cell of a `nullable` one empty.
     `template_role` is the role that `data.template` can make; where there is none, `template_refusal` says what to
-    do instead. `prompts` tells whether a row has a prompt and an answer that generated text can be compared with.
+    do instead. `prompts` tells whether a row has a prompt and an answer that generated text can be compared with,
+    `documents` that a row is running text, which may be cut into several. `encode` makes the tokens of rows that are
+    read from left to right (a `data.encoded.Encoder`), `input_of` the text that an answer or a label is given to.
     """
 
     name: str
@@ -52,6 +54,9 @@ class Format:
     template_role: str | None = None
     template_refusal: str = ""
     prompts: bool = False
+    documents: bool = False
+    encode: Callable[..., Any] | None = None
+    input_of: Callable[[Any], str] | None = None
     remedy: str = "check which column is which"
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
@@ -145,7 +150,40 @@ def _depth(value: Any) -> int:
     return depth
 
 
-TEXT = Format("text", "running text", Text, {"text": as_text}, template_role="text")
+def _encode_texts(*arguments: Any) -> Any:
+    from peftlab.data.text_tokens import encode_texts
+
+    return encode_texts(*arguments)
+
+
+def _encode_completions(*arguments: Any) -> Any:
+    from peftlab.data.text_tokens import encode_completions
+
+    return encode_completions(*arguments)
+
+
+def _encode_chats(*arguments: Any) -> Any:
+    from peftlab.data.chat_tokens import encode_chat_rows
+
+    return encode_chat_rows(*arguments)
+
+
+def _input_of_chat(example: Chat) -> str:
+    """Return what is before the last answer of a chat, its roles and contents."""
+    answers = [i for i, message in enumerate(example.messages) if message["role"] == "assistant"]
+    before = example.messages[: answers[-1]] if answers else example.messages
+    return "\n".join(f"{message['role']}: {message.get('content') or ''}" for message in before)
+
+
+TEXT = Format(
+    "text",
+    "running text",
+    Text,
+    {"text": as_text},
+    template_role="text",
+    documents=True,
+    encode=_encode_texts,
+)
 COMPLETION = Format(
     "completion",
     "prompt and completion",
@@ -153,6 +191,8 @@ COMPLETION = Format(
     {"prompt": as_text, "completion": as_text},
     template_role="prompt",
     prompts=True,
+    encode=_encode_completions,
+    input_of=lambda example: example.prompt,
 )
 CHAT = Format(
     "chat",
@@ -163,5 +203,7 @@ CHAT = Format(
     nullable=frozenset({"tools"}),
     template_refusal="format chat uses the model's own chat template; remove this one",
     prompts=True,
+    encode=_encode_chats,
+    input_of=_input_of_chat,
     remedy="check the roles: only `assistant` turns are learned",
 )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from peftlab.errors import one_line
 from peftlab.tasks.base import LIKELY, Loss, TokenRow
 from peftlab.tasks.formats import Example, Format, as_text
-from peftlab.tasks.whole_text import WholeText
+from peftlab.tasks.whole_text import WholeText, texts_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -48,6 +48,7 @@ REGRESSION = Format(
     {"text": as_text, "text_pair": as_text, "target": as_number},
     optional=frozenset({"text_pair"}),
     template_role="text",
+    input_of=texts_of,
 )
 
 

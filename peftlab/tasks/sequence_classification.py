@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from peftlab.tasks.base import LIKELY, Loss, TokenRow
 from peftlab.tasks.formats import Example, Format, as_label, as_text
-from peftlab.tasks.whole_text import WholeText
+from peftlab.tasks.whole_text import WholeText, texts_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -31,6 +31,7 @@ CLASSIFICATION = Format(
     {"text": as_text, "text_pair": as_text, "label": as_label},
     optional=frozenset({"text_pair"}),
     template_role="text",
+    input_of=texts_of,
 )
 
 

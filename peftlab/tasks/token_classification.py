@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from peftlab.tasks.base import LIKELY, Loss, Task, Tokenising, TokenRow
+from peftlab.tasks.base import LIKELY, Loss, Task, Tokenised, Tokenising, TokenRow
 from peftlab.tasks.formats import Example, Format, as_texts
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ TOKENS = Format(
     Tagged,
     {"words": as_texts, "tags": as_texts},
     template_refusal="format tokens takes the words as they are; remove the template",
+    input_of=lambda example: " ".join(example.words),
 )
 
 
@@ -63,10 +64,10 @@ class TokenClassification(Task):
 
         return PositionCrossEntropy()
 
-    def tokenise(self, examples: Sequence[Example], how: Tokenising) -> list[TokenRow]:
+    def tokenise(self, examples: Sequence[Example], how: Tokenising) -> Tokenised:
         from peftlab.data.tokens import tokenise_tagged
 
-        return tokenise_tagged(examples, how.labels, how.tokenizer, how.max_length, how.counts)
+        return Tokenised(tokenise_tagged(examples, how))
 
     def labels_of(self, example: Example) -> Iterable[str]:
         return example.tags

@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from peftlab.tasks.base import Task, Tokenising, TokenRow
+from peftlab.tasks.base import Task, Tokenised, Tokenising
 from peftlab.tasks.formats import Example
 
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedConfig
+
+
+def texts_of(example: Example) -> str:
+    """Return the text of an example, or both, as one."""
+    return "\n".join(filter(None, (example.text, example.text_pair)))
 
 
 class WholeText(Task):
@@ -32,13 +37,13 @@ class WholeText(Task):
         config = getattr(model, "config", None)
         return super().builds(model) and getattr(config, "problem_type", None) == self.problem_type
 
-    def tokenise(self, examples: Sequence[Example], how: Tokenising) -> list[TokenRow]:
+    def tokenise(self, examples: Sequence[Example], how: Tokenising) -> Tokenised:
         from peftlab.data.tokens import tokenise_labelled
 
         def target_of(example: Example) -> Any:
             return self.target_of(example, how.labels)
 
-        return tokenise_labelled(examples, self.row_class, target_of, how.tokenizer, how.max_length, how.counts)
+        return Tokenised(tokenise_labelled(examples, self.row_class, target_of, how))
 
     def fit_config(self, config: PreTrainedConfig, labels: Sequence[str] | None) -> None:
         super().fit_config(config, labels)

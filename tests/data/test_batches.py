@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from peftlab.data.batches import collate, evaluation_batches, row_at, rows_for_micro_batch
 from peftlab.data.token_rows import IGNORED, ClassRow, TextRow
-from peftlab.data.tokens import tokenise_texts
 from peftlab.tasks.formats import Completion
+from tests.data.tokenising import tokenise
 
 SMALL = st.integers(1, 4)
 
@@ -96,7 +96,7 @@ def test_padding_is_at_the_right_and_masked_by_length_though_pad_is_a_real_id():
 
 def test_end_of_text_is_learned_though_it_is_also_the_padding(bpe):
     assert bpe.pad_token_id == bpe.eos_token_id
-    rows = tokenise_texts([Completion("a", " b"), Completion("the cat sat", " on")], bpe, 64, Counter())
+    rows = tokenise([Completion("a", " b"), Completion("the cat sat", " on")], bpe).rows
     batch = collate(rows, bpe.pad_token_id)
     width = batch["input_ids"].shape[1]
     predicted = dict(zip(batch["positions"].tolist(), batch["targets"].tolist(), strict=True))

@@ -8,16 +8,17 @@ from collections import Counter
 
 import pytest
 
-from peftlab.data.chat import ChatSettings, render_prompt
+from peftlab.data.chat import render_prompt
 from peftlab.data.dataset import load_data
 from peftlab.data.examples import content_key
 from peftlab.data.notes import note_data
 from peftlab.data.token_rows import IGNORED
-from peftlab.data.tokens import cut_prompt, encode_chat_prompt, tokenise_texts
+from peftlab.data.tokens import cut_prompt, encode_chat_prompt
 from peftlab.errors import DataError
 from peftlab.recipe.schema import Recipe
 from peftlab.tasks import TASKS
 from peftlab.tasks.formats import Chat, as_messages
+from tests.data.tokenising import tokenise
 
 from .conftest import CHAT_TEMPLATE
 
@@ -48,7 +49,7 @@ def with_template(tokenizer, template):
 
 def tokenise_one(example, tokenizer, max_length=128):
     counts = Counter()
-    rows = tokenise_texts([example], tokenizer, max_length, counts)
+    rows = tokenise([example], tokenizer, counts, max_length=max_length).rows
     return (rows[0] if rows else None), counts
 
 
@@ -158,7 +159,7 @@ def flagged(**flags):
 
 
 def parts_of(messages, tokenizer, **settings):
-    rows = tokenise_texts([Chat(messages)], tokenizer, 128, Counter(), ChatSettings(**settings))
+    rows = tokenise([Chat(messages)], tokenizer, max_length=128, **settings).rows
     return supervised_parts(rows[0], tokenizer)
 
 

@@ -56,7 +56,7 @@ def test_report_counts_rows_tokens_and_rows_in_both_parts(rows, section, bpe):
     train = rows("train.jsonl", [{"prompt": "1", "completion": "2"}, {"prompt": "1", "completion": "3"}])
     held_out = rows("test.jsonl", [{"prompt": "1", "completion": "3"}, {"prompt": "4", "completion": "3"}])
     dataset = load_data(section(train=train, evaluation=held_out), bpe, CAUSAL, 0)
-    assert dataset.report["overlap"] == 1
+    assert dataset.report["leaks"]["train/evaluation"]["rows"] == 1
     part = dataset.report["train"]
     assert (part["rows"], part["tokens"], part["supervised"], part["longest"]) == (2, 8, 4, 4)
     assert part["sha256"] != dataset.report["evaluation"]["sha256"]
@@ -111,7 +111,7 @@ def test_rows_without_anything_to_learn_are_dropped_and_all_of_them_are_an_error
 
 
 def test_token_beyond_the_models_vocabulary_is_refused(numbered, section, bpe):
-    with pytest.raises(DataError, match=r"token id \d+ is beyond the model's vocabulary of 100: the tokenizer belongs"):
+    with pytest.raises(DataError, match=r"with id \d+, but the model's vocabulary is 100"):
         load_data(section(train=numbered), bpe, CAUSAL, 0, vocabulary=100)
     assert load_data(section(train=numbered), bpe, CAUSAL, 0, vocabulary=len(bpe)).train
 

@@ -10,18 +10,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizer
 
-from peftlab.data.token_rows import IGNORED, ClassRow
-from peftlab.data.tokens import encode_prompt, tokenise_labelled, tokenise_texts
+from peftlab.data.token_rows import IGNORED
+from peftlab.data.tokens import encode_prompt
 from peftlab.errors import DataError
 from peftlab.tasks.formats import Completion, Text
 from peftlab.tasks.sequence_classification import Labelled
+from tests.data.tokenising import tokenise
 
 WORDS = st.text(alphabet="ab \n.é猫", min_size=1, max_size=12)
 
 
 def tokenise_one(example, tokenizer, max_length=64):
     counts = Counter()
-    rows = tokenise_texts([example], tokenizer, max_length, counts)
+    rows = tokenise([example], tokenizer, counts, max_length=max_length).rows
     return (rows[0] if rows else None), counts
 
 
@@ -118,7 +119,7 @@ def test_prompt_is_encoded_as_rows_begin_and_cut_at_its_beginning(bpe):
 def test_labelled_texts_are_cut_at_the_end_and_keep_their_class(bpe):
     examples = [Labelled("the cat sat on the mat", None, "b"), Labelled("the", None, "a")]
     counts = Counter()
-    rows = tokenise_labelled(examples, ClassRow, lambda example: "ab".index(example.label), bpe, 4, counts)
+    rows = tokenise(examples, bpe, counts, max_length=4, labels=["a", "b"]).rows
     assert [row.labels for row in rows] == [1, 0]
     assert rows[0].input_ids.tolist() == bpe("the cat sat on the mat")["input_ids"][:4]
     assert counts["truncated"] == 1
@@ -131,7 +132,7 @@ def test_pairs_carry_their_segments(bpe):
     typed = PreTrainedTokenizerFast(
         tokenizer_object=bpe.backend_tokenizer, model_input_names=["input_ids", "token_type_ids", "attention_mask"]
     )
-    row = tokenise_labelled([Labelled("the", " cat", "a")], ClassRow, lambda _: 0, typed, 64, Counter())[0]
+    row = tokenise([Labelled("the", " cat", "a")], typed, labels=["a"]).rows[0]
     second = len(bpe("the")["input_ids"])
     assert row.token_type_ids.tolist() == [0] * second + [1] * (len(row.input_ids) - second)
     assert isinstance(row.input_ids, np.ndarray) and row.input_ids.dtype == np.int32
@@ -139,18 +140,18 @@ def test_pairs_carry_their_segments(bpe):
 
 def test_limit_that_leaves_no_text_is_refused(bpe):
     with pytest.raises(DataError, match=r"data\.max_length: 2 leaves no room for text after 2 special tokens"):
-        tokenise_labelled([Labelled("the", "cat", "a")], ClassRow, lambda _: 0, bpe, 2, Counter())
+        tokenise([Labelled("the", "cat", "a")], bpe, max_length=2, labels=["a"])
 
 
 def test_tokenizer_without_offsets_is_refused():
     with pytest.raises(DataError, match="gives no character offsets; data needs a fast tokenizer"):
-        tokenise_texts([Text("x")], PreTrainedTokenizer.__new__(PreTrainedTokenizer), 8, Counter())
+        tokenise([Text("x")], PreTrainedTokenizer.__new__(PreTrainedTokenizer))
 
 
 @pytest.mark.parametrize("text", ["<|bos|>the cat", "the cat<|eos|>", "<|bos|>the cat<|eos|>"])
 def test_special_tokens_that_a_text_has_already_are_not_doubled(bpe, text):
     counts = Counter()
-    doubled, plain = (tokenise_texts([Text(one)], bpe, 64, counts)[0] for one in (text, "the cat"))
+    doubled, plain = (tokenise([Text(one)], bpe, counts).rows[0] for one in (text, "the cat"))
     assert doubled.input_ids.tolist() == plain.input_ids.tolist()
     assert doubled.labels.tolist() == plain.labels.tolist()
     assert counts["carried"] == 1

@@ -18,12 +18,12 @@ from peftlab.data.examples import read_examples
 from peftlab.data.files import Table
 from peftlab.data.notes import note_data
 from peftlab.data.token_rows import IGNORED
-from peftlab.data.tokens import tokenise_tagged
 from peftlab.errors import DataError
 from peftlab.metrics import METRICS, RowScores
 from peftlab.recipe.schema import Data, Recipe
 from peftlab.tasks import TASKS
 from peftlab.tasks.token_classification import Tagged, find_spans
+from tests.data.tokenising import tokenise
 from tests.tasks.tokenizers_of_words import train_bpe, train_wordpiece
 
 TASK = TASKS["token-classification"]
@@ -61,7 +61,8 @@ def sentences(count: int, known: list[str]) -> list[Tagged]:
 def rows_of(examples: list[Tagged], tokenizer, max_length: int = 128):
     """Return the rows of examples whose tags are numbers from 0 to 6, and what was counted."""
     counts: Counter[str] = Counter()
-    return tokenise_tagged(examples, [str(i) for i in range(7)], tokenizer, max_length, counts), counts
+    labels = [str(i) for i in range(7)]
+    return tokenise(examples, tokenizer, counts, max_length=max_length, labels=labels).rows, counts
 
 
 def supervised(row) -> dict[int, int]:
@@ -218,7 +219,7 @@ def test_a_row_is_scored_by_its_spans(wordpiece):
     """True: X at words 0-1, Y at 3. Predicted: X at 0-1, Y at 2-3: one of two is right."""
     labels = ["O", "B-X", "I-X", "B-Y", "I-Y"]
     words, tags = ["openpath", "a", "a", "reading"], ["B-X", "I-X", "O", "B-Y"]
-    (row,) = tokenise_tagged([Tagged(words, tags)], labels, wordpiece, 64, Counter())
+    (row,) = tokenise([Tagged(words, tags)], wordpiece, labels=labels).rows
     assert TASK.score_row(row, [1, 2, 3, 4], labels) == (1, 2, 2)
     assert TASK.score_row(row, [0, 0, 0, 0], labels) == (0, 0, 2)
 

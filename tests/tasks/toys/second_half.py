@@ -47,8 +47,8 @@ class SecondHalf(CausalLM):
         return Smoothed(find_head(model), predicts=False)
 
     def tokenise(self, examples, how):
-        rows = super().tokenise(examples, how)
-        return [replace(row, labels=ignore_first_half(row.labels)) for row in rows]
+        found = super().tokenise(examples, how)
+        return found._replace(rows=[replace(row, labels=ignore_first_half(row.labels)) for row in found.rows])
 
 
 def ignore_first_half(labels: np.ndarray) -> np.ndarray:

@@ -1,0 +1,104 @@
+"""Tokens of chats: their supervised turns, and what of a chat that is too long is left."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from peftlab.data.chat import ChatSettings, EncodedChat, encode_chats
+from peftlab.data.encoded import Answer, Encoded, long_rows
+from peftlab.data.tokens import MARKER, REASON, STOP, enough_characters
+from peftlab.tasks.base import Tokenising
+from peftlab.tasks.formats import Chat
+
+
+def encode_chat_rows(examples: Sequence[Chat], how: Tokenising) -> Iterator[Encoded]:
+    """Yield the tokens of chats, the supervised turns of the assistant supervised.
+
+    A chat that is too long loses its oldest turns after the system prompt, as whole messages, as far as its last
+    answer and what it answers remain. `how.counts` gains carried (rows with special tokens in their own text), each
+    `STOP`, each `MARKER`, unclear (rows whose answers are not certain, each with its `REASON`), unended (answers
+    without an end marker), unprompted (rows whose last answer does not follow the template's generation prompt) and
+    cut_turns (messages removed).
+    """
+    section, counts = how.section, how.counts
+    settings = ChatSettings(section.supervise, section.thinking, section.template_kwargs)
+    shortens = section.truncate == "auto" and long_rows(section, how.format) == "cut"
+    enough = enough_characters(how.tokenizer, section)
+    small = [_limit_contents(example, enough) for example in examples]
+    for example, chat in zip(small, encode_chats(small, how.tokenizer, settings), strict=True):
+        left, removed = chat, 0
+        if shortens and len(chat.ids) > section.max_length and chat.turns:
+            left, removed = _drop_turns(example, chat, how.tokenizer, settings, section.max_length)
+        counts["cut_turns"] += removed
+        _count(left, counts)
+        yield Encoded(
+            left.ids,
+            left.supervised,
+            left.lead,
+            _answer(left, how.tokenizer) if how.prompts and left.turns and left.turns[-1].message else None,
+            removed=len(chat.ids) - len(left.ids),
+            lost=max(int(chat.supervised.sum() - left.supervised.sum()), 0),
+        )
+
+
+def _limit_contents(example: Chat, enough: int) -> Chat:
+    """Return a chat without the middle of messages that are longer than any row could be, answers excepted."""
+    if not any(len(str(message.get("content") or "")) > 2 * enough for message in example.messages):
+        return example
+    return replace(example, messages=[_limit_content(message, enough) for message in example.messages])
+
+
+def _limit_content(message: dict[str, Any], enough: int) -> dict[str, Any]:
+    content = message.get("content")
+    if not isinstance(content, str) or len(content) <= 2 * enough:
+        return message
+    if message["role"] == "assistant":  # its end is what a cut removes
+        return {**message, "content": content[: 2 * enough]}
+    return {**message, "content": content[:enough] + content[-enough:]}
+
+
+def _drop_turns(
+    example: Chat, chat: EncodedChat, tokenizer: Any, settings: ChatSettings, max_length: int
+) -> tuple[EncodedChat, int]:
+    """Return a chat's longest end that fits, or else its last question and answer, and how many messages are gone."""
+    messages = example.messages
+    first = int(messages[0]["role"] == "system")
+    last = chat.turns[-1].message
+    begins = [i for i in range(first + 1, last) if messages[i]["role"] == "user"]
+
+    def shorten(begin: int) -> EncodedChat:
+        kept = [*messages[:first], *messages[begin:]]
+        return next(encode_chats([replace(example, messages=kept)], tokenizer, settings))
+
+    begins = begins[bisect_left(begins, True, key=lambda begin: len(shorten(begin).ids) <= max_length) :] or begins[-1:]
+    if not begins or not (left := shorten(begins[0])).turns:
+        return chat, 0
+    return left, begins[0] - first
+
+
+def _answer(chat: EncodedChat, tokenizer: Any) -> Answer:
+    """Return a chat's last supervised answer as generated text would be decoded, and what is before it."""
+    pieces, turn = chat.last_answer, chat.turns[-1]
+    supervised = [token for piece in pieces for token in chat.ids[piece.first : piece.last].tolist()]
+    text = tokenizer.decode(supervised, skip_special_tokens=True).strip()
+    reference = text.removesuffix("" if turn.stop is not None else turn.marker).strip()
+    return Answer(pieces[0].first, turn.last, chat.prompt, reference)
+
+
+def _count(chat: EncodedChat, counts: Counter[str]) -> None:
+    counts["carried"] += chat.carried
+    if chat.fault is not None:
+        counts["unclear"] += 1
+        counts[REASON + chat.fault] += 1
+    counts["unprompted"] += bool(chat.turns) and not chat.turns[-1].prompted
+    for turn in chat.endings:
+        if turn.stop is not None:
+            counts[f"{STOP}{turn.stop}"] += 1
+        elif turn.marker:
+            counts[MARKER + turn.marker] += 1
+        else:
+            counts["unended"] += 1

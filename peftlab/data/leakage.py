@@ -1,0 +1,131 @@
+"""What occurs in two parts of the data: whole rows, prompts alone, and rows that are nearly the same."""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import fields
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+
+from peftlab.tasks.formats import Example, Format
+
+# Two texts are near duplicates where this share (Jaccard) of their runs of GRAM characters is in both.
+NEAR, GRAM = 0.7, 5
+# A shorter text is compared exactly only, and what more than a tenth of the rows contain says nothing.
+LEAST_GRAMS, COMMON_ROWS, COMMON_SHARE = 30, 20, 0.1
+# Up to this many characters the search takes seconds.
+MOST_CHARACTERS = 20_000_000
+MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
+
+
+def normalise(text: str) -> str:
+    """Return a text in one form of Unicode, without case, and with single spaces for all whitespace."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def row_key(example: Example) -> str:
+    """Return a text that is equal for examples that differ in case and whitespace only."""
+    return json.dumps(_normalised(_content(example)), sort_keys=True, default=repr)
+
+
+def prompt_key(layout: Format) -> Callable[[Example], str] | None:
+    """Return the function from an example to its normalised prompt; None for a format without one."""
+    input_of = layout.input_of
+    return None if input_of is None else lambda example: normalise(input_of(example))
+
+
+def count_leaks(parts: Mapping[str, Sequence[Example]], layout: Format) -> dict[str, dict[str, int | None]]:
+    """Return for every two parts, as `first/second`, how many rows of the second are in the first too.
+
+    `rows` counts equal rows, `prompts` equal prompts (or texts that are labelled), `near` rows that are nearly the same
+    but not equal. Case and whitespace do not count. `prompts` is missing where the format has none, `near` is None
+    where the rows are too many to look at.
+    """
+    keys = {name: [row_key(example) for example in part] for name, part in parts.items() if part}
+    of = prompt_key(layout)
+    prompts = {name: [of(example) for example in parts[name]] for name in keys} if of is not None else {}
+    found: dict[str, dict[str, int | None]] = {}
+    for first, second in combinations(keys, 2):
+        same = _among(keys[second], keys[first])
+        leaks: dict[str, int | None] = {"rows": sum(same)}
+        if prompts:
+            leaks["prompts"] = sum(_among(prompts[second], prompts[first]))
+        others = [example for example, equal in zip(parts[second], same, strict=True) if not equal]
+        leaks["near"] = count_near(parts[first], others)
+        found[f"{first}/{second}"] = leaks
+    return found
+
+
+def count_near(known: Sequence[Example], others: Sequence[Example]) -> int | None:
+    """Return how many of `others` are nearly the same as one of `known`; None where that would take long."""
+    texts = [[normalise(" ".join(_strings(_content(one)))) for one in part] for part in (known, others)]
+    if sum(len(text) for part in texts for text in part) > MOST_CHARACTERS:
+        return None
+    index = _Index(texts[0])
+    return sum(index.has_near(text) for text in texts[1])
+
+
+def grams(text: str) -> np.ndarray:
+    """Return the distinct hashes of a text's runs of `GRAM` characters, sorted, as uint64."""
+    codes = np.frombuffer(text.encode("utf-32-le"), np.uint32).astype(np.uint64)
+    if len(codes) < GRAM:
+        return np.zeros(0, np.uint64)
+    hashes = np.zeros(len(codes) - GRAM + 1, np.uint64)
+    for place in range(GRAM):
+        hashes = hashes * MULTIPLIER + codes[place : place + len(hashes)]
+    return np.unique(hashes)
+
+
+class _Index:
+    """The rows in which each run of characters occurs, without the runs that are common to many rows."""
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        found = [grams(text) for text in texts]
+        hashes = np.concatenate([*found, np.zeros(0, np.uint64)])
+        rows = np.repeat(np.arange(len(found)), [len(one) for one in found])
+        order = np.argsort(hashes, kind="stable")
+        hashes, rows = hashes[order], rows[order]
+        values, counts = np.unique(hashes, return_counts=True)
+        common = counts > max(COMMON_ROWS, COMMON_SHARE * len(texts))
+        self.common = values[common]
+        kept = np.repeat(~common, counts)
+        self.hashes, self.rows = hashes[kept], rows[kept]
+        self.sizes = np.bincount(self.rows, minlength=len(texts))
+
+    def has_near(self, text: str) -> bool:
+        own = np.setdiff1d(grams(text), self.common, assume_unique=True)
+        if len(own) < LEAST_GRAMS:
+            return False
+        begins, ends = (np.searchsorted(self.hashes, own, side=side) for side in ("left", "right"))
+        shared = np.concatenate([self.rows[a:b] for a, b in zip(begins, ends, strict=True) if a < b] or [self.rows[:0]])
+        rows, both = np.unique(shared, return_counts=True)
+        return bool((both / (len(own) + self.sizes[rows] - both) >= NEAR).any())
+
+
+def _among(keys: Sequence[str], known: Sequence[str]) -> list[bool]:
+    seen = set(known)
+    return [key in seen for key in keys]
+
+
+def _content(example: Example) -> dict[str, Any]:
+    return {one.name: getattr(example, one.name) for one in fields(example)}
+
+
+def _normalised(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _normalised(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_normalised(item) for item in value]
+    return normalise(value) if isinstance(value, str) else value
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list | tuple):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _strings(item)
