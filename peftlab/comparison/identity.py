@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+from datetime import date
 from functools import cache
 from hashlib import file_digest, sha256
 from pathlib import Path
@@ -12,11 +13,14 @@ from typing import Any
 from pydantic import BaseModel
 
 from peftlab import __version__
+from peftlab.data.chat import ChatTemplate
 from peftlab.data.files import file_kind
 from peftlab.data.sources import BUILTIN, GRAMMAR
+from peftlab.models.load import load_tokenizer
 from peftlab.models.reference import resolve
-from peftlab.recipe.schema import Recipe
+from peftlab.recipe.schema import Data, Recipe
 from peftlab.runs.environment import LIBRARIES
+from peftlab.tasks.formats import CHAT
 
 # Where a run is stored, how it is watched and what is measured of it afterwards does not change what it computes.
 NOT_IDENTITY = {
@@ -39,6 +43,8 @@ FIRST_FIELDS = {
     "compute_dtype layers bottleneck reduction_factor placement activation train_norms modules kind length projection "
     "projection_dim terms norms add_missing",
 }
+# Counts up when the same recipe and files give other rows. 2: splits by prompt, whole turns and chunks.
+ROWS_VERSION = 2
 FIRST = {*FIRST_FIELDS, *(f"{section}.{name}" for section, names in FIRST_FIELDS.items() for name in names.split())}
 
 
@@ -53,8 +59,30 @@ def hash_run(recipe: Recipe) -> str:
         "general": fingerprint_source(recipe.data.general),
         "model": fingerprint_model(recipe.model.name, recipe.model.revision),
         "versions": list_versions(),
+        **describe_tokens(recipe),
     }
     return sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def describe_tokens(recipe: Recipe) -> dict[str, Any]:
+    """Return what else decides which tokens the rows have, where it is not in the model's own files.
+
+    That is a tokenizer of another place, and the day where the chat template writes it.
+    """
+    found: dict[str, Any] = {"rows": ROWS_VERSION}
+    if recipe.model.tokenizer is not None:
+        found["tokenizer"] = fingerprint_model(recipe.model.tokenizer, None)
+    if recipe.data.format == CHAT.name:
+        tokenizer = load_tokenizer(recipe.model)
+        if is_dated(tokenizer, recipe.data):
+            found["day"] = date.today().isoformat()
+    return found
+
+
+def is_dated(tokenizer: Any, data: Data) -> bool:
+    """Whether the chat template writes today's date into a chat."""
+    probe = [{"role": "user", "content": "1"}, {"role": "assistant", "content": "2"}]
+    return bool(tokenizer.chat_template) and ChatTemplate(tokenizer, data.template_kwargs).calls("strftime_now", probe)
 
 
 def describe_section(section: BaseModel, path: str = "") -> dict[str, Any]:

@@ -9,14 +9,16 @@ from typing import Any, Literal
 
 from peftlab.data.chat import ChatTemplate
 from peftlab.data.examples import fingerprint
+from peftlab.data.fingerprints import fingerprint_rows
 from peftlab.data.leakage import count_leaks
 from peftlab.data.prompts import Prompt
 from peftlab.data.splits import Examples, load_examples
-from peftlab.data.token_rows import TokenRow, fingerprint_rows
+from peftlab.data.token_rows import TokenRow
 from peftlab.data.tokens import MARKER, REASON, STOP
 from peftlab.errors import DataError
+from peftlab.models.tokenizer import find_pad_id
 from peftlab.recipe.schema import Data
-from peftlab.tasks import Task
+from peftlab.tasks import Task, find_format
 from peftlab.tasks.base import Tokenised, Tokenising
 from peftlab.tasks.formats import CHAT, TEXT, Example, Format
 
@@ -45,6 +47,11 @@ class Dataset:
     test: list[TokenRow] = field(default_factory=list)
     test_prompts: list[Prompt] = field(default_factory=list)
     general: list[TokenRow] = field(default_factory=list)
+
+    @property
+    def format(self) -> Format:
+        """The format of the rows, but for general text."""
+        return find_format(self.report["format"])
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
@@ -125,12 +132,6 @@ def _describe_examples(examples: Examples, tokenizer: Any) -> dict[str, Any]:
     ):
         found["dated"] = True
     return found
-
-
-def find_pad_id(tokenizer: Any, vocabulary: int | None = None) -> int:
-    """Return an id to pad with, one that a model of this vocabulary has; any would do: masks come from lengths."""
-    ids = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
-    return next(i for i in ids if i is not None and (vocabulary is None or i < vocabulary))
 
 
 def tokenising(

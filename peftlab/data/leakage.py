@@ -14,11 +14,11 @@ import numpy as np
 from peftlab.tasks.formats import Example, Format
 
 # Two texts are near duplicates where this share (Jaccard) of their runs of GRAM characters is in both.
-NEAR, GRAM = 0.7, 5
+NEAR, GRAM = 0.7, 8
 # A shorter text is compared exactly only, and what more than a tenth of the rows contain says nothing.
 LEAST_GRAMS, COMMON_ROWS, COMMON_SHARE = 30, 20, 0.1
 # Up to this many characters the search takes seconds.
-MOST_CHARACTERS = 20_000_000
+MOST_CHARACTERS = 10_000_000
 MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -101,9 +101,10 @@ class _Index:
         if len(own) < LEAST_GRAMS:
             return False
         begins, ends = (np.searchsorted(self.hashes, own, side=side) for side in ("left", "right"))
-        shared = np.concatenate([self.rows[a:b] for a, b in zip(begins, ends, strict=True) if a < b] or [self.rows[:0]])
-        rows, both = np.unique(shared, return_counts=True)
-        return bool((both / (len(own) + self.sizes[rows] - both) >= NEAR).any())
+        counts = ends - begins
+        places = np.repeat(begins - np.cumsum(counts) + counts, counts) + np.arange(counts.sum())
+        both = np.bincount(self.rows[places], minlength=len(self.sizes))
+        return bool((both >= NEAR * (len(own) + self.sizes - both)).any())
 
 
 def _among(keys: Sequence[str], known: Sequence[str]) -> list[bool]:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -61,17 +60,6 @@ class TokenRow(ABC):
     def describe(self, labels: Sequence[str] | None) -> str | None:
         """Return the target of a whole row as text; None where its tokens are the targets."""
         return None
-
-
-def fingerprint_rows(rows: Iterable[TokenRow]) -> str:
-    """Return the sha256 of what a model is given in these rows and what it is to predict, in their order."""
-    digest = sha256()
-    for row in rows:
-        for values in (row.input_ids, row.labels, row.token_type_ids):
-            array = np.ascontiguousarray(() if values is None else values)
-            kind = "f" if array.dtype.kind == "f" else "i"
-            digest.update(f"{array.shape}{kind}".encode() + array.astype(f"<{kind}8").tobytes())
-    return digest.hexdigest()
 
 
 class PositionRow(TokenRow):

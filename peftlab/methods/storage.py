@@ -74,6 +74,13 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 def read_manifest(folder: Path, method: BaseModel, context: dict[str, Any] | None) -> Manifest:
     """Read `peftlab_adapter.json`. Raises StorageError unless it is of this method and this base model."""
+    manifest, path = _read_manifest(folder), folder / MANIFEST
+    _compare_method(path, manifest.method, method)
+    _compare_base(path, manifest.context.get("base_model") or {}, (context or {}).get("base_model") or {})
+    return manifest
+
+
+def _read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
     try:
         manifest = Manifest.model_validate_json(path.read_text(encoding="utf-8"))
@@ -83,9 +90,12 @@ def read_manifest(folder: Path, method: BaseModel, context: dict[str, Any] | Non
         raise StorageError(f"{path}: cannot be read: {_first_line(error)}") from error
     if manifest.schema_version != SCHEMA:
         raise StorageError(f"{path}: has schema {manifest.schema_version}, this peftlab reads {SCHEMA}")
-    _compare_method(path, manifest.method, method)
-    _compare_base(path, manifest.context.get("base_model") or {}, (context or {}).get("base_model") or {})
     return manifest
+
+
+def read_context(folder: Path) -> dict[str, Any]:
+    """Return what the writer of a folder of trained weights said of them. Raises StorageError."""
+    return _read_manifest(folder).context
 
 
 def _compare_method(path: Path, saved: dict[str, Any], method: BaseModel) -> None:

@@ -16,13 +16,13 @@ from peftlab.models.config import auto_class, hub_arguments, one_line_errors, re
 from peftlab.models.hub import cached_commit
 from peftlab.models.quantize import quantize_
 from peftlab.models.reference import Reference, resolve
-from peftlab.models.tokenizer import fit_tokenizer, load_tokenizer
+from peftlab.models.tokenizer import fit_tokenizer, load_saved_tokenizer, load_tokenizer
 from peftlab.parameters.trainable import named_parameters
 from peftlab.recipe.schema import Model
 from peftlab.tasks import TASKS
 from peftlab.world.dtypes import resolve_types
 
-__all__ = ["LoadedModel", "fit_tokenizer", "load_model", "load_tokenizer"]
+__all__ = ["LoadedModel", "fit_tokenizer", "load_model", "load_saved_tokenizer", "load_tokenizer"]
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from peftlab.errors import ModelError
 from peftlab.models.config import hub_arguments, one_line_errors
-from peftlab.models.reference import resolve
+from peftlab.models.reference import Reference, resolve
 from peftlab.recipe.schema import Model
 
 
@@ -20,6 +23,25 @@ def load_tokenizer(section: Model) -> PreTrainedTokenizerBase:
     arguments = hub_arguments(reference, section)
     with one_line_errors(reference, "given a tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(reference.source, **arguments)
+    return _with_padding(tokenizer, reference)
+
+
+def load_saved_tokenizer(folder: Path, section: Model) -> PreTrainedTokenizerBase:
+    """Return the tokenizer, with its chat template, that a run saved beside its weights; else the recipe's.
+
+    Raises ModelError.
+    """
+    if not (folder / "tokenizer_config.json").is_file():
+        return load_tokenizer(section)
+    reference = Reference(label=str(folder), folder=folder)
+    with one_line_errors(reference, "given a tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=section.trust_remote_code
+        )
+    return _with_padding(tokenizer, reference)
+
+
+def _with_padding(tokenizer: PreTrainedTokenizerBase, reference: Reference) -> PreTrainedTokenizerBase:
     tokenizer.padding_side = "right"
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token is None:
@@ -31,15 +53,17 @@ def load_tokenizer(section: Model) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def find_pad_id(tokenizer: Any, vocabulary: int | None = None) -> int:
+    """Return an id to pad with, one that a model of this vocabulary has; any would do: masks come from lengths."""
+    ids = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+    return next(i for i in ids if i is not None and (vocabulary is None or i < vocabulary))
+
+
 def fit_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Set the model's padding token to the tokenizer's. Raises ModelError if a token has no embedding."""
+    """Set the model's padding token to the tokenizer's, or to one that its embedding has.
+
+    Tokens beyond the embedding matter only to rows that use them, which the data refuses.
+    """
     rows = model.get_input_embeddings().get_parameter("weight").shape[0]
-    largest = max(tokenizer.get_vocab().values())
-    if largest >= rows:
-        token = tokenizer.convert_ids_to_tokens(largest)
-        raise ModelError(
-            f"the tokenizer has the token {token!r} with id {largest}, but the model's embedding has only {rows} rows; "
-            "use the model's own tokenizer"
-        )
     # A decoder's classification head reads the last token that is not this one.
-    model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    model.config.get_text_config().pad_token_id = find_pad_id(tokenizer, rows)

@@ -207,6 +207,11 @@ class Recipe(Section):
     """Run directory, seed, checkpoints and logging."""
 
     @property
+    def data_seed(self) -> int:
+        """The seed by which rows are held out and drawn."""
+        return self.run.seed if self.data.seed is None else self.data.seed
+
+    @property
     def task(self) -> Task:
         """The task that `model.task` names."""
         return TASKS[self.model.task]

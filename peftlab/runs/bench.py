@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
-from peftlab.data.dataset import Dataset, Part, load_examples, tokenise
+from peftlab.data.dataset import Dataset, Examples, Part, load_examples, tokenise
 from peftlab.errors import DataError, MethodError
 from peftlab.evaluation.evaluate import Evaluated, evaluate
 from peftlab.evaluation.generate import add_stop_ids, generate_examples
@@ -22,13 +22,17 @@ from peftlab.parameters.shape import count_positions
 from peftlab.recipe.schema import Recipe
 from peftlab.reports import MemoryReport, ParameterReport
 from peftlab.runs.loading import apply_method, check_method, load_base, read_shape
+from peftlab.tasks.formats import Example
 from peftlab.world.base import World
 from peftlab.world.dtypes import Types, resolve_types
 
 
 @dataclass
 class Bench:
-    """A recipe's data and its base, to which the method is applied; `load` is the measured memory of loading it."""
+    """A recipe's data and its base, to which the method is applied; `load` is the measured memory of loading it.
+
+    `held_out` are the evaluation and test rows before any tokenizer.
+    """
 
     recipe: Recipe
     world: World
@@ -36,6 +40,7 @@ class Bench:
     dataset: Dataset
     base: LoadedModel
     load: MemoryReport
+    held_out: dict[str, list[Example]] = field(default_factory=dict)
 
     @property
     def device(self) -> torch.device:
@@ -99,7 +104,7 @@ class Bench:
 def check_positions(recipe: Recipe, dataset: Dataset, model: nn.Module) -> None:
     """Raise DataError for rows that are longer than the model has positions for."""
     positions = count_positions(model.config)
-    longest = max(len(row.input_ids) for row in (*dataset.train, *dataset.all_held_out))
+    longest = max((len(row.input_ids) for row in (*dataset.train, *dataset.all_held_out)), default=0)
     if positions and recipe.method.virtual_tokens >= positions:
         raise MethodError(
             f"method.length: {recipe.method.virtual_tokens} virtual tokens leave no room for text in the model's "
@@ -119,12 +124,25 @@ def prepare(recipe: Recipe, world: World, before_load: Callable[[Dataset], Recip
     `before_load` is called with the data just before the weights are loaded. It returns the recipe to use, and may
     raise to refuse the run.
     """
-    seed = recipe.run.seed if recipe.data.seed is None else recipe.data.seed
-    examples = load_examples(recipe.data, recipe.task, seed)
+    examples = load_examples(recipe.data, recipe.task, recipe.data_seed)
+    return build_bench(recipe, world, examples, load_tokenizer(recipe.model), before_load)
+
+
+def build_bench(
+    recipe: Recipe,
+    world: World,
+    examples: Examples,
+    tokenizer: Any,
+    before_load: Callable[[Dataset], Recipe] | None = None,
+    trained: dict[str, Any] | None = None,
+) -> Bench:
+    """Return the bench of rows that are read already.
+
+    `trained` is what an earlier run's report says of its training rows, where there are none here.
+    """
     shape = read_shape(recipe, examples.labels)
     check_method(recipe.method, shape)
-    tokenizer = load_tokenizer(recipe.model)
-    dataset = tokenise(examples, tokenizer, shape.vocabulary)
+    dataset = tokenise(examples, tokenizer, shape.vocabulary, trained)
     if before_load is not None:
         recipe = before_load(dataset)
     torch.manual_seed(recipe.run.seed)
@@ -134,4 +152,5 @@ def prepare(recipe: Recipe, world: World, before_load: Callable[[Dataset], Recip
     check_positions(recipe, dataset, base.model)
     fit_tokenizer(base.model, tokenizer)
     add_stop_ids(base.model, dataset.stop_ids)
-    return Bench(recipe, world, tokenizer, dataset, base, probe.report())
+    held_out = {"evaluation": examples.evaluation, "test": examples.test}
+    return Bench(recipe, world, tokenizer, dataset, base, probe.report(), held_out)

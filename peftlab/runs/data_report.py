@@ -38,8 +38,7 @@ def report_data(
     `worst` takes the oddest rows first, instead of the first ones. Raises DataError for data that cannot be read,
     UsageError for a part without rows or an index that it does not have.
     """
-    seed = recipe.run.seed if recipe.data.seed is None else recipe.data.seed
-    examples = load_examples(recipe.data, recipe.task, seed)
+    examples = load_examples(recipe.data, recipe.task, recipe.data_seed)
     _check_choice(part, len(getattr(examples, part)), indices)
     shape = read_shape(recipe, examples.labels)
     tokenizer = load_tokenizer(recipe.model)

@@ -7,10 +7,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from peftlab.data.fingerprints import fingerprint_template, fingerprint_tokenizer
 from peftlab.errors import StorageError
 from peftlab.parameters.audit import Audit
-from peftlab.recipe.schema import Recipe
+from peftlab.recipe.schema import Data, Recipe
 from peftlab.runs.bench import Bench
+from peftlab.tasks.formats import CHAT
 
 # More steps, evaluation, logging and saving; never what the trained bytes depend on, as run.seed.
 FREE_OF_RUN = "output device plan memory memory_snapshot save_every keep_checkpoints max_seconds stop_after".split() + [
@@ -20,12 +22,21 @@ FREE_OF_RUN = "output device plan memory memory_snapshot save_every keep_checkpo
 MAY_CHANGE = ("training.steps", "training.epochs", "evaluation", *(f"run.{field}" for field in FREE_OF_RUN))
 
 
+# What versions did that had no such field of `data` yet.
+EARLIER = {"group_by": "row", "long": "cut", "truncate": "left"}
+PARTS = ("train", "evaluation", "test")
+
+
 def describe_identity(recipe: Recipe, bench: Bench, audit: Audit, environment: dict[str, Any]) -> dict[str, Any]:
     """Return what a run that resumes is compared with: it must be equal, or the result is inexact."""
-    data = bench.dataset.report
+    data = {part: bench.dataset.report[part] for part in PARTS if part in bench.dataset.report}
     return {
         "recipe": recipe.model_dump(mode="json"),
-        "data": {part: data[part].get("sha256") for part in ("train", "evaluation", "test") if part in data},
+        "data": {name: part.get("sha256") for name, part in data.items()},
+        "tokens": {name: part.get("tokens_sha256") for name, part in data.items()},
+        "labels": bench.dataset.labels,
+        "tokenizer": fingerprint_tokenizer(bench.tokenizer),
+        "template": fingerprint_template(bench.tokenizer) if bench.dataset.format == CHAT else None,
         "base": {key: bench.base.source.get(key) for key in ("name", "revision", "fingerprint", "quantization")},
         "frozen": hashlib.sha256(repr(sorted(audit.frozen_fingerprints().items())).encode()).hexdigest(),
         "environment": {key: environment[key] for key in ("python", "versions", "device", "threads", "processes")},
@@ -33,17 +44,31 @@ def describe_identity(recipe: Recipe, bench: Bench, audit: Audit, environment: d
 
 
 def refuse_changes(saved: dict[str, Any], here: dict[str, Any]) -> None:
-    """Raise StorageError with the differences if recipe, data or base are not those of the checkpoint.
+    """Raise StorageError with the differences if recipe, rows or base are not those of the checkpoint.
 
-    Frozen weights with other bytes are another base too, unless versions or device differ.
+    Rows are compared as the tokens and targets that the model gets, in checkpoints of earlier versions by their
+    content. Frozen weights with other bytes are another base too, unless versions or device differ.
     """
     changes = recipe_changes(saved["recipe"], here["recipe"])
-    for part in ("data", "base"):
-        changes |= differences(saved[part], here[part], f"{part} ")
+    changes |= differences(saved["base"], here["base"], "base ")
+    changes |= row_changes(saved, here)
     if not changes and saved["frozen"] != here["frozen"] and _made_equally(saved, here):
         old, new = (f"sha256 {one['frozen'][:12]}" for one in (saved, here))
         changes = {"base weights": (old, new)}
     _refuse(changes)
+
+
+def row_changes(saved: dict[str, Any], here: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return what differs in what the model gets of the rows, with the likely reason first."""
+    if "tokens" not in saved:
+        return differences(saved["data"], here["data"], "data ")
+    changes = differences(saved["tokens"], here["tokens"], "tokens of data.")
+    changes |= differences(saved["labels"], here["labels"], "labels")
+    reasons = {"template": "chat template", "tokenizer": "tokenizer"}
+    found = {title: (saved[key], here[key]) for key, title in reasons.items() if saved[key] != here[key]}
+    if changes and not found and saved["data"] == here["data"]:
+        changes["template's output"] = ("the same template wrote other text", "as one does that writes today's date")
+    return found | {key: tuple(_short(one) for one in pair) for key, pair in changes.items()}  # type: ignore[misc]
 
 
 def refuse_changed_recipe(saved: dict[str, Any], here: dict[str, Any]) -> None:
@@ -54,9 +79,31 @@ def refuse_changed_recipe(saved: dict[str, Any], here: dict[str, Any]) -> None:
 def present_form(recipe: dict[str, Any]) -> dict[str, Any]:
     """Return a recorded recipe with the fields and forms of this version; unchanged where it does not fit them."""
     try:
-        return Recipe.model_validate(recipe).model_dump(mode="json")
+        return Recipe.model_validate(_with_earlier_settings(recipe)).model_dump(mode="json")
     except ValidationError:
         return recipe
+
+
+def earlier_settings(recorded: dict[str, Any]) -> list[str]:
+    """Return as overrides what the version that recorded a recipe did, where it had no field for it yet."""
+    missing = [field for field in EARLIER if field not in recorded.get("data", EARLIER)]
+    return [f"data.{field}={EARLIER[field]}" for field in missing]
+
+
+def as_recorded(recipe: Recipe, recorded: dict[str, Any]) -> Recipe:
+    """Return a recipe that resumes a run, with what an earlier version did where it had no field for it yet."""
+    data = recorded.get("data", EARLIER)
+    default = {name: field.get_default() for name, field in Data.model_fields.items()}
+    update = {
+        name: value
+        for name, value in EARLIER.items()
+        if name not in data and getattr(recipe.data, name) == default[name]
+    }
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update=update)}) if update else recipe
+
+
+def _with_earlier_settings(recorded: dict[str, Any]) -> dict[str, Any]:
+    return {**recorded, "data": EARLIER | recorded["data"]} if isinstance(recorded.get("data"), dict) else recorded
 
 
 def recipe_changes(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
@@ -96,6 +143,10 @@ def differences(old: Any, new: Any, prefix: str = "") -> dict[str, tuple[Any, An
         nested = isinstance(old.get(key), dict) and isinstance(new.get(key), dict)
         found |= differences(old.get(key), new.get(key), f"{prefix}{key}{'.' if nested else ''}")
     return found
+
+
+def _short(value: Any) -> Any:
+    return value[:12] if isinstance(value, str) and len(value) == 64 else value
 
 
 def _made_equally(saved: dict[str, Any], here: dict[str, Any]) -> bool:

@@ -27,7 +27,7 @@ def read_labels(recipe: Recipe) -> list[str] | None:
     """
     if not recipe.task.has_labels or recipe.data.train == "-":
         return None
-    return load_examples(recipe.data, recipe.task, recipe.run.seed).labels
+    return load_examples(recipe.data, recipe.task, recipe.data_seed).labels
 
 
 def read_shape(recipe: Recipe, labels: list[str] | None) -> ModelShape:

@@ -12,6 +12,7 @@ from peftlab.runs.bench import Bench, prepare
 from peftlab.runs.longest import note_cut_prompts
 from peftlab.runs.prediction import open_run_planner, plan_run
 from peftlab.runs.record import RunRecord
+from peftlab.runs.reopen import save_held_out
 
 
 def prepare_bench(record: RunRecord) -> Bench:
@@ -26,6 +27,8 @@ def prepare_bench(record: RunRecord) -> Bench:
     record.watch.model = bench.base.model
     record.result.environment["types"] = bench.types.describe()
     record.result.data = bench.dataset.report
+    if record.world.is_main:
+        save_held_out(record.directory, record.recipe, bench.held_out)
     for line in note_data(record.recipe, bench.dataset.report, record.world.processes):
         record.note(line)
     for line in note_cut_prompts(record.recipe, bench.dataset, bench.base.model):

@@ -14,6 +14,7 @@ from peftlab.runs.directory import is_finished, open_directory
 from peftlab.runs.display import open_display
 from peftlab.runs.ending import record_failure, refuse_unfinished
 from peftlab.runs.evaluation import PARTS, evaluate_parts
+from peftlab.runs.identity import as_recorded
 from peftlab.runs.inference import try_inference
 from peftlab.runs.launch import launched
 from peftlab.runs.prepare import apply_method, prepare_bench
@@ -54,8 +55,10 @@ def train(
         open_directory(path, world.is_main, overwrite, resume) as directory,
     ):
         world.wait()
-        if resume and is_finished(directory, recipe):
-            return directory.read_result()
+        if resume:
+            recipe = as_recorded(recipe, directory.read_result().recipe)
+            if is_finished(directory, recipe):
+                return directory.read_result()
         record = RunRecord(recipe, name, world, directory, display or open_display(world.is_main))
         trackers = Trackers(world, recipe.run.trackers, name, directory.trackers, record.note)
         recorder = Recorder(world, directory.metrics, record.display, trackers, record.meter.current)

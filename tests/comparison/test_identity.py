@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+import shutil
+from datetime import date
 from hashlib import sha256
+from types import SimpleNamespace
 from typing import Literal
 
 import pytest
 from pydantic import BaseModel
+from transformers import AutoTokenizer
 
-from peftlab.comparison.identity import describe_section, hash_run
+from peftlab.comparison import identity
+from peftlab.comparison.identity import describe_section, describe_tokens, hash_run
+from peftlab.models.reference import resolve
 from peftlab.recipe.load import load_recipe
 
 # Of the recipe's values alone, as the version that first recorded runs hashed them.
@@ -59,3 +65,36 @@ def test_a_field_that_came_later_counts_only_where_it_is_not_its_default():
     assert describe_section(changed, "training") == {
         "steps": 1, "optimizer": {"type": "adamw", "eps": 1e-6}, "added": 4,
     }  # fmt: skip
+
+
+@pytest.fixture
+def dated(tmp_path):
+    """A recipe on chats whose model's template writes the date, unless an argument gives it."""
+    model = tmp_path / "model"
+    shutil.copytree(resolve("builtin:tiny").folder, model)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.chat_template = (
+        "{{ today if today is defined else strftime_now('%d') }}{% for m in messages %}{{ m.content }}{% endfor %}"
+    )
+    tokenizer.save_pretrained(model)
+    overrides = [f"model.name={model}", "data.format=chat", "data.template=null", "data.columns={}"]
+    return "recipes/tiny/lora.yaml", overrides
+
+
+@pytest.mark.parametrize(("extra", "same"), [((), False), (("data.template_kwargs={today: monday}",), True)])
+def test_a_chat_template_that_writes_the_date_makes_another_run_on_another_day(dated, monkeypatch, extra, same):
+    path, overrides = dated
+    recipe = load_recipe(path, [*overrides, *extra])
+    first = hash_run(recipe)
+    monkeypatch.setattr(identity, "date", SimpleNamespace(today=lambda: date(1999, 1, 1)))
+    assert (hash_run(recipe) == first) == same
+
+
+def test_a_tokenizer_of_another_place_counts_by_its_content(tmp_path):
+    hashes = set()
+    for name in ("one", "two"):
+        folder = tmp_path / name
+        shutil.copytree(resolve("builtin:tiny").folder, folder)
+        (folder / "note.txt").write_text(name)
+        hashes.add(str(describe_tokens(load_recipe("recipes/tiny/lora.yaml", [f"model.tokenizer={folder}"]))))
+    assert len(hashes) == 2

@@ -335,3 +335,36 @@ def test_a_prompt_that_is_cut_keeps_its_opening_token_and_system_text(load, bpe)
     assert dataset.report["evaluation"]["prompts_cut"] == 1
     assert cut_prompt([*range(20)], 3, 8) == [0, 1, 2, 15, 16, 17, 18, 19]
     assert cut_prompt([*range(20)], 7, 8) == [0, *range(13, 20)]
+
+
+def exchange(n, length=6):
+    return [{"role": "user", "content": f"ask{n} " + "a " * length}, {"role": "assistant", "content": f"say{n}"}]
+
+
+def test_a_chat_that_is_too_long_loses_its_oldest_messages_whole_and_keeps_the_system_text(bpe):
+    system = {"role": "system", "content": "be kind"}
+    messages = [system, *exchange(0), *exchange(1), *exchange(2)]
+    expected = tokenise([Chat([system, *exchange(1), *exchange(2)])], bpe, max_length=999).rows[0]
+    counts = Counter()
+    for limit in (len(expected.input_ids), len(expected.input_ids) + 3):
+        (row,), (prompt,) = tokenise([Chat(messages)], bpe, counts, max_length=limit, prompts=True)
+        assert row.input_ids.tolist() == expected.input_ids.tolist()
+        assert row.labels.tolist() == expected.labels.tolist()
+        assert row.input_ids[: len(prompt.input_ids)].tolist() == prompt.input_ids and prompt.cut > 0
+    assert (counts["cut_turns"], counts["truncated"], counts["lost_supervised"]) == (4, 2, 2)
+    assert counts["lost_tokens"] == 2 * len(bpe("say0<|end|>", add_special_tokens=False)["input_ids"])
+
+
+def test_a_last_question_that_is_too_long_alone_is_cut_and_never_its_answer(bpe):
+    messages = [*exchange(0), *exchange(1, length=80)]
+    counts = Counter()
+    row = tokenise([Chat(messages)], bpe, counts, max_length=40).rows[0]
+    assert len(row.input_ids) == 40 and supervised_parts(row, bpe) == ["say1<|end|>"]
+    assert counts["cut_turns"] == 2
+
+
+def test_cutting_at_the_left_keeps_the_tokens_as_earlier_versions_did(bpe):
+    messages = [*exchange(0), *exchange(1)]
+    whole = tokenise([Chat(messages)], bpe, max_length=999).rows[0].input_ids.tolist()
+    row = tokenise([Chat(messages)], bpe, max_length=len(whole) - 3, truncate="left").rows[0]
+    assert row.input_ids.tolist() == [whole[0], *whole[4:]]

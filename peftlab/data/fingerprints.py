@@ -1,0 +1,42 @@
+"""What identifies the rows that a model gets: their tokens and targets, the tokenizer and the template."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from hashlib import sha256
+from typing import Any
+
+import numpy as np
+
+from peftlab.data.token_rows import TokenRow
+
+# What a tokenizer's file says of batches, not of texts: it changes with the last call.
+OF_BATCHES = ("truncation", "padding")
+
+
+def fingerprint_rows(rows: Iterable[TokenRow]) -> str:
+    """Return the sha256 of what a model is given in these rows and what it is to predict, in their order."""
+    digest = sha256()
+    for row in rows:
+        for values in (row.input_ids, row.labels, row.token_type_ids):
+            array = np.ascontiguousarray(() if values is None else values)
+            kind = "f" if array.dtype.kind == "f" else "i"
+            digest.update(f"{array.shape}{kind}".encode() + array.astype(f"<{kind}8").tobytes())
+    return digest.hexdigest()
+
+
+def fingerprint_tokenizer(tokenizer: Any) -> str:
+    """Return the sha256 of what a fast tokenizer does with texts, and of its special tokens."""
+    content = json.loads(tokenizer.backend_tokenizer.to_str())
+    content = {key: value for key, value in content.items() if key not in OF_BATCHES}
+    return _hash([content, {name: str(token) for name, token in tokenizer.special_tokens_map.items()}])
+
+
+def fingerprint_template(tokenizer: Any) -> str:
+    """Return the sha256 of a tokenizer's chat template, or of all of them where it has several."""
+    return _hash(tokenizer.chat_template)
+
+
+def _hash(content: Any) -> str:
+    return sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
