@@ -46,4 +46,4 @@ def canonical_name(name: str) -> str:
     `model.layers.0.self_attn.q_proj.weight`; `...q_proj.lora_A.default.weight` loses `default`.
     """
     name = WRAPPER_PARTS.sub("", name)
-    return re.sub(r"\.(?:base_layer|modules_to_save\.default|default)(?=\.|$)", "", name)
+    return re.sub(r"\.(?:token_adapter\.base_layer|base_layer|modules_to_save\.default|default)(?=\.|$)", "", name)

@@ -40,12 +40,23 @@ class LinearSite:
 
 
 @dataclass(frozen=True)
+class NewTokens:
+    """Ids of tokens that no checkpoint has, and the tables with a row for each.
+
+    A table is named by the modules that use it, the first one its owner: a tied output head has the input's.
+    """
+
+    ids: tuple[int, ...]
+    tables: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
 class ModelShape:
     """All sizes of one model. A tied parameter appears once, under its first name.
 
     `kv_width` is the width of one layer's keys (key/value heads times head size), `positions` the longest row that
     the model accepts (0: no limit), `fresh` the names of parameters that the checkpoint does not contain (a new
-    classification head).
+    classification head), `new_tokens` the rows of the embeddings that it does not contain.
     """
 
     model_type: str
@@ -58,6 +69,7 @@ class ModelShape:
     linears: tuple[LinearSite, ...]
     fresh: frozenset[str] = frozenset()
     positions: int = 0
+    new_tokens: NewTokens | None = None
 
     @cached_property
     def by_name(self) -> dict[str, ParameterSite]:

@@ -129,10 +129,17 @@ def _samples(finished: Sequence[Trial], part: str, metric: str, notes: list[str]
 def _drawn(finished: Sequence[Trial], part: str) -> dict[str, Sample]:
     """Return every metric that the rows of all runs give; none where not all runs have scores of the same rows."""
     scores = [trial.scores[part] for trial in finished if part in trial.scores]
-    if not finished or len(scores) < len(finished) or not _same_rows(scores):
+    if not finished or len(scores) < len(finished) or not (_same_source(finished, part) and _same_rows(scores)):
         return {}
     drawn = {name: draw_metric(name, scores) for name in row_metrics(scores)}
     return {name: sample for name, sample in drawn.items() if np.isfinite(sample.values).any()}
+
+
+def _same_source(finished: Sequence[Trial], part: str) -> bool:
+    """Return whether the rows of a part have the same content in all runs, as far as their records say."""
+    name = next((name for name in ("test", "general") if part.startswith(f"{name}_")), "evaluation")
+    described = [trial.result.data.get(name) or {} for trial in finished if trial.result is not None]
+    return len({part["sha256"] for part in described if "sha256" in part}) <= 1
 
 
 def _same_rows(scores: Sequence[RowScores]) -> bool:

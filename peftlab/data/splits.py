@@ -109,8 +109,8 @@ def load_examples(section: Data, task: Task, seed: int) -> Examples:
     pool = pool if together else pool.alone()
     pool, evaluation = _set_aside(pool, section, "evaluation", seed, HELD_OUT)
     pool, test = _set_aside(pool, section, "test", seed, HELD_OUT_TEST)
-    for part, found in (("evaluation", evaluation), ("test", test)):
-        check_labels(found.rows, task, labels, str(getattr(section, part)))
+    for part, aside in (("evaluation", evaluation), ("test", test)):
+        check_labels(aside.rows, task, labels, str(getattr(section, part)))
     return Examples(
         section,
         task,

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 from peftlab.errors import MethodError
 from peftlab.methods.candidates import describe_candidates, describe_tied
+from peftlab.methods.new_tokens import ROWS, copy_with_rows, has_rows, insert_rows, row_sites
 from peftlab.patterns import matching, unmatched
 from peftlab.shapes import ModelShape, ParameterSite
 from peftlab.tasks import task_of
@@ -50,7 +51,8 @@ class Method(BaseModel):
     and what differs from a method that does nothing. What it cannot do is in `check_settings` (whatever the
     model) and `check_own` (on one model), what trains in `trained_base` (of the base) and `added_parameters`,
     how those are built in `insert`, and how large it can be in `sizes`. The traits say what others need to know:
-    whether it merges or saves memory (class variables), `decays`, `multiplies`, `prompting`, `variants`.
+    whether it merges, saves memory or stores rows of new tokens (class variables), `decays`, `multiplies`,
+    `prompting`, `variants`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -58,6 +60,8 @@ class Method(BaseModel):
     title: ClassVar[str]
     mergeable: ClassVar[bool] = False
     suggested_when_memory_is_short: ClassVar[bool] = False
+    stores_new_tokens: ClassVar[bool] = True
+    why_no_new_tokens: ClassVar[str] = ""
     weights_file: ClassVar[str] = "adapter.safetensors"
     stores: ClassVar[Literal["trainable", "all"]] = "trainable"
     pattern_fields: ClassVar[tuple[str, ...]] = ("unfreeze", "freeze")
@@ -141,10 +145,21 @@ class Method(BaseModel):
 
     def check(self, shape: ModelShape) -> Problems:
         """Return (field, message) for everything that cannot work on a model of this shape."""
-        return [*self.check_settings(), *self.check_own(shape)] or self._check_patterns(shape)
+        own = [*self.check_settings(), *self.check_own(shape), *self._check_new_tokens(shape)]
+        return own or self._check_patterns(shape)
+
+    def _check_new_tokens(self, shape: ModelShape) -> Problems:
+        rows = self.new_rows(shape)
+        if rows and not self.stores_new_tokens:
+            return [("type", f"{self.title} cannot train rows of new tokens alone: {self.why_no_new_tokens}")]
+        used = {name for table in (shape.new_tokens.tables if shape.new_tokens else ()) for name in table}
+        biased = [site.name for site in shape.linears if site.bias and site.name in used]
+        if rows and biased:
+            return [("type", f"new tokens: {biased[0]} has a bias, which PEFT's rows of new tokens would leave out")]
+        return []
 
     def _check_patterns(self, shape: ModelShape) -> Problems:
-        names = [site.name for site in (*shape.parameters, *self.added_parameters(shape))]
+        names = [site.name for site in (*shape.parameters, *self.all_added(shape))]
         problems = [
             (field, f"{one!r} matches no parameter; {describe_tied(one, shape)}{describe_candidates(one, names)}")
             for field, patterns in (("unfreeze", self.unfreeze), ("freeze", self.freeze))
@@ -165,12 +180,22 @@ class Method(BaseModel):
         """Return the parameters that this method adds to a model of this shape: canonical name, size, kind, layer."""
         return ()
 
+    def new_rows(self, shape: ModelShape) -> tuple[ParameterSite, ...]:
+        """Return the rows of new tokens that train beside frozen embeddings; none of one that trains as a whole."""
+        names = shape.by_name
+        whole = self.trained_base(shape) | shape.fresh | set(matching(self.unfreeze, names))
+        return row_sites(shape, whole - (set(matching(self.freeze, names)) - shape.fresh))
+
+    def all_added(self, shape: ModelShape) -> tuple[ParameterSite, ...]:
+        """Return everything that is added to a model of this shape: by the method, and for new tokens."""
+        return (*self.added_parameters(shape), *self.new_rows(shape))
+
     def trainable_sites(self, shape: ModelShape) -> list[ParameterSite]:
         """Return every parameter that trains, from sizes alone, after `unfreeze` and `freeze`.
 
         Fresh parameters always train: frozen, they would stay random.
         """
-        added = self.added_parameters(shape)
+        added = self.all_added(shape)
         sites = {site.name: site for site in (*shape.parameters, *added)}
         wanted = self.trained_base(shape) | shape.fresh | {site.name for site in added}
         wanted |= set(matching(self.unfreeze, sites))
@@ -192,13 +217,13 @@ class Method(BaseModel):
     def stored_sites(self, shape: ModelShape) -> list[ParameterSite]:
         """Return every parameter that a saved copy contains, from sizes alone: what trained or was added."""
         saved = self.without_training_parts()
-        sites = {site.name: site for site in (*saved.trainable_sites(shape), *saved.added_parameters(shape))}
+        sites = {site.name: site for site in (*saved.trainable_sites(shape), *saved.all_added(shape))}
         return list(sites.values())
 
     def count_stored_bytes(self, shape: ModelShape, frozen_bytes: int = 4) -> int:
         """Return the bytes of a saved copy's tensors: four a number that trained or was added, else `frozen_bytes`."""
         saved = self.without_training_parts()
-        own = {site.name for site in (*saved.trainable_sites(shape), *saved.added_parameters(shape))}
+        own = {site.name for site in (*saved.trainable_sites(shape), *saved.all_added(shape))}
         width = {True: TRAINED_BYTES, False: frozen_bytes}
         return sum(site.count * width[site.name in own] for site in self.stored_sites(shape))
 
@@ -219,7 +244,8 @@ class Method(BaseModel):
             raise MethodError("; ".join(f"method.{field}: {message}" for field, message in problems))
         model.requires_grad_(False)
         model = self.insert(model, shape)
-        note_added(model, self.added_parameters(shape))
+        insert_rows(model, shape, self.new_rows(shape))
+        note_added(model, self.all_added(shape))
         set_trainable(model, {site.name for site in self.trainable_sites(shape)})
         _cast_trained(model)
         return model
@@ -275,7 +301,7 @@ class Method(BaseModel):
         Raises MethodError unless `mergeable`.
         """
         self.refuse_merge()
-        return model
+        return copy_with_rows(model) if has_rows(model) else model
 
     def refuse_merge(self) -> None:
         """Raise MethodError for a method that cannot be merged."""
@@ -291,7 +317,7 @@ class Method(BaseModel):
 
     def merges_away(self, name: str) -> bool:
         """Return whether `merge` puts a trained parameter into other weights, so that a merged model has no such."""
-        return False
+        return name.endswith(ROWS)
 
     def without_training_parts(self) -> Self:
         """Return this method as a saved copy of it is: without what only training needs."""

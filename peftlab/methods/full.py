@@ -25,6 +25,8 @@ class Full(Method):
     title: ClassVar[str] = "full fine-tuning"
     mergeable: ClassVar[bool] = True
     stores: ClassVar[Literal["trainable", "all"]] = "all"
+    stores_new_tokens: ClassVar[bool] = False
+    why_no_new_tokens: ClassVar[str] = "it stores whole tensors; set layers: all, or unfreeze the embeddings"
 
     type: Literal["full"] = "full"
     layers: Literal["all"] | Annotated[int, Field(ge=1)] = "all"

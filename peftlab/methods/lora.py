@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, cast
 
@@ -10,6 +9,7 @@ from pydantic import Field
 
 from peftlab.methods.base import Method, Problems, Sizes
 from peftlab.methods.candidates import describe_candidates
+from peftlab.methods.new_tokens import ROWS, copy_with_rows
 from peftlab.methods.peft_folder import WEIGHTS, base_tensors, stored_head, write_config
 from peftlab.patterns import matching, unmatched
 from peftlab.shapes import LinearSite, ModelShape, ParameterSite
@@ -152,10 +152,10 @@ class LoRA(Method):
 
     def merge(self, model: nn.Module, base: nn.Module | None = None) -> nn.Module:
         """Return the plain model with the updates added to its weights, rounded to their type; `model` is copied."""
-        return cast("PeftModel", deepcopy(model)).merge_and_unload()
+        return cast("PeftModel", copy_with_rows(model)).merge_and_unload()
 
     def merges_away(self, name: str) -> bool:
-        return ".lora_" in name
+        return ".lora_" in name or super().merges_away(name)
 
     def updated_weights(self, model: nn.Module) -> set[str]:
         from peftlab.parameters.trainable import named_parameters
@@ -167,9 +167,10 @@ class LoRA(Method):
         from peft import get_peft_model_state_dict
 
         wrapped = cast("PeftModel", model)
-        own = {name: parameter for name, parameter in model.named_parameters() if ".lora_" in name}
+        own = {name: parameter for name, parameter in model.named_parameters() if ".lora_" in name or ROWS in name}
         own = get_peft_model_state_dict(wrapped, state_dict=own, save_embedding_layers=False)
-        return {**own, **{k: v for k, v in base_tensors(wrapped, task_of(model)).items() if ".lora_" not in k}}
+        of_base = base_tensors(wrapped, task_of(model)).items()
+        return {**own, **{name: one for name, one in of_base if ".lora_" not in name and ROWS not in name}}
 
     def save(self, model: nn.Module, folder: Path, context: dict[str, Any]) -> None:
         super().save(model, folder, context)

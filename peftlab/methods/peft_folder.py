@@ -10,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from peftlab.methods.new_tokens import list_indices
 from peftlab.shapes import ModelShape, ParameterSite
 from peftlab.tasks import TASKS, Task
 
@@ -53,6 +54,8 @@ def write_config(wrapped: PeftModel, folder: Path, task: Task, context: dict[str
     config = deepcopy(wrapped.active_peft_config)
     config.inference_mode = True
     config.task_type = task.peft_type
+    if indices := list_indices(wrapped.get_base_model()):
+        config.trainable_token_indices = indices
     config.modules_to_save = list(task.head_names) or None
     source = context.get("base_model") or {}
     config.base_model_name_or_path = source.get("name") or config.base_model_name_or_path

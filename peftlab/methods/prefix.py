@@ -35,6 +35,8 @@ class Prefix(Method):
     """
 
     title: ClassVar[str] = "prefix tuning"
+    stores_new_tokens: ClassVar[bool] = False
+    why_no_new_tokens: ClassVar[str] = "its PEFT folder has no place for them; use lora, adapters or bitfit"
     weights_file: ClassVar[str] = WEIGHTS
 
     type: Literal["prefix"] = "prefix"

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from copy import deepcopy
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, cast, get_args
 
 from peftlab.methods.base import Problems
 from peftlab.methods.lora import LoRA
+from peftlab.methods.new_tokens import copy_with_rows, with_rows_of
 from peftlab.patterns import matching
 from peftlab.shapes import ModelShape
 
@@ -62,7 +62,10 @@ class QLoRA(LoRA):
         from peftlab.parameters.trainable import named_parameters
 
         trained = named_parameters(model)
-        plain = dequantize_(cast("PeftModel", deepcopy(model)).unload()) if base is None else base
+        if base is None:
+            plain = dequantize_(cast("PeftModel", copy_with_rows(model)).unload())
+        else:
+            plain = with_rows_of(model, base)
         lora = LoRA(**self.model_dump(include=LoRA.model_fields.keys() - {"type"}))
         twin = cast("PeftModel", lora.insert(plain, shape_of(plain)))
         for name, parameter in named_parameters(twin).items():

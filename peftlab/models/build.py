@@ -11,6 +11,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from peftlab.errors import ModelError
 from peftlab.models.checkpoint import stored_shapes
 from peftlab.models.config import auto_class, one_line_errors, read_config
+from peftlab.models.new_tokens import add_new_tokens
 from peftlab.models.reference import Reference, resolve
 from peftlab.parameters.kinds import parameter_sites
 from peftlab.recipe.schema import Model
@@ -30,7 +31,9 @@ def build_meta(section: Model, labels: Sequence[str] | None = None) -> tuple[Pre
         model = from_config(
             section, reference, config, resolve_types(section.dtype, "auto", torch.device("cpu")).weights
         )
-    return model, _expected_fresh(model, section, reference)
+        fresh = _expected_fresh(model, section, reference)
+        add_new_tokens(model, section)
+    return model, fresh
 
 
 def from_config(section: Model, reference: Reference, config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:

@@ -14,6 +14,7 @@ from peftlab.models.build import attention_argument, check_body, from_config, ra
 from peftlab.models.checkpoint import fingerprint
 from peftlab.models.config import auto_class, hub_arguments, one_line_errors, read_config
 from peftlab.models.hub import cached_commit
+from peftlab.models.new_tokens import add_new_tokens
 from peftlab.models.quantize import quantize_
 from peftlab.models.reference import Reference, resolve
 from peftlab.models.tokenizer import fit_tokenizer, load_saved_tokenizer, load_tokenizer
@@ -61,6 +62,7 @@ def load_model(
         fresh = random_fresh(model, section)
     else:
         model, fresh = _from_checkpoint(section, reference, config, types.weights)
+    add_new_tokens(model, section)
     seen(model)
     quantization = _quantize(model, base_format, double_quantization, types.unpacked(compute_dtype), device)
     model.to(device)  # type: ignore[arg-type]  # transformers wraps `to` so that mypy takes `device` for `self`

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AddedToken, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from peftlab.errors import ModelError
 from peftlab.models.config import hub_arguments, one_line_errors
@@ -23,6 +24,7 @@ def load_tokenizer(section: Model) -> PreTrainedTokenizerBase:
     arguments = hub_arguments(reference, section)
     with one_line_errors(reference, "given a tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(reference.source, **arguments)
+    _add_tokens(tokenizer, section.add_tokens)
     return _with_padding(tokenizer, reference)
 
 
@@ -39,6 +41,15 @@ def load_saved_tokenizer(folder: Path, section: Model) -> PreTrainedTokenizerBas
             folder, local_files_only=True, trust_remote_code=section.trust_remote_code
         )
     return _with_padding(tokenizer, reference)
+
+
+def _add_tokens(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> None:
+    """Add new tokens, each one token wherever its text occurs. Raises ModelError for one that is a token already."""
+    known = tokenizer.get_vocab()
+    for token in tokens:
+        if token in known:
+            raise ModelError(f"model.add_tokens: {token!r} is already a token of the model's tokenizer; remove it")
+    tokenizer.add_tokens([AddedToken(token, normalized=False) for token in tokens])
 
 
 def _with_padding(tokenizer: PreTrainedTokenizerBase, reference: Reference) -> PreTrainedTokenizerBase:

@@ -16,9 +16,10 @@ from torch.nn.modules.conv import _ConvNd
 
 from peftlab.errors import MethodError
 from peftlab.parameters.trainable import canonical_in, find_base, logical_shape
-from peftlab.shapes import KINDS, ParameterSite
+from peftlab.shapes import KINDS, NewTokens, ParameterSite
 
 ADDED = "_peftlab_added"
+NEW_TOKENS = "_peftlab_new_tokens"
 ADAPTER = re.compile(r"(?:^|\.)[^.]*adapter")
 ATTENTION = re.compile(r"attn|attention", re.IGNORECASE)
 FEED_FORWARD = re.compile(
@@ -64,6 +65,16 @@ def note_added(model: nn.Module, sites: Iterable[ParameterSite]) -> None:
 def added_sites(model: nn.Module) -> dict[str, ParameterSite]:
     """Return by canonical name what the method said of the parameters that it added to `model`."""
     return next((vars(module)[ADDED] for module in model.modules() if ADDED in vars(module)), {})
+
+
+def note_new_tokens(model: nn.Module, tokens: NewTokens) -> None:
+    """Keep on the plain model inside `model` which rows of its embeddings are new."""
+    vars(find_base(model)[1])[NEW_TOKENS] = tokens
+
+
+def find_new_tokens(model: nn.Module) -> NewTokens | None:
+    """Return which rows of a model's embeddings are new; None where there are none."""
+    return vars(find_base(model)[1]).get(NEW_TOKENS)
 
 
 def module_layers(model: nn.Module) -> dict[str, int | None]:

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from peftlab.architectures import role_of
-from peftlab.parameters.kinds import module_layers, parameter_sites
+from peftlab.parameters.kinds import find_new_tokens, module_layers, parameter_sites
 from peftlab.parameters.trainable import canonical_in, find_base
 from peftlab.shapes import LinearSite, ModelShape, ParameterSite
 
@@ -34,6 +34,7 @@ def shape_of(model: nn.Module, fresh: frozenset[str] = frozenset(), task: str = 
         linears=linear_sites(model, model_type, {site.name: site for site in sites}),
         fresh=fresh & {site.name for site in sites},
         positions=count_positions(config),
+        new_tokens=find_new_tokens(model),
     )
 
 

@@ -60,6 +60,16 @@ def settings_of_the_method(recipe: Recipe) -> Found:
         yield f"method.{field}", message
 
 
+@reads("model.add_tokens")
+def new_tokens_are_texts(recipe: Recipe) -> Found:
+    tokens = recipe.model.add_tokens
+    for token in dict.fromkeys(tokens):
+        if token != token.strip() or not token:
+            yield "model.add_tokens", f"{token!r} begins or ends with a blank, which tokenizers treat in their own way"
+        if tokens.count(token) > 1:
+            yield "model.add_tokens", f"{token!r} is named twice"
+
+
 @reads("training.steps", "training.epochs")
 def one_length_of_training(recipe: Recipe) -> Found:
     if recipe.training.steps is None and recipe.training.epochs is None:

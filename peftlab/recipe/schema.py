@@ -36,6 +36,8 @@ class Model(Section):
     """Load the checkpoint's weights, or make random ones from its `config.json` (for counting, planning and timing)."""
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
     """Attention implementation of transformers."""
+    add_tokens: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """New tokens for the tokenizer. Their embeddings train with the method, and nothing else of the embeddings does."""
     trust_remote_code: bool = False
     """Run code that the model repository ships. Set it only after you have read that code."""
 

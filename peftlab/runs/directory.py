@@ -23,24 +23,15 @@ from peftlab.runs.identity import refuse_changed_recipe
 MARKER = ".peftlab"
 GENERATIONS = "generations.jsonl"
 SNAPSHOT = "memory_snapshot.pickle"
-<<<<<<< HEAD
 OWN_FILES = ("result.json", "recipe.yaml", "metrics.jsonl", "scores.json", GENERATIONS, "loss.png", SNAPSHOT)
-OWN_FOLDERS = ("weights", "checkpoints", "trackers")
+OWN_FOLDERS = ("weights", "checkpoints", "trackers", "held_out")
 # Temporary names of `write_atomically` and `writing`, which remain when a process is killed.
 HALF_MARKER = re.compile(r"\.\.peftlab\.\d+")
 HALF_FILE = re.compile(
     r"\.(\.peftlab|result\.json|recipe\.yaml|metrics\.jsonl|scores\.json|generations\.jsonl)\.\d+"
     r"|\.process-\d{5}\.json(\.\d+)?"
 )
-HALF_FOLDER = re.compile(r"\.(weights|checkpoints|trackers)\.[a-z0-9_]{8}")
-=======
-OWN_FILES = ("result.json", "recipe.yaml", "metrics.jsonl", "scores.json", "loss.png", SNAPSHOT)
-OWN_FOLDERS = ("weights", "checkpoints", "trackers", "held_out")
-# Temporary names of `write_atomically` and `writing`, which remain when a process is killed.
-HALF_MARKER = re.compile(r"\.\.peftlab\.\d+")
-HALF_FILE = re.compile(r"\.(\.peftlab|result\.json|recipe\.yaml|metrics\.jsonl)\.\d+|\.process-\d{5}\.json(\.\d+)?")
 HALF_FOLDER = re.compile(r"\.(weights|checkpoints|trackers|held_out)\.[a-z0-9_]{8}")
->>>>>>> add0e69 (A run is used from itself alone, and resumed on the same tokens only)
 
 
 def text_scores(when: str) -> str:

@@ -58,7 +58,7 @@ def measure_inference(bench: Bench, trained: nn.Module) -> InferenceReport:
     return InferenceReport(
         rows=ROWS,
         tokens=tokens,
-        extra_parameters=sum(site.count for site in method.without_training_parts().added_parameters(shape)),
+        extra_parameters=sum(site.count for site in method.without_training_parts().all_added(shape)),
         extra_parameters_merged=None if merged is None else parameter_report(merged).total - shape.total,
         seconds={name: median(taken) for name, taken in passes.items()},
         relative={name: relative_to(passes["base"], taken) for name, taken in passes.items()},

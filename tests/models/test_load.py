@@ -188,9 +188,11 @@ def test_builtin_tiny_loads_and_its_tokenizer_fits():
     assert tokenizer.pad_token_id is not None and loaded.model.config.pad_token_id == tokenizer.pad_token_id
 
 
-def test_tokenizer_of_another_model_is_refused(decoder):
-    with pytest.raises(ModelError, match="embedding has only 64 rows; use the model's own tokenizer"):
-        fit_tokenizer(load_model(Model(name=str(decoder))).model, load_tokenizer(Model(name="builtin:tiny")))
+def test_a_padding_token_beyond_the_embedding_is_replaced_by_one_inside(decoder):
+    model, tokenizer = load_model(Model(name=str(decoder))).model, load_tokenizer(Model(name="builtin:tiny"))
+    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(100)
+    fit_tokenizer(model, tokenizer)
+    assert tokenizer.eos_token_id < 64 and model.config.pad_token_id == tokenizer.eos_token_id
 
 
 def test_folder_without_a_tokenizer_is_one_line(decoder):

@@ -127,6 +127,16 @@ CASES = [
     (["data.template={x"], "data.template", "not a template", "data.template={x}"),
     (["data.template={}: {x}"], "data.template", "an empty {}", "data.template={x}"),
     (["data.template={x:>8}"], "data.template", "takes no ':' or '!'", "data.template={x}"),
+    (["data.long=chunk"], "data.long", "for format completion use cut or skip", "data.long=cut"),
+    (["data.overlap=4"], "data.overlap", "is for chunks of running text only", "data.overlap=0"),
+    (
+        ["data.format=text", "data.overlap=64", "data.max_length=64"],
+        "data.overlap",
+        "64 leaves nothing new in rows of 64 tokens",
+        "data.overlap=8",
+    ),
+    (["model.add_tokens=[a, a]"], "model.add_tokens", "'a' is named twice", "model.add_tokens=[a, b]"),
+    (["model.add_tokens=[' a']"], "model.add_tokens", "begins or ends with a blank", "model.add_tokens=[a]"),
     (["data.supervise=last"], "data.supervise", "is for format chat only, not completion", "data.format=chat"),
     (["data.template={x}", "data.format=chat"], "data.template", "own chat template", "data.template=null"),
     (

@@ -46,7 +46,7 @@ def chat_model(folder: Path, template: str = CHAT_TEMPLATE) -> Path:
 
 
 def recipe_of(folder: Path, layout: str, task: str = "causal-lm", model: Path | None = None, **data) -> Recipe:
-    metrics = {"causal-lm": ["loss", "chrf"], "sequence-classification": ["loss", "accuracy"]}
+    metrics = {"causal-lm": ["loss", "exact_match"], "sequence-classification": ["loss", "accuracy"]}
     return Recipe.model_validate(
         {
             "model": {"name": str(model or shallow_model()), "task": task},
