@@ -29,7 +29,7 @@ def encode_chat_rows(examples: Sequence[Chat], how: Tokenising) -> Iterator[Enco
     shortens = section.truncate == "auto" and long_rows(section, how.format) == "cut"
     enough = enough_characters(how.tokenizer, section)
     small = [_limit_contents(example, enough) for example in examples]
-    for example, chat in zip(small, encode_chats(small, how.tokenizer, settings), strict=True):
+    for whole, example, chat in zip(examples, small, encode_chats(small, how.tokenizer, settings), strict=True):
         left, removed = chat, 0
         if shortens and len(chat.ids) > section.max_length and chat.turns:
             left, removed = _drop_turns(example, chat, how.tokenizer, settings, section.max_length)
@@ -40,6 +40,7 @@ def encode_chat_rows(examples: Sequence[Chat], how: Tokenising) -> Iterator[Enco
             left.supervised,
             left.lead,
             _answer(left, how.tokenizer) if how.prompts and left.turns and left.turns[-1].message else None,
+            partial=example is not whole,
             removed=len(chat.ids) - len(left.ids),
             lost=max(int(chat.supervised.sum() - left.supervised.sum()), 0),
         )

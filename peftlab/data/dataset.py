@@ -27,7 +27,9 @@ __all__ = ["Dataset", "Examples", "Part", "Prompt", "find_pad_id", "load_data", 
 Part = Literal["evaluation", "test", "general"]
 # What a report always says of a part, and what only where it is not zero.
 ALWAYS = ("truncated", "lost_supervised", "straddling", "unaligned", "dropped")
-WHERE_ANY = "cut_tokens lost_tokens cut_turns chunked skipped unclear carried unended unprompted prompts_cut".split()
+WHERE_ANY = (
+    "cut_tokens cut_text lost_tokens cut_turns chunked skipped unclear carried unended unprompted prompts_cut".split()
+)
 
 
 @dataclass(frozen=True)

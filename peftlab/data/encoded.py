@@ -35,7 +35,8 @@ class Encoded:
     """An example as tokens, before they are cut: int64 ids, and which of them are supervised.
 
     `lead` is how many tokens at the beginning a cut of the prompt keeps. `removed` and `lost` count the tokens and
-    the supervised tokens of whole turns that are gone already. `answer` is there where prompts are wanted.
+    the supervised tokens of whole turns that are gone already, and `partial` says that text was cut before it was
+    tokenised. `answer` is there where prompts are wanted.
     """
 
     ids: np.ndarray
@@ -44,12 +45,13 @@ class Encoded:
     answer: Answer | None = None
     removed: int = 0
     lost: int = 0
+    partial: bool = False
 
 
 def tokenise_encoded(examples: Sequence[Example], how: Tokenising) -> Tokenised:
     """Return the rows that keep a supervised token, and the distinct prompts, of examples whose format encodes them.
 
-    `how.counts` gains: truncated (rows cut), cut_tokens, lost_supervised (rows that lost supervised tokens),
+    `how.counts` gains: truncated (rows cut), cut_tokens, cut_text (rows of which more was cut unseen), lost_supervised (rows that lost supervised tokens),
     lost_tokens (how many they lost), chunked (documents cut into several rows), skipped (rows left out because they
     are too long), dropped (rows left out, without any supervised token), and what the format's encoder counts.
     Raises DataError without a fast tokenizer.
@@ -84,6 +86,7 @@ def _shorten(one: Encoded, section: Data, counts: Counter[str]) -> TextRow:
     keep = _positions(one, section)
     counts["truncated"] += len(keep) < len(one.ids) or one.removed > 0
     counts["cut_tokens"] += len(one.ids) - len(keep) + one.removed
+    counts["cut_text"] += one.partial
     lost = one.lost + int(one.supervised.sum() - one.supervised[keep].sum())
     counts["lost_supervised"] += lost > 0
     counts["lost_tokens"] += lost

@@ -19,6 +19,8 @@ NEAR, GRAM = 0.7, 8
 LEAST_GRAMS, COMMON_ROWS, COMMON_SHARE = 30, 20, 0.1
 # Up to this many characters the search takes seconds.
 MOST_CHARACTERS = 10_000_000
+# Of a longer text its beginning is compared.
+LONGEST_TEXT = 10_000
 MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -62,7 +64,7 @@ def count_leaks(parts: Mapping[str, Sequence[Example]], layout: Format) -> dict[
 
 def count_near(known: Sequence[Example], others: Sequence[Example]) -> int | None:
     """Return how many of `others` are nearly the same as one of `known`; None where that would take long."""
-    texts = [[normalise(" ".join(_strings(_content(one)))) for one in part] for part in (known, others)]
+    texts = [[normalise(_beginning(one)) for one in part] for part in (known, others)]
     if sum(len(text) for part in texts for text in part) > MOST_CHARACTERS:
         return None
     index = _Index(texts[0])
@@ -110,6 +112,10 @@ class _Index:
 def _among(keys: Sequence[str], known: Sequence[str]) -> list[bool]:
     seen = set(known)
     return [key in seen for key in keys]
+
+
+def _beginning(example: Example) -> str:
+    return " ".join(text[:LONGEST_TEXT] for text in _strings(_content(example)))[:LONGEST_TEXT]
 
 
 def _content(example: Example) -> dict[str, Any]:

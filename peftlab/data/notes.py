@@ -54,7 +54,8 @@ def _note_part(name: str, part: dict[str, Any], recipe: Recipe) -> Iterator[str]
     limit, whole = recipe.data.max_length, part["rows"] + part["dropped"]
     if part["truncated"]:
         turns = f" and {part['cut_turns']:,} messages" if part.get("cut_turns") else ""
-        cut = f" by {part['cut_tokens']:,} tokens{turns}" if part.get("cut_tokens") else ""
+        more = "more than " if part.get("cut_text") else ""
+        cut = f" by {more}{part['cut_tokens']:,} tokens{turns}" if part.get("cut_tokens") else ""
         lost = f"; {part['lost_supervised']} of them lost supervised tokens" if part["lost_supervised"] else ""
         lost += f" ({part['lost_tokens']:,})" if part.get("lost_tokens") else ""
         yield f"{name}: {part['truncated']} of {whole} rows are longer than data.max_length ({limit}): cut{cut}{lost}"

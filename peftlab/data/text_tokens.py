@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -61,7 +62,7 @@ def _with_answer(one: Encoded, example: Completion, how: Tokenising, *, straddle
     # A token that crosses into the answer must not be in the prompt.
     own = encode_prompt(how.tokenizer, example.prompt) if straddles else None
     answer = Answer(first, len(one.ids), example.prompt.rstrip(" "), example.completion.strip(), own)
-    return Encoded(one.ids, one.supervised, one.lead, answer)
+    return replace(one, answer=answer)
 
 
 def _encode(
@@ -73,8 +74,9 @@ def _encode(
     special tokens in their own text) and each `STOP`.
     """
     tokenizer, counts = how.tokenizer, how.counts
-    eos = tokenizer.eos_token_id
-    for ids, starts, ends, lead, one in encode_rendered(rendered, tokenizer, shorter, how.section.max_length):
+    eos, wholes = tokenizer.eos_token_id, list(rendered)
+    encoded = encode_rendered(wholes, tokenizer, shorter, how.section.max_length)
+    for whole, (ids, starts, ends, lead, one) in zip(wholes, encoded, strict=True):
         supervised, straddles = mask_spans(starts, ends, one.spans)
         once = without_doubled(ids, lead, tokenizer)
         own_end = len(ids) > lead and ids[-1] == eos
@@ -86,4 +88,4 @@ def _encode(
             ids, supervised = np.append(ids, eos), np.append(supervised, True)
         if eos is not None:
             counts[f"{STOP}{eos}"] += 1
-        yield Encoded(ids, supervised, int(lead)), straddles
+        yield Encoded(ids, supervised, int(lead), partial=len(one.text) < len(whole.text)), straddles

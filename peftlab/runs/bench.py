@@ -26,12 +26,15 @@ from peftlab.tasks.formats import Example
 from peftlab.world.base import World
 from peftlab.world.dtypes import Types, resolve_types
 
+# Training rows that a run without held-out rows keeps, on which a merged model is compared with the trained one.
+SAMPLE = 64
+
 
 @dataclass
 class Bench:
     """A recipe's data and its base, to which the method is applied; `load` is the measured memory of loading it.
 
-    `held_out` are the evaluation and test rows before any tokenizer.
+    `held_out` are the evaluation and test rows, and the first training rows, before any tokenizer.
     """
 
     recipe: Recipe
@@ -152,5 +155,5 @@ def build_bench(
     check_positions(recipe, dataset, base.model)
     fit_tokenizer(base.model, tokenizer)
     add_stop_ids(base.model, dataset.stop_ids)
-    held_out = {"evaluation": examples.evaluation, "test": examples.test}
+    held_out = {"evaluation": examples.evaluation, "test": examples.test, "train": examples.train[:SAMPLE]}
     return Bench(recipe, world, tokenizer, dataset, base, probe.report(), held_out)

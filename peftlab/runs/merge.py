@@ -26,6 +26,7 @@ from peftlab.reports import AgreementReport, MergeReport
 from peftlab.runs.bench import Bench, prepare
 from peftlab.runs.launch import launched
 from peftlab.runs.loading import fill_trained
+from peftlab.runs.reopen import reopen_bench
 from peftlab.runs.use import open_run
 from peftlab.world.open import open_world
 from peftlab.world.quiet import quiet_libraries
@@ -64,7 +65,9 @@ def merge(
     _refuse_output(out, folder, overwrite)
     world = open_world(recipe.run.device)
     with launched(world):
-        bench = prepare(recipe, world)
+        bench = reopen_bench(directory, recipe, world)
+        if rows and not (bench.dataset.train or bench.dataset.evaluation or bench.dataset.test):
+            bench = prepare(recipe, world)  # a run of an earlier version keeps no rows
         work = _Merging(bench, rows, DTYPES.get(dtype) or bench.base.model.dtype)
         work.observe_base()
         trained = fill_trained(recipe, bench.base, directory.weights, bench.device)

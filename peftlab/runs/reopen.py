@@ -40,7 +40,9 @@ def reopen_bench(directory: RunDirectory, recipe: Recipe, world: World) -> Bench
 
 
 def read_examples(directory: RunDirectory, recipe: Recipe, result: RunResult) -> Examples:
-    """Return the held-out rows of `recipe`, without training rows, their classes those of the run's weights.
+    """Return the held-out rows of `recipe`, their classes those of the run's weights.
+
+    There are no training rows, but for a sample where the run has no others.
 
     Raises DataError for rows with another label, and where rows that were held out cannot be read again.
     """
@@ -50,7 +52,8 @@ def read_examples(directory: RunDirectory, recipe: Recipe, result: RunResult) ->
     for part, rows in parts.items():
         check_labels(rows, recipe.task, labels, str(getattr(recipe.data, part)))
     general = read_general(recipe.data.general)
-    return Examples(recipe.data, recipe.task, [], parts["evaluation"], labels, parts["test"], general)
+    sample = read_held_out(directory.held_out, "train", find_format(recipe.data.format)) or []
+    return Examples(recipe.data, recipe.task, sample, parts["evaluation"], labels, parts["test"], general)
 
 
 def run_labels(weights: Path, result: RunResult) -> list[str] | None:
@@ -59,8 +62,13 @@ def run_labels(weights: Path, result: RunResult) -> list[str] | None:
 
 
 def save_held_out(directory: RunDirectory, recipe: Recipe, parts: dict[str, list[Example]]) -> None:
-    """Write into a run's directory the rows that were taken from its training rows, as they were drawn."""
+    """Write into a run's directory the rows that were taken from its training rows, as they were drawn.
+
+    A run without evaluation and test rows keeps its first training rows, to compare a merged model on.
+    """
     taken = {part: parts[part] for part in PARTS if isinstance(getattr(recipe.data, part), int | float)}
+    if not any(parts[part] for part in PARTS):
+        taken = {"train": parts["train"]}
     if taken:
         with directory.writing(directory.held_out) as temporary:
             for part, rows in taken.items():

@@ -7,11 +7,14 @@ import shutil
 from pathlib import Path
 
 import pytest
-from transformers import AutoTokenizer
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from peftlab.errors import DataError, StoppedError
 from peftlab.recipe.schema import Recipe
 from peftlab.runs.display import NoDisplay
+from peftlab.runs.merge import merge
 from peftlab.runs.params import count
 from peftlab.runs.plan import plan
 from peftlab.runs.run import train
@@ -83,3 +86,17 @@ def test_a_token_beyond_the_embedding_is_refused_only_where_a_row_uses_it(tmp_pa
         start(one)
     (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "completion": " b"}\n')
     assert start(one).status == "finished"
+
+
+@pytest.mark.parametrize("method", ["lora", "qlora"])
+def test_new_rows_are_in_the_merged_model(tmp_path, method):
+    start(recipe(tmp_path, "run", method))
+    (tmp_path / "rows.jsonl").unlink()
+    for base in ("dequantised", "original") if method == "qlora" else ("original",):
+        merge(tmp_path / "run", tmp_path / "merged", base=base, overwrite=True, tolerance=9.0)
+        model = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+        tokenizer = AutoTokenizer.from_pretrained(tmp_path / "merged")
+        stored = load_file(tmp_path / "run" / "weights" / "adapter_model.safetensors")
+        (rows,) = (tensor for name, tensor in stored.items() if name.endswith("trainable_tokens_delta"))
+        ids = tokenizer.convert_tokens_to_ids(TOKENS)
+        assert torch.equal(model.get_input_embeddings().weight[ids], rows)

@@ -10,8 +10,9 @@ import pytest
 import transformers
 
 from peftlab.errors import DataError, StorageError
-from peftlab.recipe.schema import Recipe
+from peftlab.recipe.schema import Evaluation, Recipe
 from peftlab.runs.display import NoDisplay
+from peftlab.runs.merge import merge
 from peftlab.runs.run import train
 from peftlab.runs.use import evaluate, generate
 from tests.data.conftest import CHAT_TEMPLATE
@@ -169,3 +170,11 @@ def test_a_template_that_writes_another_date_is_another_experiment(tmp_path, mon
         StorageError, match="template's output: 'the same template wrote other text' -> 'as one does that"
     ):
         train(recipe, resume=True, display=NoDisplay())
+
+
+def test_a_run_is_merged_without_its_training_file(tmp_path):
+    write(tmp_path / "train.jsonl", SUMS)
+    recipe = recipe_of(tmp_path, "completion")
+    train(recipe.model_copy(update={"evaluation": Evaluation()}), display=NoDisplay())
+    (tmp_path / "train.jsonl").unlink()
+    assert merge(tmp_path / "run", tmp_path / "merged").part == "train"
