@@ -51,7 +51,8 @@ class Encoded:
 def tokenise_encoded(examples: Sequence[Example], how: Tokenising) -> Tokenised:
     """Return the rows that keep a supervised token, and the distinct prompts, of examples whose format encodes them.
 
-    `how.counts` gains: truncated (rows cut), cut_tokens, cut_text (rows of which more was cut unseen), lost_supervised (rows that lost supervised tokens),
+    `how.counts` gains: truncated (rows cut), cut_tokens, cut_text (rows of which more was cut unseen),
+    lost_supervised (rows that lost supervised tokens),
     lost_tokens (how many they lost), chunked (documents cut into several rows), skipped (rows left out because they
     are too long), dropped (rows left out, without any supervised token), and what the format's encoder counts.
     Raises DataError without a fast tokenizer.

@@ -62,6 +62,7 @@ class QLoRA(LoRA):
         from peftlab.parameters.trainable import named_parameters
 
         trained = named_parameters(model)
+        plain: nn.Module
         if base is None:
             plain = dequantize_(cast("PeftModel", copy_with_rows(model)).unload())
         else:
