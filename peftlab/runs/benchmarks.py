@@ -11,7 +11,7 @@ from torch import nn
 from peftlab.errors import UsageError
 from peftlab.evaluation.generate import add_stop_ids
 from peftlab.evaluation.harness import find_tasks, quiet_harness, refuse_missing_harness, run_tasks
-from peftlab.models.load import load_tokenizer
+from peftlab.models.load import load_saved_tokenizer
 from peftlab.parameters.shape import count_positions
 from peftlab.recipe.schema import Recipe
 from peftlab.reports import Metrics
@@ -64,7 +64,7 @@ def evaluate_tasks(
     positions = count_positions(model.config)  # type: ignore[arg-type]  # every transformers model has one
     return run_tasks(
         model,
-        load_tokenizer(recipe.model),
+        load_saved_tokenizer(directory.weights, recipe.model),
         wanted,
         batch_size=batch_size if prompting.padded and prompting.batched else 1,
         max_length=positions - prompting.reserved if positions else None,

@@ -6,10 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from peftlab.errors import UsageError
 from peftlab.evaluation.generate import add_stop_ids, generate_answers
-from peftlab.models.load import load_tokenizer
+from peftlab.models.load import load_saved_tokenizer
+from peftlab.parameters.shape import shape_of
 from peftlab.recipe.schema import Recipe
 from peftlab.runs.launch import launched
 from peftlab.runs.loading import load_trained
@@ -47,12 +49,13 @@ def generate_all(folder: Path, requests: Requests, overrides: Sequence[str] = ()
     directory, recipe = open_run(folder, overrides)
     if not recipe.task.generates:
         raise UsageError(f"{folder} is a {recipe.task.name} run, which generates no text; use `peftlab evaluate`")
-    world, tokenizer = open_world(recipe.run.device), load_tokenizer(recipe.model)
+    world, tokenizer = open_world(recipe.run.device), load_saved_tokenizer(directory.weights, recipe.model)
     ends = directory.read_result().data.get("train", {})
     asked = [encode(request, recipe, tokenizer) for request in requests(recipe)]
     types = resolve_types(recipe.model.dtype, recipe.training.precision, world.device)
     with launched(world):
         model = load_trained(recipe, directory.weights, world.device)
+        refuse_unknown_tokens([one.ids for one in asked], tokenizer, model)
         add_stop_ids(model, ends.get("stop_ids", ()))
         answers = generate_answers(
             model,
@@ -68,3 +71,11 @@ def generate_all(folder: Path, requests: Requests, overrides: Sequence[str] = ()
     return [
         Generated(one.text, answer.text, answer.ended, answer.cut) for one, answer in zip(asked, answers, strict=True)
     ]
+
+
+def refuse_unknown_tokens(prompts: Sequence[Sequence[int]], tokenizer: Any, model: Any) -> None:
+    """Raise UsageError for a prompt with a token that the model has no embedding for."""
+    largest, rows = max((max(ids, default=0) for ids in prompts), default=0), shape_of(model).vocabulary
+    if largest >= rows > 0:
+        token = tokenizer.convert_ids_to_tokens(largest)
+        raise UsageError(f"the prompt contains the token {token!r}, which the model has no embedding for; remove it")

@@ -14,11 +14,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from peftlab.errors import DataError, StoppedError
 from peftlab.recipe.schema import Recipe
 from peftlab.runs.display import NoDisplay
+from peftlab.runs.generation import generate
 from peftlab.runs.merge import merge
 from peftlab.runs.params import count
 from peftlab.runs.plan import plan
 from peftlab.runs.run import train
-from peftlab.runs.use import evaluate, generate
+from peftlab.runs.use import evaluate
 from peftlab.runs.verify import differing, load_final
 from tests.runs.recipes import METHODS, shallow_model
 

@@ -12,9 +12,10 @@ import transformers
 from peftlab.errors import DataError, StorageError
 from peftlab.recipe.schema import Evaluation, Recipe
 from peftlab.runs.display import NoDisplay
+from peftlab.runs.generation import generate
 from peftlab.runs.merge import merge
 from peftlab.runs.run import train
-from peftlab.runs.use import evaluate, generate
+from peftlab.runs.use import evaluate
 from tests.data.conftest import CHAT_TEMPLATE
 from tests.runs.recipes import shallow_model
 
