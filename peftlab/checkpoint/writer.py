@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,6 +21,7 @@ class CheckpointWriter:
         self.seconds = self.longest_seconds = 0.0
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._pending: Future[None] | None = None
+        self._writing = threading.Lock()
 
     def start(self, write: Callable[[], None]) -> None:
         """Start this write after the previous one has ended; return without waiting for it."""
@@ -37,6 +39,11 @@ class CheckpointWriter:
         if pending is not None:
             pending.result()
 
+    def finish(self) -> None:
+        """Wait until nothing is being written, from any thread; errors are left to the one that writes."""
+        with self._writing:
+            pass
+
     def close(self, quietly: bool = False) -> None:
         """Wait for the last write and end the thread; `quietly` drops its StorageError in favour of another error."""
         try:
@@ -48,7 +55,8 @@ class CheckpointWriter:
     def _time(self, write: Callable[[], None]) -> None:
         started = time.perf_counter()
         try:
-            write()
+            with self._writing:
+                write()
         finally:
             seconds = time.perf_counter() - started
             self.seconds += seconds

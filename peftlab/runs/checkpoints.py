@@ -47,6 +47,7 @@ class CheckpointSaver:
     def __init__(self, record: RunRecord, recorder: Recorder, stop: Stop, identity: dict[str, Any]):
         self.record, self.recorder, self.stop, self.identity = record, recorder, stop, identity
         self.writer = CheckpointWriter()
+        record.settle = self.writer.finish
         self._saved = 0
         self._resumed: set[int] = set()
 

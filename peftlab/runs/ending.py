@@ -30,6 +30,7 @@ REPORT_SECONDS = 2.0
 
 def record_failure(error: BaseException, record: RunRecord, launch: Launch) -> BaseException:
     """Return the error that a user should see, after writing it to the run's record."""
+    record.settle()
     failure = translate(launch.explain(error), record)
     result, directory = record.result, record.directory
     result.status, result.error = status_of(failure), mask_secrets(str(failure)) or type(failure).__name__

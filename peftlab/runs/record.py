@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from peftlab.memory.measure import MemoryMeter
@@ -43,6 +43,8 @@ class RunRecord:
             environment=describe_environment(world),
         )
         self.watch = Watch(recipe, world.device, self.result.memory)
+        # Waits for what another thread is writing: a process that is ended must not lose a checkpoint.
+        self.settle: Callable[[], None] = lambda: None
 
     def note(self, line: str) -> None:
         """Show a line, and keep it in the record."""

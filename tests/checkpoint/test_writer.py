@@ -74,3 +74,16 @@ def test_another_error_is_not_hidden_by_that_of_the_last_write():
     writer = CheckpointWriter()
     writer.start(fail)
     writer.close(quietly=True)
+
+
+def test_a_process_that_is_ended_by_another_thread_waits_for_the_write_that_has_begun():
+    """As when the main thread waits for a device that waits for a dead process, while a checkpoint is written."""
+    writer, begun, go, order = CheckpointWriter(), threading.Event(), threading.Event(), []
+    writer.start(lambda: (begun.set(), go.wait(10), order.append("written")))
+    begun.wait(10)
+    watcher = threading.Thread(target=lambda: (writer.finish(), order.append("ended")))
+    watcher.start()
+    go.set()
+    watcher.join(10)
+    writer.close()
+    assert order == ["written", "ended"]
