@@ -32,8 +32,10 @@ def plan_of(recipe: Recipe, ragged: bool):
     return blueprint, replace(blueprint.workload(), supervised=supervised_share(recipe, ragged), padded=ragged)
 
 
-@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "checkpointed"])
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize(
+    "checkpointing", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["kept", "checkpointed"]
+)
+@pytest.mark.parametrize("family", ["gpt2", pytest.param("llama", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("case", METHOD_CASES)
 def test_the_tensors_of_a_cuda_plan_are_those_of_a_step_with_cudas_choices(tmp_path, family, case, checkpointing):
     method = METHOD_CASES[case]

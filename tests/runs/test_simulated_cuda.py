@@ -28,6 +28,11 @@ FORMATS = ("nf4", "fp4", "int8")
 # A format, or a method on a base in 16 bits; biases trained beside the method's own parameters, or frozen.
 DENSE = [(name, None) for name in METHODS if name != "qlora"]
 CASES = [*DENSE, *(("qlora", base_format) for base_format in FORMATS)]
+QUICK = [("full", None), ("lora", None), ("qlora", "nf4"), ("qlora", "int8")]
+CASE = pytest.mark.parametrize(
+    ("name", "base_format"),
+    [pytest.param(*case, marks=() if case in QUICK else pytest.mark.slow, id=case[1] or case[0]) for case in CASES],
+)
 
 
 @pytest.fixture(autouse=True)
@@ -78,7 +83,7 @@ class Seen:
 
 @pytest.mark.parametrize("unfrozen", [False, True], ids=["frozen", "trained"])
 @pytest.mark.parametrize("kind", ["biases", "none"])
-@pytest.mark.parametrize(("name", "base_format"), CASES, ids=[base_format or name for name, base_format in CASES])
+@CASE
 def test_a_run_with_cudas_types_is_audited_and_resumes_to_the_byte(
     tmp_path, monkeypatch, name, base_format, kind, unfrozen
 ):
@@ -125,7 +130,7 @@ def test_where_steps_are_not_repeatable_a_resumed_run_is_not_called_exact(tmp_pa
 
 
 @pytest.mark.parametrize("precision", ["float32", "float16"])
-@pytest.mark.parametrize(("name", "base_format"), CASES, ids=[base_format or name for name, base_format in CASES])
+@CASE
 def test_weights_of_no_named_type_follow_the_precision(tmp_path, monkeypatch, name, base_format, precision):
     """On a device whose own choice is bfloat16; of two layers one is trained, so that both types meet."""
     write_config(tmp_path / "biases", "biases")
