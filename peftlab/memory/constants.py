@@ -1,6 +1,6 @@
 """What CUDA adds to tensors: sizes of context, workspaces and allocations, each with its source.
 
-`scripts/calibrate_cuda_memory` measures all of them on a CUDA machine, and what kernels use as scratch space.
+`scripts/gpu/prove --only constants` measures them on a CUDA machine, and what kernels use as scratch space.
 """
 
 from __future__ import annotations

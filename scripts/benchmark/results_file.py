@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +23,3 @@ def write_result(name: str, device: torch.device, found: dict[str, Any]) -> Path
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps({"environment": environment} | found, indent=2) + "\n", encoding="utf-8")
     return path
-
-
-def require_cuda(script: str) -> None:
-    """End with one line where there is no CUDA device."""
-    if not torch.cuda.is_available():
-        print(f"{script}: torch sees no CUDA device; --device cpu tries the script on this machine", file=sys.stderr)
-        raise SystemExit(9)

@@ -1,0 +1,1 @@
+"""What only a CUDA device can show, as independent parts, each in a process of its own."""

@@ -1,0 +1,1 @@
+"""One module a part: its `run(bench)` measures, and adds each finding with `bench.case`."""
