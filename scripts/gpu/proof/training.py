@@ -33,6 +33,7 @@ class Built:
         """Do one optimizer step of the loop and return its loss and gradient norm."""
         rows = self.setup.rows
         result = optimizer_step(self.setup, rows.batches(number), rows.count(number).targets)
+        self.setup.schedule.step()
         return float(result.losses.sum()), float(result.norm)
 
     def tokens(self, number: int) -> int:

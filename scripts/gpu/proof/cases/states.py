@@ -7,6 +7,7 @@ from typing import Any
 
 from proof.bench import FLOAT32, Bench
 
+TOLERANCE = 1e-3
 OPTIMIZERS = ("adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit")
 
 
@@ -18,6 +19,7 @@ def run(bench: Bench) -> None:
 
 def look(bench: Bench, optimizer: str) -> dict[str, Any]:
     """Return types and pages of the states of full fine-tuning after two steps, and after they were restored."""
+    from peftlab.checkpoint.tensors import load_state, save_state
     from peftlab.runs.setup import renew_optimizer
     from proof.training import build
 
@@ -26,14 +28,19 @@ def look(bench: Bench, optimizer: str) -> dict[str, Any]:
     for number in (1, 2):
         built.step(number)
     first = describe(setup)
-    state = setup.world.capture(setup.model, setup.optimizer)
+    folder = bench.folder / optimizer
+    folder.mkdir()
+    # As a checkpoint does it: the captured tensors are the live ones, which the next step changes.
+    save_state(folder, "state", setup.world.capture(setup.model, setup.optimizer))
     loss = built.step(3)[0]
     renew_optimizer(setup)
-    setup.world.restore(setup.model, setup.optimizer, state)
+    setup.world.restore(setup.model, setup.optimizer, load_state(folder, "state"))
     restored = describe(setup)
     again = built.step(3)[0]
     wrong = [*first["wrong"], *(f"after restore: {line}" for line in restored["wrong"])]
     types = ", ".join(f"{count} {name}" for name, count in first["large"].items())
+    if abs(again / loss - 1) > TOLERANCE:
+        wrong.append(f"the third step's loss is {again:.5f} after a restore, and was {loss:.5f}")
     return {
         "ok": not wrong,
         "first": first,
@@ -48,9 +55,9 @@ def describe(setup: Any) -> dict[str, Any]:
     from proof.training import type_name
 
     large, wrong, total = Counter(), [], 0
-    planned_in_pages = setup.recipe.training.optimizer
+    config = setup.recipe.training.optimizer
     for parameter, state in setup.optimizer.state.items():
-        planned = planned_in_pages.state_tensors(parameter.numel())
+        planned = config.state_tensors(parameter.numel())
         tensors = {name: value for name, value in state.items() if hasattr(value, "dtype") and value.numel() > 1}
         for name, value in tensors.items():
             paged = bool(getattr(value, "is_paged", False))
