@@ -34,7 +34,7 @@ PARTS = (
     Part("memory", "predicted memory and the allocator's, six methods on the 1B shape", 90, "memory"),
     Part("speed", "LoRA on the 1B and 8B shapes: tokens a second", 60, "speed"),
     Part("syncs", "how often a step waits for the device, counted by the profiler", 40, "syncs"),
-    Part("shortage", "running out of memory in the loop: message, record, exit code", 25, "shortage"),
+    Part("shortage", "running out of memory in the loop: message, record, exit code", 45, "shortage"),
     Part("startup", "seconds from a command to its answer, in fresh processes", 40, "startup"),
     Part(
         "memory-8b",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from typing import Any
+from unittest import mock
 
 from proof.bench import WITHOUT_EVALUATION, Bench, Settings
 
@@ -35,18 +36,16 @@ def run(bench: Bench) -> None:
 def count_waits(bench: Bench, name: str, settings: Settings) -> dict[str, Any]:
     """Return how many more calls of each kind the longer of two runs makes, for each of its further steps."""
     method = name.split()[0]
-    counts = [profile(bench, method, settings, steps) for steps in (SHORT, LONG)]
+    counts = [profile_loop(bench, method, settings, steps) for steps in (SHORT, LONG)]
     further = {call: (counts[1][call] - counts[0][call]) / (LONG - SHORT) for call in COUNTED}
     waits = sum(further[call] for call in WAITS if call.startswith("cuda") or bench.pretend)
     reads = further["aten::_local_scalar_dense"]
     return {"a_step": further, "waits": waits, "says": f"{waits:.1f} waits and {reads:.1f} numbers read a step"}
 
 
-def profile(bench: Bench, method: str, settings: Settings, steps: int) -> Counter:
-    """Return how often each call was made in a whole run that logs only its first and last step."""
-    import torch
-    from torch.profiler import ProfilerActivity
-
+def profile_loop(bench: Bench, method: str, settings: Settings, steps: int) -> Counter:
+    """Return how often each call was made in the loop of a run that logs only its first and last step."""
+    from peftlab.runs import training
     from peftlab.runs.display import NoDisplay
     from peftlab.runs.run import train
     from proof.training import fresh_world
@@ -54,7 +53,22 @@ def profile(bench: Bench, method: str, settings: Settings, steps: int) -> Counte
     fresh_world(bench.device)
     own = {"training.steps": steps, "run.log_every": 1000, "run.output": f"{method}-{steps}"}
     recipe = bench.tiny(method, {**WITHOUT_EVALUATION, **own, **settings})
-    kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if bench.device == "cuda" else [])]
-    with torch.profiler.profile(activities=kinds, acc_events=True) as profiler:
+    counts: Counter = Counter()
+    run_loop = training.run_loop
+
+    def profiled(*arguments: Any) -> Any:
+        with torch_profiler(bench.device) as profiler:
+            progress = run_loop(*arguments)
+        counts.update({event.key: event.count for event in profiler.key_averages()})
+        return progress
+
+    with mock.patch.object(training, "run_loop", profiled):
         train(recipe, overwrite=True, display=NoDisplay())
-    return Counter({event.key: event.count for event in profiler.key_averages()})
+    return counts
+
+
+def torch_profiler(device: str) -> Any:
+    from torch.profiler import ProfilerActivity, profile
+
+    kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device == "cuda" else [])]
+    return profile(activities=kinds, acc_events=True)
