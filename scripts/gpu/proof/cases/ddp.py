@@ -82,7 +82,9 @@ def kill_one(bench: Bench) -> dict[str, Any]:
     jobs = start(bench, "killed", LONG)
     metrics = bench.folder / "killed" / "metrics.jsonl"
     until = time.monotonic() + 60
-    while time.monotonic() < until and not (metrics.exists() and len(metrics.read_text().splitlines()) > 3):
+    while not (metrics.exists() and len(metrics.read_text().splitlines()) > 3):
+        if time.monotonic() > until or any(job.exit_code is not None for job in jobs):
+            return {"ok": False, "says": "it trained no four steps", "output": logs(bench, "killed")}
         time.sleep(0.05)
     os.kill(jobs[1].process.pid, signal.SIGKILL)
     return judge_end(bench, "killed", jobs, 0, [LOST])
