@@ -13,7 +13,6 @@ from proof.bench import RECIPES
 FOLDER = RECIPES / "memory-savings"
 SHAPES = FOLDER / "shapes"
 STEPS = ("first_step", "steady_step")
-ROWS = 32
 SMALL = "small"
 
 
@@ -45,7 +44,7 @@ class Case:
 
         own = [
             f"model.name={self.model}",
-            "data={train: '" + str(write_rows(folder, self.length)) + "', format: text}",
+            "data={train: '" + str(write_rows(folder, self.length, 2 * self.rows)) + "', format: text}",
             f"data.max_length={self.length}",
             f"training.batch_size={self.rows}",
             f"training.gradient_checkpointing={str(self.checkpointing).lower()}",
@@ -73,12 +72,12 @@ def write_config(folder: Path, config: dict[str, Any]) -> Path:
     return folder
 
 
-def write_rows(folder: Path, length: int) -> Path:
-    """Write rows of text that are all longer than `length` tokens, and return the file."""
-    path = folder / f"rows-{length}.jsonl"
+def write_rows(folder: Path, length: int, count: int) -> Path:
+    """Write `count` rows of text that are all longer than `length` tokens, and return the file."""
+    path = folder / f"rows-{count}x{length}.jsonl"
     if not path.exists():
         row = json.dumps({"text": "one row of many words " * (length // 3 + 8)})
-        path.write_text((row + "\n") * ROWS, encoding="utf-8")
+        path.write_text((row + "\n") * count, encoding="utf-8")
     return path
 
 
