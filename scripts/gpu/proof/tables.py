@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from proof.cases.speed import CASES
 from proof.parts import PARTS
-from proof.titles import METHODS, method_title, shape_title, short_device
+from proof.titles import METHODS, OTHERS, SHAPES, method_title, shape_title, short_device
 
 GIB, MIB = 2**30, 2**20
 PLANNED = "planned"
@@ -111,11 +111,13 @@ def on_cuda(case: dict[str, Any]) -> bool:
     return "predicted" in case and case["predicted"]["device"] == "cuda"
 
 
-def place(found: Found) -> tuple:
+def place(found: Found) -> tuple[int, ...]:
+    """Return where a case stands in a table: sizes from small to large, plain before checkpointed, methods in order."""
     case = found.case
-    methods = [*METHODS, case["method"]]
-    weights = case["predicted"]["categories"]["frozen_weights"] if "lora" in case["method"] else 0
-    return case["shape"], case["rows"], case["length"], case["checkpointing"], methods.index(case["method"]), weights
+    shapes, methods = list(SHAPES), [*METHODS, *OTHERS]
+    shape = shapes.index(case["shape"]) if case["shape"] in shapes else len(shapes)
+    method = methods.index(case["method"]) if case["method"] in methods else len(methods)
+    return shape, case["rows"], case["length"], case["checkpointing"], method
 
 
 def memory_row(case: dict[str, Any], source: str) -> tuple[str, ...]:
@@ -136,18 +138,12 @@ def savings_tables(contents: Sequence[Content]) -> str:
     found = [one for one in found if not one.case["checkpointing"] and one.case["method"] in METHODS]
     tables = []
     for rows, length in sorted({(case["rows"], case["length"]) for case, _ in found}):
-        group = [one for one in found if (one.case["rows"], one.case["length"]) == (rows, length)]
-        sizes = {one.case["shape"]: largest(group, one.case["shape"]) for one in group}
-        group.sort(key=lambda one: (sizes[one.case["shape"]], list(METHODS).index(one.case["method"])))
+        group = [one for one in sorted(found, key=place) if (one.case["rows"], one.case["length"]) == (rows, length)]
         header = ("model", "method", "weights, gradients, optimizer state", "peak of a step", "of full")
         tables.append(
             f"{rows} rows of {length} tokens:\n\n{render(header, [savings_row(one, group) for one in group])}"
         )
     return "\n\n".join(tables)
-
-
-def largest(found: Sequence[Found], shape: str) -> int:
-    return max(state(one.case) for one in found if one.case["shape"] == shape)
 
 
 def savings_row(found: Found, group: Sequence[Found]) -> tuple[str, ...]:
