@@ -15,12 +15,15 @@ def main() -> None:
     name, findings, *rest = sys.argv[1:]
     warnings.filterwarnings("ignore")
     from peftlab.runs.jobs import die_with_parent
-    from peftlab.world.quiet import quiet_libraries
 
     die_with_parent()
-    quiet_libraries()
+    part = BY_NAME[name]
+    if not part.starts_commands:
+        from peftlab.world.quiet import quiet_libraries
+
+        quiet_libraries()
     with tempfile.TemporaryDirectory(prefix="peftlab-prove-") as folder:
-        BY_NAME[name].run(Bench(Path(findings), Path(folder), pretend="--pretend" in rest))
+        part.run(Bench(Path(findings), Path(folder), pretend="--pretend" in rest))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,8 @@ class Part:
     seconds: int
     module: str
     settings: tuple[tuple[str, Any], ...] = ()
+    starts_commands: bool = False
+    """Whether it only starts other processes, and needs no library itself."""
 
     def run(self, bench: Any) -> None:
         """Measure, in this process."""
@@ -27,7 +29,7 @@ PARTS = (
     Part("parity", "six methods in float32: losses of six steps on the CPU and on CUDA", 60, "parity"),
     Part("formats", "nf4, fp4, int8: bytes and scales that the CPU and CUDA make of equal weights", 30, "formats"),
     Part("biases", "types of trained biases and moments in QLoRA, audit, saved files, resume", 60, "biases"),
-    Part("tests", "pytest -m gpu tests/gpu", 120, "tests"),
+    Part("tests", "pytest -m gpu tests/gpu", 120, "tests", starts_commands=True),
     Part("resume", "verify-resume of LoRA, QLoRA and full, with and without deterministic kernels", 100, "resume"),
     Part("states", "8-bit and paged optimizer states: types, pages, and again after a restore", 30, "states"),
     Part("constants", "what CUDA takes beside tensors, after the libraries have loaded", 40, "constants"),
@@ -35,7 +37,7 @@ PARTS = (
     Part("speed", "LoRA on the 1B and 8B shapes: tokens a second", 60, "speed"),
     Part("syncs", "how often a step waits for the device, counted by the profiler", 40, "syncs"),
     Part("shortage", "running out of memory in the loop: message, record, exit code", 45, "shortage"),
-    Part("startup", "seconds from a command to its answer, in fresh processes", 40, "startup"),
+    Part("startup", "seconds from a command to its answer, in fresh processes", 40, "startup", starts_commands=True),
     Part(
         "memory-8b",
         "predicted memory and the allocator's, the methods that fit on the 8B shape",

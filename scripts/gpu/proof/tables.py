@@ -139,7 +139,7 @@ def savings_tables(contents: Sequence[Content]) -> str:
     tables = []
     for rows, length in sorted({(case["rows"], case["length"]) for case, _ in found}):
         group = [one for one in sorted(found, key=place) if (one.case["rows"], one.case["length"]) == (rows, length)]
-        header = ("model", "method", "weights, gradients, optimizer state", "peak of a step", "of full")
+        header = ("model", "method", "state at the peak", "peak of a step", "of full")
         tables.append(
             f"{rows} rows of {length} tokens:\n\n{render(header, [savings_row(one, group) for one in group])}"
         )
