@@ -20,7 +20,7 @@ BLOCK = re.compile(r"(<!-- table (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 DESCRIPTION = """Writes the tables of the documentation from proofs (scripts/gpu/prove) and plans
 (scripts/reproduce_memory_savings). Without files it reads scripts/benchmark/results/cuda/; files that are named come
 after those."""
-USAGE, UNREADABLE = 2, 8  # exit codes, as peftlab's own
+UNREADABLE = 8  # an exit code, as peftlab's own
 
 
 class TableError(Exception):
@@ -62,7 +62,9 @@ def read_all(paths: Sequence[Path]) -> list[dict[str, Any]]:
     for path in paths:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except OSError as error:
+            raise TableError(f"{path}: cannot be read: {error.strerror}") from None
+        except ValueError as error:
             raise TableError(f"{path}: cannot be read as JSON: {error}") from None
         if not isinstance(content, dict) or not ({"machine", "date"} <= content.keys()):
             raise TableError(f"{path}: is neither a proof of scripts/gpu/prove nor a plan of memory savings")

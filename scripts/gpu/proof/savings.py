@@ -24,7 +24,6 @@ PUBLISHED = ("llama-3.2-1b", "llama-3.1-8b", "llama-2-13b", "llama-3.1-70b")
 USUAL_METHODS = ("full", "lora", "qlora")
 ROWS, LENGTH, SMALL_LENGTH = 4, 1024, 256
 MEMORY = "H100"
-USAGE = 2
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
