@@ -112,7 +112,7 @@ def on_cuda(case: dict[str, Any]) -> bool:
 
 
 def place(found: Found) -> tuple[int, ...]:
-    """Return the place of a case among the rows: sizes from small to large, plain before checkpointed, methods in order."""
+    """Return the place of a case among the rows: small models first, plain before checkpointed."""
     case = found.case
     shapes, methods = list(SHAPES), [*METHODS, *OTHERS]
     shape = shapes.index(case["shape"]) if case["shape"] in shapes else len(shapes)
