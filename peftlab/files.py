@@ -1,9 +1,19 @@
-"""Paths as users write them, and files that are replaced atomically."""
+"""Paths as users write them, files that are replaced atomically, and records that may be damaged."""
 
 from __future__ import annotations
 
+import errno
+import json
 import os
+import re
+import stat
 from pathlib import Path
+from typing import Any
+
+from peftlab.errors import StorageError, one_line
+
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 def user_path(text: str) -> Path:
@@ -21,15 +31,65 @@ def user_path(text: str) -> Path:
     return path
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Replace the content of `path` by `text`, so that readers and crashes see the old file or the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+def why(error: Exception) -> str:
+    """Return the reason that the system gives for an error, also through safetensors, and what to do about it."""
+    reason = getattr(error, "strerror", None) or one_line(error)
+    code = re.search(r"os error (\d+)", reason)
+    number = int(code[1]) if code else getattr(error, "errno", None)
+    if number in FULL:
+        return f"{reason}; free some space"
+    if number in FORBIDDEN:
+        return f"{reason}; check the permissions of the file and its folder"
+    return f"{reason}; check the disk"
+
+
+def read_json(path: Path) -> Any:
+    """Return the content of a JSON file of peftlab. Raises StorageError with the file's name, whatever is there."""
+    return parse_json(path, read_text(path))
+
+
+def parse_json(path: Path, text: str) -> Any:
+    """Return the value of a JSON text, which is the content of `path`. Raises StorageError."""
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
+        return json.loads(text)
+    except RecursionError:
+        raise StorageError(f"{path}: is damaged: it is nested too deeply") from None
+    except ValueError as error:
+        reason = "it is empty" if not text.strip() else f"it is not JSON ({one_line(error, 80)})"
+        raise StorageError(f"{path}: is damaged: {reason}") from None
+
+
+def read_text(path: Path) -> str:
+    """Return the text of a UTF-8 file. Raises StorageError with its name, also for a pipe, which would never end."""
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise StorageError(f"{path}: is not a regular file")
+        return path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise StorageError(f"{path}: is damaged: byte {error.start + 1} is not UTF-8") from None
+    except FileNotFoundError:
+        raise StorageError(f"{path}: is missing") from None
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be read: {why(error)}") from None
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Replace the content of `path`, so that readers and crashes see the old file or the new one.
+
+    A link is replaced too, and the file that it names is left as it is.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.unlink(missing_ok=True)
+    try:
+        # "x" follows no link that somebody put there.
+        with temporary.open("xb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        error.filename = str(path)  # what failed for the user, and not the temporary name
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -201,6 +201,7 @@ class RunResult(Report):
 
     `metrics` are by the time of measurement (`before`, `test_after`), and so is `undefined`, the reason for each
     metric that has no value. `signatures` are the settings of metrics of generated text, by the metric's name.
+    `saved_step` is the step whose weights are saved: after the last one, whatever is measured on them.
     """
 
     status: Status
@@ -213,6 +214,7 @@ class RunResult(Report):
     audit: AuditReport | None = None
     data: dict[str, Any] = Field(default_factory=dict)
     progress: Progress = Field(default_factory=Progress)
+    saved_step: int | None = None
     metrics: dict[str, Metrics] = Field(default_factory=dict)
     undefined: dict[str, dict[str, str]] = Field(default_factory=dict)
     signatures: dict[str, str] = Field(default_factory=dict)

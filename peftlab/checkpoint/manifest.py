@@ -1,4 +1,4 @@
-"""`MANIFEST.json`: the size and hash of every file of a checkpoint, and their verification."""
+"""`MANIFEST.json`: the size and hash of every file of a checkpoint or a run, and their verification."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class FileRecord(BaseModel):
 
 
 class Manifest(BaseModel):
-    """The files of one checkpoint by their path inside it, and facts that the writer recorded."""
+    """The files of one checkpoint or run by their path inside it, and facts that the writer recorded."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -49,21 +49,22 @@ def render(manifest: Manifest) -> str:
     return json.dumps(content | {"sha256": digest}, indent=2) + "\n"
 
 
-def read_manifest(folder: Path) -> Manifest:
-    """Return a checkpoint's manifest, checked without reading the files. Raises StorageError at the first fault."""
+def read_manifest(folder: Path, what: str = "checkpoint") -> Manifest:
+    """Return a folder's manifest, checked without reading the files. Raises StorageError at the first fault."""
     path = folder / NAME
     try:
-        if folder.is_symlink() or path.is_symlink():
-            raise StorageError(
-                f"{folder}: is not a checkpoint: {'it' if folder.is_symlink() else NAME} is a symbolic link"
-            )
+        linked = folder.is_symlink() and what == "checkpoint"  # a run may be where a user wants it
+        if linked or path.is_symlink():
+            raise StorageError(f"{folder}: is not a {what}: {'it' if linked else NAME} is a symbolic link")
+        if path.exists() and not path.is_file():
+            raise StorageError(f"{path}: is not a regular file")
         text = path.read_bytes().decode("utf-8")
         content = json.loads(text)
         _refuse_other_schema(path, content)
         content.pop("sha256", None)
         manifest = Manifest.model_validate(content)
     except (FileNotFoundError, NotADirectoryError):
-        raise StorageError(f"{folder}: is not a checkpoint: it has no {NAME}") from None
+        raise StorageError(f"{folder}: is not a {what}: it has no {NAME}") from None
     except (OSError, ValueError, ValidationError, RecursionError) as error:
         raise StorageError(f"{path}: is damaged: {_first_line(error)}") from None
     # Compare the exact text, so that every flipped bit is found, even one in a space or in the digest.
@@ -81,7 +82,7 @@ def verify(folder: Path) -> Manifest:
         present = {path.relative_to(folder).as_posix(): path for path in walk_files(folder)}
         _refuse_other_files(folder, manifest, set(present) - {NAME})
         for name, record in manifest.files.items():
-            _refuse_change(present[name], record)
+            refuse_change(present[name], record)
     except OSError as error:
         raise StorageError(f"{error.filename or folder}: cannot be read: {error.strerror or error}") from None
     return manifest
@@ -129,11 +130,14 @@ def _refuse_other_files(folder: Path, manifest: Manifest, present: set[str]) -> 
         raise StorageError(f"{folder / extra[0]}: does not belong to the checkpoint")
 
 
-def _refuse_change(path: Path, record: FileRecord) -> None:
-    size = path.stat().st_size
-    if size != record.size:
-        raise StorageError(f"{path}: is damaged: it has {size:,} bytes instead of {record.size:,}")
-    if record_file(path).sha256 != record.sha256:
+def refuse_change(path: Path, record: FileRecord, contents: bool = True) -> None:
+    """Raise StorageError unless a file has its recorded size and, if `contents`, its recorded hash."""
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise StorageError(f"{path}: is not a regular file")
+    if found.st_size != record.size:
+        raise StorageError(f"{path}: is damaged: it has {found.st_size:,} bytes instead of {record.size:,}")
+    if contents and record_file(path).sha256 != record.sha256:
         raise StorageError(f"{path}: is damaged: its SHA-256 differs from the one in {NAME}")
 
 

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 
 from peftlab.checkpoint.manifest import NAME, Manifest, record_file, render, verify, walk_files
 from peftlab.errors import StorageError
-from peftlab.files import sync, sync_folders
+from peftlab.files import sync, sync_folders, why
 
 WHOLE = re.compile(r"step-(\d{6,})")
 UNFINISHED = re.compile(r"\.step-\d{6,}\.\d+\.partial")
@@ -149,9 +149,8 @@ def _storage_errors(target: Path, action: str = "written") -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or next(iter(str(error).splitlines()), type(error).__name__)
-        advice = "earlier checkpoints are intact; free some space or check the disk, then use --resume"
-        raise StorageError(f"{target}: cannot be {action}: {reason}; {advice}") from None
+        advice = "then use --resume; earlier checkpoints are intact"
+        raise StorageError(f"{target}: cannot be {action}: {why(error)}, {advice}") from None
 
 
 @contextmanager

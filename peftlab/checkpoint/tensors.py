@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from peftlab.errors import StorageError
+from peftlab.files import why
 
 SCHEMA = 1
 
@@ -55,7 +56,7 @@ def write_state(folder: Path, name: str, encoded: EncodedState) -> None:
         save_file(encoded.tensors, folder / f"{name}.safetensors")
         (folder / f"{name}.json").write_text(json.dumps(encoded.structure, allow_nan=False), encoding="utf-8")
     except (OSError, SafetensorError) as error:
-        raise StorageError(f"{folder / name}: cannot be written: {_first_line(error)}; free some space") from None
+        raise StorageError(f"{folder / name}: cannot be written: {why(error)}") from None
 
 
 def save_state(folder: Path, name: str, state: Any) -> None:

@@ -81,15 +81,17 @@ def problem_json(problem: Problem) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def error_places(recipe: Path, overrides: Sequence[str]) -> Iterator[None]:
-    """Add the recipe's file and line to every line of an error that begins with a key path."""
+def error_places(recipe: str | Path, overrides: Sequence[str]) -> Iterator[None]:
+    """Add the recipe's file and line to every line of an error that begins with a key path; a model has no lines."""
     try:
         yield
     except RecipeError:
         raise
     except PeftlabError as error:
-        from peftlab.recipe.load import place_of
+        from peftlab.recipe.load import is_recipe_file, place_of
 
+        if not is_recipe_file(str(recipe)):
+            raise
         lines = str(error).splitlines()
         keys = [KEY_PATH.match(line) for line in lines]
         placed = [

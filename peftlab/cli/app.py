@@ -23,6 +23,7 @@ from peftlab.cli.plan import plan
 from peftlab.cli.report import report
 from peftlab.cli.training import train, verify_resume
 from peftlab.cli.use import evaluate, generate
+from peftlab.cli.verification import verify
 from peftlab.errors import EXIT_CODES, UsageError
 
 # Any: the class is click's in older versions of typer and typer's own in newer ones.
@@ -52,6 +53,7 @@ for command in (
     merge,
     compare,
     report,
+    verify,
     verify_resume,
     schema,
     docs,

@@ -14,7 +14,7 @@ from peftlab.secrets import mask_secrets
 
 @answers
 def check(recipes: RecipePaths, as_json: AsJson = False, debug: Debug = False) -> Any:
-    """Check recipes and comparisons. Every problem is listed with file, line and key."""
+    """Check recipes and comparisons, and the columns of data files at hand. Problems have file, line and key."""
     paths, overrides = split_overrides(recipes)
     if not paths:
         raise UsageError("name at least one recipe file to check")
@@ -31,7 +31,7 @@ def check(recipes: RecipePaths, as_json: AsJson = False, debug: Debug = False) -
 
 
 def find_problems(path: Path, overrides: Sequence[str]) -> list[Problem]:
-    from peftlab.recipe.load import is_comparison, load_recipe
+    from peftlab.recipe.load import check_files, is_comparison, load_recipe
 
     try:
         if is_comparison(path):
@@ -40,6 +40,7 @@ def find_problems(path: Path, overrides: Sequence[str]) -> list[Problem]:
             load_comparison(path, overrides)
         else:
             load_recipe(path, overrides)
+            return check_files(path, overrides)
     except RecipeError as error:
         return error.problems
     return []

@@ -44,6 +44,10 @@ MetricName = Annotated[
     str | None,
     typer.Option("--metric", help="Metric that chooses and is reported (default: loss; accuracy for classifiers)."),
 ]
+TimeLimit = Annotated[
+    float | None,
+    typer.Option("--time-limit", metavar="SECONDS", help="End a run that takes longer; it counts as failed."),
+]
 Jobs = Annotated[int, typer.Option("--jobs", min=1, help="How many runs at once on this machine.")]
 Cluster = Annotated[
     str | None, typer.Option("--cluster", metavar="NAME", help="Submit runs through submitit: slurm, or local.")
@@ -63,6 +67,7 @@ def compare(
     rates: Rates = None,
     no_sweep: NoSweep = False,
     metric: MetricName = None,
+    time_limit: TimeLimit = None,
     jobs: Jobs = 1,
     cluster: Cluster = None,
     cluster_options: ClusterOptions = None,
@@ -73,6 +78,8 @@ def compare(
     """Compare recipes by learning rates, seeds and budgets. The same command resumes a comparison that was stopped."""
     if no_sweep and rates:
         raise UsageError("--no-sweep tries no other learning rate, and --rates names some; give one of them")
+    if time_limit is not None and not 0 < time_limit < float("inf"):
+        raise UsageError(f"--time-limit {time_limit:g}: must be a number of seconds greater than 0")
     file, variants, folder = read_sources(sources)
     given = {
         "budgets": tuple(budgets) if budgets else None,
@@ -80,6 +87,7 @@ def compare(
         "rates": parse_rates(rates) if rates else None,
         "rate_factors": (1.0,) if no_sweep else None,
         "metric": metric,
+        "time_limit": time_limit,
         "jobs": jobs,
         "cluster": cluster,
         "cluster_options": parse_options(cluster_options or []),
@@ -133,6 +141,7 @@ def make_settings(file: Comparison | None, given: dict[str, Any]) -> Settings:
         seeds = tuple(range(file.seeds)) if isinstance(file.seeds, int) else file.seeds
         settings = {"budgets": file.budgets, "seeds": seeds, "rates": file.rates, "metric": file.metric}
         settings |= {"rate_factors": file.rate_factors, "rate_extensions": file.rate_extensions}
+        settings["time_limit"] = file.time_limit
     settings |= {name: value for name, value in given.items() if value is not None}
     if given["rate_factors"]:
         settings["rates"] = None

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from peftlab.cli.answer import answers, error_places
-from peftlab.cli.options import AsJson, Debug, Overrides, RecipePath
+from peftlab.cli.options import AsJson, Debug, Overrides
+
+What = Annotated[
+    str, typer.Argument(metavar="RECIPE|MODEL", help="Recipe file, or a model with method.type=...", show_default=False)
+]
 
 
 @answers
-def params(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = False, debug: Debug = False) -> Any:
-    """Count the parameters that a recipe trains. Only the model's config is read."""
-    from peftlab.recipe.load import load_recipe
+def params(what: What, overrides: Overrides = None, as_json: AsJson = False, debug: Debug = False) -> Any:
+    """Count the parameters that a recipe, or a method on a model, trains. Only the model's config is read."""
+    from peftlab.recipe.load import is_recipe_file, load_recipe, model_recipe
 
-    loaded = load_recipe(recipe, overrides or ())
+    loaded = load_recipe(what, overrides or ()) if is_recipe_file(what) else model_recipe(what, overrides or ())
     from peftlab.runs.params import count
 
-    with error_places(recipe, overrides or ()):
+    with error_places(what, overrides or ()):
         report = count(loaded)
     return report.model_dump(), lambda: show_parameters(report), 0
 

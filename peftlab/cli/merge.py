@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from peftlab.cli.answer import answers
-from peftlab.cli.options import AsJson, Debug, Overwrite, RunPath
+from peftlab.cli.options import AsJson, Debug, NoVerify, Overwrite, RunPath
 
 
 class Base(StrEnum):
@@ -47,6 +47,7 @@ def merge(
         ),
     ] = None,
     overwrite: Overwrite = False,
+    no_verify: NoVerify = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> Any:
@@ -54,7 +55,14 @@ def merge(
     from peftlab.runs.merge import merge as merge_run
 
     report = merge_run(
-        run, out, base=base.value, dtype=dtype.value, rows=rows, tolerance=tolerance, overwrite=overwrite
+        run,
+        out,
+        base=base.value,
+        dtype=dtype.value,
+        rows=rows,
+        tolerance=tolerance,
+        overwrite=overwrite,
+        verify=not no_verify,
     )
     return report.model_dump(), lambda: show_merge(report), 0
 

@@ -15,6 +15,9 @@ RecipePaths = Annotated[
 ]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Overrides, such as method.rank=16.")]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Directory of a run.", show_default=False)]
+NoVerify = Annotated[
+    bool, typer.Option("--no-verify", help="Do not compare the run's files with the digests that it wrote.")
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is already there.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output instead of text.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -14,7 +12,11 @@ from peftlab.errors import UsageError
 
 What = Annotated[
     str,
-    typer.Argument(metavar="RECIPE|MODEL", help="Recipe file, or a model to plan every method on.", show_default=False),
+    typer.Argument(
+        metavar="RECIPE|MODEL",
+        help="Recipe file, or a model: with method.type=lora that method on it, alone every method.",
+        show_default=False,
+    ),
 ]
 Memory = Annotated[
     str | None, typer.Option("--memory", metavar="SIZE", help="Memory available: 24GiB, or a GPU's name.")
@@ -44,31 +46,26 @@ def plan(
     """Predict the memory of a run, and whether it fits. The report is by category and by phase."""
     if device not in DEVICES:
         raise UsageError(f"--device {device!r} is not one of {', '.join(DEVICES)}")
-    if not is_recipe(what):
-        return plan_model(what, overrides, memory, maximize, device)
-    from peftlab.recipe.load import load_recipe
+    from peftlab.recipe.load import is_recipe_file, load_recipe, model_recipe
 
-    recipe = load_recipe(Path(what), overrides or ())
+    if not is_recipe_file(what) and not overrides:
+        return plan_model(what, memory, maximize, device)
+    recipe = load_recipe(what, overrides or ()) if is_recipe_file(what) else model_recipe(what, overrides or ())
     from peftlab.runs.plan import plan as plan_recipe
 
-    with error_places(Path(what), overrides or ()):
+    with error_places(what, overrides or ()):
         report = plan_recipe(recipe, memory, maximized=maximize, device=device, devices=devices, strategy=strategy)
     return report.model_dump(), lambda: show_plan(report), 0
 
 
-def plan_model(model: str, overrides: list[str] | None, memory: str | None, maximize: str | None, device: str) -> Any:
+def plan_model(model: str, memory: str | None, maximize: str | None, device: str) -> Any:
     """Plan every method with its defaults on one model."""
-    if overrides or maximize:
-        raise UsageError("overrides and --maximize need a recipe file; a model is planned with each method's defaults")
+    if maximize:
+        raise UsageError("--maximize needs a recipe file, or a model with its method, as in method.type=lora")
     from peftlab.runs.plan import plan_methods
 
     rows = plan_methods(model, memory, device=device)
     return {"model": model, "methods": [row.model_dump() for row in rows]}, lambda: show_methods(rows), 0
-
-
-def is_recipe(what: str) -> bool:
-    """Whether an argument names a recipe file rather than a model."""
-    return Path(what).suffix.lower() in (".yaml", ".yml") or os.path.isfile(what) and not what.endswith(".gguf")
 
 
 def show_plan(report: Any) -> None:

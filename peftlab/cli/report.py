@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from peftlab.cli.answer import answers
-from peftlab.cli.options import AsJson, Debug
+from peftlab.cli.options import AsJson, Debug, NoVerify
 
 if TYPE_CHECKING:
     from peftlab.comparison.report.write import Written
@@ -21,11 +21,17 @@ Page = Annotated[
 
 
 @answers
-def report(folder: Folder, output: Page = None, as_json: AsJson = False, debug: Debug = False) -> Any:
+def report(
+    folder: Folder,
+    output: Page = None,
+    no_verify: NoVerify = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> Any:
     """Write a comparison's report: one HTML page, pictures, tables."""
     from peftlab.comparison.report.write import write_report
 
-    written = write_report(folder, output)
+    written = write_report(folder, output, not no_verify)
     return describe(written), lambda: show_written(written), 0
 
 

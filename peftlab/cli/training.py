@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from peftlab.cli.answer import answers, error_places
-from peftlab.cli.options import AsJson, Debug, Overrides, Overwrite, RecipePath
+from peftlab.cli.options import AsJson, Debug, NoVerify, Overrides, Overwrite, RecipePath
 from peftlab.errors import StorageError, UsageError
 
 Resume = Annotated[bool, typer.Option("--resume", help="Resume from the run's latest intact checkpoint.")]
@@ -24,6 +24,7 @@ def train(
     overrides: Overrides = None,
     overwrite: Overwrite = False,
     resume: Resume = False,
+    no_verify: NoVerify = False,
     dry_run: DryRun = False,
     as_json: AsJson = False,
     debug: Debug = False,
@@ -39,7 +40,9 @@ def train(
     from peftlab.runs.run import train as train_recipe
 
     with error_places(recipe, overrides or ()):
-        result = train_recipe(loaded, name=recipe_name(recipe), overwrite=overwrite, resume=resume)
+        result = train_recipe(
+            loaded, name=recipe_name(recipe), overwrite=overwrite, resume=resume, verify=not no_verify
+        )
     return result.model_dump(), lambda: show_result(result), 0
 
 

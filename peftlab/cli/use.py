@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from peftlab.cli.answer import answers
-from peftlab.cli.options import AsJson, Debug, Overrides, RunPath
+from peftlab.cli.options import AsJson, Debug, NoVerify, Overrides, RunPath
 from peftlab.errors import StorageError, UsageError
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ def evaluate(
     weights: Annotated[WhichWeights, typer.Option("--weights", help="Weights for --tasks.")] = WhichWeights.trained,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Rows of each of --tasks.")] = None,
     shots: Annotated[int | None, typer.Option("--shots", min=0, help="Examples in each prompt of --tasks.")] = None,
+    no_verify: NoVerify = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> Any:
@@ -69,7 +70,7 @@ def evaluate(
         raise UsageError("--limit, --shots and --weights belong to --tasks")
     from peftlab.runs.use import evaluate_run
 
-    found = evaluate_run(run, overrides or ())
+    found = evaluate_run(run, overrides or (), verify=not no_verify)
     if output is not None:
         write_rows(output, found.texts)
     answer = {"metrics": found.metrics, "undefined": found.undefined, "signatures": found.signatures}
@@ -133,6 +134,7 @@ def generate(
     chat: ChatFile = None,
     prompts: Prompts = None,
     output: Output = None,
+    no_verify: NoVerify = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> Any:
@@ -154,7 +156,7 @@ def generate(
             return read_prompts(recipe, prompts, system)
         return [read_chat(recipe, chat, system) if chat is not None else ask(recipe, prompt or "", system)]
 
-    found = generate_all(run, requests, settings)
+    found = generate_all(run, requests, settings, verify=not no_verify)
     rows = [{"row": row, "prompt": one.prompt, "output": one.text, "ended": one.ended} for row, one in enumerate(found)]
     if output is not None:
         write_rows(output, rows)

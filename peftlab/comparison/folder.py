@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from peftlab.checkpoint.lock import RunLock
 from peftlab.comparison.variants import SOLUTIONS
 from peftlab.errors import StorageError
-from peftlab.files import write_atomically
+from peftlab.files import parse_json, read_text, write_atomically
 from peftlab.reports import ComparisonReport
 from peftlab.runs.directory import MARKER
 from peftlab.runs.jobs import GRACE_SECONDS
@@ -43,6 +43,14 @@ def clear(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
+def clean(folder: Path) -> None:
+    """Remove the half files of killed processes. Requires the lock."""
+    for place, names in ((folder, (MARKER, SUMMARY, PICTURE, SOLUTIONS)), (folder / REPORT, ("*",))):
+        for half in [path for name in names for path in place.glob(f".{name}.*")]:
+            if half.suffix[1:].isdecimal() and half.is_file() and not half.is_symlink():
+                half.unlink()
+
+
 def wait_until_free(folder: Path) -> None:
     """Wait while a run of an earlier, killed comparison still saves its checkpoint here."""
     until = time.monotonic() + GRACE_SECONDS
@@ -56,20 +64,27 @@ def wait_until_free(folder: Path) -> None:
             time.sleep(0.5)
 
 
+def list_runs(folder: Path) -> list[Path]:
+    """Return the run directories of a comparison, or the folder itself if it is not a comparison's."""
+    if not (folder / SUMMARY).exists():
+        return [folder]
+    return sorted(path.parent for path in (folder / RUNS).glob(f"*/{MARKER}"))
+
+
 def read_comparison(folder: Path) -> ComparisonReport:
     """Return a comparison's report. Raises StorageError where there is none."""
     path = folder / SUMMARY
-    try:
-        return ComparisonReport.model_validate_json(path.read_text(encoding="utf-8"), extra="ignore")
-    except FileNotFoundError:
+    if not path.exists():
         raise StorageError(
             f"{folder} is not the folder of a comparison (no {SUMMARY} in it); name one that `peftlab compare` wrote"
-        ) from None
+        )
+    text = read_text(path)
+    parse_json(path, text)
+    try:
+        return ComparisonReport.model_validate_json(text, extra="ignore")
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
         raise StorageError(
             f"{path}: {place + ': ' if place else ''}{first['msg']}; the file is damaged: start the comparison again"
         ) from None
-    except (OSError, ValueError) as error:
-        raise StorageError(f"{path}: cannot be read ({type(error).__name__})") from None

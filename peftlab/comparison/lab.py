@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from peftlab.checkpoint.lock import RunLock
-from peftlab.comparison.folder import LOGS, PICTURE, RUNS, SUMMARY, claim, clear, wait_until_free
+from peftlab.comparison.folder import LOGS, PICTURE, RUNS, SUMMARY, claim, clean, clear, wait_until_free
 from peftlab.comparison.identity import hash_run
 from peftlab.comparison.pool import run_locally, run_on_cluster
 from peftlab.comparison.variants import (
@@ -21,13 +21,18 @@ from peftlab.comparison.variants import (
     open_variants,
     round_learning_rates,
 )
-from peftlab.files import write_atomically
+from peftlab.errors import StorageError
+from peftlab.files import why, write_atomically
 from peftlab.metrics import METRICS
 from peftlab.recipe.comparison import Variant
 from peftlab.reports import ComparisonReport, Metrics, RunResult, TrialReport, VariantReport
+from peftlab.runs.digests import find_faults
+from peftlab.runs.directory import RunDirectory
+from peftlab.runs.figures import compare_figures
 from peftlab.runs.jobs import Ending, Job
 from peftlab.runs.outcomes import read_record
 from peftlab.runs.picture import draw_memory
+from peftlab.runs.scores import read_scores
 
 # A run that diverged would diverge again; one that failed otherwise may have met a fault of the machine.
 SETTLED = ("finished", "diverged")
@@ -107,7 +112,7 @@ class Lab:
     def execute(self, planned: Sequence[Job]) -> None:
         """Run what has not been run yet, and write the report so far after each."""
         jobs = {job.name: job for job in planned}
-        waiting = [job for job in jobs.values() if self.status(job)[0] not in SETTLED]
+        waiting = [job for job in jobs.values() if not self.is_settled(job)]
         if found := len(jobs) - len(waiting):
             show(f"{found} of {len(jobs)} runs were finished before")
         for job in waiting:
@@ -120,13 +125,22 @@ class Lab:
     def start(self, jobs: Iterable[Job]) -> Iterator[Ending]:
         if self.settings.cluster:
             return run_on_cluster(jobs, self.settings.cluster, self.settings.cluster_options, self.folder / LOGS)
-        return run_locally(jobs, self.settings.jobs)
+        return run_locally(jobs, self.settings.jobs, self.settings.time_limit)
 
     def summarise(self, ending: Ending) -> str:
         if ending.status != "finished":
             return f"{ending.status}: {ending.error}"
         value = self.value(read_record(ending.job.folder), "validation")
         return f"{ending.seconds:.0f} s" + (f", {self.metric} {value:.4f}" if value is not None else "")
+
+    def is_settled(self, job: Job) -> bool:
+        """Return whether a job needs no other attempt; one whose files are missing or damaged does, and is shown."""
+        status = self.status(job)[0]
+        if status != "finished" or job.name in self.endings:
+            return status in SETTLED
+        if fault := find_fault_of(job.folder):
+            show(f"{fault}; the run is made again")
+        return fault is None
 
     def status(self, job: Job) -> tuple[str, str | None]:
         """Return status and error of a job: how it ended here, or what its record says from before."""
@@ -220,12 +234,31 @@ def compare(
     fails is a trial with its error. Raises UsageError for what cannot be compared, StorageError for the folder.
     """
     claim(folder)
-    with RunLock(folder / ".lock"):
-        if overwrite:
-            clear(folder)
-        metric = choose_metric([variant.recipe for variant in variants], settings.metric)
-        opened = open_variants(variants, settings, metric, folder)
-        return Lab(name, folder, settings, opened, metric, note_differences(opened)).run()
+    try:
+        with RunLock(folder / ".lock"):
+            clean(folder)
+            if overwrite:
+                clear(folder)
+            metric = choose_metric([variant.recipe for variant in variants], settings.metric)
+            opened = open_variants(variants, settings, metric, folder)
+            return Lab(name, folder, settings, opened, metric, note_differences(opened)).run()
+    except OSError as error:
+        place = error.filename or folder
+        raise StorageError(f"{place}: {why(error)}; the same command continues the comparison") from None
+
+
+def find_fault_of(folder: Path) -> str | None:
+    """Return a line on what is missing or changed of a finished run; None if it is whole."""
+    directory = RunDirectory(folder)
+    try:
+        if faults := find_faults(folder):
+            return next(iter(faults.values()))
+        if not directory.has_weights():
+            return f"{directory.weights}: is missing"
+        compare_figures(directory, directory.read_result(), read_scores(directory.scores))
+    except StorageError as error:
+        return str(error)
+    return None
 
 
 def show(text: str) -> None:

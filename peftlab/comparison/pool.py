@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,14 @@ from peftlab.runs.jobs import Ending, Job, Running, end_all, run_job, share_of_m
 from peftlab.runs.outcomes import RecordIdentity, identify_record, read_record
 
 POLL_SECONDS = 0.1
+# Time for a run at its limit to save a checkpoint; other runs are not looked after meanwhile.
+LATE_GRACE_SECONDS = 20.0
 
 
-def run_locally(jobs: Iterable[Job], at_once: int) -> Iterator[Ending]:
+def run_locally(jobs: Iterable[Job], at_once: int, time_limit: float = inf) -> Iterator[Ending]:
     """Run jobs, `at_once` of them side by side, and yield how each ended as it ends.
 
+    One that takes longer than `time_limit` seconds is terminated, and killed if it does not end then: it failed.
     Side by side they share out the CPU's cores and the CUDA devices. Where this process is interrupted or
     terminated, so are they, and each saves what it can first; where it is killed, they are terminated too (Linux).
     """
@@ -32,12 +36,21 @@ def run_locally(jobs: Iterable[Job], at_once: int) -> Iterator[Ending]:
                     if waiting and place not in running:
                         running[place] = start(replace(waiting.pop(0), environment=share_of_machine(place, at_once)))
                 for place, one in list(running.items()):
-                    if ending := one.ending():
+                    if ending := one.ending() or end_late(one, time_limit):
                         del running[place]
                         yield ending
                 time.sleep(POLL_SECONDS)
         finally:
             end_all(list(running.values()))
+
+
+def end_late(one: Running, time_limit: float) -> Ending | None:
+    """End a job that has run for longer than `time_limit` seconds and return how; None before that."""
+    seconds = time.monotonic() - one.started
+    if seconds <= time_limit:
+        return None
+    end_all([one], LATE_GRACE_SECONDS)
+    return Ending(one.job, "failed", f"ended at its time limit of {time_limit:g} s (--time-limit)", seconds)
 
 
 @contextlib.contextmanager

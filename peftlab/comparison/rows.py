@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from peftlab.comparison.folder import RUNS, read_comparison
@@ -99,14 +99,17 @@ class Table:
             yield from ((row, trial, "sweep") for trial in row.sweep if trial.report.run not in seeds)
 
 
-def read_table(folder: Path) -> Table:
-    """Return the table in a comparison's folder. Raises StorageError where there is none, or it is damaged."""
+def read_table(folder: Path, verify: bool = True) -> Table:
+    """Return the table in a comparison's folder. Raises StorageError where there is none, or it is damaged.
+
+    A run of which a file is damaged counts as lost; `verify` compares files with the digests that the runs wrote.
+    """
     report = read_comparison(folder)
     problems: list[str] = []
     known: dict[str, Trial] = {}
 
     def read(reports: list[TrialReport]) -> list[Trial]:
-        return [_read_once(folder / RUNS, one, known, problems) for one in reports]
+        return [_read_once(folder / RUNS, one, known, problems, verify) for one in reports]
 
     labels = zip(_labels(report), report.variants, strict=True)
     rows = [Row(label, variant, read(variant.trials), read(variant.sweep)) for label, variant in labels]
@@ -121,12 +124,12 @@ def _labels(report: ComparisonReport) -> list[str]:
     return [name if count[name] == 1 else f"{name} #{place}" for place, name in enumerate(names, start=1)]
 
 
-def _read_once(folder: Path, report: TrialReport, known: dict[str, Trial], problems: list[str]) -> Trial:
+def _read_once(folder: Path, report: TrialReport, known: dict[str, Trial], problems: list[str], verify: bool) -> Trial:
     """Return a trial; a run directory that several trials share is read once, and none outside `folder`."""
     path = folder / report.run
     if not path.resolve().is_relative_to(folder.resolve()):
         problems.append(f"run {report.run!r} is outside {folder} and is not read")
         return Trial(report)
     if report.run not in known:
-        known[report.run] = read_trial(path, report, problems)
-    return replace(known[report.run], report=report)
+        known[report.run] = read_trial(path, report, problems, verify)
+    return known[report.run].reported_as(report)

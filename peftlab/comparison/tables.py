@@ -9,6 +9,7 @@ from typing import Any
 from peftlab.comparison.columns import Column
 from peftlab.comparison.rows import Row, Table
 from peftlab.comparison.trials import Trial
+from peftlab.files import write_atomically
 
 # Of the columns, those that a page of paper has room for.
 IN_PAPER = ("variant", "budget", "quality", "group", "change", "general", "trainable", "memory", "seconds", "seeds")
@@ -98,8 +99,10 @@ def write_records(records: Sequence[dict[str, Any]], csv: Path, parquet: Path) -
 
     columns = {key: [record[key] for record in records] for key in (records[0] if records else {})}
     table = pyarrow.table({key: pyarrow.array(_same_type(values)) for key, values in columns.items()})
-    pyarrow_csv.write_csv(table, csv)
-    pyarrow_parquet.write_table(table, parquet)
+    for path, write in ((csv, pyarrow_csv.write_csv), (parquet, pyarrow_parquet.write_table)):
+        content = pyarrow.BufferOutputStream()
+        write(table, content)
+        write_atomically(path, content.getvalue().to_pybytes())
 
 
 def _same_type(values: list[Any]) -> list[Any]:

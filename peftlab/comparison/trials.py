@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from peftlab.errors import StorageError
+from peftlab.files import read_text
 from peftlab.metrics import RowScores
 from peftlab.reports import Metrics, ParameterReport, RunResult, TrialReport
+from peftlab.runs.digests import METRICS, RECORD, SCORES, TEXTS, WEIGHTS, find_faults
 from peftlab.runs.directory import RunDirectory
+from peftlab.runs.figures import check_record, compare_figures
+from peftlab.runs.scores import read_scores
+from peftlab.training.recorder import read_lines
+
+DAMAGED = "damaged"
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What became of a trial; one whose run never began has no `result`."""
+    """What became of a trial; one whose run never began has no `result`, and a damaged one says so in its report."""
 
     report: TrialReport
     result: RunResult | None = None
@@ -47,42 +53,48 @@ class Trial:
             return None
         return report.categories.get("trainable_weights", 0) + report.categories.get("optimiser_state", 0)
 
+    def reported_as(self, report: TrialReport) -> Trial:
+        """Return the trial under another report of the same run; a damaged one stays damaged."""
+        if self.report.status != DAMAGED or report.status != "finished":
+            return replace(self, report=report)
+        return damaged(report, self.report.error or "")
+
     def peak_bytes(self, source: str) -> int | None:
         """Return the peak of memory, `predicted` or `measured`."""
         report = self.result.memory.get(source) if self.result else None
         return report.peak_bytes if report else None
 
 
-def read_trial(path: Path, report: TrialReport, problems: list[str]) -> Trial:
-    """Return a trial with what its run directory contains; what cannot be read adds a line to `problems`."""
+def read_trial(path: Path, report: TrialReport, problems: list[str], verify: bool = True) -> Trial:
+    """Return a trial with what its run directory contains.
+
+    A finished one of which anything is missing or changed counts as lost, and adds a line to `problems`; `verify`
+    compares its files with the digests that the run wrote.
+    """
     try:
-        directory = RunDirectory.open(path)
-        result = directory.read_result()
+        return _read(path, report, verify)
     except StorageError as error:
-        if report.status == "finished":
-            problems.append(str(error))
-        return Trial(report)
-    recipe = directory.recipe.read_text(encoding="utf-8", errors="replace") if directory.recipe.is_file() else ""
-    return Trial(report, result, recipe, _read_history(directory.metrics), _read_scores(directory.scores, problems))
+        if report.status != "finished":
+            return Trial(report)
+        problems.append(f"{error}; the run counts as lost")
+        return damaged(report, str(error))
 
 
-def _read_history(path: Path) -> list[dict[str, Any]]:
-    """Return the complete lines of a run's metrics; the last one of a killed run may not be."""
-    lines = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
-        try:
-            lines.append(json.loads(line))
-        except ValueError:
-            continue
-    return [line for line in lines if isinstance(line, dict)]
+def damaged(report: TrialReport, error: str) -> Trial:
+    """Return a trial of which nothing is used."""
+    return Trial(report.model_copy(update={"status": DAMAGED, "error": error, "validation": None, "test": None}))
 
 
-def _read_scores(path: Path, problems: list[str]) -> dict[str, RowScores]:
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        return {part: RowScores.of(scores) for part, scores in stored.items()}
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        problems.append(f"{path}: row scores cannot be read ({type(error).__name__}); the run counts without them")
-        return {}
+def _read(path: Path, report: TrialReport, verify: bool) -> Trial:
+    directory = RunDirectory.open(path)
+    if verify and report.status == "finished":
+        # Weights are large, and a report does not use them: their sizes must do.
+        faults = find_faults(path, (*RECORD, METRICS, SCORES, TEXTS)) | find_faults(path, [WEIGHTS], contents=False)
+        if faults:
+            raise StorageError(next(iter(faults.values())))
+    result = directory.read_result()
+    check_record(directory, result)
+    recipe = read_text(directory.recipe) if directory.recipe.exists() else ""
+    scores = read_scores(directory.scores)
+    compare_figures(directory, result, scores)
+    return Trial(report, result, recipe, read_lines(directory.metrics)[0], scores)

@@ -12,7 +12,13 @@ from typing import Any
 from peftlab.errors import PeftlabError, UsageError, nearest
 from peftlab.files import write_atomically
 from peftlab.metrics import METRICS, RENAMED
-from peftlab.recipe.comparison import DEFAULT_RATE_EXTENSIONS, DEFAULT_RATE_FACTORS, DEFAULT_SEEDS, Variant
+from peftlab.recipe.comparison import (
+    DEFAULT_RATE_EXTENSIONS,
+    DEFAULT_RATE_FACTORS,
+    DEFAULT_SEEDS,
+    DEFAULT_TIME_LIMIT,
+    Variant,
+)
 from peftlab.recipe.schema import Recipe
 from peftlab.reports import BudgetReport
 from peftlab.runs.jobs import share_of_machine
@@ -23,7 +29,7 @@ VALIDATION_SHARE = 0.1
 
 @dataclass(frozen=True)
 class Settings:
-    """How a comparison is run: `jobs` at once, or on submitit's `cluster`.
+    """How a comparison is run: `jobs` at once, or on submitit's `cluster`, each for `time_limit` seconds at most.
 
     `rates` are learning rates; they replace `rate_factors`, which multiply each recipe's own, and are not extended.
     """
@@ -34,6 +40,7 @@ class Settings:
     rate_factors: tuple[float, ...] = DEFAULT_RATE_FACTORS
     rate_extensions: int = DEFAULT_RATE_EXTENSIONS
     metric: str | None = None
+    time_limit: float = DEFAULT_TIME_LIMIT
     jobs: int = 1
     cluster: str | None = None
     cluster_options: dict[str, Any] = field(default_factory=dict)

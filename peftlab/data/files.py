@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from peftlab.errors import DataError
+from peftlab.errors import DataError, one_line
 from peftlab.world.hardware import available_host_bytes
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
@@ -183,6 +183,27 @@ def _read_parquet(content: bytes, path: Path) -> dict[str, list[Any]]:
     from pyarrow import parquet
 
     try:
-        return parquet.read_table(pyarrow.BufferReader(content)).to_pydict()
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{path}: is not a parquet file: {str(error).splitlines()[0]}") from None
+        table = parquet.read_table(pyarrow.BufferReader(content))
+        names = table.column_names
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        raise DataError(f"{path}: is not a parquet file: {one_line(error)}") from None
+    return {name: _as_python(column, name, path) for name, column in zip(names, table.columns, strict=True)}
+
+
+def _as_python(column: Any, name: str, path: Path) -> list[Any]:
+    """Return a parquet column's values; their writers check neither texts nor dates, and Python has not all of them."""
+    import pyarrow
+
+    faults = (pyarrow.ArrowException, ValueError, OverflowError)
+    try:
+        return column.to_pylist()
+    except faults:
+        for row, cell in enumerate(column, start=1):
+            try:
+                cell.as_py()
+            except faults as error:
+                reason = "is not UTF-8" if isinstance(error, UnicodeDecodeError) else one_line(error, 80)
+                raise DataError(
+                    f"{path}: row {row}, column {name!r}: {reason}; write the value as plain text"
+                ) from None
+        raise

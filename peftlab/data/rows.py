@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -93,10 +93,10 @@ class ShuffledRows:
             n=len(self.rows),
         )
 
-    def longest(self) -> ShuffledRows:
-        accumulation = min(self.accumulation, 2)
-        chosen = longest_rows(self.rows, self.batch_size * accumulation * self.processes)
-        return replace(self, rows=chosen, accumulation=accumulation)
+    def longest(self) -> LongestRows:
+        micro_batches = min(self.accumulation, 2)
+        chosen = longest_rows(self.rows, self.batch_size * micro_batches)
+        return LongestRows(chosen, self.pad_id, self.batch_size, self.processes)
 
     def state(self) -> dict[str, Any]:
         return {"order": "shuffled", "seed": self.seed, "rows": len(self.rows)}
@@ -106,9 +106,47 @@ class ShuffledRows:
             raise StorageError(f"the checkpoint was written with another order of rows: {state}, here {self.state()}")
 
 
+@dataclass
+class LongestRows:
+    """Steps that need the most memory which a step can need, whatever order a seed gives the rows.
+
+    Every process has the longest batch in its last micro-batch, when the gradients of the one before are there.
+    """
+
+    rows: Sequence[TokenRow]
+    pad_id: int
+    batch_size: int
+    processes: int
+
+    @property
+    def per_step(self) -> int:
+        return len(self.rows) * self.processes
+
+    def batches(self, step: int) -> list[Batch]:
+        return [collate([self.rows[i] for i in numbers], self.pad_id) for numbers in self.numbers(step)]
+
+    def count(self, step: int) -> StepCount:
+        targets, tokens = (sum(row.supervised for row in self.rows), sum(len(row.input_ids) for row in self.rows))
+        return StepCount(targets * self.processes, tokens * self.processes)
+
+    def numbers(self, step: int) -> list[list[int]]:
+        numbers, size = list(range(len(self.rows))), self.batch_size
+        return [numbers[start : start + size] for start in range(0, len(numbers), size)][::-1]
+
+    def longest(self) -> LongestRows:
+        return self
+
+    def state(self) -> dict[str, Any]:
+        return {"order": "longest", "rows": len(self.rows)}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        if state != self.state():
+            raise StorageError(f"the checkpoint was written with another order of rows: {state}, here {self.state()}")
+
+
 def longest_rows(rows: Sequence[TokenRow], count: int) -> list[TokenRow]:
-    """Return the `count` longest rows, repeated from the first where there are fewer."""
-    ordered = sorted(rows, key=lambda row: -len(row.input_ids))
+    """Return the `count` longest rows, those with most targets first, repeated from the first where there are fewer."""
+    ordered = sorted(rows, key=lambda row: (-len(row.input_ids), -row.supervised))
     return [ordered[i % len(ordered)] for i in range(count)]
 
 

@@ -60,6 +60,9 @@ def write_config(wrapped: PeftModel, folder: Path, task: Task, context: dict[str
     source = context.get("base_model") or {}
     config.base_model_name_or_path = source.get("name") or config.base_model_name_or_path
     config.revision = source.get("revision") or config.revision
+    for name, value in vars(config).items():
+        if isinstance(value, set):  # PEFT would write it in an order that differs from process to process
+            setattr(config, name, sorted(value))
     config.save_pretrained(str(folder))
 
 

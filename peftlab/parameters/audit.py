@@ -23,6 +23,7 @@ class Audit:
 
     def __init__(self, model: nn.Module) -> None:
         self.steps = 0
+        self.finished = False
         self._before = _fingerprints(model)
         self._has_gradient: dict[str, torch.Tensor | None] = dict.fromkeys(trainable_parameters(model))
 
@@ -39,8 +40,25 @@ class Audit:
                 seen = self._has_gradient.get(name)
                 self._has_gradient[name] = nonzero if seen is None else seen | nonzero
 
+    def state(self) -> dict[str, Any] | None:
+        """Return which gradients were seen in how many steps, for a resumed run; None after `finish`."""
+        if self.finished:
+            return None
+        seen = {name: None if one is None else bool(one) for name, one in self._has_gradient.items()}
+        return {"steps": self.steps, "gradients": seen}
+
+    def restore(self, state: dict[str, Any] | None) -> None:
+        """Continue from what `state` returned; without one, the next steps are observed from the beginning."""
+        if state is None:
+            return
+        self.steps = state["steps"]
+        for name, seen in state["gradients"].items():
+            if name in self._has_gradient and seen is not None:
+                self._has_gradient[name] = torch.tensor(seen, device=self._before[name].device)
+
     def finish(self, model: nn.Module) -> AuditReport:
         """Return what changed since the beginning. Waits for the device."""
+        self.finished = True
         after = _fingerprints(model)
         changed = {name for name in self._before if not _equal(self._before[name], after.get(name))}
         return AuditReport(

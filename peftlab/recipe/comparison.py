@@ -22,6 +22,8 @@ Overrides = dict[str, Any]
 DEFAULT_SEEDS = 3
 DEFAULT_RATE_FACTORS = (0.3, 1.0, 3.0)
 DEFAULT_RATE_EXTENSIONS = 2
+# A run that hangs must end some day; few runs of a comparison are longer than two days.
+DEFAULT_TIME_LIMIT = 48 * 3600.0
 
 
 class VariantSection(Section):
@@ -52,6 +54,8 @@ class Comparison(Section):
     """How often a variant whose best learning rate is the smallest or largest tries one beyond it; not with `rates`."""
     metric: str | None = None
     """Metric that chooses learning rates and is reported: loss (default), accuracy (for classifiers), f1_macro, ..."""
+    time_limit: Annotated[float, Field(gt=0)] = DEFAULT_TIME_LIMIT
+    """Seconds after which one run is ended and counts as failed, so that a run that hangs costs itself alone."""
 
 
 @dataclass(frozen=True)

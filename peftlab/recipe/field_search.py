@@ -7,6 +7,7 @@ from difflib import get_close_matches
 
 from peftlab.errors import UsageError
 from peftlab.recipe.reference import Field, list_fields, list_sections
+from peftlab.recipe.synonyms import path_of
 
 SUGGESTIONS = 3
 
@@ -17,7 +18,7 @@ def find_fields(key: str) -> list[Field]:
     Empty if there is none. Raises UsageError for a name that fields of several sections have.
     """
     key = key.removeprefix("recipe.")
-    for find in (fields_at, fields_under, fields_of_kind, fields_named):
+    for find in (fields_at, fields_under, fields_of_kind, fields_named, fields_called):
         if found := find(key):
             return found
     return []
@@ -49,6 +50,12 @@ def fields_named(key: str) -> list[Field]:
     if len(paths) > 1:
         raise UsageError(f"{key!r} is a field of several sections; name one of {', '.join(paths)}")
     return found
+
+
+def fields_called(key: str) -> list[Field]:
+    """Return the fields that other libraries call so: `lora_alpha`, `training.lr`."""
+    path = path_of(key.rpartition(".")[2])
+    return fields_at(path) if path else []
 
 
 def explain_unknown(key: str, topics: Iterable[str]) -> str:

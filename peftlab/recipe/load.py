@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
@@ -14,11 +15,13 @@ from peftlab.errors import Problem, RecipeError
 from peftlab.methods.registry import BUILT_IN
 from peftlab.optimizers import expand_short_name
 from peftlab.recipe.checks import find_contradictions
+from peftlab.recipe.headers import find_header_errors
 from peftlab.recipe.limits import find_limit_errors
 from peftlab.recipe.overrides import COMMAND_LINE, apply_overrides
 from peftlab.recipe.schema import Recipe
 from peftlab.recipe.schema_errors import find_schema_errors
 from peftlab.recipe.yaml_source import KeyPath, dotted, fatal, parse_yaml, read_text
+from peftlab.tasks import TASKS
 
 # Used in place of required values that are missing or wrong, so that the rest can still be checked.
 PLACEHOLDERS: dict[str, dict[str, Any]] = {
@@ -78,6 +81,42 @@ def parse_recipe(text: str, overrides: Sequence[str] = (), file: str | None = No
     if problems := [*source.problems, *problems, *found]:
         raise RecipeError(sorted(problems, key=lambda problem: (problem.file == COMMAND_LINE, problem.line or 0)))
     return recipe
+
+
+def check_files(path: str | Path, overrides: Sequence[str] = ()) -> list[Problem]:
+    """Return a problem for every column that a right recipe needs and a data file at hand does not have."""
+    source = parse_yaml(read_text(Path(path)), str(path))
+    if not isinstance(source.value, dict):
+        return []
+    overridden, _ = apply_overrides(source.value, overrides)
+    draft = Draft(source.value, str(path), source.lines, overridden)
+    recipe, _ = check_values(draft)
+    return [draft.problem(key, message) for key, message in find_header_errors(recipe)]
+
+
+def model_recipe(model: str, overrides: Sequence[str]) -> Recipe:
+    """Return the recipe of a model with overrides, which name its method, for counting and planning: without data.
+
+    Raises RecipeError.
+    """
+    values: dict[str, Any] = {section: dict(required) for section, required in PLACEHOLDERS.items()}
+    values |= {"model": {"name": model}, "method": {}}
+    values["training"] |= {"steps": 1}
+    overridden, problems = apply_overrides(values, overrides)
+    if not values.get("method"):
+        raise fatal(f"{model}: name a method too, as in method.type=lora", None)
+    task = values["model"].get("task") if isinstance(values["model"], dict) else None
+    if task in TASKS and isinstance(values["data"], dict):
+        values["data"].setdefault("format", TASKS[task].formats[0].name)
+    recipe, found = check_values(Draft(values, None, {}, overridden))
+    if problems or found:
+        raise RecipeError([*problems, *found])
+    return recipe
+
+
+def is_recipe_file(what: str) -> bool:
+    """Return whether an argument names a recipe file rather than a model."""
+    return Path(what).suffix.lower() in (".yaml", ".yml") or os.path.isfile(what) and not what.endswith(".gguf")
 
 
 def place_of(path: str | Path, overrides: Sequence[str], key: str) -> str:

@@ -16,6 +16,7 @@ from peftlab.methods import METHODS
 from peftlab.metrics import METRICS
 from peftlab.optimizers import OPTIMIZERS
 from peftlab.recipe.schema import Recipe
+from peftlab.recipe.synonyms import path_of
 from peftlab.recipe.yaml_source import KeyPath, parse_scalar
 from peftlab.tasks import TASKS
 
@@ -172,6 +173,12 @@ def explain_unknown(path: KeyPath, values: Any) -> str:
     known = known_keys(section, values)
     if section and (owners := [tag for tag, one in members_at(section).items() if key in one["properties"]]):
         return f"not a field of {section[-1]} {tag_at(section, values)}, only of {', '.join(owners)}"
+    if called := path_of(key):
+        *place, field = called.split(".")
+        if tuple(place) != section:
+            return f"unknown key; did you mean {called!r}?"
+        if field in known:
+            return f"unknown key; did you mean {field!r}?"
     if suggestion := nearest(key, known):
         return f"unknown key{suggestion}"
     if home := home_of(key):

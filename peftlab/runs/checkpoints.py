@@ -9,12 +9,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from peftlab.checkpoint.store import Checkpoint, find_latest, refuse_full_disk, rotate, write_checkpoint
+from peftlab.checkpoint.store import Checkpoint, refuse_full_disk, rotate, write_checkpoint
 from peftlab.checkpoint.tensors import EncodedState, encode_state, load_state, save_state, write_state
 from peftlab.checkpoint.writer import CheckpointWriter
 from peftlab.errors import StorageError
 from peftlab.memory.measure import tensor_bytes
 from peftlab.optimization.finite import check_weights
+from peftlab.parameters.audit import Audit
 from peftlab.parameters.trainable import trainable_parameters
 from peftlab.reports import ResumeReport
 from peftlab.runs.identity import refuse_changes, why_inexact
@@ -44,8 +45,9 @@ class CheckpointSaver:
     waits, on every process, for what is being written.
     """
 
-    def __init__(self, record: RunRecord, recorder: Recorder, stop: Stop, identity: dict[str, Any]):
-        self.record, self.recorder, self.stop, self.identity = record, recorder, stop, identity
+    def __init__(self, record: RunRecord, recorder: Recorder, stop: Stop, identity: dict[str, Any], audit: Audit):
+        self.record, self.recorder, self.stop = record, recorder, stop
+        self.identity, self.audit = identity, audit
         self.writer = CheckpointWriter()
         record.settle = self.writer.finish
         self._saved = 0
@@ -77,7 +79,7 @@ class CheckpointSaver:
         check_weights(setup.model, setup.progress.step)
         with self._timed("checkpoints_stalled"):
             # The main process writes only after all have captured their states, at the same step.
-            processes = self.record.world.gather([capture_process_state(self.recorder)])
+            processes = self.record.world.gather([capture_process_state(self.recorder, self.audit)])
             if setup.world.is_main:
                 self._begin(setup, processes)
         self._saved = setup.progress.step
@@ -103,6 +105,7 @@ class CheckpointSaver:
 
         root = self.record.directory.checkpoints
         write_checkpoint(root, step, write, self.identity, needed_bytes=encoded.size_bytes)
+        self.record.directory.forget_former()
         rotate(root, self.record.recipe.run.keep_checkpoints, protected)
 
     @contextlib.contextmanager
@@ -125,16 +128,9 @@ def refuse_no_room(root: Path, setup: Setup) -> None:
     refuse_full_disk(root, state_bytes(setup))
 
 
-def find(root: Path) -> tuple[Checkpoint, list[str]]:
-    """Return the latest complete checkpoint, and what is wrong with later ones. Raises StorageError without one."""
-    checkpoint, faults = find_latest(root)
-    if checkpoint is None:
-        why = f" ({'; '.join(faults)})" if faults else "; run.save_every writes checkpoints"
-        raise StorageError(f"{root.parent}: there is no checkpoint to resume from{why}")
-    return checkpoint, faults
-
-
-def restore(checkpoint: Checkpoint, setup: Setup, recorder: Recorder, identity: dict[str, Any]) -> ResumeReport:
+def restore(
+    checkpoint: Checkpoint, setup: Setup, recorder: Recorder, audit: Audit, identity: dict[str, Any]
+) -> ResumeReport:
     """Restore `setup` to the state in `checkpoint`. Raises StorageError if it belongs to another run."""
     saved = checkpoint.manifest.facts
     refuse_changes(saved, identity)
@@ -147,7 +143,7 @@ def restore(checkpoint: Checkpoint, setup: Setup, recorder: Recorder, identity: 
     restore_shared_state(setup, load_state(checkpoint.path, "state"))
     own = checkpoint.path / f"process-{setup.world.process:05}.json"
     if own.exists():
-        reasons += restore_process_state(recorder, load_state(checkpoint.path, own.stem))
+        reasons += restore_process_state(recorder, audit, load_state(checkpoint.path, own.stem))
     if not setup.world.repeatable:
         reasons.append(NOT_REPEATABLE)
     recorder.start(setup.steps, done=checkpoint.step)

@@ -12,25 +12,34 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from peftlab.checkpoint.lock import RunLock
-from peftlab.checkpoint.store import clean_leftovers
+from peftlab.checkpoint.manifest import NAME as MANIFEST
+from peftlab.checkpoint.store import clean_leftovers, list_steps
 from peftlab.errors import StorageError
-from peftlab.files import sync, sync_files, write_atomically
-from peftlab.recipe.schema import Recipe
+from peftlab.files import parse_json, read_text, sync, sync_files, why, write_atomically
 from peftlab.reports import RunResult, Status
-from peftlab.runs.identity import refuse_changed_recipe
 
 MARKER = ".peftlab"
 GENERATIONS = "generations.jsonl"
 SNAPSHOT = "memory_snapshot.pickle"
-OWN_FILES = ("result.json", "recipe.yaml", "metrics.jsonl", "scores.json", GENERATIONS, "loss.png", SNAPSHOT)
+OWN_FILES = (
+    MANIFEST,
+    "result.json",
+    "recipe.yaml",
+    "metrics.jsonl",
+    "scores.json",
+    GENERATIONS,
+    "loss.png",
+    SNAPSHOT,
+)
 OWN_FOLDERS = ("weights", "checkpoints", "trackers", "held_out")
+# Where an earlier run waits until the one that replaces it has saved something.
+FORMER = ".former"
 # Temporary names of `write_atomically` and `writing`, which remain when a process is killed.
 HALF_MARKER = re.compile(r"\.\.peftlab\.\d+")
-HALF_FILE = re.compile(
-    r"\.(\.peftlab|result\.json|recipe\.yaml|metrics\.jsonl|scores\.json|generations\.jsonl)\.\d+"
-    r"|\.process-\d{5}\.json(\.\d+)?"
-)
+HALF_FILE = re.compile(rf"\.({'|'.join(map(re.escape, (MARKER, *OWN_FILES)))})\.\d+|\.process-\d{{5}}\.json(\.\d+)?")
 HALF_FOLDER = re.compile(r"\.(weights|checkpoints|trackers|held_out)\.[a-z0-9_]{8}")
 
 
@@ -67,6 +76,11 @@ class RunDirectory:
         return directory
 
     @classmethod
+    def reopen(cls, path: Path) -> RunDirectory:
+        """Find a run to resume, also one that was killed before its first record. Raises StorageError without one."""
+        return cls(path) if os.path.isfile(path / MARKER) else cls.open(path)
+
+    @classmethod
     def open(cls, path: Path) -> RunDirectory:
         """Find a run. Raises StorageError if there is none."""
         if not os.path.isfile(path / MARKER) or not os.path.isfile(path / "result.json"):
@@ -89,36 +103,83 @@ class RunDirectory:
 
     def refuse_links(self) -> None:
         """Raise StorageError if anything that a run writes or removes here is a link."""
-        for name in (*OWN_FILES, *OWN_FOLDERS, MARKER):
-            if (self.path / name).is_symlink():
-                raise StorageError(f"run.output: {self.path / name} is a link; a run writes in its own directory only")
+        for name in (*OWN_FILES, *OWN_FOLDERS, MARKER, FORMER):
+            path = self.path / name
+            if path.is_symlink():
+                raise StorageError(f"run.output: {path} is a link; a run writes in its own directory only")
+            if path.exists() and not (path.is_file() if name in (*OWN_FILES, MARKER) else path.is_dir()):
+                kind = "file" if name in (*OWN_FILES, MARKER) else "folder"
+                raise StorageError(f"run.output: {path} is not a {kind} of a run; remove it")
 
     def lock(self) -> RunLock:
         """Return the lock that a run keeps while it writes here."""
         return RunLock(self.path / ".lock")
 
     def make_room(self, overwrite: bool = False) -> None:
-        """Empty the directory for a new run. Raises StorageError if it contains a run's work, unless `overwrite`."""
-        if self.contains_work() and not overwrite:
+        """Empty the directory for a new run. Raises StorageError if it contains a run's work, unless `overwrite`.
+
+        That work is kept in `.former` until `forget_former` is called.
+        """
+        if not self.contains_work():
+            self._clear()
+            return
+        if not overwrite:
             ways = "set run.output=OTHER, or --overwrite to replace it"
-            if self.checkpoints.exists():
+            if list_steps(self.checkpoints) or self._is_unfinished():
                 ways = f"--resume to continue it, {ways}"
             raise StorageError(f"run.output: {self.path} already contains a run; {ways}")
-        self._clear()
+        former = self.path / FORMER
+        former.mkdir()
+        for name in (*OWN_FILES, *OWN_FOLDERS):
+            if (self.path / name).exists():
+                os.rename(self.path / name, former / name)
 
     def contains_work(self) -> bool:
-        """Return whether a user would lose anything: a run that failed before it saved has nothing to lose."""
-        if self.weights.exists() or self.checkpoints.exists():
+        """Return whether a user would lose anything: a run that ended before it saved has nothing to lose."""
+        if self.weights.exists() or list_steps(self.checkpoints):
             return True
-        return self.result.exists() and self.read_result().status in ("running", "finished")
+        return self.result.exists() and not self._is_unfinished()
+
+    def has_weights(self) -> bool:
+        """Return whether the folder of weights contains tensors, and no file there is empty."""
+        files = [path for path in self.weights.rglob("*") if path.is_file()] if self.weights.is_dir() else []
+        return any(path.suffix == ".safetensors" for path in files) and all(path.stat().st_size for path in files)
+
+    def _is_unfinished(self) -> bool:
+        """Return whether the record says that something remains to be done; one that cannot be read says nothing."""
+        try:
+            return self.read_result().status != "finished"
+        except StorageError:
+            return False
+
+    def forget_former(self) -> None:
+        """Remove the run that this one replaces: this one has saved something."""
+        shutil.rmtree(self.path / FORMER, ignore_errors=True)
+
+    def restore_former(self) -> None:
+        """Put the run back that a new one should have replaced, if the new one has saved nothing."""
+        former = self.path / FORMER
+        if not former.is_dir():
+            return
+        if self.weights.exists() or list_steps(self.checkpoints):
+            self.forget_former()
+            return
+        for name in (*OWN_FILES, *OWN_FOLDERS):
+            if (former / name).exists():
+                self._remove(name)
+                os.rename(former / name, self.path / name)
+        former.rmdir()
 
     def _clear(self) -> None:
         for name in (*OWN_FILES, *OWN_FOLDERS):
-            entry = self.path / name
-            if entry.is_dir() and not entry.is_symlink():
-                _remove_whole(entry)
-            else:
-                entry.unlink(missing_ok=True)
+            self._remove(name)
+
+    def _remove(self, name: str) -> None:
+        entry = self.path / name
+        if entry.is_dir() and not entry.is_symlink():
+            _remove_whole(entry)
+        else:
+            entry.unlink(missing_ok=True)
 
     def clean(self) -> None:
         """Remove the partial files of killed processes. Requires the lock."""
@@ -128,6 +189,7 @@ class RunDirectory:
             elif HALF_FOLDER.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False):
                 shutil.rmtree(entry)
         clean_leftovers(self.checkpoints)
+        self.restore_former()
 
     def write_ending(self, process: int, status: Status, error: str) -> None:
         """Write why a process ended, for the main process to add to the record."""
@@ -138,7 +200,7 @@ class RunDirectory:
         try:
             status, error = json.loads(self._ending(process).read_text(encoding="utf-8"))
             return status, error
-        except (OSError, ValueError):
+        except (OSError, ValueError, TypeError, RecursionError):
             return None
 
     def _ending(self, process: int) -> Path:
@@ -154,31 +216,31 @@ class RunDirectory:
         try:
             write_atomically(path, text)
         except OSError as error:
-            raise StorageError(f"{path}: cannot be written: {error.strerror or error}; free some space") from None
+            raise StorageError(f"{path}: cannot be written: {why(error)}") from None
 
     def read_result(self) -> RunResult:
+        """Return the run's record. Raises StorageError if it cannot be read."""
+        text = read_text(self.result)
+        parse_json(self.result, text)
         try:
-            return RunResult.model_validate_json(self.result.read_text(encoding="utf-8"), extra="ignore")
-        except (OSError, ValueError) as error:
-            raise StorageError(f"{self.result}: cannot be read ({type(error).__name__}); the run is damaged") from None
-
-    def add_scores(self, name: str, scores: dict[str, Any]) -> None:
-        """Add the scores by row of one evaluation to those of the others."""
-        kept = json.loads(self.scores.read_text(encoding="utf-8")) if self.scores.exists() else {}
-        write_atomically(self.scores, json.dumps(kept | {name: scores}) + "\n")
+            return RunResult.model_validate_json(text, extra="ignore")
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(map(str, first["loc"]))
+            raise StorageError(f"{self.result}: is damaged: {place + ': ' if place else ''}{first['msg']}") from None
 
     def add_generations(self, when: str, rows: Sequence[dict[str, Any]]) -> None:
         """Replace the generated texts of one evaluation, a line each, and keep those of the others."""
         kept = [line for line in self._read_generations() if json.loads(line)["when"] != when]
         lines = [json.dumps({"when": when, **row}, ensure_ascii=False) for row in rows]
-        write_atomically(self.generations, "".join(f"{line}\n" for line in (*kept, *lines)))
+        self._write(self.generations, "".join(f"{line}\n" for line in (*kept, *lines)))
 
     def _read_generations(self) -> list[str]:
         """Return the lines of generated texts; none where an interrupted run left a file that cannot be read."""
         try:
             lines = self.generations.read_text(encoding="utf-8").split("\n")[:-1]
             return [line for line in lines if isinstance(json.loads(line), dict)]
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return []
 
     @contextlib.contextmanager
@@ -195,7 +257,7 @@ class RunDirectory:
             os.replace(temporary, folder)
             sync(folder.parent)
         except OSError as error:
-            raise StorageError(f"{folder}: cannot be written: {error.strerror or error}; free some space") from None
+            raise StorageError(f"{folder}: cannot be written: {why(error)}") from None
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
@@ -213,18 +275,13 @@ def open_directory(path: Path, main: bool, overwrite: bool, resume: bool) -> Ite
     if not main:
         yield RunDirectory(path)
         return
-    directory = RunDirectory.open(path) if resume else RunDirectory.claim(path)
+    directory = RunDirectory.reopen(path) if resume else RunDirectory.claim(path)
     directory.refuse_links()
     with directory.lock():
         directory.clean()
         if not resume:
             directory.make_room(overwrite)
-        yield directory
-
-
-def is_finished(directory: RunDirectory, recipe: Recipe) -> bool:
-    """Return whether the run has done all steps that `recipe` asks for. Raises StorageError if it is another run's."""
-    result, asked = directory.read_result(), recipe.model_dump(mode="json")
-    refuse_changed_recipe(result.recipe, asked)
-    same = all(result.recipe["training"][key] == asked["training"][key] for key in ("steps", "epochs"))
-    return same and result.status == "finished"
+        try:
+            yield directory
+        finally:
+            directory.restore_former()

@@ -5,15 +5,9 @@ from __future__ import annotations
 import contextlib
 import time
 
-from peftlab.errors import (
-    DivergedError,
-    LaunchError,
-    OutOfMemoryError,
-    PeftlabError,
-    StoppedError,
-    StorageError,
-    one_line,
-)
+from peftlab.checkpoint.store import list_steps
+from peftlab.errors import DivergedError, LaunchError, OutOfMemoryError, PeftlabError, StoppedError, StorageError
+from peftlab.files import why
 from peftlab.memory.shortage import is_shortage
 from peftlab.reports import Status
 from peftlab.runs.launch import Launch
@@ -21,7 +15,7 @@ from peftlab.runs.record import RunRecord
 from peftlab.runs.shortage import explain_shortage
 from peftlab.secrets import mask_secrets
 from peftlab.training.setup import Setup
-from peftlab.training.stop import Stop
+from peftlab.training.stop import Interruption, Stop
 from peftlab.world.determinism import explain_refusal
 
 # How long a process waits to see whether the main one ends by the same error, and shows it.
@@ -42,6 +36,7 @@ def record_failure(error: BaseException, record: RunRecord, launch: Launch) -> B
             notes = [note for number in lost if (note := directory.read_ending(number))]
             result.status, result.error = notes[0] if notes else (result.status, result.error)
             record.write()
+            record.seal()
         else:
             directory.write_ending(record.world.process, result.status, result.error)
             if 0 in lost:
@@ -78,12 +73,24 @@ def write_for_main(record: RunRecord) -> None:
 
 def translate(error: BaseException, record: RunRecord) -> BaseException:
     """Return the error that a user should see: any shortage of memory becomes OutOfMemoryError."""
+    if isinstance(error, Interruption):
+        return StoppedError(describe_interruption(error, record), error.number)
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
-        return StorageError(f"{where}{error.strerror or one_line(error)}; free some space or check the disk")
+        return StorageError(f"{where}{why(error)}")
     if is_shortage(error):
         return explain_shortage(error, record.watch)
     return explain_refusal(error) or error
+
+
+def describe_interruption(error: Interruption, record: RunRecord) -> str:
+    """Return where a signal ended the run, and what is saved."""
+    phase, directory = record.watch.phase.replace("_", " "), record.directory
+    if record.result.saved_step is not None:
+        return f"stopped after training ({error}, phase {phase}); the weights are saved: --resume does the rest"
+    if list_steps(directory.checkpoints):
+        return f"stopped before a step ({error}, phase {phase}); its checkpoint is complete: --resume continues the run"
+    return f"stopped before training ({error}, phase {phase}); --resume or the same command starts it again"
 
 
 def status_of(error: BaseException) -> Status:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from typing import Literal
 
 from torch import nn
@@ -14,6 +15,7 @@ from peftlab.reports import Metrics
 from peftlab.runs.bench import Bench
 from peftlab.runs.directory import text_scores
 from peftlab.runs.record import RunRecord
+from peftlab.runs.scores import add_scores
 from peftlab.training.recorder import Recorder
 
 When = Literal["before", "after"]
@@ -55,16 +57,29 @@ def keep_metrics(record: RunRecord, found: Evaluated, when: str) -> None:
 def write_scores(record: RunRecord, found: Evaluated, when: str) -> None:
     """Write the scores of rows, and the generated texts with theirs."""
     assert found.scores is not None, "written only where there are rows"
-    record.directory.add_scores(when, found.scores.dump())
+    add_scores(record.directory.scores, when, found.scores)
     if found.texts is not None:
-        record.directory.add_scores(text_scores(when), found.texts.scores.dump())
+        add_scores(record.directory.scores, text_scores(when), found.texts.scores)
         record.directory.add_generations(when, found.texts.rows)
+
+
+def is_evaluated(record: RunRecord, bench: Bench, when: When, scored: Collection[str]) -> bool:
+    """Return whether an earlier attempt has the metrics, and in `scored` the row scores, of every part of the data."""
+    names = [prefix + when for part, prefix in PARTS.items() if bench.dataset.held_out(part)[0]]
+    wanted, metrics = set(bench.recipe.evaluation.metrics), record.result.metrics
+    complete = all(wanted <= metrics.get(name, {}).keys() for name in names if not name.startswith("general"))
+    return complete and all(name in metrics and name in scored for name in names)
 
 
 def keep_examples(record: RunRecord, examples: list[dict[str, str]], when: When) -> None:
     """Add generated examples to those of the other evaluation."""
-    kept = record.result.examples or [{"prompt": e["prompt"], "reference": e["reference"]} for e in examples]
-    record.result.examples = [old | {when: new["output"]} for old, new in zip(kept, examples, strict=True)]
+    kept = {(one.get("prompt"), one.get("reference")): one for one in record.result.examples}
+    record.result.examples = [
+        {"prompt": new["prompt"], "reference": new["reference"]}
+        | kept.get((new["prompt"], new["reference"]), {})
+        | {when: new["output"]}
+        for new in examples
+    ]
 
 
 def refuse_not_finite(metrics: Metrics, part: Part, when: When) -> None:

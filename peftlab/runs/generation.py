@@ -43,10 +43,15 @@ def generate(folder: Path, prompt: str, overrides: Sequence[str] = (), system: s
     return answer.text
 
 
-def generate_all(folder: Path, requests: Requests, overrides: Sequence[str] = ()) -> list[Generated]:
-    """Return a run's answers to what `requests` returns for its recipe, in batches of its evaluation."""
+def generate_all(
+    folder: Path, requests: Requests, overrides: Sequence[str] = (), *, verify: bool = True
+) -> list[Generated]:
+    """Return a run's answers to what `requests` returns for its recipe, in batches of its evaluation.
+
+    What it reads of the run is compared with the run's own digests first, unless `verify` is false.
+    """
     quiet_libraries()
-    directory, recipe = open_run(folder, overrides)
+    directory, recipe = open_run(folder, overrides, verify)
     if not recipe.task.generates:
         raise UsageError(f"{folder} is a {recipe.task.name} run, which generates no text; use `peftlab evaluate`")
     world, tokenizer = open_world(recipe.run.device), load_saved_tokenizer(directory.weights, recipe.model)

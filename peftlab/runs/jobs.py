@@ -16,8 +16,10 @@ from itertools import takewhile
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from peftlab.errors import PeftlabError
+from peftlab.errors import PeftlabError, StorageError
+from peftlab.files import why
 from peftlab.runs.outcomes import ERROR_PREFIX, RecordIdentity, identify_record, read_outcome
+from peftlab.runs.resumption import can_resume
 
 GRACE_SECONDS = 60.0
 PR_SET_PDEATHSIG = 1
@@ -33,8 +35,8 @@ WARM_MODULES = [
 class Job:
     """A process that runs `recipe` with `overrides` into the run directory `folder`; what it prints goes to `log`.
 
-    `environment` is added to this process's own. `resume` None resumes from a checkpoint where there is one, and
-    overwrites otherwise. `title` is its name in reports, `python` the interpreter.
+    `environment` is added to this process's own. `resume` None resumes where something was saved, and overwrites
+    otherwise. `title` is its name in reports, `python` the interpreter.
     """
 
     recipe: Path
@@ -52,7 +54,7 @@ class Job:
 
     @property
     def resumes(self) -> bool:
-        return any(self.folder.glob("checkpoints/*/MANIFEST.json")) if self.resume is None else self.resume
+        return can_resume(self.folder) if self.resume is None else self.resume
 
     @property
     def arguments(self) -> list[str]:
@@ -121,9 +123,12 @@ def run_job(job: Job, warm: bool = False) -> Ending:
 
 def start(job: Job, warm: bool = False) -> Running:
     """Start a job: as a command line, or `warm`, which saves seconds of imports but cannot change torch's threads."""
-    job.log.parent.mkdir(parents=True, exist_ok=True)
     before, started = identify_record(job.folder), time.monotonic()
-    return Running(job, fork(job) if warm else spawn(job), before, started)
+    try:
+        job.log.parent.mkdir(parents=True, exist_ok=True)
+        return Running(job, fork(job) if warm else spawn(job), before, started)
+    except OSError as error:
+        raise StorageError(f"{error.filename or job.log}: a run cannot be started: {why(error)}") from None
 
 
 def spawn(job: Job) -> subprocess.Popen:
@@ -135,6 +140,8 @@ def spawn(job: Job) -> subprocess.Popen:
             stderr=log,
             env=os.environ | job.environment,
             preexec_fn=die_with_parent if sys.platform == "linux" else None,
+            # Ctrl-C is for this process, which asks its jobs to end: two signals would kill them.
+            process_group=0,
         )
 
 
@@ -175,14 +182,18 @@ def _train(job: Job, resume: bool) -> None:
 
 
 def end_all(running: Sequence[Running], grace_seconds: float = GRACE_SECONDS) -> None:
-    """Ask processes to end, and kill those that still run after `grace_seconds`."""
+    """Ask processes to end, and kill those that still run after `grace_seconds`, or when a person asks again."""
     for one in running:
         one.process.terminate()
     until = time.monotonic() + grace_seconds
-    for one in running:
-        if one.wait(max(0.0, until - time.monotonic())) is None:
-            one.process.kill()
-            one.wait()
+    try:
+        for one in running:
+            one.wait(max(0.0, until - time.monotonic()))
+    finally:
+        for one in running:
+            if one.exit_code is None:
+                one.process.kill()
+                one.wait()
 
 
 def share_of_machine(place: int, at_once: int) -> dict[str, str]:

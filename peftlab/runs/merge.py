@@ -49,6 +49,7 @@ def merge(
     rows: int = ROWS,
     tolerance: float | None = None,
     overwrite: bool = False,
+    verify: bool = True,
 ) -> MergeReport:
     """Write a run's trained model to `out` as a plain transformers folder, and return what it is.
 
@@ -59,7 +60,7 @@ def merge(
     what training changed (None: by the type), or where a tensor of the run is lost.
     """
     quiet_libraries()
-    directory, recipe = open_run(folder, ())
+    directory, recipe = open_run(folder, (), verify)
     recipe.method.refuse_merge()
     bases = _list_bases(recipe.method, base, compared=rows > 0)
     _refuse_output(out, folder, overwrite)

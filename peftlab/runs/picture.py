@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import math
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from peftlab.files import write_atomically
 from peftlab.reports import MemoryReport
 
 if TYPE_CHECKING:
@@ -55,7 +57,9 @@ def write_picture(figure: Figure, path: Path) -> None:
     """Write a figure; a name in a script that the font lacks is drawn as boxes, without a warning."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        figure.savefig(path, dpi=120)
+        content = io.BytesIO()
+        figure.savefig(content, dpi=120, format="png")
+    write_atomically(path, content.getvalue())
 
 
 def draw_memory(rows: Sequence[tuple[str, dict[str, MemoryReport]]], path: Path) -> None:

@@ -9,6 +9,7 @@ from peftlab.data.notes import note_data
 from peftlab.recipe.schema import Recipe
 from peftlab.reports import ParameterReport
 from peftlab.runs.bench import Bench, prepare
+from peftlab.runs.loading import fill_trained
 from peftlab.runs.longest import note_cut_prompts
 from peftlab.runs.prediction import open_run_planner, plan_run
 from peftlab.runs.record import RunRecord
@@ -41,6 +42,14 @@ def apply_method(record: RunRecord, bench: Bench) -> nn.Module:
     model, record.result.parameters = bench.apply()
     record.watch.model = model
     record.note(describe_parameters(record.recipe, record.result.parameters))
+    return model
+
+
+def restore_trained(record: RunRecord, bench: Bench) -> nn.Module:
+    """Return the model with the weights that an earlier attempt saved after its last step."""
+    record.note(f"training was finished at step {record.result.progress.step}; its saved weights are used")
+    model = fill_trained(record.recipe, bench.base, record.directory.weights, bench.device)
+    record.watch.model = model
     return model
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 from peftlab.memory.measure import MemoryMeter
 from peftlab.recipe.dump import dump_recipe
 from peftlab.recipe.schema import Recipe
 from peftlab.reports import RunResult, SplitReport
+from peftlab.runs.digests import KEPT, WEIGHTS, read_digests, write_digests
 from peftlab.runs.directory import RunDirectory
 from peftlab.runs.environment import describe_environment
 from peftlab.runs.watch import Watch
@@ -45,22 +46,37 @@ class RunRecord:
         self.watch = Watch(recipe, world.device, self.result.memory)
         # Waits for what another thread is writing: a process that is ended must not lose a checkpoint.
         self.settle: Callable[[], None] = lambda: None
+        self.lost: list[str] = []  # what earlier attempts logged and cannot be made again
+        self._started = 0.0
+        self._phase: str | None = None
 
     def note(self, line: str) -> None:
-        """Show a line, and keep it in the record."""
+        """Show a line, and keep it in the record, once."""
         line = mask_secrets(line)
         self.display.note(line)
-        self.result.notes.append(line)
+        if line not in self.result.notes:
+            self.result.notes.append(line)
 
     @contextlib.contextmanager
     def in_phase(self, phase: str) -> Iterator[None]:
-        """Add the seconds and the peak memory of what runs inside."""
-        self.watch.phase = phase
-        started = time.perf_counter()
-        with self.meter.phase(phase):
-            yield
-            self.world.synchronize()
-        self.add_seconds(phase, time.perf_counter() - started)
+        """Add the seconds and the peak memory of what runs inside, and write the record at its end."""
+        self.watch.phase = self._phase = phase
+        self._started = time.perf_counter()
+        try:
+            with self.meter.phase(phase):
+                yield
+                self.world.synchronize()
+        finally:
+            self._add_running_seconds()
+            self._phase = None
+        self.write()
+
+    def _add_running_seconds(self) -> None:
+        """Add the seconds of the present phase so far, so that a record of a killed run has them too."""
+        now = time.perf_counter()
+        if self._phase is not None:
+            self.add_seconds(self._phase, now - self._started)
+        self._started = now
 
     def add_seconds(self, name: str, seconds: float) -> None:
         """Add to the result's seconds of `name`, a phase or a part of one."""
@@ -75,23 +91,37 @@ class RunRecord:
         self.result.recipe = recipe.model_dump(mode="json")
         self.write_recipe()
 
-    def reopen(self, former: RunResult, dropped: tuple[str, ...]) -> None:
-        """Keep what an interrupted run measured, except the metrics named in `dropped`."""
-        kept = {"metrics", "undefined", "signatures", "examples", "seconds", "resumes", "audit"}
+    def reopen(self, former: RunResult, trained: bool) -> None:
+        """Keep what an earlier attempt measured and noted; if it has `trained`, also what its training was."""
+        kept = {"metrics", "undefined", "signatures", "examples", "seconds", "resumes", "audit", "notes"}
+        kept |= {"parameters", "progress", "saved_step"} if trained else set()
         self.result = self.result.model_copy(update={name: getattr(former, name) for name in kept})
-        for name in dropped:
-            self.result.metrics.pop(name, None)
+        if trained:  # the watch has the same dictionary
+            self.result.memory.update(former.memory)
+            return
+        for name in [name for name in self.result.metrics if name.endswith("after")]:
+            del self.result.metrics[name]
             self.result.undefined.pop(name, None)
 
     def finish(self) -> None:
         self.result.status = "finished"
         self.result.seconds["total"] = sum(seconds for name, seconds in self.result.seconds.items() if name in PHASES)
         self.write()
+        self.seal()
+
+    def seal(self, parts: Sequence[str] = KEPT) -> None:
+        """Write the digests of what the run keeps, after everything else. Weights are read once."""
+        if not self.world.is_main:
+            return
+        earlier = read_digests(self.directory.path)
+        weights = {name: one for name, one in earlier.files.items() if name.startswith(WEIGHTS)} if earlier else {}
+        write_digests(self.directory.path, self.result.progress.step, parts, weights)
 
     def write_recipe(self) -> None:
         if self.world.is_main:
             self.directory.write_recipe(dump_recipe(self.recipe))
 
     def write(self) -> None:
+        self._add_running_seconds()
         if self.world.is_main:
             self.directory.write_result(self.result)

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+from torch import nn
+
 from peftlab.errors import StorageError, one_line
 from peftlab.files import user_path
 from peftlab.memory.cuda import refuse_snapshot
 from peftlab.recipe.schema import Recipe
 from peftlab.recipe.schema import Run as RunSettings
 from peftlab.reports import RunResult
-from peftlab.runs.directory import is_finished, open_directory
+from peftlab.runs.bench import Bench
+from peftlab.runs.digests import SCORES, WEIGHTS, remove_digests
+from peftlab.runs.directory import open_directory
 from peftlab.runs.display import open_display
 from peftlab.runs.ending import record_failure, refuse_unfinished
-from peftlab.runs.evaluation import PARTS, evaluate_parts
+from peftlab.runs.evaluation import evaluate_parts, is_evaluated
 from peftlab.runs.identity import as_recorded
 from peftlab.runs.inference import try_inference
 from peftlab.runs.launch import launched
-from peftlab.runs.prepare import apply_method, prepare_bench
+from peftlab.runs.prepare import apply_method, prepare_bench, restore_trained
 from peftlab.runs.record import RunDisplay, RunRecord
+from peftlab.runs.resumption import Resumption, find_resumption
 from peftlab.runs.save import draw_curve, save_weights
 from peftlab.runs.training import train_model
 from peftlab.training.recorder import Recorder
@@ -37,13 +43,15 @@ def train(
     name: str = "run",
     overwrite: bool = False,
     resume: bool = False,
+    verify: bool = True,
     display: RunDisplay | None = None,
 ) -> RunResult:
     """Run `recipe` and return its result, which is also in the run directory with everything else.
 
     The directory is the recipe's `run.output` or `runs/NAME`. With `resume` the run resumes from its latest
-    intact checkpoint; one that is finished is returned unchanged. Whatever ends it, `result.json` is written with
-    its status. Expected errors are PeftlabErrors; a run that is stopped early raises StoppedError.
+    intact checkpoint, or does what follows training where its weights are saved; one that is complete is returned
+    unchanged. What it keeps is verified first, unless `verify` is false. Whatever ends it, `result.json` is written
+    with its status. Expected errors are PeftlabErrors; a run that is stopped early raises StoppedError.
     """
     quiet_libraries()
     path = run_path(recipe, name)
@@ -55,16 +63,18 @@ def train(
         open_directory(path, world.is_main, overwrite, resume) as directory,
     ):
         world.wait()
-        if resume:
-            recipe = as_recorded(recipe, directory.read_result().recipe)
-            if is_finished(directory, recipe):
-                return directory.read_result()
+        start = find_resumption(directory, recipe, verify) if resume else None
+        if start and start.former:
+            if start.complete:
+                return start.former
+            recipe = as_recorded(recipe, start.former.recipe)
+        world.wait()  # every process has read what the main one changes from here on
         record = RunRecord(recipe, name, world, directory, display or open_display(world.is_main))
         trackers = Trackers(world, recipe.run.trackers, name, directory.trackers, record.note)
         recorder = Recorder(world, directory.metrics, record.display, trackers, record.meter.current)
         launch.give_up = lambda error: record_failure(error, record, launch)
         try:
-            execute(record, recorder, stop, resume)
+            execute(record, recorder, stop, start)
         except BaseException as error:
             failure = record_failure(error, record, launch)
             raise failure from (None if failure is error else error)
@@ -75,44 +85,82 @@ def train(
     return record.result
 
 
-def execute(record: RunRecord, recorder: Recorder, stop: Stop, resume: bool) -> None:
-    """Do every stage in order, each a phase with its seconds and its peak of memory."""
-    start_files(record, resume)
-    with record.in_phase("load"):
-        bench = prepare_bench(record)
-    if "evaluation_before" not in record.result.seconds:
-        with record.in_phase("evaluation_before"):
-            evaluate_parts(record, recorder, bench, bench.base.model, "before", 0)
-    with record.in_phase("apply"):
-        model = apply_method(record, bench)
-    with record.in_phase("training"):
-        setup = train_model(record, recorder, stop, bench, model, resume)
-    refuse_unfinished(setup, stop)
-    with record.in_phase("evaluation_after"):
-        evaluate_parts(record, recorder, bench, model, "after", setup.progress.step)
-    with record.in_phase("save"):
-        save_weights(record, bench, model, setup.optimizer)
-    record.result.memory["process"] = record.meter.report(model, setup.optimizer)
-    if record.recipe.evaluation.latency and record.world.is_main:
-        with record.in_phase("latency"):
-            record.result.inference = try_inference(bench, model, record.directory.weights, record.note)
-    record.finish()
+def execute(record: RunRecord, recorder: Recorder, stop: Stop, start: Resumption | None) -> None:
+    """Do every stage in order, each a phase with its seconds and its peak of memory.
+
+    What was trained is saved before anything is measured on it; what an earlier attempt did is not done again.
+    """
+    start_files(record, recorder, start)
+    with stop.at_once():
+        with record.in_phase("load"):
+            bench = prepare_bench(record)
+        if not is_evaluated(record, bench, "before", start.scored if start else ()):
+            with record.in_phase("evaluation_before"):
+                evaluate_parts(record, recorder, bench, bench.base.model, "before", 0)
+    model, optimizer = obtain_trained(record, recorder, stop, bench, start)
+    with stop.at_once():
+        if not is_evaluated(record, bench, "after", start.scored if start and start.trained else ()):
+            with record.in_phase("evaluation_after"):
+                evaluate_parts(record, recorder, bench, model, "after", record.result.progress.step)
+        if optimizer is not None or "process" not in record.result.memory:
+            record.result.memory["process"] = record.meter.report(model, optimizer)
+        if record.recipe.evaluation.latency and record.world.is_main:
+            with record.in_phase("latency"):
+                record.result.inference = try_inference(bench, model, record.directory.weights, record.note)
     draw_curve(record, recorder)
+    record.finish()
     record.world.wait()  # a process that ended earlier would count as lost
 
 
-def start_files(record: RunRecord, resume: bool) -> None:
-    """Write the first record, with the measurements of the interrupted run if this one resumes it."""
+def obtain_trained(
+    record: RunRecord, recorder: Recorder, stop: Stop, bench: Bench, start: Resumption | None
+) -> tuple[nn.Module, torch.optim.Optimizer | None]:
+    """Return the model after its last step, saved, with its optimiser; of an earlier attempt, without one."""
+    with stop.at_once(), record.in_phase("apply"):
+        if start and start.trained:
+            return restore_trained(record, bench), None
+        model = apply_method(record, bench)
+    with record.in_phase("training"):
+        setup = train_model(record, recorder, stop, bench, model, start.checkpoint if start else None)
+    refuse_unfinished(setup, stop)
+    with record.in_phase("save"):
+        save_weights(record, bench, model, setup.optimizer)
+    return model, setup.optimizer
+
+
+def start_files(record: RunRecord, recorder: Recorder, start: Resumption | None) -> None:
+    """Write the first record, with what an earlier attempt left if this run resumes it."""
     recipe = record.recipe
     refuse_snapshot(recipe.run.memory_snapshot, record.world.device)
-    if resume:
-        record.reopen(record.directory.read_result(), tuple(f"{part}after" for part in PARTS.values()))
+    if start:
+        reopen(record, recorder, start)
     record.write_recipe()
     record.write()
     for line in record.world.notes:
         record.note(line)
     if recipe.model.trust_remote_code:
         record.note(f"model.trust_remote_code: runs the code that {recipe.model.name} ships")
+
+
+def reopen(record: RunRecord, recorder: Recorder, start: Resumption) -> None:
+    """Continue the record, the metrics and the scores of an earlier attempt; note what is lost or made again."""
+    directory = record.directory
+    if start.former:
+        record.reopen(start.former, start.trained)
+    record.lost += start.lost
+    for line in (*(f"skipped: {fault}" for fault in start.skipped), *start.lost):
+        record.note(line)
+    for fault in start.faults.values():
+        record.note(f"{fault}; it is made again")
+    if start.step == 0:
+        record.note("there is no checkpoint to resume from: training begins at step 0")
+    recorder.rewind(start.step)
+    if record.world.is_main:
+        if SCORES in start.faults:
+            directory.scores.unlink(missing_ok=True)
+        remove_digests(directory.path)
+        if start.trained:
+            record.seal([WEIGHTS])
 
 
 def open_stop(settings: RunSettings, processes: int) -> Stop:

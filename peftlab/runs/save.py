@@ -9,6 +9,7 @@ from peftlab.errors import one_line
 from peftlab.evaluation.generate import save_generation
 from peftlab.memory.probe import Probe, join_reports
 from peftlab.runs.bench import Bench
+from peftlab.runs.digests import WEIGHTS
 from peftlab.runs.picture import draw_losses
 from peftlab.runs.record import RunRecord
 from peftlab.training.recorder import Recorder
@@ -22,6 +23,9 @@ def save_weights(record: RunRecord, bench: Bench, model: nn.Module, optimizer: t
             write_weights(record, bench, model)
     memory = record.result.memory
     memory["measured"] = join_reports([memory["measured"], probe.report()])
+    record.result.saved_step = record.result.progress.step
+    record.write()
+    record.seal([WEIGHTS])
 
 
 def write_weights(record: RunRecord, bench: Bench, model: nn.Module) -> None:
@@ -31,6 +35,7 @@ def write_weights(record: RunRecord, bench: Bench, model: nn.Module) -> None:
         record.recipe.method.save(model, temporary, context)
         bench.tokenizer.save_pretrained(temporary)
         save_generation(model, temporary)
+    record.directory.forget_former()
 
 
 def draw_curve(record: RunRecord, recorder: Recorder) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from torch import nn
 
+from peftlab.checkpoint.store import Checkpoint
 from peftlab.errors import MethodError
 from peftlab.memory.cuda import snapshot
 from peftlab.memory.probe import Probe, join_reports
@@ -28,27 +30,32 @@ from peftlab.training.stop import Stop
 
 
 def train_model(
-    record: RunRecord, recorder: Recorder, stop: Stop, bench: Bench, model: nn.Module, resume: bool
+    record: RunRecord,
+    recorder: Recorder,
+    stop: Stop,
+    bench: Bench,
+    model: nn.Module,
+    checkpoint: Checkpoint | None,
 ) -> Setup:
-    """Measure the longest rows, then run the loop; return the setup after the last step."""
+    """Measure the longest rows, then run the loop, from `checkpoint` if there is one; return the setup at its end."""
     audit, saving = Audit(model), record.recipe.run.save_every
     identity = describe_identity(record.recipe, bench, audit, record.result.environment)
     wanted = record.recipe.run.memory_snapshot and record.world.is_main
     with (
         snapshot(record.directory.memory_snapshot if wanted else None),
-        CheckpointSaver(record, recorder, stop, identity) as saver,
+        CheckpointSaver(record, recorder, stop, identity, audit) as saver,
     ):
         setup = build_setup(bench, model, stop, saver)
-        measure(record, recorder, bench, model, setup)
-        if resume:
-            saver.resumed(continue_from_checkpoint(record, recorder, setup, identity))
+        with stop.at_once():
+            measure(record, recorder, bench, model, setup)
+        if checkpoint is not None:
+            continue_from_checkpoint(record, recorder, setup, audit, identity, checkpoint)
+            saver.resumed(checkpoint.step)
         if saving:
             checkpoints.refuse_no_room(record.directory.path, setup)
-        record.result.progress = run_loop(setup, recorder, audit)
+        record.result.progress = setup.progress
+        record.result.progress = run_loop(setup, recorder, audit, partial(keep_audit, record))
         check_weights(setup.model, setup.progress.step)
-        if recorder.audit:
-            record.result.audit = recorder.audit
-            note_audit(record, recorder.audit)
         if saving and setup.progress.step == setup.steps:
             saver.save(setup)
     return setup
@@ -77,22 +84,32 @@ def describe_memory(memory: dict[str, MemoryReport]) -> str:
     return f"{line}, {planned / 2**20:,.1f} MiB predicted ({format_change(planned / measured - 1)})"
 
 
-def continue_from_checkpoint(record: RunRecord, recorder: Recorder, setup: Setup, identity: dict[str, Any]) -> int:
-    """Restore the latest intact checkpoint and return its step."""
-    checkpoint, faults = checkpoints.find(record.directory.checkpoints)
-    for fault in faults:
-        record.note(f"skipped: {fault}")
-    report = checkpoints.restore(checkpoint, setup, recorder, identity)
-    if record.world.is_main:
-        recorder.rewind(checkpoint.step)
+def continue_from_checkpoint(
+    record: RunRecord,
+    recorder: Recorder,
+    setup: Setup,
+    audit: Audit,
+    identity: dict[str, Any],
+    checkpoint: Checkpoint,
+) -> None:
+    """Restore a checkpoint, and note whether the run resumes exactly. An audit that is in the record stays."""
+    report = checkpoints.restore(checkpoint, setup, recorder, audit, identity)
+    former = record.result.audit
+    audit.finished = former is not None and former.steps <= checkpoint.step
+    if record.lost:
+        report = report.model_copy(update={"exact": False, "reasons": [*report.reasons, *record.lost]})
     record.result.resumes.append(report)
     exactly = "exactly" if report.exact else f"not exactly: {'; '.join(report.reasons)}"
     record.note(f"resumed after step {report.step} of {setup.steps} ({exactly})")
-    return checkpoint.step
 
 
-def note_audit(record: RunRecord, audit: AuditReport) -> None:
-    """Note what the audit found. Raises MethodError if a frozen tensor changed: nothing after it can be trusted."""
+def keep_audit(record: RunRecord, audit: AuditReport) -> None:
+    """Add what the audit found to the record, at once.
+
+    Raises MethodError if a frozen tensor changed: nothing after it can be trusted.
+    """
+    record.result.audit = audit
+    record.write()
     if audit.frozen_changed:
         raise MethodError(
             f"the audit found {len(audit.frozen_changed)} frozen tensors changed after {audit.steps} steps "

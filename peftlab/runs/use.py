@@ -12,6 +12,7 @@ from peftlab.errors import StorageError, UsageError
 from peftlab.evaluation.evaluate import Evaluated
 from peftlab.recipe.schema import Recipe
 from peftlab.reports import Metrics
+from peftlab.runs.digests import HELD_OUT, RECORD, WEIGHTS, refuse_changed
 from peftlab.runs.directory import RunDirectory
 from peftlab.runs.launch import launched
 from peftlab.runs.loading import fill_trained
@@ -52,10 +53,13 @@ class RunEvaluation:
         )  # fmt: skip
 
 
-def evaluate_run(folder: Path, overrides: Sequence[str] = ()) -> RunEvaluation:
-    """Return what a run's trained weights reach on its evaluation and test rows, or on others by `overrides`."""
+def evaluate_run(folder: Path, overrides: Sequence[str] = (), *, verify: bool = True) -> RunEvaluation:
+    """Return what a run's trained weights reach on its evaluation and test rows, or on others by `overrides`.
+
+    What it reads of the run is compared with the run's own digests first, unless `verify` is false.
+    """
     quiet_libraries()
-    directory, recipe = open_run(folder, overrides)
+    directory, recipe = open_run(folder, overrides, verify)
     world = open_world(recipe.run.device)
     with launched(world):
         bench = reopen_bench(directory, recipe, world)
@@ -65,11 +69,13 @@ def evaluate_run(folder: Path, overrides: Sequence[str] = ()) -> RunEvaluation:
         return RunEvaluation.join({prefix: bench.evaluate(model, part) for part, prefix in OWN_PARTS.items()})
 
 
-def open_run(folder: Path, overrides: Sequence[str]) -> tuple[RunDirectory, Recipe]:
-    """Return a run's directory and its recipe. Raises StorageError unless it has trained weights."""
+def open_run(folder: Path, overrides: Sequence[str], verify: bool = True) -> tuple[RunDirectory, Recipe]:
+    """Return a run's directory and its recipe. Raises StorageError unless it has trained weights, as it saved them."""
     directory = RunDirectory.open(folder)
-    if not directory.weights.is_dir():
-        status = directory.read_result().status
+    status = directory.read_result().status
+    if verify:
+        refuse_changed(folder, (*RECORD, WEIGHTS, HELD_OUT))
+    if not directory.has_weights():
         raise StorageError(f"{folder} has no trained weights (the run's status is {status!r})")
     recipe = load_run_recipe(directory, overrides)
     if recipe.model.trust_remote_code and "model.trust_remote_code=true" not in overrides:

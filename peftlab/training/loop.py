@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
 from peftlab.data.rows import BatchesAhead
 from peftlab.optimization.finite import FiniteGuard
 from peftlab.optimization.step import StepResult, optimizer_step
-from peftlab.reports import Metrics, Progress
+from peftlab.reports import AuditReport, Metrics, Progress
 from peftlab.training.setup import Setup
+from peftlab.training.stop import Interruption
 
 if TYPE_CHECKING:
     from peftlab.parameters.audit import Audit
@@ -18,14 +20,15 @@ if TYPE_CHECKING:
 AUDITED_STEPS = 3
 
 
-def train(setup: Setup, recorder: Recorder, audit: Audit) -> Progress:
+def train(setup: Setup, recorder: Recorder, audit: Audit, audited: Callable[[AuditReport], None]) -> Progress:
     """Run the optimiser steps of a recipe, starting after `setup.progress`, and return the progress at the end.
 
+    `audited` is called with what the audit of the first steps found, unless it is finished already; it may raise.
     Raises DivergedError for the first step whose loss or gradient is not finite; that step changes no weight. On
     CUDA with a fused optimiser it is raised at the next log line, evaluation or checkpoint.
     """
     recipe, progress, guard = setup.recipe, setup.progress, FiniteGuard(setup, setup.rows)
-    last_audited = min(progress.step + AUDITED_STEPS, setup.steps)
+    last_audited = min(progress.step + AUDITED_STEPS - audit.steps, setup.steps) if not audit.finished else 0
     setup.model.train()
 
     def inspect(step: int, result: StepResult) -> None:
@@ -33,6 +36,8 @@ def train(setup: Setup, recorder: Recorder, audit: Audit) -> Progress:
             audit.observe_gradients(setup.model)
         guard.observe(step, result)
 
+    if setup.world.highest(int(was_interrupted(setup, recorder))):
+        evaluate(setup, recorder)
     with BatchesAhead(setup.rows, setup.steps, setup.world.stage) as batches:
         for step in range(progress.step + 1, setup.steps + 1):
             targets, tokens = setup.rows.count(step)
@@ -44,7 +49,7 @@ def train(setup: Setup, recorder: Recorder, audit: Audit) -> Progress:
             setup.saver.check()
             if step == last_audited:
                 guard.check()
-                recorder.audit = audit.finish(setup.model)
+                audited(audit.finish(setup.model))
             if step % recipe.run.log_every == 0 or step in (1, setup.steps):
                 guard.check()
                 recorder.log(progress, result.norm, learning_rate)
@@ -52,9 +57,7 @@ def train(setup: Setup, recorder: Recorder, audit: Audit) -> Progress:
                 break
             if is_due(step, recipe.evaluation.every):
                 guard.check()
-                metrics = setup.evaluate()
-                recorder.log_evaluation(step, metrics)
-                note_best(progress, metrics)
+                evaluate(setup, recorder)
             stopping = agree_to_stop(setup, step)
             if stopping or is_due(step, recipe.run.save_every):
                 guard.check()
@@ -62,6 +65,24 @@ def train(setup: Setup, recorder: Recorder, audit: Audit) -> Progress:
             if stopping:
                 break
     return progress
+
+
+def evaluate(setup: Setup, recorder: Recorder) -> None:
+    """Evaluate the held-out rows and log their metrics. A signal ends the evaluation: a resumed run makes it again."""
+    try:
+        with setup.stop.between_steps():
+            metrics = setup.evaluate()
+    except Interruption:
+        return
+    recorder.log_evaluation(setup.progress.step, metrics)
+    note_best(setup.progress, metrics)
+
+
+def was_interrupted(setup: Setup, recorder: Recorder) -> bool:
+    """Return whether the evaluation of the present step is missing: a signal ended the run in it."""
+    step = setup.progress.step
+    due = 0 < step < setup.steps and is_due(step, setup.recipe.evaluation.every)
+    return due and setup.world.is_main and not recorder.has_evaluation(step)
 
 
 def is_due(step: int, every: int | None) -> bool:

@@ -12,12 +12,15 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 from peftlab.errors import StorageError
-from peftlab.files import write_atomically
-from peftlab.reports import AuditReport, Metrics, Progress
+from peftlab.files import read_text, why, write_atomically
+from peftlab.reports import Metrics, Progress
 
 if TYPE_CHECKING:
     from peftlab.training.trackers import Trackers
     from peftlab.world.base import World
+
+
+EVENTS = ("train", "evaluation")
 
 
 class Display(Protocol):
@@ -44,7 +47,6 @@ class Recorder:
         self.world, self.path, self.memory_bytes = world, path, memory_bytes
         self.display, self.trackers = display, trackers
         self.steps = self._done = 0
-        self.audit: AuditReport | None = None
         self.history: list[dict[str, Any]] = []
         self._losses: list[torch.Tensor] = []
         self._counts: list[tuple[int, int]] = []
@@ -64,12 +66,20 @@ class Recorder:
         self._losses = [loss.to(self.world.device) for loss in state["losses"]]
         self._counts = list(state["counts"])
 
-    def rewind(self, step: int) -> None:
-        """Remove the lines after `step` from the file; a resumed run writes them again."""
-        text = self.path.read_text(encoding="utf-8") if self.path.exists() else ""
-        lines = [json.loads(line) for line in text.splitlines() if line.endswith("}")]
+    def rewind(self, step: int) -> list[int]:
+        """Remove the lines after `step` from the file; a resumed run writes them again.
+
+        Return the numbers of the lines that cannot be read and are removed too.
+        """
+        lines, unreadable = read_lines(self.path)
         self.history = [line for line in lines if line["step"] <= step]
-        write_atomically(self.path, "".join(json.dumps(line) + "\n" for line in self.history))
+        if self.world.is_main:
+            self._rewrite()
+        return unreadable
+
+    def has_evaluation(self, step: int) -> bool:
+        """Return whether the evaluation after a step is among the lines; only the main process knows."""
+        return any(line["event"] == "evaluation" and line["step"] == step for line in self.history)
 
     def add(self, loss: torch.Tensor, supervised: int, tokens: int) -> None:
         """Add one step's loss (this process's share of the mean over `supervised`) without reading it."""
@@ -96,7 +106,13 @@ class Recorder:
         self._write("train", line)
 
     def log_evaluation(self, step: int, metrics: Metrics) -> None:
-        """Write the metrics of the evaluation rows after a step; the next line's speed starts here."""
+        """Write the metrics of the evaluation rows after a step; the next line's speed starts here.
+
+        They replace those that a killed run wrote of the same evaluation.
+        """
+        if self.has_evaluation(step):
+            self.history = [one for one in self.history if (one["event"], one["step"]) != ("evaluation", step)]
+            self._rewrite()
         self._write("evaluation", {"step": step, **metrics})
         self._last = time.perf_counter()
 
@@ -104,9 +120,13 @@ class Recorder:
         if not self.world.is_main:
             return
         line = {"event": event, **line}
+        later = any(one["step"] > line["step"] for one in self.history)
         self.history.append(line)
-        # JSON has no NaN and no infinity (a gradient that a scaler will skip, an overflowing perplexity).
-        self._append(json.dumps({k: v if is_finite(v) else None for k, v in line.items()}) + "\n")
+        if later:  # the evaluation before training, which a resumed run made again
+            self.history.sort(key=lambda one: one["step"])
+            self._rewrite()
+        else:
+            self._append(render_line(line))
         self.display.update(line, self.steps)
         numbers = {f"{event}/{k}": v for k, v in line.items() if isinstance(v, (int, float)) and is_finite(v)}
         self.trackers.log(numbers, step=line["step"])
@@ -116,4 +136,46 @@ class Recorder:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(text)
         except OSError as error:
-            raise StorageError(f"{self.path}: cannot be written: {error.strerror}; free some space") from None
+            raise StorageError(f"{self.path}: cannot be written: {why(error)}") from None
+
+    def _rewrite(self) -> None:
+        try:
+            write_atomically(self.path, "".join(map(render_line, self.history)))
+        except OSError as error:
+            raise StorageError(f"{self.path}: cannot be written: {why(error)}") from None
+
+
+def render_line(line: dict[str, Any]) -> str:
+    """Return a line of `metrics.jsonl`; JSON has no NaN and no infinity, which become null.
+
+    They are a gradient that a scaler will skip, or an overflowing perplexity.
+    """
+    return json.dumps({k: v if is_finite(v) else None for k, v in line.items()}) + "\n"
+
+
+def read_lines(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
+    """Return the lines of a `metrics.jsonl`, and the numbers of those that cannot be read, which are left out.
+
+    The last one of a killed run may be half a line: it is left out without a number. Raises StorageError for what
+    is not a file of text.
+    """
+    text = read_text(path) if path.exists() else ""
+    lines, unreadable = [], []
+    whole, _, half = text.rpartition("\n")
+    for number, one in enumerate([*whole.split("\n"), half], start=1):
+        if line := parse_line(one):
+            lines.append(line)
+        elif one.strip() and one is not half:
+            unreadable.append(number)
+    return lines, unreadable
+
+
+def parse_line(text: str) -> dict[str, Any] | None:
+    """Return a line of `metrics.jsonl`, None for what is not one."""
+    try:
+        line = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(line, dict) or line.get("event") not in EVENTS or type(line.get("step")) is not int:
+        return None
+    return line if all(isinstance(value, (str, int, float, type(None))) for value in line.values()) else None

@@ -8,6 +8,7 @@ from peftlab.checkpoint.randomness import capture_random_state, restore_random_s
 from peftlab.reports import Progress
 
 if TYPE_CHECKING:
+    from peftlab.parameters.audit import Audit
     from peftlab.training.recorder import Recorder
     from peftlab.training.setup import Setup
 
@@ -33,12 +34,13 @@ def restore_shared_state(setup: Setup, state: dict[str, Any]) -> None:
         setup.rows.restore(state["rows"])
 
 
-def capture_process_state(recorder: Recorder) -> dict[str, Any]:
-    """Return what differs between processes: random states and what is not logged yet."""
-    return {"random": capture_random_state(), "recorder": recorder.state()}
+def capture_process_state(recorder: Recorder, audit: Audit) -> dict[str, Any]:
+    """Return what differs between processes: random states, what is not logged yet, and the audit so far."""
+    return {"random": capture_random_state(), "recorder": recorder.state(), "audit": audit.state()}
 
 
-def restore_process_state(recorder: Recorder, state: dict[str, Any]) -> list[str]:
+def restore_process_state(recorder: Recorder, audit: Audit, state: dict[str, Any]) -> list[str]:
     """Restore a process's state; return why that is not exact, empty if it is."""
     recorder.restore(state["recorder"])
+    audit.restore(state.get("audit"))  # version 0.1.0 wrote none
     return restore_random_state(state["random"])

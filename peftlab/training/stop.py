@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from types import FrameType
 from typing import Any
@@ -16,13 +17,21 @@ NO, STEP, TIME, SIGNALLED = 0, 1, 2, 100
 Handler = Callable[[int, FrameType | None], Any] | int | None
 
 
+class Interruption(KeyboardInterrupt):
+    """A signal that arrived where nothing waits for the end of a step."""
+
+    def __init__(self, number: int):
+        super().__init__(f"signal {number}")
+        self.number = number
+
+
 class Stop(AbstractContextManager):
     """Turns SIGTERM and SIGINT into a request to stop after the present step; a second signal ends the process.
 
     `max_seconds` counts from the creation of this object, at the start of the run; the request comes early enough
     for one more step and a checkpoint. A launcher repeats to its processes a signal that the terminal has sent them
     already: one that arrives within `echo_seconds` of the first is the same. Signals can only be caught in a
-    process's main thread; elsewhere only time and step work.
+    process's main thread; elsewhere only time and step work. Inside `at_once` a signal raises Interruption.
     """
 
     def __init__(self, max_seconds: float | None = None, last_step: int | None = None, echo_seconds: float = 0.0):
@@ -34,6 +43,7 @@ class Stop(AbstractContextManager):
         self._longest_step: float | None = None
         self._echo_seconds, self._received = echo_seconds, 0.0
         self._former: dict[int, Handler] = {}
+        self._at_once = False
 
     def __enter__(self) -> Stop:
         for number in SIGNALS:
@@ -47,6 +57,24 @@ class Stop(AbstractContextManager):
         for number, handler in self._former.items():
             signal.signal(number, handler)
         self._former.clear()
+
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Raise Interruption as soon as a signal arrives, or if one has arrived: for work that can be repeated."""
+        self._at_once = True
+        try:
+            if self.signal is not None:
+                raise Interruption(self.signal)
+            yield
+        finally:
+            self._at_once = False
+
+    def between_steps(self) -> AbstractContextManager[None]:
+        """Return `at_once` for what one process does alone between steps.
+
+        Several must agree on when to stop, or one would wait for another for ever.
+        """
+        return contextlib.nullcontext() if self._echo_seconds else self.at_once()
 
     @property
     def signal(self) -> int | None:
@@ -73,6 +101,9 @@ class Stop(AbstractContextManager):
             self.reason, self._received = SIGNALLED + number, time.monotonic()
             if not self._echo_seconds:  # a second signal then ends even a process that waits in C code
                 self._restore_defaults()
+            if self._at_once:
+                self._at_once = False
+                raise Interruption(number)
         elif time.monotonic() - self._received >= self._echo_seconds:
             self._restore_defaults()
             signal.raise_signal(number)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -15,6 +16,7 @@ from peftlab.comparison.rows import read_table
 from peftlab.comparison.statistics import estimate
 from peftlab.comparison.words import conclude, describe_groups
 from peftlab.errors import StorageError
+from peftlab.runs.digests import write_digests
 
 from .folders import Maker
 
@@ -101,8 +103,9 @@ def test_rows_that_differ_between_runs_are_not_paired(tmp_path):
     folder = Maker(tmp_path, methods=("lora", "bitfit"), rows=30).write()
     scores = next((folder / "runs").glob("lora-0-0.001-*")) / "scores.json"
     stored = json.loads(scores.read_text())
-    stored["test_after"]["loss"].append(1.0)
-    stored["test_after"]["count"].append(1)
+    after = stored["test_after"]  # one row more, which leaves the mean as it is
+    after["loss"].append(sum(after["loss"]) / sum(after["count"]))
+    after["count"].append(1)
     scores.write_text(json.dumps(stored))
     assert "same rows" in find(read_table(folder)).notes[0]
 
@@ -131,15 +134,81 @@ def test_failed_seeds_are_left_out_and_reported(tmp_path):
     assert any("bitfit (3 of 3)" in sentence for sentence in conclude(table, findings)[1])
 
 
-def test_a_finished_variant_without_a_finite_metric_is_reported(tmp_path):
+@pytest.mark.parametrize("value", ["NaN", "null", "1e400", '"a"', "[1]", "{}"])
+@pytest.mark.parametrize("column", ["loss", "count"])
+def test_a_run_with_a_damaged_score_counts_as_lost_and_is_named(tmp_path, column, value):
     folder = Maker(tmp_path, methods=("lora", "bitfit"), rows=30).write()
-    for path in (folder / "runs").glob("lora-*/scores.json"):
-        scores = json.loads(path.read_text())
-        scores["test_after"]["loss"][0] = float("nan")
-        path.write_text(json.dumps(scores))
-    findings = find(read_table(folder))
-    assert list(findings.quality["loss"]) == ["bitfit"]
-    assert findings.notes == ["lora has no finite loss"]
+    path = folder / "runs" / "lora-0-0.001-1" / "scores.json"
+    scores = json.loads(path.read_text())
+    scores["test_after"][column][0] = "HERE"
+    path.write_text(json.dumps(scores).replace('"HERE"', value))
+    table = read_table(folder)
+    assert table.problems[0].startswith(f"{path}: is damaged: ") and len(table.problems) == 1
+    assert table.rows[0].status == "2 of 3 (damaged)" and table.rows[1].status == "3 of 3"
+    assert find(table).quality["loss"]["lora"].seeds == 2
+
+
+def test_a_row_without_targets_and_scores_of_another_run_count_as_lost(tmp_path):
+    folder = Maker(tmp_path, methods=("lora", "bitfit"), rows=30).write()
+    runs = folder / "runs"
+    scores = json.loads((runs / "lora-0-0.001-1" / "scores.json").read_text())
+    scores["test_after"]["count"][3] = 0
+    (runs / "lora-0-0.001-1" / "scores.json").write_text(json.dumps(scores))
+    (runs / "lora-0-0.001-2" / "scores.json").write_bytes((runs / "lora-0-0.001-0" / "scores.json").read_bytes())
+    table = read_table(folder)
+    assert "contains a row without targets" in table.problems[0]
+    assert "does not belong to result.json: the loss test before is" in table.problems[1] or (
+        "the loss test after is" in table.problems[1]
+    )
+    assert table.rows[0].status == "1 of 3 (damaged)"
+
+
+RECORDS = {
+    "empty": b"", "null": b"null", "a list": b"[1, 2]", "half": b'{"status": "fin', "other bytes": b"\xff\xfe\x00",
+    "deep": b"[" * 100_000, "deep objects": b'{"a":' * 100_000, "a number": b"3",
+    "no recipe": b'{"status": "finished", "name": "x", "recipe": {}, "environment": {}}',
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["result.json", "scores.json"])
+@pytest.mark.parametrize("content", RECORDS.values(), ids=RECORDS)
+def test_a_damaged_record_costs_its_run_alone(tmp_path, name, content):
+    folder = Maker(tmp_path, methods=("lora", "bitfit"), rows=30).write()
+    path = folder / "runs" / "lora-0-0.001-1" / name
+    path.write_bytes(content)
+    table = read_table(folder)
+    assert [str(path) in line and "counts as lost" in line for line in table.problems] == [True]
+    assert table.rows[0].status == "2 of 3 (damaged)"
+    assert find(table).quality["loss"]["lora"].seeds == 2
+
+
+def test_a_record_that_is_a_pipe_or_a_folder_costs_its_run_alone(tmp_path):
+    folder = Maker(tmp_path, methods=("lora", "bitfit"), rows=30).write()
+    for seed, make in ((0, os.mkfifo), (1, os.mkdir)):
+        path = folder / "runs" / f"lora-0-0.001-{seed}" / "scores.json"
+        path.unlink()
+        make(path)
+    table = read_table(folder)
+    assert all("scores.json: is not a regular file" in line for line in table.problems)
+    assert table.rows[0].status == "1 of 3 (damaged)"
+
+
+def test_a_changed_digit_is_noticed_by_its_digest_alone(tmp_path):
+    folder = Maker(tmp_path, methods=("lora", "bitfit"), rows=30).write()
+    run = folder / "runs" / "lora-0-0.001-1"
+    write_digests(run, 0)
+    path = run / "metrics.jsonl"
+    path.write_text(path.read_text().replace("4", "3", 1))
+    table = read_table(folder)
+    assert "metrics.jsonl: is damaged: its SHA-256 differs" in table.problems[0]
+    assert read_table(folder, verify=False).problems == []
+
+
+def test_nested_nonsense_in_the_metrics_is_skipped(tmp_path):
+    folder = Maker(tmp_path, methods=("lora",), rows=30).write()
+    with (folder / "runs" / "lora-0-0.001-1" / "metrics.jsonl").open("a") as file:
+        file.write("[" * 50_000 + "\nnull\n3\n" + '{"event": "train", "step": [1]}\n')
+    assert len(read_table(folder).rows[0].finished) == 3
 
 
 def test_without_test_rows_the_evaluation_rows_are_mentioned(tmp_path):
@@ -183,13 +252,13 @@ def test_damaged_pieces_cost_only_themselves(tmp_path):
         file.write('{"event": "tr')
     table = read_table(folder)
     assert len(table.problems) == 2
-    assert len(table.rows[0].finished) == 2 and len(table.rows[1].finished) == 3
-    assert find(table).quality["loss"]["lora"].seeds == 2
+    assert len(table.rows[0].finished) == 1 and len(table.rows[1].finished) == 3
+    assert find(table).quality["loss"]["lora"].seeds == 1
 
 
 @pytest.mark.parametrize(("text", "told"), [
     (None, "no comparison.json in it"),
-    ("{", "comparison.json: Invalid JSON"),
+    ("{", "comparison.json: is damaged: it is not JSON"),
     ("[]", "comparison.json: "),
     ('{"name": "x"}', "comparison.json: metric"),
 ])  # fmt: skip

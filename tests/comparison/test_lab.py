@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ from peftlab.recipe.dump import dump_recipe
 from peftlab.recipe.load import load_recipe
 from peftlab.recipe.schema import Recipe
 from peftlab.reports import RunResult
+from peftlab.runs.digests import write_digests
 from peftlab.runs.directory import RunDirectory
 from peftlab.runs.jobs import Ending
 from tests.runs.recipes import shallow_recipe, shallow_sections, short_recipe
@@ -31,7 +34,7 @@ class Machine:
     def __init__(self, best: float = 1e-2):
         self.best, self.done, self.stop_after, self.failing, self.status = best, [], None, set(), "failed"
 
-    def run(self, jobs, at_once):
+    def run(self, jobs, at_once, time_limit):
         for job in jobs:
             if self.stop_after is not None and len(self.done) >= self.stop_after:
                 raise KeyboardInterrupt
@@ -40,6 +43,9 @@ class Machine:
             failed = self.done[-1] in self.failing
             directory = RunDirectory.claim(job.folder)
             directory.write_result(self.result(recipe, job.name, failed))
+            if not failed:
+                directory.weights.mkdir(exist_ok=True)
+                (directory.weights / "adapter.safetensors").write_bytes(b"trained")
             yield Ending(job, self.status if failed else "finished", "no device" if failed else None, 1.0)
 
     def result(self, recipe: Recipe, name: str, failed: bool) -> RunResult:
@@ -69,6 +75,45 @@ def variants(tmp_path):
 
 def run(variants, folder: Path, **settings):
     return compare(variants, Settings(**({"rates": RATES} | settings)), folder, name="c")
+
+
+def damage_weights(run: Path) -> None:
+    (run / "weights" / "adapter.safetensors").write_bytes(b"")
+
+
+def lose_weights(run: Path) -> None:
+    shutil.rmtree(run / "weights")
+
+
+def change_weights(run: Path) -> None:
+    write_digests(run, 6)
+    (run / "weights" / "adapter.safetensors").write_bytes(b"traineD")
+
+
+def damage_record(run: Path) -> None:
+    (run / "result.json").write_text("null")
+
+
+@pytest.mark.parametrize("damage", [damage_weights, lose_weights, change_weights, damage_record])
+def test_a_finished_run_that_was_damaged_is_made_again(machine, variants, tmp_path, damage):
+    run(variants, tmp_path / "out")
+    whole = (tmp_path / "out" / "comparison.json").read_text()
+    done, folder = list(machine.done), sorted((tmp_path / "out" / "runs").iterdir())[0]
+    damage(folder)
+    run(variants, tmp_path / "out")
+    assert len(machine.done) == len(done) + 1
+    assert (tmp_path / "out" / "comparison.json").read_text() == whole
+
+
+def test_a_summary_that_cannot_be_written_is_named(machine, variants, tmp_path, monkeypatch):
+    def refuse(path, content):
+        if path.name == "comparison.json":
+            raise OSError(27, "File too large", str(path))
+
+    monkeypatch.setattr("peftlab.comparison.lab.write_atomically", refuse)
+    told = f"{tmp_path / 'out' / 'comparison.json'}: File too large; free some space; the same command continues"
+    with pytest.raises(StorageError, match=re.escape(told)):
+        run(variants, tmp_path / "out")
 
 
 def test_rates_are_tried_with_one_seed_and_the_best_is_repeated(machine, variants, tmp_path):

@@ -28,6 +28,8 @@ record() {
 case "$*" in
   *fails*) echo "peftlab: error: no such thing" >&2; exit 5;;
   *diverges*) record diverged '"a loss is not finite"'; echo "a last word" >&2; exit 6;;
+  *crashes*) record running null; kill -SEGV $$;;
+  *hangs*) trap '' TERM; while true; do sleep 0.1; done;;
   *sleeps*) trap 'echo saved >&2; exit 143' TERM; for i in $(seq 600); do sleep 0.1; done;;
 esac
 record finished null
@@ -64,6 +66,23 @@ def test_every_job_ends_as_its_record_says_or_without_one_its_log(stand_in, tmp_
     called, *_, last = log_of(tmp_path, "good")
     assert called.endswith(f"good.yaml run.seed=1 run.output={tmp_path / 'runs' / 'good'} --overwrite")
     assert last == "threads 7"
+
+
+def test_a_job_that_crashes_is_named_by_its_signal_and_not_by_its_log(stand_in, tmp_path):
+    (ending,) = run_locally([make_job(tmp_path, "crashes")], 1)
+    assert ending.status == "failed" and ending.error.startswith("killed by SIGSEGV; its log is ")
+
+
+def test_a_job_over_its_time_limit_is_ended_and_costs_itself_alone(stand_in, tmp_path, monkeypatch):
+    monkeypatch.setattr("peftlab.comparison.pool.LATE_GRACE_SECONDS", 0.5)
+    jobs = [make_job(tmp_path, name) for name in ("hangs", "sleeps", "good")]
+    endings = {one.job.name: one for one in run_locally(jobs, 1, time_limit=1.0)}
+    for name in ("hangs", "sleeps"):
+        assert (endings[name].status, endings[name].error) == (
+            "failed",
+            "ended at its time limit of 1 s (--time-limit)",
+        )
+    assert log_of(tmp_path, "sleeps")[-1] == "saved" and endings["good"].status == "finished"
 
 
 def test_jobs_side_by_side_share_out_the_cores(stand_in, tmp_path, monkeypatch):

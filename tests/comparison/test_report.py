@@ -204,3 +204,14 @@ def test_an_output_that_cannot_be_written_is_one_line_and_exit_code_8(tmp_path, 
     assert run(["report", str(folder), "--output", str(tmp_path / "file" / "page.html")]) == 8
     (line,) = capfd.readouterr().err.splitlines()
     assert "cannot be written" in line and "--output" in line
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "rows.parquet", "change.png", "change.svg", "table.md", "report.html"])
+def test_a_link_in_the_report_is_replaced_and_what_it_names_is_left_as_it_is(tmp_path, one_picture, name):
+    folder = Maker(tmp_path / "made", methods=("lora", "bitfit"), rows=30).write()
+    (folder / "report").mkdir()
+    (tmp_path / "precious").write_text("precious")
+    (folder / "report" / name).symlink_to(tmp_path / "precious")
+    write_report(folder)
+    assert (tmp_path / "precious").read_text() == "precious"
+    assert (folder / "report" / name).is_file() and not (folder / "report" / name).is_symlink()

@@ -71,9 +71,10 @@ def test_a_base_that_holds_no_numbers_is_told_before_any_step(user, refused, eva
 LAST_STEP = ["training.steps=1", "training.schedule=constant", "training.learning_rate=1e30"]
 
 
-def test_a_last_step_that_diverges_is_no_success(refused):
-    line = refused(6, *LAST_STEP, "data.evaluation=2", status="diverged", method="bitfit")
-    assert "after training, which diverged in its last steps; lower training.learning_rate" in line
+def test_a_last_step_that_diverges_is_no_success(user):
+    answer = user.train(*LAST_STEP, "data.evaluation=2", method="bitfit")
+    assert (answer.code, answer.status) == (6, "diverged")
+    assert "after training, which diverged in its last steps; lower training.learning_rate" in answer.error
 
 
 def test_weights_that_are_no_numbers_are_never_saved(user, refused):

@@ -7,9 +7,13 @@ import json
 import os
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 
+from peftlab.data.files import read_file
 from peftlab.data.token_rows import TextRow
+from peftlab.errors import DataError
 from peftlab.runs.longest import longest_mix
 
 from .conftest import CHAT_TEMPLATE, CHATS, ROWS, TINY
@@ -162,3 +166,29 @@ def test_data_that_changed_since_the_checkpoint_is_refused_and_the_checkpoint_ke
     assert "the checkpoint belongs to another run: data train: " in answer.error
     answer = user.train("run.save_every=1", "--resume")
     assert (answer.code, answer.status, answer.record["resumes"][0]["exact"]) == (0, "finished", True)
+
+
+def write_parquet(path, column):
+    pyarrow.parquet.write_table(pyarrow.table({"prompt": ["a", "b", "c"], "completion": column}), path)
+    return path
+
+
+def bad_text():
+    offsets = pyarrow.array([0, 1, 2, 3], pyarrow.int32()).buffers()[1]
+    return pyarrow.Array.from_buffers(pyarrow.string(), 3, [None, offsets, pyarrow.py_buffer(b"a\xffb")])
+
+
+PARQUET = {
+    "bad text": (bad_text, "is not UTF-8"),
+    "a year that no date has": (lambda: pyarrow.array([0, 10**8, 1], pyarrow.int32()).cast(pyarrow.date32()), ""),
+    "a time beyond Python's": (lambda: pyarrow.array([0, 2**62, 1], pyarrow.timestamp("us")), ""),
+    "a duration beyond Python's": (lambda: pyarrow.array([0, 10**17, 1], pyarrow.duration("ms")), ""),
+}
+
+
+@pytest.mark.parametrize(("make", "told"), PARQUET.values(), ids=PARQUET)
+def test_a_parquet_value_that_python_lacks_is_named_by_row_and_column(tmp_path, make, told):
+    path = write_parquet(tmp_path / "x.parquet", make())
+    with pytest.raises(DataError, match=f"x.parquet: row 2, column 'completion': .*{told}") as caught:
+        read_file(path)
+    assert len(str(caught.value).splitlines()) == 1

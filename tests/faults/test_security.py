@@ -10,6 +10,7 @@ import zipfile
 import pytest
 
 from peftlab.runs import doctor
+from peftlab.secrets import mask_secrets
 
 from .conftest import CHATS, TINY
 
@@ -149,3 +150,43 @@ def test_no_token_is_in_anything_that_commands_print_or_write(user, monkeypatch,
     for secret in SECRETS.values():
         assert secret not in shown
         assert not [path for path in written if secret.encode() in path.read_bytes()]
+
+
+ADDRESSES = [
+    "https://me:MyPassword123@host/rows.jsonl", "s3://key:s3cr3t@bucket/rows.csv", "postgres://u:p@db:5432/x",
+    "https://:onlypassword@host/x.jsonl", "hf://user:p@ss@host/x", "https://host/x.csv?token=abcdef&x=1",
+    "https://bucket.s3.amazonaws.com/x.csv?X-Amz-Signature=0123abcd", "x/ghp_" + "a" * 36, "x/AKIA" + "B" * 16,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("address", ADDRESSES)
+@pytest.mark.parametrize("field", ["data.train", "data.general", "model.name"])
+def test_a_password_in_an_address_is_refused_and_never_shown(user, address, field):
+    for command in ("check", "train"):
+        answer = user.run(command, user.recipe(), f"{field}={address}")
+        assert answer.code == 2 and "contains a secret" in answer.out + "\n".join(answer.lines)
+        assert address not in answer.out + "\n".join(answer.lines)
+    assert not user.output.exists()
+
+
+@pytest.mark.parametrize("text", [
+    "https://host:8080/a@b.csv", "git@github.com:x/y", "builtin:docstrings[train]", "http://localhost:8000/x",
+    "https://host/x?page=3&keyword=cat", "s3://bucket/prefix@v2/x", "C:/data/x.csv", "user/model", "12:30@noon",
+])  # fmt: skip
+def test_an_ordinary_address_is_no_secret(text):
+    assert mask_secrets(text) == text
+
+
+@pytest.mark.parametrize("name", [
+    "AWS_SECRET_ACCESS_KEY", "AZURE_STORAGE_KEY", "GITHUB_TOKEN", "OPENAI_API_KEY", "PGPASSWORD", "MYSQL_PWD",
+    "DB_PASSWD", "GPG_PASSPHRASE", "STRIPE_SECRET_KEY",
+])  # fmt: skip
+def test_the_usual_secret_variables_are_masked(monkeypatch, name):
+    monkeypatch.setenv(name, "value-of-a-secret")
+    assert mask_secrets("x value-of-a-secret y") == "x *** y"
+
+
+def test_the_present_folder_is_no_secret(monkeypatch):
+    monkeypatch.setenv("PWD", "/home/somebody/project")
+    monkeypatch.setenv("OLDPWD", "/home/somebody/another")
+    assert mask_secrets("/home/somebody/project/x") == "/home/somebody/project/x"

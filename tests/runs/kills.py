@@ -7,34 +7,67 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import itertools
 import json
 import os
-import platform
 import random
 import re
 import shutil
+import socket
 import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from peftlab.checkpoint.store import list_steps
 from peftlab.files import write_atomically
+from peftlab.methods import METHODS as METHOD_TYPES
 from peftlab.recipe.dump import dump_recipe
 from peftlab.recipe.schema import Recipe
+from peftlab.runs.digests import find_faults, read_digests
 from peftlab.runs.directory import RunDirectory
 from peftlab.runs.jobs import Job, start
 from peftlab.runs.verify import differing, load_final
-from tests.runs.recipes import shallow_sections
+from peftlab.world.hardware import device_name
+from tests.runs.recipes import METHODS, shallow_sections
 
 STEPS = 6
 # The longest that writing a checkpoint takes here, or nearly.
 WRITING_SECONDS = 0.08
+# What a record says of a run whatever its paths, times and interruptions are.
+SAID = ("status", "metrics", "audit", "examples", "progress", "parameters", "data", "saved_step", "error")
+TIMES = {"seconds", "seconds_left", "tokens_per_second", "memory_bytes"}
+# They contain paths, and times; the record is compared by what it says.
+OTHERS = {"result.json", "recipe.yaml", "metrics.jsonl", "MANIFEST.json"}
+MARKER = ".peftlab"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A kind of run: method, task and number of processes."""
+
+    method: str
+    task: str = "causal-lm"
+    processes: int = 1
+
+    @property
+    def name(self) -> str:
+        return f"{self.method}-{self.task}-{self.processes}"
+
+
+CASES = [
+    *(Case(method) for method in METHODS),
+    *(Case(method, "sequence-classification") for method in ("full", "lora", "adapters", "bitfit")),
+    Case("lora", processes=2),
+    Case("bitfit", "sequence-classification", 2),
+]
 
 
 @dataclass
@@ -43,6 +76,7 @@ class Figures:
 
     kills: int = 0
     phases: Counter = field(default_factory=Counter)
+    cases: Counter = field(default_factory=Counter)
     resumes: int = 0
     anew: int = 0
     finished: int = 0
@@ -52,61 +86,76 @@ class Figures:
     seconds: float = 0.0
 
 
-def recipe_for(folder: Path) -> Recipe:
-    """A run with a checkpoint at every step, dropout and a warm-up, over two epochs of its rows."""
-    sections = shallow_sections("lora", folder, steps=STEPS, batch_size=2, warmup=4)
-    sections["method"] = sections["method"] | {"dropout": 0.1}
-    sections["data"] = {"train": "builtin:docstrings[train]", "train_rows": 11, "max_length": 32}
+def recipe_for(folder: Path, case: Case) -> Recipe:
+    """A run with a checkpoint at every step, evaluations, dropout and a warm-up, over two epochs of its rows."""
+    sections = shallow_sections(case.method, folder, steps=STEPS, batch_size=2, warmup=4)
+    if "dropout" in METHOD_TYPES[case.method].model_fields:
+        sections["method"] = sections["method"] | {"dropout": 0.1}
+    text = case.task == "causal-lm"
+    source = "builtin:docstrings" if text else "builtin:topics"
+    sections["model"] |= {"task": case.task}
+    sections["data"] = {
+        "train": f"{source}[train]", "evaluation": f"{source}[test]", "train_rows": 11, "evaluation_rows": 3,
+        "max_length": 32, "format": "completion" if text else "classification",
+    }  # fmt: skip
+    sections["evaluation"] = {"every": 2, "generation": {"max_new_tokens": 2, "examples": 1 if text else 0}}
     sections["run"] |= {"save_every": 1, "log_every": 1}
     return Recipe.model_validate(sections)
 
 
-def kill_runs(folder: Path, kills: int, seed: int = 0, minutes: float = 60.0) -> Figures:
+def kill_runs(folder: Path, kills: int, seed: int = 0, minutes: float = 60.0, cases: Sequence[Case] = CASES) -> Figures:
     """Kill runs under `folder` so many times, or as long as there is time: half at any instant, half in a write.
 
-    Each resumes until it finishes and is compared with one that was never killed.
+    Each resumes until it finishes and is compared with one that was never killed. The cases take turns.
     """
     figures, instants, started = Figures(), random.Random(seed), time.monotonic()
-    straight = folder / "straight"
-    begin(folder, straight, resume=False).join()
-    seconds = RunDirectory.open(straight).read_result().seconds["total"]
+    turns = itertools.cycle(cases)
     while figures.kills < kills and not figures.faults and time.monotonic() < started + 60 * minutes:
-        finish_one(folder, straight, seconds, instants, figures)
+        case = next(turns)
+        place = folder / case.name
+        place.mkdir(exist_ok=True)
+        if not (place / "straight").exists():
+            end(begin(place, place / "straight", case, resume=False))
+        seconds = RunDirectory.open(place / "straight").read_result().seconds["total"]
+        finish_one(place, case, seconds, instants, figures)
         print(f"{figures.kills:>5} kills, {figures.finished} runs, {len(figures.mismatches)} differ", flush=True)
     figures.seconds = time.monotonic() - started
     return figures
 
 
-def finish_one(folder: Path, straight: Path, seconds: float, instants: random.Random, figures: Figures) -> None:
+def finish_one(folder: Path, case: Case, seconds: float, instants: random.Random, figures: Figures) -> None:
     """Start a run, kill it repeatedly, and compare it when it has finished."""
-    killed = folder / "killed"
+    straight, killed = folder / "straight", folder / "killed"
     shutil.rmtree(killed, ignore_errors=True)
-    resume, reached = False, 0
+    reached = 0
     while True:
-        process = begin(folder, killed, resume)
+        resume = (killed / MARKER).exists()
+        processes = begin(folder, killed, case, resume)
         if instants.random() < 0.5:
-            process.join(instants.uniform(0, seconds))
+            processes[0].join(instants.uniform(0, 1.2 * seconds))
         else:
-            wait_for_write(process, killed / "checkpoints", instants.randint(1, 2))
-            process.join(instants.uniform(0, WRITING_SECONDS))
-        process.kill()
-        process.join()
-        if process.exitcode == 0:
+            wait_for_write(processes[0], killed / "checkpoints", instants.randint(1, 2))
+            processes[0].join(instants.uniform(0, WRITING_SECONDS))
+        for process in processes:
+            process.kill()
+        codes = end(processes)
+        if codes == [0] * case.processes:
             break
-        if process.exitcode > 0:
-            figures.faults.append((folder / "log").read_text().strip().splitlines()[-1])
+        if codes[0] > 0:
+            figures.faults.append(f"{case.name}: {(folder / 'log-0').read_text().strip().splitlines()[-1]}")
             return
         figures.kills += 1
+        figures.cases[case.name] += 1
         figures.phases[phase_of(killed)] += 1
         latest = max(list_steps(killed / "checkpoints"), default=0)
         # Without progress the machine is busier than when the straight run was timed.
-        seconds, reached, resume = seconds * (1 if latest > reached else 1.1), latest, latest > 0
-        figures.resumes += resume
-        figures.anew += not resume
+        seconds, reached = seconds * (1 if latest > reached else 1.1), latest
+        figures.resumes += latest > 0
+        figures.anew += latest == 0
     figures.finished += 1
     same = compare(straight, killed)
     figures.compared += len(same)
-    figures.mismatches += [name for name, equal in same.items() if not equal]
+    figures.mismatches += [f"{case.name}: {name}" for name, equal in same.items() if not equal]
 
 
 def wait_for_write(process: BaseProcess, checkpoints: Path, number: int) -> None:
@@ -118,30 +167,59 @@ def wait_for_write(process: BaseProcess, checkpoints: Path, number: int) -> None
         time.sleep(0.001)
 
 
-def begin(folder: Path, output: Path, resume: bool) -> BaseProcess:
-    """Start a run, or resume it; its output is in `log`."""
+def begin(folder: Path, output: Path, case: Case, resume: bool) -> list[BaseProcess]:
+    """Start a run, or resume it; the output of each process is in `log-NUMBER`."""
     path = folder / "recipe.yaml"
-    path.write_text(dump_recipe(recipe_for(output)))
-    return start(Job(path, (), output, folder / "log", resume=resume), warm=True).process
+    path.write_text(dump_recipe(recipe_for(output, case)))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        shared = {
+            "WORLD_SIZE": str(case.processes),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(free.getsockname()[1]),
+        }
+    processes = []
+    for number in range(case.processes):
+        launched = shared | {"RANK": str(number), "LOCAL_RANK": str(number)} if case.processes > 1 else {}
+        job = Job(path, (), output, folder / f"log-{number}", launched, resume)
+        processes.append(start(job, warm=True).process)
+    return processes
+
+
+def end(processes: Sequence[BaseProcess]) -> list[int]:
+    """Wait for the processes of a run, and return their exit codes."""
+    for process in processes:
+        process.join()
+    return [process.exitcode or 0 for process in processes]
 
 
 def compare(straight: Path, killed: Path) -> dict[str, bool]:
-    """Return whether every state of the last checkpoint, every file of the weights and every loss is the same."""
+    """Return whether every state of the last checkpoint, every kept byte, line and word is the same."""
     same = differing(load_final(straight), load_final(killed))
-    weights = [{path.name: digest(path) for path in (run / "weights").iterdir()} for run in (straight, killed)]
-    same |= differing(*weights)
-    same["losses"] = losses(straight) == losses(killed)
-    left = [path.name for path in killed.rglob(".*") if path.name not in (".peftlab", ".lock")]
+    files = [{path.relative_to(run).as_posix(): digest(path) for path in kept_files(run)} for run in (straight, killed)]
+    same |= differing(*files)
+    same["lines"] = lines(straight) == lines(killed)
+    records = [RunDirectory.open(run).read_result() for run in (straight, killed)]
+    same |= {f"result: {name}": getattr(records[0], name) == getattr(records[1], name) for name in SAID}
+    same["digests"] = not find_faults(killed) and read_digests(killed) is not None
+    left = [path.name for path in killed.rglob(".*") if path.name not in (MARKER, ".lock")]
     return same | {f"nothing is left over ({', '.join(left)})": not left}
+
+
+def kept_files(run: Path) -> list[Path]:
+    """Return the files of a run that have the same bytes however often it was killed, but for its checkpoints."""
+    files = (path for path in run.rglob("*") if path.is_file() and "checkpoints" not in path.parts)
+    return [path for path in files if path.name not in OTHERS and not path.name.startswith(".")]
 
 
 def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def losses(run: Path) -> list[tuple[int, float]]:
-    lines = [json.loads(line) for line in RunDirectory(run).metrics.read_text().splitlines()]
-    return [(line["step"], line["loss"]) for line in lines]
+def lines(run: Path) -> list[dict[str, Any]]:
+    """Return the lines of a run's metrics without its times."""
+    found = [json.loads(line) for line in RunDirectory(run).metrics.read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name not in TIMES} for line in found]
 
 
 def phase_of(run: Path) -> str:
@@ -150,8 +228,11 @@ def phase_of(run: Path) -> str:
     result = run / "result.json"
     if ".peftlab" not in names:
         return "before its directory was made"
-    if result.exists() and json.loads(result.read_text())["status"] == "finished":
+    record = json.loads(result.read_text()) if result.exists() else {}
+    if record.get("status") == "finished":
         return "after it had finished"
+    if record.get("saved_step"):
+        return "in the final evaluation"
     if any(re.fullmatch(r"\.weights\..*", name) for name in names):
         return "writing the weights"
     steps = list_steps(run / "checkpoints")
@@ -176,9 +257,10 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="peftlab-kills-") as folder:
         figures = kill_runs(Path(folder), arguments.kills, arguments.seed, arguments.minutes)
     record = vars(figures) | {
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}",
+        "machine": f"{device_name(torch.device('cpu'))}, torch {torch.__version__}",
         "date": time.strftime("%Y-%m-%d"),
         "steps": STEPS,
+        "of": [case.name for case in CASES],
         "seed": arguments.seed,
     }
     arguments.output.parent.mkdir(parents=True, exist_ok=True)

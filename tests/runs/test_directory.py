@@ -7,7 +7,7 @@ import pytest
 from peftlab.errors import StorageError
 from peftlab.files import write_atomically
 from peftlab.reports import RunResult
-from peftlab.runs.directory import RunDirectory
+from peftlab.runs.directory import RunDirectory, open_directory
 
 
 def create(path, overwrite=False):
@@ -70,7 +70,7 @@ def test_opening_another_folder_is_one_line(tmp_path):
 def test_a_damaged_result_is_named(tmp_path):
     directory = finished(tmp_path / "run")
     directory.result.write_text('{"status": "fin')
-    with pytest.raises(StorageError, match="result.json: cannot be read"):
+    with pytest.raises(StorageError, match="result.json: is damaged: it is not JSON"):
         directory.read_result()
 
 
@@ -107,6 +107,44 @@ def test_a_run_that_failed_before_it_saved_anything_is_replaced(tmp_path):
 def test_a_run_that_failed_after_a_checkpoint_is_kept(tmp_path):
     directory = create(tmp_path / "run")
     directory.write_result(RunResult(status="failed", name="x", recipe={}, environment={}))
-    directory.checkpoints.mkdir()
-    with pytest.raises(StorageError, match="already contains a run"):
+    (directory.checkpoints / "step-000003").mkdir(parents=True)
+    with pytest.raises(StorageError, match="already contains a run; --resume to continue it"):
         create(tmp_path / "run")
+
+
+def test_a_run_that_ended_before_its_first_checkpoint_was_whole_is_replaced(tmp_path):
+    directory = create(tmp_path / "run")
+    directory.write_result(RunResult(status="running", name="x", recipe={}, environment={}))
+    (directory.checkpoints / ".step-000003.17.partial").mkdir(parents=True)
+    create(tmp_path / "run")
+    assert not directory.checkpoints.exists()
+
+
+def test_overwriting_keeps_the_earlier_run_until_the_new_one_has_saved_something(tmp_path):
+    earlier = finished(tmp_path / "run")
+    with pytest.raises(RuntimeError), open_directory(tmp_path / "run", True, True, False) as directory:
+        assert not directory.result.exists()
+        directory.write_result(RunResult(status="failed", name="new", recipe={}, environment={}))
+        raise RuntimeError
+    assert earlier.read_result().name == "x"
+    with open_directory(tmp_path / "run", True, True, False) as directory:
+        directory.write_result(RunResult(status="failed", name="new", recipe={}, environment={}))
+        directory.weights.mkdir()
+        directory.forget_former()
+    assert earlier.read_result().name == "new" and not (tmp_path / "run" / ".former").exists()
+
+
+def test_a_killed_overwrite_gives_the_earlier_run_back(tmp_path):
+    earlier = finished(tmp_path / "run")
+    earlier.make_room(overwrite=True)
+    earlier.write_result(RunResult(status="running", name="killed", recipe={}, environment={}))
+    earlier.clean()
+    assert earlier.read_result().name == "x"
+
+
+@pytest.mark.parametrize("name", ["scores.json", "MANIFEST.json", "loss.png", ".peftlab"])
+def test_half_files_of_killed_processes_are_removed(tmp_path, name):
+    directory = finished(tmp_path / "run")
+    (directory.path / f".{name}.4711").write_text("ha")
+    directory.clean()
+    assert not (directory.path / f".{name}.4711").exists()

@@ -86,7 +86,7 @@ def test_a_signal_without_a_name_has_its_number():
 
 def test_a_job_resumes_from_a_checkpoint_unless_asked_otherwise(job):
     assert job.command[-1] == "--overwrite"
-    checkpoint = job.folder / "checkpoints" / "step-4"
+    checkpoint = job.folder / "checkpoints" / "step-000004"
     checkpoint.mkdir(parents=True)
     (checkpoint / "MANIFEST.json").touch()
     assert job.command[-1] == "--resume"

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
-from tests.runs.kills import kill_runs
+import pytest
+
+from tests.runs.kills import CASES, Case, kill_runs
+
+
+def check(figures, kills):
+    assert figures.mismatches == figures.faults == []
+    assert figures.kills >= kills and figures.finished >= 1
+    assert figures.compared > 60 * figures.finished
 
 
 def test_killed_runs_resume_to_the_bytes_of_a_straight_one(tmp_path):
-    figures = kill_runs(tmp_path, kills=3)
-    assert figures.kills >= 3 and figures.finished >= 1
-    assert figures.compared > 100 * figures.finished
-    assert figures.mismatches == figures.faults == []
+    check(kill_runs(tmp_path, kills=6, cases=[Case("lora"), Case("adapters", "sequence-classification")]), 6)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_sixty_kills_over_all_methods_tasks_and_processes(tmp_path):
+    check(kill_runs(tmp_path, kills=60, seed=1, cases=CASES), 60)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -9,12 +10,14 @@ from peftlab.errors import OutOfMemoryError
 from peftlab.memory.constants import cuda_constants
 from peftlab.memory.fit import Change
 from peftlab.methods import METHODS
+from peftlab.recipe.schema import Recipe
 from peftlab.reports import PHASES, MemoryReport
 from peftlab.runs.directory import RunDirectory
 from peftlab.runs.display import NoDisplay
+from peftlab.runs.dry_run import dry_run
 from peftlab.runs.prediction import usable_bytes
 from peftlab.runs.run import train
-from tests.runs.recipes import shallow_recipe
+from tests.runs.recipes import shallow_recipe, shallow_sections
 
 
 def test_on_cuda_a_runs_own_context_is_not_missing_twice():
@@ -70,3 +73,23 @@ def test_a_model_that_cannot_be_traced_still_trains(tmp_path, monkeypatch):
         "Memory cannot be predicted for this model (no such operation on fake tensors); training continues without a"
     )
     assert any(note.startswith(message) for note in notes)
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_the_measured_peak_is_the_most_that_a_step_can_take_whatever_the_seed(tmp_path, rows):
+    """Oracle: gradients of an earlier micro-batch and the longest batch together; the plan is within 2 % of it."""
+    lengths = [200, 3, 5, 40, 2, 90, 4, 7]
+    rows_of = [{"prompt": "f", "completion": " x" * length} for length in lengths]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows_of))
+    sections = shallow_sections("full", tmp_path / "run", steps=1, batch_size=rows, gradient_accumulation=2)
+    sections |= {"method": {"type": "full"}, "data": {"train": str(tmp_path / "rows.jsonl")}, "evaluation": {}}
+    peaks = []
+    for seed in range(4):
+        sections["run"] |= {"seed": seed, "plan": "report"}
+        memory = dry_run(Recipe.model_validate(sections), display=NoDisplay()).memory
+        peaks.append(memory["measured"].peak_bytes)
+        assert memory["predicted"].peak_bytes == pytest.approx(peaks[0], rel=0.02)
+    assert len(set(peaks)) == 1
+    sections["training"] |= {"gradient_accumulation": 1}
+    alone = dry_run(Recipe.model_validate(sections), display=NoDisplay()).memory["measured"]
+    assert peaks[0] > alone.peak_bytes  # without earlier gradients

@@ -99,6 +99,7 @@ def test_a_killed_run_resumes_from_its_latest_checkpoint(tmp_path):
     directory = RunDirectory.open(tmp_path / "b")
     shutil.rmtree(directory.checkpoints / "step-000006")
     shutil.rmtree(directory.weights)
+    (directory.path / "MANIFEST.json").unlink()
     directory.write_result(directory.read_result().model_copy(update={"status": "running"}))
     resumed = start(recipe("bitfit", tmp_path / "b"), resume=True)
     assert resumed.resumes[0].step == 3

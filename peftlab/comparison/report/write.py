@@ -13,7 +13,7 @@ from peftlab.comparison.report.pictures import draw_all
 from peftlab.comparison.rows import Table, read_table
 from peftlab.comparison.tables import latex_table, markdown_table, paper_columns, run_records, write_records
 from peftlab.errors import StorageError
-from peftlab.files import write_atomically
+from peftlab.files import why, write_atomically
 
 
 @dataclass(frozen=True)
@@ -27,12 +27,12 @@ class Written:
     problems: list[str]
 
 
-def write_report(folder: Path, page: Path | None = None) -> Written:
+def write_report(folder: Path, page: Path | None = None, verify: bool = True) -> Written:
     """Write the report of a comparison's folder into its `report/`, the page to `page` where one is named.
 
     Raises StorageError for a folder without a comparison, and where nothing can be written.
     """
-    table = read_table(folder)
+    table = read_table(folder, verify)
     findings = find(table)
     place = folder / REPORT
     page = page or place / "report.html"
@@ -42,7 +42,7 @@ def write_report(folder: Path, page: Path | None = None) -> Written:
         return _write(table, findings, place, page)
     except OSError as error:
         raise StorageError(
-            f"the report cannot be written to {error.filename or page}: {error.strerror}; name another --output"
+            f"the report cannot be written to {error.filename or page}: {why(error)}, or name another --output"
         ) from None
 
 
@@ -52,7 +52,7 @@ def _write(table: Table, findings: Findings, place: Path, page: Path) -> Written
     written = []
     for picture in pictures:
         write_atomically(place / f"{picture.name}.svg", picture.standalone)
-        (place / f"{picture.name}.png").write_bytes(picture.pixels)
+        write_atomically(place / f"{picture.name}.png", picture.pixels)
         written += [place / f"{picture.name}.svg", place / f"{picture.name}.png"]
     columns = filled_columns(table, findings)
     caption = (

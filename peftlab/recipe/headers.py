@@ -1,0 +1,131 @@
+"""The columns of data files that are at hand, from their first rows and without torch, and which a recipe lacks."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from string import Formatter
+from typing import IO, Any
+
+from peftlab.errors import listed, nearest
+from peftlab.files import user_path
+from peftlab.recipe.schema import Recipe
+from peftlab.recipe.yaml_source import KeyPath
+from peftlab.tasks import find_format
+
+PARTS = ("train", "evaluation", "test")
+FIRST_ROWS = 20
+# A `.json` file has no first rows: it is read whole, or not at all.
+LARGEST_JSON = 16 * 2**20
+LONGEST_ROW = 16 * 2**20
+LONGEST_HEADER = 2**20
+BUILTIN = Path(__file__).parent.parent / "builtin"
+
+
+def find_header_errors(recipe: Recipe) -> list[tuple[KeyPath, str]]:
+    """Return (key path, message) for every column that the recipe needs and a file at hand does not have.
+
+    Files that are not there or cannot be read are left to the commands that read them whole.
+    """
+    sources = {part: getattr(recipe.data, part) for part in PARTS}
+    files = {part: path for part, source in sources.items() if (path := find_file(source))}
+    found: dict[tuple[KeyPath, str], None] = {}
+    for path in dict.fromkeys(files.values()):
+        columns = read_columns(path)
+        if columns:
+            found |= dict.fromkeys(missing(recipe, path, columns))
+    return list(found)
+
+
+def find_file(source: Any) -> Path | None:
+    """Return the local file that a source of rows names, None for other sources and for files that are not there."""
+    if not isinstance(source, str):
+        return None
+    name = source.partition("[")[0].strip()
+    if name.startswith("builtin:"):
+        return next(iter(sorted((BUILTIN / name.removeprefix("builtin:")).glob("*.jsonl*"))), None)
+    try:
+        path = user_path(name)
+    except ValueError:
+        return None
+    return path if path.is_file() else None
+
+
+def read_columns(path: Path) -> list[str]:
+    """Return the names of a file's columns as far as its first rows show them, empty if they cannot be read."""
+    kind = next((one for one in READERS if path.name.lower().removesuffix(".gz").endswith(one)), None)
+    if kind is None:
+        return []
+    try:
+        opened: Any = gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb")
+        with opened as file:
+            return list(dict.fromkeys(READERS[kind](file)))
+    except (OSError, EOFError, ValueError, RecursionError, csv.Error, ImportError):
+        return []
+
+
+def _read_lines(file: IO[bytes]) -> Iterator[str]:
+    for line in islice(iter(lambda: file.readline(LONGEST_ROW), b""), FIRST_ROWS):
+        if line.strip():
+            yield from json.loads(line.decode("utf-8-sig"))
+
+
+def _read_json(file: IO[bytes]) -> Iterator[str]:
+    content = file.read(LARGEST_JSON)
+    if content.lstrip().startswith(b"{"):
+        yield from _read_lines(io.BytesIO(content))
+        return
+    for row in json.loads(content.decode("utf-8-sig"))[:FIRST_ROWS]:
+        yield from row
+
+
+def _read_csv(file: IO[bytes]) -> Iterator[str]:
+    text = file.read(LONGEST_HEADER).decode("utf-8-sig", errors="ignore")
+    yield from next(csv.reader(io.StringIO(text, newline="")), [])
+
+
+def _read_parquet(file: IO[bytes]) -> Iterator[str]:
+    from pyarrow import parquet
+
+    yield from parquet.read_schema(file).names
+
+
+READERS = {".jsonl": _read_lines, ".json": _read_json, ".csv": _read_csv, ".parquet": _read_parquet}
+
+
+def missing(recipe: Recipe, path: Path, columns: list[str]) -> Iterator[tuple[KeyPath, str]]:
+    """Yield (key path, message) for every role's column, and every name in the template, that is not a column."""
+    data, layout = recipe.data, find_format(recipe.data.format)
+    made = layout.template_role if data.template is not None else None
+    for role in layout.roles:
+        column = data.columns.get(role, role)
+        optional = role in layout.optional and role not in data.columns
+        if role == made or optional or column in columns:
+            continue
+        fault = f"{path} has no column {column!r}{nearest(column, columns)}; it has {listed(columns)}"
+        yield (
+            (("data", "columns", role), fault)
+            if role in data.columns
+            else (
+                ("data", "columns"),
+                f"{fault}; name the column of the {role}, as in columns: {{{role}: NAME}}",
+            )
+        )
+    for name in names_in(data.template):
+        if name not in columns:
+            fault = f"{path} has no column {name!r}{nearest(name, columns)}; it has {listed(columns)}"
+            yield ("data", "template"), fault
+
+
+def names_in(template: str | None) -> list[str]:
+    """Return the columns that a template names; none of one that is not a template."""
+    try:
+        parts = [name for _, name, _, _ in Formatter().parse(template or "") if name]
+    except ValueError:
+        return []
+    return list(dict.fromkeys(parts))

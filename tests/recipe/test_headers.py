@@ -1,0 +1,99 @@
+"""`check` reads the first rows of data files at hand: wrong columns and templates are found there, all at once."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import subprocess
+import sys
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from peftlab.cli.app import run
+from peftlab.recipe.headers import read_columns
+
+RECIPE = """\
+model: {{name: builtin:tiny}}
+method: {{type: lora}}
+data:
+  train: {train}
+  evaluation: {evaluation}
+  template: "Facts: {{mrr}}, {{name}}"
+  columns:
+    completion: reff
+training: {{steps: 1, learning_rate: 1e-3}}
+"""
+ROWS = [{"mr": "a", "ref": "b"}, {"mr": "c", "ref": "d"}]
+
+
+def write(path):
+    kind = path.name.partition(".")[2]
+    text = "".join(json.dumps(row) + "\n" for row in ROWS)
+    if kind == "parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), path)
+    elif kind == "csv":
+        path.write_text('mr,ref\r\n"a\nb",c\r\n')
+    elif kind == "json":
+        path.write_text(json.dumps(ROWS))
+    elif kind == "jsonl.gz":
+        path.write_bytes(gzip.compress(text.encode()))
+    else:
+        path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "parquet", "jsonl.gz"])
+def test_the_columns_of_every_kind_of_file_are_read(tmp_path, kind):
+    assert read_columns(write(tmp_path / f"x.{kind}")) == ["mr", "ref"]
+
+
+def test_every_wrong_column_and_name_is_found_at_once_with_its_line(tmp_path, capsys):
+    train = write(tmp_path / "rows.csv")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(RECIPE.format(train=train, evaluation="not-here.csv"))
+    assert run(["check", str(recipe)]) == 2
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [
+        f"{recipe}:8: data.columns.completion: {train} has no column 'reff'; did you mean 'ref'?; it has mr, ref",
+        f"{recipe}:6: data.template: {train} has no column 'mrr'; did you mean 'mr'?; it has mr, ref",
+        f"{recipe}:6: data.template: {train} has no column 'name'; it has mr, ref",
+    ]
+
+
+def test_a_right_recipe_an_absent_file_and_a_broken_one_are_left_to_training(tmp_path, capsys):
+    recipe = tmp_path / "recipe.yaml"
+    text = RECIPE.format(train=write(tmp_path / "x.jsonl"), evaluation="0.5").replace("reff", "ref")
+    recipe.write_text(text.replace("{mrr}, {name}", "{mr}"))
+    assert run(["check", str(recipe)]) == 0
+    recipe.write_text(RECIPE.format(train=tmp_path / "absent.csv", evaluation="null"))
+    assert run(["check", str(recipe)]) == 0
+    (tmp_path / "broken.jsonl").write_bytes(b"\xff[[[\n")
+    recipe.write_text(RECIPE.format(train=tmp_path / "broken.jsonl", evaluation="null"))
+    assert run(["check", str(recipe)]) == 0
+
+
+def test_a_role_without_a_column_says_how_to_name_it(tmp_path, capsys):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"model: {{name: x}}\nmethod: {{type: lora}}\ndata:\n  train: {write(tmp_path / 'x.jsonl')}\n  format: text\n"
+        "training: {steps: 1, learning_rate: 1e-3}\n"
+    )
+    assert run(["check", str(recipe)]) == 2
+    told = "has no column 'text'; it has mr, ref; name the column of the text, as in columns: {text: NAME}"
+    assert told in capsys.readouterr().out
+
+
+def test_shipped_recipes_are_right():
+    from pathlib import Path
+
+    recipes = sorted(str(path) for path in Path("recipes").rglob("*.yaml"))
+    assert recipes and run(["check", *recipes]) == 0
+
+
+def test_reading_headers_loads_no_torch(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(RECIPE.format(train=write(tmp_path / "x.csv"), evaluation="null"))
+    code = "import sys; from peftlab.cli.app import run; run(sys.argv[1:]); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code, "check", str(recipe)], capture_output=True).returncode == 0
