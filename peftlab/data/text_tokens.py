@@ -11,6 +11,7 @@ from peftlab.data.encoded import Answer, Encoded, long_rows
 from peftlab.data.tokens import (
     STOP,
     Rendered,
+    chunks,
     encode_prompt,
     encode_rendered,
     enough_characters,
@@ -26,10 +27,10 @@ from peftlab.tasks.formats import Completion, Text
 def encode_texts(examples: Sequence[Text], how: Tokenising) -> Iterator[Encoded]:
     """Yield the tokens of texts, all supervised; `how.counts` gains what `_encode` counts."""
     enough = None if long_rows(how.section, how.format) == "chunk" else enough_characters(how.tokenizer, how.section)
-    rendered = (Rendered(one.text, [(0, len(one.text))]) for one in examples)
-    shorter = (Rendered(one.text[:enough], [(0, len(one.text[:enough]))]) for one in examples)
-    for one, _ in _encode(rendered, shorter, how):
-        yield one
+    for chunk in chunks(examples):
+        whole = [_render("", one.text) for one in chunk]
+        shorter = [_render("", one.text[:enough]) for one in chunk]
+        yield from (one for one, _ in _encode(whole, shorter, how))
 
 
 def encode_completions(examples: Sequence[Completion], how: Tokenising) -> Iterator[Encoded]:
@@ -39,11 +40,13 @@ def encode_completions(examples: Sequence[Completion], how: Tokenising) -> Itera
     completion; such a token is not supervised).
     """
     enough = enough_characters(how.tokenizer, how.section)
-    rendered = (_render(*split_prompt(one)) for one in examples)
-    shorter = (_render(*_shorten(*split_prompt(one), enough, how.section)) for one in examples)
-    for example, (one, straddles) in zip(examples, _encode(rendered, shorter, how), strict=True):
-        how.counts["straddling"] += straddles
-        yield one if not how.prompts else _with_answer(one, example, how, straddles=straddles)
+    for chunk in chunks(examples):
+        parts = [split_prompt(one) for one in chunk]
+        whole = [_render(*one) for one in parts]
+        shorter = [_render(*_shorten(*one, enough, how.section)) for one in parts]
+        for example, (one, straddles) in zip(chunk, _encode(whole, shorter, how), strict=True):
+            how.counts["straddling"] += straddles
+            yield one if not how.prompts else _with_answer(one, example, how, straddles=straddles)
 
 
 def _render(prompt: str, completion: str) -> Rendered:
@@ -65,16 +68,14 @@ def _with_answer(one: Encoded, example: Completion, how: Tokenising, *, straddle
     return replace(one, answer=answer)
 
 
-def _encode(
-    rendered: Iterator[Rendered], shorter: Iterator[Rendered], how: Tokenising
-) -> Iterator[tuple[Encoded, bool]]:
+def _encode(wholes: Sequence[Rendered], shorter: Sequence[Rendered], how: Tokenising) -> Iterator[tuple[Encoded, bool]]:
     """Yield tokens, and whether one crosses the beginning of a span.
 
     Special tokens at a text's ends that the tokenizer adds too are there once. `how.counts` gains carried (rows with
     special tokens in their own text) and each `STOP`.
     """
     tokenizer, counts = how.tokenizer, how.counts
-    eos, wholes = tokenizer.eos_token_id, list(rendered)
+    eos = tokenizer.eos_token_id
     encoded = encode_rendered(wholes, tokenizer, shorter, how.section.max_length)
     for whole, (ids, starts, ends, lead, one) in zip(wholes, encoded, strict=True):
         supervised, straddles = mask_spans(starts, ends, one.spans)

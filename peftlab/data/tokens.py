@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import accumulate
 from typing import Any
 
@@ -52,7 +53,7 @@ def tokenise_labelled(
     check_room(tokenizer, limit, paired=paired)
     enough = enough_characters(tokenizer, how.section)
     rows: list[TokenRow] = []
-    for chunk in _chunks(examples):
+    for chunk in chunks(examples):
         texts = [example.text[:enough] for example in chunk]
         pairs = [example.text_pair[:enough] for example in chunk] if paired else None
         encoded = tokenizer(texts, pairs, truncation=True, max_length=limit, verbose=False)
@@ -78,7 +79,7 @@ def tokenise_tagged(examples: Sequence[Example], how: Tokenising) -> list[TokenR
     number = {label: index for index, label in enumerate(how.labels)}
     enough = enough_characters(tokenizer, how.section)
     rows: list[TokenRow] = []
-    for chunk in _chunks(examples):
+    for chunk in chunks(examples):
         words = [example.words[: _count_words(example.words, enough)] for example in chunk]
         encoded = tokenizer([" ".join(one) for one in words], truncation=True, max_length=limit, verbose=False)
         for example, kept, encoding in zip(chunk, words, encoded.encodings, strict=True):
@@ -109,7 +110,12 @@ def enough_characters(tokenizer: Any, section: Data) -> int:
 
     Of a text that is to be cut, no more needs to be tokenised: the tokens at its own end are cut with the rest.
     """
-    return max(LEAST_CHARACTERS, 2 * section.max_length * max(map(len, tokenizer.get_vocab())))
+    return max(LEAST_CHARACTERS, 2 * section.max_length * _longest_token(tokenizer))
+
+
+@lru_cache(maxsize=4)
+def _longest_token(tokenizer: Any) -> int:
+    return max(map(len, tokenizer.get_vocab()))
 
 
 def _tag_row(words: Sequence[str], tags: Sequence[int], encoding: Any, counts: Counter) -> TagRow:
@@ -197,7 +203,7 @@ def encode_rendered(
 def _encode(
     rendered: Sequence[Rendered], tokenizer: Any
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, int, Rendered]]:
-    for chunk in _chunks(rendered):
+    for chunk in chunks(rendered):
         encoded = tokenizer(
             [one.text for one in chunk],
             add_special_tokens=True,
@@ -254,6 +260,7 @@ def cut_prompt(
     return np.asarray(ids)[keep].tolist()
 
 
-def _chunks(items: Sequence[Any]) -> Iterator[Sequence[Any]]:
+def chunks(items: Sequence[Any]) -> Iterator[Sequence[Any]]:
+    """Yield items in runs of as many as are tokenised at once."""
     for start in range(0, len(items), TEXTS_AT_ONCE):
         yield items[start : start + TEXTS_AT_ONCE]

@@ -92,7 +92,6 @@ def test_a_token_beyond_the_embedding_is_refused_only_where_a_row_uses_it(tmp_pa
 @pytest.mark.parametrize("method", ["lora", "qlora"])
 def test_new_rows_are_in_the_merged_model(tmp_path, method):
     start(recipe(tmp_path, "run", method))
-    (tmp_path / "rows.jsonl").unlink()
     for base in ("dequantised", "original") if method == "qlora" else ("original",):
         merge(tmp_path / "run", tmp_path / "merged", base=base, overwrite=True, tolerance=9.0)
         model = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")

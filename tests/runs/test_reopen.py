@@ -168,7 +168,7 @@ def test_a_template_that_writes_another_date_is_another_experiment(tmp_path, mon
     write_today = ChatTemplate.write
     monkeypatch.setattr(ChatTemplate, "write", lambda *args, **named: "tomorrow" + write_today(*args, **named))
     with pytest.raises(
-        StorageError, match="template's output: 'the same template wrote other text' -> 'as one does that"
+        StorageError, match="template's output: 'the same template wrote other text' -> .as one does that"
     ):
         train(recipe, resume=True, display=NoDisplay())
 
