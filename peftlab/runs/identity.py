@@ -68,7 +68,7 @@ def row_changes(saved: dict[str, Any], here: dict[str, Any]) -> dict[str, tuple[
     found = {title: (saved[key], here[key]) for key, title in reasons.items() if saved[key] != here[key]}
     if changes and not found and saved["data"] == here["data"]:
         changes["template's output"] = ("the same template wrote other text", "as one does that writes today's date")
-    return found | {key: tuple(_short(one) for one in pair) for key, pair in changes.items()}  # type: ignore[misc]
+    return {key: (_short(old), _short(new)) for key, (old, new) in (found | changes).items()}
 
 
 def refuse_changed_recipe(saved: dict[str, Any], here: dict[str, Any]) -> None:
