@@ -9,7 +9,7 @@ from typing import Any
 from peftlab.data.examples import fingerprint
 from peftlab.data.held_out import read_held_out, write_held_out
 from peftlab.data.splits import Examples, check_format, check_labels, load_examples, read_general, read_part
-from peftlab.errors import DataError
+from peftlab.errors import DataError, StorageError
 from peftlab.methods.storage import read_context
 from peftlab.models.load import load_saved_tokenizer
 from peftlab.recipe.load import load_recipe
@@ -29,7 +29,11 @@ CHOOSING = ("train", "columns", "template", "tools", "format", "group_by")
 
 def load_run_recipe(directory: RunDirectory, overrides: Sequence[str] = ()) -> Recipe:
     """Return a run's recipe as the version that wrote it understood it, with `overrides`."""
-    return load_recipe(directory.recipe, [*earlier_settings(directory.read_result().recipe), *overrides])
+    try:
+        recorded = directory.read_result().recipe
+    except StorageError:  # it is raised where the record is needed, after what can be refused without it
+        recorded = {}
+    return load_recipe(directory.recipe, [*earlier_settings(recorded), *overrides])
 
 
 def reopen_bench(directory: RunDirectory, recipe: Recipe, world: World) -> Bench:
