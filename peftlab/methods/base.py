@@ -315,6 +315,24 @@ class Method(BaseModel):
         """Return the canonical names of the frozen weights that `merge` must change: those with an update."""
         return set()
 
+    @property
+    def merges_by_tensor(self) -> bool:
+        """Whether `merge_tensor` gives what `merge` gives, so that a large model can be merged in pieces."""
+        return self.mergeable
+
+    def read_stored(self, folder: Path) -> dict[str, Tensor]:
+        """Return the tensors that `save` wrote, by canonical name. Raises StorageError."""
+        from peftlab.methods.storage import read_tensors
+
+        return read_tensors(folder / self.weights_file)
+
+    def merge_tensor(self, name: str, weight: Tensor, stored: dict[str, Tensor], *, transposed: bool) -> Tensor | None:
+        """Return a base tensor after merging, from its value in the base and what was `stored`; None if unchanged.
+
+        `transposed` says that the weight is (inputs, outputs), as in GPT-2's Conv1D. The result is in float32.
+        """
+        return stored.get(name)
+
     def merges_away(self, name: str) -> bool:
         """Return whether `merge` puts a trained parameter into other weights, so that a merged model has no such."""
         return name.endswith(ROWS)

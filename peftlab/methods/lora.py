@@ -154,6 +154,26 @@ class LoRA(Method):
         """Return the plain model with the updates added to its weights, rounded to their type; `model` is copied."""
         return cast("PeftModel", copy_with_rows(model)).merge_and_unload()
 
+    @property
+    def merges_by_tensor(self) -> bool:
+        return self.init not in ("pissa", "olora")  # these change the base when they start
+
+    def read_stored(self, folder: Path) -> dict[str, Tensor]:
+        return {name.removeprefix("base_model.model."): one for name, one in super().read_stored(folder).items()}
+
+    def merge_tensor(self, name: str, weight: Tensor, stored: dict[str, Tensor], *, transposed: bool) -> Tensor | None:
+        """Return W + s·B·A, with DoRA m·(W + s·B·A) / ‖W + s·B·A‖ for each output, s as in `alpha` and `rslora`."""
+        module = name.removesuffix(".weight")
+        down, up = (stored.get(f"{module}.lora_{side}.weight") for side in "AB")
+        if name in stored or down is None or up is None:
+            return stored.get(name)
+        scale = self.alpha / (self.rank**0.5 if self.rslora else self.rank)
+        plain = weight.float().T if transposed else weight.float()
+        merged = plain + scale * (up.float() @ down.float())
+        if (magnitude := stored.get(f"{module}.lora_magnitude_vector")) is not None:
+            merged *= (magnitude.float() / merged.norm(dim=1))[:, None]
+        return merged.T if transposed else merged
+
     def merges_away(self, name: str) -> bool:
         return ".lora_" in name or super().merges_away(name)
 

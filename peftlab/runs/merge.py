@@ -16,22 +16,28 @@ from transformers import PreTrainedModel
 
 from peftlab.errors import StorageError, UsageError, listed
 from peftlab.evaluation.agreement import Outputs, collect_outputs, compare_outputs, first_rows, rms
-from peftlab.evaluation.generate import save_generation
 from peftlab.files import sync_files, write_atomically
 from peftlab.methods import Method
+from peftlab.methods.storage import read_manifest
 from peftlab.models.config import auto_class
-from peftlab.models.load import load_model
+from peftlab.models.load import load_model, load_tokenizer
 from peftlab.parameters.trainable import is_quantized, named_parameters
+from peftlab.recipe.schema import Recipe
 from peftlab.reports import AgreementReport, MergeReport
 from peftlab.runs.bench import Bench, prepare
+from peftlab.runs.directory import RunDirectory
 from peftlab.runs.launch import launched
 from peftlab.runs.loading import fill_trained
+from peftlab.runs.merge_shards import Shards, open_shards
 from peftlab.runs.reopen import reopen_bench
 from peftlab.runs.use import open_run
+from peftlab.world.dtypes import resolve_dtype
+from peftlab.world.base import World
 from peftlab.world.open import open_world
 from peftlab.world.quiet import quiet_libraries
 
 RECORD = "merge.json"
+GENERATION = "generation_config.json"
 ROWS = 64
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # The largest difference that passes, as a part of what training changed: rounding to the type takes less.
@@ -65,23 +71,32 @@ def merge(
     bases = _list_bases(recipe.method, base, compared=rows > 0)
     _refuse_output(out, folder, overwrite)
     world = open_world(recipe.run.device)
-    with launched(world):
-        bench = reopen_bench(directory, recipe, world)
-        if rows and not (bench.dataset.train or bench.dataset.evaluation or bench.dataset.test):
-            bench = prepare(recipe, world)  # a run of an earlier version keeps no rows
-        work = _Merging(bench, rows, DTYPES.get(dtype) or bench.base.model.dtype)
-        work.observe_base()
-        trained = fill_trained(recipe, bench.base, directory.weights, bench.device)
-        work.observe_trained(trained)
-        with _temporary(out) as temporary:
-            report = work.write_best(trained, bases, temporary, tolerance)
-            report = report.model_copy(update={"run": str(folder), "folder": str(out)})
-            write_atomically(temporary / RECORD, report.model_dump_json(indent=2) + "\n")
-            sync_files(temporary)
-            if out.exists():
-                shutil.rmtree(out)
-            temporary.rename(out)
+    labels = read_manifest(directory.weights, recipe.method, None).context.get("labels")
+    work = _Merging(
+        recipe,
+        directory.weights,
+        DTYPES.get(dtype) or resolve_dtype(recipe.model.dtype, world.device),
+        {name: open_shards(recipe, directory.weights, name, labels) for name in bases},
+    )
+    with launched(world), _temporary(out) as temporary:
+        if rows or not all(work.shards.values()):
+            work.load(_open_bench(directory, recipe, world, rows), rows)
+        report = work.write_best(bases, temporary, tolerance)
+        report = report.model_copy(update={"run": str(folder), "folder": str(out)})
+        write_atomically(temporary / RECORD, report.model_dump_json(indent=2) + "\n")
+        sync_files(temporary)
+        if out.exists():
+            shutil.rmtree(out)
+        temporary.rename(out)
     return report
+
+
+def _open_bench(directory: RunDirectory, recipe: Recipe, world: World, rows: int) -> Bench:
+    """Return the run's bench, with the rows that it kept."""
+    bench = reopen_bench(directory, recipe, world)
+    if rows and not (bench.dataset.train or bench.dataset.evaluation or bench.dataset.test):
+        return prepare(recipe, world)  # a run of an earlier version keeps no rows
+    return bench
 
 
 def _list_bases(method: Method, base: str, *, compared: bool) -> list[str]:
@@ -127,44 +142,49 @@ def _temporary(out: Path) -> Iterator[Path]:
 
 @dataclass
 class _Merging:
-    """The outputs of base and trained model that a merged one is compared with."""
+    """A run's merging, by shards where that is possible.
 
-    bench: Bench
-    rows: int
+    The bench and the outputs of base and trained model are there where models are built.
+    """
+
+    recipe: Recipe
+    weights: Path
     dtype: torch.dtype
+    shards: dict[str, Shards | None]
+    bench: Bench | None = None
+    rows: int = 0
     part: str | None = None
+    model: nn.Module | None = None
     base: Outputs | None = None
     trained: Outputs | None = None
 
-    def observe_base(self) -> None:
-        if self.rows:
-            self.base = self._observe(self.bench.base.model)
-
-    def observe_trained(self, model: nn.Module) -> None:
-        if self.rows:
-            self.trained = self._observe(model)
+    def load(self, bench: Bench, rows: int) -> None:
+        """Build the trained model, and observe base and trained model on `rows` rows."""
+        self.bench, self.rows = bench, rows
+        self.base = self._observe(bench.base.model) if rows else None
+        self.model = fill_trained(self.recipe, bench.base, self.weights, bench.device)
+        self.trained = self._observe(self.model) if rows else None
 
     def _observe(self, model: nn.Module) -> Outputs:
+        assert self.bench is not None, "models are observed where they are built"
         bench = self.bench
         self.part, rows = first_rows(bench.dataset, self.rows)
         return collect_outputs(
             model,
             rows,
             bench.dataset,
-            loss=bench.recipe.task.loss(model),
+            loss=self.recipe.task.loss(model),
             world=bench.world,
             precision=bench.precision,
             batch_size=bench.batch_size,
         )
 
-    def write_best(
-        self, trained: nn.Module, bases: Sequence[str], folder: Path, tolerance: float | None
-    ) -> MergeReport:
+    def write_best(self, bases: Sequence[str], folder: Path, tolerance: float | None) -> MergeReport:
         """Write the merged model whose outputs are nearest to the trained one's, checked against its limit."""
         agreements: dict[str, AgreementReport] = {}
         tensors: dict[str, dict[str, int]] = {}
         for base in bases:
-            tensors[base] = self._write(trained, base, folder / base)
+            tensors[base] = self._write(base, folder / base)
             if self.trained:
                 agreements[base] = compare_outputs(self.trained, self._observe(self._read(folder / base)))
         best = min(agreements, key=lambda name: agreements[name].rms) if agreements else bases[0]
@@ -197,26 +217,32 @@ class _Merging:
         share = TOLERANCES[self.dtype] if tolerance is None else tolerance
         return effect, max(share * effect, ROUNDINGS * rounding if tolerance is None else 0.0)
 
-    def _write(self, trained: nn.Module, base: str, folder: Path) -> dict[str, int]:
-        """Write one merged model and return how many of its tensors were merged, trained, copied or dequantised."""
-        method, plain = self.bench.recipe.method, None
+    def _write(self, base: str, folder: Path) -> dict[str, int]:
+        """Write one merged model and return how many of its tensors were merged, trained, copied or unpacked."""
+        folder.mkdir()
+        shards = self.shards[base]
+        counts = self._write_whole(base, folder) if shards is None else shards.write(folder, self.dtype)
+        load_tokenizer(self.recipe.model).save_pretrained(folder)
+        if (ends := self.weights / GENERATION).is_file():
+            shutil.copy(ends, folder / GENERATION)
+        return counts
+
+    def _write_whole(self, base: str, folder: Path) -> dict[str, int]:
+        assert self.bench is not None and self.model is not None, "a model that is not merged by shards is built"
+        method, plain = self.recipe.method, None
         if base == "original" and method.base_format != "plain":
-            plain = load_model(
-                self.bench.recipe.model, device=self.bench.device, labels=self.bench.dataset.labels
-            ).model
-        merged = cast(PreTrainedModel, method.merge(trained, plain))
-        counts = _account(trained, merged, method)
+            section, labels = self.recipe.model, self.bench.dataset.labels
+            plain = load_model(section, device=self.bench.device, labels=labels).model
+        merged = cast(PreTrainedModel, method.merge(self.model, plain))
+        counts = _account(self.model, merged, method)
         # A run that recomputed activations has the cache off, which no use of the result should inherit.
         merged.config.use_cache = True
-        folder.mkdir()
         _cast(merged, self.dtype).save_pretrained(folder)
-        self.bench.tokenizer.save_pretrained(folder)
-        save_generation(merged, folder)
         return counts
 
     def _read(self, folder: Path) -> nn.Module:
         """Return the folder's model as transformers alone reads it. Raises StorageError where tensors do not fit."""
-        loaded: Any = auto_class(self.bench.recipe.task).from_pretrained(
+        loaded: Any = auto_class(self.recipe.task).from_pretrained(
             folder, dtype=self.dtype, local_files_only=True, output_loading_info=True
         )
         model, found = loaded
@@ -226,6 +252,7 @@ class _Merging:
                 f"the merged folder is not a plain {type(model).__name__}: {listed(wrong[:3])} would be lost; use the "
                 "run's folder `weights` with peftlab"
             )
+        assert self.bench is not None, "a folder is read to be observed"
         return model.to(self.bench.device)
 
 

@@ -1,0 +1,137 @@
+"""Merging a checkpoint shard by shard: a model of any size in the memory of a few of its tensors."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from peftlab.errors import StorageError, listed
+from peftlab.methods import Method
+from peftlab.models.build import build_meta
+from peftlab.models.checkpoint import stored_shapes
+from peftlab.models.reference import Reference, resolve
+from peftlab.parameters.trainable import find_base
+from peftlab.recipe.schema import Recipe
+
+# Bytes of one written file, which are in memory while it is written, twice.
+SHARD_BYTES = 400 * 2**20
+INDEX = "model.safetensors.index.json"
+
+
+@dataclass
+class Shards:
+    """A plain checkpoint in `source`, and the tensors that a run stored, by the model's own names.
+
+    `names` are all tensors of the result, `model` is without weights.
+    """
+
+    source: Path
+    model: PreTrainedModel
+    method: Method
+    stored: dict[str, Tensor]
+    names: list[str]
+    counts: Counter[str] = field(default_factory=Counter)
+
+    def write(self, folder: Path, dtype: torch.dtype) -> dict[str, int]:
+        """Write the merged tensors and the config to `folder`; return how many were merged, trained, copied.
+
+        Raises StorageError if a stored tensor has no place in the result.
+        """
+        self.counts = Counter()
+        places: dict[str, str] = {}
+        total, files = 0, 0
+        for files, (tensors, size) in enumerate(self._shards(dtype), start=1):
+            file = f"model-{files:05}.safetensors"
+            save_file(tensors, folder / file, metadata={"format": "pt"})
+            places |= dict.fromkeys(tensors, file)
+            total += size
+        if files == 1:
+            (folder / "model-00001.safetensors").rename(folder / "model.safetensors")
+        else:
+            index = {"metadata": {"total_size": total}, "weight_map": places}
+            (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        self._refuse_lost(places)
+        self.model.config.dtype = dtype
+        self.model.config.use_cache = True
+        self.model.config.architectures = [type(self.model).__name__]
+        self.model.config.save_pretrained(folder)
+        return dict(self.counts)
+
+    def _shards(self, dtype: torch.dtype) -> Iterator[tuple[dict[str, Tensor], int]]:
+        """Yield the tensors of each file and their bytes."""
+        tensors: dict[str, Tensor] = {}
+        size = 0
+        for name, tensor in self._tensors():
+            tensors[name] = tensor.to(dtype if tensor.is_floating_point() else tensor.dtype).contiguous()
+            size += tensors[name].nbytes
+            if size >= SHARD_BYTES:
+                yield tensors, size
+                tensors, size = {}, 0
+        if tensors:
+            yield tensors, size
+
+    def _tensors(self) -> Iterator[tuple[str, Tensor]]:
+        with ExitStack() as stack:
+            for file in sorted(self.source.glob("*.safetensors")):
+                opened = stack.enter_context(safe_open(file, "pt"))
+                for name in sorted(opened.keys()):
+                    yield name, self._merged(name, opened.get_tensor(name))
+        for name in self.names:
+            if name in self.stored and name not in self._known:
+                self.counts["trained"] += 1
+                yield name, self.stored[name]
+
+    @property
+    def _known(self) -> set[str]:
+        return set(_shapes(self.source))
+
+    def _merged(self, name: str, weight: Tensor) -> Tensor:
+        module = self.model.get_submodule(name.rpartition(".")[0])
+        found = self.method.merge_tensor(name, weight, self.stored, transposed=isinstance(module, Conv1D))
+        self.counts["copied" if found is None else "trained" if name in self.stored else "merged"] += 1
+        return weight if found is None else found
+
+    def _refuse_lost(self, places: dict[str, str]) -> None:
+        own = {name for name in self.stored if not self.method.merges_away(name)}
+        merged_into = {f"{name.partition('.lora_')[0]}.weight" for name in self.stored.keys() - own}
+        if lost := sorted((own | merged_into) - places.keys()):
+            raise StorageError(f"merging lost what was trained of {listed(lost[:3])}; nothing was written")
+
+
+def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    return stored_shapes(Reference(label=str(folder), folder=folder)) or {}
+
+
+def open_shards(recipe: Recipe, weights: Path, base: str, labels: Sequence[str] | None) -> Shards | None:
+    """Return the shards that a run can be merged from; None where its model has to be built for it.
+
+    It has to be where the base is no folder of safetensors files whose tensors have the model's own names and
+    shapes, where a quantised base is to be dequantised, and where a method changed the base when it started.
+    """
+    method = recipe.method
+    if not method.merges_by_tensor or base == "dequantised":
+        return None
+    reference = resolve(recipe.model.name, recipe.model.revision)
+    source = weights if method.stores == "all" else reference.folder if reference.kind == "folder" else None
+    if source is None or recipe.model.init == "random" and source != weights:
+        return None
+    model, _ = build_meta(recipe.model, labels)
+    stored = {} if source == weights else method.read_stored(weights)
+    wanted = {name: tuple(one.shape) for name, one in find_base(model)[1].state_dict().items()}
+    there = _shapes(source)
+    own = {name: tuple(one.shape) for name, one in stored.items() if name in wanted}
+    tied = set(getattr(model, "all_tied_weights_keys", None) or ())
+    lacking = wanted.keys() - there.keys() - own.keys() - tied
+    fits = all(wanted.get(name) == shape for name, shape in (there | own).items())
+    return Shards(source, model, method, stored, list(wanted)) if fits and there and not lacking else None
