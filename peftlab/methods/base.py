@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self
 
@@ -311,8 +311,11 @@ class Method(BaseModel):
                 "run's folder `weights` with peftlab, or train LoRA"
             )
 
-    def updated_weights(self, model: nn.Module) -> set[str]:
-        """Return the canonical names of the frozen weights that `merge` must change: those with an update."""
+    def updated_weights(self, tensors: Mapping[str, Tensor]) -> set[str]:
+        """Return the canonical names of the frozen weights that `merge` must change: those with an update.
+
+        `tensors` are those of the model, or of a saved copy, by canonical name.
+        """
         return set()
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, cast
 
@@ -177,11 +178,13 @@ class LoRA(Method):
     def merges_away(self, name: str) -> bool:
         return ".lora_" in name or super().merges_away(name)
 
-    def updated_weights(self, model: nn.Module) -> set[str]:
-        from peftlab.parameters.trainable import named_parameters
-
-        updates = {name: one for name, one in named_parameters(model).items() if name.endswith(".lora_B.weight")}
-        return {f"{name.removesuffix('.lora_B.weight')}.weight" for name, one in updates.items() if one.any()}
+    def updated_weights(self, tensors: Mapping[str, Tensor]) -> set[str]:
+        ending = ".lora_B.weight"
+        return {
+            f"{name.removesuffix(ending)}.weight"
+            for name, one in tensors.items()
+            if name.endswith(ending) and one.any()
+        }
 
     def stored_tensors(self, model: nn.Module) -> dict[str, Tensor]:
         from peft import get_peft_model_state_dict

@@ -31,8 +31,8 @@ from peftlab.runs.loading import fill_trained
 from peftlab.runs.merge_shards import Shards, open_shards
 from peftlab.runs.reopen import reopen_bench
 from peftlab.runs.use import open_run
-from peftlab.world.dtypes import resolve_dtype
 from peftlab.world.base import World
+from peftlab.world.dtypes import resolve_types
 from peftlab.world.open import open_world
 from peftlab.world.quiet import quiet_libraries
 
@@ -75,7 +75,7 @@ def merge(
     work = _Merging(
         recipe,
         directory.weights,
-        DTYPES.get(dtype) or resolve_dtype(recipe.model.dtype, world.device),
+        DTYPES.get(dtype) or resolve_types(recipe.model.dtype, recipe.training.precision, world.device).weights,
         {name: open_shards(recipe, directory.weights, name, labels) for name in bases},
     )
     with launched(world), _temporary(out) as temporary:
@@ -270,7 +270,8 @@ def _name(dtype: torch.dtype) -> str:
 
 def _account(trained: nn.Module, merged: nn.Module, method: Method) -> dict[str, int]:
     """Return how many tensors of `merged` became what. Raises StorageError if a tensor of the run is lost."""
-    before, after, updated = named_parameters(trained), named_parameters(merged), method.updated_weights(trained)
+    before, after = named_parameters(trained), named_parameters(merged)
+    updated = method.updated_weights(before)
     kinds = {name: _kind(before.get(name), tensor, name in updated) for name, tensor in after.items()}
     lost = {name for name in before if before[name].requires_grad and not method.merges_away(name)} - kinds.keys()
     lost |= {name for name in updated if kinds.get(name) != "merged"}

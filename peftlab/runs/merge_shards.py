@@ -42,13 +42,14 @@ class Shards:
     stored: dict[str, Tensor]
     names: list[str]
     counts: Counter[str] = field(default_factory=Counter)
+    unchanged: set[str] = field(default_factory=set)
 
     def write(self, folder: Path, dtype: torch.dtype) -> dict[str, int]:
         """Write the merged tensors and the config to `folder`; return how many were merged, trained, copied.
 
         Raises StorageError if a stored tensor has no place in the result.
         """
-        self.counts = Counter()
+        self.counts, self.unchanged = Counter(), set()
         places: dict[str, str] = {}
         total, files = 0, 0
         for files, (tensors, size) in enumerate(self._shards(dtype), start=1):
@@ -61,7 +62,7 @@ class Shards:
         else:
             index = {"metadata": {"total_size": total}, "weight_map": places}
             (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        self._refuse_lost(places)
+        self._refuse_lost(set(places))
         self.model.config.dtype = dtype
         self.model.config.use_cache = True
         self.model.config.architectures = [type(self.model).__name__]
@@ -99,13 +100,15 @@ class Shards:
     def _merged(self, name: str, weight: Tensor) -> Tensor:
         module = self.model.get_submodule(name.rpartition(".")[0])
         found = self.method.merge_tensor(name, weight, self.stored, transposed=isinstance(module, Conv1D))
+        if found is None:
+            self.unchanged.add(name)
         self.counts["copied" if found is None else "trained" if name in self.stored else "merged"] += 1
         return weight if found is None else found
 
-    def _refuse_lost(self, places: dict[str, str]) -> None:
+    def _refuse_lost(self, written: set[str]) -> None:
         own = {name for name in self.stored if not self.method.merges_away(name)}
-        merged_into = {f"{name.partition('.lora_')[0]}.weight" for name in self.stored.keys() - own}
-        if lost := sorted((own | merged_into) - places.keys()):
+        updated = self.method.updated_weights(self.stored)
+        if lost := sorted((own - written) | (updated - written) | (updated & self.unchanged)):
             raise StorageError(f"merging lost what was trained of {listed(lost[:3])}; nothing was written")
 
 

@@ -55,13 +55,24 @@ def quantised(tmp_path_factory) -> Path:
     return trained(tmp_path_factory.mktemp("qlora"), METHODS["qlora"])
 
 
+@pytest.fixture
+def whole(monkeypatch):
+    """No merging by shards: the whole model is built."""
+    monkeypatch.setattr("peftlab.runs.merge.open_shards", lambda *_: None)
+
+
 @pytest.mark.parametrize("method", CASES.values(), ids=CASES)
-def test_the_folder_has_the_trained_models_outputs(method, tmp_path):
-    report = merge(trained(tmp_path, method), tmp_path / "out")
+def test_the_folder_has_the_trained_models_outputs(method, tmp_path, monkeypatch):
+    run = trained(tmp_path, method)
+    report = merge(run, tmp_path / "out")
     found = report.agreements["original"]
     assert report.effect > 0.1 and found.rms < 1e-4 * report.effect and found.same_top == 1
     assert found.loss_second == pytest.approx(found.loss_first, abs=1e-5)
     assert json.loads((tmp_path / "out" / "merge.json").read_text())["tensors"] == report.tensors
+    by_shards = load_file(tmp_path / "out" / "model.safetensors")
+    monkeypatch.setattr("peftlab.runs.merge.open_shards", lambda *_: None)
+    merge(run, tmp_path / "whole", rows=0)
+    torch.testing.assert_close(by_shards, load_file(tmp_path / "whole" / "model.safetensors"))
 
 
 def test_every_updated_weight_is_the_base_plus_its_update(run, tmp_path):
@@ -143,7 +154,7 @@ PLANTED = [(wrong_scale, "is not the trained one"), (dropped_layer, "lost what w
 
 
 @pytest.mark.parametrize(("fault", "message"), PLANTED)
-def test_a_planted_fault_is_refused_and_leaves_nothing(run, tmp_path, monkeypatch, fault, message):
+def test_a_planted_fault_is_refused_and_leaves_nothing(run, whole, tmp_path, monkeypatch, fault, message):
     from copy import deepcopy
 
     def spoiled(self, model, base=None):
@@ -157,7 +168,33 @@ def test_a_planted_fault_is_refused_and_leaves_nothing(run, tmp_path, monkeypatc
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_head_that_was_trained_apart_from_its_embedding_is_refused_where_a_reload_ties_it(run, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("factor", "message"), [(1.1, "is not the trained one"), (None, "lost what was trained")])
+def test_a_planted_fault_in_a_shard_is_refused_and_leaves_nothing(run, tmp_path, monkeypatch, factor, message):
+    right = LoRA.merge_tensor
+
+    def spoiled(self, name, weight, stored, *, transposed):
+        merged = right(self, name, weight, stored, transposed=transposed)
+        if merged is None or "layers.0.mlp.up_proj" not in name:
+            return merged
+        return None if factor is None else weight + 40 * factor * (merged - weight)
+
+    monkeypatch.setattr(LoRA, "merge_tensor", spoiled)
+    with pytest.raises(StorageError, match=message):
+        merge(run, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_large_model_is_written_in_several_files_in_the_memory_of_one(run, tmp_path, monkeypatch):
+    merge(run, tmp_path / "one", rows=0)
+    monkeypatch.setattr("peftlab.runs.merge_shards.SHARD_BYTES", 200_000)
+    merge(run, tmp_path / "many")
+    files = sorted(path.name for path in (tmp_path / "many").glob("*.safetensors"))
+    assert len(files) > 2
+    found = {name: one for file in files for name, one in load_file(tmp_path / "many" / file).items()}
+    torch.testing.assert_close(found, load_file(tmp_path / "one" / "model.safetensors"), rtol=0, atol=0)
+
+
+def test_a_head_apart_from_its_embedding_is_refused_where_a_reload_ties_it(run, whole, tmp_path, monkeypatch):
     def untied(self, model, base=None):
         from copy import deepcopy
 
