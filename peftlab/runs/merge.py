@@ -20,7 +20,7 @@ from peftlab.files import sync_files, write_atomically
 from peftlab.methods import Method
 from peftlab.methods.storage import read_manifest
 from peftlab.models.config import auto_class
-from peftlab.models.load import load_model, load_tokenizer
+from peftlab.models.load import load_model, load_saved_tokenizer
 from peftlab.parameters.trainable import is_quantized, named_parameters
 from peftlab.recipe.schema import Recipe
 from peftlab.reports import AgreementReport, MergeReport
@@ -222,7 +222,7 @@ class _Merging:
         folder.mkdir()
         shards = self.shards[base]
         counts = self._write_whole(base, folder) if shards is None else shards.write(folder, self.dtype)
-        load_tokenizer(self.recipe.model).save_pretrained(folder)
+        load_saved_tokenizer(self.weights, self.recipe.model).save_pretrained(folder)
         if (ends := self.weights / GENERATION).is_file():
             shutil.copy(ends, folder / GENERATION)
         return counts

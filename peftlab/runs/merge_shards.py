@@ -120,10 +120,11 @@ def open_shards(recipe: Recipe, weights: Path, base: str, labels: Sequence[str] 
     """Return the shards that a run can be merged from; None where its model has to be built for it.
 
     It has to be where the base is no folder of safetensors files whose tensors have the model's own names and
-    shapes, where a quantised base is to be dequantised, and where a method changed the base when it started.
+    shapes, where a quantised base is to be dequantised, where tokens were added, and where a method changed the base
+    when it started.
     """
     method = recipe.method
-    if not method.merges_by_tensor or base == "dequantised":
+    if not method.merges_by_tensor or base == "dequantised" or recipe.model.add_tokens:
         return None
     reference = resolve(recipe.model.name, recipe.model.revision)
     source = weights if method.stores == "all" else reference.folder if reference.kind == "folder" else None
