@@ -119,9 +119,9 @@ def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:
 def open_shards(recipe: Recipe, weights: Path, base: str, labels: Sequence[str] | None) -> Shards | None:
     """Return the shards that a run can be merged from; None where its model has to be built for it.
 
-    It has to be where the base is no folder of safetensors files whose tensors have the model's own names and
-    shapes, where a quantised base is to be dequantised, where tokens were added, and where a method changed the base
-    when it started.
+    Shards need a base that is a folder of safetensors files whose tensors have the model's own names and shapes. They
+    suit neither a quantised base to be dequantised, nor added tokens, nor a method that changed the base when it
+    started.
     """
     method = recipe.method
     if not method.merges_by_tensor or base == "dequantised" or recipe.model.add_tokens:
