@@ -103,7 +103,7 @@ def _inference() -> list[Column]:
 def _runs() -> list[Column]:
     return [
         _optional("learning_rate", "learning rate", lambda row: row.variant.learning_rate, "{:.3g}".format),
-        Column("seeds", "seeds", lambda row: len(row.finished), lambda row: row.status),
+        Column("seeds", "seeds", lambda row: len(row.valued), lambda row: row.status),
     ]
 
 

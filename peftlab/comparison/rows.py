@@ -16,13 +16,15 @@ from peftlab.reports import ComparisonReport, InferenceReport, ParameterReport, 
 class Row:
     """One line of the table: a variant under one budget, with `trials` of all seeds at the chosen learning rate.
 
-    `label` is the variant's name, with the budget where the comparison has several; no other row has it.
+    `label` is the variant's name, with the budget where the comparison has several; no other row has it. `metric` is
+    the one that the comparison reports.
     """
 
     label: str
     variant: VariantReport
     trials: list[Trial]
     sweep: list[Trial]
+    metric: str = "loss"
 
     @property
     def name(self) -> str:
@@ -38,6 +40,11 @@ class Row:
         return [trial for trial in self.trials if trial.finished]
 
     @property
+    def valued(self) -> list[Trial]:
+        """The finished seeds that have a finite value: those in the mean."""
+        return [trial for trial in self.finished if trial.has_value(self.metric)]
+
+    @property
     def all_trials(self) -> list[Trial]:
         """All trials, seeds first, each run once."""
         return list({trial.report.run: trial for trial in (*self.trials, *self.sweep)}.values())
@@ -49,9 +56,13 @@ class Row:
 
     @property
     def status(self) -> str:
-        """How many of the seeds finished, and what became of the others."""
+        """How many of the seeds have a value, and what became of the others."""
         trials = self.trials or self.sweep
-        lost = [trial.report.status for trial in trials if not trial.finished]
+        lost = [
+            "not finite" if trial.finished else trial.report.status
+            for trial in trials
+            if not (trial.finished and trial.has_value(self.metric))
+        ]
         count = f"{len(trials) - len(lost)} of {len(trials)}"
         return f"{count} ({', '.join(dict.fromkeys(lost)).replace('_', ' ')})" if lost else count
 
@@ -112,7 +123,7 @@ def read_table(folder: Path, verify: bool = True) -> Table:
         return [_read_once(folder / RUNS, one, known, problems, verify) for one in reports]
 
     labels = zip(_labels(report), report.variants, strict=True)
-    rows = [Row(label, variant, read(variant.trials), read(variant.sweep)) for label, variant in labels]
+    rows = [Row(label, variant, read(variant.trials), read(variant.sweep), report.metric) for label, variant in labels]
     return Table(folder, report, rows, problems)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,12 @@ class Trial:
     @property
     def finished(self) -> bool:
         return self.report.status == "finished" and self.result is not None
+
+    def has_value(self, metric: str) -> bool:
+        """Return whether the metric that is reported is a finite number, or is known from the rows alone."""
+        found = self.metrics.get("test_after", self.metrics.get("after", {}))
+        value = found.get(metric, 0.0)
+        return value is not None and isfinite(value)
 
     @property
     def metrics(self) -> dict[str, Metrics]:

@@ -157,7 +157,7 @@ def _cannot(table: Table, findings: Findings, pairs: Sequence[Difference[str]]) 
     if missed := _by_budget(table, _missed):
         yield f"Off their budget by more than 2 %: {missed}. These do not compare at equal budgets."
     if lost := _by_budget(table, _lost):
-        yield f"Seeds did not finish: {lost}; the mean of the others may be too optimistic."
+        yield f"Seeds gave no {table.metric}: {lost}; the mean of the others may be too optimistic."
     yield "All of this applies to this model, this data and this length of training; other cases were not tried."
 
 
@@ -177,7 +177,7 @@ def _missed(row: Row) -> str | None:
 
 
 def _lost(row: Row) -> str | None:
-    lost = len(row.trials) - len(row.finished)
+    lost = len(row.trials) - len(row.valued)
     return f" ({lost} of {len(row.trials)})" if lost else None
 
 

@@ -297,3 +297,18 @@ def test_rows_of_generated_texts_are_drawn_like_any_others(tmp_path):
     half = stats.t.ppf(0.975, 39) * (0.25 / 39) ** 0.5
     assert found.high - found.mean == pytest.approx(half, rel=0.06)
     assert not findings.notes
+
+
+@pytest.mark.parametrize("value", [float("inf"), None])
+def test_a_finished_seed_without_a_finite_value_is_counted_as_lost(tmp_path, value):
+    folder = Maker(tmp_path, methods=("lora", "bitfit"), rows=30, without=("scores", "general")).write()
+    for place, run in enumerate(sorted((folder / "runs").glob("*-0.001-*"))):
+        result = json.loads((run / "result.json").read_text())
+        result["metrics"]["test_after"]["perplexity"] = value if place == 0 else 20.0 + place
+        (run / "result.json").write_text(json.dumps(result))
+    report = json.loads((folder / "comparison.json").read_text()) | {"metric": "perplexity"}
+    (folder / "comparison.json").write_text(json.dumps(report))
+    table = read_table(folder)
+    lost = next(row for row in table.rows if row.name == "bitfit")  # its runs come first
+    assert lost.status == "2 of 3 (not finite)" and find(table).quality["perplexity"]["bitfit"].seeds == 2
+    assert any("gave no perplexity: bitfit (1 of 3)" in sentence for sentence in conclude(table, find(table))[1])

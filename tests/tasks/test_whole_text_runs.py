@@ -19,9 +19,10 @@ from peftlab.recipe.dump import dump_recipe
 from peftlab.runs.bench import prepare as prepare_bench
 from peftlab.runs.directory import RunDirectory
 from peftlab.runs.display import NoDisplay
+from peftlab.runs.generation import generate
 from peftlab.runs.params import count
 from peftlab.runs.run import train
-from peftlab.runs.use import evaluate, generate
+from peftlab.runs.use import evaluate
 from peftlab.runs.verify import differing, load_final
 from peftlab.tasks import TASKS, task_of
 from peftlab.world.open import open_world
