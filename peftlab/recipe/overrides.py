@@ -53,8 +53,9 @@ def parse_value(text: str, path: KeyPath) -> Any:
         if only_text:
             return text
         raise
-    # Keep unquoted text as written: YAML would cut `a #1` at the comment and fold line breaks.
-    if only_text and source.value is not None and text[:1] not in ("'", '"'):
+    # Keep unquoted text as written: YAML would cut `a #1` at the comment, read `#a` as none, and fold line breaks.
+    written = source.value is not None or text.lstrip().startswith("#")
+    if only_text and written and text[:1] not in ("'", '"'):
         return text
     return source.value
 

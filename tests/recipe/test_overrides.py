@@ -26,6 +26,7 @@ from .texts import VALID, only_problem, problems_of
         ("data.columns.completion=ref", {"completion": "ref"}),
         ("run.output=1e5", "1e5"),
         ("run.output=null", None),
+        ("evaluation.texts.extract=####\\s*(.+)", "####\\s*(.+)"),
         ("model.revision=2024", "2024"),
         ("evaluation.generation.beams=4", 4),
         ("training.clip=null", None),

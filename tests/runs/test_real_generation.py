@@ -62,6 +62,8 @@ def write_base(folder: Path) -> Path:
     model, tokenizer = (
         one.from_pretrained(root, gguf_file=weights.name) for one in (AutoModelForCausalLM, AutoTokenizer)
     )
+    model.hf_quantizer = None  # the weights are unpacked, and transformers saves none that it believes quantised
+    vars(model.config).pop("quantization_config", None)
     tokenizer.eos_token = "<|endoftext|>"
     model.config.eos_token_id = model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.save_pretrained(folder)
