@@ -173,6 +173,46 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
 )
 
 
+PREFIX_ENCODERS = frozenset(
+    {
+        *("bert", "camembert", "data2vec-text", "electra", "ernie", "megatron-bert", "rembert", "roberta"),
+        *("roberta-prelayernorm", "roc_bert", "xlm-roberta", "xlm-roberta-xl", "xmod"),
+    }
+)
+"""Encoders whose attention takes keys and values from outside."""
+
+ENCODERS = PREFIX_ENCODERS | {
+    *("albert", "bert-generation", "big_bird", "convbert", "deberta", "deberta-v2", "distilbert", "esm", "esmc"),
+    *("eurobert", "flaubert", "fnet", "funnel", "gte", "ibert", "jina_embeddings_v3", "layoutlm", "layoutlmv3"),
+    *("lilt", "longformer", "luke", "markuplm", "mobilebert", "modernbert", "modernvbert", "mpnet", "mra"),
+    *("nomic_bert", "nystromformer", "roformer", "squeezebert", "tapas", "ultrabert", "ultravbert", "xlm", "yoso"),
+}
+"""Families that read a token's neighbours on both sides, unless their configuration says `is_decoder`."""
+
+MIXES_ROWS = frozenset({"convbert", "fnet", "funnel", "t5gemma", "t5gemma2"})
+"""Encoders whose results change with the padding behind a row, whatever the attention mask says."""
+
+NEEDS_MORE = MappingProxyType(
+    {
+        "bros": "the boxes of its words on a page",
+        "canine": "characters, which it hashes itself",
+        "perceiver": "bytes",
+        "reformer": "rows of whole chunks",
+    }
+)
+"""Families that cannot read rows of token ids, and what they read instead."""
+
+
+POSITIONS_BY_MASK = frozenset({"bloom", "mpt"})
+"""Decoders that are given no positions and count them by the attention mask, or need none."""
+
+ANSWERS_ALONE = frozenset({"rwkv"})
+"""Decoders whose answers change with the other rows of a batch (measured with transformers 5.23)."""
+
+LOOKUPS_NOT_ACTIVE = frozenset({"gpt_oss"})
+"""Families whose published active parameters leave out the input embedding; Mixtral's and Qwen3's include it."""
+
+
 def architecture_of(model_type: str) -> Architecture:
     """Return the module names of a family. Raises MethodError, with the known families, for another one."""
     if model_type not in ARCHITECTURES:

@@ -24,7 +24,7 @@ class ParameterReport(Report):
     """Logical counts: a 4-bit weight counts as what it stands for, a tied weight once.
 
     `active` is what one token uses (less than `total` only with experts), `stored_bytes` what the result of
-    the run takes on disk as tensors.
+    the run takes on disk as tensors. `notes` say what is not counted or gets no update.
     """
 
     total: int
@@ -33,6 +33,7 @@ class ParameterReport(Report):
     stored_bytes: int
     kinds: list[CountRow]
     layers: list[CountRow]
+    notes: list[str] = Field(default_factory=list)
 
     @computed_field  # type: ignore[prop-decorator]  # pydantic's documented use, which mypy does not know
     @property

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
 
@@ -51,12 +52,44 @@ class NewTokens:
 
 
 @dataclass(frozen=True)
+class KeyValues:
+    """What a model keeps of each token in every layer: keys and values of `heads` heads of `head_size` numbers."""
+
+    heads: int
+    head_size: int
+
+    @property
+    def width(self) -> int:
+        return self.heads * self.head_size
+
+
+@dataclass(frozen=True)
+class Passage:
+    """What one pass of a text through a model shows; everything is empty where it cannot be made without weights.
+
+    `idle` are modules with parameters that the text does not reach, `towers` those of them that are whole parts of
+    the model (a vision tower, a decoder's attention to an encoder that it does not have). `key_values` is the cache,
+    the same in every layer, and `no_prefix` says why nothing can be put before it.
+    """
+
+    known: bool = False
+    idle: frozenset[str] = frozenset()
+    towers: tuple[str, ...] = ()
+    key_values: KeyValues | None = None
+    no_prefix: str = ""
+
+
+UNKNOWN_PASSAGE = Passage()
+
+
+@dataclass(frozen=True)
 class ModelShape:
     """All sizes of one model. A tied parameter appears once, under its first name.
 
-    `kv_width` is the width of one layer's keys (key/value heads times head size), `positions` the longest row that
+    `kv_width` is the width of one layer's keys (`kv_heads` heads times their size), `positions` the longest row that
     the model accepts (0: no limit), `fresh` the names of parameters that the checkpoint does not contain (a new
-    classification head), `new_tokens` the rows of the embeddings that it does not contain.
+    classification head), `new_tokens` the rows of the embeddings that it does not contain. `pass_text` makes one pass
+    of a text, which is made only where a method asks for it.
     """
 
     model_type: str
@@ -70,6 +103,24 @@ class ModelShape:
     fresh: frozenset[str] = frozenset()
     positions: int = 0
     new_tokens: NewTokens | None = None
+    kv_heads: int = 1
+    pass_text: Callable[[], Passage] = field(default=Passage, compare=False, repr=False)
+
+    @cached_property
+    def passage(self) -> Passage:
+        """What one pass of a text shows."""
+        return self.pass_text()
+
+    @cached_property
+    def idle_parameters(self) -> frozenset[str]:
+        """The names of the parameters in parts of the model that a text does not reach."""
+        prefixes = tuple(f"{tower}." for tower in self.passage.towers)
+        return frozenset(site.name for site in self.parameters if prefixes and site.name.startswith(prefixes))
+
+    @cached_property
+    def fused_experts(self) -> tuple[ParameterSite, ...]:
+        """The weights of experts that are one tensor a layer: no dense layers."""
+        return tuple(site for site in self.parameters if len(site.shape) == 3 and site.kind == "feed-forward")
 
     @cached_property
     def by_name(self) -> dict[str, ParameterSite]:

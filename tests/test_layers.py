@@ -14,7 +14,18 @@ PACKAGE = Path(__file__).resolve().parents[1] / "peftlab"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 LAYERS = [
-    {"errors", "files", "secrets", "patterns", "shapes", "quantities", "reports", "architectures", "registry"}
+    {
+        "errors",
+        "files",
+        "secrets",
+        "patterns",
+        "shapes",
+        "quantities",
+        "reports",
+        "architectures",
+        "registry",
+        "families",
+    }
     | {"recipe", "methods", "tasks", "optimizers", "models.reference", "sizes", "metrics"},
     {"world", "losses", "optimization", "models", "parameters", "nn", "data", "memory", "evaluation"}
     | {"checkpoint", "builtin", "docs"},

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from peftlab.cli.answer import answers, problem_json
 from peftlab.cli.options import AsJson, Debug, RecipePaths, split_overrides
-from peftlab.errors import Problem, RecipeError, UsageError
+from peftlab.errors import MethodError, PeftlabError, Problem, RecipeError, UsageError
 from peftlab.secrets import mask_secrets
+
+if TYPE_CHECKING:
+    from peftlab.recipe.schema import Recipe
 
 
 @answers
@@ -18,8 +22,11 @@ def check(recipes: RecipePaths, as_json: AsJson = False, debug: Debug = False) -
     paths, overrides = split_overrides(recipes)
     if not paths:
         raise UsageError("name at least one recipe file to check")
-    found = {path: find_problems(path, overrides) for path in paths}
-    good = not any(found.values())
+    examined = {path: examine(path, overrides) for path in paths}
+    found = {path: problems for path, (problems, _) in examined.items()}
+    codes = {code for _, code in examined.values()}
+    code = RecipeError.exit_code if RecipeError.exit_code in codes else max(codes)
+    good = not code
     answer = {
         "ok": good,
         "recipes": [
@@ -27,10 +34,11 @@ def check(recipes: RecipePaths, as_json: AsJson = False, debug: Debug = False) -
             for path, problems in found.items()
         ],
     }
-    return answer, lambda: show_problems(found), 0 if good else RecipeError.exit_code
+    return answer, lambda: show_problems(found), code
 
 
-def find_problems(path: Path, overrides: Sequence[str]) -> list[Problem]:
+def examine(path: Path, overrides: Sequence[str]) -> tuple[list[Problem], int]:
+    """Return the problems of a recipe or a comparison, and the exit code for them; 0 if there are none."""
     from peftlab.recipe.load import check_files, is_comparison, load_recipe
 
     try:
@@ -38,12 +46,42 @@ def find_problems(path: Path, overrides: Sequence[str]) -> list[Problem]:
             from peftlab.recipe.comparison import load_comparison
 
             load_comparison(path, overrides)
-        else:
-            load_recipe(path, overrides)
-            return check_files(path, overrides)
+            return [], 0
+        recipe = load_recipe(path, overrides)
+        problems = check_files(path, overrides)
     except RecipeError as error:
-        return error.problems
-    return []
+        return error.problems, RecipeError.exit_code
+    if problems:
+        return problems, RecipeError.exit_code
+    refusals = find_refusals(recipe, path, overrides)
+    return refusals, MethodError.exit_code if refusals else 0
+
+
+def find_refusals(recipe: Recipe, path: Path, overrides: Sequence[str]) -> list[Problem]:
+    """Return what a recipe's method cannot do on any model of the type that its local `config.json` names."""
+    from peftlab.families import known_refusal
+    from peftlab.recipe.load import place_of
+
+    model_type = read_model_type(recipe.model.name)
+    if model_type is None or not recipe.method.refused_by_family:
+        return []
+    refusal = known_refusal(model_type, recipe.model.task, recipe.method.form)
+    if refusal is None:
+        return []
+    file, _, line = place_of(path, overrides, refusal[0]).rpartition(":")
+    return [Problem(*refusal, file=file, line=int(line)) if line.isdigit() else Problem(*refusal, file=str(path))]
+
+
+def read_model_type(name: str) -> str | None:
+    """Return the type of a model in a local folder, from its `config.json`; None for any other model."""
+    from peftlab.models.reference import resolve
+
+    try:
+        folder = resolve(name).folder
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8")) if folder else {}
+    except (PeftlabError, OSError, ValueError):
+        return None
+    return config.get("model_type") if isinstance(config, dict) else None
 
 
 def show_problems(found: dict[Path, list[Problem]]) -> None:

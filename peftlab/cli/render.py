@@ -37,7 +37,10 @@ def render_parameters(report: ParameterReport) -> RenderableType:
     totals.add_row("trainable", f"{report.trainable:,}", format_share(report.fraction))
     totals.add_row("active", f"{report.active:,}", "per token" if report.active < report.total else "")
     totals.add_row("stored bytes", f"{report.stored_bytes:,}", format_bytes(report.stored_bytes))
-    return Group(totals, "", count_table("kind", report.kinds), "", count_table("layer", collapse(report.layers)))
+    notes = ["", *report.notes] if report.notes else []
+    return Group(
+        totals, "", count_table("kind", report.kinds), "", count_table("layer", collapse(report.layers)), *notes
+    )
 
 
 def count_table(title: str, rows: Sequence[CountRow]) -> Table:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -12,11 +13,13 @@ import torch
 from torch import nn
 from transformers import GenerationConfig
 
+from peftlab.architectures import ANSWERS_ALONE, POSITIONS_BY_MASK
 from peftlab.data.dataset import Dataset, Prompt, find_pad_id
 from peftlab.data.tokens import cut_prompt, encode_prompt
 from peftlab.errors import UsageError
 from peftlab.methods import Prompting
 from peftlab.parameters.shape import count_positions
+from peftlab.parameters.trainable import find_base
 from peftlab.recipe.schema import Evaluation, Generation
 
 PLAIN = Prompting()
@@ -78,11 +81,11 @@ def generate_answers(
     """Return what `model` writes after each prompt (text, or ids from a chat template).
 
     Each answer is what the prompt would get alone: prompts are padded at the left, or where `prompting` (the
-    method's, for a trained model) says that they cannot be, only those of one length share a batch, or none. Sampling
-    is seeded by `seed`, and the caller's random state is left as it was. Prompts that leave too few positions lose
-    their beginning, but for as many tokens as `leads` says of each (by default the tokenizer's opening one). Answers
-    end at the model's own ids (see `add_stop_ids`) and at the texts in `stop` and `settings.stop`, which are not part
-    of them. Raises UsageError where `max_new_tokens` alone exceeds the model's positions.
+    method's, for a trained model) or the model says that they cannot be, only those of one length share a batch, or
+    none. Sampling is seeded by `seed`, and the caller's random state is left as it was. Prompts that leave too few
+    positions lose their beginning, but for as many tokens as `leads` says of each (by default the tokenizer's opening
+    one). Answers end at the model's own ids (see `add_stop_ids`) and at the texts in `stop` and `settings.stop`, which
+    are not part of them. Raises UsageError where `max_new_tokens` alone exceeds the model's positions.
     """
     limit = prompt_limit(model, settings, prompting)
     whole = [encode_prompt(tokenizer, one) if isinstance(one, str) else one for one in prompts]
@@ -93,8 +96,10 @@ def generate_answers(
     answers = [Answer("", False)] * len(ids)
     device = next(model.parameters()).device
     config = _generation_config(model, tokenizer, settings)
+    padded = prompting.padded and takes_padding(model)
+    batch_size = 1 if _model_type(model) in ANSWERS_ALONE else batch_size
     with evaluation_mode(model), torch.no_grad(), _seeded(seed, device), autocast():
-        for batch in _split(order, ids, batch_size if prompting.batched else 1, padded=prompting.padded):
+        for batch in _split(order, ids, batch_size if prompting.batched else 1, padded=padded):
             written = _generate(model, [ids[i] for i in batch], config, device, tokenizer, ends)
             for i, (answer, ended) in zip(batch, written, strict=True):
                 answer_text = tokenizer.decode(answer, skip_special_tokens=True)
@@ -106,6 +111,21 @@ def generate_answers(
 def opening_tokens(ids: Sequence[int], tokenizer: Any) -> int:
     """Return how many tokens begin a prompt whatever it says: 1 where it begins with the tokenizer's own."""
     return int(len(ids) > 0 and ids[0] == getattr(tokenizer, "bos_token_id", None))
+
+
+def takes_padding(model: nn.Module) -> bool:
+    """Return whether prompts may be padded at the left: whether the model counts positions from their first token.
+
+    Transformers gives positions to a model that asks for them, and others count by the attention mask. A model
+    that counts from the batch's first column (Whisper, BART's decoder) or takes no mask (RWKV) would answer otherwise.
+    """
+    base: Any = find_base(model)[1]
+    asks = "position_ids" in inspect.signature(base.forward).parameters
+    return asks or _model_type(model) in POSITIONS_BY_MASK
+
+
+def _model_type(model: nn.Module) -> str:
+    return getattr(getattr(find_base(model)[1], "config", None), "model_type", "")
 
 
 def add_stop_ids(model: Any, stop_ids: Sequence[int]) -> None:

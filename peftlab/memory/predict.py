@@ -61,7 +61,7 @@ def predict(
         phases={phase: int(peaks[phase].sum()) for phase in PHASES if phase in peaks},
         overheads=overheads,
         capacity_bytes=capacity_bytes,
-        notes=notes + _notes(work, strategy, devices),
+        notes=notes + _notes(work, strategy, devices) + blueprint.recipe.method.notes(blueprint.shape),
     )
 
 

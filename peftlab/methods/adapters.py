@@ -90,7 +90,8 @@ class Adapters(Method):
         return []
 
     def trained_base(self, shape: ModelShape) -> set[str]:
-        return {site.name for site in shape.parameters if self.train_norms and site.kind == "norm"}
+        norms = {site.name for site in shape.parameters if self.train_norms and site.kind == "norm"}
+        return norms - shape.idle_parameters
 
     def added_parameters(self, shape: ModelShape) -> tuple[ParameterSite, ...]:
         width = self.width(shape)
@@ -167,7 +168,7 @@ def _layer_prefixes(shape: ModelShape) -> dict[int, str]:
     return {
         site.layer: site.name.removesuffix(f".{inside}")
         for site in shape.linears
-        if site.layer is not None
+        if site.layer is not None and site.name not in shape.passage.idle
         for inside in roles
         if site.name.endswith(f".{inside}")
     }

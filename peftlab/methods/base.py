@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict
 
-from peftlab.errors import MethodError
+from peftlab.errors import MethodError, listed
 from peftlab.methods.candidates import describe_candidates, describe_tied
 from peftlab.methods.new_tokens import ROWS, copy_with_rows, has_rows, insert_rows, row_sites
 from peftlab.patterns import matching, unmatched
@@ -65,6 +65,8 @@ class Method(BaseModel):
     weights_file: ClassVar[str] = "adapter.safetensors"
     stores: ClassVar[Literal["trainable", "all"]] = "trainable"
     pattern_fields: ClassVar[tuple[str, ...]] = ("unfreeze", "freeze")
+    refused_by_family: ClassVar[bool] = False
+    """Whether what this method cannot do follows from a model's type alone, whatever its sizes."""
 
     type: str
     unfreeze: tuple[str, ...] = ()
@@ -76,6 +78,11 @@ class Method(BaseModel):
     def variants(cls) -> dict[str, Self]:
         """Return the method with its defaults, by a label; several where what it needs of a machine differs."""
         return {"default": cls()}  # type: ignore[call-arg]  # `type` has a default in every registered method
+
+    @property
+    def form(self) -> str:
+        """What the table of families calls this method: its type, and its form where models differ by it."""
+        return self.type
 
     @property
     def base_format(self) -> str:
@@ -141,6 +148,10 @@ class Method(BaseModel):
 
     def check_own(self, shape: ModelShape) -> Problems:
         """Return (field, message) for what this method cannot do on a model of this shape."""
+        return []
+
+    def notes(self, shape: ModelShape) -> list[str]:
+        """Return what a user must know of this method on a model of this shape, a line each: what it leaves out."""
         return []
 
     def check(self, shape: ModelShape) -> Problems:
@@ -343,6 +354,14 @@ class Method(BaseModel):
     def without_training_parts(self) -> Self:
         """Return this method as a saved copy of it is: without what only training needs."""
         return self
+
+
+def note_idle(shape: ModelShape) -> list[str]:
+    """Return a line about the parts of a model that a text does not reach, where there are any."""
+    if not shape.idle_parameters:
+        return []
+    parts = listed(shape.passage.towers, 3)
+    return [f"method: {len(shape.idle_parameters)} tensors stay frozen, because no text reaches them: {parts}"]
 
 
 def _cast_trained(model: nn.Module) -> None:

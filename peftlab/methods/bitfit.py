@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from peftlab.methods.base import Method, Problems, Sizes
+from peftlab.methods.base import Method, Problems, Sizes, note_idle
 from peftlab.shapes import LinearSite, ModelShape, ParameterSite
 
 if TYPE_CHECKING:
@@ -43,7 +43,10 @@ class BitFit(Method):
 
     def trained_base(self, shape: ModelShape) -> set[str]:
         norms = {site.name for site in shape.parameters if self.norms and site.kind == "norm"}
-        return self._biases(shape) | norms
+        return self._biases(shape) | norms - shape.idle_parameters
+
+    def notes(self, shape: ModelShape) -> list[str]:
+        return [*super().notes(shape), *note_idle(shape)]
 
     def added_parameters(self, shape: ModelShape) -> tuple[ParameterSite, ...]:
         if not self.add_missing:
@@ -60,10 +63,16 @@ class BitFit(Method):
 
     def _projections(self, shape: ModelShape) -> list[LinearSite]:
         roles = SUBSET_ROLES if self.terms == "subset" else None
-        return [site for site in shape.linears if site.role != "head" and (roles is None or site.role in roles)]
+        return [
+            site
+            for site in shape.linears
+            if site.role != "head"
+            and (roles is None or site.role in roles)
+            and f"{site.name}.weight" not in shape.idle_parameters
+        ]
 
     def _biases(self, shape: ModelShape) -> set[str]:
-        biases = {site.name for site in shape.parameters if site.name.endswith("bias")}
+        biases = {site.name for site in shape.parameters if site.name.endswith("bias")} - shape.idle_parameters
         if self.terms == "all":
             return biases
         return biases & {f"{site.name}.bias" for site in self._projections(shape)}

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, cast
 
 from pydantic import Field
 
-from peftlab.methods.base import Method, Problems, Sizes
+from peftlab.methods.base import Method, Problems, Sizes, note_idle
 from peftlab.shapes import ModelShape, ParameterSite
 
 if TYPE_CHECKING:
@@ -42,8 +43,12 @@ class Full(Method):
         return {
             site.name
             for site in shape.parameters
-            if self.layers == "all" or (site.layer is not None and site.layer >= first)
+            if (self.layers == "all" or (site.layer is not None and site.layer >= first))
+            and site.name not in shape.idle_parameters
         }
+
+    def notes(self, shape: ModelShape) -> list[str]:
+        return [*super().notes(shape), *note_idle(shape)]
 
     def sizes(self, shape: ModelShape) -> Sizes:
         return Sizes("layers", (*range(1, shape.layers + 1), "all"))
@@ -56,6 +61,7 @@ class Full(Method):
 
         folder.mkdir(parents=True, exist_ok=True)
         cast("PreTrainedModel", model).save_pretrained(folder)
+        _name_widest_type(folder, model)
         write_manifest(folder, self, model, context, {})
 
     def load(self, model: nn.Module, folder: Path, context: dict[str, Any] | None = None) -> nn.Module:
@@ -65,3 +71,17 @@ class Full(Method):
         model = self.apply(model, self.fresh_among(trained, model))
         fill_from_transformers_folder(cast("PreTrainedModel", model), folder)
         return model
+
+
+def _name_widest_type(folder: Path, model: nn.Module) -> None:
+    """Name float32 in a saved configuration where some weights have it: transformers reads all in the type it names.
+
+    What trained is float32; of a base of 16 bits the rest is not, and reading it as float32 changes no value.
+    """
+    import torch
+
+    from peftlab.methods.storage import write_json
+
+    path = folder / "config.json"
+    if any(parameter.dtype == torch.float32 for parameter in model.parameters()):
+        write_json(path, json.loads(path.read_text(encoding="utf-8")) | {"dtype": "float32"})

@@ -11,7 +11,7 @@ from pydantic import Field
 from peftlab.methods.base import Method, Problems, Sizes
 from peftlab.methods.candidates import describe_candidates
 from peftlab.methods.new_tokens import ROWS, copy_with_rows
-from peftlab.methods.peft_folder import WEIGHTS, base_tensors, stored_head, write_config
+from peftlab.methods.peft_folder import WEIGHTS, base_tensors, names_of_experts, stored_head, write_config
 from peftlab.patterns import matching, unmatched
 from peftlab.shapes import LinearSite, ModelShape, ParameterSite
 from peftlab.tasks import task_of
@@ -20,6 +20,12 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from torch import Tensor, nn
 
+IDLE = "no text reaches them"
+TAKEN = "PEFT takes their names for the fused weights of experts"
+REFUSED = "PEFT trains no such projection of this family"
+# peft 0.21, tuners_utils: the fused kernels of these families read these weights without calling the layers.
+MAMBA = ("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h")
+MAMBA_REFUSED = (".out_proj", ".conv1d")
 ATTENTION_ROLES = ("query", "key", "value", "query-key-value", "attention-output")
 
 
@@ -27,7 +33,8 @@ class LoRA(Method):
     """Low-rank updates beside frozen projections, through PEFT's LoRA layers.
 
     Dense layers and GPT-2's Conv1D are targets; the head is not. A mixture's fused expert weights are not dense
-    layers and stay as they are.
+    layers and stay as they are. Left out too, with a note: what a text does not reach (a vision tower), gates of
+    fewer outputs than the rank, and the projections that PEFT refuses in Mamba.
     """
 
     title: ClassVar[str] = "LoRA"
@@ -56,6 +63,11 @@ class LoRA(Method):
 
     def targets_of(self, shape: ModelShape) -> list[LinearSite]:
         """Return the projections that get an update."""
+        left_out = {site.name for sites in self._left_out(shape).values() for site in sites}
+        return [site for site in self._named(shape) if site.name not in left_out]
+
+    def _named(self, shape: ModelShape) -> list[LinearSite]:
+        """Return what `targets` names, whether it can have an update or not."""
         linears = [site for site in shape.linears if site.role != "head"]
         if self.targets == "all-linear":
             return linears
@@ -63,6 +75,42 @@ class LoRA(Method):
             return [site for site in linears if site.role in ATTENTION_ROLES]
         wanted = set(matching(self.targets, [site.name for site in linears]))
         return [site for site in linears if site.name in wanted]
+
+    def _left_out(self, shape: ModelShape) -> dict[str, list[LinearSite]]:
+        """Return the named projections that get no update, by the reason.
+
+        A pattern is left what it names only of a tower: then the tower is meant.
+        """
+        named = self._named(shape)
+        idle = [site for site in named if site.name in shape.passage.idle]
+        taken = [site for site in named if site.name.endswith(names_of_experts(shape.model_type))]
+        if not isinstance(self.targets, str):
+            meant = {site.name for pattern in self.targets for site in _only_idle(pattern, named, idle)}
+            return {IDLE: [site for site in idle if site.name not in meant], TAKEN: taken}
+        narrow = [site for site in named if site.role == "other" and min(site.n_in, site.n_out) < self.rank]
+        narrow = narrow if len(narrow) < len(named) else []  # then the rank is wrong, not some gates
+        refused = [site for site in named if shape.model_type in MAMBA and site.name.endswith(MAMBA_REFUSED)]
+        narrower = f"fewer inputs or outputs than rank {self.rank}"
+        return {IDLE: idle, narrower: narrow, REFUSED: refused, TAKEN: taken}
+
+    def notes(self, shape: ModelShape) -> list[str]:
+        """Return what gets no update: projections that are left out, and the fused weights of experts."""
+        lines = [
+            f"method.targets: {len(sites)} projection{'s are' if len(sites) > 1 else ' is'} left out "
+            f"({reason}): {sites[0].name}{', ...' if len(sites) > 1 else ''}"
+            for reason, sites in self._left_out(shape).items()
+            if sites
+        ]
+        return [*super().notes(shape), *lines, *self._note_experts(shape)]
+
+    def _note_experts(self, shape: ModelShape) -> list[str]:
+        count = sum(site.count for site in shape.fused_experts)
+        if not count:
+            return []
+        return [f"method: {self._fate_of_experts(count, count / shape.total)}"]
+
+    def _fate_of_experts(self, count: int, share: float) -> str:
+        return f"the experts' {count:,} parameters ({share:.0%} of the model) are no dense layers and get no update"
 
     def check_settings(self) -> Problems:
         problems = super().check_settings()
@@ -118,7 +166,8 @@ class LoRA(Method):
         return [ParameterSite(f"{target.name}.{name}", s, "adapter", target.layer) for name, s in shapes.items()]
 
     def sizes(self, shape: ModelShape) -> Sizes:
-        largest = min((min(site.n_in, site.n_out) for site in self.targets_of(shape)), default=0)
+        kept = [site for site in self.targets_of(shape) if site.role != "other" or not isinstance(self.targets, str)]
+        largest = min((min(site.n_in, site.n_out) for site in kept or self.targets_of(shape)), default=0)
         step = 2 if self.init == "orthogonal" else 1
         return Sizes("rank", range(step, largest + 1, step))
 
@@ -198,6 +247,12 @@ class LoRA(Method):
     def save(self, model: nn.Module, folder: Path, context: dict[str, Any]) -> None:
         super().save(model, folder, context)
         write_config(cast("PeftModel", model), folder, task_of(model), context)
+
+
+def _only_idle(pattern: str, named: list[LinearSite], idle: list[LinearSite]) -> list[LinearSite]:
+    """Return what a pattern matches if all of it is idle."""
+    found = set(matching([pattern], [site.name for site in named]))
+    return [site for site in idle if site.name in found] if found <= {site.name for site in idle} else []
 
 
 def _too_large(rank: int, site: LinearSite) -> str:

@@ -7,6 +7,7 @@ classifier (`modules_to_save`, which its task type implies), in place for all ot
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,6 +65,22 @@ def write_config(wrapped: PeftModel, folder: Path, task: Task, context: dict[str
         if isinstance(value, set):  # PEFT would write it in an order that differs from process to process
             setattr(config, name, sorted(value))
     config.save_pretrained(str(folder))
+
+
+@functools.cache
+def names_of_experts(model_type: str) -> tuple[str, ...]:
+    """Return the endings of names (`.down_proj`) that PEFT takes for a mixture's fused weights, in this family.
+
+    peft 0.21 translates targets of transformers 4, where experts were dense layers. It does so for every layer of
+    such a name, also for those before the first mixture, and again whoever reads the folder.
+    """
+    from peft.utils import transformers_weight_conversion as conversion
+
+    if conversion.get_checkpoint_conversion_mapping(model_type) is None:
+        return ()
+    patterns = getattr(conversion, "_MODEL_TO_CONVERSION_PATTERN", {})
+    mapping = getattr(conversion, "_MOE_TARGET_MODULE_MAPPING", {})
+    return tuple(f".{name}" for name in mapping.get(patterns.get(model_type), ()))
 
 
 def unwrap_heads(wrapped: nn.Module) -> None:

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 from pydantic import Field
 
+from peftlab.architectures import ENCODERS, PREFIX_ENCODERS
 from peftlab.methods.base import Method, Problems, Sizes
 from peftlab.methods.peft_folder import WEIGHTS, base_tensors, stored_head, unwrap_heads, write_config
-from peftlab.shapes import ModelShape, ParameterSite
+from peftlab.shapes import KeyValues, ModelShape, ParameterSite
 from peftlab.tasks import TASKS, task_of
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel
 
-ENCODERS = ("bert", "roberta", "xlm-roberta", "electra", "distilbert")
 ENCODER = "prompt_encoder"
 TABLE = "embedding.weight"
 LONGEST = 1 << 16
@@ -38,6 +38,7 @@ class Prefix(Method):
     stores_new_tokens: ClassVar[bool] = False
     why_no_new_tokens: ClassVar[str] = "its PEFT folder has no place for them; use lora, adapters or bitfit"
     weights_file: ClassVar[str] = WEIGHTS
+    refused_by_family: ClassVar[bool] = True
 
     type: Literal["prefix"] = "prefix"
     kind: Literal["prefix", "prompt"] = "prefix"
@@ -48,6 +49,10 @@ class Prefix(Method):
     """Train the prefix through a two-layer network, which is dropped when saved."""
     projection_dim: int | None = Field(None, ge=1)
     """Hidden width of that network (default: the model's hidden size)."""
+
+    @property
+    def form(self) -> str:
+        return self.kind
 
     @property
     def virtual_tokens(self) -> int:
@@ -87,18 +92,17 @@ class Prefix(Method):
         return problems
 
     def check_own(self, shape: ModelShape) -> Problems:
-        problems = []
-        if not (shape.hidden_size and shape.kv_width and shape.vocabulary):
-            problems.append(("type", "prefixes need a transformers language model"))
-        if self.kind == "prefix" and shape.model_type == "distilbert":
-            problems.append(("kind", "DistilBERT takes no keys and values from outside; set `kind: prompt`"))
-        if self.kind == "prompt" and TASKS[shape.task].reads_last_token and shape.model_type not in ENCODERS:
-            message = "a decoder's classifier cannot find the last token after a prompt; set `kind: prefix`"
-            problems.append(("kind", message))
-        return problems
+        if not (shape.hidden_size and shape.vocabulary):
+            return [("type", "prefixes need a transformers language model")]
+        if self.kind == "prefix":
+            reason = _why_no_prefix(shape)
+            return [("kind", f"{shape.model_type} {reason}; set `kind: prompt` or use lora")] if reason else []
+        reason = _why_no_prompt(shape)
+        return [("kind", reason)] if reason else []
 
     def added_parameters(self, shape: ModelShape) -> tuple[ParameterSite, ...]:
-        keys_and_values = 2 * shape.layers * shape.kv_width
+        width = _key_values(shape).width
+        keys_and_values = 2 * shape.layers * width
         hidden = self.projection_dim or shape.hidden_size
         shapes: dict[str, tuple[int, ...]]
         if self.kind == "prompt":
@@ -107,8 +111,8 @@ class Prefix(Method):
             shapes = {TABLE: (self.length, keys_and_values)}
         else:
             shapes = {
-                TABLE: (self.length, shape.kv_width),
-                "transform.0.weight": (hidden, shape.kv_width),
+                TABLE: (self.length, width),
+                "transform.0.weight": (hidden, width),
                 "transform.0.bias": (hidden,),
                 "transform.2.weight": (keys_and_values, hidden),
                 "transform.2.bias": (keys_and_values,),
@@ -133,7 +137,7 @@ class Prefix(Method):
 
         base = cast("PreTrainedModel", model)
         start = self._start(base, shape)
-        wrapped = get_peft_model(base, self._peft_config(base, shape))
+        wrapped = get_peft_model(base, self._peft_config(shape))
         unwrap_heads(wrapped)
         if start is not None:
             _encoder(wrapped).embedding.weight.data.copy_(start)
@@ -155,21 +159,20 @@ class Prefix(Method):
         projections = [site.name for site in shape.linears if site.role in ("key", "value")]
         return read_keys_and_values(model, ids, projections)
 
-    def _peft_config(self, model: PreTrainedModel, shape: ModelShape) -> PeftConfig:
+    def _peft_config(self, shape: ModelShape) -> PeftConfig:
         from peft import PrefixTuningConfig, PromptTuningConfig
 
         shared: dict[str, Any] = {
             "task_type": TASKS[shape.task].peft_type,
             "num_virtual_tokens": self.length,
             "num_layers": shape.layers,
-            "num_attention_heads": model.config.num_attention_heads,
+            "num_attention_heads": _key_values(shape).heads,
         }
         if self.kind == "prompt":
             width = _embedding_width(shape)
             return PromptTuningConfig(prompt_tuning_init="SAMPLE_VOCAB", token_dim=width, **shared)
-        # Where keys have fewer or wider heads than the hidden size, PEFT itself corrects the width.
         return PrefixTuningConfig(
-            token_dim=shape.hidden_size,
+            token_dim=_key_values(shape).width,
             prefix_projection=self.projection,
             encoder_hidden_size=self.projection_dim or shape.hidden_size,
             **shared,
@@ -189,6 +192,28 @@ class Prefix(Method):
     def save(self, model: nn.Module, folder: Path, context: dict[str, Any]) -> None:
         super().save(model, folder, context)
         write_config(cast("PeftModel", model), folder, task_of(model), context)
+
+
+def _key_values(shape: ModelShape) -> KeyValues:
+    """Return the sizes of a layer's keys: those of the model's own cache, else what its configuration says."""
+    return shape.passage.key_values or KeyValues(shape.kv_heads, shape.kv_width // shape.kv_heads)
+
+
+def _why_no_prefix(shape: ModelShape) -> str:
+    """Return why this model can take no keys and values before its own; empty if it can."""
+    if shape.passage.no_prefix:
+        return shape.passage.no_prefix
+    without_cache = shape.model_type in ENCODERS or shape.passage.known and shape.passage.key_values is None
+    if without_cache and shape.model_type not in PREFIX_ENCODERS:
+        return "takes no keys and values from outside"
+    return "" if _key_values(shape).width else "has keys and values of unknown sizes"
+
+
+def _why_no_prompt(shape: ModelShape) -> str:
+    """Return why this model can take no embeddings before its own; empty if it can."""
+    if not TASKS[shape.task].reads_last_token or shape.model_type in ENCODERS:
+        return ""
+    return "a decoder's classifier cannot find the last token after a prompt; set `kind: prefix` or use lora"
 
 
 def _encoder(wrapped: PeftModel) -> Any:

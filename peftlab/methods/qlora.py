@@ -15,10 +15,15 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+# Weights that share one scale in the 4-bit formats.
+BLOCK = 64
+
+
 class QLoRA(LoRA):
     """LoRA on a base that bitsandbytes stores quantised.
 
-    The model loader quantises the base before `apply`; norms, embeddings and the head keep their type.
+    The model loader quantises the base before `apply`; norms, embeddings, the head and a mixture's fused expert
+    weights keep their type.
     """
 
     title: ClassVar[str] = "QLoRA"
@@ -36,6 +41,10 @@ class QLoRA(LoRA):
         """Return one for each format of the frozen weights: a machine may be able to compute with some only."""
         formats = get_args(cls.model_fields["quantization"].annotation)
         return {base_format: cls.model_validate({"quantization": base_format}) for base_format in formats}
+
+    @property
+    def form(self) -> str:
+        return f"{self.type}-{self.quantization}"
 
     @property
     def base_format(self) -> str:
@@ -74,6 +83,12 @@ class QLoRA(LoRA):
                 parameter.data = trained[name].detach().clone()
         return twin.merge_and_unload()
 
+    def _fate_of_experts(self, count: int, share: float) -> str:
+        return (
+            f"the experts' {count:,} parameters ({share:.0%} of the model) are no dense layers: they stay in "
+            "model.dtype, are not quantised and get no update"
+        )
+
     def check_settings(self) -> Problems:
         problems = super().check_settings()
         if self.init not in ("default", "gaussian"):
@@ -82,10 +97,18 @@ class QLoRA(LoRA):
         if self.quantization == "int8" and self.compute_dtype != "auto":
             message = "belongs to nf4 and fp4; int8 computes in the type of its input: leave it auto"
             problems.append(("compute_dtype", message))
+        if self.quantization == "int8" and self.dora:
+            message = "fails on an int8 base in bitsandbytes; use nf4 or fp4, or plain LoRA"
+            problems.append(("dora", message))
         return problems
 
     def check_own(self, shape: ModelShape) -> Problems:
         problems = super().check_own(shape)
+        uneven = [site for site in self.targets_of(shape) if site.n_in % BLOCK]
+        if self.dora and self.quantization != "int8" and uneven:
+            # bitsandbytes 0.50 unpacks such rows wrongly on the CPU, and PEFT takes the norms from them.
+            message = f"needs inputs in multiples of {BLOCK}, and {uneven[0].name} has {uneven[0].n_in}; leave it off"
+            problems.append(("dora", message))
         quantised = [f"{site.name}.weight" for site in shape.linears if site.role != "head"]
         for pattern in self.unfreeze:
             stuck = matching([pattern], quantised)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -50,6 +51,14 @@ def from_config(section: Model, reference: Reference, config: PreTrainedConfig, 
 def attention_argument(section: Model) -> dict[str, str]:
     """Return the keyword argument that selects the attention implementation."""
     return {} if section.attention == "auto" else {"attn_implementation": section.attention}
+
+
+def describe_part(model: nn.Module) -> list[str]:
+    """Return a line where a model is only the decoder of what its checkpoint contains."""
+    config: Any = getattr(model, "config", None)
+    if config is None or config.is_encoder_decoder or not getattr(type(config)(), "is_encoder_decoder", False):
+        return []
+    return [f"model: {type(model).__name__} is the decoder alone; the encoder is not loaded, counted or trained"]
 
 
 def head_names(model: nn.Module) -> frozenset[str]:

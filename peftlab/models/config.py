@@ -14,6 +14,7 @@ import transformers
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.utils.peft_utils import find_adapter_config_file
 
+from peftlab.architectures import NEEDS_MORE
 from peftlab.errors import MissingRequirementError, ModelError, PeftlabError
 from peftlab.models.hub import must_stay_local
 from peftlab.models.reference import Reference
@@ -73,6 +74,11 @@ def read_config(section: Model, reference: Reference, labels: Sequence[str] | No
     if type(config) not in auto_class(task)._model_mapping and not section.trust_remote_code:
         raise ModelError(
             f"model {reference.label!r}: transformers has no {section.task} model of type {config.model_type!r}"
+        )
+    if config.model_type in NEEDS_MORE:
+        raise ModelError(
+            f"model {reference.label!r}: a {config.model_type} model reads {NEEDS_MORE[config.model_type]}; "
+            "peftlab trains models that read rows of token ids"
         )
     task.fit_config(config, labels)
     return config

@@ -11,6 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from peftlab.errors import MethodError, MissingRequirementError
 from peftlab.models.build import head_names
+from peftlab.parameters.shape import computes_otherwise
 from peftlab.parameters.trainable import is_quantized
 
 if TYPE_CHECKING:
@@ -105,7 +106,9 @@ def _dense_names(model: nn.Module) -> list[str]:
     return [
         name
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | Conv1D) and name not in heads and id(module.weight) not in embedded
+        if (isinstance(module, Conv1D) or isinstance(module, nn.Linear) and not computes_otherwise(module))
+        and name not in heads
+        and id(module.weight) not in embedded
     ]
 
 

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from torch import nn
 
+from peftlab.architectures import LOOKUPS_NOT_ACTIVE
 from peftlab.parameters.kinds import parameter_sites
 from peftlab.parameters.trainable import find_base
 from peftlab.reports import CountRow, ParameterReport
@@ -24,11 +25,12 @@ def parameter_report(model: nn.Module, *, stored: Literal["trainable", "all"] = 
     counted = list(parameter_sites(model))
     trainable = {site.name for site, parameter in counted if parameter.requires_grad}
     sites = [site for site, _ in counted]
-    share = _active_share(getattr(find_base(model)[1], "config", None))
+    base: Any = find_base(model)[1]
+    share = _active_share(getattr(base, "config", None))
     return ParameterReport(
         total=sum(site.count for site in sites),
         trainable=sum(site.count for site in sites if site.name in trainable),
-        active=sum(_active_count(site, share) for site in sites),
+        active=sum(_active_count(site, share) for site in sites) - _looked_up(base, sites),
         stored_bytes=sum(p.nbytes for site, p in counted if stored == "all" or site.name in trainable),
         kinds=_rows([(site.kind, site) for site in sites], trainable, list(KINDS)),
         layers=_rows([(_layer_name(site), site) for site in sites], trainable, _layer_names(sites)),
@@ -60,6 +62,15 @@ def _active_share(config: Any) -> tuple[int, int] | None:
         if used and getattr(config, name, None):
             return used, getattr(config, name)
     return None
+
+
+def _looked_up(base: Any, sites: list[ParameterSite]) -> int:
+    """Return the size of an embedding that its family's published active counts leave out: it is only looked up."""
+    config: Any = getattr(base, "config", None)
+    if getattr(config, "model_type", "") not in LOOKUPS_NOT_ACTIVE or config.tie_word_embeddings:
+        return 0
+    rows: int = config.vocab_size
+    return sum(site.count for site in sites if site.kind == "embedding" and site.shape[0] == rows)
 
 
 def _active_count(site: ParameterSite, share: tuple[int, int] | None) -> int:

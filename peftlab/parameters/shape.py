@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
+from torch.func import functional_call
 
 from peftlab.architectures import role_of
 from peftlab.parameters.kinds import find_new_tokens, module_layers, parameter_sites
-from peftlab.parameters.trainable import canonical_in, find_base
-from peftlab.shapes import LinearSite, ModelShape, ParameterSite
+from peftlab.parameters.passage import pass_text
+from peftlab.parameters.trainable import canonical_in, find_base, is_quantized
+from peftlab.shapes import KeyValues, LinearSite, ModelShape, ParameterSite
 
 
 def shape_of(model: nn.Module, fresh: frozenset[str] = frozenset(), task: str = "causal-lm") -> ModelShape:
@@ -23,18 +27,21 @@ def shape_of(model: nn.Module, fresh: frozenset[str] = frozenset(), task: str = 
     config: Any = getattr(base, "config", None)
     config = config.get_text_config() if hasattr(config, "get_text_config") else config
     model_type = getattr(config, "model_type", "")
+    kept = _key_values(config)
     return ModelShape(
         model_type=model_type,
         task=task,
         hidden_size=getattr(config, "hidden_size", 0),
         layers=getattr(config, "num_hidden_layers", None) or _count_layers(sites),
-        kv_width=_kv_width(config),
+        kv_width=kept.width,
+        kv_heads=kept.heads,
         vocabulary=_vocabulary(base, config),
         parameters=sites,
         linears=linear_sites(model, model_type, {site.name: site for site in sites}),
         fresh=fresh & {site.name for site in sites},
         positions=count_positions(config),
         new_tokens=find_new_tokens(model),
+        pass_text=partial(pass_text, base),
     )
 
 
@@ -64,26 +71,49 @@ def linear_sites(model: nn.Module, model_type: str, sites: dict[str, ParameterSi
 
 
 def _dense_sizes(module: nn.Module) -> tuple[int, int] | None:
-    """Return (n_in, n_out) of an `nn.Linear` (bitsandbytes' among them) or of GPT-2's Conv1D."""
+    """Return (n_in, n_out) of an `nn.Linear` (bitsandbytes' among them) or of GPT-2's Conv1D; None for others."""
     from transformers.pytorch_utils import Conv1D
 
-    if isinstance(module, nn.Linear):
+    if isinstance(module, nn.Linear) and not computes_otherwise(module):
         return module.in_features, module.out_features
     if isinstance(module, Conv1D):
         return module.nx, module.nf
     return None
 
 
-def _kv_width(config: Any) -> int:
-    heads: int | None = getattr(config, "num_attention_heads", None)
-    if not heads:
-        return 0
-    size: int = getattr(config, "head_dim", None) or config.hidden_size // heads
-    return size * (getattr(config, "num_key_value_heads", None) or heads)
+def computes_otherwise(layer: Any) -> bool:
+    """Whether a model's own subclass returns something else than n_out numbers, as a router that chooses experts.
+
+    Others compute W·x + b in a way of their own (Falcon's).
+    """
+    if type(layer).forward is nn.Linear.forward or is_quantized(layer.weight):
+        return False
+    weights = {name: torch.empty_like(one, device="meta") for name, one in layer.named_parameters(recurse=False)}
+    inputs = torch.empty(1, layer.in_features, dtype=layer.weight.dtype, device="meta")
+    try:
+        output = functional_call(layer, weights, (inputs,))
+    except Exception:  # it takes other inputs than a dense layer
+        return True
+    return not isinstance(output, torch.Tensor) or output.shape != (1, layer.out_features)
+
+
+def _key_values(config: Any) -> KeyValues:
+    """Return a layer's keys as most configurations say it; of width 0 where layers differ or it says nothing."""
+    try:
+        heads: int | None = getattr(config, "num_attention_heads", None)
+        if not heads:
+            return KeyValues(1, 0)
+        size: int = getattr(config, "head_dim", None) or config.hidden_size // heads
+        return KeyValues(getattr(config, "num_key_value_heads", None) or heads, size)
+    except (AttributeError, TypeError, RuntimeError, ValueError):  # Gemma 4 raises for what differs by layer
+        return KeyValues(1, 0)
 
 
 def _vocabulary(base: Any, config: Any) -> int:
-    embedding: Any = base.get_input_embeddings() if hasattr(base, "get_input_embeddings") else None
+    try:
+        embedding: Any = base.get_input_embeddings() if hasattr(base, "get_input_embeddings") else None
+    except NotImplementedError:  # CANINE hashes characters
+        embedding = None
     return getattr(embedding, "num_embeddings", 0) or getattr(config, "vocab_size", 0) or 0
 
 

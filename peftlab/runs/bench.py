@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from peftlab.architectures import MIXES_ROWS
 from peftlab.data.dataset import Dataset, Examples, Part, load_examples, tokenise
-from peftlab.errors import DataError, MethodError
+from peftlab.errors import DataError, MethodError, ModelError
 from peftlab.evaluation.evaluate import Evaluated, evaluate
 from peftlab.evaluation.generate import add_stop_ids, generate_examples
 from peftlab.memory.probe import Probe
@@ -22,6 +23,7 @@ from peftlab.parameters.shape import count_positions
 from peftlab.recipe.schema import Recipe
 from peftlab.reports import MemoryReport, ParameterReport
 from peftlab.runs.loading import apply_method, check_method, load_base, read_shape
+from peftlab.shapes import ModelShape
 from peftlab.tasks.formats import Example
 from peftlab.world.base import World
 from peftlab.world.dtypes import Types, resolve_types
@@ -121,6 +123,17 @@ def check_positions(recipe: Recipe, dataset: Dataset, model: nn.Module) -> None:
         )
 
 
+def check_batches(recipe: Recipe, shape: ModelShape) -> None:
+    """Raise ModelError where a model's results depend on the other rows of a batch, and batches have several."""
+    sizes = {"training.batch_size": recipe.training.batch_size, "evaluation.batch_size": recipe.evaluation.batch_size}
+    if shape.model_type not in MIXES_ROWS or set(sizes.values()) <= {1, None} and sizes["training.batch_size"] == 1:
+        return
+    raise ModelError(
+        f"a {shape.model_type} model reads the padding behind a row, so a row's result depends on the other rows of "
+        "its batch; set training.batch_size=1 and evaluation.batch_size=1 (gradient_accumulation makes larger steps)"
+    )
+
+
 def prepare(recipe: Recipe, world: World, before_load: Callable[[Dataset], Recipe] | None = None) -> Bench:
     """Read the data, check the method against the model's sizes, and only then load weights.
 
@@ -145,6 +158,7 @@ def build_bench(
     """
     shape = read_shape(recipe, examples.labels)
     check_method(recipe.method, shape)
+    check_batches(recipe, shape)
     dataset = tokenise(examples, tokenizer, shape.vocabulary, trained)
     if before_load is not None:
         recipe = before_load(dataset)

@@ -11,7 +11,7 @@ from torch import nn
 from peftlab.data.dataset import load_examples
 from peftlab.errors import MethodError
 from peftlab.methods import Method
-from peftlab.models.build import build_meta
+from peftlab.models.build import build_meta, describe_part
 from peftlab.models.load import LoadedModel, load_model
 from peftlab.parameters.report import parameter_report
 from peftlab.parameters.shape import shape_of
@@ -49,12 +49,13 @@ def apply_method(
 
     `fresh` are the names of parameters that no checkpoint filled.
     """
-    expected = method.count_trainable(shape_of(model, fresh, task))
+    shape = shape_of(model, fresh, task)
+    expected, notes = method.count_trainable(shape), [*describe_part(model), *method.notes(shape)]
     model = method.apply(model, fresh)
     report = parameter_report(model, stored=method.stores)
     if report.trainable != expected:
         raise AssertionError(f"{report.trainable:,} parameters train, but the method's formula says {expected:,}")
-    return model, report
+    return model, report.model_copy(update={"notes": notes})
 
 
 def load_base(

@@ -10,7 +10,7 @@ from torch import nn
 from peftlab.data.dataset import Dataset
 from peftlab.data.rows import longest_rows
 from peftlab.data.token_rows import TokenRow
-from peftlab.evaluation.generate import prompt_limit
+from peftlab.evaluation.generate import prompt_limit, takes_padding
 from peftlab.memory.blueprint import count_answers
 from peftlab.memory.generation import Answers
 from peftlab.memory.trace import Workload
@@ -67,7 +67,11 @@ def longest_prompts(recipe: Recipe, dataset: Dataset, model: nn.Module) -> list[
     limit = prompt_limit(model, recipe.evaluation.generation, recipe.method.prompting)
     batch = (recipe.evaluation.batch_size or recipe.training.batch_size) if recipe.method.batches_prompts else 1
     chosen = sorted((prompt.input_ids[-limit:] for prompt in prompts), key=len, reverse=True)[:batch]
-    return chosen if recipe.method.pads_prompts else [one for one in chosen if len(one) == len(chosen[0])]
+    return (
+        chosen
+        if recipe.method.pads_prompts and takes_padding(model)
+        else [one for one in chosen if len(one) == len(chosen[0])]
+    )
 
 
 def note_cut_prompts(recipe: Recipe, dataset: Dataset, model: nn.Module) -> list[str]:

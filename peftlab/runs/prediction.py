@@ -87,7 +87,8 @@ def refuse_too_large(recipe: Recipe, report: MemoryReport, planner: Planner) -> 
     changes = remedies(recipe, capacity, planner)
     report.remedies = [change.describe() for change in changes]
     ways = f"these fit: {'; '.join(report.remedies)}" if changes else "no smaller batch, length or method would fit"
+    left = [note for note in report.notes if note.startswith("method: ")]
     raise OutOfMemoryError(
         f"this run needs {format_bytes(report.needed_bytes)}, but {format_bytes(capacity)} is available; "
-        f"{ways}; run.plan=report starts it anyway"
+        f"{'; '.join([ways, *left])}; run.plan=report starts it anyway"
     )

@@ -42,6 +42,8 @@ def apply_method(record: RunRecord, bench: Bench) -> nn.Module:
     model, record.result.parameters = bench.apply()
     record.watch.model = model
     record.note(describe_parameters(record.recipe, record.result.parameters))
+    for line in record.result.parameters.notes:
+        record.note(line)
     return model
 
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
+from peftlab.architectures import ENCODERS
+from peftlab.errors import ModelError
 from peftlab.tasks.base import Loss, Task, Tokenised, Tokenising, TokenRow
 from peftlab.tasks.formats import CHAT, COMPLETION, TEXT, Example
 
 if TYPE_CHECKING:
     from torch import nn
+    from transformers import PreTrainedConfig
 
 
 class CausalLM(Task):
@@ -33,6 +36,15 @@ class CausalLM(Task):
         from peftlab.losses.selection import find_head
 
         return PositionCrossEntropy(find_head(model), predicts=False)
+
+    def fit_config(self, config: PreTrainedConfig, labels: Sequence[str] | None) -> None:
+        """Raise ModelError for an encoder, which sees the tokens that it should predict."""
+        super().fit_config(config, labels)
+        if config.model_type in ENCODERS and not getattr(config, "is_decoder", False):
+            raise ModelError(
+                f"a {config.model_type} model reads the tokens on both sides, so it would see each token that it "
+                "predicts; use another task or a decoder, or set is_decoder in its config.json if it was trained as one"
+            )
 
     def tokenise(self, examples: Sequence[Example], how: Tokenising) -> Tokenised:
         from peftlab.data.encoded import tokenise_encoded

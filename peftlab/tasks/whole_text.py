@@ -49,8 +49,8 @@ class WholeText(Task):
         super().fit_config(config, labels)
         config.problem_type = self.problem_type
         text = config.get_text_config()
-        if text.pad_token_id is None:
+        if getattr(text, "pad_token_id", None) is None:
             # Decoders read the class from the last token that is not padding; any id will do until the tokenizer
             # names its own (`models.tokenizer.fit_tokenizer`).
-            end = text.eos_token_id
+            end = getattr(text, "eos_token_id", None)
             text.pad_token_id = end[0] if isinstance(end, list) else (end or 0)

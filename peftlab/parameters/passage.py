@@ -1,0 +1,154 @@
+"""One pass of a text through a copy of a model without weights: which modules it calls, what its cache keeps."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import inspect
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import Cache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+from peftlab.shapes import UNKNOWN_PASSAGE, KeyValues, Passage
+
+TOKENS = 8
+ATTENTIONS = ("sdpa", "eager")
+PLAIN_LAYERS = (DynamicLayer, DynamicSlidingWindowLayer)
+
+
+def pass_text(base: nn.Module) -> Passage:
+    """Return what a text passes in a model of the class and the configuration of `base`; its weights are not used."""
+    if not isinstance(base, PreTrainedModel):
+        return UNKNOWN_PASSAGE
+    key = type(base), base.config.to_json_string(use_diff=False)
+    if key not in _SEEN:
+        _SEEN.clear()
+        _SEEN[key] = _try_passage(base)
+    return _SEEN[key]
+
+
+_SEEN: dict[tuple[type[PreTrainedModel], str], Passage] = {}
+"""The last passage: a run asks for its model's several times."""
+
+
+def _try_passage(base: PreTrainedModel) -> Passage:
+    refused = _refused_by_signature(base)
+    for attention in ATTENTIONS:
+        with contextlib.suppress(Exception):  # a model that reads weights while it is built, or lacks this attention
+            twin = _without_weights(type(base), base.config, attention)
+            with _calls(twin) as called, _outputs(twin.base_model) as outputs, contextlib.suppress(Exception):
+                # A path that depends on values cannot be taken without weights: a classifier's head often has one.
+                outputs.append(_run(twin))
+            if outputs:
+                return _describe(twin, called, outputs, refused)
+    return Passage(no_prefix=refused)
+
+
+def _describe(twin: PreTrainedModel, called: set[nn.Module], outputs: list[Any], refused: str) -> Passage:
+    """Return what was seen: of the whole model if it returned something, else of its body."""
+    body = "" if twin.base_model is twin or len(outputs) > 1 else f"{twin.base_model_prefix}."
+    idle = frozenset(name for name, one in _own_parameters(twin) if one not in called and name.startswith(body))
+    key_values, reason = _read_cache(outputs, twin.config)
+    return Passage(
+        known=True,
+        idle=idle,
+        towers=tuple(_towers(twin, idle)),
+        key_values=key_values,
+        no_prefix=refused or reason,
+    )
+
+
+def _without_weights(kind: type[PreTrainedModel], config: Any, attention: str) -> PreTrainedModel:
+    """Return a copy on the meta device, with an attention that every machine can run."""
+    config, before = copy.deepcopy(config), torch.get_default_dtype()
+    config._attn_implementation = attention
+    try:
+        torch.set_default_dtype(torch.bfloat16)  # the only type for which torch knows the shapes of grouped products
+        with torch.device("meta"):
+            return kind(config).eval()
+    finally:
+        torch.set_default_dtype(before)
+
+
+@torch.no_grad()
+def _run(twin: PreTrainedModel) -> Any:
+    ids = torch.ones(1, TOKENS, dtype=torch.int64, device="meta")
+    names = inspect.signature(twin.forward).parameters
+    more: dict[str, Any] = {"use_cache": True} if "use_cache" in names else {}
+    if twin.config.is_encoder_decoder and "decoder_input_ids" in names:
+        more["decoder_input_ids"] = ids
+    return twin(input_ids=ids, **more)
+
+
+@contextmanager
+def _calls(model: nn.Module) -> Iterator[set[nn.Module]]:
+    """Collect the modules that are called while the context is open."""
+    called: set[nn.Module] = set()
+    handles = [module.register_forward_pre_hook(lambda one, _: called.add(one)) for module in model.modules()]
+    try:
+        yield called
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _outputs(body: nn.Module) -> Iterator[list[Any]]:
+    """Collect what a model's body returns while the context is open: a classifier's own output has no cache."""
+    outputs: list[Any] = []
+    handle = body.register_forward_hook(lambda one, inputs, output: outputs.append(output))
+    try:
+        yield outputs
+    finally:
+        handle.remove()
+
+
+def _own_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the modules that have parameters of their own."""
+    return ((name, one) for name, one in model.named_modules() if next(one.parameters(recurse=False), None) is not None)
+
+
+def _towers(model: nn.Module, idle: frozenset[str]) -> Iterator[str]:
+    """Yield the outermost modules of which several parts have parameters, none of them called.
+
+    A single layer that is not called may be used through its weight (`torch.nn.MultiheadAttention`), a part of
+    several is not.
+    """
+    owners = {name for name, _ in _own_parameters(model)}
+    found: list[str] = []
+    for name, _ in model.named_modules():
+        inside = {owner for owner in owners if owner == name or owner.startswith(f"{name}.")}
+        if name and len(inside) > 1 and inside <= idle and not name.startswith(tuple(f"{one}." for one in found)):
+            found.append(name)
+            yield name
+
+
+def _refused_by_signature(base: PreTrainedModel) -> str:
+    """Return why PEFT cannot give keys and values to a model or to its body; empty if it can."""
+    if base.config.is_encoder_decoder and not base.can_generate():
+        return "is an encoder-decoder that classifies, whose attention takes no keys from outside"
+    takers = (inspect.signature(one.forward).parameters for one in (base, base.base_model))
+    return "" if any("past_key_values" in names for names in takers) else "takes no keys and values from outside"
+
+
+def _read_cache(outputs: Iterable[Any], config: Any) -> tuple[KeyValues | None, str]:
+    """Return the keys and values of every layer, or why a prefix cannot stand before them; neither for an encoder."""
+    values = (value for output in outputs if hasattr(output, "values") for value in output.values())
+    cache: Any = next((value for value in values if isinstance(value, Cache)), None)
+    if cache is None:
+        return None, ""
+    layers: list[Any] = list(getattr(cache, "self_attention_cache", cache).layers)
+    if not config.is_encoder_decoder and len(layers) != config.get_text_config().num_hidden_layers:
+        return None, "has layers that share their keys or keep none"
+    if any(type(layer) not in PLAIN_LAYERS or layer.keys is None for layer in layers):
+        return None, "has layers without keys and values (recurrent ones or of another kind)"
+    sizes = {tuple(part.shape[1::2]) for layer in layers for part in (layer.keys, layer.values) if part.dim() == 4}
+    if len(sizes) != 1 or any(layer.keys.shape[2] != TOKENS for layer in layers):
+        return None, "has keys and values of several sizes"
+    (heads, size) = sizes.pop()
+    return KeyValues(int(heads), int(size)), ""

@@ -1,0 +1,71 @@
+"""The gauntlet on some two dozen traits of model families, a type and a method for each, in a minute or so."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.gauntlet.cases import Case
+from tests.gauntlet.small import build
+from tests.gauntlet.stages import run_case
+
+CLASSIFY, TAG = "sequence-classification", "token-classification"
+WORKS = {
+    "a window in every layer": ("mistral", "causal-lm", "lora"),
+    "layers with and without a window": ("gemma3_text", "causal-lm", "prefix"),
+    "sinks and fused experts with biases": ("gpt_oss", "causal-lm", "qlora-nf4"),
+    "one key for all queries": ("falcon", "causal-lm", "prefix"),
+    "fewer keys than queries": ("llama", "causal-lm", "prefix"),
+    "a recurrent state": ("mamba", "causal-lm", "lora"),
+    "a state of no transformers cache": ("rwkv", "causal-lm", "lora"),
+    "recurrent and attention layers": ("qwen3_next", "causal-lm", "lora"),
+    "fused experts, a gate of one output": ("qwen2_moe", "causal-lm", "lora"),
+    "a router of the model's own class": ("llama4_text", "causal-lm", "qlora-nf4"),
+    "dense first layers before experts": ("glm4_moe", "causal-lm", "lora"),
+    "a tied head": ("gemma", "causal-lm", "full"),
+    "an untied head, biases everywhere": ("phi", "causal-lm", "bitfit"),
+    "parallel attention and feed-forward": ("gpt_neox", "causal-lm", "adapters"),
+    "Conv1D": ("gpt2", "causal-lm", "qlora-int8"),
+    "learned positions": ("opt", "causal-lm", "prompt"),
+    "ALiBi": ("bloom", "causal-lm", "lora"),
+    "a decoder of an encoder-decoder": ("bart", "causal-lm", "lora"),
+    "a vision tower": ("gemma3", "causal-lm", "lora"),
+    "shared layers": ("albert", CLASSIFY, "lora"),
+    "latent attention": ("deepseek_v3", "causal-lm", "lora"),
+    "an encoder with keys from outside": ("bert", CLASSIFY, "prefix"),
+    "an encoder without a cache": ("modernbert", CLASSIFY, "prompt"),
+    "relative positions": ("deberta-v2", TAG, "lora"),
+    "an unused head": ("esm", CLASSIFY, "full"),
+}
+REFUSED = {
+    "no cache": ("modernbert", CLASSIFY, "prefix", "kind: prompt"),
+    "relative positions": ("deberta-v2", CLASSIFY, "prefix", "kind: prompt"),
+    "a recurrent state": ("qwen3_next", "causal-lm", "prefix", "kind: prompt"),
+    "no biases": ("llama", "causal-lm", "bitfit", "add_missing"),
+    "an encoder as a decoder": ("bert", "causal-lm", "lora", "use another task or a decoder"),
+    "rows that change one another": ("fnet", CLASSIFY, "lora", "batch_size=1"),
+    "boxes": ("bros", TAG, "lora", "reads the boxes"),
+}
+
+
+def outcome_of(model_type: str, task: str, form: str, folder: Path, tmp_path: Path):
+    base = build(model_type, task, folder)
+    assert isinstance(base, Path), base
+    return run_case(Case(model_type, task, form), base, tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("trait", WORKS)
+def test_a_family_works_from_check_to_merge(trait, tmp_path_factory, tmp_path):
+    outcome = outcome_of(*WORKS[trait], tmp_path_factory.mktemp("base"), tmp_path)
+    assert outcome.outcome == "works", f"{outcome.stage}: {outcome.reason}"
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("trait", REFUSED)
+def test_a_family_that_cannot_work_is_refused_in_a_line_with_a_remedy(trait, tmp_path_factory, tmp_path):
+    *case, remedy = REFUSED[trait]
+    outcome = outcome_of(*case, tmp_path_factory.mktemp("base"), tmp_path)
+    assert outcome.outcome == "refused", f"{outcome.stage}: {outcome.reason}"
+    assert remedy in outcome.reason and "\n" not in outcome.reason
