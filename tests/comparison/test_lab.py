@@ -280,5 +280,5 @@ def test_real_runs_lie_in_the_folder_with_what_they_printed(tmp_path):
     assert set(result.memory) == {"predicted", "measured", "process"}
     scores = json.loads((folder / "runs" / finished.run / "scores.json").read_text())
     assert {key: len(value["loss"]) for key, value in scores.items()} == {
-        "before": 16, "test_before": 4, "general_before": 2, "after": 16, "test_after": 4, "general_after": 2,
+        "before": 16, "test_before": 4, "general_before": 8, "after": 16, "test_after": 4, "general_after": 8,
     }  # fmt: skip

@@ -171,7 +171,7 @@ def test_changed_data_and_a_changed_base_are_refused(tmp_path, model):
 
     stop(of_files(stop_after=1))
     data.write_text("\n".join(map(json.dumps, rows[::-1])))
-    with pytest.raises(StorageError, match="another run: data train: '.*' -> '"):
+    with pytest.raises(StorageError, match="another run: tokens of data.train: .* -> "):
         start(of_files(), resume=True)
     data.write_text("\n".join(map(json.dumps, rows)))
     weights = model / "model.safetensors"
