@@ -21,6 +21,8 @@ class Architecture:
     `feed_forward_exit` the feed-forward's: a single tensor, before the residual addition, so before the norm
     that follows it in post-norm families (BERT). The first input of `feed_forward_entry` is what the
     feed-forward sub-layer reads; entry and exit are one module wherever the family has a feed-forward module.
+    `decoder` are the layers of the decoder of a family that has an encoder too; their `cross_attention_exit` is the
+    output of the attention to what the encoder read.
     """
 
     roles: Mapping[str, str]
@@ -28,6 +30,13 @@ class Architecture:
     feed_forward_entry: str
     feed_forward_exit: str
     norms: tuple[str, ...]
+    cross_attention_exit: str | None = None
+    decoder: Architecture | None = None
+
+    @property
+    def every_role(self) -> dict[str, str]:
+        """The role of each projection, those of the decoder's layers too."""
+        return {**self.roles, **(self.decoder.every_role if self.decoder else {})}
 
     def named(self, *roles: str) -> tuple[str, ...]:
         """Return the projections that have one of the roles."""
@@ -82,6 +91,49 @@ _BERT = Architecture(
     feed_forward_exit="output.dropout",
     norms=("attention.output.LayerNorm", "output.LayerNorm"),
 )
+
+
+def _t5(decoder: bool) -> Architecture:
+    """Return the encoder's or the decoder's layers of T5: sub-layers in a list, the feed-forward being the last."""
+    last = 2 if decoder else 1
+    attentions = ("layer.0.SelfAttention", "layer.1.EncDecAttention") if decoder else ("layer.0.SelfAttention",)
+    roles = {f"{one}.{name}": role for one in attentions for name, role in _T5_ATTENTION.items()}
+    roles |= {f"layer.{last}.DenseReluDense.{name}": role for name, role in _T5_FEED_FORWARD.items()}
+    return Architecture(
+        MappingProxyType(roles),
+        attention_exit="layer.0.dropout",
+        feed_forward_entry=f"layer.{last}.DenseReluDense",
+        feed_forward_exit=f"layer.{last}.dropout",
+        norms=tuple(f"layer.{number}.layer_norm" for number in range(last + 1)),
+        cross_attention_exit="layer.1.dropout" if decoder else None,
+        decoder=None if decoder else _t5(decoder=True),
+    )
+
+
+_T5_ATTENTION = {"q": "query", "k": "key", "v": "value", "o": "attention-output"}
+_T5_FEED_FORWARD = {
+    "wi": "feed-forward-input",
+    "wi_0": "feed-forward-gate",
+    "wi_1": "feed-forward-input",
+    "wo": "feed-forward-output",
+}
+
+
+def _bart(decoder: bool) -> Architecture:
+    """Return the encoder's or the decoder's layers of BART and the families that are built like it."""
+    attentions = ("self_attn", "encoder_attn") if decoder else ("self_attn",)
+    projections = {**_QUERY_KEY_VALUE, "out_proj": "attention-output"}
+    roles = {f"{one}.{name}": role for one in attentions for name, role in projections.items()}
+    return Architecture(
+        MappingProxyType(roles | _TWO_LAYERS),
+        attention_exit="self_attn.out_proj",
+        feed_forward_entry="fc1",
+        feed_forward_exit="fc2",
+        norms=(*(f"{one}_layer_norm" for one in attentions), "final_layer_norm"),
+        cross_attention_exit="encoder_attn.out_proj" if decoder else None,
+        decoder=None if decoder else _bart(decoder=True),
+    )
+
 
 ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
     {
@@ -153,6 +205,8 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
         "roberta": _BERT,
         "xlm-roberta": _BERT,
         "electra": _BERT,
+        **dict.fromkeys(("t5", "mt5"), _t5(decoder=False)),
+        **dict.fromkeys(("bart", "mbart", "marian", "pegasus", "m2m_100", "blenderbot"), _bart(decoder=False)),
         "distilbert": Architecture(
             roles=MappingProxyType(
                 {
@@ -227,7 +281,7 @@ def _roles_by_last_part() -> dict[str, str]:
     """Return the role of each projection name that has the same role in every family (`dense` does not)."""
     roles: dict[str, set[str]] = {}
     for architecture in ARCHITECTURES.values():
-        for name, role in architecture.roles.items():
+        for name, role in architecture.every_role.items():
             roles.setdefault(name.rpartition(".")[2], set()).add(role)
     return {name: next(iter(found)) for name, found in roles.items() if len(found) == 1}
 
@@ -238,5 +292,5 @@ _ROLES_BY_LAST_PART = MappingProxyType(_roles_by_last_part())
 def role_of(model_type: str, name_in_layer: str) -> str:
     """Return the role of a dense projection; in an unknown family, that of equal names elsewhere, else `other`."""
     if model_type in ARCHITECTURES:
-        return ARCHITECTURES[model_type].roles.get(name_in_layer, "other")
+        return ARCHITECTURES[model_type].every_role.get(name_in_layer, "other")
     return _ROLES_BY_LAST_PART.get(name_in_layer.rpartition(".")[2], "other")

@@ -89,7 +89,8 @@ class ModelShape:
     `kv_width` is the width of one layer's keys (`kv_heads` heads times their size), `positions` the longest row that
     the model accepts (0: no limit), `fresh` the names of parameters that the checkpoint does not contain (a new
     classification head), `new_tokens` the rows of the embeddings that it does not contain. `pass_text` makes one pass
-    of a text, which is made only where a method asks for it.
+    of a text, which is made only where a method asks for it, `fixed` are the parameters that are
+    computed and never learned (sinusoids of positions).
     """
 
     model_type: str
@@ -105,6 +106,8 @@ class ModelShape:
     new_tokens: NewTokens | None = None
     kv_heads: int = 1
     pass_text: Callable[[], Passage] = field(default=Passage, compare=False, repr=False)
+
+    fixed: frozenset[str] = frozenset()
 
     @cached_property
     def passage(self) -> Passage:

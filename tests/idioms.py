@@ -13,7 +13,7 @@ FORBIDDEN = {
     r"\bsurely\b": "significantly",
     r"\bholds?\b(?! out)": "contains",
     r"\b(take|takes|took|taken) up\b": "restore, reopen",
-    r"(?<!learning[ -])\brates?\b": "learning rate",
+    r"(?<!learning[ -])(?<!error[ -])\brates?\b": "learning rate",
     r"\b(leave|leaves|left) word\b": "write a note",
     r"\blies\b": "is",
     r"\ball the same\b": "anyway",

@@ -50,7 +50,7 @@ def evaluation_batches(
 
     Rows of like length share a batch, longest first, so that little is padded and a lack of memory shows at once.
     """
-    order = sorted(range(len(rows)), key=lambda row: (-len(rows[row].input_ids), row))
+    order = sorted(range(len(rows)), key=lambda row: (-len(rows[row].tokens), row))
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     return [(number, batch) for number, batch in enumerate(batches) if number % processes == process]
 

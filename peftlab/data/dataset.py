@@ -155,7 +155,7 @@ def _tokenise_part(
     _refuse_dropped(len(part), len(found.rows), counts, how, name)
     _check_vocabulary(found, vocabulary, tokenizer, name)
     counts["prompts_cut"] = sum(prompt.cut > 0 for prompt in found.prompts)
-    lengths = [len(row.input_ids) for row in found.rows]
+    lengths = [len(row.tokens) for row in found.rows]
     return found, {
         "rows": len(found.rows),
         "tokens": sum(lengths),
@@ -205,7 +205,7 @@ def _refuse_dropped(examples: int, rows: int, counts: Counter[str], how: Tokenis
 
 def _check_vocabulary(found: Tokenised, vocabulary: int | None, tokenizer: Any, name: str) -> None:
     """Raise DataError for a token that the model's embedding has no row for."""
-    ids = [*(row.input_ids for row in found.rows), *(prompt.input_ids for prompt in found.prompts if prompt.input_ids)]
+    ids = [*(row.tokens for row in found.rows), *(prompt.input_ids for prompt in found.prompts if prompt.input_ids)]
     largest = max(int(max(one)) for one in ids)
     if vocabulary is not None and largest >= vocabulary:
         token = tokenizer.convert_ids_to_tokens(largest)

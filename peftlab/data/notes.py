@@ -52,13 +52,16 @@ def _note_leaks(report: dict[str, Any]) -> Iterator[str]:
 
 def _note_part(name: str, part: dict[str, Any], recipe: Recipe) -> Iterator[str]:
     limit, whole = recipe.data.max_length, part["rows"] + part["dropped"]
+    limits = f"data.max_length ({limit})"
+    if recipe.task.encodes_prompt:
+        limits += f" or data.max_target_length ({recipe.data.target_limit})"
     if part["truncated"]:
         turns = f" and {part['cut_turns']:,} messages" if part.get("cut_turns") else ""
         more = "more than " if part.get("cut_text") else ""
         cut = f" by {more}{part['cut_tokens']:,} tokens{turns}" if part.get("cut_tokens") else ""
         lost = f"; {part['lost_supervised']} of them lost supervised tokens" if part["lost_supervised"] else ""
         lost += f" ({part['lost_tokens']:,})" if part.get("lost_tokens") else ""
-        yield f"{name}: {part['truncated']} of {whole} rows are longer than data.max_length ({limit}): cut{cut}{lost}"
+        yield f"{name}: {part['truncated']} of {whole} rows are longer than {limits}: cut{cut}{lost}"
     if part.get("chunked"):
         yield f"{name}: {part['chunked']} texts are longer than data.max_length ({limit}): cut into several rows"
     if part.get("skipped"):

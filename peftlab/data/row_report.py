@@ -61,7 +61,7 @@ class RowReports:
 
     def _report_row(self, index: int, prompt: str | None, row: TokenRow, faults: list[str]) -> RowReport:
         view = view_row(row, self.tokenizer, self.examples.labels)
-        ids = row.input_ids.tolist()
+        ids = row.tokens.tolist()
         pieces = [span.text for span in view.spans if span.supervised]
         return RowReport(
             index=index,
@@ -92,7 +92,7 @@ class RowReports:
         if opening is not None and ids[:2] == [opening, opening]:
             yield "begins with two beginning tokens"
         marked = row.supervised_tokens
-        if marked.any() and not self.tokenizer.decode(row.input_ids[marked], skip_special_tokens=True).strip():
+        if marked.any() and not self.tokenizer.decode(row.tokens[marked], skip_special_tokens=True).strip():
             yield "the answer is empty"
 
 

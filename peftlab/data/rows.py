@@ -75,7 +75,7 @@ class ShuffledRows:
     def count(self, step: int) -> StepCount:
         micros = ((micro, process) for micro in range(self.accumulation) for process in range(self.processes))
         rows = [self.rows[i] for micro, process in micros for i in self.indices(step, micro, process)]
-        return StepCount(sum(row.supervised for row in rows), sum(len(row.input_ids) for row in rows))
+        return StepCount(sum(row.supervised for row in rows), sum(len(row.tokens) for row in rows))
 
     def numbers(self, step: int) -> list[list[int]]:
         return [self.indices(step, micro, self.process) for micro in range(self.accumulation)]
@@ -146,7 +146,7 @@ class LongestRows:
 
 def longest_rows(rows: Sequence[TokenRow], count: int) -> list[TokenRow]:
     """Return the `count` longest rows, those with most targets first, repeated from the first where there are fewer."""
-    ordered = sorted(rows, key=lambda row: (-len(row.input_ids), -row.supervised))
+    ordered = sorted(rows, key=lambda row: (-len(row.tokens), -row.supervised))
     return [ordered[i % len(ordered)] for i in range(count)]
 
 

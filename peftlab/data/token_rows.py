@@ -12,18 +12,22 @@ import numpy as np
 IGNORED = -100
 # The names in a batch of what is predicted: flat positions in (rows, length), and the class at each.
 POSITIONS, TARGETS = "positions", "targets"
+# The tokens of the answers that a decoder writes, (rows, longest answer), -100 after each.
+ANSWERS = "answers"
 
 
 class BatchSize(NamedTuple):
     """How large a batch is: rows, tokens of the longest one, the share of predictable tokens that is supervised.
 
-    `outputs` is the number of outputs of the model's head.
+    `outputs` is the number of outputs of the model's head, `answer` the tokens of the longest answer where an encoder
+    reads the prompt.
     """
 
     rows: int
     width: int
     share: float = 1.0
     outputs: int = 1
+    answer: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +42,21 @@ class TokenRow(ABC):
     """The type of `TARGETS`; everything else in a batch is int64."""
 
     @property
+    def tokens(self) -> np.ndarray:
+        """All tokens of the row that the model reads or writes, in their order."""
+        return self.input_ids
+
+    @property
+    def longest(self) -> int:
+        """The positions that the model needs for the row."""
+        return len(self.input_ids)
+
+    @property
+    def answer(self) -> int:
+        """The number of tokens that a decoder writes beside an encoder; 0 for other rows."""
+        return 0
+
+    @property
     @abstractmethod
     def supervised(self) -> int:
         """The number of targets, which the loss is a mean over."""
@@ -45,7 +64,7 @@ class TokenRow(ABC):
     @property
     @abstractmethod
     def supervised_tokens(self) -> np.ndarray:
-        """Which tokens are targets themselves, (length,) of booleans."""
+        """Which of `tokens` are targets themselves, (length,) of booleans."""
 
     @classmethod
     @abstractmethod
@@ -56,6 +75,11 @@ class TokenRow(ABC):
     @abstractmethod
     def target_sizes(cls, size: BatchSize) -> dict[str, tuple[int, ...]]:
         """Return the sizes of what `stack` gives for a batch of this size."""
+
+    @classmethod
+    def count_places(cls, rows: Sequence[Any]) -> int:
+        """Return how many tokens of a padded batch of such rows could be targets."""
+        return len(rows) * max(max(len(row.input_ids) for row in rows) - 1, 1)
 
     def describe(self, labels: Sequence[str] | None) -> str | None:
         """Return the target of a whole row as text; None where its tokens are the targets."""
@@ -104,6 +128,50 @@ class TagRow(PositionRow):
     """Each supervised position predicts its own class."""
 
     __slots__ = ()
+
+
+class PairRow(TokenRow):
+    """A prompt for the encoder, `input_ids`, and the answer that the decoder writes, `labels`, all supervised."""
+
+    __slots__ = ()
+
+    @property
+    def tokens(self) -> np.ndarray:
+        return np.concatenate([self.input_ids, self.labels])
+
+    @property
+    def longest(self) -> int:
+        return max(len(self.input_ids), len(self.labels))
+
+    @property
+    def answer(self) -> int:
+        return len(self.labels)
+
+    @property
+    def supervised(self) -> int:
+        return len(self.labels)
+
+    @property
+    def supervised_tokens(self) -> np.ndarray:
+        return np.arange(len(self.tokens)) >= len(self.input_ids)
+
+    @classmethod
+    def stack(cls, rows: Sequence[PairRow], width: int) -> dict[str, np.ndarray]:
+        longest = max(row.answer for row in rows)
+        answers = np.full((len(rows), longest), IGNORED, dtype=np.int64)
+        for line, row in zip(answers, rows, strict=True):
+            line[: row.answer] = row.labels
+        positions = np.flatnonzero(answers.ravel() != IGNORED)
+        return {ANSWERS: answers, POSITIONS: positions, TARGETS: answers.ravel()[positions]}
+
+    @classmethod
+    def target_sizes(cls, size: BatchSize) -> dict[str, tuple[int, ...]]:
+        flat = (max(1, round(size.rows * size.answer * size.share)),)
+        return {ANSWERS: (size.rows, size.answer), POSITIONS: flat, TARGETS: flat}
+
+    @classmethod
+    def count_places(cls, rows: Sequence[PairRow]) -> int:
+        return len(rows) * max(row.answer for row in rows)
 
 
 class WholeRow(TokenRow):

@@ -11,12 +11,12 @@ from peftlab.reports import RowView, Span
 
 def view_row(row: TokenRow, tokenizer: Any, labels: list[str] | None = None) -> RowView:
     """Return a row as spans of tokens that are, or are not, supervised; of a row with its own target that."""
-    supervised = row.supervised_tokens.tolist()
+    supervised, tokens = row.supervised_tokens.tolist(), row.tokens
     spans = [
-        _view_span([int(row.input_ids[i]) for i in places], marked, tokenizer)
+        _view_span([int(tokens[i]) for i in places], marked, tokenizer)
         for marked, places in groupby(range(len(supervised)), key=supervised.__getitem__)
     ]
-    return RowView(tokens=len(row.input_ids), supervised=row.supervised, spans=spans, label=row.describe(labels))
+    return RowView(tokens=len(tokens), supervised=row.supervised, spans=spans, label=row.describe(labels))
 
 
 def _view_span(ids: list[int], supervised: bool, tokenizer: Any) -> Span:

@@ -15,12 +15,12 @@ from transformers import GenerationConfig
 
 from peftlab.architectures import ANSWERS_ALONE, POSITIONS_BY_MASK
 from peftlab.data.dataset import Dataset, Prompt, find_pad_id
-from peftlab.data.tokens import cut_prompt, encode_prompt
 from peftlab.errors import UsageError
 from peftlab.methods import Prompting
 from peftlab.parameters.shape import count_positions
 from peftlab.parameters.trainable import find_base
 from peftlab.recipe.schema import Evaluation, Generation
+from peftlab.tasks import task_of
 
 PLAIN = Prompting()
 
@@ -87,10 +87,10 @@ def generate_answers(
     one). Answers end at the model's own ids (see `add_stop_ids`) and at the texts in `stop` and `settings.stop`, which
     are not part of them. Raises UsageError where `max_new_tokens` alone exceeds the model's positions.
     """
-    limit = prompt_limit(model, settings, prompting)
-    whole = [encode_prompt(tokenizer, one) if isinstance(one, str) else one for one in prompts]
+    limit, task = prompt_limit(model, settings, prompting), task_of(model)
+    whole = [task.encode_prompt(tokenizer, one) if isinstance(one, str) else one for one in prompts]
     kept = [opening_tokens(ids, tokenizer) for ids in whole] if leads is None else leads
-    ids = [cut_prompt(one, lead, limit) for one, lead in zip(whole, kept, strict=True)]
+    ids = [task.cut_prompt(one, lead, limit) for one, lead in zip(whole, kept, strict=True)]
     ends = [*settings.stop, *stop]
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     answers = [Answer("", False)] * len(ids)
@@ -99,7 +99,8 @@ def generate_answers(
     padded = prompting.padded and takes_padding(model)
     batch_size = 1 if _model_type(model) in ANSWERS_ALONE else batch_size
     with evaluation_mode(model), torch.no_grad(), _seeded(seed, device), autocast():
-        for batch in _split(order, ids, batch_size if prompting.batched else 1, padded=padded):
+        size, padded = batch_size if prompting.batched else 1, padded or task.encodes_prompt
+        for batch in _split(order, ids, size, padded=padded):
             written = _generate(model, [ids[i] for i in batch], config, device, tokenizer, ends)
             for i, (answer, ended) in zip(batch, written, strict=True):
                 answer_text = tokenizer.decode(answer, skip_special_tokens=True)
@@ -147,6 +148,7 @@ def save_generation(model: Any, folder: Path) -> None:
         bos_token_id=config.bos_token_id,
         eos_token_id=config.eos_token_id,
         pad_token_id=config.pad_token_id,
+        **_decoder_start(model),
     ).save_pretrained(folder)
 
 
@@ -227,8 +229,10 @@ def prompt_limit(model: nn.Module, settings: Generation, prompting: Prompting = 
     positions = count_positions(model.config)
     if not positions:
         return sys.maxsize
-    limit = positions - prompting.reserved - settings.max_new_tokens
-    if limit < 1:
+    beside = task_of(model).encodes_prompt
+    left = positions - settings.max_new_tokens
+    limit = (positions if beside else left) - prompting.reserved
+    if limit < 1 or left < beside:  # beside an encoder, the decoder's start token needs a position
         raise UsageError(
             f"evaluation.generation.max_new_tokens: {settings.max_new_tokens} leave no room for a prompt in the"
             f" model's {positions} positions"
@@ -249,9 +253,23 @@ def _generation_config(model: Any, tokenizer: Any, settings: Generation) -> Gene
         repetition_penalty=1.0,
         eos_token_id=sorted(ends) or None,
         pad_token_id=find_pad_id(tokenizer),
+        **_decoder_start(model),
         use_cache=True,  # whatever a run that checkpoints gradients set in the model
         **sampling,
     )
+
+
+def _decoder_start(model: Any) -> dict[str, Any]:
+    """Return how the decoder of an encoder-decoder model begins, and what it never writes."""
+    if not task_of(model).encodes_prompt:
+        return {}
+    own = model.generation_config
+    start = model.config.decoder_start_token_id if own.decoder_start_token_id is None else own.decoder_start_token_id
+    return {
+        "decoder_start_token_id": start,
+        "forced_bos_token_id": own.forced_bos_token_id,
+        "bad_words_ids": own.bad_words_ids,
+    }
 
 
 def _split(order: list[int], ids: list[list[int]], batch_size: int, *, padded: bool) -> Iterator[list[int]]:
@@ -264,6 +282,17 @@ def _split(order: list[int], ids: list[list[int]], batch_size: int, *, padded: b
         batch.append(i)
     if batch:
         yield batch
+
+
+def pad_prompts(model: nn.Module, prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return ids and attention mask (int64): padded at the right where an encoder reads the prompts, else at the left.
+
+    Answers continue prompts without an encoder, so these must end in the last column.
+    """
+    if not task_of(model).encodes_prompt:
+        return pad_left(prompts, pad_id)
+    flipped = pad_left([prompt[::-1] for prompt in prompts], pad_id)
+    return flipped[0].flip(1), flipped[1].flip(1)
 
 
 def pad_left(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -283,13 +312,13 @@ def _generate(
     texts: Sequence[str],
 ) -> Iterator[tuple[list[int], bool]]:
     """Yield the ids that `model` adds to each prompt, before any that ends an answer, and whether there is one."""
-    input_ids, mask = pad_left(prompts, config.pad_token_id)
-    width = input_ids.shape[1]
+    input_ids, mask = pad_prompts(model, prompts, config.pad_token_id)
+    begun = 1 if task_of(model).encodes_prompt else input_ids.shape[1]  # a decoder's own start token
     stopping = {"stop_strings": list(texts), "tokenizer": tokenizer} if texts else {}
     sequences = model.generate(
         input_ids=input_ids.to(device), attention_mask=mask.to(device), generation_config=config, **stopping
     )
     ends = set(config.eos_token_id or ())
-    for sequence in sequences[:, width:].tolist():
+    for sequence in sequences[:, begun:].tolist():
         stop = next((i for i, token in enumerate(sequence) if token in ends), len(sequence))
         yield sequence[:stop], stop < len(sequence)

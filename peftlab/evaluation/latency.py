@@ -70,7 +70,13 @@ def time_pass(model: nn.Module, batch: Mapping[str, torch.Tensor], device: torch
     return time.perf_counter() - started
 
 
-def latency_batch(rows: int, tokens: int, vocabulary: int, device: torch.device) -> dict[str, torch.Tensor]:
-    """Return a batch of unpadded rows of tokens drawn at random, always the same; what they are costs nothing."""
+def latency_batch(
+    rows: int, tokens: int, vocabulary: int, device: torch.device, encodes_prompt: bool = False
+) -> dict[str, torch.Tensor]:
+    """Return a batch of unpadded rows of tokens drawn at random, always the same; what they are costs nothing.
+
+    A decoder beside an encoder that `encodes_prompt` reads as many.
+    """
     ids = torch.randint(0, vocabulary, (rows, tokens), generator=torch.Generator().manual_seed(0)).to(device)
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    decoder = {"decoder_input_ids": ids} if encodes_prompt else {}
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), **decoder}

@@ -69,7 +69,7 @@ def count_texts(rows: Sequence[TokenRow], tokenizer: Any) -> dict[str, list[int]
     """Return how many words and bytes the supervised text of each row has, without special tokens."""
     counts = []
     for row in rows:
-        ids = row.input_ids[row.supervised_tokens].tolist()
+        ids = row.tokens[row.supervised_tokens].tolist()
         text = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         counts.append(count_text(text))
     return {name: [count[name] for count in counts] for name in (WORDS, BYTES)}

@@ -17,6 +17,7 @@ from peftlab.memory.private import BLOCK
 from peftlab.memory.trace import Workload
 from peftlab.metrics import names_that_need
 from peftlab.models.build import build_meta
+from peftlab.models.quantize import dense_names
 from peftlab.models.recompute import recompute_activations
 from peftlab.optimization.dropout import disable_dropout
 from peftlab.parameters.shape import shape_of
@@ -65,7 +66,8 @@ class Blueprint:
         """The largest batch of answers that the run may write; None if it writes none."""
         recipe, settings = self.recipe, self.recipe.evaluation.generation
         rows = min(count_answers(recipe), recipe.evaluation.batch_size or recipe.training.batch_size)
-        length = min(recipe.data.max_length, self.positions - settings.max_new_tokens)
+        written = 0 if recipe.task.encodes_prompt else settings.max_new_tokens
+        length = min(recipe.data.max_length, self.positions - written)
         return Answers(rows, length, settings.max_new_tokens, settings.beams) if rows and length > 0 else None
 
     def for_recipe(self, recipe: Recipe) -> Blueprint:
@@ -77,6 +79,7 @@ class Blueprint:
         recipe = self.recipe
         data, training, evaluation = recipe.data, recipe.training, recipe.evaluation
         length = min(data.max_length, self.positions)
+        answer_length = min(data.target_limit, self.positions) if recipe.task.encodes_prompt else 0
         evaluation_rows = evaluation.batch_size or training.batch_size
         return Workload(
             rows=training.batch_size,
@@ -85,6 +88,8 @@ class Blueprint:
             evaluation_length=length,
             task=recipe.task,
             outputs=self.outputs,
+            answer_length=answer_length,
+            evaluation_answer_length=answer_length,
             padded=training.batch_size > 1 and recipe.model.attention not in SUBSTITUTES,
             micro_batches=min(training.gradient_accumulation, 2),
             precision=self.precision,
@@ -153,7 +158,8 @@ def _quantize_meta(model: nn.Module, recipe: Recipe, device: torch.device) -> No
 
 def _load_bytes(model: PreTrainedModel, shape: ModelShape, base_format: str) -> LoadBytes:
     plain = sum(p.numel() * p.itemsize for p in model.parameters())
-    sites = [site for site in shape.linears if site.role != "head"]
+    names = set(dense_names(model))
+    sites = [site for site in shape.linears if site.name in names]
     largest = max((site.n_in * site.n_out for site in sites), default=0) * model.dtype.itemsize
     present = highest = plain
     for site in sites if base_format != "plain" else []:
@@ -174,7 +180,7 @@ def _packed_bytes(n_in: int, n_out: int, base_format: str) -> int:
 
 
 def _unit_bytes(model: nn.Module) -> tuple[int, int, int]:
-    layers = list(find_layers(model)[2])
+    layers = [layer for one in find_layers(model) for layer in one.layers]
     weights = [sum(p.numel() * p.itemsize for p in layer.parameters()) for layer in layers]
     trained = [sum(p.numel() * p.itemsize for p in layer.parameters() if p.requires_grad) for layer in layers]
     whole = sum(p.numel() * p.itemsize for p in model.parameters())

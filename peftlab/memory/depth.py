@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from peftlab.memory.private import layer_types
+from peftlab.parameters.kinds import layer_lists
 from peftlab.parameters.trainable import find_base
 
 # The first and last two layers of a kind have places of their own in a step: three and four of them differ in one.
@@ -31,17 +32,27 @@ class LayerPlace:
     places: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class LayerList:
+    """A list of layers, and where it is in a model."""
+
+    parent: nn.Module
+    name: str
+    layers: nn.ModuleList
+
+
 class Stack:
-    """The list of a model's layers, and the numbers of those of each kind: its runs."""
+    """A model's layers, an encoder's before a decoder's, and the numbers of those of each kind: its runs."""
 
     def __init__(self, model: nn.Module):
-        self.parent, self.name, layers = find_layers(model)
-        self.layers = list(layers)
+        self.lists = find_layers(model)
+        self.layers = [layer for one in self.lists for layer in one.layers]
         types = layer_types(find_base(model)[1])
         self.types = types if len(types) == len(self.layers) else ("",) * len(self.layers)
         kinds: dict[tuple, list[int]] = {}
+        owners = [number for number, one in enumerate(self.lists) for _ in one.layers]
         for index, kind in enumerate(_kinds(self.layers)):
-            kinds.setdefault((self.types[index], *kind), []).append(index)
+            kinds.setdefault((owners[index], self.types[index], *kind), []).append(index)
         self.runs = list(kinds.values())
 
     @property
@@ -49,28 +60,32 @@ class Stack:
         return [number for number, run in enumerate(self.runs) if len(run) > KEPT]
 
     def keep(self, longer: int | None = None) -> list[tuple[nn.Module, LayerPlace]]:
-        """Put a shortened list into the model, one kind a layer longer than the others; return what is in it."""
+        """Put shortened lists into the model, one kind a layer longer than the others; return what is in them."""
         kept: list[tuple[int, LayerPlace]] = []
         for number, run in enumerate(self.runs):
             count = min(len(run), KEPT + (number == longer))
             indices = [*run[: count - 1], run[-1]]
             kept += [(index, LayerPlace(number, _places(i, count))) for i, index in enumerate(indices)]
         kept.sort(key=lambda one: one[0])
-        self._put(self._shortened({index for index, _ in kept}))
+        self._put({index for index, _ in kept})
         return [(self.layers[index], place) for index, place in kept]
 
-    def _shortened(self, kept: set[int]) -> list[nn.Module]:
-        """Return the kept layers, in their own positions where a model of several types looks types up by those."""
+    def _shortened(self, one: LayerList, first: int, kept: set[int]) -> list[nn.Module]:
+        """Return a list's kept layers, in their own positions where a model of several types looks them up by those."""
+        numbered = list(enumerate(one.layers, start=first))
         if len(set(self.types)) < 2:
-            return [self.layers[index] for index in sorted(kept)]
-        return [layer if index in kept else _Skipped(layer) for index, layer in enumerate(self.layers)]
+            return [layer for index, layer in numbered if index in kept]
+        return [layer if index in kept else _Skipped(layer) for index, layer in numbered]
 
     def restore(self) -> None:
-        self._put(self.layers)
+        for one in self.lists:
+            setattr(one.parent, one.name, one.layers)
 
-    def _put(self, layers: list[nn.Module]) -> None:
-        if self.name:
-            setattr(self.parent, self.name, nn.ModuleList(layers))
+    def _put(self, kept: set[int]) -> None:
+        first = 0
+        for one in self.lists:
+            setattr(one.parent, one.name, nn.ModuleList(self._shortened(one, first, kept)))
+            first += len(one.layers)
 
     def extend(self, base: Segments, longer: dict[int, Segments]) -> Segments:
         """Return the segments of the whole model, from those of the shortest and those with one more of a kind."""
@@ -99,18 +114,20 @@ class _Skipped(nn.Module):
         return hidden_states
 
 
-def find_layers(model: nn.Module) -> tuple[nn.Module, str, nn.ModuleList]:
-    """Return the parent, the name and the list with most of the model's parameters."""
-    lists = [
-        (parent, name, child)
-        for parent in model.modules()
-        for name, child in parent.named_children()
-        if isinstance(child, nn.ModuleList)
-    ]
-    if not lists:
-        empty = nn.ModuleList()
-        return model, "", empty
-    return max(lists, key=lambda found: sum(p.numel() for p in found[2].parameters()))
+def find_layers(model: nn.Module) -> list[LayerList]:
+    """Return the lists of an encoder and its decoder; of other models the list with most parameters, if any."""
+    paths = layer_lists(model)
+    if getattr(getattr(find_base(model)[1], "config", None), "is_encoder_decoder", False):
+        return [_list_at(model, path) for path in paths]
+    found = [_list_at(model, path) for path, module in model.named_modules() if isinstance(module, nn.ModuleList)]
+    return [max(found, key=lambda one: sum(p.numel() for p in one.layers.parameters()))] if found else []
+
+
+def _list_at(model: nn.Module, path: str) -> LayerList:
+    parent, _, name = path.rpartition(".")
+    layers = model.get_submodule(path)
+    assert isinstance(layers, nn.ModuleList)
+    return LayerList(model.get_submodule(parent), name, layers)
 
 
 def _kinds(layers: list[nn.Module]) -> list[tuple]:

@@ -14,6 +14,7 @@ from peftlab.errors import ModelError
 from peftlab.memory.private import count_cached, explain_failure, find_cache, last_logits_only, lengthen
 from peftlab.memory.shortage import is_shortage
 from peftlab.parameters.trainable import find_base
+from peftlab.tasks import task_of
 
 READING, WRITING = "reading", "writing"
 
@@ -60,6 +61,8 @@ def _write_last_token(
     model: nn.Module, ids: torch.Tensor, mask: torch.Tensor, answers: Answers, mark: Callable[[str], Any]
 ) -> None:
     base = find_base(model)[1]
+    if task_of(model).encodes_prompt:
+        return _write_beside_encoder(model, base, ids, mask, answers, mark)
     ids, mask = ids.repeat_interleave(answers.beams, 0), mask.repeat_interleave(answers.beams, 0)
     options = last_logits_only(base)
     mark(READING)
@@ -78,6 +81,37 @@ def _write_last_token(
     if answers.beams > 1:
         scores = functional.log_softmax(scores, -1) + scores
         cache.reorder_cache(torch.arange(len(ids), device=ids.device))
+
+
+def _write_beside_encoder(
+    model: nn.Module,
+    base: Any,
+    ids: torch.Tensor,
+    mask: torch.Tensor,
+    answers: Answers,
+    mark: Callable[[str], Any],
+) -> None:
+    """Do the same where an encoder reads the prompts once: its states are repeated for beams, answers have a cache."""
+    mark(READING)
+    start = ids[:, :1]
+    encoded = model(input_ids=ids, attention_mask=mask, decoder_input_ids=start, use_cache=False)
+    states = encoded.encoder_last_hidden_state
+    encoded = None
+    mask = torch.cat([mask.new_ones(len(mask), states.shape[1] - mask.shape[1]), mask], dim=1)
+    states, mask, start = (one.repeat_interleave(answers.beams, 0) for one in (states, mask, start))
+    inputs = {"encoder_outputs": (states,), "attention_mask": mask, "use_cache": True}
+    output = base(**inputs, decoder_input_ids=start)
+    scores = _scores(output)
+    name, cache = find_cache(output)
+    output = None
+    mark(WRITING)
+    lengthen(cache.self_attention_cache, answers.new_tokens - 1)
+    del scores
+    output = base(**inputs, decoder_input_ids=start, **{name: cache})
+    scores = _scores(output)
+    if answers.beams > 1:
+        scores = functional.log_softmax(scores, -1) + scores
+        cache.reorder_cache(torch.arange(len(start), device=start.device))
 
 
 def _scores(output: Any) -> torch.Tensor:

@@ -297,4 +297,6 @@ def find_body(model: nn.Module) -> nn.Module | None:
 
     plain = find_base(model)[1]
     body = getattr(plain, getattr(plain, "base_model_prefix", None) or "", None)
+    if not isinstance(body, nn.Module) and getattr(getattr(plain, "config", None), "is_encoder_decoder", False):
+        body = getattr(plain, "decoder", None)  # T5 has its encoder and decoder beside the head
     return body if isinstance(body, nn.Module) and body is not plain else None

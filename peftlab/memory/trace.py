@@ -29,7 +29,8 @@ class Workload:
     """What goes through the model: the longest batch of training and of evaluation.
 
     `supervised` is the share of tokens that the loss is computed on (in evaluation the same, unless it is given),
-    `outputs` the number of the head's outputs, `padded` whether rows differ in length. Without evaluation rows nothing
+    `outputs` the number of the head's outputs, `answer_length` the longest answer of a decoder that has an encoder
+    beside it, `padded` whether rows differ in length. Without evaluation rows nothing
     is evaluated, without answers nothing is generated.
     """
 
@@ -41,6 +42,8 @@ class Workload:
     supervised: float = 1.0
     evaluation_supervised: float | None = None
     outputs: int = 1
+    answer_length: int = 0
+    evaluation_answer_length: int = 0
     padded: bool = True
     micro_batches: int = 1
     precision: torch.dtype = torch.float32
@@ -52,10 +55,10 @@ class Workload:
     def evaluation_share(self) -> float:
         return self.supervised if self.evaluation_supervised is None else self.evaluation_supervised
 
-    def batch(self, rows: int, length: int, share: float) -> dict[str, torch.Tensor]:
+    def batch(self, rows: int, length: int, share: float, answer: int) -> dict[str, torch.Tensor]:
         sizes: dict[str, tuple[int, ...]] = dict.fromkeys(("input_ids", "attention_mask"), (rows, length))
         row_class = self.task.row_class
-        sizes |= row_class.target_sizes(BatchSize(rows, length, share, self.outputs))
+        sizes |= row_class.target_sizes(BatchSize(rows, length, share, self.outputs, answer))
         types = dict.fromkeys(sizes, torch.int64) | {TARGETS: getattr(torch, row_class.target_type)}
         return {name: torch.empty(size, dtype=types[name]) for name, size in sizes.items()}
 
@@ -154,14 +157,16 @@ def _by_place(segments: Segments) -> Segments:
 
 
 def _step(parts: Stepper, work: Workload, marker: _Marker) -> None:
-    batches = [work.batch(work.rows, work.length, work.supervised) for _ in range(work.micro_batches)]
+    sizes = work.rows, work.length, work.supervised, work.answer_length
+    batches = [work.batch(*sizes) for _ in range(work.micro_batches)]
     targets = sum(batch[TARGETS].shape[0] for batch in batches)
     optimizer_step(parts, batches, targets, mark=marker.mark)
 
 
 def _evaluate(parts: Stepper, work: Workload) -> None:
     """Do what evaluation does with two batches: the first one's losses live while the second's are computed."""
-    batch = work.batch(work.evaluation_rows, work.evaluation_length, work.evaluation_share)
+    sizes = work.evaluation_rows, work.evaluation_length, work.evaluation_share, work.evaluation_answer_length
+    batch = work.batch(*sizes)
     targets, rows = batch[TARGETS].shape[0], work.evaluation_rows
     counts = [targets // rows + (row < targets % rows) for row in range(rows)]
     with torch.no_grad(), parts.world.autocast(parts.precision):

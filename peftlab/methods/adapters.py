@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from peftlab.architectures import ARCHITECTURES
+from peftlab.architectures import ARCHITECTURES, Architecture
 from peftlab.errors import nearest
 from peftlab.methods.base import Method, Problems, Sizes
 from peftlab.methods.candidates import describe_candidates, outermost
@@ -119,15 +119,20 @@ class Adapters(Method):
             return self._named_places(shape)
         if shape.model_type not in ARCHITECTURES:
             return []
-        architecture, size = ARCHITECTURES[shape.model_type], shape.hidden_size
-        feed_forward = architecture.feed_forward_exit
-        exits = (architecture.attention_exit, feed_forward) if self.placement == "houlsby" else (feed_forward,)
-        entry = architecture.feed_forward_entry if self.placement == "parallel" else None
         return [
-            Place(f"{prefix}.{name}", size, size, layer, entry and f"{prefix}.{entry}")
-            for layer, prefix in _layer_prefixes(shape).items()
-            for name in exits
+            place
+            for layer, (prefix, architecture) in _layer_prefixes(shape).items()
+            for place in self._places_in(layer, prefix, architecture, shape.hidden_size)
         ]
+
+    def _places_in(self, layer: int, prefix: str, architecture: Architecture, size: int) -> list[Place]:
+        """Return the places in one layer: after each attention (also that to an encoder) and the feed-forward."""
+        exits = [architecture.feed_forward_exit]
+        if self.placement == "houlsby":
+            attentions = (architecture.attention_exit, architecture.cross_attention_exit)
+            exits = [*(one for one in attentions if one is not None), *exits]
+        entry = f"{prefix}.{architecture.feed_forward_entry}" if self.placement == "parallel" else None
+        return [Place(f"{prefix}.{name}", size, size, layer, entry) for name in exits]
 
     def _named_places(self, shape: ModelShape) -> list[Place]:
         names, linears = _module_names(shape), {site.name: site for site in shape.linears}
@@ -162,16 +167,24 @@ class Adapters(Method):
         return model
 
 
-def _layer_prefixes(shape: ModelShape) -> dict[int, str]:
-    """Return each layer's own name: what a known projection's name has before its name in the layer."""
-    roles = ARCHITECTURES[shape.model_type].roles
-    return {
-        site.layer: site.name.removesuffix(f".{inside}")
-        for site in shape.linears
-        if site.layer is not None and site.name not in shape.passage.idle
-        for inside in roles
-        if site.name.endswith(f".{inside}")
-    }
+def _layer_prefixes(shape: ModelShape) -> dict[int, tuple[str, Architecture]]:
+    """Return each layer's own name and its modules.
+
+    The name is what a known projection's name has before its name in the layer; a decoder's layer is one with a
+    projection that only they have.
+    """
+    family = ARCHITECTURES[shape.model_type]
+    found: dict[int, tuple[str, Architecture]] = {}
+    for architecture in filter(None, (family, family.decoder)):
+        own = [name for name in architecture.roles if architecture is family or name not in family.roles]
+        found |= {
+            site.layer: (site.name.removesuffix(f".{inside}"), architecture)
+            for site in shape.linears
+            if site.layer is not None and site.name not in shape.passage.idle
+            for inside in own
+            if site.name.endswith(f".{inside}")
+        }
+    return found
 
 
 def _prefixes(name: str) -> list[str]:

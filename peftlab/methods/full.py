@@ -45,6 +45,7 @@ class Full(Method):
             for site in shape.parameters
             if (self.layers == "all" or (site.layer is not None and site.layer >= first))
             and site.name not in shape.idle_parameters
+            and site.name not in shape.fixed
         }
 
     def notes(self, shape: ModelShape) -> list[str]:

@@ -94,6 +94,9 @@ class Prefix(Method):
     def check_own(self, shape: ModelShape) -> Problems:
         if not (shape.hidden_size and shape.vocabulary):
             return [("type", "prefixes need a transformers language model")]
+        if self.kind == "prefix" and TASKS[shape.task].encodes_prompt:
+            fault = "peft 0.21 gives the same keys and values to several layers of a decoder that has an encoder"
+            return [("kind", f"{fault}, and others to none; set `kind: prompt`")]
         if self.kind == "prefix":
             reason = _why_no_prefix(shape)
             return [("kind", f"{shape.model_type} {reason}; set `kind: prompt` or use lora")] if reason else []
@@ -143,7 +146,7 @@ class Prefix(Method):
             _encoder(wrapped).embedding.weight.data.copy_(start)
         # PEFT looks for the first parameter with as many rows as the vocabulary, which others may have as well.
         wrapped.word_embeddings = base.get_input_embeddings()
-        if self.kind == "prompt" and TASKS[shape.task].generates:
+        if self.kind == "prompt" and TASKS[shape.task].generates and not TASKS[shape.task].encodes_prompt:
             wrapped.register_forward_hook(_drop_prompt_positions)
         return wrapped
 
@@ -170,6 +173,7 @@ class Prefix(Method):
         }
         if self.kind == "prompt":
             width = _embedding_width(shape)
+            shared["num_transformer_submodules"] = 1  # else peft makes as many tokens for a decoder, and trains none
             return PromptTuningConfig(prompt_tuning_init="SAMPLE_VOCAB", token_dim=width, **shared)
         return PrefixTuningConfig(
             token_dim=_key_values(shape).width,

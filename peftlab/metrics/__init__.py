@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from peftlab.metrics.base import Metric, RowScores, TextScores, TextSettings
 from peftlab.metrics.classes import CLASS_METRICS
+from peftlab.metrics.edits import EDIT_METRICS
 from peftlab.metrics.labels import LABEL_METRICS
 from peftlab.metrics.match import MATCH_METRICS
 from peftlab.metrics.numbers import NUMBER_METRICS
@@ -29,6 +30,7 @@ METRICS = {
         *NUMBER_METRICS,
         *MATCH_METRICS,
         *OVERLAP_METRICS,
+        *EDIT_METRICS,
     )
 }
 RENAMED = {"f1": "f1_macro", "rouge": "rougeL"}

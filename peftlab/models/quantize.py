@@ -42,7 +42,7 @@ def quantize_(
     if base_format not in FORMATS:
         raise MethodError(f"unknown quantised format {base_format!r}; known: {', '.join(FORMATS)}")
     _require_bitsandbytes()
-    for name in _dense_names(model):
+    for name in dense_names(model):
         parent, leaf = model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]
         plain = getattr(parent, leaf)
         quantized = _quantized(plain, base_format, double_quantization, compute_dtype, torch.device(device))
@@ -98,10 +98,14 @@ def _require_bitsandbytes() -> None:
         raise MissingRequirementError(f"a quantised base needs bitsandbytes: {error}") from error
 
 
-def _dense_names(model: nn.Module) -> list[str]:
-    """Return the names of the dense layers outside the head; names, because references would keep replaced layers."""
+def dense_names(model: nn.Module) -> list[str]:
+    """Return the names of the dense layers that are quantised; names, because references would keep replaced layers.
+
+    The head stays plain, and what transformers too keeps so: T5's `wo`, whose input T5 casts to the weight's type.
+    """
     heads = {name.rpartition(".")[0] for name in head_names(model)}
     # An output head that is tied to the embedding has no parameter of its own: recognise it by its weight.
+    kept = set(getattr(model, "_keep_in_fp32_modules", None) or ())
     embedded = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     return [
         name
@@ -109,6 +113,7 @@ def _dense_names(model: nn.Module) -> list[str]:
         if (isinstance(module, Conv1D) or isinstance(module, nn.Linear) and not computes_otherwise(module))
         and name not in heads
         and id(module.weight) not in embedded
+        and not kept.intersection(name.split("."))
     ]
 
 

@@ -23,25 +23,33 @@ NEW_TOKENS = "_peftlab_new_tokens"
 ADAPTER = re.compile(r"(?:^|\.)[^.]*adapter")
 ATTENTION = re.compile(r"attn|attention", re.IGNORECASE)
 FEED_FORWARD = re.compile(
-    r"mlp|ffn|feed_?forward|expert|intermediate|(?:^|\.)fc\d|(?:^|\.)output\.dense", re.IGNORECASE
+    r"mlp|ffn|feed_?forward|expert|intermediate|DenseReluDense|(?:^|\.)fc\d|(?:^|\.)output\.dense", re.IGNORECASE
 )
 BIAS = re.compile(r"(?:^|[._])bias(?:_|$)")
 
 
 @dataclass(frozen=True)
 class _Anatomy:
-    """Where a model's layers, its head and what was added are, in the model's own (not canonical) names."""
+    """Where a model's layers, its head and what was added are, in the model's own (not canonical) names.
 
-    layer_lists: tuple[str, ...]
+    `layer_lists` gives the number of each list's first layer: a decoder's layers are counted after its encoder's.
+    """
+
+    layer_lists: dict[str, int]
     body: str | None
     heads: tuple[str, ...]
     additions: frozenset[str]
 
     def layer_of(self, name: str) -> int | None:
+        path, place = self.place_of(name)
+        return None if place is None else self.layer_lists[path] + place
+
+    def place_of(self, name: str) -> tuple[str, int | None]:
+        """Return the list of layers that a name is in, and its layer's place there."""
         for path in self.layer_lists:
             if name.startswith(path + "."):
-                return int(name[len(path) + 1 :].partition(".")[0])
-        return None
+                return path, int(name[len(path) + 1 :].partition(".")[0])
+        return "", None
 
     def is_head(self, name: str) -> bool:
         if self.body is not None and not name.startswith(self.body):
@@ -81,6 +89,39 @@ def module_layers(model: nn.Module) -> dict[str, int | None]:
     """Return the layer of every module, by the module's own name; None outside the layers."""
     anatomy = _anatomy(model)
     return {name: anatomy.layer_of(name) for name, _ in model.named_modules()}
+
+
+def module_places(model: nn.Module) -> dict[str, int | None]:
+    """Return the place of every module's layer in its own list of layers; None outside the layers."""
+    anatomy = _anatomy(model)
+    return {name: anatomy.place_of(name)[1] for name, _ in model.named_modules()}
+
+
+def layer_lists(model: nn.Module) -> list[str]:
+    """Return the paths of the module lists that are inside no other: layers, an encoder's before a decoder's."""
+    return list(_anatomy(model).layer_lists)
+
+
+def layer_titles(model: nn.Module) -> dict[int, str]:
+    """Return each layer's name in reports: `layers.0`, or `encoder.layers.0` beside a decoder."""
+    lists = _anatomy(model).layer_lists
+    whole = len(set(lists.values())) > 1
+    return {
+        first + place: f"{path.split('.')[-2] + '.' if whole else ''}layers.{place}"
+        for path, first in lists.items()
+        for place in range(len(model.get_submodule(path)))  # type: ignore[arg-type]  # a ModuleList
+    }
+
+
+def fixed_parameters(model: nn.Module) -> frozenset[str]:
+    """Return the names of parameters that are computed and never get a gradient: sinusoids of positions (Marian)."""
+    canonical = canonical_in(model)
+    return frozenset(
+        canonical(f"{path}.{name}")
+        for path, module in model.named_modules()
+        if "Sinusoidal" in type(module).__name__
+        for name, _ in module.named_parameters(recurse=False)
+    )
 
 
 def parameter_sites(
@@ -132,10 +173,11 @@ def _anatomy(model: nn.Module) -> _Anatomy:
     body_name = getattr(base, "base_model_prefix", "")
     body = getattr(base, body_name, None) if body_name else None
     additions = frozenset(_additions_of_peft(model))
+    heads = (*_pooler(model, prefix), *_output_head(base, body, prefix)) if body_name else _last_dense(model, additions)
     return _Anatomy(
-        layer_lists=_outermost_lists(model),
+        layer_lists=_layer_lists(model, base),
         body=f"{prefix}{body_name}." if isinstance(body, nn.Module) else None,
-        heads=_pooler(model, prefix) if body_name else _last_dense(model, additions),
+        heads=heads,
         additions=additions,
     )
 
@@ -170,6 +212,21 @@ def _outermost_lists(model: nn.Module) -> tuple[str, ...]:
         if isinstance(module, nn.ModuleList) and not any(name.startswith(path + ".") for path in found):
             found.append(name)
     return tuple(found)
+
+
+def _layer_lists(model: nn.Module, base: nn.Module) -> dict[str, int]:
+    lists = _outermost_lists(model)
+    if not getattr(getattr(base, "config", None), "is_encoder_decoder", False):
+        return dict.fromkeys(lists, 0)
+    sizes = [len(model.get_submodule(path)) for path in lists]  # type: ignore[arg-type]  # ModuleLists
+    return {path: sum(sizes[:number]) for number, path in enumerate(lists)}
+
+
+def _output_head(base: nn.Module, body: object, prefix: str) -> tuple[str, ...]:
+    """Return the module that makes logits of a model without a body of its own (T5), where everything else is one."""
+    find = getattr(base, "get_output_embeddings", None)
+    head = find() if find is not None and not isinstance(body, nn.Module) else None
+    return tuple(prefix + name for name, module in base.named_modules() if module is head and head is not None)
 
 
 def _pooler(model: nn.Module, prefix: str) -> tuple[str, ...]:

@@ -8,11 +8,12 @@ from typing import Any, Literal
 from torch import nn
 
 from peftlab.architectures import LOOKUPS_NOT_ACTIVE
-from peftlab.parameters.kinds import parameter_sites
+from peftlab.parameters.kinds import layer_titles, parameter_sites
 from peftlab.parameters.trainable import find_base
 from peftlab.reports import CountRow, ParameterReport
 from peftlab.shapes import KINDS, ParameterSite
 
+OUTSIDE = "outside"
 EXPERTS = re.compile(r"(?:^|\.)experts\.")
 
 
@@ -26,6 +27,7 @@ def parameter_report(model: nn.Module, *, stored: Literal["trainable", "all"] = 
     trainable = {site.name for site, parameter in counted if parameter.requires_grad}
     sites = [site for site, _ in counted]
     base: Any = find_base(model)[1]
+    titles = layer_titles(model) | {None: OUTSIDE}
     share = _active_share(getattr(base, "config", None))
     return ParameterReport(
         total=sum(site.count for site in sites),
@@ -33,7 +35,7 @@ def parameter_report(model: nn.Module, *, stored: Literal["trainable", "all"] = 
         active=sum(_active_count(site, share) for site in sites) - _looked_up(base, sites),
         stored_bytes=sum(p.nbytes for site, p in counted if stored == "all" or site.name in trainable),
         kinds=_rows([(site.kind, site) for site in sites], trainable, list(KINDS)),
-        layers=_rows([(_layer_name(site), site) for site in sites], trainable, _layer_names(sites)),
+        layers=_rows([(titles[site.layer], site) for site in sites], trainable, list(titles.values())),
     )
 
 
@@ -43,15 +45,6 @@ def _rows(groups: list[tuple[str, ParameterSite]], trainable: set[str], order: l
         totals[name][0] += site.count
         totals[name][1] += site.count if site.name in trainable else 0
     return [CountRow(name=name, total=t, trainable=n) for name, (t, n) in totals.items() if t]
-
-
-def _layer_name(site: ParameterSite) -> str:
-    return "outside" if site.layer is None else f"layers.{site.layer}"
-
-
-def _layer_names(sites: list[ParameterSite]) -> list[str]:
-    layers = sorted({site.layer for site in sites if site.layer is not None})
-    return [*(f"layers.{layer}" for layer in layers), "outside"]
 
 
 def _active_share(config: Any) -> tuple[int, int] | None:

@@ -10,7 +10,13 @@ from torch import nn
 from torch.func import functional_call
 
 from peftlab.architectures import role_of
-from peftlab.parameters.kinds import find_new_tokens, module_layers, parameter_sites
+from peftlab.parameters.kinds import (
+    find_new_tokens,
+    fixed_parameters,
+    module_layers,
+    module_places,
+    parameter_sites,
+)
 from peftlab.parameters.passage import pass_text
 from peftlab.parameters.trainable import canonical_in, find_base, is_quantized
 from peftlab.shapes import KeyValues, LinearSite, ModelShape, ParameterSite
@@ -32,7 +38,7 @@ def shape_of(model: nn.Module, fresh: frozenset[str] = frozenset(), task: str = 
         model_type=model_type,
         task=task,
         hidden_size=getattr(config, "hidden_size", 0),
-        layers=getattr(config, "num_hidden_layers", None) or _count_layers(sites),
+        layers=_count_layers(config, sites),
         kv_width=kept.width,
         kv_heads=kept.heads,
         vocabulary=_vocabulary(base, config),
@@ -42,6 +48,7 @@ def shape_of(model: nn.Module, fresh: frozenset[str] = frozenset(), task: str = 
         positions=count_positions(config),
         new_tokens=find_new_tokens(model),
         pass_text=partial(pass_text, base),
+        fixed=fixed_parameters(model),
     )
 
 
@@ -53,7 +60,7 @@ def count_positions(config: Any) -> int:
 
 def linear_sites(model: nn.Module, model_type: str, sites: dict[str, ParameterSite]) -> tuple[LinearSite, ...]:
     """Return the dense projections of the plain model, without those of adapters."""
-    canonical, layers = canonical_in(model), module_layers(model)
+    canonical, layers, places = canonical_in(model), module_layers(model), module_places(model)
     found = []
     for own_name, module in model.named_modules():
         sizes = _dense_sizes(module)
@@ -65,7 +72,8 @@ def linear_sites(model: nn.Module, model_type: str, sites: dict[str, ParameterSi
         kind = site.kind if site else "head"
         if kind != "adapter":
             layer = layers[own_name]
-            role = "head" if kind == "head" else role_of(model_type, name.partition(f".{layer}.")[2] or name)
+            inside = name.partition(f".{places[own_name]}.")[2] or name
+            role = "head" if kind == "head" else role_of(model_type, inside)
             found.append(LinearSite(name, *sizes, module.bias is not None, role, layer))
     return tuple(found)
 
@@ -117,5 +125,7 @@ def _vocabulary(base: Any, config: Any) -> int:
     return getattr(embedding, "num_embeddings", 0) or getattr(config, "vocab_size", 0) or 0
 
 
-def _count_layers(sites: tuple[ParameterSite, ...]) -> int:
-    return len({site.layer for site in sites if site.layer is not None})
+def _count_layers(config: Any, sites: tuple[ParameterSite, ...]) -> int:
+    """Return the layers that a config names, or where it names those of an encoder alone, all that have parameters."""
+    named = None if getattr(config, "is_encoder_decoder", False) else getattr(config, "num_hidden_layers", None)
+    return named or len({site.layer for site in sites if site.layer is not None})

@@ -127,6 +127,15 @@ def long_rows_of_the_format(recipe: Recipe) -> Found:
         )
 
 
+@reads("data.max_target_length", "data.truncate", "model.task")
+def answers_of_their_own_length(recipe: Recipe) -> Found:
+    if recipe.data.max_target_length is not None and not recipe.task.encodes_prompt:
+        fault = f"task {recipe.task.name} counts prompt and answer together in data.max_length; remove it"
+        yield "data.max_target_length", fault
+    if recipe.data.truncate != "auto" and recipe.task.encodes_prompt:
+        yield "data.truncate", f"task {recipe.task.name} cuts prompts at their end; remove it"
+
+
 @reads("run.memory_snapshot", "run.device")
 def snapshot_needs_cuda(recipe: Recipe) -> Found:
     if recipe.run.memory_snapshot and recipe.run.device == "cpu":

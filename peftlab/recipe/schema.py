@@ -77,6 +77,8 @@ class Data(Section):
     """What is cut first: auto takes a chat's oldest turns, of other prompts the beginning; else any prompt's middle."""
     group_by: str | None = Field(None, min_length=1)
     """Column whose rows stay together in a split, or `prompt`, or `row` (default: `prompt` where prompts repeat)."""
+    max_target_length: PositiveInt | None = None
+    """Longest answer in tokens where an encoder reads the prompt (sequence-to-sequence); default: `max_length`."""
     allow_dropped: float = Field(0.1, ge=0, le=1)
     """Largest fraction of rows that may be dropped for lack of supervised tokens; above it the run stops."""
     train_rows: PositiveInt | None = None
@@ -87,6 +89,11 @@ class Data(Section):
     """Use only this many test rows (drawn by the seed)."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] | None = None
     """Seed for holding out and drawing rows (default: `run.seed`); compared runs should share it."""
+
+    @property
+    def target_limit(self) -> int:
+        """The longest answer in tokens where an encoder reads the prompt."""
+        return self.max_length if self.max_target_length is None else self.max_target_length
 
 
 class Training(Section):

@@ -109,7 +109,7 @@ class Bench:
 def check_positions(recipe: Recipe, dataset: Dataset, model: nn.Module) -> None:
     """Raise DataError for rows that are longer than the model has positions for."""
     positions = count_positions(model.config)
-    longest = max((len(row.input_ids) for row in (*dataset.train, *dataset.all_held_out)), default=0)
+    longest = max((row.longest for row in (*dataset.train, *dataset.all_held_out)), default=0)
     if positions and recipe.method.virtual_tokens >= positions:
         raise MethodError(
             f"method.length: {recipe.method.virtual_tokens} virtual tokens leave no room for text in the model's "

@@ -118,7 +118,7 @@ def _report_steps(recipe: Recipe, dataset: Dataset) -> StepsReport:
 def _bin_lengths(dataset: Dataset, part: str) -> list[LengthBin]:
     """Return the part's rows by their number of tokens, in bins of equal width that is a round number."""
     rows = dataset.train if part == "train" else dataset.evaluation if part == "evaluation" else dataset.test
-    lengths = np.array([len(row.input_ids) for row in rows])
+    lengths = np.array([len(row.tokens) for row in rows])
     exact = lengths.max() / BINS
     scale = 10 ** max(0, len(str(int(exact))) - 1)
     width = next(step * scale for step in (1, 2, 5, 10) if step * scale >= exact)

@@ -48,7 +48,7 @@ def measure_inference(bench: Bench, trained: nn.Module) -> InferenceReport:
     tokens = min(TOKENS, recipe.data.max_length, (shape.positions or TOKENS) - method.virtual_tokens)
     passes = measure_latency(
         models,
-        latency_batch(ROWS, tokens, shape.vocabulary, bench.device),
+        latency_batch(ROWS, tokens, shape.vocabulary, bench.device, recipe.task.encodes_prompt),
         device=bench.device,
         autocast=partial(bench.world.autocast, bench.precision),
     )

@@ -28,9 +28,11 @@ def longest_work(work: Workload, dataset: Dataset) -> Workload:
     return replace(
         work,
         length=max(len(row.input_ids) for row in rows),
+        answer_length=max(row.answer for row in rows),
         supervised=supervised_share(rows),
         evaluation_rows=work.evaluation_rows if dataset.all_held_out else 0,
         evaluation_length=max(len(row.input_ids) for row in held_out),
+        evaluation_answer_length=max(row.answer for row in held_out),
         evaluation_supervised=supervised_share(held_out),
         padded=work.padded and len({len(row.input_ids) for row in rows}) > 1,
     )
@@ -46,8 +48,7 @@ def longest_mix(rows: Sequence[TokenRow], count: int) -> list[TokenRow]:
 
 def supervised_share(rows: Sequence[TokenRow]) -> float:
     """Return the fraction of a padded batch's predictable tokens that are targets."""
-    width = max(len(row.input_ids) for row in rows)
-    return sum(row.supervised for row in rows) / (len(rows) * max(width - 1, 1))
+    return sum(row.supervised for row in rows) / rows[0].count_places(rows)
 
 
 def held_out(bench: Bench, model: nn.Module) -> HeldOut:

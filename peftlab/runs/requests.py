@@ -12,7 +12,7 @@ from peftlab.data.chat import ChatSettings, encode_chats, render_prompt
 from peftlab.data.examples import read_examples
 from peftlab.data.files import Table, file_kind
 from peftlab.data.sources import read_source
-from peftlab.data.tokens import encode_chat_prompt, encode_prompt
+from peftlab.data.tokens import encode_chat_prompt
 from peftlab.errors import DataError, UsageError, one_line
 from peftlab.evaluation.generate import opening_tokens
 from peftlab.recipe.schema import Recipe
@@ -145,7 +145,7 @@ def encode(request: Request, recipe: Recipe, tokenizer: Any) -> Encoded:
     """Return what the model reads of a request, rendered as the rows that the run was trained on."""
     if request.chat is None:
         assert request.text is not None, "a request is a text or a chat"
-        ids = encode_prompt(tokenizer, request.text)
+        ids = recipe.task.encode_prompt(tokenizer, request.text)
         return Encoded(request.text, ids, opening_tokens(ids, tokenizer))
     arguments, chat = recipe.data.template_kwargs, request.chat
     text = render_prompt(chat.messages, tokenizer, arguments, chat.tools)

@@ -10,6 +10,7 @@ from peftlab.tasks.formats import Format
 from peftlab.tasks.multi_label import MultiLabelClassification
 from peftlab.tasks.regression import Regression
 from peftlab.tasks.sequence_classification import SequenceClassification
+from peftlab.tasks.sequence_to_sequence import SequenceToSequence
 from peftlab.tasks.token_classification import TokenClassification
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ TASKS: dict[str, Task] = {
         MultiLabelClassification(),
         Regression(),
         TokenClassification(),
+        SequenceToSequence(),
     )
 }
 

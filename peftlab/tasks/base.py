@@ -51,7 +51,8 @@ class Task(ABC):
     `auto_class` is the transformers class that builds the model, `model_suffix` what the names of such models' own
     classes contain, `peft_type` PEFT's name of the task, `head_names` the modules that PEFT saves as its head.
     `gives` says what metrics can be made from (`Metric.needs`). `reads_last_token` says that a decoder's head reads
-    the last token that is not padding. A task that `has_labels` needs at least `fewest_labels` of them.
+    the last token that is not padding, `encodes_prompt` that an encoder reads the prompt and a decoder writes the
+    answer, so that the two have lengths of their own. A task that `has_labels` needs at least `fewest_labels` of them.
     `row_columns` names the numbers that `score_row` returns for a row.
     """
 
@@ -65,6 +66,7 @@ class Task(ABC):
     default_metric: ClassVar[str] = "loss"
     head_names: ClassVar[tuple[str, ...]] = ()
     generates: ClassVar[bool] = False
+    encodes_prompt: ClassVar[bool] = False
     has_labels: ClassVar[bool] = False
     fewest_labels: ClassVar[int] = 2
     reads_last_token: ClassVar[bool] = False
@@ -89,6 +91,18 @@ class Task(ABC):
     def builds(self, model: nn.Module) -> bool:
         """Return whether a plain transformers model is built for this task."""
         return self.model_suffix in type(model).__name__
+
+    def encode_prompt(self, tokenizer: Any, text: str, max_length: int | None = None) -> list[int]:
+        """Return the ids of a prompt as the rows of this task begin; only where the task `generates`."""
+        from peftlab.data.tokens import encode_prompt
+
+        return encode_prompt(tokenizer, text, max_length)
+
+    def cut_prompt(self, ids: Sequence[int], lead: int, max_length: int) -> list[int]:
+        """Return a prompt that the model has positions for; its first `lead` tokens are kept where they can be."""
+        from peftlab.data.tokens import cut_prompt
+
+        return cut_prompt(ids, lead, max_length)
 
     def labels_of(self, example: Example) -> Iterable[str]:
         """Return the labels of one example; only where the task `has_labels`."""

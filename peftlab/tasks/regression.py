@@ -14,6 +14,7 @@ from peftlab.tasks.whole_text import WholeText, texts_of
 
 if TYPE_CHECKING:
     from torch import nn
+    from transformers import PreTrainedConfig
 
 OUTPUT = "target"
 
@@ -81,6 +82,10 @@ class Regression(WholeText):
     def list_labels(self, examples: Sequence[Example]) -> list[str]:
         """Return the name of the head's one output."""
         return [OUTPUT]
+
+    def fit_config(self, config: PreTrainedConfig, labels: Sequence[str] | None) -> None:
+        """Give the head one output, without data too."""
+        super().fit_config(config, [OUTPUT] if labels is None else labels)
 
     def score_row(
         self, row: TokenRow, predictions: Sequence[float], labels: Sequence[str] | None, threshold: float = LIKELY

@@ -12,7 +12,7 @@ from peftlab.checkpoint.randomness import capture_random_state, restore_random_s
 from peftlab.data.batches import collate
 from peftlab.data.rows import longest_rows
 from peftlab.data.token_rows import TokenRow
-from peftlab.evaluation.generate import pad_left
+from peftlab.evaluation.generate import pad_prompts
 from peftlab.memory.generation import Answers, write_last_token
 from peftlab.memory.probe import Probe
 from peftlab.optimization.step import StepResult, optimizer_step
@@ -79,7 +79,7 @@ def _evaluate(setup: Setup, model: nn.Module, held_out: HeldOut) -> None:
 
 
 def _generate(setup: Setup, model: nn.Module, held_out: HeldOut, answers: Answers) -> None:
-    prompts = pad_left(held_out.prompts, held_out.pad_id)
+    prompts = pad_prompts(model, held_out.prompts, held_out.pad_id)
     ids, mask = (tensor.to(setup.world.device) for tensor in prompts)
     with setup.world.autocast(setup.precision):
         write_last_token(model, ids, mask, answers)

@@ -64,7 +64,7 @@ def test_unknown_architecture_lists_known_ones_and_the_way_out():
     from transformers import AutoConfig, AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model("mpt", **config))
-    with pytest.raises(MethodError, match=r"does not know the layers of 'mpt'.*it knows bert, .*`modules: \[...\]`"):
+    with pytest.raises(MethodError, match=r"does not know the layers of 'mpt'.*it knows bart, .*`modules: \[...\]`"):
         Adapters().apply(model)
     adapted = Adapters(bottleneck=2, modules=("ffn",)).apply(model)
     assert len(trainable_parameters(adapted)) == 4

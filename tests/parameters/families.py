@@ -40,6 +40,18 @@ ENCODERS = {
     "distilbert": {"dim": 32, "hidden_dim": 48, "n_layers": 2, "n_heads": 4, "vocab_size": 64, "pad_token_id": 0},
 }
 FAMILIES = {**DECODERS, **ENCODERS}
+SIDES = {
+    **{f"{side}_{name}": size for side in ("encoder", "decoder") for name, size in {"attention_heads": 4}.items()},
+    **{"encoder_layers": 2, "decoder_layers": 3, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "d_model": 32},
+    **{"vocab_size": 64, "max_position_embeddings": 40, "pad_token_id": 0},
+}
+STACKS = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_decoder_layers": 3, "num_heads": 4}
+STACKS |= {"vocab_size": 64, "pad_token_id": 0, "decoder_start_token_id": 0}
+ENCODER_DECODERS = {
+    "t5": STACKS,
+    "mt5": {**STACKS, "feed_forward_proj": "gated-gelu"},
+    **dict.fromkeys(("bart", "mbart", "marian", "pegasus", "m2m_100", "blenderbot"), SIDES),
+}
 UNKNOWN = {"stablelm": GROUPED}
 
 

@@ -6,20 +6,43 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModelForSeq2SeqLM
 
 from peftlab.architectures import ARCHITECTURES, ATTENTION_ROLES, FEED_FORWARD_ROLES, architecture_of
 from peftlab.errors import MethodError
 from peftlab.models.quantize import quantize_
 from peftlab.parameters.shape import count_positions, shape_of
-from tests.parameters.families import FAMILIES, build
+from tests.parameters.families import ENCODER_DECODERS, FAMILIES, build
 
 KEY_WIDTHS = {**dict.fromkeys(FAMILIES, 32), **dict.fromkeys(("llama", "mistral", "qwen2", "phi3", "mixtral"), 16)}
 KEY_WIDTHS |= {"qwen3": 16, "gemma": 32, "gemma2": 16, "gemma3_text": 16, "qwen3_moe": 16}
 
 
 def test_every_known_architecture_has_a_family_to_test_it():
-    assert set(ARCHITECTURES) == set(FAMILIES)
+    assert set(ARCHITECTURES) == {*FAMILIES, *ENCODER_DECODERS}
+
+
+@pytest.mark.parametrize("family", ENCODER_DECODERS)
+def test_every_module_that_an_architecture_names_exists_in_every_layer_of_both_sides(family):
+    """And every projection in a layer has a role but those that only other models of the family have."""
+    with torch.device("meta"):
+        model = AutoModelForSeq2SeqLM.from_config(AutoConfig.for_model(family, **ENCODER_DECODERS[family]))
+    encoder, shape = architecture_of(family), shape_of(model, task="sequence-to-sequence")
+    for side, known in (("encoder", encoder), ("decoder", encoder.decoder)):
+        exits = {known.attention_exit, known.feed_forward_entry, known.feed_forward_exit, *known.norms}
+        exits |= {known.cross_attention_exit} - {None}
+        layers = next(m for m in getattr(model, "model", model).get_submodule(side).modules() if is_list(m))
+        for layer in layers:
+            names = {name for name, _ in layer.named_modules()}
+            assert exits <= names
+            # T5's feed-forward is gated in some models, and then has other projections.
+            assert all("DenseReluDense.wi" in name for name in known.roles.keys() - names)
+    assert {site.role for site in shape.linears if site.layer is not None} <= {*ATTENTION_ROLES, *FEED_FORWARD_ROLES}
+    assert (shape.layers, [site.layer for site in shape.parameters if site.layer is not None][-1]) == (5, 4)
+
+
+def is_list(module: nn.Module) -> bool:
+    return isinstance(module, nn.ModuleList)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -103,7 +126,7 @@ def test_unknown_family_takes_roles_from_namesakes():
 
 
 def test_unknown_architecture_is_an_error_that_lists_the_known():
-    with pytest.raises(MethodError, match=r"'lama'; did you mean 'llama'\?; known: bert, .*xlm-roberta"):
+    with pytest.raises(MethodError, match=r"'lama'; did you mean 'llama'\?; known: bart, bert, .*xlm-roberta"):
         architecture_of("lama")
 
 

@@ -128,6 +128,18 @@ CASES = [
     (["data.template={}: {x}"], "data.template", "an empty {}", "data.template={x}"),
     (["data.template={x:>8}"], "data.template", "takes no ':' or '!'", "data.template={x}"),
     (["data.long=chunk"], "data.long", "for format completion use cut or skip", "data.long=cut"),
+    (
+        ["data.max_target_length=9"],
+        "data.max_target_length",
+        "task causal-lm counts prompt and answer together in data.max_length",
+        "data.max_target_length=null",
+    ),
+    (
+        ["model.task=sequence-to-sequence", "data.truncate=middle"],
+        "data.truncate",
+        "cuts prompts at their end",
+        "data.truncate=auto",
+    ),
     (["data.overlap=4"], "data.overlap", "is for chunks of running text only", "data.overlap=0"),
     (
         ["data.format=text", "data.overlap=64", "data.max_length=64"],

@@ -18,8 +18,9 @@ from peftlab.data.view import view_row
 from peftlab.errors import DataError, RecipeError
 from peftlab.losses.pointwise import BinaryCrossEntropy, SquaredError
 from peftlab.metrics import METRICS, RowScores
+from peftlab.models.build import build_meta
 from peftlab.recipe import load_recipe
-from peftlab.recipe.schema import Data
+from peftlab.recipe.schema import Data, Model
 from peftlab.tasks import TASKS
 from peftlab.tasks.multi_label import as_labels
 from peftlab.tasks.regression import as_number
@@ -190,6 +191,11 @@ def test_a_dry_run_shows_the_number_and_the_labels(bpe):
     assert view_row(LabelSetRow(ids, np.array([0, 1])), bpe, ["a", "b"]).label == "b"
 
 
+def test_a_regression_head_has_one_output_without_data_too():
+    model, fresh = build_meta(Model(name="builtin:tiny", task="regression"))
+    assert model.config.num_labels == 1 and model.score.weight.shape == (1, 192) and fresh == {"score.weight"}
+
+
 @pytest.fixture(scope="module")
 def bpe():
     from tests.tasks.tokenizers_of_words import train_bpe
@@ -202,7 +208,7 @@ def bpe():
     [
         (["data.format=classification"], "format classification needs model.task: sequence-classification"),
         (["evaluation.metrics=[accuracy]"], "accuracy: only for task sequence-classification, not regression"),
-        (["evaluation.metrics=[bleu]"], "bleu: only for task causal-lm, not regression"),
+        (["evaluation.metrics=[bleu]"], "bleu: only for task causal-lm or sequence-to-sequence, not regression"),
         (["data.general=x.jsonl"], "regression has no loss on running text"),
         (["data.columns={label: y}"], "format regression has no such column"),
     ],
