@@ -14,12 +14,12 @@ from pydantic import BaseModel
 
 from peftlab import __version__
 from peftlab.data.chat import ChatTemplate
-from peftlab.data.files import file_kind
-from peftlab.data.sources import BUILTIN, GRAMMAR
+from peftlab.data.sources import BUILTIN, GRAMMAR, local_files
 from peftlab.models.load import load_tokenizer
 from peftlab.models.reference import resolve
-from peftlab.recipe.schema import Data, Recipe
+from peftlab.recipe.schema import Data, Recipe, list_sources
 from peftlab.runs.environment import LIBRARIES
+from peftlab.tasks import possible_formats
 from peftlab.tasks.formats import CHAT
 
 # Where a run is stored, how it is watched and what is measured of it afterwards does not change what it computes.
@@ -45,6 +45,8 @@ FIRST_FIELDS = {
 }
 # Counts up when the same recipe and files give other rows. 2: splits by prompt, whole turns and chunks.
 ROWS_VERSION = 2
+# What a field without a value meant before None meant it: the format that rows of that time were recognised as.
+FORMER_DEFAULTS = {"data.format": "completion"}
 FIRST = {*FIRST_FIELDS, *(f"{section}.{name}" for section, names in FIRST_FIELDS.items() for name in names.split())}
 
 
@@ -72,7 +74,7 @@ def describe_tokens(recipe: Recipe) -> dict[str, Any]:
     found: dict[str, Any] = {"rows": ROWS_VERSION}
     if recipe.model.tokenizer is not None:
         found["tokenizer"] = fingerprint_model(recipe.model.tokenizer, None)
-    if recipe.data.format == CHAT.name:
+    if CHAT in possible_formats(recipe.task, recipe.data.format):
         tokenizer = load_tokenizer(recipe.model)
         if is_dated(tokenizer, recipe.data):
             found["day"] = date.today().isoformat()
@@ -97,6 +99,8 @@ def describe_section(section: BaseModel, path: str = "") -> dict[str, Any]:
             described[name] = {"type": dumped[name]["type"], **changed} if changed else dumped[name]["type"]
         else:
             described[name] = describe_section(value, key) if isinstance(value, BaseModel) else dumped[name]
+            if value is None:
+                described[name] = FORMER_DEFAULTS.get(key)
     return described
 
 
@@ -114,8 +118,13 @@ def find_version(name: str) -> str | None:
 
 def fingerprint_source(source: Any) -> str | None:
     """Return what identifies a source of rows: its files' content, or its name where it is on a hub."""
+    if isinstance(source, tuple):
+        return sha256(repr([fingerprint_source(one.source) for one in list_sources(source)]).encode()).hexdigest()
     if not isinstance(source, str):
         return None if source is None else str(source)
+    if files := local_files(source):
+        hashes = [hash_file(file) for file in files]
+        return hashes[0] if len(hashes) == 1 else sha256(repr(hashes).encode()).hexdigest()
     match = GRAMMAR.fullmatch(source.strip())
     place = match["source"].strip() if match else source
     if place.startswith("builtin:"):
@@ -123,7 +132,7 @@ def fingerprint_source(source: Any) -> str | None:
     path = Path(place).expanduser()
     if path.is_dir():
         return hash_folder(path, "*")
-    return hash_file(path) if file_kind(place) and path.is_file() else place
+    return place
 
 
 @cache

@@ -83,10 +83,11 @@ def separate_test(recipe: Recipe) -> list[str]:
     data = recipe.data
     if data.test is not None:
         return []
-    if not isinstance(data.evaluation, str):
+    if not isinstance(data.evaluation, str | tuple):
         return [f"data.test={data.evaluation!r}"]
     rows = [f"data.test_rows={data.evaluation_rows}"] if data.evaluation_rows else []
-    return [f"data.test={json.dumps(data.evaluation)}", f"data.evaluation={VALIDATION_SHARE}", *rows]
+    source = json.dumps(recipe.model_dump(mode="json")["data"]["evaluation"])
+    return [f"data.test={source}", f"data.evaluation={VALIDATION_SHARE}", *rows]
 
 
 def round_learning_rates(learning_rates: Iterable[float]) -> tuple[float, ...]:

@@ -24,25 +24,6 @@ def row_at(seed: int, n: int, position: int) -> int:
     return int(_permutation(seed, n, epoch)[place])
 
 
-def rows_for_micro_batch(
-    step: int,
-    micro: int,
-    *,
-    batch_size: int,
-    accumulation: int,
-    process: int = 0,
-    processes: int = 1,
-    seed: int,
-    n: int,
-) -> list[int]:
-    """Return the rows of micro-batch `micro` (0-based) of optimiser step `step` (0-based) on one process.
-
-    A step takes the same rows however `batch_size * accumulation * processes` is split.
-    """
-    first = ((step * accumulation + micro) * processes + process) * batch_size
-    return [row_at(seed, n, first + offset) for offset in range(batch_size)]
-
-
 def evaluation_batches(
     rows: Sequence[TokenRow], batch_size: int, *, process: int = 0, processes: int = 1
 ) -> list[tuple[int, list[int]]]:

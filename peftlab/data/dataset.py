@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
 from typing import Any, Literal
 
 from peftlab.data.chat import ChatTemplate
 from peftlab.data.examples import fingerprint
 from peftlab.data.fingerprints import fingerprint_rows
 from peftlab.data.leakage import count_leaks
+from peftlab.data.orders import Mixture, Order, Shuffled
 from peftlab.data.prompts import Prompt
 from peftlab.data.splits import Examples, load_examples
+from peftlab.data.stream import Stream, StreamedSources
 from peftlab.data.token_rows import TokenRow
 from peftlab.data.tokens import MARKER, REASON, STOP
 from peftlab.errors import DataError
@@ -49,6 +52,17 @@ class Dataset:
     test: list[TokenRow] = field(default_factory=list)
     test_prompts: list[Prompt] = field(default_factory=list)
     general: list[TokenRow] = field(default_factory=list)
+    mixture: Mixture | None = None
+    stream: Stream | None = None
+
+    def order(self, seed: int) -> Order:
+        """Return the order in which training takes the rows."""
+        return Shuffled(seed, len(self.train)) if self.mixture is None else self.mixture.order(seed)
+
+    @property
+    def longest_train(self) -> Sequence[TokenRow]:
+        """The training rows, or rows as long as any of a stream can be."""
+        return self.train if self.stream is None else self.stream.longest_rows()
 
     @property
     def format(self) -> Format:
@@ -106,6 +120,14 @@ def tokenise(
     if trained is not None:
         report["train"] = trained
     report |= _describe_examples(examples, tokenizer)
+    mixture, stream = None, None
+    if examples.mixture is not None:
+        mixture = replace(examples.mixture, sizes=_rows_by_source(examples, tokenizer))
+        report["mixture"] = mixture.describe()
+    if examples.streamed is not None:
+        stream = _open_stream(examples, examples.streamed, found["train"].rows, tokenizer, vocabulary)
+        for key in ("sha256", "tokens_sha256"):
+            report["train"][key] = _hash_stream(report["train"][key], examples.streamed)
     return Dataset(
         examples.task,
         found["train"].rows,
@@ -117,7 +139,41 @@ def tokenise(
         found["test"].rows,
         list(found["test"].prompts),
         found["general"].rows,
+        mixture,
+        stream,
     )
+
+
+def _rows_by_source(examples: Examples, tokenizer: Any) -> tuple[int, ...]:
+    """Return how many rows each source of a mixture gives. Raises DataError for one that gives none."""
+    assert examples.mixture is not None
+    sizes, first = [], 0
+    for name, size in zip(examples.mixture.names, examples.mixture.sizes, strict=True):
+        part, first = examples.train[first : first + size], first + size
+        how = tokenising(examples, tokenizer, Counter())
+        sizes.append(len(examples.task.tokenise(part, how).rows) if part else 0)
+        if not sizes[-1]:
+            raise DataError(f"{name}: gives no training row, so none can be drawn by its weight; remove the source")
+    return tuple(sizes)
+
+
+def _open_stream(
+    examples: Examples, streamed: StreamedSources, sample: list[TokenRow], tokenizer: Any, vocabulary: int | None
+) -> Stream:
+    how = tokenising(examples, tokenizer, Counter())
+
+    def tokenise_one(example: Example) -> list[TokenRow]:
+        found = examples.task.tokenise([example], how)
+        if found.rows:
+            _check_vocabulary(found, vocabulary, tokenizer, "train")
+        return found.rows
+
+    return Stream(streamed, tokenise_one, sample, examples.section.max_length)
+
+
+def _hash_stream(sample: str, streamed: StreamedSources) -> str:
+    """Return what identifies a stream: its first rows, and the sizes of its files."""
+    return sha256(f"{sample} {streamed.fingerprint()}".encode()).hexdigest()
 
 
 def _describe_examples(examples: Examples, tokenizer: Any) -> dict[str, Any]:
@@ -164,6 +220,7 @@ def _tokenise_part(
         **{key: counts[key] for key in ALWAYS},
         **{key: counts[key] for key in WHERE_ANY if counts[key]},
         **_describe_ends(counts),
+        **examples.read.get(name, {}),
         "sha256": fingerprint(part),
         "tokens_sha256": fingerprint_rows(found.rows),
     }

@@ -55,6 +55,7 @@ def _note_part(name: str, part: dict[str, Any], recipe: Recipe) -> Iterator[str]
     limits = f"data.max_length ({limit})"
     if recipe.task.encodes_prompt:
         limits += f" or data.max_target_length ({recipe.data.target_limit})"
+    yield from _note_reading(name, part)
     if part["truncated"]:
         turns = f" and {part['cut_turns']:,} messages" if part.get("cut_turns") else ""
         more = "more than " if part.get("cut_text") else ""
@@ -90,6 +91,17 @@ def _note_part(name: str, part: dict[str, Any], recipe: Recipe) -> Iterator[str]
         yield f"{name}: in {part['straddling']} of {whole} rows {found}; end the prompt with a space or a line break"
     if part.get("unaligned"):
         yield f"{name}: words without a token of their own: {part['unaligned']}; their tags are ignored"
+
+
+def _note_reading(name: str, part: dict[str, Any]) -> Iterator[str]:
+    if "read_as" in part:
+        yield f"{name}: read as {' and '.join(part['read_as'])}; data.format and data.columns change that"
+    if part.get("streamed"):
+        yield f"{name}: streamed; what is said of its rows is of the first {part['rows']:,}"
+    if part.get("empty"):
+        yield f"{name}: empty rows skipped: {part['empty']:,}"
+    if part.get("bad"):
+        yield f"{name}: bad rows skipped, as data.on_error says: {part['bad']:,} ({'; '.join(part['faults'])})"
 
 
 def _note_ends(name: str, part: dict[str, Any]) -> Iterator[str]:

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
-from peftlab.data.batches import collate, rows_for_micro_batch
+from peftlab.data.batches import collate
+from peftlab.data.orders import Order, Shuffled
 from peftlab.data.token_rows import TokenRow
 from peftlab.errors import StorageError
 
@@ -42,8 +43,11 @@ class Rows(Protocol):
     def longest(self) -> Rows:
         """Return rows of which every step takes the longest ones, in at most two micro-batches a process."""
 
-    def state(self) -> dict[str, Any]:
-        """Return what a resumed run needs to take the same rows, as plain values."""
+    def state(self, step: int) -> dict[str, Any]:
+        """Return what a run that resumes after `step`, the last one taken, needs to take the same rows.
+
+        It is of plain values.
+        """
 
     def restore(self, state: dict[str, Any]) -> None:
         """Put a state back. Raises StorageError if it belongs to other rows."""
@@ -51,7 +55,7 @@ class Rows(Protocol):
 
 @dataclass
 class ShuffledRows:
-    """Rows in a new order each epoch: a pure function of seed, step, micro-batch and process.
+    """Rows in a random order, by default a new one each epoch: a function of seed, step, micro-batch and process.
 
     `rows` are all tokenised training rows; every process has all of them, so that the number of targets of a
     step on all processes is known without communication.
@@ -64,6 +68,10 @@ class ShuffledRows:
     process: int
     processes: int
     seed: int
+    order: Order | None = None
+
+    def __post_init__(self) -> None:
+        self.order = self.order or Shuffled(self.seed, len(self.rows))
 
     @property
     def per_step(self) -> int:
@@ -81,25 +89,19 @@ class ShuffledRows:
         return [self.indices(step, micro, self.process) for micro in range(self.accumulation)]
 
     def indices(self, step: int, micro: int, process: int) -> list[int]:
-        """Return the rows of one micro-batch of one process."""
-        return rows_for_micro_batch(
-            step - 1,
-            micro,
-            batch_size=self.batch_size,
-            accumulation=self.accumulation,
-            process=process,
-            processes=self.processes,
-            seed=self.seed,
-            n=len(self.rows),
-        )
+        """Return the rows of one micro-batch of one process; a step has the same rows however it is split."""
+        assert self.order is not None, "set when it was made"
+        first = (((step - 1) * self.accumulation + micro) * self.processes + process) * self.batch_size
+        return [self.order.row(first + offset) for offset in range(self.batch_size)]
 
     def longest(self) -> LongestRows:
         micro_batches = min(self.accumulation, 2)
         chosen = longest_rows(self.rows, self.batch_size * micro_batches)
         return LongestRows(chosen, self.pad_id, self.batch_size, self.processes)
 
-    def state(self) -> dict[str, Any]:
-        return {"order": "shuffled", "seed": self.seed, "rows": len(self.rows)}
+    def state(self, step: int = 0) -> dict[str, Any]:
+        assert self.order is not None, "set when it was made"
+        return self.order.state()
 
     def restore(self, state: dict[str, Any]) -> None:
         if state != self.state():
@@ -136,7 +138,7 @@ class LongestRows:
     def longest(self) -> LongestRows:
         return self
 
-    def state(self) -> dict[str, Any]:
+    def state(self, step: int = 0) -> dict[str, Any]:
         return {"order": "longest", "rows": len(self.rows)}
 
     def restore(self, state: dict[str, Any]) -> None:

@@ -1,68 +1,184 @@
-"""Where rows come from: `builtin:NAME`, a local file or folder, or a hub data set; `SOURCE[SPLIT]`."""
+"""Where rows come from: `builtin:NAME`, files, globs, folders or a hub data set; `SOURCE[SPLIT[from:to]]`."""
 
 from __future__ import annotations
 
+import glob
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple, Protocol
 
-from peftlab.data.files import SUFFIXES, Table, file_kind, read_file
+from peftlab.data.files import SUFFIXES, FilePiece, file_kind
+from peftlab.data.folders import read_folder
+from peftlab.data.hub import is_saved, load_hub, load_saved
+from peftlab.data.packed import PACKINGS
+from peftlab.data.row import Row
 from peftlab.errors import DataError, nearest, one_line
 from peftlab.files import user_path
 
 BUILTIN = Path(__file__).parent.parent / "builtin"
 GRAMMAR = re.compile(r"(?P<source>[^\[\]]+)(?:\[(?P<split>[^\[\]]+)(?:\[(?P<rows>[^\[\]]*)\])?\])?")
 HUB_ID = re.compile(r"[\w.-]+(?:/[\w.-]+)?(?::[\w.-]+)?")
-PROBE_SECONDS = 5
-ARCHIVES = {".zip", ".tar", ".tgz", ".7z", ".rar"}
+WILDCARDS = re.compile(r"[*?]")
 
 
-def read_source(text: str, split_default: str) -> Table:
-    """Read the rows that `SOURCE`, `SOURCE[SPLIT]` or `SOURCE[SPLIT[a:b]]` names (a, b: rows or percent).
+class Piece(Protocol):
+    """One file, or one split of a data set. `place` is how messages name a row, `rows` leaves out the first `skip`."""
 
-    Without a split, a file gives all its rows, any other source its split `split_default`. Raises DataError.
+    @property
+    def name(self) -> str: ...
+
+    def place(self, number: int) -> str: ...
+
+    def rows(self, skip: int = 0) -> Iterator[Row]: ...
+
+    def columns(self) -> list[str]: ...
+
+
+class Cursor(NamedTuple):
+    """A place between two rows of a source: the piece, rows read of it, and rows read of all pieces."""
+
+    piece: int = 0
+    row: int = 0
+    total: int = 0
+
+
+START = Cursor()
+
+
+@dataclass(frozen=True)
+class Source:
+    """The rows of `pieces` one after another, or the part of them between two bounds (rows, or `10%`)."""
+
+    text: str
+    pieces: Sequence[Piece]
+    bounds: tuple[str | None, str | None] = (None, None)
+
+    def rows(self, after: Cursor = START) -> Iterator[tuple[Cursor, Row]]:
+        """Yield each row with the cursor after it, beginning at a cursor. Raises DataError where reading fails."""
+        first, last = self._range
+        total = after.total
+        for number, piece in enumerate(self.pieces[after.piece :], start=after.piece):
+            skip = after.row if number == after.piece else 0
+            for read, row in enumerate(piece.rows(skip), start=skip + 1):
+                total += 1
+                if last is not None and total > last:
+                    return
+                if total > first:
+                    yield Cursor(number, read, total), row
+
+    def place(self, cursor: Cursor, row: Row) -> str:
+        """Return how messages name the row before a cursor: file and line, or data set and row."""
+        return self.pieces[cursor.piece].place(row.number)
+
+    @cached_property
+    def count(self) -> int:
+        """The number of rows of all pieces, which are read for it."""
+        return sum(1 for piece in self.pieces for _ in piece.rows())
+
+    @cached_property
+    def _range(self) -> tuple[int, int | None]:
+        """The part of the rows: after which, and up to which."""
+        first, last = self.bounds
+        if any(bound is not None and (bound.endswith("%") or bound.startswith("-")) for bound in self.bounds):
+            chosen = range(self.count)[slice(_as_row(first, self.count), _as_row(last, self.count))]
+            return chosen.start, chosen.stop
+        return int(first or 0), None if last is None else int(last)
+
+
+def read_source(text: str, split_default: str, *, streaming: bool = False) -> Source:
+    """Return the rows that `SOURCE`, `SOURCE[SPLIT]` or `SOURCE[SPLIT[a:b]]` names (a, b: rows or percent), unread.
+
+    Without a split, files give all their rows, any other source its split `split_default`; `A+B` is two splits.
+    With `streaming`, a hub data set is not downloaded before it is read. Raises DataError.
     """
     match = GRAMMAR.fullmatch(text.strip())
     if match is None:
         raise DataError(f"{text!r}: must have the form SOURCE, SOURCE[SPLIT] or SOURCE[SPLIT[from:to]]")
     rows = match["rows"]
     bounds = _parse_bounds(rows, text) if rows is not None else (None, None)
-    table = _read_split(match["source"].strip(), match["split"], split_default)
-    part = table[slice(*(_as_row(bound, len(table)) for bound in bounds))]
-    if not len(part):
-        raise DataError(f"{text}: selects none of {len(table)} rows")
-    return part
+    splits = match["split"].split("+") if match["split"] else [None]
+    pieces = [
+        piece
+        for split in splits
+        for piece in _find_pieces(match["source"].strip(), split and split.strip(), split_default, streaming)
+    ]
+    return Source(text, pieces, bounds)
 
 
-def _read_split(source: str, split: str | None, split_default: str) -> Table:
+def read_columns(text: str, split_default: str) -> list[tuple[str, list[str]]]:
+    """Return (name, columns) of each file of a source, without reading rows where a file names its columns.
+
+    JSON names them in its first rows. Empty for a hub data set, which is not asked. Raises DataError.
+    """
+    match = GRAMMAR.fullmatch(text.strip())
+    if match is not None and is_hub_id(match["source"].strip()):
+        return []
+    return [(piece.name, piece.columns()) for piece in read_source(text, split_default).pieces]
+
+
+def is_hub_id(source: str) -> bool:
+    """Return whether a source without its split is of the hub: no file, folder, glob or built-in data has this name."""
+    try:
+        local = user_path(source).exists() or user_path(source.partition(":")[0]).is_dir()
+    except ValueError:
+        return False
+    return (
+        not (local or file_kind(source) or WILDCARDS.search(source))
+        and HUB_ID.fullmatch(source) is not None
+        and not source.startswith("builtin:")
+    )
+
+
+def local_files(text: str) -> list[Path] | None:
+    """Return the files that a source without its split names, by glob or one by one; None for any other source."""
+    match = GRAMMAR.fullmatch(text.strip())
+    place = match["source"].strip() if match else text
+    if WILDCARDS.search(place):
+        return _match_files(place)
+    path = Path(place).expanduser()
+    return [path] if file_kind(place) and path.is_file() else None
+
+
+def _find_pieces(source: str, split: str | None, split_default: str, streaming: bool) -> Sequence[Piece]:
     if source.startswith("builtin:"):
-        return read_file(_find_builtin(source.removeprefix("builtin:"), split or split_default))
+        return [FilePiece(_find_builtin(source.removeprefix("builtin:"), split or split_default))]
     try:
         path = user_path(source)
+        folder, _, subset = source.partition(":")
+        has_subset = bool(subset) and not path.exists() and user_path(folder).is_dir()
     except ValueError as error:
         raise DataError(f"{one_line(source, 80)}: cannot be read: {error}") from None
     if path.is_dir():
-        _refuse_archives(path)
-        return _load_dataset(str(path), None, split or split_default)
-    if file_kind(source):
+        return [load_saved(path, split, split_default)] if is_saved(path) else read_folder(path, split or split_default)
+    if has_subset:
+        return read_folder(user_path(folder), split or split_default, subset)
+    if WILDCARDS.search(source) or file_kind(source):
         if split not in (None, "train"):
             raise DataError(f"{source}: has no split {split!r}; one file is one split, train")
-        return read_file(path)
+        return [FilePiece(found) for found in (_match_files(source) if WILDCARDS.search(source) else [path])]
     if path.is_file():
         raise DataError(
-            f"{source}: unknown file type; the name must end in {', '.join(SUFFIXES)} (or one of these and .gz)"
+            f"{source}: unknown file type; the name must end in {', '.join(SUFFIXES)}"
+            f" (or one of these and {', '.join(PACKINGS)})"
         )
     if not HUB_ID.fullmatch(source):
-        raise DataError(f"{source}: no such file, and not the id of a hub data set (OWNER/NAME or OWNER/NAME:CONFIG)")
-    return _read_hub(source, split or split_default)
+        raise DataError(f"{source}: no such file, and not the id of a hub data set (OWNER/NAME or OWNER/NAME:SUBSET)")
+    return [load_hub(source, split or split_default, streaming)]
 
 
-def _refuse_archives(folder: Path) -> None:
-    """Raise DataError for an archive in a data folder, which `datasets` would unpack, however large it becomes."""
-    found = next((path for path in sorted(folder.rglob("*")) if path.suffix.lower() in ARCHIVES), None)
-    if found is not None:
-        raise DataError(f"{found}: is an archive; unpack it and look at what it contains")
+def _match_files(pattern: str) -> list[Path]:
+    """Return the files that a glob matches, by name. Raises DataError for none, and for one of unknown kind."""
+    found = [Path(name) for name in sorted(glob.glob(str(Path(pattern).expanduser()), recursive=True))]
+    files = [path for path in found if path.is_file()]
+    if not files:
+        raise DataError(f"{pattern}: matches no file (relative paths start at {Path.cwd()})")
+    for path in files:
+        if file_kind(path.name) is None:
+            raise DataError(f"{pattern}: matches {path}, which is of unknown type; make the pattern narrower")
+    return files
 
 
 def _find_builtin(name: str, split: str) -> Path:
@@ -86,71 +202,3 @@ def _as_row(bound: str | None, rows: int) -> int | None:
     if bound is None:
         return None
     return round(int(bound[:-1]) * rows / 100) if bound.endswith("%") else int(bound)
-
-
-def _read_hub(source: str, split: str) -> Table:
-    name, _, config = source.partition(":")
-    with _offline_where_unreachable() as offline:
-        return _load_dataset(name, config or None, split, offline)
-
-
-def _load_dataset(name: str, config: str | None, split: str, offline: bool = False) -> Table:
-    """Read one split through `datasets` (5.x runs no remote code); class labels become their names."""
-    import datasets
-
-    title = f"{name}:{config}" if config else name
-    try:
-        with _no_progress_bars():
-            loaded = datasets.load_dataset(name, config, split=split)
-    except Exception as error:  # its errors share no base: ValueError, OSError, HTTP errors, generation errors
-        if offline:
-            raise DataError(
-                f"{title}: no such file, and the hub cannot be reached: name a local file or builtin:NAME,"
-                " or fetch the data set once with a network (it is then cached)"
-            ) from None
-        reason = str(error.__cause__ or error).strip() or type(error).__name__
-        raise DataError(f"{title}[{split}]: {one_line(reason)}") from None
-    columns = loaded.with_format("arrow")[:].to_pydict()
-    for column, feature in loaded.features.items():
-        if isinstance(feature, datasets.ClassLabel):
-            columns[column] = [feature.names[i] if i is not None and i >= 0 else None for i in columns[column]]
-    return Table(title, columns)
-
-
-@contextmanager
-def _no_progress_bars() -> Iterator[None]:
-    import datasets
-
-    if datasets.are_progress_bars_disabled():
-        yield
-        return
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        datasets.enable_progress_bars()
-
-
-@contextmanager
-def _offline_where_unreachable() -> Iterator[bool]:
-    """Ask the hub once, with a short timeout; if it does not answer, use only the cache (no minutes of retries)."""
-    import datasets
-    from huggingface_hub import constants
-
-    before = constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
-    offline = any(before) or not _hub_answers(constants.ENDPOINT)
-    constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = offline
-    try:
-        yield offline
-    finally:
-        constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before
-
-
-def _hub_answers(endpoint: str) -> bool:
-    from huggingface_hub import get_session
-
-    try:
-        get_session().head(endpoint, timeout=PROBE_SECONDS)
-    except Exception:  # the session's library, and so its errors, differs between versions of huggingface_hub
-        return False
-    return True

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from peftlab.data.examples import read_examples
-from peftlab.data.files import Table
 from peftlab.data.leakage import prompt_key
-from peftlab.data.sources import read_source
-from peftlab.errors import DataError, listed, nearest, one_line
-from peftlab.recipe.schema import Data
-from peftlab.tasks import Task, find_format, tasks_taking
+from peftlab.data.orders import Mixture
+from peftlab.data.parts import DataReader, Part, Tally, describe_sources
+from peftlab.data.stream import StreamedSources
+from peftlab.errors import DataError, listed, one_line
+from peftlab.recipe.schema import Data, list_sources
+from peftlab.tasks import TASKS, Task, find_format, tasks_taking
 from peftlab.tasks.formats import TEXT, Example, Format, Text
 
 # What a random order is for: each has its own, whatever else is drawn. 4 is the order of an epoch.
 HELD_OUT, TRAIN_ROWS, EVALUATION_ROWS, HELD_OUT_TEST, TEST_ROWS = 1, 2, 3, 5, 6
+HeldOutPart = Literal["evaluation", "test"]
 # How rows are kept together: not at all, by their prompt, or else by a column.
 BY_ROW, BY_PROMPT = "row", "prompt"
 
@@ -27,6 +28,8 @@ BY_ROW, BY_PROMPT = "row", "prompt"
 class Examples:
     """The rows of a recipe before any tokenizer: enough to know the labels, and so to build the model.
 
+    `section` has the format that the rows were recognised as, `read` says of each part what was skipped while reading.
+    Of `streamed` sources `train` has the first rows only; a `mixture` says which sources the training rows are of.
     `repeated` is the number of rows that share their prompt (or group) with another row where a part was taken from
     the training rows, `kept_together` whether such rows are in one part then.
     """
@@ -40,6 +43,9 @@ class Examples:
     general: list[Text] = field(default_factory=list)
     repeated: int = 0
     kept_together: bool = True
+    read: dict[str, dict[str, Any]] = field(default_factory=dict)
+    mixture: Mixture | None = None
+    streamed: StreamedSources | None = None
 
     @property
     def format(self) -> Format:
@@ -94,59 +100,82 @@ def permute(n: int, seed: int, purpose: int) -> np.ndarray:
 
 def load_examples(section: Data, task: Task, seed: int) -> Examples:
     """Read a recipe's rows, hold out and draw by `seed`, and list the labels of the whole training source."""
-    check_format(section, task)
-    table = read_source(section.train, "train")
-    rows = read_examples(table, section)
-    labels = task.list_labels(rows)
-    if labels is not None and len(labels) < task.fewest_labels:
-        found = f"{one_line(labels[0], 60)!r} is the only label" if labels else "no row has a label"
-        needed = "at least two" if task.fewest_labels == 2 else "at least one"
-        raise DataError(f"{section.train}: {found}; a classifier needs {needed}")
-    pool = Pool(rows, _groups(rows, table, section))
-    from_train = not all(isinstance(one, str | None) for one in (section.evaluation, section.test))
+    reader = DataReader(section, task)
+    streamed = StreamedSources.open(reader) if section.streaming else None
+    train = reader.read_part("train", _group_column(section)) if streamed is None else _read_sample(reader, streamed)
+    section, rows = reader.section, train.examples
+    labels = task.list_labels(rows) if streamed is None else streamed.labels(rows)
+    _check_labels_suffice(labels, task, section)
+    pool = Pool(rows, _groups(train, section))
+    from_train = any(isinstance(one, int | float) for one in (section.evaluation, section.test))
     repeated = pool.repeated if from_train else 0
     together = repeated > 0 and _can_keep_together(pool, section, seed)
     pool = pool if together else pool.alone()
-    pool, evaluation = _set_aside(pool, section, "evaluation", seed, HELD_OUT)
-    pool, test = _set_aside(pool, section, "test", seed, HELD_OUT_TEST)
+    pool, evaluation = _set_aside(pool, reader, "evaluation", seed, HELD_OUT)
+    pool, test = _set_aside(pool, reader, "test", seed, HELD_OUT_TEST)
     for part, aside in (("evaluation", evaluation), ("test", test)):
-        check_labels(aside.rows, task, labels, str(getattr(section, part)))
+        check_labels(aside.rows, task, labels, describe_sources(getattr(section, part)))
+    kept, mixture = _by_source(_draw(pool.alone(), section.train_rows, seed, TRAIN_ROWS).rows, train, section)
     return Examples(
         section,
         task,
-        list(_draw(pool.alone(), section.train_rows, seed, TRAIN_ROWS).rows),
+        kept,
         list(_draw(evaluation, section.evaluation_rows, seed, EVALUATION_ROWS).rows),
         labels,
         list(_draw(test, section.test_rows, seed, TEST_ROWS).rows),
-        read_general(section.general),
+        read_general(section),
         repeated,
         together or not repeated,
+        reader.facts,
+        mixture,
+        streamed,
     )
 
 
-def check_format(section: Data, task: Task) -> None:
-    """Raise DataError for a format that is not one of the task's."""
-    if task.takes(section.format):
-        return
-    taken, owners = (" or ".join(names) for names in ((f.name for f in task.formats), tasks_taking(section.format)))
-    raise DataError(
-        f"data.format {section.format} does not suit model.task {task.name}: it belongs to task {owners}, and "
-        f"{task.name} needs format {taken}"
-    )
+def _check_labels_suffice(labels: list[str] | None, task: Task, section: Data) -> None:
+    if labels is not None and len(labels) < task.fewest_labels:
+        found = f"{one_line(labels[0], 60)!r} is the only label" if labels else "no row has a label"
+        needed = "at least two" if task.fewest_labels == 2 else "at least one"
+        raise DataError(f"{describe_sources(section.train)}: {found}; a classifier needs {needed}")
 
 
-def read_part(section: Data, part: str, seed: int) -> list[Example]:
+def _read_sample(reader: DataReader, streamed: StreamedSources) -> Part:
+    tally = Tally()
+    examples = streamed.sample(tally)
+    reader.facts["train"] = tally.describe() | {"streamed": True}
+    return Part(examples, None, [len(examples)])
+
+
+def _by_source(rows: Sequence[Example], read: Part, section: Data) -> tuple[list[Example], Mixture | None]:
+    """Return training rows one source after another where sources have weights, and the mixture that they make."""
+    entries = list_sources(section.train)
+    weights = [entry.weight for entry in entries if entry.weight is not None]
+    if section.streaming or len(weights) != len(entries):
+        return list(rows), None
+    owners = np.repeat(range(len(entries)), read.sizes).tolist()
+    source_of = {id(example): owner for example, owner in zip(read.examples, owners, strict=True)}
+    groups: list[list[Example]] = [[] for _ in entries]
+    for example in rows:
+        groups[source_of[id(example)]].append(example)
+    names = tuple(entry.source for entry in entries)
+    sizes = tuple(len(group) for group in groups)
+    mixture = Mixture(names, sizes, tuple(weights), section.stopping_strategy == "all_exhausted")
+    return [example for group in groups for example in group], mixture
+
+
+def read_part(section: Data, task: Task, part: HeldOutPart, seed: int) -> list[Example]:
     """Return the evaluation or test rows of a recipe that has a source of their own for them."""
     purpose = {"evaluation": EVALUATION_ROWS, "test": TEST_ROWS}[part]
-    pool = _read_own(section, getattr(section, part))
+    pool = _read_own(DataReader(section, task), part)
     return list(_draw(pool, getattr(section, f"{part}_rows"), seed, purpose).rows)
 
 
-def read_general(source: str | None) -> list[Text]:
+def read_general(section: Data) -> list[Text]:
     """Return the texts of a recipe's `data.general`."""
-    if source is None:
+    if section.general is None:
         return []
-    return read_examples(read_source(source, "test"), Data.model_validate({"train": source, "format": TEXT.name}))
+    plain = Data.model_validate({"train": section.general, "format": TEXT.name, "on_error": section.on_error})
+    return DataReader(plain, TASKS[tasks_taking(TEXT.name)[0]]).read_part("train", split_default="test").examples
 
 
 def check_labels(examples: Sequence[Example], task: Task, labels: list[str] | None, source: str) -> None:
@@ -158,14 +187,15 @@ def check_labels(examples: Sequence[Example], task: Task, labels: list[str] | No
             raise DataError(f"{source}: row {row}: {fault}")
 
 
-def _groups(rows: Sequence[Example], table: Table, section: Data) -> Sequence[Any]:
+def _group_column(section: Data) -> str | None:
+    return None if section.group_by in (BY_ROW, BY_PROMPT) else section.group_by
+
+
+def _groups(part: Part, section: Data) -> Sequence[Any]:
     """Return the group of every row: its prompt, the value of a column, or its own number."""
-    column = section.group_by
-    if column not in (None, BY_ROW, BY_PROMPT):
-        if column not in table.columns:
-            hint = f"{nearest(column, table.columns)}; its columns: {listed(table.columns)}"
-            raise DataError(f"data.group_by: {table.name} has no column {column!r}{hint}")
-        return [repr(value) for value in table.columns[column]]
+    column, rows = section.group_by, part.examples
+    if part.values is not None:
+        return [repr(value) for value in part.values]
     key = prompt_key(find_format(section.format))
     if column == BY_PROMPT and key is None:
         raise DataError(f"data.group_by: format {section.format} has no prompt; name a column, or remove it")
@@ -186,13 +216,13 @@ def _can_keep_together(pool: Pool, section: Data, seed: int) -> bool:
     return True
 
 
-def _set_aside(pool: Pool, section: Data, part: str, seed: int, purpose: int) -> tuple[Pool, Pool]:
+def _set_aside(pool: Pool, reader: DataReader, part: HeldOutPart, seed: int, purpose: int) -> tuple[Pool, Pool]:
     """Return what stays for training, and a part that is read from its own source or taken from `pool`."""
-    wanted = getattr(section, part)
+    wanted = getattr(reader.section, part)
     if wanted is None:
         return pool, Pool([], [])
-    if isinstance(wanted, str):
-        return pool, _read_own(section, wanted)
+    if isinstance(wanted, str | tuple):
+        return pool, _read_own(reader, part)
     count = _count(wanted, len(pool))
     if count >= len(pool):
         raise DataError(f"data.{part}: holding out {wanted} leaves no training row of {len(pool)}")
@@ -204,11 +234,9 @@ def _set_aside(pool: Pool, section: Data, part: str, seed: int, purpose: int) ->
     return pool.take(others), pool.take(taken)
 
 
-def _read_own(section: Data, source: str) -> Pool:
-    own = _drawn_section(section)
-    table = read_source(source, "test")
-    rows = read_examples(table, section)
-    return Pool(rows, _groups(rows, table, own))
+def _read_own(reader: DataReader, part: HeldOutPart) -> Pool:
+    found = reader.read_part(part)
+    return Pool(found.examples, _groups(found, _drawn_section(reader.section)))
 
 
 def _drawn_section(section: Data) -> Data:

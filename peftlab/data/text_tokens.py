@@ -16,6 +16,7 @@ from peftlab.data.tokens import (
     encode_rendered,
     enough_characters,
     mask_spans,
+    special_ids,
     split_prompt,
     without_doubled,
 )
@@ -72,16 +73,16 @@ def _encode(wholes: Sequence[Rendered], shorter: Sequence[Rendered], how: Tokeni
     """Yield tokens, and whether one crosses the beginning of a span.
 
     Special tokens at a text's ends that the tokenizer adds too are there once. `how.counts` gains carried (rows with
-    special tokens in their own text) and each `STOP`.
+    special tokens in their own text, anywhere) and each `STOP`.
     """
     tokenizer, counts = how.tokenizer, how.counts
-    eos = tokenizer.eos_token_id
+    eos, special = tokenizer.eos_token_id, special_ids(tokenizer)
     encoded = encode_rendered(wholes, tokenizer, shorter, how.section.max_length)
     for whole, (ids, starts, ends, lead, one) in zip(wholes, encoded, strict=True):
         supervised, straddles = mask_spans(starts, ends, one.spans)
         once = without_doubled(ids, lead, tokenizer)
         own_end = len(ids) > lead and ids[-1] == eos
-        counts["carried"] += len(once) < len(ids) or own_end
+        counts["carried"] += bool(np.isin(ids[lead:], special).any())
         ids, supervised = ids[once], supervised[once]
         if own_end:
             supervised[-1] = True

@@ -33,6 +33,12 @@ class Rendered:
     spans: Sequence[tuple[int, int]]
 
 
+def special_ids(tokenizer: Any) -> list[int]:
+    """Return the ids of the special tokens that a text can name; not that of what the tokenizer does not know."""
+    added = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return sorted((added | set(tokenizer.all_special_ids)) - {tokenizer.unk_token_id})
+
+
 def without_doubled(ids: np.ndarray, lead: int, tokenizer: Any) -> np.ndarray:
     """Return the positions to keep of a text that begins with the opening token that the tokenizer adds too."""
     doubled = 0 < lead < len(ids) and ids[lead - 1] == ids[lead] == tokenizer.bos_token_id
@@ -44,12 +50,13 @@ def tokenise_labelled(
 ) -> list[TokenRow]:
     """Return one row for each example of `text` and `text_pair`: special tokens added, cut at the end.
 
-    `target_of` gives a row's `labels`. `how.counts` gains `truncated`, and `skipped` where long rows are. Raises
-    DataError without a fast tokenizer, or where `max_length` leaves no text.
+    Special tokens that a text begins or ends with and the tokenizer adds there too are there once. `target_of` gives a
+    row's `labels`. `how.counts` gains `truncated`, `carried` (rows with special tokens in their own text), and
+    `skipped` where long rows are. Raises DataError without a fast tokenizer, or where `max_length` leaves no text.
     """
     tokenizer, limit = how.tokenizer, how.section.max_length
     check_tokenizer(tokenizer)
-    paired = examples[0].text_pair is not None
+    paired, special = examples[0].text_pair is not None, special_ids(tokenizer)
     check_room(tokenizer, limit, paired=paired)
     enough = enough_characters(tokenizer, how.section)
     rows: list[TokenRow] = []
@@ -61,9 +68,23 @@ def tokenise_labelled(
             if _is_skipped(encoded.encodings[i], how):
                 continue
             how.counts["truncated"] += bool(encoded.encodings[i].overflowing)
-            types = np.array(encoded["token_type_ids"][i], np.int32) if paired and "token_type_ids" in encoded else None
-            rows.append(row_class(np.array(encoded["input_ids"][i], np.int32), target_of(example), types))
+            ids, (keep, carried) = np.array(encoded["input_ids"][i], np.int32), _once(encoded.encodings[i], special)
+            how.counts["carried"] += carried
+            has_types = paired and "token_type_ids" in encoded
+            types = np.array(encoded["token_type_ids"][i], np.int32)[keep] if has_types else None
+            rows.append(row_class(ids[keep], target_of(example), types))
     return rows
+
+
+def _once(encoding: Any, special: Sequence[int]) -> tuple[np.ndarray, bool]:
+    """Return the places to keep of a text whose special tokens repeat added ones beside them, and if it has any."""
+    ids, added = np.array(encoding.ids), np.array(encoding.special_tokens_mask, bool)
+    own = np.isin(ids, special) & ~added
+    same = ids[1:] == ids[:-1]
+    twice = np.zeros(len(ids), bool)
+    twice[1:] |= own[1:] & added[:-1] & same
+    twice[:-1] |= own[:-1] & added[1:] & same
+    return np.flatnonzero(~twice), bool(own.any())
 
 
 def tokenise_tagged(examples: Sequence[Example], how: Tokenising) -> list[TokenRow]:

@@ -23,7 +23,7 @@ from peftlab.optimization.dropout import disable_dropout
 from peftlab.parameters.shape import shape_of
 from peftlab.recipe.schema import Model, Recipe
 from peftlab.shapes import ModelShape
-from peftlab.tasks import find_format
+from peftlab.tasks import possible_formats
 from peftlab.world.dtypes import Types, resolve_types
 
 # Planned in place of an attention that this machine may not be able to run; neither stores scores.
@@ -103,7 +103,8 @@ def count_answers(recipe: Recipe) -> int:
     """Return the most prompts that a run answers: for examples, and for metrics that compare texts."""
     settings, compared = recipe.evaluation.generation, set(names_that_need("texts"))
     asked = recipe.data.evaluation is not None or recipe.data.test is not None
-    if not recipe.task.generates or not find_format(recipe.data.format).prompts or not asked:
+    prompts = any(one.prompts for one in possible_formats(recipe.task, recipe.data.format))
+    if not recipe.task.generates or not prompts or not asked:
         return 0
     return max(settings.examples, settings.rows if compared & set(recipe.evaluation.metrics) else 0)
 

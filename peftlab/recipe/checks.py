@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import re
 import string
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from peftlab.errors import UsageError, nearest
 from peftlab.metrics import names_that_need
-from peftlab.recipe.schema import Data, Recipe
+from peftlab.recipe.schema import Data, Recipe, list_sources
 from peftlab.recipe.yaml_source import KeyPath
 from peftlab.sizes import parse_budget
-from peftlab.tasks import TASKS, find_format, tasks_taking
+from peftlab.tasks import TASKS, possible_formats, tasks_taking
 from peftlab.tasks.formats import CHAT
 
 Found = Iterator[tuple[str, str]]
@@ -104,20 +104,21 @@ def optimizer_needs_cuda(recipe: Recipe) -> Found:
         yield "training.optimizer", "8-bit and paged states: needs CUDA, and run.device is cpu; use adamw or sgd"
 
 
-@reads("data.format", "data.supervise", "data.thinking", "data.template_kwargs", "data.tools")
+@reads("model.task", "data.format", "data.supervise", "data.thinking", "data.template_kwargs", "data.tools")
 def settings_of_chats(recipe: Recipe) -> Found:
-    if recipe.data.format == CHAT.name:
+    if CHAT in possible_formats(recipe.task, recipe.data.format):
         return
     for field in ("supervise", "thinking", "template_kwargs", "tools"):
         if getattr(recipe.data, field) != Data.model_fields[field].get_default(call_default_factory=True):
-            yield f"data.{field}", f"is for format chat only, not {recipe.data.format}; remove it"
+            yield f"data.{field}", f"is for format chat only, not {_format_names(recipe)}; remove it"
 
 
-@reads("data.format", "data.long", "data.overlap", "data.max_length")
+@reads("model.task", "data.format", "data.long", "data.overlap", "data.max_length")
 def long_rows_of_the_format(recipe: Recipe) -> Found:
-    data, documents = recipe.data, find_format(recipe.data.format).documents
+    data = recipe.data
+    documents = any(one.documents for one in possible_formats(recipe.task, data.format))
     if data.long == "chunk" and not documents:
-        yield "data.long", f"chunk cuts running text into rows; for format {data.format} use cut or skip"
+        yield "data.long", f"chunk cuts running text into rows; for format {_format_names(recipe)} use cut or skip"
     if data.overlap and not (documents and data.long in (None, "chunk")):
         yield "data.overlap", "is for chunks of running text only; remove it"
     elif data.overlap >= data.max_length:
@@ -166,7 +167,7 @@ def flash_attention_needs_cuda(recipe: Recipe) -> Found:
 @reads("model.task", "data.format")
 def format_suits_task(recipe: Recipe) -> Found:
     task, layout = recipe.task, recipe.data.format
-    if not task.takes(layout):
+    if layout is not None and not task.takes(layout):
         taken, owners = (" or ".join(names) for names in ((f.name for f in task.formats), tasks_taking(layout)))
         yield "data.format", f"format {layout} needs model.task: {owners}; task {task.name} needs format {taken}"
 
@@ -181,8 +182,9 @@ def metrics_suit_task(recipe: Recipe) -> Found:
         needed = f"only for task {' or '.join(owners)}, " if owners else ""
         yield "evaluation.metrics", f"{', '.join(misfits)}: {needed}not {task.name}"
     generated = [metric for metric in asked if metric in GENERATION_METRICS & set(known)]
-    if generated and task.takes(recipe.data.format) and not find_format(recipe.data.format).prompts:
-        fault = f"format {recipe.data.format} has no answer to compare with"
+    suiting = [one for one in possible_formats(task, recipe.data.format) if one in task.formats]
+    if generated and suiting and not any(one.prompts for one in suiting):
+        fault = f"format {_format_names(recipe)} has no answer to compare with"
         yield "evaluation.metrics", f"{', '.join(generated)}: {fault}"
 
 
@@ -206,13 +208,30 @@ def extraction_is_a_pattern(recipe: Recipe) -> Found:
         yield "evaluation.texts.extract", f"not a regular expression: {error}"
 
 
-@reads("data.format", "data.columns")
+@reads("model.task", "data.format", "data.columns", "data.train", "data.evaluation", "data.test")
 def columns_have_known_roles(recipe: Recipe) -> Found:
-    roles = find_format(recipe.data.format).roles
-    for role in recipe.data.columns:
-        if role not in roles:
-            known = nearest(role, roles) or f"; it has {', '.join(roles)}"
-            yield f"data.columns.{role}", f"format {recipe.data.format} has no such column{known}"
+    formats = possible_formats(recipe.task, recipe.data.format)
+    roles = list(dict.fromkeys(role for one in formats for role in one.roles))
+    for path, columns in _columns_by_path(recipe.data):
+        for role in columns:
+            if role not in roles:
+                known = nearest(role, roles) or f"; it has {', '.join(roles)}"
+                yield f"{path}.{role}", f"format {_format_names(recipe)} has no such column{known}"
+        if set(columns) <= set(roles) and not any(set(columns) <= set(one.roles) for one in formats):
+            yield path, f"no format has all of {', '.join(columns)}; set data.format"
+
+
+def _columns_by_path(data: Data) -> Iterator[tuple[str, Mapping[str, str]]]:
+    """Yield the columns that a recipe sets for all sources, and for one of several."""
+    yield "data.columns", data.columns
+    for part in ("train", "evaluation", "test"):
+        for number, source in enumerate(list_sources(getattr(data, part))):
+            if source.columns is not None:
+                yield f"data.{part}.{number}.columns", source.columns
+
+
+def _format_names(recipe: Recipe) -> str:
+    return " or ".join(one.name for one in possible_formats(recipe.task, recipe.data.format))
 
 
 @reads("data.template")
@@ -236,16 +255,49 @@ def template_names_columns(recipe: Recipe) -> Found:
             yield "data.template", f"{{{name}}} takes no ':' or '!' after the name"
 
 
-@reads("data.template", "data.format", "data.columns")
+@reads("model.task", "data.template", "data.format", "data.columns")
 def template_suits_format(recipe: Recipe) -> Found:
-    layout = find_format(recipe.data.format)
     if recipe.data.template is None:
         return
-    if layout.template_role is None:
-        yield "data.template", layout.template_refusal
-    elif layout.template_role in recipe.data.columns:
-        role = layout.template_role
+    formats = possible_formats(recipe.task, recipe.data.format)
+    able = [one for one in formats if one.template_role is not None]
+    if not able:
+        yield "data.template", formats[0].template_refusal
+    elif all(one.template_role in recipe.data.columns for one in able):
+        role = able[0].template_role
         yield f"data.columns.{role}", f"the template makes the {role} already; remove one of the two"
+
+
+@reads("data.streaming", "data.shuffle_buffer", "training.steps", "data.evaluation", "data.test", "data.train_rows")
+def streams_have_no_end(recipe: Recipe) -> Found:
+    data = recipe.data
+    if not data.streaming:
+        if data.shuffle_buffer != Data.model_fields["shuffle_buffer"].default:
+            yield "data.shuffle_buffer", "is for streamed rows only; set data.streaming to true, or remove it"
+        return
+    if recipe.training.steps is None:
+        yield "data.streaming", "the number of streamed rows is not known, so training needs training.steps"
+    for part in ("evaluation", "test"):
+        if isinstance(getattr(data, part), int | float):
+            fault = "rows of a stream cannot be held out"
+            yield f"data.{part}", f"{fault}; name a source, and leave its rows out of data.train: FILE[train[1000:]]"
+    if data.train_rows is not None:
+        yield "data.train_rows", "rows of a stream cannot be drawn; select them in data.train: FILE[train[:1000]]"
+    if data.group_by is not None:
+        yield "data.group_by", "rows of a stream are not split; remove it"
+
+
+@reads("data.train", "data.evaluation", "data.test", "data.stopping_strategy")
+def weights_of_sources(recipe: Recipe) -> Found:
+    weights = [source.weight for source in list_sources(recipe.data.train)]
+    if None in weights and any(weight is not None for weight in weights):
+        yield "data.train", "some sources have a weight and some have none; give all of them one, or none"
+    if recipe.data.stopping_strategy != "first_exhausted" and not any(weights):
+        yield "data.stopping_strategy", "is for sources with weights; give each source of data.train a weight"
+    for part in ("evaluation", "test"):
+        for number, source in enumerate(list_sources(getattr(recipe.data, part))):
+            if source.weight is not None:
+                yield f"data.{part}.{number}.weight", "only training draws rows by weight; remove it"
 
 
 @reads("data.test", "data.test_rows", "data.general", "model.task")

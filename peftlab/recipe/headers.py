@@ -6,7 +6,7 @@ import csv
 import gzip
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from string import Formatter
@@ -14,9 +14,10 @@ from typing import IO, Any
 
 from peftlab.errors import listed, nearest
 from peftlab.files import user_path
-from peftlab.recipe.schema import Recipe
+from peftlab.recipe.schema import Data, Recipe
 from peftlab.recipe.yaml_source import KeyPath
-from peftlab.tasks import find_format
+from peftlab.tasks import possible_formats
+from peftlab.tasks.formats import Format
 
 PARTS = ("train", "evaluation", "test")
 FIRST_ROWS = 20
@@ -100,12 +101,13 @@ READERS = {".jsonl": _read_lines, ".json": _read_json, ".csv": _read_csv, ".parq
 
 def missing(recipe: Recipe, path: Path, columns: list[str]) -> Iterator[tuple[KeyPath, str]]:
     """Yield (key path, message) for every role's column, and every name in the template, that is not a column."""
-    data, layout = recipe.data, find_format(recipe.data.format)
+    data, formats = recipe.data, possible_formats(recipe.task, recipe.data.format)
+    layout = next((one for one in formats if fits(one, data, columns)), formats[0])
     made = layout.template_role if data.template is not None else None
-    for role in layout.roles:
+    for role in () if is_written_in_a_layout(formats, data, columns) else layout.roles:
         column = data.columns.get(role, role)
         optional = role in layout.optional and role not in data.columns
-        if role == made or optional or column in columns:
+        if role == made or optional or is_column(column, columns):
             continue
         fault = f"{path} has no column {column!r}{nearest(column, columns)}; it has {listed(columns)}"
         yield (
@@ -117,9 +119,27 @@ def missing(recipe: Recipe, path: Path, columns: list[str]) -> Iterator[tuple[Ke
             )
         )
     for name in names_in(data.template):
-        if name not in columns:
+        if not is_column(name, columns):
             fault = f"{path} has no column {name!r}{nearest(name, columns)}; it has {listed(columns)}"
             yield ("data", "template"), fault
+
+
+def is_column(name: str, columns: list[str]) -> bool:
+    """Return whether a name is a column, or dotted and perhaps inside of one."""
+    return name in columns or name.partition(".")[0] in columns
+
+
+def fits(layout: Format, data: Data, columns: list[str]) -> bool:
+    """Return whether a file has all columns that rows of a format need."""
+    made = layout.template_role if data.template is not None else None
+    needed = [role for role in layout.roles if role not in layout.optional and role != made]
+    return all(is_column(data.columns.get(role, role), columns) for role in needed)
+
+
+def is_written_in_a_layout(formats: Sequence[Format], data: Data, columns: list[str]) -> bool:
+    """Return whether a file has the columns of another layout of a format, as ShareGPT's or Alpaca's."""
+    named = data.template is not None or bool(data.columns)
+    return not named and any(set(one.columns) <= set(columns) for layout in formats for one in layout.layouts)
 
 
 def names_in(template: str | None) -> list[str]:

@@ -42,21 +42,55 @@ class Model(Section):
     """Run code that the model repository ships. Set it only after you have read that code."""
 
 
+class DataSource(Section):
+    """One of several sources."""
+
+    source: str = Field(min_length=1)
+    """Source of rows, as `data.train` names one."""
+    weight: Annotated[float, Field(gt=0)] | None = None
+    """Share of the training rows that are drawn from this source, relative to the other weights."""
+    columns: dict[str, str] | None = None
+    """Column for each role in this source (default: `data.columns`)."""
+    template: str | None = None
+    """Template for this source (default: `data.template`)."""
+
+
+Sources = Annotated[str, Field(min_length=1)] | Annotated[tuple[str | DataSource, ...], Field(min_length=1)]
+"""One source, or a list of sources and of sections about them."""
+
+
+def list_sources(sources: Any) -> list[DataSource]:
+    """Return the sources that a recipe names: one, or the entries of a list; none for a number of rows."""
+    if isinstance(sources, str):
+        return [DataSource(source=sources)]
+    entries = sources if isinstance(sources, tuple) else ()
+    return [DataSource(source=one) if isinstance(one, str) else one for one in entries]
+
+
 class Data(Section):
-    train: str = Field(min_length=1)
-    """Training rows: hub data set, jsonl, json, csv or parquet file, or `builtin:NAME`; `[SPLIT]` selects a split."""
-    evaluation: str | PositiveInt | Annotated[float, Field(gt=0, lt=1)] | None = None
+    train: Sources
+    """Training rows: file, glob, folder, hub data set (`OWNER/NAME:SUBSET`) or `builtin:NAME`, or a list of them;
+    `[SPLIT]` or `[SPLIT[:80%]]` selects a part."""
+    evaluation: Sources | PositiveInt | Annotated[float, Field(gt=0, lt=1)] | None = None
     """Evaluation rows: a source, or how many (an integer) or what fraction of the `train` rows to hold out."""
-    test: str | PositiveInt | Annotated[float, Field(gt=0, lt=1)] | None = None
+    test: Sources | PositiveInt | Annotated[float, Field(gt=0, lt=1)] | None = None
     """Test rows, for the reported result only and never for choices: evaluated once before and once after training."""
     general: str | None = Field(None, min_length=1)
     """Source of general text (column `text`) to measure forgetting: its loss before and after training."""
-    format: Annotated[str, OneOf(list_formats)] = "completion"
+    format: Annotated[str, OneOf(list_formats)] | None = None
     """What a row is: running text, prompt and completion, messages, text(s) with a label, labels or a number, or words
-    and their tags."""
+    and their tags (default: recognised from the columns)."""
+    on_error: Literal["stop", "skip"] = "stop"
+    """For a bad row: stop with its file and line, or skip and count it, up to `allow_dropped` of all rows."""
+    streaming: bool = False
+    """Read the training rows while training runs, in constant memory; needs `training.steps`."""
+    shuffle_buffer: PositiveInt = 10_000
+    """Rows of the buffer in which streamed rows are shuffled; 1 keeps their order."""
+    stopping_strategy: Literal["first_exhausted", "all_exhausted"] = "first_exhausted"
+    """Where sources have weights, an epoch ends when the first of them, or every one, was read to its end."""
     columns: dict[str, str] = Field(default_factory=dict)
-    """Column of the data for each role: text, text_pair, label, labels, target, prompt, completion, messages, tools,
-    words, tags."""
+    """Column of each role: text, text_pair, label, labels, target, prompt, completion, messages, tools, words, tags;
+    `a.b` is nested."""
     template: str | None = None
     """Template that builds the prompt (or the text) from columns: `Facts: {mr}\\nText:`."""
     supervise: Literal["all", "last"] = "all"
@@ -80,7 +114,7 @@ class Data(Section):
     max_target_length: PositiveInt | None = None
     """Longest answer in tokens where an encoder reads the prompt (sequence-to-sequence); default: `max_length`."""
     allow_dropped: float = Field(0.1, ge=0, le=1)
-    """Largest fraction of rows that may be dropped for lack of supervised tokens; above it the run stops."""
+    """Largest fraction of rows that may be dropped: without supervised tokens, or bad; above it the run stops."""
     train_rows: PositiveInt | None = None
     """Use only this many training rows (drawn by the seed)."""
     evaluation_rows: PositiveInt | None = None

@@ -38,8 +38,9 @@ def locate(entry: ErrorDetails, values: dict[str, Any]) -> KeyPath:
 
 
 def is_member_error(path: KeyPath, other: KeyPath) -> bool:
-    """Whether `path` is a list that another union member accepted, with the wrong item at `other`."""
-    return len(other) > len(path) and other[: len(path)] == path and isinstance(other[len(path)], int)
+    """Whether `path` is a list, or an item of one, that another union member accepted, wrong at `other` only."""
+    inside = len(other) > len(path) and other[: len(path)] == path
+    return inside and (isinstance(other[len(path)], int) or isinstance(path[-1], int))
 
 
 def explain(path: KeyPath, entry: ErrorDetails, values: dict[str, Any]) -> str:

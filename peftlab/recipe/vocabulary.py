@@ -46,10 +46,11 @@ def schema_at(path: KeyPath, values: Any = None) -> JsonSchema | None:
 def child_schema(schema: JsonSchema, part: str | int, value: Any = None) -> JsonSchema | None:
     if isinstance(part, int):
         return next((item for option in options(schema) if (item := item_schema(option, part))), None)
-    if part in schema.get("properties", {}):
-        return resolve(schema["properties"][part], value)
-    extra = schema.get("additionalProperties")
-    return extra if isinstance(extra, dict) else None
+    for option in options(schema):  # an item of a list may be text or a section
+        if part in option.get("properties", {}):
+            return resolve(option["properties"][part], value)
+    extras = [option.get("additionalProperties") for option in options(schema)]
+    return next((extra for extra in extras if isinstance(extra, dict)), None)
 
 
 def item_schema(schema: JsonSchema, index: int) -> JsonSchema | None:
@@ -91,7 +92,7 @@ def options(schema: JsonSchema) -> list[JsonSchema]:
 
 def known_keys(path: KeyPath, values: Any = None) -> list[str]:
     schema = schema_at(path, values)
-    return list(schema.get("properties", {})) if schema else []
+    return [key for option in options(schema) for key in option.get("properties", {})] if schema else []
 
 
 def choices(schema: JsonSchema) -> list[str]:

@@ -109,7 +109,7 @@ class Bench:
 def check_positions(recipe: Recipe, dataset: Dataset, model: nn.Module) -> None:
     """Raise DataError for rows that are longer than the model has positions for."""
     positions = count_positions(model.config)
-    longest = max((row.longest for row in (*dataset.train, *dataset.all_held_out)), default=0)
+    longest = max((row.longest for row in (*dataset.longest_train, *dataset.all_held_out)), default=0)
     if positions and recipe.method.virtual_tokens >= positions:
         raise MethodError(
             f"method.length: {recipe.method.virtual_tokens} virtual tokens leave no room for text in the model's "
@@ -121,6 +121,20 @@ def check_positions(recipe: Recipe, dataset: Dataset, model: nn.Module) -> None:
             f"data.max_length: the longest row has {longest} tokens{learned}, but the model has {positions} positions; "
             f"set data.max_length={positions - recipe.method.virtual_tokens}"
         )
+
+
+def with_format(recipe: Recipe, name: str | None) -> Recipe:
+    """Return the recipe with the format that its rows were recognised as.
+
+    Raises RecipeError where another field does not suit it, as `peftlab check` does where the recipe names it.
+    """
+    if name == recipe.data.format:
+        return recipe
+    known = recipe.model_copy(update={"data": recipe.data.model_copy(update={"format": name})})
+    if problems := find_contradictions(known, ()):
+        found = f"(rows of data.train were recognised as {name})"
+        raise RecipeError([Problem(".".join(map(str, path)), f"{message} {found}") for path, message in problems])
+    return known
 
 
 def check_batches(recipe: Recipe, shape: ModelShape) -> None:
@@ -156,6 +170,7 @@ def build_bench(
 
     `trained` is what an earlier run's report says of its training rows, where there are none here.
     """
+    recipe = with_format(recipe, examples.section.format)
     shape = read_shape(recipe, examples.labels)
     check_method(recipe.method, shape)
     check_batches(recipe, shape)

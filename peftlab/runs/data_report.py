@@ -96,18 +96,17 @@ def _name_ends(dataset: Dataset, tokenizer: Any) -> list[str]:
 
 def _report_steps(recipe: Recipe, dataset: Dataset) -> StepsReport:
     """Return what one process's steps take, as means over all of them or the first ones of a long training."""
-    training, train = recipe.training, dataset.train
-    rows = ShuffledRows(
-        train, dataset.pad_id, training.batch_size, training.gradient_accumulation, 0, 1, recipe.run.seed
-    )
-    steps = count_steps(training, len(train), 1)
+    training, train, order = recipe.training, dataset.train, dataset.order(recipe.run.seed)
+    sizes = training.batch_size, training.gradient_accumulation, 0, 1
+    rows = ShuffledRows(train, dataset.pad_id, *sizes, recipe.run.seed, order)
+    steps = count_steps(training, order.epoch_rows, 1)
     examined = range(1, min(steps, STEPS_EXAMINED) + 1)
     counts = [rows.count(step) for step in examined]
     batches = [[len(train[i].input_ids) for i in numbers] for step in examined for numbers in rows.numbers(step)]
     places = sum(max(lengths) * len(lengths) for lengths in batches)
     return StepsReport(
         steps=steps,
-        epochs=steps * rows.per_step / len(train),
+        epochs=steps * rows.per_step / order.epoch_rows,
         rows=rows.per_step,
         tokens=float(np.mean([count.tokens for count in counts])),
         supervised=float(np.mean([count.targets for count in counts])),

@@ -11,7 +11,7 @@ from peftlab.memory.probe import Probe, join_reports
 from peftlab.memory.shortage import is_shortage
 from peftlab.recipe.schema import Recipe
 from peftlab.reports import DryRunReport
-from peftlab.runs.bench import prepare
+from peftlab.runs.bench import prepare, with_format
 from peftlab.runs.display import open_display
 from peftlab.runs.longest import held_out
 from peftlab.runs.prediction import open_run_planner, plan_run
@@ -38,8 +38,9 @@ def dry_run(recipe: Recipe, *, rows: int = 3, display: Any = None) -> DryRunRepo
     watch = Watch(recipe, world.device, memory={})
 
     def plan(dataset: Dataset) -> Recipe:
-        watch.planner = open_run_planner(recipe, dataset, world)
-        watch.recipe = plan_run(recipe, watch.planner, watch.memory, display.note)
+        known = with_format(recipe, dataset.report["format"])
+        watch.planner = open_run_planner(known, dataset, world)
+        watch.recipe = plan_run(known, watch.planner, watch.memory, display.note)
         return watch.recipe
 
     try:

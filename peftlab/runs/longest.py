@@ -23,7 +23,7 @@ MOST_REPEATS = 10
 
 def longest_work(work: Workload, dataset: Dataset) -> Workload:
     """Return `work` with the lengths of the longest rows in the data."""
-    rows = longest_mix(dataset.train, work.rows)  # of the micro-batch that needs most
+    rows = longest_mix(dataset.longest_train, work.rows)  # of the micro-batch that needs most
     held_out = longest_mix(dataset.all_held_out, work.evaluation_rows) if dataset.all_held_out else rows
     return replace(
         work,

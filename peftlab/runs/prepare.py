@@ -8,7 +8,7 @@ from peftlab.data.dataset import Dataset
 from peftlab.data.notes import note_data
 from peftlab.recipe.schema import Recipe
 from peftlab.reports import ParameterReport
-from peftlab.runs.bench import Bench, prepare
+from peftlab.runs.bench import Bench, prepare, with_format
 from peftlab.runs.loading import fill_trained
 from peftlab.runs.longest import note_cut_prompts
 from peftlab.runs.prediction import open_run_planner, plan_run
@@ -20,6 +20,7 @@ def prepare_bench(record: RunRecord) -> Bench:
     """Read the data, plan the run's memory on its own rows, load the base; add all to the record."""
 
     def plan(dataset: Dataset) -> Recipe:
+        record.continue_with(with_format(record.recipe, dataset.report["format"]))
         record.watch.planner = planner = open_run_planner(record.recipe, dataset, record.world)
         record.split(plan_run(record.recipe, planner, record.result.memory, record.note))
         return record.recipe

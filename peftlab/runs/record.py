@@ -84,9 +84,14 @@ class RunRecord:
 
     def split(self, recipe: Recipe) -> None:
         """Continue with a recipe whose steps are split into other micro-batches."""
+        if recipe != self.recipe:
+            self.result.split = SplitReport.of(self.recipe, recipe)
+        self.continue_with(recipe)
+
+    def continue_with(self, recipe: Recipe) -> None:
+        """Continue with a recipe in which something is decided that it left open."""
         if recipe == self.recipe:
             return
-        self.result.split = SplitReport.of(self.recipe, recipe)
         self.recipe = self.watch.recipe = recipe
         self.result.recipe = recipe.model_dump(mode="json")
         self.write_recipe()

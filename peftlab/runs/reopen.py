@@ -8,7 +8,8 @@ from typing import Any
 
 from peftlab.data.examples import fingerprint
 from peftlab.data.held_out import read_held_out, write_held_out
-from peftlab.data.splits import Examples, check_format, check_labels, load_examples, read_general, read_part
+from peftlab.data.parts import describe_sources
+from peftlab.data.splits import Examples, HeldOutPart, check_labels, load_examples, read_general, read_part
 from peftlab.errors import DataError, StorageError
 from peftlab.methods.storage import read_context
 from peftlab.models.load import load_saved_tokenizer
@@ -22,7 +23,7 @@ from peftlab.tasks import find_format
 from peftlab.tasks.formats import Example
 from peftlab.world.base import World
 
-PARTS = ("evaluation", "test")
+PARTS: tuple[HeldOutPart, ...] = ("evaluation", "test")
 # What decides which rows are held out and what they contain.
 CHOOSING = ("train", "columns", "template", "tools", "format", "group_by")
 
@@ -50,12 +51,11 @@ def read_examples(directory: RunDirectory, recipe: Recipe, result: RunResult) ->
 
     Raises DataError for rows with another label, and where rows that were held out cannot be read again.
     """
-    check_format(recipe.data, recipe.task)
     labels = run_labels(directory.weights, result)
     parts: dict[str, list[Example]] = {part: _read_part(directory, recipe, part, result) for part in PARTS}
     for part, rows in parts.items():
-        check_labels(rows, recipe.task, labels, str(getattr(recipe.data, part)))
-    general = read_general(recipe.data.general)
+        check_labels(rows, recipe.task, labels, describe_sources(getattr(recipe.data, part)))
+    general = read_general(recipe.data)
     sample = read_held_out(directory.held_out, "train", find_format(recipe.data.format)) or []
     return Examples(recipe.data, recipe.task, sample, parts["evaluation"], labels, parts["test"], general)
 
@@ -70,7 +70,9 @@ def save_held_out(directory: RunDirectory, recipe: Recipe, parts: dict[str, list
 
     A run without evaluation and test rows keeps its first training rows, to compare a merged model on.
     """
-    taken = {part: parts[part] for part in PARTS if isinstance(getattr(recipe.data, part), int | float)}
+    taken: dict[str, list[Example]] = {
+        part: parts[part] for part in PARTS if isinstance(getattr(recipe.data, part), int | float)
+    }
     if not any(parts[part] for part in PARTS):
         taken = {"train": parts["train"]}
     if taken:
@@ -79,12 +81,12 @@ def save_held_out(directory: RunDirectory, recipe: Recipe, parts: dict[str, list
                 write_held_out(temporary, part, rows)
 
 
-def _read_part(directory: RunDirectory, recipe: Recipe, part: str, result: RunResult) -> list[Example]:
+def _read_part(directory: RunDirectory, recipe: Recipe, part: HeldOutPart, result: RunResult) -> list[Example]:
     wanted, seed = getattr(recipe.data, part), recipe.data_seed
     if wanted is None:
         return []
-    if isinstance(wanted, str):
-        return read_part(recipe.data, part, seed)
+    if isinstance(wanted, str | tuple):
+        return read_part(recipe.data, recipe.task, part, seed)
     unchanged = _choice(recipe, part) == _choice(load_run_recipe(directory), part)
     if unchanged and (kept := read_held_out(directory.held_out, part, find_format(recipe.data.format))) is not None:
         return kept
@@ -92,8 +94,8 @@ def _read_part(directory: RunDirectory, recipe: Recipe, part: str, result: RunRe
     known = result.data.get(part, {}).get("sha256")
     if unchanged and known not in (None, fingerprint(rows)):
         raise DataError(
-            f"data.{part}: its rows were held out of {recipe.data.train}, which has changed since the run; restore that"
-            f" file, or name rows by data.{part}=FILE"
+            f"data.{part}: its rows were held out of {describe_sources(recipe.data.train)}, which has changed since the"
+            f" run; restore that file, or name rows by data.{part}=FILE"
         )
     return rows
 

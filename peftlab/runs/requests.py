@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from peftlab.data.chat import ChatSettings, encode_chats, render_prompt
-from peftlab.data.examples import read_examples
 from peftlab.data.files import Table, file_kind
-from peftlab.data.sources import read_source
+from peftlab.data.parts import read_examples, read_table
 from peftlab.data.tokens import encode_chat_prompt
 from peftlab.errors import DataError, UsageError, one_line
 from peftlab.evaluation.generate import opening_tokens
 from peftlab.recipe.schema import Recipe
-from peftlab.tasks import find_format
+from peftlab.tasks import possible_formats
 from peftlab.tasks.formats import CHAT, Chat, as_messages, as_text, as_tools
 
 PROMPT = "prompt"
@@ -99,19 +98,19 @@ def read_prompts(recipe: Recipe, path: Path, system: str | None = None) -> list[
     """
     if file_kind(path.name) is None or path.suffix == ".txt":
         return [ask(recipe, line, system) for line in _read_lines(path)]
-    table = read_source(str(path), "train")
-    section, layout = recipe.data, find_format(recipe.data.format)
-    if takes_chats(recipe) and section.columns.get("messages", "messages") in table.columns:
+    table = read_table(str(path))
+    section, layouts = recipe.data, possible_formats(recipe.task, recipe.data.format)
+    if takes_chats(recipe) and section.columns.get("messages", "messages") in table.cells:
         return [
             _chat_request(chat.messages, chat.tools, system, f"{path}: row {row}")
             for row, chat in enumerate(read_examples(table, section), start=1)
         ]
-    if layout.prompts and section.template is not None:
+    if any(one.prompts for one in layouts) and section.template is not None:
         return [ask(recipe, one.prompt, system) for one in read_examples(_with_answers(table, recipe), section)]
     column = section.columns.get(PROMPT, PROMPT)
-    if column not in table.columns:
-        raise DataError(f"{path}: has no column {column!r}; its columns: {', '.join(table.columns)}")
-    return [_row_request(recipe, value, system, f"{path}: row {i}") for i, value in enumerate(table.columns[column], 1)]
+    if column not in table.cells:
+        raise DataError(f"{path}: has no column {column!r}; its columns: {', '.join(table.cells)}")
+    return [_row_request(recipe, value, system, f"{path}: row {i}") for i, value in enumerate(table.cells[column], 1)]
 
 
 def _row_request(recipe: Recipe, value: Any, system: str | None, place: str) -> Request:
@@ -124,7 +123,11 @@ def _row_request(recipe: Recipe, value: Any, system: str | None, place: str) -> 
 def _with_answers(table: Table, recipe: Recipe) -> Table:
     """Return a table with an answer in every row, which the recipe's rows need and prompts do not have."""
     column = recipe.data.columns.get("completion", "completion")
-    return table if column in table.columns else Table(table.name, {**table.columns, column: ["-"] * len(table)})
+    return (
+        table
+        if column in table.cells
+        else Table(table.name, {**table.cells, column: ["-"] * len(next(iter(table.cells.values())))})
+    )
 
 
 def _read_lines(path: Path) -> Iterable[str]:

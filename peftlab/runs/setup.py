@@ -8,7 +8,8 @@ from fractions import Fraction
 import torch
 from torch import nn
 
-from peftlab.data.rows import ShuffledRows
+from peftlab.data.rows import Rows, ShuffledRows
+from peftlab.data.stream import StreamedRows
 from peftlab.errors import UsageError
 from peftlab.optimization.schedule import build_optimizer, build_schedule
 from peftlab.optimization.step import open_scaler
@@ -21,7 +22,7 @@ from peftlab.training.stop import Stop
 def build_setup(bench: Bench, model: nn.Module, stop: Stop, saver: Saver | None = None) -> Setup:
     """Return the loop's setup at step 0, with a fresh optimiser and seeded random states."""
     recipe, world, training = bench.recipe, bench.world, bench.recipe.training
-    steps = count_steps(training, len(bench.dataset.train), world.processes)
+    steps = count_steps(training, bench.dataset.order(recipe.run.seed).epoch_rows, world.processes)
     refuse_endless_warmup(training, steps)
     prepared = world.prepare(model)
     optimizer = build_optimizer(prepared, recipe, world.device)
@@ -46,18 +47,13 @@ def build_setup(bench: Bench, model: nn.Module, stop: Stop, saver: Saver | None 
     )
 
 
-def build_rows(bench: Bench) -> ShuffledRows:
-    """Return the order of the training rows."""
-    training, world = bench.recipe.training, bench.world
-    return ShuffledRows(
-        bench.dataset.train,
-        bench.dataset.pad_id,
-        training.batch_size,
-        training.gradient_accumulation,
-        world.process,
-        world.processes,
-        bench.recipe.run.seed,
-    )
+def build_rows(bench: Bench) -> Rows:
+    """Return which training rows each step takes."""
+    training, world, dataset, seed = bench.recipe.training, bench.world, bench.dataset, bench.recipe.run.seed
+    sizes = training.batch_size, training.gradient_accumulation, world.process, world.processes
+    if dataset.stream is not None:
+        return StreamedRows(dataset.stream, dataset.pad_id, *sizes, seed)
+    return ShuffledRows(dataset.train, dataset.pad_id, *sizes, seed, dataset.order(seed))
 
 
 def refuse_endless_warmup(training: Training, steps: int) -> None:

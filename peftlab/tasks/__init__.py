@@ -30,7 +30,17 @@ TASKS: dict[str, Task] = {
 
 DEFAULT_TASK = "causal-lm"
 
-__all__ = ["DEFAULT_TASK", "TASKS", "Format", "Task", "find_format", "list_formats", "task_of", "tasks_taking"]
+__all__ = [
+    "DEFAULT_TASK",
+    "TASKS",
+    "Format",
+    "Task",
+    "find_format",
+    "list_formats",
+    "possible_formats",
+    "task_of",
+    "tasks_taking",
+]
 
 
 def list_formats() -> list[str]:
@@ -38,12 +48,17 @@ def list_formats() -> list[str]:
     return list(dict.fromkeys(one.name for task in TASKS.values() for one in task.formats))
 
 
-def find_format(name: str) -> Format:
+def find_format(name: str | None) -> Format:
     """Return the format of this name. Raises KeyError."""
-    return {one.name: one for task in TASKS.values() for one in task.formats}[name]
+    return {one.name: one for task in TASKS.values() for one in task.formats}[name or ""]
 
 
-def tasks_taking(format_name: str) -> list[str]:
+def possible_formats(task: Task, name: str | None) -> tuple[Format, ...]:
+    """Return the format that a recipe names, or those that its rows may be recognised as."""
+    return task.formats if name is None else (find_format(name),)
+
+
+def tasks_taking(format_name: str | None) -> list[str]:
     """Return the names of the tasks whose rows can have this format."""
     return [task.name for task in TASKS.values() if task.takes(format_name)]
 

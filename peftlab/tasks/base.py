@@ -72,7 +72,7 @@ class Task(ABC):
     reads_last_token: ClassVar[bool] = False
     row_columns: ClassVar[tuple[str, ...]] = ()
 
-    def takes(self, format_name: str) -> bool:
+    def takes(self, format_name: str | None) -> bool:
         return any(one.name == format_name for one in self.formats)
 
     @property

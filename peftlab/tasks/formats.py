@@ -1,4 +1,7 @@
-"""What a row of a data source can be: the columns that it is read from, and the example that they make."""
+"""What a row of a data source can be: the columns that it is read from, and the example that they make.
+
+`tasks/layouts.py` has the ways in which public data sets write rows of these formats.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,22 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from peftlab.errors import one_line
+from peftlab.tasks.layouts import ALPACA, ALPACA_CHAT, CONVERSATIONS, PROMPT_AND_ANSWER_MESSAGES, Layout
 
 DEEPEST_MESSAGE = 32
+# Who speaks in a turn of ShareGPT, as a role of chat templates.
+SPEAKERS = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "chatgpt": "assistant",
+    "model": "assistant",
+    "system": "system",
+    "tool": "tool",
+    "observation": "tool",
+    "function_response": "tool",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +57,10 @@ class Format:
 
     A column of an `optional` role may be absent, a cell of a `nullable` one empty.
     `template_role` is the role that `data.template` can make; where there is none, `template_refusal` says what to
-    do instead. `prompts` tells whether a row has a prompt and an answer that generated text can be compared with,
-    `documents` that a row is running text, which may be cut into several. `encode` makes the tokens of rows that are
-    read from left to right (a `data.encoded.Encoder`), `input_of` the text that an answer or a label is given to.
+    do instead. `layouts` are other ways in which files write such rows. `prompts` tells whether a row has a prompt and
+    an answer that generated text can be compared with, `documents` that a row is running text, which may be cut into
+    several. `encode` makes the tokens of rows that are read from left to right (a `data.encoded.Encoder`), `input_of`
+    the text that an answer or a label is given to.
     """
 
     name: str
@@ -57,6 +75,7 @@ class Format:
     documents: bool = False
     encode: Callable[..., Any] | None = None
     input_of: Callable[[Any], str] | None = None
+    layouts: tuple[Layout, ...] = ()
     remedy: str = "check which column is which"
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
@@ -82,16 +101,43 @@ def as_label(value: Any) -> str:
 
 
 def as_messages(value: Any) -> list[dict[str, Any]]:
-    """Return a cell as the messages of a chat, their contents as text. Raises ValueError."""
+    """Return a cell as the messages of a chat, their contents as text. Raises ValueError.
+
+    The cell may be JSON text, as in CSV files, and its messages `from` and `value`, as ShareGPT writes them.
+    """
+    value = _parse_list(value)
     if not isinstance(value, list):
         raise ValueError(f"needs a list of messages {{role, content}}, not {type(value).__name__}")
-    for message in value:
+    messages = [as_role_and_content(message) for message in value]
+    for message in messages:
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
             raise ValueError("each message needs a role and a content")
         as_text(message["role"])
-    if _depth(value) > DEEPEST_MESSAGE:
+    if _depth(messages) > DEEPEST_MESSAGE:
         raise ValueError(f"messages are nested deeper than {DEEPEST_MESSAGE} levels")
-    return [_as_message(message) for message in value]
+    return [_as_message(_without_nulls(message)) for message in messages]
+
+
+def as_role_and_content(message: Any) -> Any:
+    """Return a turn of ShareGPT as a message of role and content; anything else unchanged. Raises ValueError."""
+    if not isinstance(message, dict) or message.get("role") is not None or not isinstance(message.get("from"), str):
+        return message
+    speaker = message["from"].strip().lower()
+    if speaker not in SPEAKERS:
+        known = ", ".join(SPEAKERS)
+        raise ValueError(f"a turn is from {one_line(message['from'], 60)!r}; known speakers: {known}")
+    rest = {key: cell for key, cell in message.items() if key not in ("role", "content", "from", "value")}
+    return {"role": SPEAKERS[speaker], "content": message.get("value", message.get("content")), **rest}
+
+
+def _parse_list(value: Any) -> Any:
+    """Return what a text that is a JSON list says; anything else unchanged."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            return json.loads(value)
+        except (ValueError, RecursionError):
+            return value
+    return value
 
 
 def as_tools(value: Any) -> list[dict[str, Any]] | None:
@@ -108,6 +154,11 @@ def as_tools(value: Any) -> list[dict[str, Any]] | None:
     if _depth(value) > DEEPEST_MESSAGE:
         raise ValueError(f"tools are nested deeper than {DEEPEST_MESSAGE} levels")
     return value
+
+
+def _without_nulls(message: dict[str, Any]) -> dict[str, Any]:
+    """Leave out the keys that a message has only because parquet gives all messages the same ones."""
+    return {key: value for key, value in message.items() if value is not None or key == "content"}
 
 
 def _as_message(message: dict[str, Any]) -> dict[str, Any]:
@@ -135,7 +186,8 @@ def _part_text(part: Any, role: str) -> str:
 
 
 def as_texts(value: Any) -> list[str]:
-    """Return a cell as a list of texts. Raises ValueError."""
+    """Return a cell as a list of texts; it may be JSON text, as in CSV files. Raises ValueError."""
+    value = _parse_list(value)
     if not isinstance(value, list):
         raise ValueError(f"needs a list of texts, not {type(value).__name__}")
     return [as_text(item) for item in value]
@@ -193,6 +245,7 @@ COMPLETION = Format(
     prompts=True,
     encode=_encode_completions,
     input_of=lambda example: example.prompt,
+    layouts=(ALPACA,),
 )
 CHAT = Format(
     "chat",
@@ -205,5 +258,6 @@ CHAT = Format(
     prompts=True,
     encode=_encode_chats,
     input_of=_input_of_chat,
+    layouts=(CONVERSATIONS, PROMPT_AND_ANSWER_MESSAGES, ALPACA_CHAT),
     remedy="check the roles: only `assistant` turns are learned",
 )

@@ -20,7 +20,7 @@ def capture_shared_state(setup: Setup) -> dict[str, Any]:
         "schedule": setup.schedule.state_dict(),
         "scaler": setup.scaler.state_dict(),
         "progress": setup.progress.model_dump(),
-        "rows": setup.rows.state(),
+        "rows": setup.rows.state(setup.progress.step),
     }
 
 

@@ -10,7 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from peftlab.data.batches import collate, evaluation_batches, row_at, rows_for_micro_batch
+from peftlab.data.batches import collate, evaluation_batches, row_at
+from peftlab.data.rows import ShuffledRows
 from peftlab.data.token_rows import IGNORED, ClassRow, TextRow
 from peftlab.tasks.formats import Completion
 from tests.data.tokenising import tokenise
@@ -28,15 +29,8 @@ def rows_of_step(step, batch_size, accumulation, processes, seed, n):
         row
         for micro in range(accumulation)
         for process in range(processes)
-        for row in rows_for_micro_batch(
-            step,
-            micro,
-            batch_size=batch_size,
-            accumulation=accumulation,
-            process=process,
-            processes=processes,
-            seed=seed,
-            n=n,
+        for row in ShuffledRows([None] * n, 0, batch_size, accumulation, process, processes, seed).indices(
+            step + 1, micro, process
         )
     )
 

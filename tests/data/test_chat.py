@@ -234,7 +234,7 @@ def test_the_column_of_tools_goes_to_the_template_and_may_be_empty(load, bpe):
     assert supervised_parts(first, tokenizer) == ["look_up<|end|>", "sat<|end|>"]
     named = load({"messages": messages, "functions": TOOLS}, tokenizer=tokenizer, tools="functions")
     assert named.train[0].input_ids.tolist() == first.input_ids.tolist()
-    with pytest.raises(DataError, match=r"row 1: needs a list of tools \{type, function\}, not int 3"):
+    with pytest.raises(DataError, match=r"jsonl:1: column 'tools': needs a list of tools \{type, f.*not int 3"):
         load({"messages": messages, "tools": 3})
 
 

@@ -129,7 +129,7 @@ def test_holding_out_everything_and_a_format_for_another_task_are_refused(number
     with pytest.raises(DataError, match="holding out 40 leaves no training row of 40"):
         load_examples(section(train=numbered, evaluation=40), CAUSAL, 0)
     with pytest.raises(DataError, match="format completion does not suit model.task sequence-classification"):
-        load_examples(section(train=numbered), CLASSIFICATION, 0)
+        load_examples(section(train=numbered, format="completion"), CLASSIFICATION, 0)
 
 
 def test_pad_id_is_found_without_a_pad_token(bpe, bpe_without_specials):

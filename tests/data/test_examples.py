@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from peftlab.data.examples import fingerprint, read_examples
+from peftlab.data.examples import fingerprint
 from peftlab.data.files import Table
+from peftlab.data.parts import read_examples
 from peftlab.errors import DataError
 from peftlab.tasks import TASKS
 from peftlab.tasks.formats import Chat, Completion, Text
@@ -30,7 +31,9 @@ def test_template_fills_columns_as_they_are_and_braces_double(section):
 def test_template_makes_the_text_of_texts_and_of_labelled_texts(section):
     assert read_examples(FACTS, section(format="text", template="{ref}!")) == [Text("one!"), Text("two!")]
     data = section(format="classification", template="{ref}!", columns={"label": "year"})
-    with pytest.raises(DataError, match=r"'year', row 2: a label is a text or a whole number, not float 2001\.5"):
+    with pytest.raises(
+        DataError, match=r"row 2: column 'year': a label is a text or a whole number, not float 2001\.5"
+    ):
         read_examples(FACTS, data)
 
 
@@ -78,7 +81,7 @@ def test_labels_are_ordered_as_numbers_or_as_words():
     [
         ({"columns": {"completion": "refs"}}, r"facts\.csv: has no column 'prompt'.*set data\.columns\.prompt"),
         ({"columns": {"prompt": "mr", "completion": "refs"}}, r"no column 'refs'.*did you mean 'ref'\?; its columns:"),
-        ({"columns": {"prompt": "note", "completion": "ref"}}, r"column 'note' is empty in row 1: fill or delete"),
+        ({"columns": {"prompt": "note", "completion": "ref"}}, r"row 1: column 'note' is empty; correct such rows"),
     ],
 )
 def test_wrong_columns_are_named_with_those_there(section, fields, message):
@@ -89,17 +92,16 @@ def test_wrong_columns_are_named_with_those_there(section, fields, message):
 @pytest.mark.parametrize("hole", [None, "", " \n", float("nan")])
 def test_empty_cells_are_reported_with_row_and_number(section, hole):
     table = Table("t.jsonl", {"prompt": ["a", "b", "c", "d"], "completion": ["a", hole, "c", hole]})
-    with pytest.raises(DataError, match=r"t\.jsonl: column 'completion' is empty in row 2 \(and in 1 more\)"):
+    with pytest.raises(DataError, match=r"t\.jsonl: row 2: column 'completion' is empty \(1 more of 4 rows are bad\)"):
         read_examples(table, section(format="completion"))
 
 
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ("text", "row 2: needs a list of messages"),
-        ([{"content": "x"}], "row 2: each message needs a role"),
-        ([{"role": "user", "content": None}], "row 2: the content of a 'user' message must be text"),
-        ([], "is empty in row 2"),
+        ("text", "row 2: column 'messages': needs a list of messages"),
+        ([{"content": "x"}], "row 2: column 'messages': each message needs a role"),
+        ([{"role": "user", "content": None}], "row 2: column 'messages': the content of a 'user' message must be text"),
     ],
 )
 def test_broken_messages_are_reported_with_their_row(section, value, message):
@@ -108,7 +110,7 @@ def test_broken_messages_are_reported_with_their_row(section, value, message):
 
 
 def test_template_that_makes_an_empty_prompt_is_reported(section):
-    with pytest.raises(DataError, match=r"facts\.csv: data\.template makes the prompt, which is empty in row 1:"):
+    with pytest.raises(DataError, match=r"facts\.csv: row 1: data\.template makes the prompt, which is empty"):
         read_examples(FACTS, section(format="completion", template="{note} ", columns={"completion": "ref"}))
 
 
@@ -117,12 +119,14 @@ def test_half_a_surrogate_pair_is_reported_with_its_place(section, form):
     broken = "ab\ud83d"
     cell = broken if form == "text" else [{"role": "user", "content": broken}]
     table = Table("t", {"text": [cell], "messages": [cell]})
-    with pytest.raises(DataError, match=r"row 1: contains '\\ud83d' at position 2, half of a surrogate pair"):
+    with pytest.raises(
+        DataError, match=r"row 1: column '.*': contains '\\ud83d' at position 2, half of a surrogate pair"
+    ):
         read_examples(table, section(format=form))
 
 
 def test_nested_cells_are_no_text(section):
-    with pytest.raises(DataError, match="column 'text', row 1: needs text, not dict"):
+    with pytest.raises(DataError, match="row 1: column 'text': needs text, not dict"):
         read_examples(Table("t", {"text": [{"a": 1}]}), section(format="text"))
 
 

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(
 
 def test_published_row_counts_are_read():
     names = ("gsm8k_train.jsonl", "gsm8k_test.jsonl", "e2e_dev.csv", "e2e_test.csv")
-    assert [len(read_source(str(FOLDER / name), "train")) for name in names] == [7473, 1319, 4672, 4693]
+    assert [read_source(str(FOLDER / name), "train").count for name in names] == [7473, 1319, 4672, 4693]
 
 
 def test_both_load_within_ten_seconds_and_group_their_references(section, bpe):

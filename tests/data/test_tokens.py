@@ -156,3 +156,30 @@ def test_special_tokens_that_a_text_has_already_are_not_doubled(bpe, text):
     assert doubled.labels.tolist() == plain.labels.tolist()
     assert counts["carried"] == 1
     assert encode_prompt(bpe, "<|bos|>the cat") == encode_prompt(bpe, "the cat")
+
+
+@pytest.mark.parametrize("text", ["the <|end|> cat", "<|user|>the cat", "the cat <|bos|>"])
+def test_special_tokens_anywhere_in_a_text_are_counted(bpe, text):
+    counts = Counter()
+    tokenise([Text(text), Text("the cat")], bpe, counts)
+    assert counts["carried"] == 1
+
+
+def test_special_tokens_that_a_labelled_text_has_already_are_not_doubled(bpe):
+    counts = Counter()
+    own, plain, inside = tokenise(
+        [Labelled(text, None, "a") for text in ("<|bos|>the cat", "the cat", "the <|bos|>cat")],
+        bpe,
+        counts,
+        labels=["a"],
+    ).rows
+    assert own.input_ids.tolist() == plain.input_ids.tolist()
+    assert inside.input_ids.tolist().count(bpe.bos_token_id) == 2 and counts["carried"] == 2
+
+
+def test_both_texts_of_a_pair_lose_the_tokens_that_they_repeat(bpe):
+    def row(text, pair):
+        (found,) = tokenise([Labelled(text, pair, "a")], bpe, labels=["a"]).rows
+        return found.input_ids.tolist(), None if found.token_type_ids is None else found.token_type_ids.tolist()
+
+    assert row("<|bos|>the", "<|bos|>cat") == row("the", "cat")

@@ -17,7 +17,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from peftlab.data.examples import read_examples
+from peftlab.data.parts import read_examples
 from peftlab.data.sources import read_source
 from peftlab.errors import DataError, RecipeError
 from peftlab.methods import METHODS

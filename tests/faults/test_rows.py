@@ -11,7 +11,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from peftlab.data.files import read_file
+from peftlab.data.parts import read_table
 from peftlab.data.token_rows import TextRow
 from peftlab.errors import DataError
 from peftlab.runs.longest import longest_mix
@@ -23,17 +23,21 @@ FILES = {
     "empty": ("x.jsonl", b"", "x.jsonl: contains no rows"),
     "broken JSON": ("x.jsonl", LINE + b'{"prompt": \n', "x.jsonl:2: is not JSON: Expecting value at column 12"),
     "too deep": ("x.jsonl", LINE + b'{"prompt":' * 100_000, "x.jsonl:2: is nested too deeply for a row"),
-    "too deep a list": ("x.json", b"[" * 100_000, "x.json: is nested too deeply for a row"),
+    "too deep a list": ("x.json", b"[" * 100_000, "x.json:1: is nested too deeply for a row"),
     "an endless number": ("x.jsonl", b'{"prompt": %s}' % (b"1" * 5000), "x.jsonl:1: contains a number of thousands of"),
-    "too many columns": ("x.jsonl", b"".join(b'{"c%d": 1}\n' % n for n in range(2000)), "more than 1000 columns"),
+    "too many columns": ("x.jsonl", b"".join(b'{"c%d": 1}\n' % n for n in range(2000)), "are those of no format"),
     "bad UTF-8": ("x.jsonl", LINE + b'{"prompt": "\xff"}', "x.jsonl:2: is not UTF-8 (byte 0xff); save the file as"),
     "half a character": ("x.jsonl", b'{"prompt": "\\ud83d", "completion": "x"}', "half of a surrogate pair"),
-    "no number": ("x.jsonl", b'{"prompt": Infinity, "completion": "x"}', "row 1: needs text, not float inf"),
-    "null": ("x.jsonl", LINE + b'{"prompt": "a"}', "column 'completion' is empty in row 2: fill or delete such rows"),
-    "wrong columns": ("x.csv", b"question,answer\na,b\n", "set data.columns.prompt; its columns: question, answer"),
-    "another delimiter": ("x.csv", b"prompt;completion\na;b\n", "its columns: prompt;completion"),
-    "a column of two lines": ("x.csv", b'"a\nb",c\n1,2\n', "its columns: a b, c"),
-    "a pickle": ("x.pkl", b"\x80\x04K\x01.", "x.pkl: unknown file type; the name must end in .jsonl, .json, .csv"),
+    "no number": (
+        "x.jsonl",
+        b'{"prompt": Infinity, "completion": "x"}',
+        "x.jsonl:1: column 'prompt': needs text, not float inf",
+    ),
+    "null": ("x.jsonl", LINE + b'{"prompt": "a"}', "x.jsonl:2: column 'completion' is empty; correct such rows"),
+    "wrong columns": ("x.csv", b"question,answer\na,b\n", "its columns (question, answer) are those of no format"),
+    "another delimiter": ("x.csv", b"prompt;completion\na;b\n", "its header looks separated by semicolons"),
+    "a column of two lines": ("x.csv", b'"a\nb",c\n1,2\n', "its columns (a b, c) are those of no format"),
+    "a pickle": ("x.pkl", b"\x80\x04K\x01.", "x.pkl: unknown file type; the name must end in .jsonl, .ndjson, .json"),
     "an archive": ("x.zip", b"PK\x05\x06" + bytes(18), "x.zip: unknown file type"),
     "an archive in disguise": ("x.jsonl", b"PK\x03\x04\x14\xff", "x.jsonl:1: is not UTF-8 (byte 0xff)"),
     "a program in disguise": ("x.parquet", b"\x80\x04cos\nsystem\n", "x.parquet: is not a parquet file"),
@@ -47,7 +51,7 @@ def test_a_broken_file_is_one_line_with_its_place(user, refused, name, content, 
 
 
 def test_a_gzip_that_unpacks_to_a_flood_is_refused_before_it_fills_the_memory(user, refused, monkeypatch):
-    monkeypatch.setattr("peftlab.data.files.UNSUSPICIOUS_BYTES", 10_000)
+    monkeypatch.setattr("peftlab.data.packed.UNSUSPICIOUS_BYTES", 10_000)
     bomb = user.write("x.jsonl.gz", gzip.compress(b" " * 50_000_000))
     assert "x.jsonl.gz: unpacks to more than 200 times its size" in refused(4, f"data.train={bomb}")
 
@@ -136,7 +140,9 @@ def test_when_no_row_has_anything_to_learn_the_roles_are_named(user, refused, ch
 
 def test_messages_too_deep_to_compare_are_refused(user, refused, chat):
     deep = {"role": "user", "content": "q", "tool": json.loads("[" * 500 + "]" * 500)}
-    assert "row 1: messages are nested deeper than 32" in refused(4, *chat, train=user.rows([{"messages": [deep]}]))
+    assert "jsonl:1: column 'messages': messages are nested deeper than 32" in refused(
+        4, *chat, train=user.rows([{"messages": [deep]}])
+    )
 
 
 @pytest.mark.parametrize(
@@ -155,7 +161,7 @@ def test_what_shows_only_with_the_rows_is_one_line(user, refused, code, override
 def test_a_tokenizer_with_ids_beyond_the_models_vocabulary_is_refused(user, refused):
     config = json.loads((TINY / "config.json").read_text()) | {"vocab_size": 300, "eos_token_id": 0}
     overrides = f"model.name={user.model(config=json.dumps(config))}", f"model.tokenizer={TINY}", "model.init=random"
-    assert "is beyond the model's vocabulary of 300: the tokenizer belongs to another model" in refused(4, *overrides)
+    assert "but the model's vocabulary is 300: use the model's own tokenizer" in refused(4, *overrides)
 
 
 def test_data_that_changed_since_the_checkpoint_is_refused_and_the_checkpoint_kept(user):
@@ -163,7 +169,7 @@ def test_data_that_changed_since_the_checkpoint_is_refused_and_the_checkpoint_ke
     changed = [*ROWS[:-1], {"prompt": "the number 6 is", "completion": " another"}]
     answer = user.run("train", user.recipe(train=user.rows(changed)), "run.save_every=1", "--resume")
     assert (answer.code, answer.status) == (8, "failed")
-    assert "the checkpoint belongs to another run: data train: " in answer.error
+    assert "the checkpoint belongs to another run: tokens of data.train: " in answer.error
     answer = user.train("run.save_every=1", "--resume")
     assert (answer.code, answer.status, answer.record["resumes"][0]["exact"]) == (0, "finished", True)
 
@@ -189,6 +195,6 @@ PARQUET = {
 @pytest.mark.parametrize(("make", "told"), PARQUET.values(), ids=PARQUET)
 def test_a_parquet_value_that_python_lacks_is_named_by_row_and_column(tmp_path, make, told):
     path = write_parquet(tmp_path / "x.parquet", make())
-    with pytest.raises(DataError, match=f"x.parquet: row 2, column 'completion': .*{told}") as caught:
-        read_file(path)
+    with pytest.raises(DataError, match=f"x.parquet: row 2: column 'completion' .*{told}") as caught:
+        read_table(str(path))
     assert len(str(caught.value).splitlines()) == 1

@@ -9,6 +9,8 @@ from peftlab.recipe.checks import CHECKS
 from .texts import VALID, only_problem, problems_of
 
 CLASSIFY = ("model.task=sequence-classification", "data.format=classification")
+MIXED = "data.train=[{source: a.csv, weight: 1}, {source: b.csv, weight: 2}]"
+STREAM, EPOCHS = ["data.streaming=true"], ["training.steps=null", "training.epochs=1"]
 CASES = [
     # (overrides that contradict, key path, words of the message, override that mends it)
     (["training.epochs=1"], "training.epochs", "set steps or epochs, not both", "training.steps=null"),
@@ -89,7 +91,12 @@ CASES = [
         "run.device=auto",
     ),
     (["data.format=classification"], "data.format", "needs model.task", "model.task=sequence-classification"),
-    (["model.task=sequence-classification"], "data.format", "needs format classification", CLASSIFY[1]),
+    (
+        ["model.task=sequence-classification", "data.format=completion"],
+        "data.format",
+        "needs format classification",
+        CLASSIFY[1],
+    ),
     (
         ["evaluation.metrics=[loss, f1_macro]"],
         "evaluation.metrics",
@@ -122,12 +129,12 @@ CASES = [
         "evaluation.metrics=[loss]",
     ),
     (["data.columns.promt=x"], "data.columns.promt", "did you mean 'prompt'?", "data.columns={prompt: x}"),
-    (["data.columns.label=x"], "data.columns.label", "it has prompt, completion", "data.columns={}"),
+    (["data.columns.label=x"], "data.columns.label", "it has prompt, completion, text", "data.columns={}"),
+    (["data.columns={text: a, prompt: b}"], "data.columns", "no format has all of text, prompt", "data.columns={}"),
     (["data.template=no column"], "data.template", "names no column", "data.template={x}"),
     (["data.template={x"], "data.template", "not a template", "data.template={x}"),
     (["data.template={}: {x}"], "data.template", "an empty {}", "data.template={x}"),
     (["data.template={x:>8}"], "data.template", "takes no ':' or '!'", "data.template={x}"),
-    (["data.long=chunk"], "data.long", "for format completion use cut or skip", "data.long=cut"),
     (
         ["data.max_target_length=9"],
         "data.max_target_length",
@@ -140,7 +147,12 @@ CASES = [
         "cuts prompts at their end",
         "data.truncate=auto",
     ),
-    (["data.overlap=4"], "data.overlap", "is for chunks of running text only", "data.overlap=0"),
+    (
+        ["data.overlap=4", "data.format=completion"],
+        "data.overlap",
+        "is for chunks of running text only",
+        "data.overlap=0",
+    ),
     (
         ["data.format=text", "data.overlap=64", "data.max_length=64"],
         "data.overlap",
@@ -149,14 +161,53 @@ CASES = [
     ),
     (["model.add_tokens=[a, a]"], "model.add_tokens", "'a' is named twice", "model.add_tokens=[a, b]"),
     (["model.add_tokens=[' a']"], "model.add_tokens", "begins or ends with a blank", "model.add_tokens=[a]"),
-    (["data.supervise=last"], "data.supervise", "is for format chat only, not completion", "data.format=chat"),
+    (
+        ["data.supervise=last", "data.format=completion"],
+        "data.supervise",
+        "is for format chat only, not completion",
+        "data.format=chat",
+    ),
     (["data.template={x}", "data.format=chat"], "data.template", "own chat template", "data.template=null"),
     (
-        ["data.template={x}", "data.columns.prompt=y"],
+        ["data.template={x}", "data.columns.prompt=y", "data.format=completion"],
         "data.columns.prompt",
         "the template makes the prompt already",
         "data.template=null",
     ),
+    (
+        ["data.format=completion", "data.long=chunk"],
+        "data.long",
+        "for format completion use cut or skip",
+        "data.long=cut",
+    ),
+    (
+        ["data.train=[a.csv, {source: b.csv, weight: 2}]"],
+        "data.train",
+        "give all of them one, or none",
+        "data.train=[{source: a.csv, weight: 1}, {source: b.csv, weight: 2}]",
+    ),
+    (["data.stopping_strategy=all_exhausted"], "data.stopping_strategy", "for sources with weights", MIXED),
+    (
+        ["data.evaluation=[{source: a.csv, weight: 2}]"],
+        "data.evaluation.0.weight",
+        "only training draws rows by weight",
+        "data.evaluation=[{source: a.csv}]",
+    ),
+    (["data.evaluation=a.csv", *STREAM, *EPOCHS], "data.streaming", "needs training.steps", "data.streaming=false"),
+    (["data.evaluation=9", *STREAM], "data.evaluation", "rows of a stream cannot be held out", "data.evaluation=a.csv"),
+    (
+        ["data.evaluation=a.csv", *STREAM, "data.train_rows=9"],
+        "data.train_rows",
+        "select them in data.train",
+        "data.train_rows=null",
+    ),
+    (
+        ["data.evaluation=a.csv", *STREAM, "data.group_by=prompt"],
+        "data.group_by",
+        "rows of a stream are not split",
+        "data.group_by=null",
+    ),
+    (["data.shuffle_buffer=5"], "data.shuffle_buffer", "for streamed rows only", "data.shuffle_buffer=10000"),
     (
         ["data.evaluation=null", "evaluation.every=5"],
         "evaluation.every",

@@ -114,8 +114,9 @@ def test_a_missing_section_and_a_missing_field_are_reported():
 def test_a_union_complains_once_and_says_all_that_it_takes():
     line = only_problem(changed("builtin:docstrings[test]", "-3"))
     assert line == (
-        "r.yaml:8: data.evaluation: must be text or a whole number of at least 1 or a number greater than 0 and "
-        "below 1 or null, got -3"
+        "r.yaml:8: data.evaluation: must be text that is not empty or a list, each text or a mapping with the keys "
+        "source, weight, columns, template or a whole number of at least 1 or a number greater than 0 and below 1 or "
+        "null, got -3"
     )
 
 
@@ -145,3 +146,8 @@ def test_long_values_are_shown_short():
 def test_every_problem_is_one_line():
     for problem in problems_of(changed("rank: 8", 'rank: "a\\nb"\n  "k\\ney": 3')):
         assert "\n" not in str(problem)
+
+
+def test_a_wrong_key_of_one_of_several_sources_is_named_alone():
+    line = only_problem(changed("builtin:docstrings[train]", "[{source: a.csv, weigth: 2}, b.csv]"))
+    assert line == "r.yaml:7: data.train[0].weigth: unknown key; did you mean 'weight'?"

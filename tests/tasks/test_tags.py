@@ -14,9 +14,9 @@ from transformers import PreTrainedTokenizerFast
 
 from peftlab.data.batches import collate
 from peftlab.data.dataset import load_data
-from peftlab.data.examples import read_examples
 from peftlab.data.files import Table
 from peftlab.data.notes import note_data
+from peftlab.data.parts import read_examples
 from peftlab.data.token_rows import IGNORED
 from peftlab.errors import DataError
 from peftlab.metrics import METRICS, RowScores
@@ -141,10 +141,10 @@ def section(**fields) -> Data:
     ("words", "tags", "fault"),
     [
         ([["a"], ["b", "c"]], [["O"], ["O"]], r"t: row 2: has 2 words and 1 tags; give every word one tag"),
-        ([["a"], "b"], [["O"], ["O"]], r"t: column 'words', row 2: needs a list of texts, not str"),
-        ([["a"], [None]], [["O"], ["O"]], r"t: column 'words', row 2: needs text, not NoneType"),
-        ([["a"], []], [["O"], []], r"t: column 'words' is empty in row 2: fill or delete such rows"),
-        ([["a"], ["\ud800"]], [["O"], ["O"]], r"t: column 'words', row 2: .*half of a surrogate pair"),
+        ([["a"], "b"], [["O"], ["O"]], r"t: row 2: column 'words': needs a list of texts, not str"),
+        ([["a"], [None]], [["O"], ["O"]], r"t: row 2: column 'words': needs text, not NoneType"),
+        ([["a"], []], [["O"], ["O"]], r"t: row 2: column 'words' is empty; correct such rows"),
+        ([["a"], ["\ud800"]], [["O"], ["O"]], r"t: row 2: column 'words': .*half of a surrogate pair"),
     ],
 )
 def test_rows_that_are_not_words_with_as_many_tags_are_one_line_with_their_row(words, tags, fault):

@@ -11,8 +11,8 @@ from scipy import stats
 from sklearn.metrics import f1_score
 from torch import nn
 
-from peftlab.data.examples import read_examples
 from peftlab.data.files import Table
+from peftlab.data.parts import read_examples
 from peftlab.data.token_rows import LabelSetRow, NumberRow
 from peftlab.data.view import view_row
 from peftlab.errors import DataError, RecipeError
@@ -63,7 +63,7 @@ def test_a_number_or_its_text_is_a_number(cell, number):
 )
 def test_what_is_not_a_number_is_refused_in_one_line_with_its_row(cell, fault):
     table = Table("t", {"text": ["a", "b"], "target": [1.0, cell]})
-    with pytest.raises(DataError, match=rf"t: column 'target', row 2: {fault}") as caught:
+    with pytest.raises(DataError, match=rf"t: row 2: column 'target': {fault}") as caught:
         read_examples(table, section("regression"))
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 200
 
@@ -98,14 +98,14 @@ def test_labels_are_a_list_json_or_text_with_commas(cell, labels):
     ],
 )
 def test_what_is_no_set_of_labels_is_refused_with_its_row(cell, fault):
-    with pytest.raises(DataError, match=rf"t: column 'labels', row 1: {fault}"):
+    with pytest.raises(DataError, match=rf"t: row 1: column 'labels': {fault}"):
         read_examples(Table("t", {"text": ["a"], "labels": [cell]}), section("multi-label"))
 
 
 def test_a_row_without_labels_is_read_and_one_without_a_number_refused():
     (example,) = read_examples(Table("t", {"text": ["a"], "labels": [None]}), section("multi-label"))
     assert example.labels == []
-    with pytest.raises(DataError, match="column 'target' is empty in row 1"):
+    with pytest.raises(DataError, match="row 1: column 'target' is empty"):
         read_examples(Table("t", {"text": ["a"], "target": [None]}), section("regression"))
 
 

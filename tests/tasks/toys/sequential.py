@@ -31,7 +31,7 @@ class InOrder:
     def longest(self) -> InOrder:
         return replace(self, rows=longest_rows(self.rows, self.per_step))
 
-    def state(self) -> dict[str, Any]:
+    def state(self, step: int = 0) -> dict[str, Any]:
         return {"order": "of the file"}
 
     def restore(self, state: dict[str, Any]) -> None:

@@ -1,0 +1,123 @@
+"""Data sets that `datasets` reads: those of the hub, and folders that it saved."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from peftlab.data.arrow_files import ROWS_AT_ONCE, rows_of
+from peftlab.data.row import Row
+from peftlab.errors import DataError, listed, nearest, one_line
+
+PROBE_SECONDS = 5
+# What `save_to_disk` writes beside its arrow files, for one data set and for one of several splits.
+SAVED, SAVED_SPLITS = "state.json", "dataset_dict.json"
+
+
+@dataclass(frozen=True)
+class DatasetPiece:
+    """The rows of one split, from a memory map or from a network: never all in memory."""
+
+    name: str
+    dataset: Any
+
+    def place(self, number: int) -> str:
+        return f"{self.name}: row {number}"
+
+    def rows(self, skip: int = 0) -> Iterator[Row]:
+        """Yield the rows after the first `skip`; class labels are their names. Raises DataError."""
+        dataset = self.dataset.skip(skip) if skip else self.dataset
+        try:
+            tables = dataset.with_format("arrow").iter(ROWS_AT_ONCE)
+            yield from rows_of(tables, self.dataset.features, before=skip)
+        except Exception as error:  # its errors share no base: ValueError, OSError, HTTP errors, generation errors
+            raise DataError(f"{self.name}: {one_line(error) or type(error).__name__}") from None
+
+    def columns(self) -> list[str]:
+        names = self.dataset.column_names
+        return list(names) if names is not None else list(next(self.rows()).cells)
+
+
+def load_hub(source: str, split: str, streaming: bool) -> DatasetPiece:
+    """Return one split of `OWNER/NAME` or `OWNER/NAME:SUBSET` (`datasets` runs no remote code). Raises DataError."""
+    import datasets
+
+    name, _, subset = source.partition(":")
+    with _offline_where_unreachable() as offline:
+        try:
+            with _no_progress_bars():
+                loaded = datasets.load_dataset(name, subset or None, split=split, streaming=streaming)
+        except Exception as error:  # its errors share no base, as above
+            if offline:
+                raise DataError(
+                    f"{source}: no such file, and the hub cannot be reached: name a local file or builtin:NAME,"
+                    " or fetch the data set once with a network (it is then cached)"
+                ) from None
+            reason = str(error.__cause__ or error).strip() or type(error).__name__
+            raise DataError(f"{source}[{split}]: {one_line(reason)}") from None
+    return DatasetPiece(f"{source}[{split}]", loaded)
+
+
+def is_saved(folder: Path) -> bool:
+    """Return whether `datasets.save_to_disk` wrote this folder."""
+    return (folder / SAVED).is_file() or (folder / SAVED_SPLITS).is_file()
+
+
+def load_saved(folder: Path, split: str | None, split_default: str) -> DatasetPiece:
+    """Return the data set of a folder that `datasets.save_to_disk` wrote, or one of its splits. Raises DataError."""
+    import datasets
+
+    try:
+        loaded = datasets.load_from_disk(str(folder))
+    except Exception as error:  # its errors share no base, as above
+        raise DataError(f"{folder}: is not a whole saved data set: {one_line(error)}; save it again") from None
+    if isinstance(loaded, datasets.DatasetDict):
+        wanted = split or split_default
+        if wanted not in loaded:
+            raise DataError(f"{folder}: has no split {wanted!r}{nearest(wanted, loaded)}; it has: {listed(loaded)}")
+        return DatasetPiece(f"{folder}[{wanted}]", loaded[wanted])
+    if split not in (None, "train"):
+        raise DataError(f"{folder}: has no split {split!r}; it was saved as one data set, which is the split train")
+    return DatasetPiece(str(folder), loaded)
+
+
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    import datasets
+
+    if datasets.are_progress_bars_disabled():
+        yield
+        return
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        datasets.enable_progress_bars()
+
+
+@contextmanager
+def _offline_where_unreachable() -> Iterator[bool]:
+    """Ask the hub once, with a short timeout; if it does not answer, use only the cache (no minutes of retries)."""
+    import datasets
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
+    offline = any(before) or not _hub_answers(constants.ENDPOINT)
+    constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = offline
+    try:
+        yield offline
+    finally:
+        constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before
+
+
+def _hub_answers(endpoint: str) -> bool:
+    from huggingface_hub import get_session
+
+    try:
+        get_session().head(endpoint, timeout=PROBE_SECONDS)
+    except Exception:  # the session's library, and so its errors, differs between versions of huggingface_hub
+        return False
+    return True

@@ -1,0 +1,115 @@
+"""The ways in which public data sets write rows, other than one column for each role of a format."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeGuard
+
+Cells = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A way of writing rows. `columns` are those by which it is recognised, `also` others that such files have.
+
+    `read` returns the cells of the format's roles, made of a row's cells, or raises ValueError. `suits` looks at the
+    cells of a file's first row. One that is not `recognised` is used only where a recipe names its format.
+    """
+
+    title: str
+    columns: tuple[str, ...]
+    read: Callable[[Cells], dict[str, Any]]
+    also: frozenset[str] = frozenset()
+    recognised: bool = True
+    suits: Callable[[Cells], bool] = lambda cells: True
+
+
+def _filled(value: Any) -> bool:
+    return value is not None and bool(str(value).strip())
+
+
+def _read_alpaca(cells: Cells) -> dict[str, Any]:
+    """Write the prompt of Alpaca; a row without an input has no part about it."""
+    if cells.get("history") or _filled(cells.get("system")):
+        raise ValueError(
+            "has a history or a system text, for which Alpaca's prompt has no place; set data.format: chat"
+        )
+    task = "Below is an instruction that describes a task"
+    if _filled(cells.get("input")):
+        task += ", paired with an input that provides further context"
+    parts = [f"{task}. Write a response that appropriately completes the request."]
+    parts.append(f"### Instruction:\n{_text(cells, 'instruction')}")
+    if _filled(cells.get("input")):
+        parts.append(f"### Input:\n{_text(cells, 'input')}")
+    return {"prompt": "\n\n".join([*parts, "### Response:\n"]), "completion": cells.get("output")}
+
+
+def _text(cells: Cells, column: str) -> str:
+    value = cells.get(column)
+    if value is None or not str(value).strip():
+        raise ValueError(f"column {column!r} is empty")
+    if not isinstance(value, str | int | float):
+        raise ValueError(f"column {column!r}: needs text, not {type(value).__name__}")
+    return str(value)
+
+
+def _read_alpaca_chat(cells: Cells) -> dict[str, Any]:
+    """Write instruction and input as a user's message, after the system text and the turns before it."""
+    request = _text(cells, "instruction")
+    if _filled(cells.get("input")):
+        request += f"\n\n{_text(cells, 'input')}"
+    turns = [*_earlier_turns(cells.get("history")), (request, cells.get("output"))]
+    messages = [{"role": "system", "content": cells["system"]}] if _filled(cells.get("system")) else []
+    for question, answer in turns:
+        messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    if not _filled(cells.get("output")):
+        raise ValueError("column 'output' is empty")
+    return {"messages": messages, "tools": None}
+
+
+def _earlier_turns(history: Any) -> list[tuple[Any, Any]]:
+    if history in (None, ""):
+        return []
+    if not isinstance(history, list) or not all(isinstance(turn, list) and len(turn) == 2 for turn in history):
+        raise ValueError("column 'history': needs a list of pairs of a question and its answer")
+    return [(question, answer) for question, answer in history]
+
+
+def _read_conversations(cells: Cells) -> dict[str, Any]:
+    """Take the turns as messages, after the row's own system text where the turns have none."""
+    turns = cells.get("conversations")
+    if _filled(cells.get("system")) and isinstance(turns, list):
+        first = turns[0] if turns else None
+        if not (isinstance(first, dict) and "system" in (first.get("from"), first.get("role"))):
+            turns = [{"role": "system", "content": cells["system"]}, *turns]
+    return {"messages": turns, "tools": cells.get("tools")}
+
+
+def _read_prompt_and_answer(cells: Cells) -> dict[str, Any]:
+    """Join the messages of the prompt and of the completion; only the completion is supervised."""
+    prompt, answer = cells.get("prompt"), cells.get("completion")
+    if not (_are_messages(prompt) and _are_messages(answer)):
+        raise ValueError("prompt and completion must both be lists of messages {role, content}, as in the first row")
+    earlier = [{**message, "weight": 0} if message.get("role") == "assistant" else message for message in prompt]
+    return {"messages": [*earlier, *answer], "tools": cells.get("tools")}
+
+
+def _are_messages(value: Any) -> TypeGuard[list[dict[str, Any]]]:
+    return isinstance(value, list) and bool(value) and all(isinstance(message, dict) for message in value)
+
+
+# Files of Alpaca have `text` too, the whole of the row as it was written for one model.
+ALPACA_ALSO = frozenset({"input", "text", "system", "history"})
+ALPACA = Layout("Alpaca: instruction, input, output", ("instruction", "output"), _read_alpaca, ALPACA_ALSO)
+ALPACA_CHAT = Layout(ALPACA.title, ALPACA.columns, _read_alpaca_chat, ALPACA_ALSO, recognised=False)
+CONVERSATIONS = Layout(
+    "ShareGPT: conversations", ("conversations",), _read_conversations, frozenset({"system", "tools"})
+)
+PROMPT_AND_ANSWER_MESSAGES = Layout(
+    "prompt and completion as messages",
+    ("prompt", "completion"),
+    _read_prompt_and_answer,
+    frozenset({"tools"}),
+    suits=lambda cells: _are_messages(cells.get("prompt")),
+)
