@@ -194,8 +194,11 @@ def refuse_too_large(source: Source) -> None:
 
 def read_header(piece: Piece) -> Header:
     """Return what a file looks like, from its header and its first rows."""
-    first = next((row.cells for row in islice(piece.rows(), FIRST_ROWS) if row.fault is None), {})
-    return Header(piece.name, piece.columns(), first)
+    rows = list(islice(piece.rows(), FIRST_ROWS))
+    first = next((row.cells for row in rows if row.fault is None), None)
+    if first is None and rows:
+        raise DataError(f"{piece.place(rows[0].number)}: {rows[0].fault}")
+    return Header(piece.name, piece.columns(), first or {})
 
 
 def describe_sources(sources: Any) -> str:

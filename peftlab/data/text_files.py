@@ -29,7 +29,7 @@ def read_json_lines(file: BinaryIO, path: Path, skip: int = 0) -> Iterator[Row]:
     """Yield a row for each line that is not blank, from the one after the first `skip`."""
     for number, line in _lines_after(file, skip):
         try:
-            yield _as_row(number, _parse_json(line.decode()))
+            yield _as_row(number, _parse_json(line.rstrip(b"\r\n").decode()))
         except UnicodeDecodeError as error:
             yield Row(number, {}, NOT_UTF_8.format(line[error.start]))
         except ValueError as error:

@@ -12,7 +12,7 @@ from torch import nn
 
 from peftlab.architectures import MIXES_ROWS
 from peftlab.data.dataset import Dataset, Examples, Part, load_examples, tokenise
-from peftlab.errors import DataError, MethodError, ModelError
+from peftlab.errors import DataError, MethodError, ModelError, Problem, RecipeError
 from peftlab.evaluation.evaluate import Evaluated, evaluate
 from peftlab.evaluation.generate import add_stop_ids, generate_examples
 from peftlab.memory.probe import Probe
@@ -20,6 +20,7 @@ from peftlab.models.load import LoadedModel, fit_tokenizer, load_tokenizer
 from peftlab.models.recompute import recompute_activations
 from peftlab.optimization.dropout import disable_dropout
 from peftlab.parameters.shape import count_positions
+from peftlab.recipe.checks import find_contradictions
 from peftlab.recipe.schema import Recipe
 from peftlab.reports import MemoryReport, ParameterReport
 from peftlab.runs.loading import apply_method, check_method, load_base, read_shape
