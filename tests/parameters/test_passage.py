@@ -12,7 +12,7 @@ from tests.gauntlet.small import small_config
 CAUSAL = transformers.AutoModelForCausalLM
 CLASSIFY = transformers.AutoModelForSequenceClassification
 TAG = transformers.AutoModelForTokenClassification
-ONE_SIZE = ["llama", "gpt2", "falcon", "gemma3_text", "mistral", "gpt_oss", "qwen2_moe", "opt"]
+ONE_SIZE = ["llama", "falcon", "gemma3_text", "mistral", "gpt_oss", "qwen2_moe", "opt"]
 NO_PREFIX = {
     "qwen3_next": (CAUSAL, "without keys and values"),
     "mamba": (CAUSAL, "takes no keys and values"),
