@@ -22,9 +22,9 @@ from peftlab.recipe.schema import Recipe
 from peftlab.reports import RunResult
 from peftlab.runs.bench import Bench, check_batches, prepare
 from peftlab.runs.directory import RunDirectory
+from peftlab.runs.generation import generate
 from peftlab.runs.loading import check_method, fill_trained, load_base, read_labels, read_shape
 from peftlab.runs.run import train
-from peftlab.runs.use import generate
 from peftlab.tasks import TASKS
 from peftlab.world.open import open_world
 from tests.gauntlet.cases import STOP, Case, Outcome, recipe_of, write_rows
