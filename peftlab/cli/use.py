@@ -149,7 +149,10 @@ def generate(
     if sum(given is not None for given in (prompt, chat, prompts)) != 1:
         raise UsageError("give one of a PROMPT, --chat FILE and --prompts FILE; PROMPT comes right after RUN")
     from peftlab.runs.generation import generate_all
-    from peftlab.runs.requests import ask, read_chat, read_prompts
+    from peftlab.runs.requests import ask, read_chat, read_prompts, refuse_unreadable
+
+    if prompt is not None:
+        refuse_unreadable(prompt)
 
     def requests(recipe: Recipe) -> list[Request]:
         if prompts is not None:

@@ -16,7 +16,8 @@ MOST_BEAMS = 256  # each is a copy of the whole batch
 SMALLER_COUNTS: dict[KeyPath, int] = {("evaluation", "generation", "beams"): MOST_BEAMS}
 UNCOUNTED: set[KeyPath] = {("run", "seed")}
 COUNTED_FRACTIONS: set[KeyPath] = {("training", "epochs")}
-LINES_ALLOWED: set[KeyPath] = {("data", "template")}
+# Keys of `data`, and of each of its sources, whose texts may have several lines.
+LINES_ALLOWED = {"template"}
 
 
 def find_limit_errors(recipe: Recipe) -> list[tuple[KeyPath, str]]:
@@ -37,7 +38,7 @@ def walk(value: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
 def explain_limit(path: KeyPath, value: Any) -> str | None:
     """Return what is wrong with a value, None if nothing is."""
     if isinstance(value, str):
-        return explain_text(value, lines_allowed=path in LINES_ALLOWED)
+        return explain_text(value, lines_allowed=path[0] == "data" and path[-1] in LINES_ALLOWED)
     counted = isinstance(value, int) and path not in UNCOUNTED or path in COUNTED_FRACTIONS and value is not None
     if counted and value > (most := SMALLER_COUNTS.get(path, LARGEST_COUNT)):
         return f"must be at most {most:,}"

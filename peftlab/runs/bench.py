@@ -132,7 +132,8 @@ def with_format(recipe: Recipe, name: str | None) -> Recipe:
     if name == recipe.data.format:
         return recipe
     known = recipe.model_copy(update={"data": recipe.data.model_copy(update={"format": name})})
-    if problems := find_contradictions(known, ()):
+    before = find_contradictions(recipe, ())
+    if problems := [problem for problem in find_contradictions(known, ()) if problem not in before]:
         found = f"(rows of data.train were recognised as {name})"
         raise RecipeError([Problem(".".join(map(str, path)), f"{message} {found}") for path, message in problems])
     return known

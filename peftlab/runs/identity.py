@@ -18,6 +18,7 @@ from peftlab.tasks.formats import CHAT
 FREE_OF_RUN = "output device plan memory memory_snapshot save_every keep_checkpoints max_seconds stop_after".split() + [
     "log_every",
     "trackers",
+    "deterministic",
 ]
 MAY_CHANGE = ("training.steps", "training.epochs", "evaluation", *(f"run.{field}" for field in FREE_OF_RUN))
 
@@ -128,8 +129,9 @@ def _with_whole_steps(recipe: dict[str, Any]) -> dict[str, Any]:
 def why_inexact(saved: dict[str, Any], here: dict[str, Any]) -> list[str]:
     """Return every reason why the resumed run may differ from one that never stopped."""
     changes = differences(saved["environment"], here["environment"])
-    old, new = (present_form(one["recipe"])["training"] for one in (saved, here))
-    changes |= differences(old, new, "training.")
+    old, new = (present_form(one["recipe"]) for one in (saved, here))
+    changes |= differences(old["training"], new["training"], "training.")
+    changes |= differences(old["run"]["deterministic"], new["run"]["deterministic"], "run.deterministic")
     reasons = [f"{key}: {before} -> {now}" for key, (before, now) in changes.items()]
     if saved["frozen"] != here["frozen"]:
         reasons.append("the frozen weights have other bytes")

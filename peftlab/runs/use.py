@@ -17,7 +17,7 @@ from peftlab.runs.directory import RunDirectory
 from peftlab.runs.launch import launched
 from peftlab.runs.loading import fill_trained
 from peftlab.runs.reopen import load_run_recipe, reopen_bench
-from peftlab.world.open import open_world
+from peftlab.world.open import open_world, refuse_unsupported
 from peftlab.world.quiet import quiet_libraries
 
 # The parts on which a finished run is evaluated again, and the beginnings of the names of their metrics.
@@ -71,6 +71,7 @@ def evaluate_run(folder: Path, overrides: Sequence[str] = (), *, verify: bool = 
 
 def open_run(folder: Path, overrides: Sequence[str], verify: bool = True) -> tuple[RunDirectory, Recipe]:
     """Return a run's directory and its recipe. Raises StorageError unless it has trained weights, as it saved them."""
+    refuse_unsupported()
     directory = RunDirectory.open(folder)
     status = directory.read_result().status
     if verify:

@@ -191,7 +191,7 @@ def test_numbers_that_json_lacks_are_null(answer, recipe, monkeypatch):
     from peftlab.runs import use
 
     found = use.RunEvaluation({"loss": float("nan")}, {}, {}, [])
-    monkeypatch.setattr(use, "evaluate_run", lambda *_: found)
+    monkeypatch.setattr(use, "evaluate_run", lambda *_, **__: found)
     _, out, _ = answer("evaluate", recipe, "--json")
     assert json.loads(out, parse_constant=pytest.fail)["metrics"] == {"loss": None}
 
@@ -205,7 +205,7 @@ def test_only_the_main_process_of_a_launch_answers(answer, recipe, monkeypatch):
 
 def test_params_as_json_holds_exact_whole_numbers(answer):
     found = json.loads(answer("params", TINY, "--json")[1])
-    assert set(found) == {"total", "trainable", "fraction", "active", "stored_bytes", "kinds", "layers"}
+    assert set(found) == {"total", "trainable", "fraction", "active", "stored_bytes", "kinds", "layers", "notes"}
     # builtin:tiny: 6 layers, width 192, feed-forward 512; rank 8 on four square and three 192 x 512 projections.
     assert found["trainable"] == 6 * (4 * 8 * (192 + 192) + 3 * 8 * (192 + 512))
     assert found["stored_bytes"] == 4 * found["trainable"]

@@ -26,7 +26,7 @@ FIRST_HASHES = {
     "tiny/lora": "8c51c47bd4ca9720",
     "tiny/prefix": "3445740ac2271e6d",
     "tiny/qlora": "dcbbeb340c59e0bc",
-    "minilm/lora": "8d2cd1de6b5e1ee2",
+    "minilm/lora": "e475ad4d0c1fbe42",  # since F1 is that of all classes
 }
 
 

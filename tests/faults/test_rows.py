@@ -89,9 +89,8 @@ def notes(answer, status="finished"):
 def test_rows_over_the_length_are_counted_and_so_are_those_that_lost_what_is_learned(user):
     rows = [*ROWS, {"prompt": "word " * 90, "completion": "x"}, {"prompt": "a", "completion": "word " * 90}]
     noted = notes(user.train(train=user.rows(rows)))
-    assert (
-        "data.train: 2 of 8 rows are longer than data.max_length (64): cut; 1 of them lost supervised tokens" in noted
-    )
+    cut = "data.train: 2 of 8 rows are longer than data.max_length (64): cut by 57 tokens"
+    assert f"{cut}; 1 of them lost supervised tokens (28)" in noted
 
 
 def test_too_few_rows_for_a_step_are_noted(user):

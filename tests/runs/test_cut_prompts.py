@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
+from torch import nn
 
 from peftlab.data.dataset import Prompt
 from peftlab.recipe.schema import Recipe
@@ -24,6 +25,7 @@ def test_prompts_beyond_the_positions_are_noted(lengths, cut):
     )
     prompts = [Prompt("", [1] * length, ("a",)) for length in lengths]
     dataset = SimpleNamespace(prompts=prompts, test_prompts=[])
-    model = SimpleNamespace(config=SimpleNamespace(max_position_embeddings=64))
+    model = nn.Module()
+    model.config = SimpleNamespace(max_position_embeddings=64)
     notes = note_cut_prompts(recipe, dataset, model)
     assert [note.partition(": ")[2].partition(" prompts")[0] for note in notes] == ([cut] if cut else [])

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 from peft import LoraConfig
+from torch import nn
 
 from peftlab.errors import DivergedError, MethodError, StoppedError, StorageError
 from peftlab.methods.peft_folder import write_config
@@ -200,6 +201,6 @@ def test_a_run_killed_before_its_first_record_is_resumed_from_the_beginning(stra
 
 def test_equal_runs_write_an_equal_adapter_config_whatever_the_order_of_a_set(tmp_path):
     config = LoraConfig(target_modules=[f"layer_{number}" for number in range(40)])
-    write_config(SimpleNamespace(active_peft_config=config), tmp_path, TASKS["causal-lm"], {})
+    write_config(SimpleNamespace(active_peft_config=config, get_base_model=nn.Module), tmp_path, TASKS["causal-lm"], {})
     names = json.loads((tmp_path / "adapter_config.json").read_text())["target_modules"]
     assert names == sorted(names) and len(names) == 40

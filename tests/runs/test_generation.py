@@ -11,6 +11,7 @@ from transformers import AutoTokenizer, GenerationConfig
 from peftlab.cli.app import run as run_command
 from peftlab.errors import DataError, UsageError
 from peftlab.recipe.schema import Recipe
+from peftlab.runs.bench import with_format
 from peftlab.runs.directory import RunDirectory
 from peftlab.runs.display import NoDisplay
 from peftlab.runs.generation import generate, generate_all
@@ -144,7 +145,7 @@ def test_what_cannot_be_asked_is_one_line(trained, tmp_path, capsys, arguments, 
 
 
 def test_prompts_of_a_template_are_made_of_its_columns(tmp_path):
-    recipe = shallow_recipe("lora", tmp_path / "run")
+    recipe = with_format(shallow_recipe("lora", tmp_path / "run"), "completion")
     templated = recipe.model_copy(update={"data": recipe.data.model_copy(update={"template": "{name}: {what}\nText:"})})
     (tmp_path / "rows.jsonl").write_text('{"name": "Aromi", "what": "a pub"}\n')
     (request,) = read_prompts(templated, tmp_path / "rows.jsonl")

@@ -87,7 +87,7 @@ def test_a_disk_that_fills_ends_the_run_with_one_line_and_the_earlier_checkpoint
     monkeypatch.setattr(checkpoints, "write_state", write_until_full)
     with pytest.raises(StorageError) as caught:
         start(tmp_path / "run")
-    message = "step-000002: cannot be written: No space left on device; earlier checkpoints are intact; free some"
+    message = "step-000002: cannot be written: No space left on device; free some space, then use --resume"
     assert message in str(caught.value) and "\n" not in str(caught.value)
     record = RunDirectory.open(tmp_path / "run").read_result()
     assert (record.status, record.error) == ("failed", str(caught.value))
