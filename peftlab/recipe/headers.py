@@ -102,7 +102,7 @@ READERS = {".jsonl": _read_lines, ".json": _read_json, ".csv": _read_csv, ".parq
 def missing(recipe: Recipe, path: Path, columns: list[str]) -> Iterator[tuple[KeyPath, str]]:
     """Yield (key path, message) for every role's column, and every name in the template, that is not a column."""
     data, formats = recipe.data, possible_formats(recipe.task, recipe.data.format)
-    formats = [one for one in formats if set(data.columns) <= set(one.roles)] or formats
+    formats = tuple(one for one in formats if set(data.columns) <= set(one.roles)) or formats
     layout = next((one for one in formats if fits(one, data, columns)), formats[0])
     made = layout.template_role if data.template is not None else None
     for role in () if is_written_in_a_layout(formats, data, columns) else layout.roles:
