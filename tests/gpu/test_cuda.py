@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -11,9 +14,11 @@ from peftlab.errors import StoppedError
 from peftlab.methods import METHODS
 from peftlab.optimizers.adamw import SMALLEST_8BIT, SMALLEST_PAGED
 from peftlab.parameters.trainable import named_parameters
+from peftlab.recipe.dump import dump_recipe
 from peftlab.recipe.schema import Recipe
 from peftlab.runs import training as training_stage
 from peftlab.runs.display import NoDisplay
+from peftlab.runs.merge import merge
 from peftlab.runs.run import train
 from peftlab.runs.use import evaluate
 from peftlab.runs.verify import differing, load_final
@@ -141,3 +146,42 @@ def test_gradient_checkpointing_gives_the_same_loss(tmp_path, method):
         recipe = cuda_recipe(method, tmp_path / str(checkpointing), gradient_checkpointing=checkpointing)
         losses.append(train(recipe, display=NoDisplay()).metrics["after"]["loss"])
     assert losses[0] == pytest.approx(losses[1], abs=5e-3)
+
+
+def test_gradient_checkpointing_gives_the_same_loss_with_a_learned_prompt(tmp_path):
+    losses = []
+    for checkpointing in (False, True):
+        recipe = cuda_recipe("prefix", tmp_path / str(checkpointing), gradient_checkpointing=checkpointing)
+        recipe = changed(recipe, method={"kind": "prompt"})
+        losses.append(train(recipe, display=NoDisplay()).metrics["after"]["loss"])
+    assert losses[0] == pytest.approx(losses[1], abs=5e-3)
+
+
+@pytest.mark.parametrize("method", ["lora", "qlora"])
+def test_a_result_is_timed_and_merged_within_the_limits_of_its_type(tmp_path, method):
+    recipe = changed(cuda_recipe(method, tmp_path / "run"), evaluation={"latency": True})
+    report = train(recipe, display=NoDisplay()).inference
+    assert report is not None and {"base", "unmerged", "merged"} <= report.seconds.keys()
+    merged = merge(tmp_path / "run", tmp_path / "merged")
+    assert merged.agreements[merged.base].rms <= merged.limit
+
+
+def test_a_step_that_does_not_fit_is_split_and_stays_within_the_memory_that_was_given(tmp_path):
+    whole = train(cuda_recipe("full", tmp_path / "whole", {"plan": "refuse"}, batch_size=64), display=NoDisplay())
+    given = whole.memory["predicted"].needed_bytes * 8 // 10
+    settings = {"plan": "refuse", "memory": f"{given}B"}
+    split = train(cuda_recipe("full", tmp_path / "split", settings, batch_size=64, fit=True), display=NoDisplay())
+    training = split.recipe["training"]
+    assert training["gradient_accumulation"] > 1 and training["batch_size"] * training["gradient_accumulation"] == 64
+    assert split.memory["measured"].peak_bytes <= given
+    assert split.metrics["after"]["loss"] == pytest.approx(whole.metrics["after"]["loss"], abs=2e-2)
+
+
+def test_the_command_trains_in_a_fresh_process(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(dump_recipe(cuda_recipe("lora", tmp_path / "run")))
+    command = [sys.executable, "-m", "peftlab", "train", str(recipe), "--json"]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert found.returncode == 0, found.stderr
+    result = json.loads(found.stdout)
+    assert result["status"] == "finished" and result["memory"]["measured"]["device"] == "cuda"
