@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,7 +24,7 @@ from peftlab.parameters.trainable import find_base
 from peftlab.recipe.schema import Recipe
 
 # Bytes of one written file, which are in memory while it is written, twice.
-SHARD_BYTES = 400 * 2**20
+SHARD_BYTES = 200 * 2**20
 INDEX = "model.safetensors.index.json"
 
 
@@ -57,6 +56,7 @@ class Shards:
             save_file(tensors, folder / file, metadata={"format": "pt"})
             places |= dict.fromkeys(tensors, file)
             total += size
+            tensors.clear()  # or they would be in memory while those of the next file are made
         if files == 1:
             (folder / "model-00001.safetensors").rename(folder / "model.safetensors")
         else:
@@ -83,9 +83,8 @@ class Shards:
             yield tensors, size
 
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
-        with ExitStack() as stack:
-            for file in sorted(self.source.glob("*.safetensors")):
-                opened = stack.enter_context(safe_open(file, "pt"))
+        for file in sorted(self.source.glob("*.safetensors")):
+            with safe_open(file, "pt") as opened:  # a file is mapped into memory as long as it is open
                 for name in sorted(opened.keys()):
                     yield name, self._merged(name, opened.get_tensor(name))
         for name in self.names:
