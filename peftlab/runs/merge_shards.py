@@ -32,14 +32,14 @@ INDEX = "model.safetensors.index.json"
 class Shards:
     """A plain checkpoint in `source`, and the tensors that a run stored, by the model's own names.
 
-    `names` are all tensors of the result, `model` is without weights.
+    `added` are the stored tensors that the checkpoint does not have, `model` is without weights.
     """
 
     source: Path
     model: PreTrainedModel
     method: Method
     stored: dict[str, Tensor]
-    names: list[str]
+    added: list[str]
     counts: Counter[str] = field(default_factory=Counter)
     unchanged: set[str] = field(default_factory=set)
 
@@ -87,14 +87,9 @@ class Shards:
             with safe_open(file, "pt") as opened:  # a file is mapped into memory as long as it is open
                 for name in sorted(opened.keys()):
                     yield name, self._merged(name, opened.get_tensor(name))
-        for name in self.names:
-            if name in self.stored and name not in self._known:
-                self.counts["trained"] += 1
-                yield name, self.stored[name]
-
-    @property
-    def _known(self) -> set[str]:
-        return set(_shapes(self.source))
+        for name in self.added:
+            self.counts["trained"] += 1
+            yield name, self.stored[name]
 
     def _merged(self, name: str, weight: Tensor) -> Tensor:
         module = self.model.get_submodule(name.rpartition(".")[0])
@@ -109,10 +104,6 @@ class Shards:
         updated = self.method.updated_weights(self.stored)
         if lost := sorted((own - written) | (updated - written) | (updated & self.unchanged)):
             raise StorageError(f"merging lost what was trained of {listed(lost[:3])}; nothing was written")
-
-
-def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    return stored_shapes(Reference(label=str(folder), folder=folder)) or {}
 
 
 def open_shards(recipe: Recipe, weights: Path, base: str, labels: Sequence[str] | None) -> Shards | None:
@@ -132,9 +123,11 @@ def open_shards(recipe: Recipe, weights: Path, base: str, labels: Sequence[str] 
     model, _ = build_meta(recipe.model, labels)
     stored = {} if source == weights else method.read_stored(weights)
     wanted = {name: tuple(one.shape) for name, one in find_base(model)[1].state_dict().items()}
-    there = _shapes(source)
+    there = stored_shapes(Reference(label=str(source), folder=source)) or {}
     own = {name: tuple(one.shape) for name, one in stored.items() if name in wanted}
     tied = set(getattr(model, "all_tied_weights_keys", None) or ())
     lacking = wanted.keys() - there.keys() - own.keys() - tied
     fits = all(wanted.get(name) == shape for name, shape in (there | own).items())
-    return Shards(source, model, method, stored, list(wanted)) if fits and there and not lacking else None
+    if not fits or not there or lacking:
+        return None
+    return Shards(source, model, method, stored, added=[name for name in own if name not in there])
