@@ -55,8 +55,9 @@ def collect_outputs(
         for _, numbers in evaluation_batches(rows, batch_size):
             batch = world.move(collate([rows[i] for i in numbers], dataset.pad_id))
             own = [rows[i].supervised for i in numbers]
-            losses.append(loss.rows(model, batch, own).losses.float().cpu())
-            logits.append(loss.scores(model, batch).float().cpu())
+            scores = loss.scores(model, batch)
+            losses.append(loss.rows_of(scores, batch, own).losses.float().cpu())
+            logits.append(scores.float().cpu())
             counts += own
             taken += logits[-1].numel() * logits[-1].element_size()
             if taken > MOST_BYTES:

@@ -25,7 +25,7 @@ class RowLosses(NamedTuple):
 class Loss(ABC):
     """Computes a model's loss on batches as `data.batches.collate` makes them.
 
-    Each method calls `model` once. None waits for the device.
+    Each method that takes `model` calls it once. None waits for the device.
     """
 
     @abstractmethod
@@ -37,5 +37,9 @@ class Loss(ABC):
         """Return the loss summed over the batch's targets (float32 scalar with a gradient)."""
 
     @abstractmethod
-    def rows(self, model: nn.Module, batch: Batch, counts: Sequence[int]) -> RowLosses:
+    def rows_of(self, scores: torch.Tensor, batch: Batch, counts: Sequence[int]) -> RowLosses:
         """Return each row's part of the total; `counts` says how many of the batch's targets are a row's, in order."""
+
+    def rows(self, model: nn.Module, batch: Batch, counts: Sequence[int]) -> RowLosses:
+        """Return `rows_of` the model's scores."""
+        return self.rows_of(self.scores(model, batch), batch, counts)

@@ -17,13 +17,12 @@ class CrossEntropy(Loss):
     """Cross-entropy of the logits that `scores` returns."""
 
     predicts = True
-    """Whether `rows` also returns the likeliest class at every target."""
+    """Whether `rows_of` also returns the likeliest class at every target."""
 
     def total(self, model: nn.Module, batch: Batch) -> torch.Tensor:
         return functional.cross_entropy(self.scores(model, batch).float(), batch[TARGETS], reduction="sum")
 
-    def rows(self, model: nn.Module, batch: Batch, counts: Sequence[int]) -> RowLosses:
-        scores = self.scores(model, batch)
+    def rows_of(self, scores: torch.Tensor, batch: Batch, counts: Sequence[int]) -> RowLosses:
         losses = functional.cross_entropy(scores.float(), batch[TARGETS], reduction="none")
         sums = torch.stack([row.sum() for row in losses.split(list(counts))])
         return RowLosses(sums, scores.argmax(-1) if self.predicts else None)

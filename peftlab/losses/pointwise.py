@@ -28,14 +28,11 @@ class PointwiseLoss(Loss):
     def scores(self, model: nn.Module, batch: Batch) -> torch.Tensor:
         return model(**inputs_of(batch)).logits
 
-    def outputs(self, model: nn.Module, batch: Batch) -> torch.Tensor:
-        return self.scores(model, batch).flatten().float()
-
     def total(self, model: nn.Module, batch: Batch) -> torch.Tensor:
-        return self.compare(self.outputs(model, batch), batch[TARGETS]).sum()
+        return self.compare(self.scores(model, batch).flatten().float(), batch[TARGETS]).sum()
 
-    def rows(self, model: nn.Module, batch: Batch, counts: Sequence[int]) -> RowLosses:
-        outputs = self.outputs(model, batch)
+    def rows_of(self, scores: torch.Tensor, batch: Batch, counts: Sequence[int]) -> RowLosses:
+        outputs = scores.flatten().float()
         losses = self.compare(outputs, batch[TARGETS])
         sums = torch.stack([row.sum() for row in losses.split(list(counts))])
         return RowLosses(sums, self.predict(outputs))
