@@ -36,35 +36,6 @@ class Answer(NamedTuple):
     cut: int = 0
 
 
-def generate_text(
-    model: nn.Module,
-    tokenizer: Any,
-    prompts: Sequence[str | Sequence[int]],
-    settings: Generation,
-    batch_size: int = 8,
-    *,
-    prompting: Prompting = PLAIN,
-    leads: Sequence[int] | None = None,
-    stop: Sequence[str] = (),
-    seed: int = 0,
-    autocast: Callable[[], AbstractContextManager] = nullcontext,
-) -> list[str]:
-    """Return the text that `model` writes after each prompt; see `generate_answers`."""
-    answers = generate_answers(
-        model,
-        tokenizer,
-        prompts,
-        settings,
-        batch_size,
-        prompting=prompting,
-        leads=leads,
-        stop=stop,
-        seed=seed,
-        autocast=autocast,
-    )
-    return [answer.text for answer in answers]
-
-
 def generate_answers(
     model: nn.Module,
     tokenizer: Any,

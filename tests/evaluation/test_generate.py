@@ -13,12 +13,12 @@ from peftlab.errors import UsageError
 from peftlab.evaluation.generate import (
     add_stop_ids,
     evaluation_mode,
-    generate_text,
     prompt_limit,
     save_generation,
 )
 from peftlab.methods import LoRA, Prefix, Prompting
 from peftlab.recipe.schema import Generation
+from tests.evaluation.texts import generate_text
 
 VOCABULARY, EOS = 97, 96
 COMMON = {"vocab_size": VOCABULARY, "bos_token_id": None, "eos_token_id": EOS, "pad_token_id": None}

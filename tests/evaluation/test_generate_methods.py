@@ -7,13 +7,14 @@ import pytest
 import torch
 from torch import nn
 
-from peftlab.evaluation.generate import generate_answers, generate_text
+from peftlab.evaluation.generate import generate_answers
 from peftlab.methods import METHODS, Prefix
 from peftlab.models.load import load_model
 from peftlab.parameters.shape import shape_of
 from peftlab.parameters.trainable import trainable_parameters
 from peftlab.recipe.schema import Generation, Model
 from tests.evaluation.test_generate import EOS, VOCABULARY, Numbers, answer_by_loop
+from tests.evaluation.texts import generate_text
 from tests.methods.tiny import tiny_config
 
 VARIANTS = {

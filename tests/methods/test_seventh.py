@@ -15,7 +15,6 @@ import torch
 from peftlab.budgets.budget import parse_budget
 from peftlab.budgets.solve import apply_budget
 from peftlab.errors import MethodError, StoppedError
-from peftlab.evaluation.generate import generate_text
 from peftlab.memory.fit import remedies
 from peftlab.methods import METHODS, LoRA, Method, register
 from peftlab.models.load import load_model, load_tokenizer
@@ -32,6 +31,7 @@ from peftlab.runs.plan import plan_methods, relative_step_time
 from peftlab.runs.run import train
 from peftlab.runs.use import evaluate
 from peftlab.runs.verify import differing, load_final
+from tests.evaluation.texts import generate_text
 from tests.memory.real import write_model
 from tests.methods import scales
 from tests.methods.tiny import tiny_model

@@ -147,7 +147,7 @@ def test_merged_logits_are_those_of_the_trained_model(folder, straight, family, 
 @pytest.mark.parametrize(("family", "method"), WRITERS)
 def test_an_answer_in_a_batch_is_the_answer_alone(folder, straight, family, method):
     """And that of transformers' own generation from one unpadded prompt."""
-    from peftlab.evaluation.generate import generate_text
+    from tests.evaluation.texts import generate_text
 
     _, directory = straight(family, method)
     bench = bench_of(folder, family, method)
