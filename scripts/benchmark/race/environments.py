@@ -1,0 +1,36 @@
+"""The Python of each peer: this one, or an environment on top of it with what the peer needs in addition."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+FOLDER = Path(__file__).resolve().parents[3] / ".benchmark"
+PACKAGES = {"trl": ["trl==1.16.0"]}
+
+
+def python_of(peer: str) -> str | None:
+    """Return the Python that runs a peer; None, with a line on standard error, where it cannot be installed."""
+    packages = PACKAGES.get(peer)
+    if packages is None:
+        return sys.executable
+    folder = FOLDER / peer
+    python = folder / "bin" / "python"
+    if not (folder / ".complete").exists():
+        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+        inside = subprocess.run(
+            [str(python), "-c", "import sysconfig; print(sysconfig.get_paths()['purelib'])"],
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout.strip()
+        Path(inside, "base.pth").write_text(sysconfig.get_paths()["purelib"] + "\n", encoding="utf-8")
+        # Without dependencies: the race is between the same torch, transformers and peft.
+        command = [str(python), "-m", "pip", "install", "--quiet", "--no-deps", *packages]
+        if subprocess.run(command, check=False).returncode:
+            print(f"{peer}: {' '.join(packages)} cannot be installed here; it is left out", file=sys.stderr)
+            return None
+        (folder / ".complete").touch()
+    return str(python)

@@ -1,0 +1,65 @@
+"""Medians of a race, and their lines in the terminal."""
+
+from __future__ import annotations
+
+from statistics import median
+from typing import Any
+
+
+def summarise(race: dict[str, Any], peak_flops: float) -> dict[str, Any]:
+    """Return each peer's medians over its runs, and how far its losses are from ours."""
+    floor = race["flops_of_a_step"] / peak_flops
+    ours = next((run for run in race["stamps"].get("peftlab", []) if "wall" in run), None)
+    table = {}
+    for peer, runs in race["stamps"].items():
+        whole = [run for run in runs if "wall" in run]
+        if not whole:
+            table[peer] = {"error": runs[-1]["error"] if runs else "no run"}
+            continue
+        seconds = median(step_seconds(run, "wall", race["warm_up"]) for run in whole)
+        processor = median(step_seconds(run, "processor", race["warm_up"]) for run in whole)
+        steps = len(whole[0]["wall"]) - race["warm_up"]
+        table[peer] = {
+            "step_seconds": seconds,
+            "step_processor_seconds": processor,
+            "tokens_per_second": race["tokens"] / steps / seconds,
+            "targets_per_second": race["targets"] / steps / seconds,
+            "peak_bytes": median(run["peak_bytes"] for run in whole),
+            "first_step_seconds": median(run["wall"][0] for run in whole),
+            "processor_seconds": median(run["processor"][-1] for run in whole),
+            "share_of_floor": floor / seconds,
+            "loss_difference": difference(ours, whole[0]) if ours else None,
+        }
+    return {"floor_seconds": floor, "medians": table}
+
+
+def step_seconds(run: dict[str, Any], clock: str, warm_up: int) -> float:
+    """Return the mean seconds of the timed steps by one clock."""
+    stamps = run[clock]
+    steps = [after - before for before, after in zip(stamps[warm_up - 1 :], stamps[warm_up:], strict=False)]
+    return sum(steps) / len(steps)
+
+
+def difference(one: dict[str, Any], other: dict[str, Any]) -> float:
+    return max(abs(a - b) for a, b in zip(one["losses"], other["losses"], strict=False))
+
+
+HEAD = "peer      supervised/s  ratio  cpu/step  peak MiB  first s  floor  loss differs"
+
+
+def describe(name: str, race: dict[str, Any]) -> str:
+    """Return the lines of a race, in 80 columns; `ratio` is peftlab's speed over the peer's."""
+    table, ours = race["medians"], race["medians"].get("peftlab", {})
+    title = f"{name}: {race['title']}, {race['precision']}"
+    return "\n".join([title, HEAD, *(line_of(peer, row, ours) for peer, row in table.items())])
+
+
+def line_of(peer: str, row: dict[str, Any], ours: dict[str, Any]) -> str:
+    if "error" in row:
+        return f"{peer:<9} failed: {row['error'].splitlines()[-1][:60]}"
+    ratio = ours["targets_per_second"] / row["targets_per_second"] if "targets_per_second" in ours else float("nan")
+    return (
+        f"{peer:<9} {row['targets_per_second']:>12,.0f}  {ratio:>5.2f}  {row['step_processor_seconds']:>8.2f}"
+        f"  {row['peak_bytes'] / 2**20:>8,.0f}  {row['first_step_seconds']:>7.1f}  {row['share_of_floor']:>5.0%}"
+        f"  {row['loss_difference'] or 0:>12.1e}"
+    )

@@ -1,0 +1,135 @@
+"""The benchmark against peers: its floor and its medians by hand, and a whole race at a tiny size."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = ROOT / "peftlab" / "builtin" / "tiny"
+
+
+def run(wall: list[float], losses: list[float], peak: int = 100) -> dict:
+    return {"wall": wall, "processor": [2 * one for one in wall], "losses": losses, "peak_bytes": peak}
+
+
+def a_race(**stamps) -> dict:
+    return {"warm_up": 1, "tokens": 80, "targets": 40, "flops_of_a_step": 6.0, "stamps": stamps}
+
+
+def test_medians_leave_out_the_warm_up_and_ratios_are_against_ours(script):
+    pages = script("race.pages")
+    ours = [run([10.0, 12.0, 14.0], [3.0, 2.0, 1.0]), run([8.0, 12.0, 16.0], [3.0, 2.0, 1.0])]
+    peer = [run([5.0, 11.0, 17.0], [3.0, 2.0, 1.5], peak=300)]
+    found = pages.summarise(a_race(peftlab=ours, loop=peer), peak_flops=2.0)
+    assert found["floor_seconds"] == 3.0
+    medians = found["medians"]
+    assert medians["peftlab"]["step_seconds"] == 3.0  # 2 and 4 seconds a step in its two runs
+    assert medians["peftlab"]["tokens_per_second"] == pytest.approx(80 / 2 / 3)
+    assert medians["peftlab"]["first_step_seconds"] == 9.0
+    assert medians["loop"] | {"share_of_floor": 0.5, "loss_difference": 0.5, "peak_bytes": 300} == medians["loop"]
+    lines = pages.describe("uniform:lora", {"title": "t", "precision": "float32"} | found | a_race()).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert lines[-1].split()[:3] == ["loop", "3", "2.00"]
+
+
+def test_a_peer_that_fails_is_named_with_its_error(script):
+    pages = script("race.pages")
+    found = pages.summarise(a_race(peftlab=[run([1.0, 2.0, 3.0], [1.0] * 3)], trl=[{"error": "no\nsuch option"}]), 1.0)
+    assert found["medians"]["trl"] == {"error": "no\nsuch option"}
+    assert "trl       failed: such option" in pages.describe("x", {"title": "", "precision": ""} | found)
+
+
+@pytest.fixture
+def job(script, tmp_path):
+    """Return a maker of jobs of two steps with one row of four tokens, two of them supervised."""
+    jobs = script("race.job")
+    (tmp_path / "model").mkdir()
+    config = {"model_type": "llama", "hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 2}
+    config |= {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 4, "vocab_size": 10}
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    row = {"input_ids": [1, 2, 3, 4], "labels": [-100, -100, 3, 4]}
+    (tmp_path / "rows.json").write_text(json.dumps({"steps": [[row], [row]], "pad_id": 0}))
+    save_file({"a": torch.zeros(2, 8), "b": torch.zeros(8, 2), "bias": torch.zeros(5)}, tmp_path / "start")
+
+    def make(method: str):
+        return jobs.Job(
+            str(tmp_path / "model"),
+            method,
+            "",
+            [],
+            str(tmp_path / "rows.json"),
+            str(tmp_path / "start"),
+            2,
+            1,
+            "cpu",
+            "float32",
+        )
+
+    return make
+
+
+@pytest.mark.parametrize(("method", "factor", "own"), [("full", 6, 0), ("lora", 4, 32), ("bitfit", 4, 0)])
+def test_the_floor_counts_the_operations_of_the_formulas(script, job, method, factor, own):
+    # Two layers: query and output 8·8, key and value 8·4, three matrices 8·16 each. Attention: 2 · 4 tokens · 8 · 2.
+    body, head, attention = 2 * (2 * 64 + 2 * 32 + 3 * 128), 80, 2 * 4 * 8 * 2
+    by_hand = 4 * (factor * body + 6 * own + 3 * attention) + 2 * factor * head
+    assert script("race.floor").step_flops(job(method)) == by_hand
+
+
+def test_a_peer_that_trains_other_parameters_is_refused(script, job):
+    model = torch.nn.Linear(2, 2)
+    with pytest.raises(ValueError, match="other parameters train here"):
+        script("race.models").load_start(model, job("lora"))
+
+
+def test_peers_get_labels_and_masks_of_padded_rows(script):
+    rows = [{"input_ids": [5, 6, 7], "labels": [-100, 6, 7]}, {"input_ids": [8], "labels": [8]}]
+    batch = script("race.loop").collate(rows, pad_id=9)
+    assert batch["input_ids"].tolist() == [[5, 6, 7], [8, 9, 9]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
+    assert batch["labels"].tolist() == [[-100, 6, 7], [8, -100, -100]]
+
+
+@pytest.mark.slow
+def test_every_method_has_the_loop_s_losses(tmp_path):
+    rows = [json.dumps({"question": f"What is {n}?" * (n % 3 + 1), "answer": f"It is {n}."}) for n in range(40)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows))
+    races = [
+        f"{case}:{method}"
+        for case, method in zip(
+            ("uniform", "half", "ragged") * 2, ("lora", "full", "qlora", "adapters", "prefix", "bitfit"), strict=True
+        )
+    ]
+    command = [
+        sys.executable,
+        str(ROOT / "scripts" / "benchmark" / "speed"),
+        *races,
+        "--model",
+        str(TINY),
+        "--rounds",
+        "1",
+        "--steps",
+        "2",
+        "--warm-up",
+        "1",
+        "--peers",
+        "peftlab,loop",
+        "--file",
+        str(tmp_path / "rows.jsonl"),
+        "--output",
+        str(tmp_path / "out.json"),
+        "--threads",
+        "1",
+    ]
+    subprocess.run(command, check=True, cwd=tmp_path)
+    found = json.loads((tmp_path / "out.json").read_text())["runs"]
+    assert set(found) == set(races)
+    for race in found.values():
+        assert race["medians"]["loop"]["loss_difference"] < 1e-4
