@@ -48,6 +48,8 @@ def run_command(command: Callable[[], Any], as_json: bool, debug: bool) -> int:
     except KeyboardInterrupt:
         print("peftlab: interrupted", file=sys.stderr)
         return INTERRUPTED
+    except BrokenPipeError:  # the reader of an answer that is printed as it comes has ended
+        raise
     except Exception as error:
         return print_error(error, as_json, debug)
     if is_main_process():

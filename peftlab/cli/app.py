@@ -13,6 +13,7 @@ import typer
 from peftlab import __version__
 from peftlab.cli.answer import INTERRUPTED, print_error
 from peftlab.cli.budget import budget
+from peftlab.cli.chat import chat
 from peftlab.cli.check import check, schema
 from peftlab.cli.compare import compare
 from peftlab.cli.data import data
@@ -50,6 +51,7 @@ for command in (
     params,
     evaluate,
     generate,
+    chat,
     merge,
     compare,
     report,

@@ -159,7 +159,8 @@ def generate(
             return read_prompts(recipe, prompts, system)
         return [read_chat(recipe, chat, system) if chat is not None else ask(recipe, prompt or "", system)]
 
-    found = generate_all(run, requests, settings, verify=not no_verify)
+    single = prompts is None and not as_json
+    found = generate_all(run, requests, settings, verify=not no_verify, watch=print_piece if single else None)
     rows = [{"row": row, "prompt": one.prompt, "output": one.text, "ended": one.ended} for row, one in enumerate(found)]
     if output is not None:
         write_rows(output, rows)
@@ -168,7 +169,12 @@ def generate(
     if prompts is not None:
         return {"run": str(run), "answers": rows}, lambda: show_answers(rows, output), 0
     answer = {"run": str(run), "prompt": found[0].prompt if prompt is None else prompt, "text": found[0].text}
-    return answer, lambda: print(found[0].text), 0
+    return answer, print, 0  # the answer is there already: only its line has to end
+
+
+def print_piece(text: str) -> None:
+    """Print a part of an answer at once."""
+    print(text, end="", flush=True)
 
 
 def show_answers(rows: Sequence[dict[str, Any]], output: Path | None) -> None:

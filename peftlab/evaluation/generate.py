@@ -16,6 +16,7 @@ from transformers import GenerationConfig
 from peftlab.architectures import ANSWERS_ALONE, POSITIONS_BY_MASK
 from peftlab.data.dataset import Dataset, Prompt, find_pad_id
 from peftlab.errors import UsageError
+from peftlab.evaluation.streaming import PieceStreamer
 from peftlab.methods import Prompting
 from peftlab.parameters.shape import count_positions
 from peftlab.parameters.trainable import find_base
@@ -48,6 +49,7 @@ def generate_answers(
     stop: Sequence[str] = (),
     seed: int = 0,
     autocast: Callable[[], AbstractContextManager] = nullcontext,
+    watch: Callable[[str], None] | None = None,
 ) -> list[Answer]:
     """Return what `model` writes after each prompt (text, or ids from a chat template).
 
@@ -56,7 +58,8 @@ def generate_answers(
     none. Sampling is seeded by `seed`, and the caller's random state is left as it was. Prompts that leave too few
     positions lose their beginning, but for as many tokens as `leads` says of each (by default the tokenizer's opening
     one). Answers end at the model's own ids (see `add_stop_ids`) and at the texts in `stop` and `settings.stop`, which
-    are not part of them. Raises UsageError where `max_new_tokens` alone exceeds the model's positions.
+    are not part of them. `watch` is called with each piece of the answer to a single prompt as it is written (with
+    beams, once). Raises UsageError where `max_new_tokens` alone exceeds the model's positions.
     """
     limit, task = prompt_limit(model, settings, prompting), task_of(model)
     whole = [task.encode_prompt(tokenizer, one) if isinstance(one, str) else one for one in prompts]
@@ -69,14 +72,17 @@ def generate_answers(
     config = _generation_config(model, tokenizer, settings)
     padded = prompting.padded and takes_padding(model)
     batch_size = 1 if _model_type(model) in ANSWERS_ALONE else batch_size
+    streamer = watch and PieceStreamer(tokenizer, set(config.eos_token_id or ()), ends, watch)
     with evaluation_mode(model), torch.no_grad(), _seeded(seed, device), autocast():
         size, padded = batch_size if prompting.batched else 1, padded or task.encodes_prompt
         for batch in _split(order, ids, size, padded=padded):
-            written = _generate(model, [ids[i] for i in batch], config, device, tokenizer, ends)
+            written = _generate(model, [ids[i] for i in batch], config, device, tokenizer, ends, streamer)
             for i, (answer, ended) in zip(batch, written, strict=True):
                 answer_text = tokenizer.decode(answer, skip_special_tokens=True)
                 text = _before_stop(answer_text, ends)
                 answers[i] = Answer(text.strip(), ended or len(text) < len(answer_text), len(whole[i]) - len(ids[i]))
+                if streamer:
+                    streamer.finish(answers[i].text)
     return answers
 
 
@@ -281,11 +287,14 @@ def _generate(
     device: torch.device,
     tokenizer: Any,
     texts: Sequence[str],
+    streamer: PieceStreamer | None,
 ) -> Iterator[tuple[list[int], bool]]:
     """Yield the ids that `model` adds to each prompt, before any that ends an answer, and whether there is one."""
     input_ids, mask = pad_prompts(model, prompts, config.pad_token_id)
     begun = 1 if task_of(model).encodes_prompt else input_ids.shape[1]  # a decoder's own start token
-    stopping = {"stop_strings": list(texts), "tokenizer": tokenizer} if texts else {}
+    stopping: dict[str, Any] = {"stop_strings": list(texts), "tokenizer": tokenizer} if texts else {}
+    if streamer and config.num_beams == 1:  # beams change what was written before
+        stopping["streamer"] = streamer
     sequences = model.generate(
         input_ids=input_ids.to(device), attention_mask=mask.to(device), generation_config=config, **stopping
     )

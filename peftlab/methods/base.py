@@ -95,6 +95,11 @@ class Method(BaseModel):
         return {"base_format": self.base_format}
 
     @property
+    def keeps_base(self) -> bool:
+        """Whether the frozen weights keep their values when the method is applied, so that runs can share them."""
+        return self.stores == "trainable"
+
+    @property
     def supports_gradient_checkpointing(self) -> bool:
         """Whether a layer computed again in the backward pass gives what it gave before."""
         return True

@@ -205,8 +205,12 @@ class LoRA(Method):
         return cast("PeftModel", copy_with_rows(model)).merge_and_unload()
 
     @property
+    def keeps_base(self) -> bool:
+        return self.init not in ("pissa", "olora")  # their principal parts leave the base when they start
+
+    @property
     def merges_by_tensor(self) -> bool:
-        return self.init not in ("pissa", "olora")  # these change the base when they start
+        return self.keeps_base
 
     def read_stored(self, folder: Path) -> dict[str, Tensor]:
         return {name.removeprefix("base_model.model."): one for name, one in super().read_stored(folder).items()}

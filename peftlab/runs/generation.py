@@ -4,20 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any
 
-from peftlab.errors import UsageError
-from peftlab.evaluation.generate import add_stop_ids, generate_answers
 from peftlab.models.load import load_saved_tokenizer
-from peftlab.parameters.shape import shape_of
 from peftlab.recipe.schema import Recipe
 from peftlab.runs.launch import launched
+from peftlab.runs.loaded import as_loaded, open_writing_run, refuse_unknown_tokens
 from peftlab.runs.loading import load_trained
 from peftlab.runs.requests import Request, ask, encode
-from peftlab.runs.use import open_run
-from peftlab.world.dtypes import resolve_types
 from peftlab.world.open import open_world
 from peftlab.world.quiet import quiet_libraries
 
@@ -44,43 +38,29 @@ def generate(folder: Path, prompt: str, overrides: Sequence[str] = (), system: s
 
 
 def generate_all(
-    folder: Path, requests: Requests, overrides: Sequence[str] = (), *, verify: bool = True
+    folder: Path,
+    requests: Requests,
+    overrides: Sequence[str] = (),
+    *,
+    verify: bool = True,
+    watch: Callable[[str], None] | None = None,
 ) -> list[Generated]:
     """Return a run's answers to what `requests` returns for its recipe, in batches of its evaluation.
 
     What it reads of the run is compared with the run's own digests first, unless `verify` is false.
+    `watch` is called with each piece of the answer to a single request as it is written.
     """
     quiet_libraries()
-    directory, recipe = open_run(folder, overrides, verify)
-    if not recipe.task.generates:
-        raise UsageError(f"{folder} is a {recipe.task.name} run, which generates no text; use `peftlab evaluate`")
-    world, tokenizer = open_world(recipe.run.device), load_saved_tokenizer(directory.weights, recipe.model)
-    ends = directory.read_result().data.get("train", {})
-    asked = [encode(request, recipe, tokenizer) for request in requests(recipe)]
-    types = resolve_types(recipe.model.dtype, recipe.training.precision, world.device)
+    directory, recipe = open_writing_run(folder, overrides, verify)
+    world = open_world(recipe.run.device)
+    # What the requests lack is refused before the model is loaded.
+    tokenizer, wanted = load_saved_tokenizer(directory.weights, recipe.model), requests(recipe)
+    asked = [encode(request, recipe, tokenizer) for request in wanted]
     with launched(world):
         model = load_trained(recipe, directory.weights, world.device)
         refuse_unknown_tokens([one.ids for one in asked], tokenizer, model)
-        add_stop_ids(model, ends.get("stop_ids", ()))
-        answers = generate_answers(
-            model,
-            tokenizer,
-            [one.ids for one in asked],
-            recipe.evaluation.generation,
-            recipe.evaluation.batch_size or recipe.training.batch_size,
-            prompting=recipe.method.prompting,
-            leads=[one.lead for one in asked],
-            stop=ends.get("stop_texts", ()),
-            autocast=partial(world.autocast, types.computation),
-        )
+        run = as_loaded(folder.name, directory, recipe, model, world, recipe.method.prompting)
+        answers = run.answer(asked, recipe.evaluation.generation, watch=watch if world.is_main else None)
     return [
         Generated(one.text, answer.text, answer.ended, answer.cut) for one, answer in zip(asked, answers, strict=True)
     ]
-
-
-def refuse_unknown_tokens(prompts: Sequence[Sequence[int]], tokenizer: Any, model: Any) -> None:
-    """Raise UsageError for a prompt with a token that the model has no embedding for."""
-    largest, rows = max((max(ids, default=0) for ids in prompts), default=0), shape_of(model).vocabulary
-    if largest >= rows > 0:
-        token = tokenizer.convert_ids_to_tokens(largest)
-        raise UsageError(f"the prompt contains the token {token!r}, which the model has no embedding for; remove it")
