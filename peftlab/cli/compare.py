@@ -57,6 +57,17 @@ ClusterOptions = Annotated[
     typer.Option("--cluster-option", metavar="KEY=VALUE", help="A parameter of submitit, such as timeout_min=60."),
 ]
 
+PowerOf = Annotated[
+    float | None,
+    typer.Option("--power", metavar="D", help="Run nothing: say which seeds and test rows find a difference of D."),
+]
+Spread = Annotated[
+    str | None,
+    typer.Option(
+        "--spread", metavar="seed=A,row=B,rows=N", help="With --power: standard deviations that you expect, test rows."
+    ),
+]
+
 
 @answers
 def compare(
@@ -71,6 +82,8 @@ def compare(
     jobs: Jobs = 1,
     cluster: Cluster = None,
     cluster_options: ClusterOptions = None,
+    power: PowerOf = None,
+    spread: Spread = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
     debug: Debug = False,
@@ -80,7 +93,13 @@ def compare(
         raise UsageError("--no-sweep tries no other learning rate, and --rates names some; give one of them")
     if time_limit is not None and not 0 < time_limit < float("inf"):
         raise UsageError(f"--time-limit {time_limit:g}: must be a number of seconds greater than 0")
+    if spread is not None and power is None:
+        raise UsageError("--spread is used with --power only")
     file, variants, folder = read_sources(sources)
+    if power is not None:
+        from peftlab.cli.power import plan_power
+
+        return plan_power(power, spread, output or folder, len(variants))
     given = {
         "budgets": tuple(budgets) if budgets else None,
         "seeds": tuple(range(seeds)) if seeds else None,
@@ -101,17 +120,18 @@ def compare(
     table = read_table(output)
     good = all(trial.status == "finished" for variant in report.variants for trial in variant.trials)
     good = good and all(variant.trials for variant in report.variants)
-    page, groups, where = write_page(output)
+    page, answers, groups, where = write_page(output)
     answer = {
         "ok": good,
         "folder": str(output),
         "page": page,
+        "answer": answers,
         "groups": groups,
         "comparison": report.model_dump(),
         "runs": {one.report.run: one.result.model_dump() for _, one, _ in table.trials() if one.result},
     }
     lines = [*groups, f"all files are in {output}", where]
-    return answer, lambda: show_comparison(table, lines), 0 if good else ComparisonError.exit_code
+    return answer, lambda: show_comparison(table, answers, lines), 0 if good else ComparisonError.exit_code
 
 
 def read_sources(arguments: list[str]) -> tuple[Comparison | None, list[Variant], Path]:
@@ -171,21 +191,22 @@ def parse_options(texts: list[str]) -> dict[str, Any]:
     return options
 
 
-def write_page(folder: Path) -> tuple[str | None, list[str], str]:
-    """Write the report; return its page, which variants differ, and a line on where it is or why there is none."""
-    from peftlab.cli.report import list_groups
+def write_page(folder: Path) -> tuple[str | None, list[str], list[str], str]:
+    """Write the report; return its page, the answers, which variants differ, and where the page is or why it is not."""
+    from peftlab.cli.report import answer_lines, list_groups
     from peftlab.comparison.report.write import write_report
 
     try:
         written = write_report(folder)
     except Exception as error:  # whatever fails in drawing, the runs and their table are worth more
-        return None, [], f"the report could not be written: {one_line(f'{type(error).__name__}: {error}')}"
-    return str(written.page), list_groups(written), f"the report is {written.page}"
+        return None, [], [], f"the report could not be written: {one_line(f'{type(error).__name__}: {error}')}"
+    return str(written.page), answer_lines(written), list_groups(written), f"the report is {written.page}"
 
 
-def show_comparison(table: Table, lines: list[str]) -> None:
+def show_comparison(table: Table, answers: list[str], lines: list[str]) -> None:
     from peftlab.cli.render import show
     from peftlab.cli.render_comparison import render_comparison
 
+    show("\n".join([*answers, ""]))
     show(render_comparison(table))
     show("\n".join(["", *lines]))

@@ -37,7 +37,7 @@ def report(
 
 def describe(written: Written) -> dict[str, Any]:
     """Return what was found and written as one JSON object."""
-    from peftlab.comparison.words import conclude
+    from peftlab.comparison.claims import conclude
 
     table, findings = written.table, written.findings
     can, cannot = conclude(table, findings)
@@ -56,34 +56,59 @@ def describe(written: Written) -> dict[str, Any]:
             for row in table.rows
         ],
         "pairs": [
-            {"budget": family.budget, "pair": pair, "significant": pair.significant}
+            {"budget": family.budget, "pair": pair, "significant": pair.significant, "scope": pair.scope}
             for family in findings.families for pair in family.differences
         ],
         "beaten": findings.beaten,
-        "can": can,
-        "cannot": cannot,
+        "answer": list_answers(written),
+        "can": [claim.text for claim in can],
+        "cannot": [claim.text for claim in cannot],
         "problems": written.problems,
     }  # fmt: skip
 
 
 def show_written(written: Written) -> None:
     from peftlab.cli.render import show
-    from peftlab.comparison.words import conclude
+    from peftlab.comparison.claims import conclude
 
     print(f"page: {written.page}\npictures and tables: {written.files[-1].parent}\n")  # unwrapped, to be copied
     limits = conclude(written.table, written.findings)[1]
-    lines = [*list_groups(written), "", *(f"but: {sentence}" for sentence in limits)]
+    lines = [*answer_lines(written), "", *list_groups(written), "", *(f"but: {sentence}" for sentence in limits)]
     lines += [f"note: {problem}" for problem in written.problems]
     show("\n".join(lines))
 
 
 def list_groups(written: Written) -> list[str]:
     """Return in words, budget by budget, which variants differ significantly."""
-    from peftlab.comparison.words import describe_groups
+    from peftlab.comparison.claims import describe_groups
 
     table = written.table
     lines: list[str] = []
     for family in written.findings.families:
         title = f"{table.metric} under {family.budget}" if family.budget else table.metric
-        lines += [f"{title}:", *describe_groups(table, family)]
+        lines += [f"{title}:", *map(str, describe_groups(table, family))]
     return lines
+
+
+def list_answers(written: Written) -> list[dict[str, Any]]:
+    """Return the plain answer of every budget, line by line, with the variant and figures that each is made from."""
+    from peftlab.comparison.verdict import answer
+
+    table, findings = written.table, written.findings
+    names = {row.label: row.name for row in table.rows}
+    return [
+        {
+            "budget": family.budget, "question": line.question, "text": line.text, "variant": names.get(line.label),
+            "figures": line.figures,
+        }
+        for family in findings.families for line in answer(table, findings, family)
+    ]  # fmt: skip
+
+
+def answer_lines(written: Written) -> list[str]:
+    """Return the answers for a terminal, budget by budget."""
+    budgets: dict[str | None, list[str]] = {}
+    for line in list_answers(written):
+        question = line["question"]
+        budgets.setdefault(line["budget"], []).append(f"{question[0].upper()}{question[1:]}: {line['text']}")
+    return [text for budget, lines in budgets.items() for text in ([f"Under {budget}:"] if budget else []) + lines]

@@ -12,10 +12,13 @@ from numpy.typing import ArrayLike
 from peftlab.comparison.groups import Cost, beaten_by, best_first, letter_groups, letters_of
 from peftlab.comparison.resampling import Sample, draw_metric, row_metrics
 from peftlab.comparison.rows import Row, Table
-from peftlab.comparison.statistics import Difference, Estimate, compare_pairs, estimate
+from peftlab.comparison.statistics import Difference, Estimate, Scope, compare_pairs, estimate
 from peftlab.comparison.trials import Trial
 from peftlab.metrics import METRICS, RowScores
 from peftlab.runs.directory import text_scores
+
+# From the narrowest claim to the widest: that of a family is the narrowest among its tested pairs.
+SCOPES: tuple[Scope, ...] = ("weights", "methods")
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,16 @@ class Family:
     @property
     def significant(self) -> list[Difference[str]]:
         return [pair for pair in self.differences if pair.significant]
+
+    @property
+    def scope(self) -> Scope:
+        """What all tested pairs together speak of: methods only where every variant has several seeds."""
+        scopes = {pair.scope for pair in self.differences}
+        return next((scope for scope in SCOPES if scope in scopes), "nothing")
+
+    def between(self, one: str, other: str) -> Difference[str]:
+        """Return the difference of two rows, `one` first."""
+        return next(pair.seen_from(one) for pair in self.differences if {pair.first, pair.second} == {one, other})
 
     def to_best(self) -> dict[str, Difference[str]]:
         """Return each other row's difference to the best mean, itself first."""
@@ -70,6 +83,7 @@ class Findings:
 
 COSTS: dict[str, Callable[[Trial], float | None]] = {
     "trainable": lambda trial: trial.parameters.trainable if trial.parameters else None,
+    "stored": lambda trial: trial.parameters.stored_bytes if trial.parameters else None,
     "memory": lambda trial: trial.peak_bytes("measured"),
     "seconds": lambda trial: trial.training_seconds,
 }
@@ -173,8 +187,7 @@ def _family(table: Table, budget: str | None, sample: Sample | None, owners: Seq
     own = [run for run, label in enumerate(owners) if label in labels]
     if sample is None or not own:
         return Family(budget, {}, [], {})
-    replicates = None if sample.replicates is None else sample.replicates[:, own]
-    share = Sample(sample.values[own], replicates, sample.rows)
+    share = sample.of(own)
     names = [owners[run] for run in own]
     estimates = estimate(share, names)
     ordered = best_first(estimates, table.report.higher_is_better)

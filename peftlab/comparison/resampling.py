@@ -20,18 +20,28 @@ CHUNK_CELLS = 4_000_000  # of the drawing: 32 MB at a time, however many rows th
 class Sample:
     """A metric of several runs: its values, and (replicates, runs) of it on rows drawn again for all runs alike.
 
-    `rows` is 0 and `replicates` None where the metric is known without its rows.
+    `rows` is 0 and `replicates` None where the metric is known without its rows. `without` is the metric of all rows
+    but one, (rows, runs), where that is known.
     """
 
     values: Floats
     replicates: Floats | None = None
     rows: int = 0
+    without: Floats | None = None
 
     def __sub__(self, other: Sample) -> Sample:
         """Return the difference, run by run: what training changed, where both were drawn from the same rows."""
         if self.replicates is None or other.replicates is None or self.rows != other.rows:
             return Sample(self.values - other.values)
-        return Sample(self.values - other.values, self.replicates - other.replicates, self.rows)
+        without = None if self.without is None or other.without is None else self.without - other.without
+        return Sample(self.values - other.values, self.replicates - other.replicates, self.rows, without)
+
+    def of(self, runs: Sequence[int]) -> Sample:
+        """Return the sample of some of the runs, by their places."""
+        places = list(runs)
+        replicates = None if self.replicates is None else self.replicates[:, places]
+        without = None if self.without is None else self.without[:, places]
+        return Sample(self.values[places], replicates, self.rows, without)
 
 
 def draw_metric(
@@ -50,7 +60,10 @@ def draw_metric(
         np.stack([metric.draw(run, classes, weights) for run in runs], axis=1)
         for weights in _drawings(rows, replicates, random or np.random.default_rng(0))
     ]
-    return Sample(values, _defined(np.concatenate(drawn), np.isfinite(values)), rows)
+    parts = [metric.without_each(run, classes) for run in runs]
+    known = [part for part in parts if part is not None]
+    without = np.stack(known, axis=1) if len(known) == len(parts) else None
+    return Sample(values, _defined(np.concatenate(drawn), np.isfinite(values)), rows, without)
 
 
 def _defined(drawn: Floats, known: NDArray[np.bool_]) -> Floats:

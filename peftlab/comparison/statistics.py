@@ -15,25 +15,36 @@ known, (S-1)/S·s²/S, and with three seeds it is a third too small and its tail
 bootstrap over rows and seeds called two equal methods different in a fifth of 1000 comparisons where the seeds decide).
 How often this one does is simulated in `tests/comparison/test_statistics.py`. Seeds count as independent between
 variants, though they order the data alike: if that makes them move together, the intervals are too wide, not too
-narrow. One seed says nothing about others: such a variant has an interval of its rows alone, and is significantly
-different from none.
+narrow. One seed says nothing about others: where a variant has one, its interval is of the rows alone, and a difference
+is one of these trained weights on such rows (`Scope`), not of the methods.
+
+A difference's interval and its verdict are one statement: the interval is as much wider than one of 95 % as Holm's
+correction asks of that pair, so that it excludes 0 exactly where the difference is significant.
+
+Rows of very different weights (tokens, lengths) are fewer than they look: the variance that they show is uncertain
+itself. Their degrees of freedom are those of a variance with that kurtosis, by what each row adds to the difference.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import combinations
-from typing import Generic, TypeVar
+from typing import Generic, Literal, TypeVar
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import special, stats
 from scipy.optimize import brentq
 
 from peftlab.comparison.resampling import Floats, Sample
 
 LEVEL = 0.95
+ROUNDING = 1e-12  # equal runs whose means were summed in another order differ by less
 Name = TypeVar("Name", bound=Hashable)
+Scope = Literal["methods", "weights", "nothing"]
+"""What a difference speaks of: methods (several seeds), the weights of one seed (rows alone), or nothing (neither)."""
 
 
 @dataclass(frozen=True)
@@ -54,10 +65,11 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Difference(Generic[Name]):
-    """`first` less `second`, with its own 95 % interval; `adjusted` is the p-value after Holm's correction.
+    """`first` less `second`, with an interval that excludes 0 exactly where the difference is significant.
 
-    `significant` is at the 5 % level for any false difference among all pairs of the family. `tested` is false where
-    a variant has one seed. `seed_share` is the seeds' part of the variance, None where that is not known.
+    `adjusted` is the p-value after Holm's correction, and `confidence` that of the interval, 95 % or more. `scope` says
+    what it speaks of: of what was not covered by chance, nothing is claimed. `of_seeds` and `of_rows` are its variances
+    by the two sources of chance, as far as they are known.
     """
 
     first: Name
@@ -67,12 +79,21 @@ class Difference(Generic[Name]):
     high: float
     p: float
     adjusted: float
-    seed_share: float | None = None
-    tested: bool = True
+    scope: Scope = "methods"
+    confidence: float = LEVEL
+    of_seeds: float = 0.0
+    of_rows: float = 0.0
+
+    @property
+    def seed_share(self) -> float | None:
+        """The seeds' part of the variance; None where one seed hides it."""
+        variance = self.of_seeds + self.of_rows
+        return self.of_seeds / variance if self.scope == "methods" and variance else None
 
     @property
     def significant(self) -> bool:
-        return self.tested and self.adjusted < 1 - LEVEL
+        """Whether it is at the 5 % level for any false difference among all pairs of the family, within its scope."""
+        return self.scope != "nothing" and self.adjusted < 1 - LEVEL
 
     def seen_from(self, name: Name) -> Difference[Name]:
         """Return the difference with `name`, one of the two, as the first."""
@@ -89,6 +110,7 @@ class _Part:
     values: Floats
     replicates: Floats | None
     rows: int
+    without: Floats | None = None
 
     @property
     def seeds(self) -> int:
@@ -101,6 +123,11 @@ class _Part:
     @property
     def drawn_mean(self) -> Floats | None:
         return None if self.replicates is None else self.replicates.mean(1)
+
+    @property
+    def mean_without(self) -> Floats | None:
+        """The mean without each row, (rows,)."""
+        return None if self.without is None else self.without.mean(1)
 
     @property
     def of_seeds(self) -> float:
@@ -127,7 +154,8 @@ def split(sample: Sample, owners: Sequence[Name]) -> dict[Name, _Part]:
         if columns:
             drawn = None if sample.replicates is None else sample.replicates[:, columns]
             usable = drawn is not None and bool(np.isfinite(drawn).all())
-            parts[owner] = _Part(sample.values[columns], drawn if usable else None, sample.rows)
+            without = None if sample.without is None else sample.without[:, columns]
+            parts[owner] = _Part(sample.values[columns], drawn if usable else None, sample.rows, without)
     return parts
 
 
@@ -137,7 +165,7 @@ def estimate(sample: Sample, owners: Sequence[Name]) -> dict[Name, Estimate]:
 
 
 def _estimate(part: _Part) -> Estimate:
-    half = Chance.of([part], part.drawn_mean).half_width()
+    half = Chance.of([part], part.drawn_mean, part.mean_without).half_width()
     return Estimate(
         mean=part.mean,
         low=part.mean - half,
@@ -152,22 +180,50 @@ def _estimate(part: _Part) -> Estimate:
 def compare_pairs(sample: Sample, owners: Sequence[Name]) -> list[Difference[Name]]:
     """Return the difference of every pair of variants; the pairs are one family for Holm's correction."""
     parts = split(sample, owners)
-    found = [_difference(a, b, parts) for a, b in combinations(parts, 2)]
-    adjusted = adjust_holm([pair.p for pair in found])
-    return [replace(pair, adjusted=p) for pair, p in zip(found, adjusted, strict=True)]
+    pairs = [_Pair(a, b, parts[a], parts[b]) for a, b in combinations(parts, 2)]
+    tested = [pair.p for pair in pairs if pair.scope != "nothing"]
+    corrected = zip(adjust_holm(tested), holm_factors(tested), strict=True)
+    return [pair.difference(*(next(corrected) if pair.scope != "nothing" else (1.0, 1))) for pair in pairs]
 
 
-def _difference(a: Name, b: Name, parts: Mapping[Name, _Part]) -> Difference[Name]:
-    """Return one pair's difference, not yet corrected for the others; a variant of one seed is not tested."""
-    first, second = parts[a], parts[b]
-    value = first.mean - second.mean
-    one, other = first.drawn_mean, second.drawn_mean
-    chance = Chance.of([first, second], None if one is None or other is None else one - other)
-    half = chance.half_width()
-    tested = min(first.seeds, second.seeds) > 1
-    p = chance.p_value(value) if tested else 1.0
-    share = chance.seed_share if tested else None
-    return Difference(a, b, value, value - half, value + half, p, p, share, tested)
+@dataclass(frozen=True)
+class _Pair(Generic[Name]):
+    """Two variants before the correction for the others."""
+
+    first: Name
+    second: Name
+    one: _Part
+    other: _Part
+
+    @property
+    def value(self) -> float:
+        value = self.one.mean - self.other.mean
+        return 0.0 if abs(value) <= ROUNDING * max(abs(self.one.mean), abs(self.other.mean)) else value
+
+    @property
+    def scope(self) -> Scope:
+        if min(self.one.seeds, self.other.seeds) > 1:
+            return "methods"
+        return "nothing" if self.one.replicates is None or self.other.replicates is None else "weights"
+
+    @cached_property
+    def chance(self) -> Chance:
+        drawn = _less(self.one.drawn_mean, self.other.drawn_mean)
+        return Chance.of([self.one, self.other], drawn, _less(self.one.mean_without, self.other.mean_without))
+
+    @cached_property
+    def p(self) -> float:
+        return self.chance.p_value(self.value) if self.scope != "nothing" else 1.0
+
+    def difference(self, adjusted: float, factor: int) -> Difference[Name]:
+        """Return the difference with its corrected p-value, and an interval as wide as the correction asks."""
+        confidence = 1 - (1 - LEVEL) / factor
+        half = self.chance.half_width(confidence) if self.scope != "nothing" else 0.0
+        seeds, rows = (self.chance.sources.get(source, (0.0, 0.0))[0] for source in ("seeds", "rows"))
+        return Difference(
+            self.first, self.second, self.value, self.value - half, self.value + half, self.p, adjusted,
+            self.scope, confidence, seeds, rows,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -177,8 +233,11 @@ class Chance:
     sources: dict[str, tuple[float, float]]
 
     @classmethod
-    def of(cls, parts: Sequence[_Part], drawn: Floats | None) -> Chance:
-        """Take the seeds of the parts, and the rows from `drawn`: the same mean or difference on rows drawn anew."""
+    def of(cls, parts: Sequence[_Part], drawn: Floats | None, without: Floats | None = None) -> Chance:
+        """Take the seeds of the parts, and the rows from `drawn`: the same mean or difference on rows drawn anew.
+
+        `without` is that mean or difference without each row; it says how well the rows show their own variance.
+        """
         sources = {}
         several = [part for part in parts if part.seeds > 1]
         seeds = sum(part.of_seeds for part in several)
@@ -191,7 +250,10 @@ class Chance:
             rows = parts[0].rows
             between = sum(part.of_rows_between_seeds for part in parts)
             # Drawing n rows from n makes their variance too small by (n - 1)/n.
-            sources["rows"] = max(0.0, float(drawn.var(ddof=1)) - between) * rows / (rows - 1), rows - 1.0
+            sources["rows"] = (
+                max(0.0, float(drawn.var(ddof=1)) - between) * rows / (rows - 1),
+                freedom_of(without, rows),
+            )
         return cls({name: source for name, source in sources.items() if source[0] > 0})
 
     @property
@@ -203,26 +265,46 @@ class Chance:
         """The standard error."""
         return self.variance**0.5
 
-    @property
-    def seed_share(self) -> float | None:
-        return self.sources.get("seeds", (0.0,))[0] / self.variance if self.sources else None
-
     def p_value(self, value: float) -> float:
         """Return the two-sided p-value of a value, were the true one 0."""
         if not self.sources:
             return float(value == 0)
         return self._tails(abs(value) / self.error)
 
-    def half_width(self) -> float:
-        """Return half of the 95 % interval: the value whose p-value is 5 %."""
+    def half_width(self, confidence: float = LEVEL) -> float:
+        """Return half of the interval: the value whose p-value is 1 less its confidence."""
         if not self.sources:
             return 0.0
-        widest = max(float(stats.t.ppf((1 + LEVEL) / 2, freedom)) for _, freedom in self.sources.values())
-        return self.error * float(brentq(lambda t: self._tails(t) - (1 - LEVEL), 0.0, widest + 1.0))
+        widest = max(float(stats.t.ppf((1 + confidence) / 2, freedom)) for _, freedom in self.sources.values())
+        return self.error * float(brentq(lambda t: self._tails(t) - (1 - confidence), 0.0, widest + 1.0))
 
     def _tails(self, t: float) -> float:
-        shares = [(variance / self.variance, freedom) for variance, freedom in self.sources.values()]
-        return sum(share * 2 * float(special.stdtr(freedom, -t)) for share, freedom in shares)
+        return float(
+            mixed_tails(t, [(variance / self.variance, freedom) for variance, freedom in self.sources.values()])
+        )
+
+
+def mixed_tails(t: ArrayLike, sources: Iterable[tuple[ArrayLike, ArrayLike]]) -> Floats:
+    """Return the two-sided p-value of `t` standard errors, from sources of (share of the variance, freedom)."""
+    return np.asarray(sum(np.asarray(share) * 2 * special.stdtr(freedom, -np.asarray(t)) for share, freedom in sources))
+
+
+def _less(one: Floats | None, other: Floats | None) -> Floats | None:
+    return None if one is None or other is None else one - other
+
+
+def freedom_of(without: Floats | None, rows: int) -> float:
+    """Return the degrees of freedom of the variance that rows show: one less than them, fewer where few decide.
+
+    That is the freedom of a variance as uncertain as one of values with their kurtosis (Satterthwaite); `without` is
+    the metric without each of them.
+    """
+    if without is None or not np.isfinite(without).all():
+        return rows - 1.0
+    squares = (without - without.mean()) ** 2
+    mean = float(squares.mean())
+    excess = float((squares**2).mean()) / mean**2 - 3 if mean > 0 else 0.0
+    return 2 / (2 / (rows - 1) + max(0.0, excess) / rows)
 
 
 def adjust_holm(p_values: Sequence[float]) -> list[float]:
@@ -232,3 +314,17 @@ def adjust_holm(p_values: Sequence[float]) -> list[float]:
     adjusted = np.empty(count)
     adjusted[order] = np.maximum.accumulate(np.minimum(1.0, np.sort(p_values) * (count - np.arange(count))))
     return adjusted.tolist()
+
+
+def holm_factors(p_values: Sequence[float]) -> list[int]:
+    """Return by what Holm's procedure multiplied each p-value when it decided on it, in the order given.
+
+    Those that it rejects come one by one; at the first that it does not, all that are left are kept.
+    """
+    count, factors = len(p_values), [0] * len(p_values)
+    left, stopped = count, False
+    for place in np.argsort(p_values):
+        factors[place] = left
+        stopped = stopped or p_values[place] * left >= 1 - LEVEL
+        left -= not stopped
+    return factors

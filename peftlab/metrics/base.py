@@ -154,6 +154,16 @@ class Metric:
             assert self.sums and self.value, f"{self.name} has no value"
             return self.value(weights @ self.sums(scores, classes))
 
+    def without_each(self, scores: RowScores, classes: NDArray) -> NDArray | None:
+        """Return the metric of all rows but one, for each row; None for one that has no sums."""
+        import numpy as np
+
+        if self.sums is None or self.value is None:
+            return None
+        with np.errstate(all="ignore"):
+            added = self.sums(scores, classes)
+            return self.value(added.sum(0) - added)
+
 
 def ratio(totals: NDArray) -> NDArray:
     """Return the first total by the second; NaN where that is 0."""

@@ -220,3 +220,31 @@ def test_doctor_says_what_each_method_can_do(answer):
     assert set(found["methods"]["qlora"]["variants"]) == {"nf4", "fp4", "int8"}
     assert all(method["usable"] for method in found["methods"].values())
     assert found["versions"]["torch"] and found["devices"][0]["device"] == "cpu"
+
+
+COMPARISON = TINY.parents[1] / "comparisons" / "tiny.yaml"
+EXPECTED = ("--spread", "seed=0.01,row=0.2,rows=400")
+
+
+def test_power_before_the_first_run_is_planned_from_what_is_expected(answer, tmp_path):
+    code, out, _ = answer("compare", COMPARISON, "--power", "0.05", *EXPECTED, "--json", "--output", tmp_path / "none")
+    (plan,) = json.loads(out)["plans"]
+    assert code == 0 and plan["pairs"] == 15 and not (tmp_path / "none").exists()
+    enough = plan["seeds_needed"]
+    chances = {one["seeds"]: one["chance"] for one in plan["chances"] if one["rows"] == 400}
+    assert all((chance >= 0.8) == (seeds >= enough) for seeds, chance in chances.items())
+    _, shown, _ = answer("compare", COMPARISON, "--power", "0.05", *EXPECTED)
+    assert f"80 % need: {enough} seeds on 400 rows" in shown and max(map(len, shown.splitlines())) <= 80
+
+
+@pytest.mark.parametrize(("arguments", "told"), [
+    (["--power", "0"], "--power 0: must be a difference greater than 0"),
+    (["--power", "0.1"], "has no comparison with two seeds"),
+    (["--power", "0.1", "--spread", "seed=1"], "write two standard deviations and the number of test rows"),
+    (["--power", "0.1", "--spread", "seed=a,row=1,rows=9"], "write two standard deviations"),
+    (["--power", "0.1", "--spread", "seed=0,row=0,rows=9"], "write two standard deviations"),
+    (["--spread", "seed=1"], "--spread is used with --power only"),
+])  # fmt: skip
+def test_power_says_what_it_cannot_plan(answer, tmp_path, arguments, told):
+    code, _, errors = answer("compare", COMPARISON, *arguments, "--output", tmp_path / "none")
+    assert code == 2 and told in errors[0] and len(errors) == 1

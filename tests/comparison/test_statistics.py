@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from peftlab.comparison.resampling import Sample, draw_metric
-from peftlab.comparison.statistics import adjust_holm, compare_pairs, estimate
+from peftlab.comparison.statistics import adjust_holm, compare_pairs, estimate, freedom_of, holm_factors
 from peftlab.metrics import RowScores
 
 from .simulation import simulate_classes, simulate_losses
@@ -91,14 +91,16 @@ def test_the_interval_of_seeds_alone_is_students():
     assert (found.of_rows, found.of_seeds) == (False, True)
 
 
-def test_one_seed_has_the_interval_of_its_rows_and_is_significantly_different_from_none():
+def test_one_seed_has_the_interval_of_its_rows_and_differs_by_its_weights_alone():
     random = np.random.default_rng(0)
     loss = random.gamma(1.0, 1.0, 200)
-    runs = [RowScores(loss + shift, np.ones(200)) for shift in (0.0, random.normal(9.0, 0.3, 200))]
+    runs = [RowScores(loss + shift, np.ones(200)) for shift in (0.0, random.normal(0.05, 0.3, 200))]
     sample = draw_metric("loss", runs, 4000)
     (pair,) = compare_pairs(sample, ["a", "b"])
-    assert (pair.p, pair.significant) == (1.0, False)
-    low, high = stats.ttest_rel(runs[0].loss, runs[1].loss).confidence_interval(0.95)
+    reference = stats.ttest_rel(runs[0].loss, runs[1].loss)
+    assert (pair.scope, pair.significant) == ("weights", reference.pvalue < 0.05)
+    assert pair.p == pytest.approx(reference.pvalue, rel=0.2)
+    low, high = reference.confidence_interval(0.95)
     assert (pair.low, pair.high) == pytest.approx((low, high), abs=0.1 * (high - low))
     alone = estimate(sample, ["a", "b"])["a"]
     assert (alone.spread, alone.of_rows, alone.of_seeds) == (None, True, False)
@@ -117,6 +119,50 @@ def test_values_that_are_not_finite_drop_out_of_the_seeds():
     assert list(found) == ["a"]
     assert (found["a"].mean, found["a"].seeds) == (2.0, 2)
     assert compare_pairs(sample, ["a", "a", "a", "b"]) == []
+
+
+def test_without_rows_one_seed_is_compared_with_nothing():
+    sample = Sample(np.array([1.0, 2.0, 2.1, 2.2]))
+    (pair,) = compare_pairs(sample, ["a", "b", "b", "b"])
+    assert (pair.scope, pair.significant, pair.p, pair.adjusted) == ("nothing", False, 1.0, 1.0)
+    assert pair.low == pair.high == pair.value
+
+
+def test_holms_factors_are_those_of_its_decisions():
+    # 0.01 times 4 is rejected, 0.02 times 3 is not: the rest is kept with it, by the same factor.
+    assert holm_factors([0.03, 0.01, 0.4, 0.02]) == [3, 4, 3, 3]
+    assert holm_factors([0.001, 0.001]) in ([1, 2], [2, 1])
+    assert holm_factors([]) == []
+
+
+def test_intervals_are_corrected_as_the_verdicts_are():
+    """Three variants of two numbers each: the first p-value is multiplied by 3, so its interval is of 98.3 %."""
+    first, second, third = [1.0, 1.1, 1.2], [1.05, 1.2, 1.0], [3.0, 3.3, 3.1]
+    pairs = compare_pairs(Sample(np.array(first + second + third)), list("aaabbbccc"))
+    smallest = min(pairs, key=lambda pair: pair.p)
+    values = {"a": first, "b": second, "c": third}
+    reference = stats.ttest_ind(values[smallest.first], values[smallest.second], equal_var=False)
+    low, high = reference.confidence_interval(1 - 0.05 / 3)
+    assert (smallest.low, smallest.high) == pytest.approx((low, high))
+    assert [pair.significant for pair in pairs] == [pair.low > 0 or pair.high < 0 for pair in pairs]
+
+
+def test_rows_of_equal_weight_have_one_freedom_less_than_rows_and_one_that_decides_has_few():
+    assert freedom_of(None, 50) == 49
+    assert freedom_of(np.tile([1.0, -1.0], 25), 50) == pytest.approx(49)
+    without = np.zeros(50)
+    without[7] = 1.0  # kurtosis of one among n: about n
+    squares = (without - 0.02) ** 2
+    excess = (squares**2).mean() / squares.mean() ** 2 - 3
+    assert freedom_of(without, 50) == pytest.approx(2 / (2 / 49 + excess / 50)) and freedom_of(without, 50) < 3
+
+
+def test_the_metric_without_each_row_is_that_of_the_other_rows():
+    random = np.random.default_rng(0)
+    loss, count = random.gamma(1, 1, 7), random.integers(1, 9, 7).astype(float)
+    sample = draw_metric("loss", [RowScores(loss, count)], 5)
+    others = [np.delete(loss, row).sum() / np.delete(count, row).sum() for row in range(7)]
+    assert sample.without[:, 0] == pytest.approx(others)
 
 
 def test_holms_correction_is_the_one_worked_by_hand():

@@ -37,7 +37,7 @@ def draw_quality(table: Table, findings: Findings) -> tuple[str, bytes] | None:
             1.02, row, findings.letters.get(label, ""), transform=axes.get_yaxis_transform(), va="center", ha="left"
         )
 
-    return _draw_rows(table, findings, draw, direction(table)) if quality else None
+    return _draw_rows(table, findings, draw, direction(table, findings)) if quality else None
 
 
 def draw_differences(table: Table, findings: Findings) -> tuple[str, bytes] | None:
@@ -57,7 +57,7 @@ def draw_differences(table: Table, findings: Findings) -> tuple[str, bytes] | No
         fill = "full" if pair.significant else "none"
         axes.plot(pair.value, row, **marker_of(Look(look.colour, look.marker, fill, "-")))
 
-    label = f"{table.metric} less the best's (filled: significant)"
+    label = f"{table.metric} minus the best's {table.metric} (filled: significant)"
     return _draw_rows(table, findings, draw, label, zero=True)
 
 
@@ -76,7 +76,7 @@ def draw_change(table: Table, findings: Findings) -> tuple[str, bytes] | None:
             axes.plot(before, row, "|", color=INK, markersize=8, markeredgewidth=1.6)
         axes.plot(after, row, **marker_of(look))
 
-    return _draw_rows(table, findings, draw, f"{direction(table)}: | before, marker after")
+    return _draw_rows(table, findings, draw, f"{direction(table, findings)}: | before, marker after")
 
 
 def _draw_rows(table: Table, findings: Findings, draw: Draw, label: str, *, zero: bool = False) -> tuple[str, bytes]:

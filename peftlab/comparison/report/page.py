@@ -14,12 +14,13 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from peftlab.comparison.claims import conclude, describe_groups
 from peftlab.comparison.columns import NONE, Column, interval_text, shared_decimals, signed
 from peftlab.comparison.findings import Findings
 from peftlab.comparison.report.pictures import Picture
 from peftlab.comparison.resampling import REPLICATES
 from peftlab.comparison.rows import Row, Table
-from peftlab.comparison.words import conclude, describe_groups
+from peftlab.comparison.verdict import answer
 from peftlab.quantities import format_bytes, format_change, format_metric
 
 EXAMPLE_PROMPTS = 5
@@ -56,6 +57,7 @@ def render_page(
         report=table.report,
         findings=findings,
         facts=_facts(table, findings),
+        answers=[(family.budget, answer(table, findings, family)) for family in findings.families],
         groups=[(family.budget, describe_groups(table, family)) for family in findings.families],
         can=can,
         cannot=cannot,

@@ -48,9 +48,12 @@ class Subject:
 
 
 BARS = (
-    "Bars are 95 % intervals over seeds and rows. All variants share the rows, so the bars of two may overlap although "
-    "they differ significantly."
+    "Bars are 95 % intervals over {chance}. All variants share the rows, so the bars of two may overlap although they "
+    "differ significantly."
 )
+CHANCE = {
+    (True, True): "seeds and rows", (True, False): "rows alone: one seed was tried", (False, True): "seeds alone",
+}  # fmt: skip
 FRONT = "Faded: another variant is significantly better and costs no more. The dotted front is of the means alone."
 
 
@@ -63,10 +66,9 @@ def subjects_of(table: Table, findings: Findings) -> list[Subject]:
 
     return [
         Subject("quality", f"{metric.capitalize()} of every variant",
-                f"{BARS} Ticks are single seeds; variants that share a letter are not significantly different.",
-                partial(draw_quality, table, findings)),
+                _describe_bars(table, findings),                 partial(draw_quality, table, findings)),
         Subject("differences", "Difference to the best mean",
-                "95 % interval of each pair by itself, paired by row; filled where the pair differs significantly.",
+                "Paired by row, intervals corrected for the number of pairs. Filled where significant: away from 0.",
                 partial(draw_differences, table, findings)),
         Subject("pareto_trainable", "Quality against trainable parameters", FRONT, front("trainable")),
         Subject("pareto_memory", "Quality against peak memory", FRONT, front("memory")),
@@ -83,6 +85,14 @@ def subjects_of(table: Table, findings: Findings) -> list[Subject]:
         Subject("learning_rates", "Sensitivity to the learning rate",
                 "It is chosen on the evaluation rows; the test rows only report.", partial(draw_learning_rates, table)),
     ]  # fmt: skip
+
+
+def _describe_bars(table: Table, findings: Findings) -> str:
+    """Return how to read the means: which chance the bars cover, what ticks and letters are."""
+    quality = findings.quality.get(table.metric, {}).values()
+    chance = CHANCE.get((any(found.of_rows for found in quality), any(found.of_seeds for found in quality)))
+    bars = f"{BARS.format(chance=chance)} " if chance else ""
+    return f"{bars}Ticks are single seeds; variants that share a letter are not significantly different."
 
 
 def draw_all(table: Table, findings: Findings, problems: list[str]) -> list[Picture]:

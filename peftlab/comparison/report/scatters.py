@@ -21,9 +21,10 @@ UNITS = {"trainable": 1, "memory": 2**20, "seconds": 1}
 FADED = 0.4
 
 
-def direction(table: Table) -> str:
-    """Return the metric's name and which way is better."""
-    return f"{table.metric} ({'higher' if table.report.higher_is_better else 'lower'} is better)"
+def direction(table: Table, findings: Findings) -> str:
+    """Return the metric's name, the rows that it is of and which way is better."""
+    better = "higher" if table.report.higher_is_better else "lower"
+    return f"{table.metric} on {'test' if findings.part else 'evaluation'} rows ({better} is better)"
 
 
 def draw_pareto(table: Table, findings: Findings, cost: str) -> tuple[str, bytes] | None:
@@ -47,7 +48,7 @@ def draw_pareto(table: Table, findings: Findings, cost: str) -> tuple[str, bytes
         for label, known in costs.items():
             spread = [[known.mean - known.low], [known.high - known.mean]] if known.high > known.low else None
             _point(axes, known.mean, quality[label], looks[label], spread, FADED if beaten[label] else 1.0)
-        axes.set(xlabel=COST_TITLES[cost], ylabel=direction(table))
+        axes.set(xlabel=COST_TITLES[cost], ylabel=direction(table, findings))
         axes.margins(x=0.08)
         legend_below(figure, [*legend(table, list(costs)), *_marks(any(beaten.values()), len(front) > 1)])
         return save(figure, f"{table.metric} against {COST_TITLES[cost]}")
@@ -67,7 +68,7 @@ def draw_forgetting(table: Table, findings: Findings) -> tuple[str, bytes] | Non
             _point(axes, learned.mean, findings.general_change[label], looks[label], spread, 1.0)
         axes.set(
             xlabel=f"change of {table.metric} by training",
-            ylabel="change of general loss (up: forgot)",
+            ylabel="change of loss on general text (up: forgot)",
         )
         axes.margins(x=0.08)
         legend_below(figure, legend(table, both))

@@ -1,0 +1,144 @@
+"""The plain answer of a comparison: the best, the cheapest that is not significantly worse, what more seeds decide."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from math import comb
+
+from peftlab.comparison.claims import WITH_SEED
+from peftlab.comparison.findings import Family, Findings
+from peftlab.comparison.groups import Cost
+from peftlab.comparison.power import MOST_SEEDS, Power
+from peftlab.comparison.rows import Table
+from peftlab.comparison.statistics import Difference, Estimate
+from peftlab.comparison.words import estimate_text, names_of, number, size_text, some
+from peftlab.quantities import format_bytes, format_count, format_seconds
+
+# What each cost is called where a variant has the least of it.
+LEAST: dict[str, tuple[str, Callable[[float], str]]] = {
+    "trainable": ("fewest trainable parameters", format_count),
+    "stored": ("smallest file", format_bytes),
+    "memory": ("least memory", format_bytes),
+    "seconds": ("fastest training", lambda seconds: f"{format_seconds(seconds)} s"),
+}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One line of the answer: the question, the answer in words, the row that it names and the figures it is from.
+
+    `cheapest` are the costs of which no row that is not significantly worse than the best has less.
+    """
+
+    question: str
+    text: str
+    label: str = ""
+    figures: tuple[Estimate | Difference[str], ...] = ()
+    cheapest: dict[str, Cost] | None = None
+
+
+def answer(table: Table, findings: Findings, family: Family) -> list[Answer]:
+    """Return the answer for one budget; nothing where no variant has a result."""
+    if not family.ordered:
+        return []
+    if len(family.ordered) == 1:
+        return [_alone(table, findings, family)]
+    return [_best(table, family), *_cheapest(table, findings, family), *_more(table, findings, family)]
+
+
+def _alone(table: Table, findings: Findings, family: Family) -> Answer:
+    (label,) = family.ordered
+    found, change = family.estimates[label], findings.change.get(label)
+    text = f"{names_of(table)[label]}: {table.metric} {estimate_text(found)}"
+    if change:
+        text += f"; training changed it by {estimate_text(change)}"
+    return Answer("result", f"{text}.", label, (found, *([change] if change else [])))
+
+
+def not_worse(family: Family) -> list[str]:
+    """Return the best row and those that are not significantly worse, best first; untested ones are not counted."""
+    best, *others = family.ordered
+    pairs = {other: family.between(best, other) for other in others}
+    return [best, *(other for other, pair in pairs.items() if pair.scope != "nothing" and not pair.significant)]
+
+
+def _best(table: Table, family: Family) -> Answer:
+    names, (best, *others) = names_of(table), family.ordered
+    figures = [family.between(best, other) for other in others]
+    equals = not_worse(family)[1:]
+    text = f"{names[best]}, {table.metric} {estimate_text(family.estimates[best])}"
+    if all(pair.scope == "nothing" for pair in figures):
+        text += "; what is chance is not known"
+    elif equals:
+        text += (
+            f"; {some([names[name] for name in equals])} {'is' if len(equals) == 1 else 'are'} not significantly worse"
+        )
+    else:
+        text += "; significantly better than every other" if len(others) > 1 else "; significantly better"
+    return Answer("best", f"{text}{WITH_SEED[family.scope]}.", best, (family.estimates[best], *figures))
+
+
+def _cheapest(table: Table, findings: Findings, family: Family) -> Iterator[Answer]:
+    """Yield which rows that are not significantly worse than the best cost least, those of several costs once."""
+    names, best, candidates = names_of(table), family.ordered[0], not_worse(family)
+    if len(candidates) < 2:
+        return
+    least = {}
+    for cost in LEAST:
+        known = {label: found for label in candidates if (found := findings.costs[cost].get(label))}
+        if known and len({found.mean for found in known.values()}) > 1:
+            least[cost] = min(known, key=lambda label: known[label].mean)
+    for label, costs in groupby(sorted(least, key=lambda cost: candidates.index(least[cost])), key=least.__getitem__):
+        own = {cost: findings.costs[cost][label] for cost in costs}
+        what = ", ".join(f"{LEAST[cost][0]} ({LEAST[cost][1](found.mean)})" for cost, found in own.items())
+        pair = family.between(label, best) if label != best else None
+        size = f"; {_further(table, pair)} the best" if pair else ", and is the best"
+        figures = (pair,) if pair else ()
+        yield Answer("cheapest not significantly worse", f"{names[label]}: {what}{size}.", label, figures, own)
+
+
+def _further(table: Table, pair: Difference[str]) -> str:
+    """Return `worse by 0.02 [−0.01, 0.05] than`."""
+    if pair.value == 0:
+        return "equal to"
+    worse = (pair.value < 0) == table.report.higher_is_better
+    return f"{'worse' if worse else 'better'} by {size_text(pair)} than"
+
+
+def measure_power(table: Table, findings: Findings, family: Family) -> Power | None:
+    """Return the variances that the comparison measured; None with one seed."""
+    seeds = max(found.seeds for found in family.estimates.values()) if family.estimates else 0
+    full = [pair for pair in family.differences if all(
+        family.estimates[label].seeds == seeds for label in (pair.first, pair.second)
+    )]  # fmt: skip
+    power = Power.measured(full, seeds, findings.rows)
+    return power and Power(power.of_seed, power.of_row, power.rows, comb(len(family.ordered), 2))
+
+
+def _more(table: Table, findings: Findings, family: Family) -> Iterator[Answer]:
+    """Yield how many seeds would decide between the best row and the next that is not significantly worse."""
+    equals = not_worse(family)
+    if len(equals) < 2 or family.scope == "nothing":
+        return
+    if family.scope == "weights":
+        text = "With one seed the chance of the seed is not known: three or more show how much seeds differ."
+        yield Answer("more seeds", text)
+        return
+    best, second = equals[:2]
+    pair, power = family.between(best, second), measure_power(table, findings, family)
+    if power is None or pair.value == 0:
+        return
+    names, size = names_of(table), abs(pair.value)
+    text = f"If {names[best]} and {names[second]} differ by as much as here ({size:.2g}), {_needs(power, size)}"
+    yield Answer("more seeds", text, second, (pair,))
+
+
+def _needs(power: Power, size: float) -> str:
+    """Return what finds a difference of this size in 80 % of comparisons."""
+    if seeds := power.seeds_for(size):
+        return f"{number(seeds, 'seed')} on these {power.rows:,} test rows show it in 80 % of comparisons."
+    if rows := power.rows_for(size, 10):
+        return f"more than {MOST_SEEDS} seeds are needed on these {power.rows:,} test rows; 10 seeds on {rows:,} do."
+    return f"more than {MOST_SEEDS} seeds are needed, with any number of test rows."
