@@ -190,6 +190,26 @@ class InferenceReport(Report):
     weight_bytes: dict[str, int] = Field(default_factory=dict)
 
 
+class SwitchReport(Report):
+    """One switch of `training.speed` in a run: whether the speed-up is used, and what it does or why it is not."""
+
+    name: str
+    used: bool
+    reason: str
+
+
+class SpeedReport(Report):
+    """Every switch of `training.speed`, in the recipe's order."""
+
+    switches: list[SwitchReport] = Field(default_factory=list)
+
+    def describe(self) -> str:
+        """Return one line: what is used, and why the others are not."""
+        used = ", ".join(one.name for one in self.switches if one.used) or "none"
+        others = "".join(f"; no {one.name}: {one.reason}" for one in self.switches if not one.used)
+        return f"speed-ups: {used}{others}"
+
+
 Status = Literal["running", "finished", "interrupted", "out_of_memory", "diverged", "failed"]
 
 
@@ -212,6 +232,7 @@ class RunResult(Report):
     parameters: ParameterReport | None = None
     memory: dict[str, MemoryReport] = Field(default_factory=dict)
     split: SplitReport | None = None
+    speed: SpeedReport | None = None
     audit: AuditReport | None = None
     data: dict[str, Any] = Field(default_factory=dict)
     progress: Progress = Field(default_factory=Progress)

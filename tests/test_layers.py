@@ -28,6 +28,7 @@ LAYERS = [
     }
     | {"recipe", "methods", "tasks", "optimizers", "models.reference", "sizes", "metrics"},
     {"world", "losses", "optimization", "models", "parameters", "nn", "data", "memory", "evaluation"}
+    | {"speed"}
     | {"checkpoint", "builtin", "docs"},
     {"training"},
     {"runs", "budgets", "comparison"},

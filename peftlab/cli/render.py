@@ -145,7 +145,10 @@ def render_doctor(found: dict[str, Any]) -> RenderableType:
     for name, version in found["versions"].items():
         versions.add_row(name, version or "not installed")
     untried = [f"note: {line}" for line in found["untried_versions"]]
-    return Group(facts, "", versions, *untried, "", methods_table(found))
+    speed = plain_table("training.speed", "here", right=False)
+    for name, text in found["speed"].items():
+        speed.add_row(name, text)
+    return Group(facts, "", versions, *untried, "", methods_table(found), "", speed)
 
 
 def methods_table(found: dict[str, Any]) -> Table:

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from peftlab.data.token_rows import ANSWERS, POSITIONS
+from peftlab.data.token_rows import ANSWERS
 from peftlab.losses.base import Batch
 from peftlab.losses.cross_entropy import PositionCrossEntropy, inputs_of
-from peftlab.losses.selection import find_head, selected_before, take_positions
+from peftlab.losses.selection import find_head
 from peftlab.parameters.trainable import find_base
 
 
@@ -24,10 +24,10 @@ class AnswerCrossEntropy(PositionCrossEntropy):
         super().__init__(find_head(model), predicts=False)
         self.base: Any = find_base(model)[1]
 
-    def scores(self, model: nn.Module, batch: Batch) -> torch.Tensor:
-        answers, positions = batch[ANSWERS], batch[POSITIONS]
+    def call(self, model: nn.Module, batch: Batch) -> torch.Tensor:
         inputs = {name: value for name, value in inputs_of(batch).items() if name != ANSWERS}
-        shifted = self.base.prepare_decoder_input_ids_from_labels(labels=answers)
-        with selected_before(self.head, positions, answers.shape[1]):
-            logits = model(**inputs, decoder_input_ids=shifted, use_cache=False).logits
-        return logits if logits.dim() == 2 else take_positions(logits, positions, answers.shape[1])
+        shifted = self.base.prepare_decoder_input_ids_from_labels(labels=batch[ANSWERS])
+        return model(**inputs, decoder_input_ids=shifted, use_cache=False).logits
+
+    def length(self, batch: Batch) -> int:
+        return batch[ANSWERS].shape[1]

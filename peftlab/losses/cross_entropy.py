@@ -45,10 +45,18 @@ class PositionCrossEntropy(CrossEntropy):
     def __init__(self, head: nn.Module | None = None, predicts: bool = True):
         self.head, self.predicts = head, predicts
 
+    def call(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+        """Return the logits of one call of the model."""
+        return model(**inputs_of(batch)).logits
+
+    def length(self, batch: Batch) -> int:
+        """Return the length of the rows that the batch's positions count over."""
+        return batch["input_ids"].shape[1]
+
     def scores(self, model: nn.Module, batch: Batch) -> torch.Tensor:
-        positions, length = batch[POSITIONS], batch["input_ids"].shape[1]
+        positions, length = batch[POSITIONS], self.length(batch)
         with selected_before(self.head, positions, length):
-            logits = model(**inputs_of(batch)).logits
+            logits = self.call(model, batch)
         return logits if logits.dim() == 2 else take_positions(logits, positions, length)
 
 

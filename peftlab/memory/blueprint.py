@@ -23,6 +23,7 @@ from peftlab.optimization.dropout import disable_dropout
 from peftlab.parameters.shape import shape_of
 from peftlab.recipe.schema import Model, Recipe
 from peftlab.shapes import ModelShape
+from peftlab.speed.apply import speed_up
 from peftlab.tasks import possible_formats
 from peftlab.world.dtypes import Types, resolve_types
 
@@ -96,6 +97,7 @@ class Blueprint:
             optimizer=training.optimizer,
             cuda=self.device.type == "cuda",
             answers=self.answers,
+            speed=training.speed,
         )
 
 
@@ -125,6 +127,7 @@ def build_blueprint(recipe: Recipe, device: torch.device, labels: list[str] | No
     model = recipe.method.apply(model, fresh)
     if recipe.training.gradient_checkpointing:
         recompute_activations(model)
+    speed_up(model, recipe)
     fake = FakeModel(model)
     return Blueprint(recipe, device, shape, fake, load, _unit_bytes(model), plain.config.num_labels or 1)
 

@@ -20,6 +20,7 @@ from peftlab.memory.private import (
     tensors_in,
 )
 from peftlab.memory.shortage import is_shortage
+from peftlab.parameters.trainable import find_body
 from peftlab.reports import MemoryReport
 
 CATEGORIES = (
@@ -289,14 +290,3 @@ class Ledger(TorchDispatchMode):
             if self._deaths[number] != ALIVE:
                 changes[row, self._deaths[number]] -= size
         return changes.cumsum(axis=1)[:, : max(self._now, 1)]
-
-
-def find_body(model: nn.Module) -> nn.Module | None:
-    """Return the part of a transformers model below its head, or None where there is none."""
-    from peftlab.parameters.trainable import find_base
-
-    plain = find_base(model)[1]
-    body = getattr(plain, getattr(plain, "base_model_prefix", None) or "", None)
-    if not isinstance(body, nn.Module) and getattr(getattr(plain, "config", None), "is_encoder_decoder", False):
-        body = getattr(plain, "decoder", None)  # T5 has its encoder and decoder beside the head
-    return body if isinstance(body, nn.Module) and body is not plain else None

@@ -15,10 +15,13 @@ from peftlab.memory.constants import ALLOCATION_ROUNDING
 from peftlab.memory.depth import LayerPlace, Segments, Stack
 from peftlab.memory.fakes import FakeModel
 from peftlab.memory.generation import Answers, write_last_token
-from peftlab.memory.ledger import Ledger, find_body
+from peftlab.memory.ledger import Ledger
 from peftlab.memory.private import active_mode, cuda_scratch, in_backward
 from peftlab.optimization.step import Stepper, optimizer_step
 from peftlab.optimizers import AdamW, Optimizer
+from peftlab.parameters.trainable import find_body
+from peftlab.recipe.speed import Speed
+from peftlab.speed.loss import loss_of
 from peftlab.tasks import DEFAULT_TASK, TASKS, Task
 from peftlab.world.cuda_rules import cuda_rules
 from peftlab.world.single import Single
@@ -50,6 +53,7 @@ class Workload:
     optimizer: Optimizer = AdamW()
     cuda: bool = False
     answers: Answers | None = None
+    speed: Speed = Speed()
 
     @property
     def evaluation_share(self) -> float:
@@ -136,7 +140,7 @@ def _stepper(model: nn.Module, work: Workload) -> Stepper:
     return Stepper(
         world=TracedWorld(),
         model=model,
-        loss=work.task.loss(model),
+        loss=loss_of(work.task, work.speed, model),
         optimizer=work.optimizer.plan([{"params": group} for group in groups if group], "cuda" if work.cuda else "cpu"),
         precision=work.precision,
         clip=1.0,

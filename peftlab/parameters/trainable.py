@@ -24,6 +24,15 @@ def find_base(model: nn.Module) -> tuple[str, nn.Module]:
     return "", model
 
 
+def find_body(model: nn.Module) -> nn.Module | None:
+    """Return the part of a transformers model below its head, or None where there is none."""
+    plain = find_base(model)[1]
+    body = getattr(plain, getattr(plain, "base_model_prefix", None) or "", None)
+    if not isinstance(body, nn.Module) and getattr(getattr(plain, "config", None), "is_encoder_decoder", False):
+        body = getattr(plain, "decoder", None)  # T5 has its encoder and decoder beside the head
+    return body if isinstance(body, nn.Module) and body is not plain else None
+
+
 def canonical_in(model: nn.Module) -> Callable[[str], str]:
     """Return a function from names inside `model` to canonical names: those of the plain model.
 

@@ -13,7 +13,8 @@ from pydantic import Field, ValidationError
 from peftlab.errors import Problem, RecipeError, nearest
 from peftlab.recipe.load import load_recipe, recipe_name
 from peftlab.recipe.overrides import COMMAND_LINE
-from peftlab.recipe.schema import PositiveInt, Recipe, Section
+from peftlab.recipe.schema import PositiveInt, Recipe
+from peftlab.recipe.section import Section
 from peftlab.recipe.yaml_source import KeyPath, Source, dotted, fatal, parse_yaml, read_text
 from peftlab.reports import BudgetReport
 

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from peftlab.methods import AnyMethod
 from peftlab.metrics import METRICS, RENAMED
 from peftlab.metrics.match import Normalisation
 from peftlab.optimizers import AdamW, AnyOptimizer
 from peftlab.recipe.choices import OneOf
+from peftlab.recipe.section import Section
+from peftlab.recipe.speed import Speed
 from peftlab.tasks import DEFAULT_TASK, TASKS, Task, list_formats
 from peftlab.tasks.base import LIKELY
 
 PositiveInt = Annotated[int, Field(ge=1)]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Model(Section):
@@ -159,6 +157,8 @@ class Training(Section):
     """Type of computation: auto follows `model.dtype`, else bfloat16 on CUDA, float32 on the CPU."""
     frozen_dropout: Literal["keep", "off"] = "keep"
     """Whether the base model's own dropout is active during training, as in the papers."""
+    speed: Speed = Speed()
+    """Speed-ups: `auto` uses one where it can be used and pays, `on` wherever it can be, and is refused elsewhere."""
 
 
 class Generation(Section):

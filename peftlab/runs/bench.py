@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -22,15 +22,25 @@ from peftlab.optimization.dropout import disable_dropout
 from peftlab.parameters.shape import count_positions
 from peftlab.recipe.checks import find_contradictions
 from peftlab.recipe.schema import Recipe
-from peftlab.reports import MemoryReport, ParameterReport
+from peftlab.reports import MemoryReport, ParameterReport, SpeedReport
 from peftlab.runs.loading import apply_method, check_method, load_base, read_shape
 from peftlab.shapes import ModelShape
+from peftlab.speed.apply import speed_up
+from peftlab.speed.loss import loss_of
 from peftlab.tasks.formats import Example
 from peftlab.world.base import World
 from peftlab.world.dtypes import Types, resolve_types
 
 # Training rows that a run without held-out rows keeps, on which a merged model is compared with the trained one.
 SAMPLE = 64
+
+
+class Applied(NamedTuple):
+    """A model with its method, what trains, and which speed-ups its steps use."""
+
+    model: nn.Module
+    parameters: ParameterReport
+    speed: SpeedReport
 
 
 @dataclass
@@ -65,8 +75,8 @@ class Bench:
         """Rows of one evaluation batch."""
         return self.recipe.evaluation.batch_size or self.recipe.training.batch_size
 
-    def apply(self) -> tuple[nn.Module, ParameterReport]:
-        """Return the base with the recipe's method applied, on its device, and what trains."""
+    def apply(self) -> Applied:
+        """Return the base with the recipe's method and its speed-ups, on its device, and what trains."""
         recipe = self.recipe
         if recipe.training.frozen_dropout == "off":
             disable_dropout(self.base.model)
@@ -74,7 +84,8 @@ class Bench:
         model, report = apply_method(recipe.method, self.base.model, recipe.task.name, self.base.fresh)
         if recipe.training.gradient_checkpointing:
             recompute_activations(model)
-        return model.to(self.device), report
+        model = model.to(self.device)
+        return Applied(model, report, speed_up(model, recipe))
 
     def evaluate(self, model: nn.Module, part: Part = "evaluation") -> Evaluated:
         """Return the recipe's metrics of `model` on a part of the data, divided among all processes, and by row.
@@ -86,7 +97,7 @@ class Bench:
             self.dataset,
             self.recipe.evaluation,
             part=part,
-            loss=self.recipe.task.loss(model),
+            loss=loss_of(self.recipe.task, self.recipe.training.speed, model),
             tokenizer=self.tokenizer,
             world=self.world,
             precision=self.precision,

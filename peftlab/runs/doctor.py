@@ -15,6 +15,7 @@ from peftlab.methods import METHODS, Method
 from peftlab.models.quantize import quantize_
 from peftlab.runs.environment import LIBRARIES, library_version
 from peftlab.runs.loading import apply_method
+from peftlab.speed.apply import describe_speed_ups
 from peftlab.tasks import DEFAULT_TASK
 from peftlab.world.hardware import available_host_bytes, list_devices, pick_device, total_host_bytes
 from peftlab.world.quiet import quiet_libraries
@@ -38,6 +39,7 @@ def report() -> dict[str, Any]:
         "memory_bytes": {"total": total_host_bytes(), "available": available_host_bytes()},
         "hub": "offline" if os.environ.get("HF_HUB_OFFLINE", "").lower() in OFFLINE else "online",
         "device": str(device),
+        "speed": describe_speed_ups(),
         "methods": {name: describe_method(cls, device) for name, cls in METHODS.items()}
         | {name: describe_unloadable(name, reason) for name, reason in METHODS.unloadable.items()},
     }

@@ -47,7 +47,8 @@ def dry_run(recipe: Recipe, *, rows: int = 3, display: Any = None) -> DryRunRepo
         bench = prepare(recipe, world, plan)
         for line in note_data(recipe, bench.dataset.report, world.processes):
             display.note(line)
-        watch.model, parameters = bench.apply()
+        watch.model, parameters, speed = bench.apply()
+        display.note(speed.describe())
         setup = build_setup(bench, watch.model, Stop())
         watch.probe, watch.optimizer = Probe(world.device), setup.optimizer
         measured = measure_longest(setup, watch.model, held_out(bench, watch.model), watch.probe)

@@ -11,6 +11,7 @@ from peftlab.data.fingerprints import fingerprint_template, fingerprint_tokenize
 from peftlab.errors import StorageError
 from peftlab.parameters.audit import Audit
 from peftlab.recipe.schema import Data, Recipe
+from peftlab.recipe.speed import Speed
 from peftlab.runs.bench import Bench
 from peftlab.tasks.formats import CHAT
 
@@ -20,11 +21,19 @@ FREE_OF_RUN = "output device plan memory memory_snapshot save_every keep_checkpo
     "trackers",
     "deterministic",
 ]
-MAY_CHANGE = ("training.steps", "training.epochs", "evaluation", *(f"run.{field}" for field in FREE_OF_RUN))
+MAY_CHANGE = (
+    "training.steps",
+    "training.epochs",
+    "training.speed",
+    "evaluation",
+    *(f"run.{field}" for field in FREE_OF_RUN),
+)
 
 
 # What versions did that had no such field of `data` yet.
 EARLIER = {"group_by": "row", "long": "cut", "truncate": "left"}
+# An earlier version had none of the speed-ups that its record does not name.
+EARLIER_SPEED = dict.fromkeys(Speed.model_fields, "off")
 PARTS = ("train", "evaluation", "test")
 
 
@@ -88,7 +97,17 @@ def present_form(recipe: dict[str, Any]) -> dict[str, Any]:
 def earlier_settings(recorded: dict[str, Any]) -> list[str]:
     """Return as overrides what the version that recorded a recipe did, where it had no field for it yet."""
     missing = [field for field in EARLIER if field not in recorded.get("data", EARLIER)]
-    return [f"data.{field}={EARLIER[field]}" for field in missing]
+    slow = [field for field in EARLIER_SPEED if field not in recorded_speed(recorded)]
+    return [
+        *(f"data.{field}={EARLIER[field]}" for field in missing),
+        *(f"training.speed.{field}={EARLIER_SPEED[field]}" for field in slow),
+    ]
+
+
+def recorded_speed(recorded: dict[str, Any]) -> dict[str, Any]:
+    """Return the switches of speed-ups that a recorded recipe names."""
+    training = recorded.get("training")
+    return training.get("speed") or {} if isinstance(training, dict) else {}
 
 
 def as_recorded(recipe: Recipe, recorded: dict[str, Any]) -> Recipe:
@@ -100,11 +119,23 @@ def as_recorded(recipe: Recipe, recorded: dict[str, Any]) -> Recipe:
         for name, value in EARLIER.items()
         if name not in data and getattr(recipe.data, name) == default[name]
     }
-    return recipe.model_copy(update={"data": recipe.data.model_copy(update=update)}) if update else recipe
+    speed = EARLIER_SPEED | {name: value for name, value in recipe.training.speed if value != "auto"}
+    speed = {name: value for name, value in speed.items() if name not in recorded_speed(recorded)}
+    training = {"speed": recipe.training.speed.model_copy(update=speed)}
+    return recipe.model_copy(
+        update={
+            "data": recipe.data.model_copy(update=update),
+            "training": recipe.training.model_copy(update=training),
+        }
+    )
 
 
 def _with_earlier_settings(recorded: dict[str, Any]) -> dict[str, Any]:
-    return {**recorded, "data": EARLIER | recorded["data"]} if isinstance(recorded.get("data"), dict) else recorded
+    if not isinstance(recorded.get("data"), dict) or not isinstance(recorded.get("training"), dict):
+        return recorded
+    speed = EARLIER_SPEED | recorded_speed(recorded)
+    training = {**recorded["training"], "speed": speed}
+    return {**recorded, "data": EARLIER | recorded["data"], "training": training}
 
 
 def recipe_changes(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:

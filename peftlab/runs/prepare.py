@@ -40,10 +40,10 @@ def prepare_bench(record: RunRecord) -> Bench:
 
 def apply_method(record: RunRecord, bench: Bench) -> nn.Module:
     """Return the model with the recipe's method applied; add what trains to the record."""
-    model, record.result.parameters = bench.apply()
+    model, record.result.parameters, record.result.speed = bench.apply()
     record.watch.model = model
     record.note(describe_parameters(record.recipe, record.result.parameters))
-    for line in record.result.parameters.notes:
+    for line in (*record.result.parameters.notes, record.result.speed.describe()):
         record.note(line)
     return model
 

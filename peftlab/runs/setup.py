@@ -15,6 +15,7 @@ from peftlab.optimization.schedule import build_optimizer, build_schedule
 from peftlab.optimization.step import open_scaler
 from peftlab.recipe.schema import Training
 from peftlab.runs.bench import Bench
+from peftlab.speed.loss import loss_of
 from peftlab.training.setup import NoSaver, Saver, Setup
 from peftlab.training.stop import Stop
 
@@ -32,7 +33,7 @@ def build_setup(bench: Bench, model: nn.Module, stop: Stop, saver: Saver | None 
         world=world,
         recipe=recipe,
         model=prepared,
-        loss=recipe.task.loss(model),
+        loss=loss_of(recipe.task, training.speed, model),
         optimizer=optimizer,
         schedule=build_schedule(optimizer, training, steps),
         rows=build_rows(bench),

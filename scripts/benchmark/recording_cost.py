@@ -54,7 +54,7 @@ def main() -> None:
     quiet_libraries()
     recipe = load_recipe(path, arguments)
     bench = prepare(recipe, open_world(recipe.run.device))
-    model, _ = bench.apply()
+    model = bench.apply().model
     setup = build_setup(bench, model, Stop())
     setup.model.train()
     meter = MemoryMeter(bench.device)

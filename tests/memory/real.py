@@ -17,6 +17,7 @@ from peftlab.models.load import load_model
 from peftlab.optimization.schedule import build_optimizer
 from peftlab.optimization.step import optimizer_step
 from peftlab.recipe.schema import Recipe
+from peftlab.speed.loss import loss_of
 from peftlab.training.setup import Setup
 from tests.simulated_cuda import simulated_cuda
 from tests.training.small import small_setup
@@ -123,7 +124,7 @@ def prepare(recipe: Recipe, rows: list[TokenRow]) -> Setup:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     optimizer = build_optimizer(model, recipe, CPU)
     settings = {"batch_size": training.batch_size, "gradient_accumulation": training.gradient_accumulation}
-    loss = recipe.task.loss(model)
+    loss = loss_of(recipe.task, recipe.training.speed, model)
     return replace(small_setup(rows=rows, **settings), recipe=recipe, model=model, loss=loss, optimizer=optimizer)
 
 

@@ -12,6 +12,7 @@ from peftlab.methods import Full
 from peftlab.optimization.schedule import build_optimizer, build_schedule
 from peftlab.optimization.step import open_scaler
 from peftlab.recipe.schema import Recipe
+from peftlab.speed.loss import loss_of
 from peftlab.training.setup import NoSaver, Setup
 from peftlab.training.stop import Stop
 from peftlab.world.open import open_world
@@ -52,7 +53,7 @@ def small_setup(model=None, rows=None, **training) -> Setup:
         world=open_world("cpu"),
         recipe=recipe,
         model=model,
-        loss=recipe.task.loss(model),
+        loss=loss_of(recipe.task, settings.speed, model),
         optimizer=optimizer,
         clip=settings.clip,
         scaler=open_scaler(torch.float32, CPU),

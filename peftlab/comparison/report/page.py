@@ -137,7 +137,7 @@ def _cell(column: Column, row: Row) -> Cell:
 
 
 def _details(table: Table, findings: Findings, row: Row) -> dict[str, Any]:
-    """Return what a row opens: every metric, its trials, the solved budget, recipe and environment."""
+    """Return what a row opens: every metric, its trials, the solved budget, speed-ups, recipe and environment."""
     label, example = row.label, row.example
     metrics = {
         name: interval_text(found[label], shared_decimals([found[label]]))
@@ -157,6 +157,7 @@ def _details(table: Table, findings: Findings, row: Row) -> dict[str, Any]:
         "solution": row.variant.solution,
         "recipe": example.recipe if example else "",
         "environment": _flat(example.result.environment) if example and example.result else [],
+        "speed": example.result.speed.switches if example and example.result and example.result.speed else [],
     }
 
 

@@ -49,7 +49,7 @@ def fresh_world(device: str) -> World:
 def build(recipe: Recipe) -> Built:
     """Return the recipe's model and setup in training mode."""
     bench = prepare(recipe, fresh_world(recipe.run.device))
-    model, _ = bench.apply()
+    model = bench.apply().model
     built = Built(model, build_setup(bench, model, Stop()))
     built.setup.model.train()
     return built

@@ -1,0 +1,14 @@
+"""The switches of speed-ups, each of which trains the same model in less time or memory."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from peftlab.recipe.section import Section
+
+Switch = Literal["auto", "on", "off"]
+
+
+class Speed(Section):
+    loss: Switch = "auto"
+    """Loss without logits: the output head is applied to a few hundred positions at a time, gradients included."""

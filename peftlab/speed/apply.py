@@ -1,0 +1,44 @@
+"""Applies a recipe's speed-ups to a model with its method: the one place that runs, trials and plans pass through."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from peftlab.errors import UsageError
+from peftlab.recipe.schema import Recipe
+from peftlab.recipe.speed import Speed
+from peftlab.reports import SpeedReport, SwitchReport
+from peftlab.speed.base import SpeedUp
+from peftlab.speed.loss import LossWithoutLogits
+
+SPEED_UPS: tuple[SpeedUp, ...] = (LossWithoutLogits(),)
+"""In the order in which they are applied, one for each field of `training.speed`."""
+
+
+def speed_up(model: nn.Module, recipe: Recipe) -> SpeedReport:
+    """Apply the recipe's speed-ups to `model`, in place, and return what became of each switch.
+
+    Raises UsageError for a switch that is on and cannot be.
+    """
+    return SpeedReport(switches=[_use(one, model, recipe) for one in SPEED_UPS])
+
+
+def _use(one: SpeedUp, model: nn.Module, recipe: Recipe) -> SwitchReport:
+    switch = getattr(recipe.training.speed, one.name)
+    if switch == "off":
+        return SwitchReport(name=one.name, used=False, reason="off in the recipe")
+    declined = one.decline(model, recipe)
+    if declined is None or switch == "on" and declined.possible:
+        one.apply(model, recipe)
+        return SwitchReport(name=one.name, used=True, reason=one.does)
+    if switch == "on":
+        raise UsageError(
+            f"training.speed.{one.name}: it is on, but {declined.reason}; set training.speed.{one.name}=auto"
+        )
+    return SwitchReport(name=one.name, used=False, reason=declined.reason)
+
+
+def describe_speed_ups() -> dict[str, str]:
+    """Return for each switch what it does on this machine, or why it cannot, for `peftlab doctor`."""
+    assert {one.name for one in SPEED_UPS} == set(Speed.model_fields), "a switch of training.speed has no speed-up"
+    return {one.name: f"no: {why}" if (why := one.unavailable()) else one.does for one in SPEED_UPS}

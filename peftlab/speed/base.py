@@ -1,0 +1,39 @@
+"""What a speed-up is: a switch that says why it cannot be used on a model, or what it does to it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar, NamedTuple
+
+from torch import nn
+
+from peftlab.recipe.schema import Recipe
+
+
+class Decline(NamedTuple):
+    """Why a speed-up is not used: it cannot be, or it can and does not pay."""
+
+    reason: str
+    possible: bool = False
+
+
+class SpeedUp(ABC):
+    """One switch of `training.speed`: its field's name, and `does`, what it does in one line.
+
+    It changes no parameter, name, `requires_grad` or stored byte. What it changes in a model are forward functions;
+    it does that on fake tensors too, so that a plan describes the step that runs.
+    """
+
+    name: ClassVar[str]
+    does: ClassVar[str]
+
+    def unavailable(self) -> str | None:
+        """Return why this machine cannot use it with any recipe; None if it can."""
+        return None
+
+    @abstractmethod
+    def decline(self, model: nn.Module, recipe: Recipe) -> Decline | None:
+        """Return why it is not used on a model with its method; None if it is. The model is not changed."""
+
+    def apply(self, model: nn.Module, recipe: Recipe) -> None:  # noqa: B027  # not every one changes the model
+        """Change the model's forward functions; a speed-up that acts elsewhere in a step changes nothing here."""

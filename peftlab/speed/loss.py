@@ -1,0 +1,38 @@
+"""The loss without logits: which loss a recipe's steps and evaluations use."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch import nn
+
+from peftlab.losses.after_head import UnknownHeadError
+from peftlab.losses.base import Loss
+from peftlab.losses.without_logits import without_logits
+from peftlab.recipe.schema import Recipe
+from peftlab.recipe.speed import Speed
+from peftlab.speed.base import Decline, SpeedUp
+from peftlab.tasks import Task
+
+
+class LossWithoutLogits(SpeedUp):
+    name: ClassVar[str] = "loss"
+    does: ClassVar[str] = "the head's logits are made for some hundred positions at a time, with their gradients"
+
+    def decline(self, model: nn.Module, recipe: Recipe) -> Decline | None:
+        try:
+            without_logits(recipe.task.loss(model), model)
+        except UnknownHeadError as error:
+            return Decline(str(error))
+        return None
+
+
+def loss_of(task: Task, speed: Speed, model: nn.Module) -> Loss:
+    """Return the loss of steps and evaluations of `model`: the task's, without logits where that can be."""
+    plain = task.loss(model)
+    if speed.loss == "off":
+        return plain
+    try:
+        return without_logits(plain, model)
+    except UnknownHeadError:  # `speed_up` has reported it
+        return plain
