@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from math import comb
@@ -67,17 +67,21 @@ def not_worse(family: Family) -> list[str]:
 def _best(table: Table, family: Family) -> Answer:
     names, (best, *others) = names_of(table), family.ordered
     figures = [family.between(best, other) for other in others]
-    equals = not_worse(family)[1:]
     text = f"{names[best]}, {table.metric} {estimate_text(family.estimates[best])}"
-    if all(pair.scope == "nothing" for pair in figures):
-        text += "; what is chance is not known"
-    elif equals:
-        text += (
-            f"; {some([names[name] for name in equals])} {'is' if len(equals) == 1 else 'are'} not significantly worse"
-        )
-    else:
-        text += "; significantly better than every other" if len(others) > 1 else "; significantly better"
+    text += f"; {_stand(figures, [names[name] for name in not_worse(family)[1:]], names)}"
     return Answer("best", f"{text}{WITH_SEED[family.scope]}.", best, (family.estimates[best], *figures))
+
+
+def _stand(figures: Sequence[Difference[str]], equals: Sequence[str], names: Mapping[str, str]) -> str:
+    """Return how the best row compares with the others, by its differences to them."""
+    untested = [names[pair.second] for pair in figures if pair.scope == "nothing"]
+    if len(untested) == len(figures):
+        return "what is chance is not known"
+    if equals:
+        return f"{some(equals)} {'is' if len(equals) == 1 else 'are'} not significantly worse"
+    if untested:
+        return f"significantly better than all but {some(untested)}, which could not be tested"
+    return "significantly better" + (" than every other" if len(figures) > 1 else "")
 
 
 def _cheapest(table: Table, findings: Findings, family: Family) -> Iterator[Answer]:
