@@ -21,6 +21,7 @@ from peftlab.cli.docs import docs
 from peftlab.cli.inspection import doctor, params
 from peftlab.cli.merge import merge
 from peftlab.cli.plan import plan
+from peftlab.cli.predict import predict
 from peftlab.cli.report import report
 from peftlab.cli.training import train, verify_resume
 from peftlab.cli.use import evaluate, generate
@@ -52,6 +53,7 @@ for command in (
     evaluate,
     generate,
     chat,
+    predict,
     merge,
     compare,
     report,

@@ -62,6 +62,11 @@ class TokenRow(ABC):
         """The number of targets, which the loss is a mean over."""
 
     @property
+    def outputs(self) -> int:
+        """The number of lines that the row has in the scores of its loss."""
+        return self.supervised
+
+    @property
     @abstractmethod
     def supervised_tokens(self) -> np.ndarray:
         """Which of `tokens` are targets themselves, (length,) of booleans."""
@@ -181,6 +186,10 @@ class WholeRow(TokenRow):
 
     @property
     def supervised(self) -> int:
+        return 1
+
+    @property
+    def outputs(self) -> int:
         return 1
 
     @property

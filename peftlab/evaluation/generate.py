@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from transformers import GenerationConfig
+from transformers import GenerationConfig, LogitsProcessorList
 
 from peftlab.architectures import ANSWERS_ALONE, POSITIONS_BY_MASK
 from peftlab.data.dataset import Dataset, Prompt, find_pad_id
 from peftlab.errors import UsageError
+from peftlab.evaluation.likelihood import TokenLikelihoods
 from peftlab.evaluation.streaming import PieceStreamer
 from peftlab.methods import Prompting
 from peftlab.parameters.shape import count_positions
@@ -29,12 +30,14 @@ PLAIN = Prompting()
 class Answer(NamedTuple):
     """A generated text, and whether it ended by itself: at an end marker or a stop text, not at its greatest length.
 
-    `cut` is the number of the prompt's tokens for which the model had no positions.
+    `cut` is the number of the prompt's tokens for which the model had no positions, `log_probability` the natural
+    logarithm of the model's probability of what it wrote, where that was asked for.
     """
 
     text: str
     ended: bool
     cut: int = 0
+    log_probability: float | None = None
 
 
 def generate_answers(
@@ -50,6 +53,7 @@ def generate_answers(
     seed: int = 0,
     autocast: Callable[[], AbstractContextManager] = nullcontext,
     watch: Callable[[str], None] | None = None,
+    likelihoods: bool = False,
 ) -> list[Answer]:
     """Return what `model` writes after each prompt (text, or ids from a chat template).
 
@@ -59,7 +63,8 @@ def generate_answers(
     positions lose their beginning, but for as many tokens as `leads` says of each (by default the tokenizer's opening
     one). Answers end at the model's own ids (see `add_stop_ids`) and at the texts in `stop` and `settings.stop`, which
     are not part of them. `watch` is called with each piece of the answer to a single prompt as it is written (with
-    beams, once). Raises UsageError where `max_new_tokens` alone exceeds the model's positions.
+    beams, once); `likelihoods` asks for `log_probability` (not with beams).
+    Raises UsageError where `max_new_tokens` alone exceeds the model's positions.
     """
     limit, task = prompt_limit(model, settings, prompting), task_of(model)
     whole = [task.encode_prompt(tokenizer, one) if isinstance(one, str) else one for one in prompts]
@@ -76,11 +81,13 @@ def generate_answers(
     with evaluation_mode(model), torch.no_grad(), _seeded(seed, device), autocast():
         size, padded = batch_size if prompting.batched else 1, padded or task.encodes_prompt
         for batch in _split(order, ids, size, padded=padded):
-            written = _generate(model, [ids[i] for i in batch], config, device, tokenizer, ends, streamer)
-            for i, (answer, ended) in zip(batch, written, strict=True):
+            measured = TokenLikelihoods() if likelihoods and config.num_beams == 1 else None
+            written = _generate(model, [ids[i] for i in batch], config, device, tokenizer, ends, streamer, measured)
+            for i, (answer, ended, likelihood) in zip(batch, written, strict=True):
                 answer_text = tokenizer.decode(answer, skip_special_tokens=True)
                 text = _before_stop(answer_text, ends)
-                answers[i] = Answer(text.strip(), ended or len(text) < len(answer_text), len(whole[i]) - len(ids[i]))
+                ended = ended or len(text) < len(answer_text)
+                answers[i] = Answer(text.strip(), ended, len(whole[i]) - len(ids[i]), likelihood)
                 if streamer:
                     streamer.finish(answers[i].text)
     return answers
@@ -288,17 +295,25 @@ def _generate(
     tokenizer: Any,
     texts: Sequence[str],
     streamer: PieceStreamer | None,
-) -> Iterator[tuple[list[int], bool]]:
-    """Yield the ids that `model` adds to each prompt, before any that ends an answer, and whether there is one."""
+    measured: TokenLikelihoods | None,
+) -> Iterator[tuple[list[int], bool, float | None]]:
+    """Yield the ids that `model` adds to each prompt, before any that ends an answer, whether there is one, and
+    what `measured` says of them and of the end.
+    """
     input_ids, mask = pad_prompts(model, prompts, config.pad_token_id)
     begun = 1 if task_of(model).encodes_prompt else input_ids.shape[1]  # a decoder's own start token
     stopping: dict[str, Any] = {"stop_strings": list(texts), "tokenizer": tokenizer} if texts else {}
     if streamer and config.num_beams == 1:  # beams change what was written before
         stopping["streamer"] = streamer
+    if measured:
+        stopping["logits_processor"] = LogitsProcessorList([measured])
     sequences = model.generate(
         input_ids=input_ids.to(device), attention_mask=mask.to(device), generation_config=config, **stopping
     )
     ends = set(config.eos_token_id or ())
-    for sequence in sequences[:, begun:].tolist():
+    gains = measured.finish(sequences) if measured else None
+    for row, sequence in enumerate(sequences[:, begun:].tolist()):
         stop = next((i for i, token in enumerate(sequence) if token in ends), len(sequence))
-        yield sequence[:stop], stop < len(sequence)
+        # Behind a stop text there is padding, which may be the end's own id.
+        counted = stop if texts else min(stop + 1, len(sequence))
+        yield sequence[:stop], stop < len(sequence), None if gains is None else float(gains[row, :counted].sum())

@@ -58,8 +58,12 @@ class LoadedRun:
         *,
         seed: int = 0,
         watch: Callable[[str], None] | None = None,
+        likelihoods: bool = False,
     ) -> list[Answer]:
-        """Return the answers to encoded requests, in batches of the run's evaluation; `seed`, `watch` as there."""
+        """Return the answers to encoded requests, in batches of the run's evaluation.
+
+        `seed`, `watch` and `likelihoods` are those of `generate_answers`.
+        """
         recipe = self.recipe
         types = resolve_types(recipe.model.dtype, recipe.training.precision, self.world.device)
         return generate_answers(
@@ -74,6 +78,7 @@ class LoadedRun:
             seed=seed,
             autocast=partial(self.world.autocast, types.computation),
             watch=watch,
+            likelihoods=likelihoods,
         )
 
 

@@ -98,7 +98,11 @@ def read_prompts(recipe: Recipe, path: Path, system: str | None = None) -> list[
     """
     if file_kind(path.name) is None or path.suffix == ".txt":
         return [ask(recipe, line, system) for line in _read_lines(path)]
-    table = read_table(str(path))
+    return requests_of(read_table(str(path)), recipe, str(path), system)
+
+
+def requests_of(table: Table, recipe: Recipe, path: str, system: str | None = None) -> list[Request]:
+    """Return the request in each row of a table. Raises DataError with the place of a fault."""
     section, layouts = recipe.data, possible_formats(recipe.task, recipe.data.format)
     if takes_chats(recipe) and section.columns.get("messages", "messages") in table.cells:
         return [

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from peftlab.tasks.formats import Example, Format
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
     from transformers import PreTrainedConfig
 
 Need = Literal["loss", "next_tokens", "classes", "texts", "spans", "numbers", "label_sets"]
@@ -38,6 +38,14 @@ class Tokenising(NamedTuple):
     prompts: bool = False
 
 
+class Prediction(NamedTuple):
+    """What is predicted for a row, and its probability, or that of every label; None where there is none."""
+
+    value: Any
+    probability: Any = None
+    probabilities: dict[str, float] | None = None
+
+
 class Tokenised(NamedTuple):
     """The rows of examples, and of those that have a prompt and an answer the distinct prompts (`data.prompts`)."""
 
@@ -53,7 +61,7 @@ class Task(ABC):
     `gives` says what metrics can be made from (`Metric.needs`). `reads_last_token` says that a decoder's head reads
     the last token that is not padding, `encodes_prompt` that an encoder reads the prompt and a decoder writes the
     answer, so that the two have lengths of their own. A task that `has_labels` needs at least `fewest_labels` of them.
-    `row_columns` names the numbers that `score_row` returns for a row.
+    `row_columns` names the numbers that `score_row` returns for a row, `answer_roles` what a row to predict lacks.
     """
 
     name: ClassVar[str]
@@ -71,6 +79,7 @@ class Task(ABC):
     fewest_labels: ClassVar[int] = 2
     reads_last_token: ClassVar[bool] = False
     row_columns: ClassVar[tuple[str, ...]] = ()
+    answer_roles: ClassVar[tuple[str, ...]] = ()
 
     def takes(self, format_name: str | None) -> bool:
         return any(one.name == format_name for one in self.formats)
@@ -117,6 +126,19 @@ class Task(ABC):
         if labels is not None:
             config.id2label = dict(enumerate(labels))
             config.label2id = {label: index for index, label in enumerate(labels)}
+
+    def without_answer(self, inputs: Mapping[str, Any], labels: Sequence[str]) -> tuple[Example, Sequence[str]]:
+        """Return an example with any answer, and the labels to tokenise it with; only for a task with a head.
+
+        `inputs` are the roles of a row without `answer_roles`.
+        """
+        raise NotImplementedError
+
+    def predict(
+        self, row: TokenRow, scores: Tensor, inputs: Mapping[str, Any], labels: Sequence[str], threshold: float
+    ) -> Prediction:
+        """Return what the head says of one row: `scores` are its outputs (lines, classes) in float32."""
+        raise NotImplementedError
 
     def name_columns(self, labels: Sequence[str] | None) -> tuple[str, ...]:
         """Return the names of what `score_row` returns: `row_columns`, and more where each label has its own."""

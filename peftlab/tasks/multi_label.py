@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from peftlab.errors import one_line
-from peftlab.tasks.base import LIKELY, Loss, TokenRow
+from peftlab.tasks.base import LIKELY, Loss, Prediction, TokenRow
 from peftlab.tasks.formats import Example, Format, as_label, as_text
 from peftlab.tasks.sequence_classification import sort_labels
 from peftlab.tasks.whole_text import WholeText
 
 if TYPE_CHECKING:
     import numpy as np
-    from torch import nn
+    from torch import Tensor, nn
 
 SEPARATOR = ","
 # The beginnings of the columns that each label has among a run's scores.
@@ -82,6 +82,7 @@ class MultiLabelClassification(WholeText):
     gives = ("loss", "label_sets")
     default_metric: ClassVar[str] = "label_f1_micro"
     fewest_labels: ClassVar[int] = 1
+    answer_roles = ("labels",)
     row_columns = ("label_hits", "label_predicted", "label_true", "label_exact")
 
     @property
@@ -99,6 +100,15 @@ class MultiLabelClassification(WholeText):
         import numpy as np
 
         return np.array([label in example.labels for label in labels], np.int8)
+
+    def without_answer(self, inputs: Mapping[str, Any], labels: Sequence[str]) -> tuple[Example, Sequence[str]]:
+        return LabelSet(inputs["text"], inputs.get("text_pair"), []), labels
+
+    def predict(
+        self, row: TokenRow, scores: Tensor, inputs: Mapping[str, Any], labels: Sequence[str], threshold: float
+    ) -> Prediction:
+        probabilities = dict(zip(labels, scores[0].sigmoid().tolist(), strict=True))
+        return Prediction([label for label, one in probabilities.items() if one > threshold], None, probabilities)
 
     def labels_of(self, example: Example) -> Iterable[str]:
         return example.labels

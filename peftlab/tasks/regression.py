@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from peftlab.errors import one_line
-from peftlab.tasks.base import LIKELY, Loss, TokenRow
+from peftlab.tasks.base import LIKELY, Loss, Prediction, TokenRow
 from peftlab.tasks.formats import Example, Format, as_text
 from peftlab.tasks.whole_text import WholeText, texts_of
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
     from transformers import PreTrainedConfig
 
 OUTPUT = "target"
@@ -63,6 +63,7 @@ class Regression(WholeText):
     gives = ("loss", "numbers")
     default_metric: ClassVar[str] = "rmse"
     fewest_labels: ClassVar[int] = 1
+    answer_roles = ("target",)
     row_columns = ("number_predicted", "number_true")
 
     @property
@@ -78,6 +79,14 @@ class Regression(WholeText):
 
     def target_of(self, example: Example, labels: Sequence[str]) -> float:
         return example.target
+
+    def without_answer(self, inputs: Mapping[str, Any], labels: Sequence[str]) -> tuple[Example, Sequence[str]]:
+        return Measured(inputs["text"], inputs.get("text_pair"), 0.0), labels
+
+    def predict(
+        self, row: TokenRow, scores: Tensor, inputs: Mapping[str, Any], labels: Sequence[str], threshold: float
+    ) -> Prediction:
+        return Prediction(float(scores[0, 0]))
 
     def list_labels(self, examples: Sequence[Example]) -> list[str]:
         """Return the name of the head's one output."""

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from peftlab.tasks.base import LIKELY, Loss, TokenRow
+from peftlab.tasks.base import LIKELY, Loss, Prediction, TokenRow
 from peftlab.tasks.formats import Example, Format, as_label, as_text
 from peftlab.tasks.whole_text import WholeText, texts_of
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 WHOLE_NUMBER = re.compile(r"-?\d{1,18}")
 
@@ -43,6 +43,7 @@ class SequenceClassification(WholeText):
     gives = ("loss", "classes")
     default_metric: ClassVar[str] = "accuracy"
     row_columns = ("prediction", "label")
+    answer_roles = ("label",)
 
     @property
     def row_class(self) -> type[TokenRow]:
@@ -62,6 +63,16 @@ class SequenceClassification(WholeText):
 
     def target_of(self, example: Example, labels: Sequence[str]) -> int:
         return labels.index(example.label)
+
+    def without_answer(self, inputs: Mapping[str, Any], labels: Sequence[str]) -> tuple[Example, Sequence[str]]:
+        return Labelled(inputs["text"], inputs.get("text_pair"), labels[0]), labels
+
+    def predict(
+        self, row: TokenRow, scores: Tensor, inputs: Mapping[str, Any], labels: Sequence[str], threshold: float
+    ) -> Prediction:
+        probabilities = dict(zip(labels, scores[0].softmax(-1).tolist(), strict=True))
+        likeliest = labels[int(scores[0].argmax())]
+        return Prediction(likeliest, probabilities[likeliest], probabilities)
 
     def labels_of(self, example: Example) -> Iterable[str]:
         return (example.label,)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from peftlab.tasks.base import LIKELY, Loss, Task, Tokenised, Tokenising, TokenRow
+from peftlab.tasks.base import LIKELY, Loss, Prediction, Task, Tokenised, Tokenising, TokenRow
 from peftlab.tasks.formats import Example, Format, as_texts
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 OUTSIDE = "O"
 Span = tuple[str, int, int]
@@ -51,6 +51,7 @@ class TokenClassification(Task):
     default_metric: ClassVar[str] = "span_f1"
     head_names = ("classifier", "score")
     has_labels: ClassVar[bool] = True
+    answer_roles = ("tags",)
     row_columns = ("span_hits", "span_predicted", "span_true")
 
     @property
@@ -68,6 +69,25 @@ class TokenClassification(Task):
         from peftlab.data.tokens import tokenise_tagged
 
         return Tokenised(tokenise_tagged(examples, how))
+
+    def without_answer(self, inputs: Mapping[str, Any], labels: Sequence[str]) -> tuple[Example, Sequence[str]]:
+        """Return the words, each with its own place as its tag: so a row says which words have a token."""
+        places = [str(place) for place in range(len(inputs["words"]))]
+        return Tagged(inputs["words"], places), places
+
+    def predict(
+        self, row: TokenRow, scores: Tensor, inputs: Mapping[str, Any], labels: Sequence[str], threshold: float
+    ) -> Prediction:
+        """Return a tag and its probability for every word, None for one that has no token or was cut off."""
+        words = len(inputs["words"])
+        tags: list[str | None] = [None] * words
+        probabilities: list[float | None] = [None] * words
+        values, classes = scores.softmax(-1).max(-1)
+        for place, value, number in zip(
+            row.labels[row.supervised_tokens], values.tolist(), classes.tolist(), strict=True
+        ):
+            tags[int(place)], probabilities[int(place)] = labels[number], value
+        return Prediction(tags, probabilities)
 
     def labels_of(self, example: Example) -> Iterable[str]:
         return example.tags

@@ -1,0 +1,245 @@
+"""Predictions for the rows of a file, as rows: in constant memory, and resumable where they are written to a file."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+from peftlab.data.files import FilePiece
+from peftlab.data.parts import read_header
+from peftlab.data.row import Row, Unreadable
+from peftlab.data.row_reader import Header
+from peftlab.data.sources import Piece, read_source
+from peftlab.data.text_files import read_json_lines
+from peftlab.errors import DataError, StorageError, UsageError
+from peftlab.files import why, write_atomically
+from peftlab.runs.digests import read_digests
+from peftlab.runs.launch import launched
+from peftlab.runs.predict_rows import Predicted, Predictor, open_predictor
+from peftlab.runs.use import open_run
+from peftlab.world.open import open_world
+from peftlab.world.quiet import quiet_libraries
+
+STANDARD = "-"
+# Batches of one chunk: its rows are sorted by length, predicted and written together.
+BATCHES = 16
+NAME = "prediction"
+
+
+@dataclass(frozen=True)
+class PredictionReport:
+    """How many rows were predicted, of them before this call, and how many have an error instead; the first one."""
+
+    rows: int
+    resumed: int = 0
+    errors: int = 0
+    first_error: str | None = None
+
+
+class Numbered(NamedTuple):
+    """A row of the input, its place for messages, and the piece that it is in."""
+
+    piece: Piece
+    row: Row
+
+    @property
+    def place(self) -> str:
+        return self.piece.place(self.row.number)
+
+
+def predict(
+    folder: Path,
+    source: str,
+    output: Path | None = None,
+    overrides: Sequence[str] = (),
+    *,
+    name: str = NAME,
+    resume: bool = False,
+    overwrite: bool = False,
+    verify: bool = True,
+) -> PredictionReport:
+    """Write each row of `source` with what a run predicts for it, as JSON lines in their order.
+
+    `source` is what `data` reads, or `-` for JSON lines on standard input; without `output` rows go to standard
+    output. A row keeps its columns and gains `name` and columns whose names begin with it; one that cannot be used
+    gains `name` null and an error. `resume` continues a file that an earlier call began. Raises StorageError where
+    the file exists, or was begun with other settings.
+    """
+    quiet_libraries()
+    directory, recipe = open_run(folder, overrides, verify)
+    world = open_world(recipe.run.device)
+    if world.processes > 1:
+        raise UsageError("predict runs in one process; start it without a launcher")
+    digests = read_digests(folder)
+    weights = sorted(str(one) for path, one in digests.files.items() if path.startswith("weights/")) if digests else []
+    facts = {"source": describe_source(source), "overrides": list(overrides), "name": name, "weights": weights}
+    rows = read_rows(source)
+    with launched(world), open_output(output, facts, resume, overwrite) as sink:
+        predictor = open_predictor(directory, recipe, world)
+        return _write_all(islice(rows, sink.rows, None), predictor, sink, name)
+
+
+def _write_all(rows: Iterator[Numbered], predictor: Predictor, sink: Sink, name: str) -> PredictionReport:
+    before, errors, first = sink.rows, 0, None
+    opened: Piece | None = None
+    while chunk := list(islice(rows, predictor.batch_size * BATCHES)):
+        for run in _by_piece(chunk):
+            if run[0].piece is not opened:
+                opened = run[0].piece
+                predictor.open(_header(opened, run[0].row))
+            found = predict_chunk(run, predictor)
+            wrong = [(one, answer) for one, answer in zip(run, found, strict=True) if answer.error is not None]
+            errors += len(wrong)
+            first = first or next((f"{one.place}: {answer.error}" for one, answer in wrong), None)
+            sink.write([join(one.row, answer, name) for one, answer in zip(run, found, strict=True)])
+    if sink.rows == 0:
+        raise DataError("no rows to predict")
+    return PredictionReport(sink.rows, before, errors, first)
+
+
+def predict_chunk(rows: Sequence[Numbered], predictor: Predictor) -> list[Predicted]:
+    """Return what is predicted for each row; an error for one that cannot be read."""
+    good = iter(predictor.predict([one.row.cells for one in rows if one.row.fault is None]))
+    return [next(good) if one.row.fault is None else Predicted({}, one.row.fault) for one in rows]
+
+
+def join(row: Row, found: Predicted, name: str) -> dict[str, Any]:
+    """Return a row with what was predicted. Raises DataError where it has such a column already."""
+    cells = {key: None if isinstance(value, Unreadable) else value for key, value in row.cells.items()}
+    added: dict[str, Any] = {f"{name}{ending}": value for ending, value in found.columns.items()}
+    if found.error is not None:
+        added = {name: None, f"{name}_error": found.error}
+    if taken := cells.keys() & added.keys():
+        raise DataError(f"the rows have a column {min(taken)!r} already; name another one with --name")
+    return {**cells, **added}
+
+
+def _by_piece(rows: Sequence[Numbered]) -> Iterator[list[Numbered]]:
+    run: list[Numbered] = []
+    for row in rows:
+        if run and run[-1].piece is not row.piece:
+            yield run
+            run = []
+        run.append(row)
+    if run:
+        yield run
+
+
+def _header(piece: Piece, first: Row) -> Header:
+    if isinstance(piece, StandardInput):
+        return Header(piece.name, list(first.cells), first.cells)
+    return read_header(piece)
+
+
+@dataclass(frozen=True)
+class StandardInput:
+    """The JSON lines of standard input, which can be read once."""
+
+    file: BinaryIO
+    name: str = "standard input"
+
+    def place(self, number: int) -> str:
+        return f"{self.name}:{number}"
+
+    def rows(self, skip: int = 0) -> Iterator[Row]:
+        return read_json_lines(self.file, Path(self.name), skip)
+
+    def columns(self) -> list[str]:
+        return []
+
+
+def read_rows(source: str) -> Iterator[Numbered]:
+    """Yield the rows of a source, or of standard input. Raises DataError where it cannot be read, at once."""
+    if source == STANDARD:
+        piece: Piece = StandardInput(sys.stdin.buffer)
+        found = (Numbered(piece, row) for row in piece.rows())
+    else:
+        opened = read_source(source, "test")
+        found = (Numbered(opened.pieces[cursor.piece], row) for cursor, row in opened.rows())
+    first = next(found, None)
+    if first is None:
+        raise DataError(f"{'standard input' if source == STANDARD else source}: contains no rows")
+    return chain([first], found)
+
+
+def describe_source(source: str) -> list[Any]:
+    """Return what a source is known by when a call resumes: its name, and the sizes of its files."""
+    if source == STANDARD:
+        return [source]
+    pieces = read_source(source, "test").pieces
+    return [source, *(piece.path.stat().st_size for piece in pieces if isinstance(piece, FilePiece) and piece.exists())]
+
+
+class Sink:
+    """Where rows are written: standard output, or a file beside which `FILE.progress` says how much of it counts."""
+
+    def __init__(self, file: BinaryIO, progress: Path | None, facts: dict[str, Any], rows: int = 0) -> None:
+        self._file, self._progress, self._facts, self.rows = file, progress, facts, rows
+
+    def __enter__(self) -> Sink:
+        return self
+
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        if self._progress is not None:
+            self._file.close()
+            if kind is None:
+                self._progress.unlink(missing_ok=True)
+
+    def write(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Write rows, and then the note that they are there: what a killed call wrote after it is written again."""
+        for row in rows:
+            self._file.write(json.dumps(row, ensure_ascii=False, default=str).encode(errors="backslashreplace") + b"\n")
+        self._file.flush()
+        self.rows += len(rows)
+        if self._progress is not None:
+            os.fsync(self._file.fileno())
+            note = {"rows": self.rows, "bytes": self._file.tell(), **self._facts}
+            write_atomically(self._progress, json.dumps(note) + "\n")
+
+
+def open_output(path: Path | None, facts: dict[str, Any], resume: bool, overwrite: bool) -> Any:
+    """Return a context of the sink. Raises StorageError for a file that may not be written."""
+    if path is None:
+        if resume:
+            raise UsageError("--resume needs the --output that it should continue")
+        return nullcontext(Sink(sys.stdout.buffer, None, facts))
+    progress = path.with_name(f"{path.name}.progress")
+    try:
+        if resume:
+            return _reopen(path, progress, facts)
+        if path.exists() and not overwrite:
+            ways = "--resume continues it, " if progress.exists() else ""
+            raise StorageError(f"{path} exists already; {ways}--overwrite replaces it")
+        progress.unlink(missing_ok=True)
+        sink = Sink(path.open("wb"), progress, facts)
+        sink.write([])
+        return sink
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be written: {why(error)}") from None
+
+
+def _reopen(path: Path, progress: Path, facts: dict[str, Any]) -> Sink:
+    """Return the sink of an interrupted call, without what it wrote after its last note."""
+    if not progress.exists():
+        state = "is complete" if path.exists() else "does not exist"
+        raise StorageError(f"{path} {state}, so there is nothing to resume; remove --resume")
+    try:
+        note = json.loads(progress.read_text(encoding="utf-8"))
+        rows, size = int(note.pop("rows")), int(note.pop("bytes"))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise StorageError(f"{progress}: is damaged; --overwrite begins again") from None
+    if changed := sorted(key for key in facts if note.get(key) != facts[key]):
+        raise StorageError(f"{path}: was begun with another {changed[0]}; --overwrite begins again")
+    if not path.exists() or path.stat().st_size < size:
+        raise StorageError(f"{path}: has lost rows that were written; --overwrite begins again")
+    file = path.open("r+b")
+    file.truncate(size)
+    file.seek(size)
+    return Sink(file, progress, facts, rows)

@@ -1,0 +1,183 @@
+"""What a run predicts for rows: of a head a label, tags or a number, of a language model a text."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from peftlab.data.batches import collate, evaluation_batches
+from peftlab.data.files import Table
+from peftlab.data.recognise import open_reader, recognise
+from peftlab.data.row_reader import Header, Reader, Wanted
+from peftlab.data.token_rows import TokenRow
+from peftlab.errors import DataError, PeftlabError
+from peftlab.evaluation.generate import evaluation_mode, find_pad_id
+from peftlab.models.load import fit_tokenizer, load_saved_tokenizer
+from peftlab.parameters.trainable import find_base
+from peftlab.recipe.schema import Recipe
+from peftlab.runs.directory import RunDirectory
+from peftlab.runs.loaded import LoadedRun, as_loaded
+from peftlab.runs.loading import load_trained
+from peftlab.runs.reopen import run_labels
+from peftlab.runs.requests import requests_of
+from peftlab.tasks import possible_formats
+from peftlab.tasks.base import Tokenising
+from peftlab.tasks.formats import CHAT, Format
+from peftlab.world.base import World
+from peftlab.world.dtypes import resolve_types
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What is added to one row: columns by the ending of their names (the value's is empty); or why nothing is."""
+
+    columns: dict[str, Any]
+    error: str | None = None
+
+
+class Predictor(ABC):
+    """A loaded run that predicts. `open` must be called with the header of each file before its rows."""
+
+    batch_size: int
+
+    @abstractmethod
+    def open(self, header: Header) -> None:
+        """Prepare for the rows of a file. Raises DataError where it lacks a column."""
+
+    @abstractmethod
+    def predict(self, rows: Sequence[Row]) -> list[Predicted]:
+        """Return what is predicted for each of some rows, in their order."""
+
+
+class HeadPredictor(Predictor):
+    """Predicts by a head: classes, sets of labels, numbers, tags."""
+
+    def __init__(self, directory: RunDirectory, recipe: Recipe, world: World) -> None:
+        self.recipe, self.task, self.world = recipe, recipe.task, world
+        self.labels = run_labels(directory.weights, directory.read_result()) or []
+        self.tokenizer = load_saved_tokenizer(directory.weights, recipe.model)
+        self.model = load_trained(recipe, directory.weights, world.device, self.labels)
+        plain: Any = find_base(self.model)[1]
+        fit_tokenizer(plain, self.tokenizer)
+        self.loss = self.task.loss(self.model)
+        self.pad_id = find_pad_id(self.tokenizer)
+        self.batch_size = recipe.evaluation.batch_size or recipe.training.batch_size
+        self._reader: Reader | None = None
+
+    def open(self, header: Header) -> None:
+        section = self.recipe.data
+        formats = [_inputs_of(one, self.task.answer_roles) for one in possible_formats(self.task, section.format)]
+        named = {role: name for role, name in section.columns.items() if role not in self.task.answer_roles}
+        wanted = Wanted(named, section.template)
+        self._reader = open_reader(recognise(formats, section.format, header, wanted), header, wanted)
+
+    def predict(self, rows: Sequence[Row]) -> list[Predicted]:
+        found: list[Predicted | tuple[TokenRow, Row]] = [self._tokenise(row) for row in rows]
+        places = [place for place, one in enumerate(found) if not isinstance(one, Predicted)]
+        tokens = [one[0] for one in found if not isinstance(one, Predicted)]
+        for numbers, scores in self._scores(tokens):
+            for number, own in zip(numbers, scores, strict=True):
+                row, inputs = found[places[number]]  # type: ignore[misc]  # these places have tokens
+                found[places[number]] = self._describe(row, own, inputs)
+        return found  # type: ignore[return-value]  # every place has its prediction now
+
+    def _tokenise(self, row: Row) -> Predicted | tuple[TokenRow, Row]:
+        assert self._reader is not None, "a file is opened before its rows"
+        try:
+            if self._reader.is_empty(row):
+                raise ValueError("the row is empty")
+            inputs = self._reader.read(row)
+            example, labels = self.task.without_answer(inputs, self.labels)
+            section = self.recipe.data.model_copy(update={"long": None})  # every row gets a prediction
+            how = Tokenising(self.tokenizer, section, self.task.formats[0], Counter(), labels)
+            tokenised = self.task.tokenise([example], how).rows
+        except (ValueError, DataError) as error:
+            return Predicted({}, str(error))
+        return (tokenised[0], inputs) if tokenised else Predicted({}, "no token of it is left")
+
+    def _scores(self, rows: Sequence[TokenRow]) -> list[tuple[list[int], Sequence[torch.Tensor]]]:
+        precision = resolve_types(
+            self.recipe.model.dtype, self.recipe.training.precision, self.world.device
+        ).computation
+        found = []
+        with evaluation_mode(self.model), torch.no_grad(), self.world.autocast(precision):
+            for _, numbers in evaluation_batches(rows, self.batch_size) if rows else ():
+                batch = self.world.move(collate([rows[i] for i in numbers], self.pad_id))
+                scores = self.loss.scores(self.model, batch).float().cpu()
+                found.append((numbers, scores.split([rows[i].outputs for i in numbers])))
+        return found
+
+    def _describe(self, row: TokenRow, scores: torch.Tensor, inputs: Row) -> Predicted:
+        threshold = self.recipe.evaluation.threshold
+        one = self.task.predict(row, scores, inputs, self.labels, threshold)
+        columns = {"": one.value, "_probability": one.probability, "_probabilities": one.probabilities}
+        return Predicted({name: value for name, value in columns.items() if name == "" or value is not None})
+
+
+class TextPredictor(Predictor):
+    """Predicts texts: the answers that `peftlab generate --prompts` gives, with their log-probabilities."""
+
+    def __init__(self, directory: RunDirectory, recipe: Recipe, world: World) -> None:
+        self.recipe = recipe
+        model: nn.Module = load_trained(recipe, directory.weights, world.device)
+        self.run: LoadedRun = as_loaded(directory.path.name, directory, recipe, model, world, recipe.method.prompting)
+        self.batch_size = recipe.evaluation.batch_size or recipe.training.batch_size
+        self._name = ""
+
+    def open(self, header: Header) -> None:
+        self._name = header.name
+
+    def predict(self, rows: Sequence[Row]) -> list[Predicted]:
+        asked = [self._encode(row) for row in rows]
+        good = [one for one in asked if not isinstance(one, str)]
+        answers = iter(self.run.answer(good, self.recipe.evaluation.generation, likelihoods=True))
+        return [Predicted({}, one) if isinstance(one, str) else _as_text(next(answers)) for one in asked]
+
+    def _encode(self, row: Row) -> Any:
+        """Return what the model reads of a row, or why it cannot be read."""
+        table = Table(self._name, {name: [value] for name, value in self._without_answer(row).items()})
+        try:
+            (request,) = requests_of(table, self.recipe, self._name)
+            return self.run.encode(request)
+        except PeftlabError as error:
+            return str(error).removeprefix(f"{self._name}: ").removeprefix("row 1: ")
+
+    def _without_answer(self, row: Row) -> Row:
+        """Return a row of chats without the answers at its end, which are what is to be predicted."""
+        name = self.recipe.data.columns.get("messages", "messages")
+        messages = row.get(name)
+        if self.recipe.data.format != CHAT.name or not isinstance(messages, list):
+            return row
+        kept = len(messages)
+        while kept and isinstance(messages[kept - 1], dict) and messages[kept - 1].get("role") == "assistant":
+            kept -= 1
+        return {**row, name: messages[:kept]}
+
+
+def open_predictor(directory: RunDirectory, recipe: Recipe, world: World) -> Predictor:
+    """Return a run, loaded, that predicts."""
+    torch.manual_seed(recipe.run.seed)
+    return (TextPredictor if recipe.task.generates else HeadPredictor)(directory, recipe, world)
+
+
+def _as_text(answer: Any) -> Predicted:
+    columns = {"": answer.text, "_log_probability": answer.log_probability, "_ended": answer.ended}
+    return Predicted({name: value for name, value in columns.items() if value is not None})
+
+
+def _inputs_of(layout: Format, answers: Sequence[str]) -> Format:
+    """Return a format whose rows have no answer: each is read as its inputs by role."""
+    roles = {role: read for role, read in layout.roles.items() if role not in answers}
+
+    def example(*values: Any) -> dict[str, Any]:
+        return dict(zip(roles, values, strict=True))
+
+    return replace(layout, roles=roles, example=example)  # type: ignore[arg-type]  # it is only called
