@@ -130,6 +130,10 @@ class Progress(Report):
     tokens: int = 0
     best_metric: float | None = None
     best_step: int | None = None
+    waited: int = 0
+    """Evaluations since the best one."""
+    ended_early: bool = False
+    """Whether training ended before its last step, because `evaluation.patience` was used up."""
 
 
 class AuditReport(Report):
@@ -222,7 +226,7 @@ class RunResult(Report):
 
     `metrics` are by the time of measurement (`before`, `test_after`), and so is `undefined`, the reason for each
     metric that has no value. `signatures` are the settings of metrics of generated text, by the metric's name.
-    `saved_step` is the step whose weights are saved: after the last one, whatever is measured on them.
+    `saved_step` is the step whose weights are saved: the last one, or with `run.keep` the best; None before that.
     """
 
     status: Status

@@ -321,6 +321,18 @@ def evaluation_has_rows(recipe: Recipe) -> Found:
         yield "data.evaluation_rows", remedy
 
 
+@reads("evaluation.best", "evaluation.metrics", "evaluation.patience", "evaluation.every", "run.keep")
+def best_step_is_evaluated(recipe: Recipe) -> Found:
+    evaluation, keep = recipe.evaluation, recipe.run.keep
+    wanted = [("evaluation.patience", evaluation.patience is not None), ("run.keep", keep != "last")]
+    asked = [key for key, is_set in wanted if is_set]
+    for key in asked:
+        if evaluation.every is None:
+            yield key, "chooses among evaluations during training; set evaluation.every"
+    if evaluation.best not in evaluation.metrics and (asked or evaluation.best != "loss"):
+        yield "evaluation.best", f"{evaluation.best} is not one of evaluation.metrics; add it there"
+
+
 @reads("evaluation.generation.temperature", "evaluation.generation.top_p")
 def nucleus_needs_temperature(recipe: Recipe) -> Found:
     generation = recipe.evaluation.generation

@@ -192,6 +192,10 @@ class Evaluation(Section):
     """Steps between evaluations; one before and one after training are always made."""
     metrics: tuple[Annotated[str, OneOf(lambda: METRICS, RENAMED)], ...] = ("loss",)
     """Metrics of the evaluation rows."""
+    best: Annotated[str, OneOf(lambda: METRICS, RENAMED)] = "loss"
+    """Metric of the best step, for `patience` and `run.keep`; one of `metrics`."""
+    patience: PositiveInt | None = None
+    """Evaluations in a row without a better value of `best`, after which training ends."""
     threshold: float = Field(default=LIKELY, gt=0, lt=1)
     """Probability above which a label is predicted, where a text may have several labels."""
     batch_size: PositiveInt | None = None
@@ -222,7 +226,9 @@ class Run(Section):
     save_every: PositiveInt | None = None
     """Steps between checkpoints, from which `train --resume` resumes; trained weights are always saved."""
     keep_checkpoints: PositiveInt = 2
-    """Number of latest checkpoints to keep; the best by evaluation loss is kept too."""
+    """Number of latest checkpoints to keep; the best by `evaluation.best` is kept too."""
+    keep: Literal["last", "best", "both"] = "last"
+    """Weights of the run: the last step's, the best evaluated step's, or the best with the last step's in `last`."""
     max_seconds: Annotated[float, Field(gt=0)] | None = None
     """Time limit in seconds, within which the run saves a checkpoint and ends."""
     stop_after: PositiveInt | None = None

@@ -15,8 +15,8 @@ from peftlab.files import why, write_atomically
 
 RECORD = ("result.json", "recipe.yaml")
 METRICS, SCORES, TEXTS = "metrics.jsonl", "scores.json", "generations.jsonl"
-PICTURE, WEIGHTS, HELD_OUT = "loss.png", "weights", "held_out"
-KEPT = (*RECORD, METRICS, SCORES, TEXTS, PICTURE, WEIGHTS, HELD_OUT)
+PICTURE, WEIGHTS, LAST, HELD_OUT = "loss.png", "weights", "last", "held_out"
+KEPT = (*RECORD, METRICS, SCORES, TEXTS, PICTURE, WEIGHTS, LAST, HELD_OUT)
 
 
 def write_digests(folder: Path, step: int, parts: Collection[str] = KEPT, known: Mapping[str, FileRecord] = {}) -> None:

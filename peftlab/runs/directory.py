@@ -34,13 +34,13 @@ OWN_FILES = (
     "loss.png",
     SNAPSHOT,
 )
-OWN_FOLDERS = ("weights", "checkpoints", "trackers", "held_out")
+OWN_FOLDERS = ("weights", "last", "checkpoints", "trackers", "held_out")
 # Where an earlier run waits until the one that replaces it has saved something.
 FORMER = ".former"
 # Temporary names of `write_atomically` and `writing`, which remain when a process is killed.
 HALF_MARKER = re.compile(r"\.\.peftlab\.\d+")
 HALF_FILE = re.compile(rf"\.({'|'.join(map(re.escape, (MARKER, *OWN_FILES)))})\.\d+|\.process-\d{{5}}\.json(\.\d+)?")
-HALF_FOLDER = re.compile(r"\.(weights|checkpoints|trackers|held_out)\.[a-z0-9_]{8}")
+HALF_FOLDER = re.compile(r"\.(weights|last|checkpoints|trackers|held_out)\.[a-z0-9_]{8}")
 
 
 def text_scores(when: str) -> str:
@@ -61,6 +61,7 @@ class RunDirectory:
         self.picture = path / "loss.png"
         self.memory_snapshot = path / SNAPSHOT
         self.weights = path / "weights"
+        self.last = path / "last"
         self.checkpoints = path / "checkpoints"
         self.trackers = path / "trackers"
         self.held_out = path / "held_out"

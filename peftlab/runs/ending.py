@@ -104,7 +104,7 @@ def status_of(error: BaseException) -> Status:
 def refuse_unfinished(setup: Setup, stop: Stop) -> None:
     """Raise StoppedError if training stopped before its last step; the checkpoint is complete."""
     step = setup.progress.step
-    if step == setup.steps:
+    if step == setup.steps or setup.progress.ended_early:
         return
     where = f"stopped after step {step} of {setup.steps} ({stop.why})"
     raise StoppedError(f"{where}; its checkpoint is complete: --resume continues the run", stop.signal)

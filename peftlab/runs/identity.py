@@ -163,10 +163,19 @@ def why_inexact(saved: dict[str, Any], here: dict[str, Any]) -> list[str]:
     old, new = (present_form(one["recipe"]) for one in (saved, here))
     changes |= differences(old["training"], new["training"], "training.")
     changes |= differences(old["run"]["deterministic"], new["run"]["deterministic"], "run.deterministic")
+    changes |= differences(_choosing(old), _choosing(new))
     reasons = [f"{key}: {before} -> {now}" for key, (before, now) in changes.items()]
     if saved["frozen"] != here["frozen"]:
         reasons.append("the frozen weights have other bytes")
     return reasons
+
+
+def _choosing(recipe: dict[str, Any]) -> dict[str, Any]:
+    """Return what decides where training ends and which weights are kept, unless both are simply the last step's."""
+    evaluation = recipe["evaluation"]
+    if recipe["run"]["keep"] == "last" and evaluation["patience"] is None:
+        return {}
+    return {f"evaluation.{name}": evaluation[name] for name in ("best", "patience", "every")}
 
 
 def differences(old: Any, new: Any, prefix: str = "") -> dict[str, tuple[Any, Any]]:

@@ -50,7 +50,7 @@ def apply_method(record: RunRecord, bench: Bench) -> nn.Module:
 
 def restore_trained(record: RunRecord, bench: Bench) -> nn.Module:
     """Return the model with the weights that an earlier attempt saved after its last step."""
-    record.note(f"training was finished at step {record.result.progress.step}; its saved weights are used")
+    record.note(f"training was finished; the saved weights of step {record.kept_step} are used")
     model = fill_trained(record.recipe, bench.base, record.directory.weights, bench.device)
     record.watch.model = model
     return model

@@ -11,7 +11,7 @@ from peftlab.memory.measure import MemoryMeter
 from peftlab.recipe.dump import dump_recipe
 from peftlab.recipe.schema import Recipe
 from peftlab.reports import RunResult, SplitReport
-from peftlab.runs.digests import KEPT, WEIGHTS, read_digests, write_digests
+from peftlab.runs.digests import KEPT, LAST, WEIGHTS, read_digests, write_digests
 from peftlab.runs.directory import RunDirectory
 from peftlab.runs.environment import describe_environment
 from peftlab.runs.watch import Watch
@@ -82,6 +82,12 @@ class RunRecord:
         """Add to the result's seconds of `name`, a phase or a part of one."""
         self.result.seconds[name] = self.result.seconds.get(name, 0.0) + seconds
 
+    @property
+    def kept_step(self) -> int:
+        """The step whose weights the run has."""
+        saved = self.result.saved_step
+        return self.result.progress.step if saved is None else saved
+
     def split(self, recipe: Recipe) -> None:
         """Continue with a recipe whose steps are split into other micro-batches."""
         if recipe != self.recipe:
@@ -119,7 +125,9 @@ class RunRecord:
         if not self.world.is_main:
             return
         earlier = read_digests(self.directory.path)
-        weights = {name: one for name, one in earlier.files.items() if name.startswith(WEIGHTS)} if earlier else {}
+        weights = (
+            {name: one for name, one in earlier.files.items() if name.startswith((WEIGHTS, LAST))} if earlier else {}
+        )
         write_digests(self.directory.path, self.result.progress.step, parts, weights)
 
     def write_recipe(self) -> None:

@@ -9,7 +9,7 @@ from peftlab.checkpoint.store import Checkpoint, find_latest, list_steps
 from peftlab.errors import StorageError
 from peftlab.recipe.schema import Recipe
 from peftlab.reports import RunResult
-from peftlab.runs.digests import METRICS, PICTURE, RECORD, SCORES, TEXTS, WEIGHTS, find_faults
+from peftlab.runs.digests import LAST, METRICS, PICTURE, RECORD, SCORES, TEXTS, WEIGHTS, find_faults
 from peftlab.runs.directory import RunDirectory
 from peftlab.runs.figures import check_record
 from peftlab.runs.identity import as_recorded, refuse_changed_recipe
@@ -67,6 +67,8 @@ def find_resumption(directory: RunDirectory, recipe: Recipe, verify: bool = True
     same = all(former.recipe["training"].get(key) == asked["training"][key] for key in ("steps", "epochs"))
     scored, faults = check_scores(directory, former, faults)
     lost = check_metrics(directory, faults, verify)
+    if fault := faults.pop(LAST, None):  # beside the weights, and nothing else is made from them
+        lost.append(fault)
     whole = WEIGHTS not in faults and directory.has_weights()
     if same and whole and (former.saved_step is not None or former.status == "finished"):
         return Resumption(former, None, True, scored, faults | missing_picture(directory, former, faults), [], lost)

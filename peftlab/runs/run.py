@@ -14,6 +14,7 @@ from peftlab.recipe.schema import Recipe
 from peftlab.recipe.schema import Run as RunSettings
 from peftlab.reports import RunResult
 from peftlab.runs.bench import Bench
+from peftlab.runs.choice import choose_weights
 from peftlab.runs.digests import SCORES, WEIGHTS, remove_digests
 from peftlab.runs.directory import open_directory
 from peftlab.runs.display import open_display
@@ -101,7 +102,7 @@ def execute(record: RunRecord, recorder: Recorder, stop: Stop, start: Resumption
     with stop.at_once():
         if not is_evaluated(record, bench, "after", start.scored if start and start.trained else ()):
             with record.in_phase("evaluation_after"):
-                evaluate_parts(record, recorder, bench, model, "after", record.result.progress.step)
+                evaluate_parts(record, recorder, bench, model, "after", record.kept_step)
         if optimizer is not None or "process" not in record.result.memory:
             record.result.memory["process"] = record.meter.report(model, optimizer)
         if record.recipe.evaluation.latency and record.world.is_main:
@@ -124,7 +125,7 @@ def obtain_trained(
         setup = train_model(record, recorder, stop, bench, model, start.checkpoint if start else None)
     refuse_unfinished(setup, stop)
     with record.in_phase("save"):
-        save_weights(record, bench, model, setup.optimizer)
+        save_weights(record, bench, model, setup.optimizer, choose_weights(record, bench, model, setup))
     return model, setup.optimizer
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import nn
 
@@ -9,33 +11,35 @@ from peftlab.errors import one_line
 from peftlab.evaluation.generate import save_generation
 from peftlab.memory.probe import Probe, join_reports
 from peftlab.runs.bench import Bench
-from peftlab.runs.digests import WEIGHTS
+from peftlab.runs.digests import LAST, WEIGHTS
 from peftlab.runs.picture import draw_losses
 from peftlab.runs.record import RunRecord
 from peftlab.training.recorder import Recorder
 
 
-def save_weights(record: RunRecord, bench: Bench, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Write what trained, and add the memory of saving to the record."""
+def save_weights(
+    record: RunRecord, bench: Bench, model: nn.Module, optimizer: torch.optim.Optimizer, step: int
+) -> None:
+    """Write what trained, the weights of `step`, and add the memory of saving to the record."""
     probe = record.watch.probe = Probe(record.world.device)
     with probe.alone("save", model, optimizer):
         if record.world.is_main:
-            write_weights(record, bench, model)
+            write_weights(record, bench, model, record.directory.weights)
+            record.directory.forget_former()
     memory = record.result.memory
     memory["measured"] = join_reports([memory["measured"], probe.report()])
-    record.result.saved_step = record.result.progress.step
+    record.result.saved_step = step
     record.write()
-    record.seal([WEIGHTS])
+    record.seal([WEIGHTS, LAST])
 
 
-def write_weights(record: RunRecord, bench: Bench, model: nn.Module) -> None:
+def write_weights(record: RunRecord, bench: Bench, model: nn.Module, folder: Path) -> None:
     """Write what trained and the tokenizer as one folder, which appears only when it is complete."""
     context = {"base_model": bench.base.source, "task": record.recipe.task.name, "labels": bench.dataset.labels}
-    with record.directory.writing(record.directory.weights) as temporary:
+    with record.directory.writing(folder) as temporary:
         record.recipe.method.save(model, temporary, context)
         bench.tokenizer.save_pretrained(temporary)
         save_generation(model, temporary)
-    record.directory.forget_former()
 
 
 def draw_curve(record: RunRecord, recorder: Recorder) -> None:

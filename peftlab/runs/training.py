@@ -56,7 +56,7 @@ def train_model(
         record.result.progress = setup.progress
         record.result.progress = run_loop(setup, recorder, audit, partial(keep_audit, record))
         check_weights(setup.model, setup.progress.step)
-        if saving and setup.progress.step == setup.steps:
+        if saving and (setup.progress.step == setup.steps or setup.progress.ended_early):
             saver.save(setup)
     return setup
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
 from peftlab.data.rows import BatchesAhead
+from peftlab.metrics import METRICS
 from peftlab.optimization.finite import FiniteGuard
 from peftlab.optimization.step import StepResult, optimizer_step
+from peftlab.recipe.schema import Evaluation, Recipe
 from peftlab.reports import AuditReport, Metrics, Progress
 from peftlab.training.setup import Setup
 from peftlab.training.stop import Interruption
@@ -38,6 +41,9 @@ def train(setup: Setup, recorder: Recorder, audit: Audit, audited: Callable[[Aud
 
     if setup.world.highest(int(was_interrupted(setup, recorder))):
         evaluate(setup, recorder)
+    progress.ended_early = has_waited(progress, recipe.evaluation)  # a run that resumes may have other patience
+    if progress.ended_early:
+        return progress
     with BatchesAhead(setup.rows, setup.steps, setup.world.stage) as batches:
         for step in range(progress.step + 1, setup.steps + 1):
             targets, tokens = setup.rows.count(step)
@@ -53,11 +59,11 @@ def train(setup: Setup, recorder: Recorder, audit: Audit, audited: Callable[[Aud
             if step % recipe.run.log_every == 0 or step in (1, setup.steps):
                 guard.check()
                 recorder.log(progress, result.norm, learning_rate)
-            if step == setup.steps:
-                break
-            if is_due(step, recipe.evaluation.every):
+            if is_evaluated(recipe, step, setup.steps):
                 guard.check()
                 evaluate(setup, recorder)
+            if step == setup.steps or progress.ended_early:
+                break
             stopping = agree_to_stop(setup, step)
             if stopping or is_due(step, recipe.run.save_every):
                 guard.check()
@@ -68,21 +74,33 @@ def train(setup: Setup, recorder: Recorder, audit: Audit, audited: Callable[[Aud
 
 
 def evaluate(setup: Setup, recorder: Recorder) -> None:
-    """Evaluate the held-out rows and log their metrics. A signal ends the evaluation: a resumed run makes it again."""
+    """Evaluate the held-out rows, log their metrics, and choose by them: the best step, and whether to end here.
+
+    A signal ends the evaluation: a resumed run makes it again.
+    """
     try:
         with setup.stop.between_steps():
             metrics = setup.evaluate()
     except Interruption:
         return
     recorder.log_evaluation(setup.progress.step, metrics)
-    note_best(setup.progress, metrics)
+    note_best(setup.progress, metrics, setup.recipe.evaluation)
+    if setup.recipe.run.keep != "last" and setup.progress.best_step == setup.progress.step < setup.steps:
+        setup.saver.save(setup)
 
 
 def was_interrupted(setup: Setup, recorder: Recorder) -> bool:
     """Return whether the evaluation of the present step is missing: a signal ended the run in it."""
     step = setup.progress.step
-    due = 0 < step < setup.steps and is_due(step, setup.recipe.evaluation.every)
+    due = 0 < step and is_evaluated(setup.recipe, step, setup.steps)
     return due and setup.world.is_main and not recorder.has_evaluation(step)
+
+
+def is_evaluated(recipe: Recipe, step: int, steps: int) -> bool:
+    """Return whether the held-out rows are evaluated after a step; after the last one only if it may not be kept."""
+    if step == steps:
+        return recipe.run.keep != "last"
+    return is_due(step, recipe.evaluation.every)
 
 
 def is_due(step: int, every: int | None) -> bool:
@@ -90,11 +108,23 @@ def is_due(step: int, every: int | None) -> bool:
     return every is not None and step % every == 0
 
 
-def note_best(progress: Progress, metrics: Metrics) -> None:
-    """Keep the step of the lowest held-out loss."""
-    loss = metrics.get("loss")
-    if loss is not None and (progress.best_metric is None or loss < progress.best_metric):
-        progress.best_metric, progress.best_step = loss, progress.step
+def note_best(progress: Progress, metrics: Metrics, wanted: Evaluation) -> None:
+    """Note the best step by a metric, or how many evaluations ago it was; after `wanted.patience` training ends.
+
+    A metric without a value is never better.
+    """
+    value, best = metrics.get(wanted.best), progress.best_metric
+    sign = 1 if METRICS[wanted.best].higher_is_better else -1
+    if value is not None and math.isfinite(value) and (best is None or sign * value > sign * best):
+        progress.best_metric, progress.best_step, progress.waited = value, progress.step, 0
+    else:
+        progress.waited += 1
+    progress.ended_early = has_waited(progress, wanted)
+
+
+def has_waited(progress: Progress, wanted: Evaluation) -> bool:
+    """Return whether there were `patience` evaluations since the best one."""
+    return wanted.patience is not None and progress.waited >= wanted.patience
 
 
 def agree_to_stop(setup: Setup, step: int) -> bool:

@@ -232,6 +232,14 @@ CASES = [
         "there are no evaluation rows",
         "data.evaluation=10",
     ),
+    (["run.keep=best"], "run.keep", "chooses among evaluations during training", "evaluation.every=5"),
+    (["evaluation.patience=3"], "evaluation.patience", "set evaluation.every", "evaluation.every=5"),
+    (
+        ["evaluation.best=bleu"],
+        "evaluation.best",
+        "bleu is not one of evaluation.metrics",
+        "evaluation.metrics=[loss, bleu]",
+    ),
     (
         ["evaluation.generation.top_p=0.9"],
         "evaluation.generation.top_p",
