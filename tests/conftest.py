@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import re
+import shutil
+import tempfile
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+if "PEFTLAB_CACHE" not in os.environ:  # parallel workers and processes of runs inherit it
+    os.environ["PEFTLAB_CACHE"] = tempfile.mkdtemp(prefix="peftlab-cache-")
+    atexit.register(shutil.rmtree, os.environ["PEFTLAB_CACHE"], ignore_errors=True)
 
 import pytest  # noqa: E402
 

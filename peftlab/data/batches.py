@@ -8,6 +8,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 
+from peftlab.data.token_arrays import sizes_of
 from peftlab.data.token_rows import TokenRow
 
 EPOCH_ORDER = 4
@@ -31,7 +32,7 @@ def evaluation_batches(
 
     Rows of like length share a batch, longest first, so that little is padded and a lack of memory shows at once.
     """
-    order = sorted(range(len(rows)), key=lambda row: (-len(rows[row].tokens), row))
+    order = np.argsort(-sizes_of(rows).tokens, kind="stable").tolist()
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     return [(number, batch) for number, batch in enumerate(batches) if number % processes == process]
 

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
+from itertools import accumulate, pairwise
 from typing import Any, Literal
+
+import numpy as np
 
 from peftlab.data.chat import ChatTemplate
 from peftlab.data.examples import fingerprint
-from peftlab.data.fingerprints import fingerprint_rows
+from peftlab.data.fingerprints import RowDigest
 from peftlab.data.leakage import count_leaks
 from peftlab.data.orders import Mixture, Order, Shuffled
-from peftlab.data.prompts import Prompt
+from peftlab.data.prompts import Prompt, merge_prompts
 from peftlab.data.splits import Examples, load_examples
 from peftlab.data.stream import Stream, StreamedSources
+from peftlab.data.token_arrays import JoinedRows, ListedRows, sizes_of
 from peftlab.data.token_rows import TokenRow
 from peftlab.data.tokens import MARKER, REASON, STOP
 from peftlab.errors import DataError
@@ -30,6 +34,8 @@ __all__ = ["Dataset", "Examples", "Part", "Prompt", "find_pad_id", "load_data", 
 Part = Literal["evaluation", "test", "general"]
 # What a report always says of a part, and what only where it is not zero.
 ALWAYS = ("truncated", "lost_supervised", "straddling", "unaligned", "dropped")
+# Memory for this many examples and their tokens is needed at a time.
+EXAMPLES_AT_ONCE = 4096
 WHERE_ANY = (
     "cut_tokens cut_text lost_tokens cut_turns chunked skipped unclear carried unended unprompted prompts_cut".split()
 )
@@ -43,15 +49,15 @@ class Dataset:
     """
 
     task: Task
-    train: list[TokenRow]
-    evaluation: list[TokenRow]
+    train: Sequence[TokenRow]
+    evaluation: Sequence[TokenRow]
     labels: list[str] | None
-    prompts: list[Prompt]
+    prompts: Sequence[Prompt]
     pad_id: int
     report: dict[str, Any]
-    test: list[TokenRow] = field(default_factory=list)
-    test_prompts: list[Prompt] = field(default_factory=list)
-    general: list[TokenRow] = field(default_factory=list)
+    test: Sequence[TokenRow] = field(default_factory=list)
+    test_prompts: Sequence[Prompt] = field(default_factory=list)
+    general: Sequence[TokenRow] = field(default_factory=list)
     mixture: Mixture | None = None
     stream: Stream | None = None
 
@@ -79,9 +85,9 @@ class Dataset:
         """The end markers of training that are plain text, at which generation stops too."""
         return tuple(self.report["train"].get("stop_texts", ()))
 
-    def held_out(self, part: Part) -> tuple[list[TokenRow], list[Prompt]]:
+    def held_out(self, part: Part) -> tuple[Sequence[TokenRow], Sequence[Prompt]]:
         """Return the rows of one part and its prompts."""
-        parts = {
+        parts: dict[Part, tuple[Sequence[TokenRow], Sequence[Prompt]]] = {
             "evaluation": (self.evaluation, self.prompts),
             "test": (self.test, self.test_prompts),
             "general": (self.general, []),
@@ -89,8 +95,22 @@ class Dataset:
         return parts[part]
 
     @property
-    def all_held_out(self) -> list[TokenRow]:
-        return [*self.evaluation, *self.test, *self.general]
+    def all_held_out(self) -> Sequence[TokenRow]:
+        return JoinedRows([self.evaluation, self.test, self.general])
+
+
+@dataclass(frozen=True)
+class TokenisedPart:
+    """The rows and prompts of one part, and what is said of them; how many rows each source of a mixture gave.
+
+    `largest_id` is the largest token in them, -1 without any.
+    """
+
+    rows: Sequence[TokenRow]
+    prompts: Sequence[Prompt]
+    report: dict[str, Any]
+    largest_id: int = -1
+    by_source: tuple[int, ...] = ()
 
 
 def load_data(section: Data, tokenizer: Any, task: Task, seed: int, vocabulary: int | None = None) -> Dataset:
@@ -105,67 +125,81 @@ def tokenise(
 
     `trained` is what an earlier report says of the training rows, for a run that is only used: it has none here.
     """
+    parts = {}
+    for name, part, layout in list_parts(examples):
+        rows = ListedRows()
+        found = tokenise_part(examples, part, layout, tokenizer, name, rows.extend)
+        parts[name] = replace(found, rows=rows)
+    return assemble(examples, parts, describe_examples(examples, tokenizer), tokenizer, vocabulary, trained)
+
+
+def list_parts(examples: Examples) -> list[tuple[str, Sequence[Example], Format]]:
+    """Return name, examples and format of every part."""
     layout = examples.format
-    parts = {
-        "train": (examples.train, layout),
-        "evaluation": (examples.evaluation, layout),
-        "test": (examples.test, layout),
-        "general": (examples.general, TEXT),
-    }
-    found: dict[str, Tokenised] = {}
-    report: dict[str, Any] = {"format": layout.name}
-    for name, (part, own) in parts.items():
-        found[name], report[name] = _tokenise_part(examples, part, own, tokenizer, name, vocabulary)
+    return [
+        ("train", examples.train, layout),
+        ("evaluation", examples.evaluation, layout),
+        ("test", examples.test, layout),
+        ("general", examples.general, TEXT),
+    ]
+
+
+def assemble(
+    examples: Examples,
+    parts: Mapping[str, TokenisedPart],
+    described: dict[str, Any],
+    tokenizer: Any,
+    vocabulary: int | None = None,
+    trained: dict[str, Any] | None = None,
+) -> Dataset:
+    """Return the data set of tokenised parts; `described` is what `describe_examples` returned. Raises DataError."""
+    for name, part in parts.items():
+        _check_vocabulary(part.largest_id, vocabulary, tokenizer, name)
+    report: dict[str, Any] = {"format": examples.format.name} | {name: part.report for name, part in parts.items()}
     report = {name: part for name, part in report.items() if name in ("train", "evaluation") or part != {"rows": 0}}
     if trained is not None:
         report["train"] = trained
-    report |= _describe_examples(examples, tokenizer)
+    report |= described
     mixture, stream = None, None
     if examples.mixture is not None:
-        mixture = replace(examples.mixture, sizes=_rows_by_source(examples, tokenizer))
+        mixture = replace(examples.mixture, sizes=_rows_by_source(examples.mixture, parts["train"]))
         report["mixture"] = mixture.describe()
     if examples.streamed is not None:
-        stream = _open_stream(examples, examples.streamed, found["train"].rows, tokenizer, vocabulary)
-        for key in ("sha256", "tokens_sha256"):
-            report["train"][key] = _hash_stream(report["train"][key], examples.streamed)
+        stream = _open_stream(examples, examples.streamed, parts["train"].rows, tokenizer, vocabulary)
+        hashes = {key: _hash_stream(report["train"][key], examples.streamed) for key in ("sha256", "tokens_sha256")}
+        report["train"] = report["train"] | hashes
     return Dataset(
         examples.task,
-        found["train"].rows,
-        found["evaluation"].rows,
+        parts["train"].rows,
+        parts["evaluation"].rows,
         examples.labels,
-        list(found["evaluation"].prompts),
+        parts["evaluation"].prompts,
         find_pad_id(tokenizer, vocabulary),
         report,
-        found["test"].rows,
-        list(found["test"].prompts),
-        found["general"].rows,
+        parts["test"].rows,
+        parts["test"].prompts,
+        parts["general"].rows,
         mixture,
         stream,
     )
 
 
-def _rows_by_source(examples: Examples, tokenizer: Any) -> tuple[int, ...]:
+def _rows_by_source(mixture: Mixture, train: TokenisedPart) -> tuple[int, ...]:
     """Return how many rows each source of a mixture gives. Raises DataError for one that gives none."""
-    assert examples.mixture is not None
-    sizes, first = [], 0
-    for name, size in zip(examples.mixture.names, examples.mixture.sizes, strict=True):
-        part, first = examples.train[first : first + size], first + size
-        how = tokenising(examples, tokenizer, Counter())
-        sizes.append(len(examples.task.tokenise(part, how).rows) if part else 0)
-        if not sizes[-1]:
+    for name, rows in zip(mixture.names, train.by_source, strict=True):
+        if not rows:
             raise DataError(f"{name}: gives no training row, so none can be drawn by its weight; remove the source")
-    return tuple(sizes)
+    return train.by_source
 
 
 def _open_stream(
-    examples: Examples, streamed: StreamedSources, sample: list[TokenRow], tokenizer: Any, vocabulary: int | None
+    examples: Examples, streamed: StreamedSources, sample: Sequence[TokenRow], tokenizer: Any, vocabulary: int | None
 ) -> Stream:
     how = tokenising(examples, tokenizer, Counter())
 
     def tokenise_one(example: Example) -> list[TokenRow]:
         found = examples.task.tokenise([example], how)
-        if found.rows:
-            _check_vocabulary(found, vocabulary, tokenizer, "train")
+        _check_vocabulary(find_largest(found), vocabulary, tokenizer, "train")
         return found.rows
 
     return Stream(streamed, tokenise_one, sample, examples.section.max_length)
@@ -176,7 +210,7 @@ def _hash_stream(sample: str, streamed: StreamedSources) -> str:
     return sha256(f"{sample} {streamed.fingerprint()}".encode()).hexdigest()
 
 
-def _describe_examples(examples: Examples, tokenizer: Any) -> dict[str, Any]:
+def describe_examples(examples: Examples, tokenizer: Any) -> dict[str, Any]:
     """Return what a report says of the rows before any tokenizer: labels, what parts share, how they were split."""
     parts = {"train": examples.train, "evaluation": examples.evaluation, "test": examples.test}
     found: dict[str, Any] = {"leaks": count_leaks(parts, examples.format)}
@@ -184,9 +218,13 @@ def _describe_examples(examples: Examples, tokenizer: Any) -> dict[str, Any]:
         found["split"] = {"repeated": examples.repeated, "together": examples.kept_together}
     if examples.labels is not None:
         found["labels"] = examples.labels
-    chats = examples.train or examples.evaluation or examples.test
-    if examples.format == CHAT and ChatTemplate(tokenizer, examples.section.template_kwargs).calls(
-        "strftime_now", chats[0].messages, chats[0].tools
+    chats = next((part for part in parts.values() if len(part)), ())
+    if (
+        len(chats)
+        and examples.format == CHAT
+        and ChatTemplate(tokenizer, examples.section.template_kwargs).calls(
+            "strftime_now", chats[0].messages, chats[0].tools
+        )
     ):
         found["dated"] = True
     return found
@@ -200,30 +238,72 @@ def tokenising(
     return Tokenising(tokenizer, examples.section, layout, counts, examples.labels or (), prompts)
 
 
-def _tokenise_part(
-    examples: Examples, part: Sequence[Example], layout: Format, tokenizer: Any, name: str, vocabulary: int | None
-) -> tuple[Tokenised, dict[str, Any]]:
-    if not part:
-        return Tokenised([]), {"rows": 0}
-    counts = Counter[str]()
+def tokenise_part(
+    examples: Examples,
+    part: Sequence[Example],
+    layout: Format,
+    tokenizer: Any,
+    name: str,
+    collect: Callable[[list[TokenRow]], None],
+) -> TokenisedPart:
+    """Tokenise the examples of one part piece by piece; `collect` is given the rows, which the result does not have.
+
+    Raises DataError where too many have nothing to learn from.
+    """
+    if not len(part):
+        return TokenisedPart([], [], {"rows": 0}, by_source=_count_by_source(examples, name, []))
+    counts, digest = Counter[str](), RowDigest()
     how = tokenising(examples, tokenizer, counts, layout, prompts=name in ("evaluation", "test"))
-    found = examples.task.tokenise(part, how)
-    _refuse_dropped(len(part), len(found.rows), counts, how, name)
-    _check_vocabulary(found, vocabulary, tokenizer, name)
-    counts["prompts_cut"] = sum(prompt.cut > 0 for prompt in found.prompts)
-    lengths = [len(row.tokens) for row in found.rows]
-    return found, {
-        "rows": len(found.rows),
-        "tokens": sum(lengths),
-        "supervised": sum(row.supervised for row in found.rows),
-        "longest": max(lengths),
+    prompts: list[Prompt] = []
+    ends, largest, tokens, supervised, longest, made = [], -1, 0, 0, 0, 0
+    for piece in _pieces(len(part), examples.mixture.sizes if examples.mixture and name == "train" else ()):
+        found = examples.task.tokenise(part[piece], how)
+        collect(found.rows)
+        digest.add(found.rows)
+        prompts += found.prompts
+        sizes = sizes_of(found.rows)
+        made += len(found.rows)
+        tokens, supervised = tokens + int(sizes.tokens.sum()), supervised + int(sizes.supervised.sum())
+        longest, largest = max(longest, int(sizes.tokens.max(initial=0))), max(largest, find_largest(found))
+        ends.append((piece.stop, made))
+    _refuse_dropped(len(part), made, counts, how, name)
+    prompts = merge_prompts(prompts)
+    counts["prompts_cut"] = sum(prompt.cut > 0 for prompt in prompts)
+    report = {
+        "rows": made,
+        "tokens": tokens,
+        "supervised": supervised,
+        "longest": longest,
         **{key: counts[key] for key in ALWAYS},
         **{key: counts[key] for key in WHERE_ANY if counts[key]},
         **_describe_ends(counts),
         **examples.read.get(name, {}),
         "sha256": fingerprint(part),
-        "tokens_sha256": fingerprint_rows(found.rows),
+        "tokens_sha256": digest.hexdigest(),
     }
+    return TokenisedPart([], prompts, report, largest, _count_by_source(examples, name, ends))
+
+
+def _pieces(count: int, sizes: Sequence[int]) -> Iterator[slice]:
+    """Yield parts of at most `EXAMPLES_AT_ONCE` of `count` examples; one ends wherever a source of `sizes` ends."""
+    borders = {*range(0, count, EXAMPLES_AT_ONCE), count, *accumulate(sizes)}
+    for first, last in pairwise(sorted(borders)):
+        yield slice(first, last)
+
+
+def _count_by_source(examples: Examples, name: str, ends: Sequence[tuple[int, int]]) -> tuple[int, ...]:
+    """Return how many rows each source of a mixture gave; `ends` are numbers of examples, and of their rows."""
+    if examples.mixture is None or name != "train":
+        return ()
+    rows_before = {0: 0, **dict(ends)}
+    borders = [0, *accumulate(examples.mixture.sizes)]
+    return tuple(rows_before[last] - rows_before[first] for first, last in pairwise(borders))
+
+
+def find_largest(found: Tokenised) -> int:
+    """Return the largest id of rows and prompts, -1 without any."""
+    rows = int(np.concatenate([row.tokens for row in found.rows]).max(initial=-1)) if found.rows else -1
+    return max(rows, *(max(prompt.input_ids, default=-1) for prompt in found.prompts), -1)
 
 
 def _describe_ends(counts: Counter[str]) -> dict[str, Any]:
@@ -260,10 +340,8 @@ def _refuse_dropped(examples: int, rows: int, counts: Counter[str], how: Tokenis
         )
 
 
-def _check_vocabulary(found: Tokenised, vocabulary: int | None, tokenizer: Any, name: str) -> None:
+def _check_vocabulary(largest: int, vocabulary: int | None, tokenizer: Any, name: str) -> None:
     """Raise DataError for a token that the model's embedding has no row for."""
-    ids = [*(row.tokens for row in found.rows), *(prompt.input_ids for prompt in found.prompts if prompt.input_ids)]
-    largest = max(int(max(one)) for one in ids)
     if vocabulary is not None and largest >= vocabulary:
         token = tokenizer.convert_ids_to_tokens(largest)
         raise DataError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from hashlib import file_digest
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -79,6 +80,14 @@ class FilePiece:
         with open_file(self.path) as file:
             return self._kind.columns(file, self.path)
 
+    def files(self) -> list[Path]:
+        return [self.path]
+
+    def digest(self) -> str:
+        """Return the sha256 of the file's bytes."""
+        with self.path.open("rb") as file:
+            return file_digest(file, "sha256").hexdigest()
+
     @property
     def _kind(self) -> Kind:
         kind = file_kind(self.path.name)
@@ -108,3 +117,9 @@ class Table:
 
     def columns(self) -> list[str]:
         return list(self.cells)
+
+    def files(self) -> list[Path]:
+        return []
+
+    def digest(self) -> None:
+        """Return nothing: rows in memory have no state that is known without reading them."""

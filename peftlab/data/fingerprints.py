@@ -15,14 +15,27 @@ from peftlab.data.token_rows import TokenRow
 OF_BATCHES = ("truncation", "padding")
 
 
+class RowDigest:
+    """The sha256 of what a model is given in rows and what it is to predict, in the order in which they are added."""
+
+    def __init__(self) -> None:
+        self._digest = sha256()
+
+    def add(self, rows: Iterable[TokenRow]) -> None:
+        for row in rows:
+            for values in (row.input_ids, row.labels, row.token_type_ids):
+                array = np.ascontiguousarray(() if values is None else values)
+                kind = "f" if array.dtype.kind == "f" else "i"
+                self._digest.update(f"{array.shape}{kind}".encode() + array.astype(f"<{kind}8").tobytes())
+
+    def hexdigest(self) -> str:
+        return self._digest.hexdigest()
+
+
 def fingerprint_rows(rows: Iterable[TokenRow]) -> str:
-    """Return the sha256 of what a model is given in these rows and what it is to predict, in their order."""
-    digest = sha256()
-    for row in rows:
-        for values in (row.input_ids, row.labels, row.token_type_ids):
-            array = np.ascontiguousarray(() if values is None else values)
-            kind = "f" if array.dtype.kind == "f" else "i"
-            digest.update(f"{array.shape}{kind}".encode() + array.astype(f"<{kind}8").tobytes())
+    """Return the `RowDigest` of rows."""
+    digest = RowDigest()
+    digest.add(rows)
     return digest.hexdigest()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,20 @@ class DatasetPiece:
     def columns(self) -> list[str]:
         names = self.dataset.column_names
         return list(names) if names is not None else list(next(self.rows()).cells)
+
+    def files(self) -> list[Path]:
+        """Return the arrow files that the rows are mapped from; none of a data set in memory or of a stream."""
+        return [Path(file["filename"]) for file in getattr(self.dataset, "cache_files", ())]
+
+    def digest(self) -> str | None:
+        """Return the sha256 of the arrow files and of what `datasets` says of them."""
+        if not (files := self.files()):
+            return None
+        digest = sha256(repr((self.dataset._fingerprint, self.dataset.features)).encode())
+        for path in files:
+            with path.open("rb") as file:
+                digest.update(file_digest(file, "sha256").digest())
+        return digest.hexdigest()
 
 
 def load_hub(source: str, split: str, streaming: bool) -> DatasetPiece:

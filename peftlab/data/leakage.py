@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from peftlab.data.kept_examples import choose
+from peftlab.data.keys import Keys
 from peftlab.tasks.formats import Example, Format
 
 # Two texts are near duplicates where this share (Jaccard) of their runs of GRAM characters is in both.
@@ -47,26 +49,33 @@ def count_leaks(parts: Mapping[str, Sequence[Example]], layout: Format) -> dict[
     but not equal. Case and whitespace do not count. `prompts` is missing where the format has none, `near` is None
     where the rows are too many to look at.
     """
-    keys = {name: [row_key(example) for example in part] for name, part in parts.items() if part}
+    parts = {name: part for name, part in parts.items() if len(part)}
+    if len(parts) < 2:
+        return {}
+    keys = {name: Keys.of(map(row_key, part)) for name, part in parts.items()}
     of = prompt_key(layout)
-    prompts = {name: [of(example) for example in parts[name]] for name in keys} if of is not None else {}
+    prompts = {name: Keys.of(map(of, part)) for name, part in parts.items()} if of is not None else {}
     found: dict[str, dict[str, int | None]] = {}
     for first, second in combinations(keys, 2):
-        same = _among(keys[second], keys[first])
-        leaks: dict[str, int | None] = {"rows": sum(same)}
+        same = keys[second].among(keys[first])
+        leaks: dict[str, int | None] = {"rows": int(same.sum())}
         if prompts:
-            leaks["prompts"] = sum(_among(prompts[second], prompts[first]))
-        others = [example for example, equal in zip(parts[second], same, strict=True) if not equal]
-        leaks["near"] = count_near(parts[first], others)
+            leaks["prompts"] = int(prompts[second].among(prompts[first]).sum())
+        leaks["near"] = count_near(parts[first], choose(parts[second], np.flatnonzero(~same)))
         found[f"{first}/{second}"] = leaks
     return found
 
 
 def count_near(known: Sequence[Example], others: Sequence[Example]) -> int | None:
     """Return how many of `others` are nearly the same as one of `known`; None where that would take long."""
-    texts = [[normalise(_beginning(one)) for one in part] for part in (known, others)]
-    if sum(len(text) for part in texts for text in part) > MOST_CHARACTERS:
-        return None
+    texts: list[list[str]] = [[], []]
+    characters = 0
+    for part, found in zip((known, others), texts, strict=True):
+        for one in part:
+            found.append(normalise(_beginning(one)))
+            characters += len(found[-1])
+            if characters > MOST_CHARACTERS:
+                return None
     index = _Index(texts[0])
     return sum(index.has_near(text) for text in texts[1])
 
@@ -107,11 +116,6 @@ class _Index:
         places = np.repeat(begins - np.cumsum(counts) + counts, counts) + np.arange(counts.sum())
         both = np.bincount(self.rows[places], minlength=len(self.sizes))
         return bool((both >= NEAR * (len(own) + self.sizes - both)).any())
-
-
-def _among(keys: Sequence[str], known: Sequence[str]) -> list[bool]:
-    seen = set(known)
-    return [key in seen for key in keys]
 
 
 def _beginning(example: Example) -> str:

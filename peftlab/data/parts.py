@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Literal, NamedTuple
 
 from peftlab.data.columns import Column, find_column
 from peftlab.data.files import FilePiece, Table
+from peftlab.data.kept_examples import Kept
+from peftlab.data.keys import Keys
 from peftlab.data.recognise import Choice, open_reader, recognise
 from peftlab.data.row import Unreadable
 from peftlab.data.row_reader import Header, Reader, Wanted
@@ -57,17 +59,23 @@ class Read(NamedTuple):
 
 @dataclass(frozen=True)
 class Part:
-    """The examples of a part, the cells of a column that was asked for, and how many each of its sources gave."""
+    """The examples of a part, keys of the cells of a column that was asked for, and how many each source gave."""
 
-    examples: list[Example]
-    values: list[Any] | None
+    examples: Sequence[Example]
+    values: Keys | None
     sizes: list[int]
 
 
 class DataReader:
     """Reads the parts of a data section. The first file read decides the format where the recipe names none."""
 
-    def __init__(self, section: Data, task: Task) -> None:
+    def __init__(
+        self,
+        section: Data,
+        task: Task,
+        keep: Callable[[], Kept] = list,
+        open_source: Callable[[str, str], Source] = read_source,
+    ) -> None:
         if section.format is not None and not task.takes(section.format):
             taken, owners = (
                 " or ".join(names) for names in ((f.name for f in task.formats), tasks_taking(section.format))
@@ -76,33 +84,38 @@ class DataReader:
                 f"data.format {section.format} does not suit model.task {task.name}: it belongs to task {owners}, and "
                 f"{task.name} needs format {taken}"
             )
-        self.section, self.task = section, task
+        self.section, self.task, self.keep, self.open_source = section, task, keep, open_source
         self.facts: dict[str, dict[str, Any]] = {}
         self._optional_roles: tuple[frozenset[str], str] | None = None
 
     def read_part(
         self, part: Literal["train", "evaluation", "test"], column: str | None = None, split_default: str | None = None
     ) -> Part:
-        """Return all examples of a part, and the cells of a column of its rows; `facts` gains what was skipped.
+        """Return all examples of a part, and keys of a column's cells in its rows; `facts` gains what was skipped.
 
         Raises DataError with file, line and reason. With `data.on_error: skip` bad rows are counted instead, up to
         `data.allow_dropped` of all.
         """
         sources: Sources = getattr(self.section, part)
-        tally, read, sizes = Tally(), list[Read](), list[int]()
+        tally, examples, sizes = Tally(), self.keep(), list[int]()
+        values = None if column is None else Keys()
         for entry in list_sources(sources):
-            source = read_source(entry.source, split_default or ("train" if part == "train" else "test"))
-            refuse_too_large(source)
-            before, rows = len(read), tally.rows
-            read += self.read(source, wanted_columns(self.section, entry), tally, column=column)
+            source = self.open_source(entry.source, split_default or ("train" if part == "train" else "test"))
+            if isinstance(examples, list):
+                refuse_too_large(source)
+            before, rows = len(examples), tally.rows
+            for one in self.read(source, wanted_columns(self.section, entry), tally, column=column):
+                examples.append(one.example)
+                if values is not None:
+                    values.add(repr(one.value))
             if tally.rows == rows:
                 raise DataError(_without_rows(source))
-            sizes.append(len(read) - before)
+            sizes.append(len(examples) - before)
         self.judge(tally)
-        if not read:
+        if not len(examples):
             raise DataError(f"{describe_sources(sources)}: all of {tally.rows} rows are empty")
         self.facts[part] = tally.describe()
-        return Part([one.example for one in read], None if column is None else [one.value for one in read], sizes)
+        return Part(examples, values, sizes)
 
     def read(
         self, source: Source, wanted: Wanted, tally: Tally, after: Cursor = START, column: str | None = None

@@ -7,10 +7,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
 
 from peftlab.data.batches import collate
 from peftlab.data.orders import Order, Shuffled
+from peftlab.data.token_arrays import sizes_of
 from peftlab.data.token_rows import TokenRow
 from peftlab.errors import StorageError
 
@@ -148,8 +150,10 @@ class LongestRows:
 
 def longest_rows(rows: Sequence[TokenRow], count: int) -> list[TokenRow]:
     """Return the `count` longest rows, those with most targets first, repeated from the first where there are fewer."""
-    ordered = sorted(rows, key=lambda row: (-len(row.tokens), -row.supervised))
-    return [ordered[i % len(ordered)] for i in range(count)]
+    sizes = sizes_of(rows)
+    ordered = np.lexsort((-sizes.supervised, -sizes.tokens))[:count]
+    chosen = [rows[i] for i in ordered.tolist()]
+    return [chosen[i % len(chosen)] for i in range(count)]
 
 
 class BatchesAhead:

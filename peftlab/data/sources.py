@@ -25,7 +25,10 @@ WILDCARDS = re.compile(r"[*?]")
 
 
 class Piece(Protocol):
-    """One file, or one split of a data set. `place` is how messages name a row, `rows` leaves out the first `skip`."""
+    """One file, or one split of a data set. `place` is how messages name a row, `rows` leaves out the first `skip`.
+
+    `files` are what the rows are read from, and `digest` is of all that they depend on: None where nothing tells it.
+    """
 
     @property
     def name(self) -> str: ...
@@ -35,6 +38,10 @@ class Piece(Protocol):
     def rows(self, skip: int = 0) -> Iterator[Row]: ...
 
     def columns(self) -> list[str]: ...
+
+    def files(self) -> list[Path]: ...
+
+    def digest(self) -> str | None: ...
 
 
 class Cursor(NamedTuple):

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 
+from peftlab.data.kept_examples import Kept, choose
+from peftlab.data.keys import Keys
 from peftlab.data.leakage import prompt_key
 from peftlab.data.orders import Mixture
 from peftlab.data.parts import DataReader, Part, Tally, describe_sources
+from peftlab.data.sources import Source, read_source
 from peftlab.data.stream import StreamedSources
 from peftlab.errors import DataError, listed, one_line
 from peftlab.recipe.schema import Data, list_sources
@@ -36,11 +39,11 @@ class Examples:
 
     section: Data
     task: Task
-    train: list[Example]
-    evaluation: list[Example]
+    train: Sequence[Example]
+    evaluation: Sequence[Example]
     labels: list[str] | None
-    test: list[Example] = field(default_factory=list)
-    general: list[Text] = field(default_factory=list)
+    test: Sequence[Example] = field(default_factory=list)
+    general: Sequence[Text] = field(default_factory=list)
     repeated: int = 0
     kept_together: bool = True
     read: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -54,43 +57,71 @@ class Examples:
 
 @dataclass(frozen=True)
 class Pool:
-    """Rows, and the group that each belongs to."""
+    """The examples at `places` of `examples`, and the number of the group that each belongs to."""
 
-    rows: Sequence[Example]
-    groups: Sequence[Any]
+    examples: Sequence[Example]
+    places: np.ndarray
+    groups: np.ndarray
+
+    @classmethod
+    def of(cls, examples: Sequence[Example], groups: np.ndarray | None = None) -> Pool:
+        places = np.arange(len(examples))
+        return cls(examples, places, places if groups is None else groups)
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.places)
 
-    def take(self, places: Sequence[int]) -> Pool:
-        return Pool([self.rows[i] for i in places], [self.groups[i] for i in places])
+    @property
+    def rows(self) -> Sequence[Example]:
+        return choose(self.examples, self.places)
+
+    def take(self, chosen: np.ndarray) -> Pool:
+        return Pool(self.examples, self.places[chosen], self.groups[chosen])
 
     def alone(self) -> Pool:
         """Return the same rows, each a group of its own."""
-        return Pool(self.rows, range(len(self.rows)))
+        return Pool(self.examples, self.places, np.arange(len(self)))
 
     @property
     def repeated(self) -> int:
         """The number of rows that share their group with another one."""
-        _, places, counts = np.unique(_numbers(self.groups), return_inverse=True, return_counts=True)
-        return int((counts[places] > 1).sum())
+        _, numbers, counts = np.unique(self.groups, return_inverse=True, return_counts=True)
+        return int((counts[numbers] > 1).sum())
 
-    def split(self, count: int, seed: int, purpose: int) -> tuple[list[int], list[int]]:
-        """Return the places of about `count` rows, whole groups in a random order, and those of all others.
+    def split(self, count: int, seed: int, purpose: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return which of the rows are in a part of about `count` rows, and all others.
 
-        A group that would make them more than `count` is not taken, unless it is the only one.
+        Whole groups are taken in a random order. One that would make the part larger than `count` is not taken, unless
+        it is the first of all and no other is.
         """
-        members: dict[Any, list[int]] = {}
-        for place, group in enumerate(self.groups):
-            members.setdefault(group, []).append(place)
-        groups = list(members.values())
-        ordered = [groups[i] for i in permute(len(groups), seed, purpose)]
-        taken: list[int] = []
-        others: list[int] = []
-        for group in ordered:
-            fits = len(taken) + len(group) <= count
-            (taken if fits else others).extend(group)
-        return (taken, others) if taken else (ordered[0], [i for group in ordered[1:] for i in group])
+        groups = _Groups(self.groups)
+        ordered = permute(len(groups.sizes), seed, purpose)
+        fits, taken = np.zeros(len(ordered), bool), 0
+        for number, size in enumerate(groups.sizes[ordered].tolist()):
+            if taken + size <= count:
+                fits[number], taken = True, taken + size
+        if not taken:
+            fits[:1] = True
+        return groups.members(ordered[fits]), groups.members(ordered[~fits])
+
+
+class _Groups:
+    """Rows by their group; groups count in the order in which they first occur."""
+
+    def __init__(self, numbers: np.ndarray) -> None:
+        _, first, inverse, counts = np.unique(numbers, return_index=True, return_inverse=True, return_counts=True)
+        order = np.argsort(first, kind="stable")
+        rank = np.empty(len(order), np.int64)
+        rank[order] = np.arange(len(order))
+        self.sizes = counts[order]
+        self._by_group = np.argsort(rank[inverse], kind="stable")
+        self._begins = np.cumsum(self.sizes) - self.sizes
+
+    def members(self, groups: np.ndarray) -> np.ndarray:
+        """Return the rows of some groups, one group after another."""
+        sizes = self.sizes[groups]
+        inside = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        return self._by_group[np.repeat(self._begins[groups], sizes) + inside]
 
 
 def permute(n: int, seed: int, purpose: int) -> np.ndarray:
@@ -98,16 +129,25 @@ def permute(n: int, seed: int, purpose: int) -> np.ndarray:
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence([purpose, seed]))).permutation(n)
 
 
-def load_examples(section: Data, task: Task, seed: int) -> Examples:
-    """Read a recipe's rows, hold out and draw by `seed`, and list the labels of the whole training source."""
-    reader = DataReader(section, task)
+def load_examples(
+    section: Data,
+    task: Task,
+    seed: int,
+    keep: Callable[[], Kept] = list,
+    open_source: Callable[[str, str], Source] = read_source,
+) -> Examples:
+    """Read a recipe's rows, hold out and draw by `seed`, and list the labels of the whole training source.
+
+    `keep` returns where the rows of a part are kept; those of a list are in lists. `open_source` opens sources.
+    """
+    reader = DataReader(section, task, keep, open_source)
     streamed = StreamedSources.open(reader) if section.streaming else None
     train = reader.read_part("train", _group_column(section)) if streamed is None else _read_sample(reader, streamed)
     section, rows = reader.section, train.examples
     labels = task.list_labels(rows) if streamed is None else streamed.labels(rows)
     _check_labels_suffice(labels, task, section)
-    pool = Pool(rows, _groups(train, section))
     from_train = any(isinstance(one, int | float) for one in (section.evaluation, section.test))
+    pool = Pool.of(rows, _groups(train, section, needed=from_train))
     repeated = pool.repeated if from_train else 0
     together = repeated > 0 and _can_keep_together(pool, section, seed)
     pool = pool if together else pool.alone()
@@ -115,14 +155,14 @@ def load_examples(section: Data, task: Task, seed: int) -> Examples:
     pool, test = _set_aside(pool, reader, "test", seed, HELD_OUT_TEST)
     for part, aside in (("evaluation", evaluation), ("test", test)):
         check_labels(aside.rows, task, labels, describe_sources(getattr(section, part)))
-    kept, mixture = _by_source(_draw(pool.alone(), section.train_rows, seed, TRAIN_ROWS).rows, train, section)
+    kept, mixture = _by_source(_draw(pool.alone(), section.train_rows, seed, TRAIN_ROWS), train, section)
     return Examples(
         section,
         task,
-        kept,
-        list(_draw(evaluation, section.evaluation_rows, seed, EVALUATION_ROWS).rows),
+        kept.rows,
+        _draw(evaluation, section.evaluation_rows, seed, EVALUATION_ROWS).rows,
         labels,
-        list(_draw(test, section.test_rows, seed, TEST_ROWS).rows),
+        _draw(test, section.test_rows, seed, TEST_ROWS).rows,
         read_general(section),
         repeated,
         together or not repeated,
@@ -146,21 +186,17 @@ def _read_sample(reader: DataReader, streamed: StreamedSources) -> Part:
     return Part(examples, None, [len(examples)])
 
 
-def _by_source(rows: Sequence[Example], read: Part, section: Data) -> tuple[list[Example], Mixture | None]:
+def _by_source(pool: Pool, read: Part, section: Data) -> tuple[Pool, Mixture | None]:
     """Return training rows one source after another where sources have weights, and the mixture that they make."""
     entries = list_sources(section.train)
     weights = [entry.weight for entry in entries if entry.weight is not None]
     if section.streaming or len(weights) != len(entries):
-        return list(rows), None
-    owners = np.repeat(range(len(entries)), read.sizes).tolist()
-    source_of = {id(example): owner for example, owner in zip(read.examples, owners, strict=True)}
-    groups: list[list[Example]] = [[] for _ in entries]
-    for example in rows:
-        groups[source_of[id(example)]].append(example)
+        return pool, None
+    owners = np.repeat(np.arange(len(entries)), read.sizes)[pool.places]
     names = tuple(entry.source for entry in entries)
-    sizes = tuple(len(group) for group in groups)
+    sizes = tuple(np.bincount(owners, minlength=len(entries)).tolist())
     mixture = Mixture(names, sizes, tuple(weights), section.stopping_strategy == "all_exhausted")
-    return [example for group in groups for example in group], mixture
+    return pool.take(np.argsort(owners, kind="stable")), mixture
 
 
 def read_part(section: Data, task: Task, part: HeldOutPart, seed: int) -> list[Example]:
@@ -170,7 +206,7 @@ def read_part(section: Data, task: Task, part: HeldOutPart, seed: int) -> list[E
     return list(_draw(pool, getattr(section, f"{part}_rows"), seed, purpose).rows)
 
 
-def read_general(section: Data) -> list[Text]:
+def read_general(section: Data) -> Sequence[Text]:
     """Return the texts of a recipe's `data.general`."""
     if section.general is None:
         return []
@@ -191,15 +227,16 @@ def _group_column(section: Data) -> str | None:
     return None if section.group_by in (BY_ROW, BY_PROMPT) else section.group_by
 
 
-def _groups(part: Part, section: Data) -> Sequence[Any]:
-    """Return the group of every row: its prompt, the value of a column, or its own number."""
-    column, rows = section.group_by, part.examples
-    if part.values is not None:
-        return [repr(value) for value in part.values]
+def _groups(part: Part, section: Data, *, needed: bool = True) -> np.ndarray | None:
+    """Return the group of every row: its prompt, the value of a column, or none, as where it is not `needed`."""
     key = prompt_key(find_format(section.format))
-    if column == BY_PROMPT and key is None:
+    if part.values is not None:
+        return part.values.numbers()
+    if section.group_by == BY_PROMPT and key is None:
         raise DataError(f"data.group_by: format {section.format} has no prompt; name a column, or remove it")
-    return range(len(rows)) if key is None or column == BY_ROW else [key(row) for row in rows]
+    return (
+        None if key is None or section.group_by == BY_ROW or not needed else Keys.of(map(key, part.examples)).numbers()
+    )
 
 
 def _can_keep_together(pool: Pool, section: Data, seed: int) -> bool:
@@ -220,14 +257,14 @@ def _set_aside(pool: Pool, reader: DataReader, part: HeldOutPart, seed: int, pur
     """Return what stays for training, and a part that is read from its own source or taken from `pool`."""
     wanted = getattr(reader.section, part)
     if wanted is None:
-        return pool, Pool([], [])
+        return pool, Pool.of([])
     if isinstance(wanted, str | tuple):
         return pool, _read_own(reader, part)
     count = _count(wanted, len(pool))
     if count >= len(pool):
         raise DataError(f"data.{part}: holding out {wanted} leaves no training row of {len(pool)}")
     taken, others = pool.split(count, seed, purpose)
-    if not others:
+    if not len(others):
         raise DataError(
             f"data.{part}: all rows are of one group, so none would be left for training; set data.group_by"
         )
@@ -236,7 +273,8 @@ def _set_aside(pool: Pool, reader: DataReader, part: HeldOutPart, seed: int, pur
 
 def _read_own(reader: DataReader, part: HeldOutPart) -> Pool:
     found = reader.read_part(part)
-    return Pool(found.examples, _groups(found, _drawn_section(reader.section)))
+    drawn = getattr(reader.section, f"{part}_rows") is not None
+    return Pool.of(found.examples, _groups(found, _drawn_section(reader.section), needed=drawn))
 
 
 def _drawn_section(section: Data) -> Data:
@@ -250,8 +288,3 @@ def _count(wanted: float, rows: int) -> int:
 
 def _draw(pool: Pool, count: int | None, seed: int, purpose: int) -> Pool:
     return pool if count is None or count >= len(pool) else pool.take(pool.split(count, seed, purpose)[0])
-
-
-def _numbers(groups: Sequence[Any]) -> np.ndarray:
-    numbers: dict[Any, int] = {}
-    return np.array([numbers.setdefault(group, len(numbers)) for group in groups], np.int64)

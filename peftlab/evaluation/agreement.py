@@ -95,7 +95,7 @@ def rms(values: torch.Tensor) -> float:
     return float(values.double().square().mean().sqrt())
 
 
-def first_rows(dataset: Dataset, count: int) -> tuple[str, list[TokenRow]]:
+def first_rows(dataset: Dataset, count: int) -> tuple[str, Sequence[TokenRow]]:
     """Return the name of the part with rows that were not trained on, where there is one, and its first rows."""
     parts = {"evaluation": dataset.evaluation, "test": dataset.test, "train": dataset.train}
     name = next(name for name, rows in parts.items() if rows)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
@@ -11,7 +11,10 @@ import torch
 from torch import nn
 
 from peftlab.architectures import MIXES_ROWS
-from peftlab.data.dataset import Dataset, Examples, Part, load_examples, tokenise
+from peftlab.data.cached import TRAIN_EXAMPLES, TokenOrigin, read_data
+from peftlab.data.dataset import Dataset, Examples, Part, tokenise
+from peftlab.data.token_arrays import sizes_of
+from peftlab.data.token_store import TokenStore
 from peftlab.errors import DataError, MethodError, ModelError, Problem, RecipeError
 from peftlab.evaluation.evaluate import Evaluated, evaluate
 from peftlab.evaluation.generate import add_stop_ids, generate_examples
@@ -31,9 +34,6 @@ from peftlab.tasks.formats import Example
 from peftlab.world.base import World
 from peftlab.world.dtypes import Types, resolve_types
 
-# Training rows that a run without held-out rows keeps, on which a merged model is compared with the trained one.
-SAMPLE = 64
-
 
 class Applied(NamedTuple):
     """A model with its method, what trains, and which speed-ups its steps use."""
@@ -47,7 +47,8 @@ class Applied(NamedTuple):
 class Bench:
     """A recipe's data and its base, to which the method is applied; `load` is the measured memory of loading it.
 
-    `held_out` are the evaluation and test rows, and the first training rows, before any tokenizer.
+    `held_out` are the evaluation and test rows, and the first training rows, before any tokenizer. `tokens` says where
+    the tokens of a run that trains are from.
     """
 
     recipe: Recipe
@@ -56,7 +57,8 @@ class Bench:
     dataset: Dataset
     base: LoadedModel
     load: MemoryReport
-    held_out: dict[str, list[Example]] = field(default_factory=dict)
+    held_out: dict[str, Sequence[Example]] = field(default_factory=dict)
+    tokens: TokenOrigin | None = None
 
     @property
     def device(self) -> torch.device:
@@ -121,7 +123,8 @@ class Bench:
 def check_positions(recipe: Recipe, dataset: Dataset, model: nn.Module) -> None:
     """Raise DataError for rows that are longer than the model has positions for."""
     positions = count_positions(model.config)
-    longest = max((row.longest for row in (*dataset.longest_train, *dataset.all_held_out)), default=0)
+    every = (dataset.longest_train, dataset.all_held_out)
+    longest = max(int(sizes_of(rows).longest.max(initial=0)) for rows in every)
     if positions and recipe.method.virtual_tokens >= positions:
         raise MethodError(
             f"method.length: {recipe.method.virtual_tokens} virtual tokens leave no room for text in the model's "
@@ -167,8 +170,11 @@ def prepare(recipe: Recipe, world: World, before_load: Callable[[Dataset], Recip
     `before_load` is called with the data just before the weights are loaded. It returns the recipe to use, and may
     raise to refuse the run.
     """
-    examples = load_examples(recipe.data, recipe.task, recipe.data_seed)
-    return build_bench(recipe, world, examples, load_tokenizer(recipe.model), before_load)
+    tokenizer = load_tokenizer(recipe.model)
+    data = read_data(recipe.data, recipe.task, recipe.data_seed, tokenizer, TokenStore(), partial(check_rows, recipe))
+    bench = load_bench(recipe, world, data.examples, data.dataset, tokenizer, before_load)
+    bench.tokens = data.origin
+    return bench
 
 
 def build_bench(
@@ -176,18 +182,38 @@ def build_bench(
     world: World,
     examples: Examples,
     tokenizer: Any,
-    before_load: Callable[[Dataset], Recipe] | None = None,
-    trained: dict[str, Any] | None = None,
+    trained: dict[str, Any],
 ) -> Bench:
-    """Return the bench of rows that are read already.
+    """Return the bench of rows that are read already, of a run that is only used.
 
-    `trained` is what an earlier run's report says of its training rows, where there are none here.
+    `trained` is what its report says of its training rows: there are none here.
+    """
+    dataset = tokenise(examples, tokenizer, check_rows(recipe, examples), trained)
+    return load_bench(recipe, world, examples, dataset, tokenizer)
+
+
+def check_rows(recipe: Recipe, examples: Examples) -> int | None:
+    """Return the size of the model's vocabulary, before rows are tokenised and weights are loaded.
+
+    Raises what a format, a method or a batch size cannot do on this model.
     """
     recipe = with_format(recipe, examples.section.format)
     shape = read_shape(recipe, examples.labels)
     check_method(recipe.method, shape)
     check_batches(recipe, shape)
-    dataset = tokenise(examples, tokenizer, shape.vocabulary, trained)
+    return shape.vocabulary
+
+
+def load_bench(
+    recipe: Recipe,
+    world: World,
+    examples: Examples,
+    dataset: Dataset,
+    tokenizer: Any,
+    before_load: Callable[[Dataset], Recipe] | None = None,
+) -> Bench:
+    """Return the bench of tokenised rows, the base with its weights."""
+    recipe = with_format(recipe, examples.section.format)
     if before_load is not None:
         recipe = before_load(dataset)
     torch.manual_seed(recipe.run.seed)
@@ -197,5 +223,5 @@ def build_bench(
     check_positions(recipe, dataset, base.model)
     fit_tokenizer(base.model, tokenizer)
     add_stop_ids(base.model, dataset.stop_ids)
-    held_out = {"evaluation": examples.evaluation, "test": examples.test, "train": examples.train[:SAMPLE]}
+    held_out = {"evaluation": examples.evaluation, "test": examples.test, "train": examples.train[:TRAIN_EXAMPLES]}
     return Bench(recipe, world, tokenizer, dataset, base, probe.report(), held_out)

@@ -12,6 +12,7 @@ from peftlab.data.dataset import Dataset, Examples, load_examples, tokenise
 from peftlab.data.notes import note_data
 from peftlab.data.row_report import RowReports, oddest
 from peftlab.data.rows import ShuffledRows
+from peftlab.data.token_arrays import sizes_of
 from peftlab.errors import DataError, UsageError
 from peftlab.models.load import load_tokenizer
 from peftlab.recipe.schema import Recipe
@@ -117,7 +118,7 @@ def _report_steps(recipe: Recipe, dataset: Dataset) -> StepsReport:
 def _bin_lengths(dataset: Dataset, part: str) -> list[LengthBin]:
     """Return the part's rows by their number of tokens, in bins of equal width that is a round number."""
     rows = dataset.train if part == "train" else dataset.evaluation if part == "evaluation" else dataset.test
-    lengths = np.array([len(row.tokens) for row in rows])
+    lengths = sizes_of(rows).tokens
     exact = lengths.max() / BINS
     scale = 10 ** max(0, len(str(int(exact))) - 1)
     width = next(step * scale for step in (1, 2, 5, 10) if step * scale >= exact)

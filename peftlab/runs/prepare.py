@@ -31,6 +31,8 @@ def prepare_bench(record: RunRecord) -> Bench:
     record.result.data = bench.dataset.report
     if record.world.is_main:
         save_held_out(record.directory, record.recipe, bench.held_out)
+    for line in bench.tokens.notes if bench.tokens else ():
+        record.note(line)
     for line in note_data(record.recipe, bench.dataset.report, record.world.processes):
         record.note(line)
     for line in note_cut_prompts(record.recipe, bench.dataset, bench.base.model):

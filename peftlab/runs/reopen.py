@@ -65,15 +65,15 @@ def run_labels(weights: Path, result: RunResult) -> list[str] | None:
     return read_context(weights).get("labels") or result.data.get("labels")
 
 
-def save_held_out(directory: RunDirectory, recipe: Recipe, parts: dict[str, list[Example]]) -> None:
+def save_held_out(directory: RunDirectory, recipe: Recipe, parts: dict[str, Sequence[Example]]) -> None:
     """Write into a run's directory the rows that were taken from its training rows, as they were drawn.
 
     A run without evaluation and test rows keeps its first training rows, to compare a merged model on.
     """
-    taken: dict[str, list[Example]] = {
+    taken: dict[str, Sequence[Example]] = {
         part: parts[part] for part in PARTS if isinstance(getattr(recipe.data, part), int | float)
     }
-    if not any(parts[part] for part in PARTS):
+    if not any(len(parts[part]) for part in PARTS):
         taken = {"train": parts["train"]}
     if taken:
         with directory.writing(directory.held_out) as temporary:

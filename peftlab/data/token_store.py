@@ -1,0 +1,218 @@
+"""The folder of tokens that are kept between runs: entries by their key, written by one process and mapped by all.
+
+`$PEFTLAB_CACHE`, else `$XDG_CACHE_HOME/peftlab`, else `~/.cache/peftlab`. An entry appears as a whole, by a rename, and
+every byte of it is checked before it is used. Its writer has locked it (`flock`): processes that need the same tokens
+wait for it, and a writer that is killed loses the lock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+from zlib import crc32
+
+ENTRY = "entry.json"
+BUILDING, LOCKS = "building", "locks"
+VERSION = 1
+CHUNK = 4 * 1024**2
+# A folder that a writer left behind this long ago is of a process that was killed.
+ABANDONED_SECONDS = 24 * 3600
+# An entry that nothing used for so long is deleted when another one is written.
+UNUSED_SECONDS = 30 * 24 * 3600
+
+
+class DamagedEntry(Exception):
+    """An entry whose files are not those that were written, with the reason as its text."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One entry: its folder, what was written of it, and how many bytes it has."""
+
+    folder: Path
+    content: dict[str, Any]
+    size: int
+
+    @property
+    def key(self) -> str:
+        return self.folder.name
+
+    @property
+    def used(self) -> float:
+        """When it was last made or read, in seconds since the epoch."""
+        return self.folder.stat().st_mtime
+
+
+def cache_folder() -> Path:
+    """Return the folder in which peftlab keeps what it can make again."""
+    named = os.environ.get("PEFTLAB_CACHE")
+    if named:
+        return Path(named).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "peftlab"
+
+
+class TokenStore:
+    """The entries of one folder."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.folder = (cache_folder() if folder is None else folder) / "tokens"
+
+    def find(self, key: str) -> Entry | None:
+        """Return the entry of a key, every byte of it checked; None without one. Raises DamagedEntry."""
+        try:
+            entry = read_entry(self.folder / key)
+            if entry is not None:
+                _check_bytes(entry)
+                with contextlib.suppress(OSError):
+                    os.utime(entry.folder)
+            return entry
+        except OSError as error:
+            raise DamagedEntry(f"cannot be read ({error.strerror or error})") from None
+
+    @contextmanager
+    def locked(self, key: str) -> Iterator[None]:
+        """Lock one key, waiting for a process that has. Without locks in the file system several may write it."""
+        path = self.folder / LOCKS / f"{key}.lock"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = _lock(path)
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                path.unlink()
+            os.close(descriptor)
+
+    @contextmanager
+    def building(self, key: str) -> Iterator[Path]:
+        """Give a new folder to write the entry of a locked key in; what is left of it in the end is deleted."""
+        place = self.folder / BUILDING
+        place.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(place, key)
+        folder = Path(mkdtemp(dir=place, prefix=f"{key}-"))
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def publish(self, folder: Path, key: str | None, content: dict[str, Any]) -> Entry:
+        """Make a written folder the entry of a key, and return it; without a key it stays where it is.
+
+        Nothing is flushed: what a crash of the machine leaves is seen by the checksums. Raises OSError.
+        """
+        files = {path.name: [path.stat().st_size, _checksum(path)] for path in sorted(folder.iterdir())}
+        content = {"version": VERSION, "made": time.time(), "files": files, **content}
+        sealed = {"sha256": _digest(content), "content": content}
+        (folder / ENTRY).write_text(json.dumps(sealed), encoding="utf-8")
+        if key is not None:
+            with contextlib.suppress(OSError):  # another process was first, in a file system without locks
+                os.rename(folder, self.folder / key)
+                folder = self.folder / key
+            self._remove_unused()
+        return Entry(folder, content, sum(size for size, _ in files.values()))
+
+    def _remove_unused(self) -> None:
+        for entry in self.entries():
+            if time.time() - entry.used > UNUSED_SECONDS:
+                self.remove(entry.key)
+
+    def remove(self, key: str) -> None:
+        """Delete an entry; processes that have mapped it keep what they have."""
+        gone = self.folder / BUILDING / f"removed-{key[:16]}-{os.getpid()}"
+        with contextlib.suppress(OSError):
+            gone.parent.mkdir(parents=True, exist_ok=True)
+            os.rename(self.folder / key, gone)
+            shutil.rmtree(gone, ignore_errors=True)
+
+    def entries(self) -> Iterator[Entry]:
+        """Yield all entries, the one used last first; those that cannot be read have no content."""
+        folders = [path for path in _folders(self.folder) if path.name not in (BUILDING, LOCKS)]
+        for path in sorted(folders, key=lambda path: path.stat().st_mtime, reverse=True):
+            try:
+                found = read_entry(path)
+            except (DamagedEntry, OSError):
+                found = Entry(path, {}, _size_of(path))
+            if found is not None:
+                yield found
+
+
+def read_entry(folder: Path) -> Entry | None:
+    """Return what was written of an entry, unchecked; None where there is none. Raises DamagedEntry and OSError."""
+    try:
+        sealed = json.loads((folder / ENTRY).read_text(encoding="utf-8"))
+        content = sealed["content"]
+        if sealed["sha256"] == _digest(content) and content["version"] == VERSION:
+            return Entry(folder, content, sum(size for size, _ in content["files"].values()))
+    except (FileNotFoundError, NotADirectoryError):
+        if not folder.exists():
+            return None
+        raise DamagedEntry(f"{ENTRY} is missing") from None
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise DamagedEntry(f"{ENTRY} is not what was written")
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _check_bytes(entry: Entry) -> None:
+    for name, (size, checksum) in entry.content["files"].items():
+        path = entry.folder / name
+        if not path.is_file() or path.stat().st_size != size or _checksum(path) != checksum:
+            raise DamagedEntry(f"{name} is not what was written")
+
+
+def _checksum(path: Path) -> int:
+    found = 0
+    with path.open("rb", buffering=0) as file:
+        while chunk := file.read(CHUNK):
+            found = crc32(chunk, found)
+    return found
+
+
+def _lock(path: Path) -> int:
+    """Return the descriptor of a locked file that still has this name."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except OSError:
+            return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        with contextlib.suppress(OSError):
+            if os.fstat(descriptor).st_ino == path.stat().st_ino:
+                return descriptor
+        os.close(descriptor)
+
+
+def _remove_abandoned(place: Path, key: str) -> None:
+    """Delete what writers left that were killed: of this key, which is locked, and whatever is old."""
+    for folder in _folders(place):
+        with contextlib.suppress(OSError):
+            if folder.name.startswith(key) or time.time() - folder.stat().st_mtime > ABANDONED_SECONDS:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _folders(place: Path) -> list[Path]:
+    try:
+        return [path for path in place.iterdir() if path.is_dir()]
+    except OSError:
+        return []
+
+
+def _size_of(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
