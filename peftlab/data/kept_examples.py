@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 from array import array
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from tempfile import SpooledTemporaryFile
 from typing import Any, overload
@@ -26,9 +27,14 @@ class SpooledExamples(Sequence[Example]):
     def __init__(self, folder: Path) -> None:
         self._file = SpooledTemporaryFile(max_size=SPOOLED_BYTES, dir=str(folder))
         self._ends = array("q", [0])
+        self._make: type | None = None  # the class of all examples of a part, and their fields
+        self._names: list[str] = []
 
     def append(self, example: Example, /) -> None:
-        content = pickle.dumps(example, pickle.HIGHEST_PROTOCOL)
+        if self._make is None:
+            self._make, self._names = type(example), [one.name for one in fields(example)]
+        values = [getattr(example, name) for name in self._names]
+        content = pickle.dumps(values, pickle.HIGHEST_PROTOCOL)
         self._file.seek(self._ends[-1])
         self._file.write(content)
         self._ends.append(self._ends[-1] + len(content))
@@ -45,7 +51,9 @@ class SpooledExamples(Sequence[Example]):
             return [self[i] for i in range(*index.indices(len(self)))]
         index = range(len(self))[index]
         self._file.seek(self._ends[index])
-        return pickle.loads(self._file.read(self._ends[index + 1] - self._ends[index]))
+        values = pickle.loads(self._file.read(self._ends[index + 1] - self._ends[index]))
+        assert self._make is not None, "known since the first example was appended"
+        return self._make(*values)
 
     def close(self) -> None:
         self._file.close()

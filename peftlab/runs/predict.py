@@ -154,6 +154,12 @@ class StandardInput:
     def columns(self) -> list[str]:
         return []
 
+    def files(self) -> list[Path]:
+        return []
+
+    def digest(self) -> None:
+        return None
+
 
 def read_rows(source: str) -> Iterator[Numbered]:
     """Yield the rows of a source, or of standard input. Raises DataError where it cannot be read, at once."""
