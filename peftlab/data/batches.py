@@ -1,9 +1,13 @@
-"""Which rows make a batch, as pure functions of seed and step, and the tensors of a batch."""
+"""Which rows make a batch, as pure functions of seed and step, and the tensors of a batch: padded or end to end."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
+from itertools import groupby
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -45,6 +49,7 @@ def collate(rows: Sequence[TokenRow], pad_id: int, pad_to: int | None = None) ->
     costs no synchronisation. Masks come from lengths: a pad id may well be the end-of-text id.
     """
     width = max(pad_to or 0, *(len(row.input_ids) for row in rows))
+    starts = range(0, len(rows) * width, width)
     batch = {
         "input_ids": _pad([row.input_ids for row in rows], width, pad_id),
         "attention_mask": _pad([np.ones(len(row.input_ids)) for row in rows], width, 0),
@@ -52,7 +57,96 @@ def collate(rows: Sequence[TokenRow], pad_id: int, pad_to: int | None = None) ->
     types = [row.token_type_ids for row in rows if row.token_type_ids is not None]
     if types:
         batch["token_type_ids"] = _pad(types, width, 0)
-    return batch | {name: torch.from_numpy(values) for name, values in rows[0].stack(rows, width).items()}
+    return batch | {name: torch.from_numpy(values) for name, values in rows[0].stack(rows, starts).items()}
+
+
+class RowGroup(NamedTuple):
+    """Neighbours of one length: so many rows of so many tokens."""
+
+    length: int
+    rows: int
+
+
+def group_rows(lengths: Iterable[int]) -> tuple[RowGroup, ...]:
+    """Return rows of these lengths as groups of neighbours."""
+    return tuple(RowGroup(length, len(list(same))) for length, same in groupby(lengths))
+
+
+class PackedBatch(dict[str, torch.Tensor]):
+    """A batch whose rows lie end to end in one line, (1, tokens), in these groups."""
+
+    groups: tuple[RowGroup, ...] = ()
+
+
+class Layout(ABC):
+    """How the rows of a micro-batch become tensors."""
+
+    @abstractmethod
+    def batch(self, rows: Sequence[TokenRow]) -> dict[str, torch.Tensor]:
+        """Return the batch of these rows, on the CPU."""
+
+    def regroup(self, micro_batches: list[list[int]], length: Callable[[int], int]) -> list[list[int]]:
+        """Return the rows of a step's micro-batches, divided as suits the layout; `length` gives a row's tokens."""
+        return micro_batches
+
+
+@dataclass(frozen=True)
+class Padded(Layout):
+    """Each row is a line, padded at the right to the longest one."""
+
+    pad_id: int
+    by_length: bool = False
+    """Whether rows of like length share a micro-batch, so that less is padded."""
+
+    def batch(self, rows: Sequence[TokenRow]) -> dict[str, torch.Tensor]:
+        return collate(rows, self.pad_id)
+
+    def regroup(self, micro_batches: list[list[int]], length: Callable[[int], int]) -> list[list[int]]:
+        if not self.by_length:
+            return micro_batches
+        numbers = iter(sorted((number for one in micro_batches for number in one), key=length, reverse=True))
+        return [[next(numbers) for _ in one] for one in micro_batches]
+
+
+@dataclass(frozen=True)
+class EndToEnd(Layout):
+    """All rows are one line without padding, with position ids that begin again in each row.
+
+    They count from `first`. A model that gives tokens of the id `unplaced` no position of their own numbers the others
+    alone, as RoBERTa does with its padding token.
+    """
+
+    first: int = 0
+    unplaced: int | None = None
+
+    def batch(self, rows: Sequence[TokenRow]) -> PackedBatch:
+        """Return `input_ids` and `position_ids`, (1, tokens), and the targets.
+
+        Rows of one length are neighbours, so that attention takes them together.
+        """
+        rows = sorted(rows, key=lambda row: len(row.input_ids))
+        lengths = [len(row.input_ids) for row in rows]
+        packed = PackedBatch(
+            input_ids=_line([row.input_ids for row in rows]),
+            position_ids=_line([self._positions(row.input_ids) for row in rows]),
+        )
+        types = [row.token_type_ids for row in rows if row.token_type_ids is not None]
+        if types:
+            packed["token_type_ids"] = _line(types)
+        starts = np.cumsum([0, *lengths[:-1]]).tolist()
+        packed.update({name: torch.from_numpy(values) for name, values in rows[0].stack(rows, starts).items()})
+        packed.groups = group_rows(lengths)
+        return packed
+
+    def _positions(self, ids: np.ndarray) -> np.ndarray:
+        if self.unplaced is None:
+            return np.arange(self.first, self.first + len(ids))
+        placed = ids != self.unplaced
+        return np.where(placed, self.first - 1 + np.cumsum(placed), self.first - 1)
+
+
+def _line(values: Sequence[np.ndarray]) -> torch.Tensor:
+    return torch.from_numpy(np.concatenate(values).astype(np.int64))[None]
 
 
 def _pad(values: Sequence[np.ndarray], width: int, fill: int) -> torch.Tensor:

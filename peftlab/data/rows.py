@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import torch
 
-from peftlab.data.batches import collate
+from peftlab.data.batches import Layout
 from peftlab.data.orders import Order, Shuffled
 from peftlab.data.token_arrays import sizes_of
 from peftlab.data.token_rows import TokenRow
@@ -64,7 +64,7 @@ class ShuffledRows:
     """
 
     rows: Sequence[TokenRow]
-    pad_id: int
+    layout: Layout
     batch_size: int
     accumulation: int
     process: int
@@ -80,7 +80,7 @@ class ShuffledRows:
         return self.batch_size * self.accumulation * self.processes
 
     def batches(self, step: int) -> list[Batch]:
-        return [collate([self.rows[i] for i in numbers], self.pad_id) for numbers in self.numbers(step)]
+        return [self.layout.batch([self.rows[i] for i in numbers]) for numbers in self.numbers(step)]
 
     def count(self, step: int) -> StepCount:
         micros = ((micro, process) for micro in range(self.accumulation) for process in range(self.processes))
@@ -88,10 +88,14 @@ class ShuffledRows:
         return StepCount(sum(row.supervised for row in rows), sum(len(row.tokens) for row in rows))
 
     def numbers(self, step: int) -> list[list[int]]:
-        return [self.indices(step, micro, self.process) for micro in range(self.accumulation)]
+        micros = [self.indices(step, micro, self.process) for micro in range(self.accumulation)]
+        return self.layout.regroup(micros, lambda number: len(self.rows[number].input_ids))
 
     def indices(self, step: int, micro: int, process: int) -> list[int]:
-        """Return the rows of one micro-batch of one process; a step has the same rows however it is split."""
+        """Return the rows of one micro-batch of one process, as the order has them.
+
+        A step has the same rows however it is split.
+        """
         assert self.order is not None, "set when it was made"
         first = (((step - 1) * self.accumulation + micro) * self.processes + process) * self.batch_size
         return [self.order.row(first + offset) for offset in range(self.batch_size)]
@@ -99,7 +103,7 @@ class ShuffledRows:
     def longest(self) -> LongestRows:
         micro_batches = min(self.accumulation, 2)
         chosen = longest_rows(self.rows, self.batch_size * micro_batches)
-        return LongestRows(chosen, self.pad_id, self.batch_size, self.processes)
+        return LongestRows(chosen, self.layout, self.batch_size, self.processes)
 
     def state(self, step: int = 0) -> dict[str, Any]:
         assert self.order is not None, "set when it was made"
@@ -118,7 +122,7 @@ class LongestRows:
     """
 
     rows: Sequence[TokenRow]
-    pad_id: int
+    layout: Layout
     batch_size: int
     processes: int
 
@@ -127,7 +131,7 @@ class LongestRows:
         return len(self.rows) * self.processes
 
     def batches(self, step: int) -> list[Batch]:
-        return [collate([self.rows[i] for i in numbers], self.pad_id) for numbers in self.numbers(step)]
+        return [self.layout.batch([self.rows[i] for i in numbers]) for numbers in self.numbers(step)]
 
     def count(self, step: int) -> StepCount:
         targets, tokens = (sum(row.supervised for row in self.rows), sum(len(row.input_ids) for row in self.rows))

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from peftlab.data.batches import collate
+from peftlab.data.batches import Layout
 from peftlab.data.files import FilePiece
 from peftlab.data.orders import SourceDraws
 from peftlab.data.parts import DataReader, Read, Tally, wanted_columns
@@ -193,9 +193,16 @@ class StreamedRows:
     """
 
     def __init__(
-        self, stream: Stream, pad_id: int, batch_size: int, accumulation: int, process: int, processes: int, seed: int
+        self,
+        stream: Stream,
+        layout: Layout,
+        batch_size: int,
+        accumulation: int,
+        process: int,
+        processes: int,
+        seed: int,
     ) -> None:
-        self.stream, self.pad_id, self.seed = stream, pad_id, seed
+        self.stream, self.layout, self.seed = stream, layout, seed
         self.batch_size, self.accumulation, self.process, self.processes = batch_size, accumulation, process, processes
         self.tally = Tally()
         self._lock = threading.Lock()  # a step is counted in one thread while the next one is collated in another
@@ -212,7 +219,7 @@ class StreamedRows:
         self._left: deque[tuple[int, TokenRow]] = deque()
         self._used, self._before = 0, self._places()
         self._steps: dict[int, list[tuple[int, TokenRow]]] = {}
-        self._numbers: dict[int, list[int]] = {}
+        self._numbers: dict[int, list[list[int]]] = {}
         self._states: dict[int, dict[str, Any]] = {0: self._state()}
 
     @property
@@ -221,7 +228,7 @@ class StreamedRows:
 
     def batches(self, step: int) -> list[Batch]:
         rows = self._rows(step)
-        return [collate([row for _, row in rows[part]], self.pad_id) for part in self._parts(self.process)]
+        return [self.layout.batch([rows[place][1] for place in micro]) for micro in self._micro_batches(rows)]
 
     def count(self, step: int) -> StepCount:
         rows = [row for _, row in self._rows(step)]
@@ -229,13 +236,12 @@ class StreamedRows:
 
     def numbers(self, step: int) -> list[list[int]]:
         """Return the rows of the sources that each micro-batch has; none for a step long before the last one."""
-        numbers = self._numbers.get(step, [])
-        return [numbers[part] for part in self._parts(self.process)]
+        return self._numbers.get(step) or [[] for _ in range(self.accumulation)]
 
     def longest(self) -> Rows:
         rows = self.stream.longest_rows()
         plain = ShuffledRows(
-            rows, self.pad_id, self.batch_size, self.accumulation, self.process, self.processes, self.seed
+            rows, self.layout, self.batch_size, self.accumulation, self.process, self.processes, self.seed
         )
         return plain.longest()
 
@@ -281,10 +287,11 @@ class StreamedRows:
     def _places(self) -> tuple[int, list[list[int]]]:
         return self._drawn, [source.state() for source in self._sources]
 
-    def _parts(self, process: int) -> Iterator[slice]:
-        for micro in range(self.accumulation):
-            first = (micro * self.processes + process) * self.batch_size
-            yield slice(first, first + self.batch_size)
+    def _micro_batches(self, rows: Sequence[tuple[int, TokenRow]]) -> list[list[int]]:
+        """Return which of a step's rows each micro-batch of this process has."""
+        firsts = ((micro * self.processes + self.process) * self.batch_size for micro in range(self.accumulation))
+        micros = [list(range(first, first + self.batch_size)) for first in firsts]
+        return self.layout.regroup(micros, lambda place: len(rows[place][1].input_ids))
 
     def _rows(self, step: int) -> list[tuple[int, TokenRow]]:
         with self._lock:
@@ -298,7 +305,7 @@ class StreamedRows:
         rows = [self._next_row() for _ in range(self.per_step)]
         self._last += 1
         self._steps[self._last] = rows
-        self._numbers[self._last] = [number for number, _ in rows]
+        self._numbers[self._last] = [[rows[place][0] for place in micro] for micro in self._micro_batches(rows)]
         self._states[self._last] = self._state()
         for kept, length in ((self._steps, 3), (self._states, 4), (self._numbers, REMEMBERED_STEPS)):
             kept.pop(self._last - length, None)

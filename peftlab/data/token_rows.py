@@ -40,6 +40,8 @@ class TokenRow(ABC):
 
     target_type: ClassVar[str] = "int64"
     """The type of `TARGETS`; everything else in a batch is int64."""
+    why_padded: ClassVar[str] = ""
+    """Why such rows cannot be laid end to end as one; empty where they can."""
 
     @property
     def tokens(self) -> np.ndarray:
@@ -73,8 +75,8 @@ class TokenRow(ABC):
 
     @classmethod
     @abstractmethod
-    def stack(cls, rows: Sequence[Any], width: int) -> dict[str, np.ndarray]:
-        """Return the targets of a batch of such rows, padded to `width`."""
+    def stack(cls, rows: Sequence[Any], starts: Sequence[int]) -> dict[str, np.ndarray]:
+        """Return the targets of a batch of such rows; `starts` are the places of their first tokens in it, in order."""
 
     @classmethod
     @abstractmethod
@@ -111,9 +113,9 @@ class PositionRow(TokenRow):
         return marked
 
     @classmethod
-    def stack(cls, rows: Sequence[PositionRow], width: int) -> dict[str, np.ndarray]:
+    def stack(cls, rows: Sequence[PositionRow], starts: Sequence[int]) -> dict[str, np.ndarray]:
         places = [np.flatnonzero(row.supervised_tokens) for row in rows]
-        positions = [number * width + found - cls.shift for number, found in enumerate(places)]
+        positions = [start + found - cls.shift for start, found in zip(starts, places, strict=True)]
         targets = [row.labels[found] for row, found in zip(rows, places, strict=True)]
         return {POSITIONS: np.concatenate(positions), TARGETS: np.concatenate(targets).astype(np.int64)}
 
@@ -139,6 +141,7 @@ class PairRow(TokenRow):
     """A prompt for the encoder, `input_ids`, and the answer that the decoder writes, `labels`, all supervised."""
 
     __slots__ = ()
+    why_padded: ClassVar[str] = "a decoder that reads an encoder's states has no row boundaries there"
 
     @property
     def tokens(self) -> np.ndarray:
@@ -161,7 +164,7 @@ class PairRow(TokenRow):
         return np.arange(len(self.tokens)) >= len(self.input_ids)
 
     @classmethod
-    def stack(cls, rows: Sequence[PairRow], width: int) -> dict[str, np.ndarray]:
+    def stack(cls, rows: Sequence[PairRow], starts: Sequence[int]) -> dict[str, np.ndarray]:
         longest = max(row.answer for row in rows)
         answers = np.full((len(rows), longest), IGNORED, dtype=np.int64)
         for line, row in zip(answers, rows, strict=True):
@@ -183,6 +186,7 @@ class WholeRow(TokenRow):
     """A row with targets of its own, which no token of it is."""
 
     __slots__ = ()
+    why_padded: ClassVar[str] = "the model's head takes one token of each line of its input"
 
     @property
     def supervised(self) -> int:
@@ -203,7 +207,7 @@ class ClassRow(WholeRow):
     __slots__ = ()
 
     @classmethod
-    def stack(cls, rows: Sequence[ClassRow], width: int) -> dict[str, np.ndarray]:
+    def stack(cls, rows: Sequence[ClassRow], starts: Sequence[int]) -> dict[str, np.ndarray]:
         return {TARGETS: np.array([row.labels for row in rows], dtype=np.int64)}
 
     @classmethod
@@ -221,7 +225,7 @@ class NumberRow(WholeRow):
     target_type: ClassVar[str] = "float32"
 
     @classmethod
-    def stack(cls, rows: Sequence[NumberRow], width: int) -> dict[str, np.ndarray]:
+    def stack(cls, rows: Sequence[NumberRow], starts: Sequence[int]) -> dict[str, np.ndarray]:
         return {TARGETS: np.array([row.labels for row in rows], dtype=np.float32)}
 
     @classmethod
@@ -243,7 +247,7 @@ class LabelSetRow(WholeRow):
         return len(self.labels)
 
     @classmethod
-    def stack(cls, rows: Sequence[LabelSetRow], width: int) -> dict[str, np.ndarray]:
+    def stack(cls, rows: Sequence[LabelSetRow], starts: Sequence[int]) -> dict[str, np.ndarray]:
         return {TARGETS: np.concatenate([row.labels for row in rows]).astype(np.float32)}
 
     @classmethod

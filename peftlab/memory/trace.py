@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
+from peftlab.data.batches import PackedBatch, RowGroup
 from peftlab.data.token_rows import TARGETS, BatchSize
 from peftlab.memory.allocator import slack_bytes
 from peftlab.memory.constants import ALLOCATION_ROUNDING
@@ -31,6 +32,7 @@ from peftlab.world.single import Single
 class Workload:
     """What goes through the model: the longest batch of training and of evaluation.
 
+    `rows` of `length` tokens are padded to it, or lie end to end in one line where `packed`, in these `groups`.
     `supervised` is the share of tokens that the loss is computed on (in evaluation the same, unless it is given),
     `outputs` the number of the head's outputs, `answer_length` the longest answer of a decoder that has an encoder
     beside it, `padded` whether rows differ in length. Without evaluation rows nothing
@@ -48,6 +50,8 @@ class Workload:
     answer_length: int = 0
     evaluation_answer_length: int = 0
     padded: bool = True
+    packed: bool = False
+    groups: tuple[RowGroup, ...] = ()
     micro_batches: int = 1
     precision: torch.dtype = torch.float32
     optimizer: Optimizer = AdamW()
@@ -59,12 +63,27 @@ class Workload:
     def evaluation_share(self) -> float:
         return self.supervised if self.evaluation_supervised is None else self.evaluation_supervised
 
-    def batch(self, rows: int, length: int, share: float, answer: int) -> dict[str, torch.Tensor]:
-        sizes: dict[str, tuple[int, ...]] = dict.fromkeys(("input_ids", "attention_mask"), (rows, length))
+    def training_batch(self) -> dict[str, torch.Tensor]:
+        if not self.packed:
+            return self._batch(BatchSize(self.rows, self.length, self.supervised, self.outputs, self.answer_length))
+        groups = self.groups or (RowGroup(self.length, self.rows),)
+        size = BatchSize(1, sum(length * rows for length, rows in groups), self.supervised, self.outputs)
+        packed = PackedBatch(self._batch(size, ("input_ids", "position_ids")))
+        packed.groups = groups
+        return packed
+
+    def evaluation_batch(self) -> dict[str, torch.Tensor]:
+        sizes = self.evaluation_rows, self.evaluation_length, self.evaluation_share
+        return self._batch(BatchSize(*sizes, self.outputs, self.evaluation_answer_length))
+
+    def _batch(
+        self, size: BatchSize, inputs: Sequence[str] = ("input_ids", "attention_mask")
+    ) -> dict[str, torch.Tensor]:
         row_class = self.task.row_class
-        sizes |= row_class.target_sizes(BatchSize(rows, length, share, self.outputs, answer))
+        sizes: dict[str, tuple[int, ...]] = dict.fromkeys(inputs, (size.rows, size.width))
+        sizes |= row_class.target_sizes(size)
         types = dict.fromkeys(sizes, torch.int64) | {TARGETS: getattr(torch, row_class.target_type)}
-        return {name: torch.empty(size, dtype=types[name]) for name, size in sizes.items()}
+        return {name: torch.empty(shape, dtype=types[name]) for name, shape in sizes.items()}
 
 
 @dataclass(frozen=True)
@@ -161,16 +180,14 @@ def _by_place(segments: Segments) -> Segments:
 
 
 def _step(parts: Stepper, work: Workload, marker: _Marker) -> None:
-    sizes = work.rows, work.length, work.supervised, work.answer_length
-    batches = [work.batch(*sizes) for _ in range(work.micro_batches)]
+    batches = [work.training_batch() for _ in range(work.micro_batches)]
     targets = sum(batch[TARGETS].shape[0] for batch in batches)
     optimizer_step(parts, batches, targets, mark=marker.mark)
 
 
 def _evaluate(parts: Stepper, work: Workload) -> None:
     """Do what evaluation does with two batches: the first one's losses live while the second's are computed."""
-    sizes = work.evaluation_rows, work.evaluation_length, work.evaluation_share, work.evaluation_answer_length
-    batch = work.batch(*sizes)
+    batch = work.evaluation_batch()
     targets, rows = batch[TARGETS].shape[0], work.evaluation_rows
     counts = [targets // rows + (row < targets % rows) for row in range(rows)]
     with torch.no_grad(), parts.world.autocast(parts.precision):

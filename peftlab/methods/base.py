@@ -120,6 +120,11 @@ class Method(BaseModel):
         return True
 
     @property
+    def why_padded(self) -> str:
+        """Why rows cannot be laid end to end in one line of the model's input; empty where they can."""
+        return ""
+
+    @property
     def prompting(self) -> Prompting:
         """How generation must treat prompts with this method."""
         return Prompting(self.pads_prompts, self.virtual_tokens, self.batches_prompts)

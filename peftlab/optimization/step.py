@@ -10,7 +10,9 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from peftlab.data.batches import PackedBatch
 from peftlab.losses.base import Loss
+from peftlab.speed.attention import attention_of_rows
 from peftlab.world.base import World
 
 Batch = dict[str, torch.Tensor]
@@ -70,11 +72,13 @@ def optimizer_step(
 
 
 def _backward(parts: Stepper, batch: Batch, targets: int, mark: Callable[[str], object]) -> torch.Tensor:
-    with parts.world.autocast(parts.precision):
-        total = parts.loss.total(parts.model, batch)
-    share = total / targets
-    mark("loss")
-    parts.scaler.scale(share * parts.world.gradient_factor).backward()
+    groups = batch.groups if isinstance(batch, PackedBatch) else None
+    with attention_of_rows(parts.model, groups):
+        with parts.world.autocast(parts.precision):
+            total = parts.loss.total(parts.model, batch)
+        share = total / targets
+        mark("loss")
+        parts.scaler.scale(share * parts.world.gradient_factor).backward()
     return share.detach()
 
 

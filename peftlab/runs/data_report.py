@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from peftlab.data.batches import Padded
 from peftlab.data.dataset import Dataset, Examples, load_examples, tokenise
 from peftlab.data.notes import note_data
 from peftlab.data.row_report import RowReports, oddest
@@ -99,7 +100,7 @@ def _report_steps(recipe: Recipe, dataset: Dataset) -> StepsReport:
     """Return what one process's steps take, as means over all of them or the first ones of a long training."""
     training, train, order = recipe.training, dataset.train, dataset.order(recipe.run.seed)
     sizes = training.batch_size, training.gradient_accumulation, 0, 1
-    rows = ShuffledRows(train, dataset.pad_id, *sizes, recipe.run.seed, order)
+    rows = ShuffledRows(train, Padded(dataset.pad_id), *sizes, recipe.run.seed, order)
     steps = count_steps(training, order.epoch_rows, 1)
     examined = range(1, min(steps, STEPS_EXAMINED) + 1)
     counts = [rows.count(step) for step in examined]

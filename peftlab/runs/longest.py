@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
 from torch import nn
 
+from peftlab.data.batches import RowGroup
 from peftlab.data.dataset import Dataset
 from peftlab.data.rows import longest_rows
 from peftlab.data.token_rows import TokenRow
@@ -29,12 +31,13 @@ def longest_work(work: Workload, dataset: Dataset) -> Workload:
         work,
         length=max(len(row.input_ids) for row in rows),
         answer_length=max(row.answer for row in rows),
-        supervised=supervised_share(rows),
+        groups=groups_of(rows, work.rows) if work.packed else (),
+        supervised=packed_share(rows) if work.packed else supervised_share(rows),
         evaluation_rows=work.evaluation_rows if dataset.all_held_out else 0,
         evaluation_length=max(len(row.input_ids) for row in held_out),
         evaluation_answer_length=max(row.answer for row in held_out),
         evaluation_supervised=supervised_share(held_out),
-        padded=work.padded and len({len(row.input_ids) for row in rows}) > 1,
+        padded=work.padded and len({len(row.input_ids) for row in (held_out if work.packed else rows)}) > 1,
     )
 
 
@@ -44,6 +47,20 @@ def longest_mix(rows: Sequence[TokenRow], count: int) -> list[TokenRow]:
     A mistyped batch size must not build a list of its length, and the share of targets is the same.
     """
     return longest_rows(rows, count if count <= MOST_REPEATS * len(rows) else len(rows))
+
+
+def groups_of(rows: Sequence[TokenRow], count: int) -> tuple[RowGroup, ...]:
+    """Return `count` rows laid end to end, which repeat `rows` where there are fewer, in groups of one length."""
+    times, more = divmod(count, len(rows))
+    found = Counter[int]()
+    for number, row in enumerate(rows):
+        found[len(row.input_ids)] += times + (number < more)
+    return tuple(RowGroup(length, found[length]) for length in sorted(found) if found[length])
+
+
+def packed_share(rows: Sequence[TokenRow]) -> float:
+    """Return the fraction of a packed batch's predictable tokens that are targets."""
+    return sum(row.supervised for row in rows) / max(sum(len(row.input_ids) for row in rows) - 1, 1)
 
 
 def supervised_share(rows: Sequence[TokenRow]) -> float:

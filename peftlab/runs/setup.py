@@ -8,6 +8,7 @@ from fractions import Fraction
 import torch
 from torch import nn
 
+from peftlab.data.batches import Layout
 from peftlab.data.rows import Rows, ShuffledRows
 from peftlab.data.stream import StreamedRows
 from peftlab.errors import UsageError
@@ -16,6 +17,7 @@ from peftlab.optimization.step import open_scaler
 from peftlab.recipe.schema import Training
 from peftlab.runs.bench import Bench
 from peftlab.speed.loss import loss_of
+from peftlab.speed.packing import training_layout
 from peftlab.training.setup import NoSaver, Saver, Setup
 from peftlab.training.stop import Stop
 
@@ -36,7 +38,7 @@ def build_setup(bench: Bench, model: nn.Module, stop: Stop, saver: Saver | None 
         loss=loss_of(recipe.task, training.speed, model),
         optimizer=optimizer,
         schedule=build_schedule(optimizer, training, steps),
-        rows=build_rows(bench),
+        rows=build_rows(bench, training_layout(model, recipe, bench.dataset.pad_id)),
         precision=bench.precision,
         clip=training.clip,
         scaler=open_scaler(bench.precision, world.device),
@@ -48,13 +50,13 @@ def build_setup(bench: Bench, model: nn.Module, stop: Stop, saver: Saver | None 
     )
 
 
-def build_rows(bench: Bench) -> Rows:
-    """Return which training rows each step takes."""
+def build_rows(bench: Bench, layout: Layout) -> Rows:
+    """Return which training rows each step takes, and how they become batches."""
     training, world, dataset, seed = bench.recipe.training, bench.world, bench.dataset, bench.recipe.run.seed
     sizes = training.batch_size, training.gradient_accumulation, world.process, world.processes
     if dataset.stream is not None:
-        return StreamedRows(dataset.stream, dataset.pad_id, *sizes, seed)
-    return ShuffledRows(dataset.train, dataset.pad_id, *sizes, seed, dataset.order(seed))
+        return StreamedRows(dataset.stream, layout, *sizes, seed)
+    return ShuffledRows(dataset.train, layout, *sizes, seed, dataset.order(seed))
 
 
 def refuse_endless_warmup(training: Training, steps: int) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from copy import copy
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
@@ -23,6 +24,7 @@ from peftlab.world.determinism import is_repeatable
 from peftlab.world.dtypes import autocast
 
 Item = TypeVar("Item")
+Batch = TypeVar("Batch", bound=dict[str, torch.Tensor])
 
 
 class Tracker(Protocol):
@@ -124,15 +126,15 @@ class World(ABC):
         """Return a context that computes in `precision` on this device; none is needed for float32."""
         return autocast(precision, self.device)
 
-    def move(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def move(self, batch: Batch) -> Batch:
         """Return the batch on this device; a copy from pinned memory does not wait."""
-        return {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
+        return _changed(batch, lambda value: value.to(self.device, non_blocking=True))
 
-    def stage(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def stage(self, batch: Batch) -> Batch:
         """Return a batch on the CPU in memory from which this device copies without waiting."""
         if self.device.type != "cuda":
             return batch
-        return {name: value.pin_memory() for name, value in batch.items()}
+        return _changed(batch, lambda value: value.pin_memory())
 
     def synchronize(self) -> None:
         """Wait for the device's queue, so that a clock that is read next is right."""
@@ -172,3 +174,10 @@ class World(ABC):
     def abort(self) -> None:
         """Leave after an error, without waiting for a process that may be waiting for this one."""
         self.close()
+
+
+def _changed(batch: Batch, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
+    """Return a batch of the same kind whose tensors are changed."""
+    changed = copy(batch)
+    changed.update({name: change(value) for name, value in batch.items()})
+    return changed

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from peftlab.data.batches import collate, evaluation_batches, row_at
+from peftlab.data.batches import Padded, collate, evaluation_batches, row_at
 from peftlab.data.rows import ShuffledRows
 from peftlab.data.token_rows import IGNORED, ClassRow, TextRow
 from peftlab.tasks.formats import Completion
@@ -29,7 +29,7 @@ def rows_of_step(step, batch_size, accumulation, processes, seed, n):
         row
         for micro in range(accumulation)
         for process in range(processes)
-        for row in ShuffledRows([None] * n, 0, batch_size, accumulation, process, processes, seed).indices(
+        for row in ShuffledRows([None] * n, Padded(0), batch_size, accumulation, process, processes, seed).indices(
             step + 1, micro, process
         )
     )

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from peftlab.data import stream
+from peftlab.data.batches import Padded
 from peftlab.data.dataset import load_data
 from peftlab.data.orders import SourceDraws
 from peftlab.data.parts import DataReader
@@ -41,7 +42,7 @@ def stream_of(train, buffer=4, **fields):
 
 
 def rows_of(stream, batch_size=2, accumulation=1, process=0, processes=1, seed=0):
-    return StreamedRows(stream, 0, batch_size, accumulation, process, processes, seed)
+    return StreamedRows(stream, Padded(0), batch_size, accumulation, process, processes, seed)
 
 
 def values(rows, steps):
@@ -176,7 +177,7 @@ def test_reports_are_of_the_first_rows_and_plans_of_the_longest_that_can_come(tm
     dataset = load_data(section, bpe, CAUSAL, 0)
     assert len(dataset.train) == 1000 and dataset.report["train"]["streamed"]
     assert {len(row.input_ids) for row in dataset.longest_train} == {40}
-    rows = StreamedRows(dataset.stream, dataset.pad_id, 4, 1, 0, 1, 0)
+    rows = StreamedRows(dataset.stream, Padded(dataset.pad_id), 4, 1, 0, 1, 0)
     assert rows.longest().batches(1)[0]["input_ids"].shape == (4, 40)
     batch = rows.batches(1)[0]["input_ids"]
     texts = [bpe.decode(ids[ids != bpe.pad_token_id], skip_special_tokens=True) for ids in batch]

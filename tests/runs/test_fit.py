@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from peftlab.data.batches import Padded
 from peftlab.data.rows import ShuffledRows
 from peftlab.errors import StorageError
 from peftlab.recipe.load import load_recipe
@@ -100,7 +101,7 @@ def test_the_step_of_a_launch_keeps_its_rows_however_each_process_splits_its_own
     def rows_of_step(batch: int, accumulation: int) -> list[int]:
         found = []
         for process in range(processes):
-            rows = ShuffledRows(range(97), 0, batch, accumulation, process, processes, seed=3)
+            rows = ShuffledRows(range(97), Padded(0), batch, accumulation, process, processes, seed=3)
             found += [i for micro in range(accumulation) for i in rows.indices(2, micro, process)]
         return sorted(found)
 

@@ -115,7 +115,7 @@ def test_targets_are_indicators_in_the_order_of_the_labels():
     labels = MULTI_LABEL.list_labels(examples)
     assert labels == ["a", "b", "c"]
     rows = [LabelSetRow(np.arange(2, dtype=np.int32), MULTI_LABEL.target_of(example, labels)) for example in examples]
-    assert rows[0].stack(rows, 2)["targets"].tolist() == [1, 1, 0, 0, 0, 0, 0, 0, 1]
+    assert rows[0].stack(rows, [0, 2, 4])["targets"].tolist() == [1, 1, 0, 0, 0, 0, 0, 0, 1]
     assert [row.supervised for row in rows] == [3, 3, 3]
     assert [row.describe(labels) for row in rows] == ["a, b", "", "c"]
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from peftlab.data.batches import Padded
 from peftlab.data.token_rows import IGNORED
 from peftlab.errors import RecipeError, StoppedError, StorageError, UsageError
 from peftlab.metrics import METRICS, Metric
@@ -96,7 +97,7 @@ def loss_by_hand(one: Recipe, numbers: list[int], smoothing: float) -> float:
 
 
 def first_rows(one: Recipe) -> list[int]:
-    return build_rows(prepare_bench(one, open_world("cpu"))).numbers(1)[0]
+    return build_rows(prepare_bench(one, open_world("cpu")), Padded(0)).numbers(1)[0]
 
 
 def test_the_toy_task_ignores_first_halves():
@@ -176,7 +177,7 @@ def test_only_a_complete_optimizer_under_a_free_type_is_added():
 
 def test_rows_in_another_order_drive_the_loop_and_resume(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "peftlab.runs.setup.build_rows", lambda bench: InOrder(bench.dataset.train, bench.dataset.pad_id, 4)
+        "peftlab.runs.setup.build_rows", lambda bench, layout: InOrder(bench.dataset.train, bench.dataset.pad_id, 4)
     )
     result = start(recipe(tmp_path / "a"))
     assert result.progress.rows == 4 * STEPS
@@ -189,7 +190,7 @@ def test_rows_in_another_order_drive_the_loop_and_resume(tmp_path, monkeypatch):
 def test_a_checkpoint_of_rows_in_another_order_is_refused(tmp_path, monkeypatch):
     with monkeypatch.context() as patched, pytest.raises(StoppedError):
         patched.setattr(
-            "peftlab.runs.setup.build_rows", lambda bench: InOrder(bench.dataset.train, bench.dataset.pad_id, 4)
+            "peftlab.runs.setup.build_rows", lambda bench, layout: InOrder(bench.dataset.train, bench.dataset.pad_id, 4)
         )
         start(recipe(tmp_path / "run", {"stop_after": 2}))
     with pytest.raises(StorageError, match="written with another order of rows"):

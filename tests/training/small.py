@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from peftlab.data.batches import Padded
 from peftlab.data.rows import ShuffledRows
 from peftlab.data.token_rows import IGNORED, TextRow
 from peftlab.methods import Full
@@ -59,7 +60,9 @@ def small_setup(model=None, rows=None, **training) -> Setup:
         scaler=open_scaler(torch.float32, CPU),
         foreach=None,
         schedule=build_schedule(optimizer, settings, settings.steps),
-        rows=ShuffledRows(rows or ragged_rows(), 0, settings.batch_size, settings.gradient_accumulation, 0, 1, seed=0),
+        rows=ShuffledRows(
+            rows or ragged_rows(), Padded(0), settings.batch_size, settings.gradient_accumulation, 0, 1, seed=0
+        ),
         precision=torch.float32,
         steps=settings.steps,
         stop=Stop(),

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from peftlab.data.batches import Padded
 from peftlab.data.rows import BatchesAhead, ShuffledRows
 from peftlab.errors import DivergedError, StorageError
 from peftlab.optimization.finite import FiniteGuard
@@ -50,7 +51,9 @@ def test_a_step_has_the_same_rows_however_it_is_split_over_processes_and_micro_b
     rows = ragged_rows(13)
 
     def rows_of(step, batch_size, accumulation, processes):
-        splits = [ShuffledRows(rows, 0, batch_size, accumulation, p, processes, seed=3) for p in range(processes)]
+        splits = [
+            ShuffledRows(rows, Padded(0), batch_size, accumulation, p, processes, seed=3) for p in range(processes)
+        ]
         assert len({split.count(step) for split in splits}) == 1
         return sorted(i for s in splits for m in range(accumulation) for i in s.indices(step, m, s.process))
 
@@ -59,7 +62,7 @@ def test_a_step_has_the_same_rows_however_it_is_split_over_processes_and_micro_b
 
 
 def test_an_epoch_of_steps_has_every_row_once():
-    rows = ShuffledRows(ragged_rows(12), 0, 2, 2, 0, 1, seed=0)
+    rows = ShuffledRows(ragged_rows(12), Padded(0), 2, 2, 0, 1, seed=0)
     taken = [i for step in (1, 2, 3) for micro in (0, 1) for i in rows.indices(step, micro, 0)]
     assert sorted(taken) == list(range(12))
 
@@ -167,7 +170,7 @@ def test_an_error_in_the_thread_that_collates_is_raised_at_its_step():
 
 
 def test_rows_restore_only_their_own_order():
-    rows = ShuffledRows(ragged_rows(12), 0, 2, 2, 0, 1, seed=0)
+    rows = ShuffledRows(ragged_rows(12), Padded(0), 2, 2, 0, 1, seed=0)
     rows.restore(rows.state())
     with pytest.raises(StorageError, match="another order of rows"):
-        ShuffledRows(ragged_rows(12), 0, 2, 2, 0, 1, seed=1).restore(rows.state())
+        ShuffledRows(ragged_rows(12), Padded(0), 2, 2, 0, 1, seed=1).restore(rows.state())

@@ -1,0 +1,168 @@
+"""Rows of a batch laid end to end as one line, so that no padding is computed: for which models, and the proof."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, ClassVar
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from torch import nn
+
+from peftlab.data.batches import EndToEnd, Layout, Padded
+from peftlab.data.token_rows import TextRow
+from peftlab.errors import one_line
+from peftlab.parameters.trainable import find_base
+from peftlab.recipe.schema import Recipe
+from peftlab.speed.attention import Window, attention_of_rows, watch_windows
+from peftlab.speed.base import Decline, SpeedUp
+
+# What a layer's type may say of its attention: all earlier tokens, or those in a window.
+FULL, SLIDING = "full_attention", "sliding_attention"
+# Families whose masks have a window of which their attention function is not told (transformers 5.23).
+WINDOW_IN_MASK_ONLY = frozenset({"phimoe", "qwen2_moe"})
+# The probe's rows: short ones, and one that is longer than the attention's window where that is small.
+PROBED = (5, 3, 1)
+LARGEST_PROBED = 512
+# Draws of rows: a mixture of experts may choose others where two are nearly equal, by rounding alone.
+DRAWS = 3
+# The largest relative difference of outputs that rounding makes, by their type.
+ROUNDING = {torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+# What outputs change by when rows do see each other must be so many times as much as what packing changes.
+POWER = 4
+
+_reasons: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
+
+
+class Packing(SpeedUp):
+    """Rows of a micro-batch lie end to end in one line, in which attention never leaves a row."""
+
+    name: ClassVar[str] = "packing"
+    does: ClassVar[str] = "rows lie end to end, and no padding is computed"
+
+    def decline(self, model: nn.Module, recipe: Recipe) -> Decline | None:
+        reason = why_padded(model, recipe)
+        grouped = recipe.training.gradient_accumulation > 1 and recipe.training.batch_size > 1
+        instead = "; rows of like length share a micro-batch instead" if reason and grouped else ""
+        return Decline(f"{reason}{instead}") if reason else None
+
+
+def training_layout(model: nn.Module, recipe: Recipe, pad_id: int) -> Layout:
+    """Return how the rows of training become batches for a model with its method."""
+    if recipe.training.speed.packing == "off":
+        return Padded(pad_id)
+    return Padded(pad_id, by_length=True) if why_padded(model, recipe) else layout_of(model)
+
+
+def why_padded(model: nn.Module, recipe: Recipe) -> str:
+    """Return why the rows of a recipe's training are padded; empty where they lie end to end.
+
+    A model with weights has to prove that this is right, once. One without, in a plan, is judged by its architecture.
+    """
+    if any(parameter.is_meta for parameter in model.parameters()):
+        _reasons[model] = judge(model)  # kept for when the plan's tensors are fake, which no longer shows in them
+    if recipe.training.batch_size == 1:
+        return "a micro-batch is one row"
+    reason = recipe.task.row_class.why_padded or recipe.method.why_padded
+    if not reason and model not in _reasons:
+        _reasons[model] = judge(model) or probe(model, layout_of(model))
+    return reason or _reasons[model]
+
+
+def judge(model: nn.Module) -> str:
+    """Return why rows cannot be laid end to end for a model of this architecture; empty where they can."""
+    base: Any = find_base(model)[1]
+    kind = getattr(getattr(base, "config", None), "model_type", type(base).__name__)
+    if not (getattr(base, "_supports_flash_attn", False) and getattr(base, "_supports_attention_backend", False)):
+        return f"the attention of {kind} cannot be told where rows begin"
+    if getattr(base, "_is_stateful", False) or any(isinstance(module, nn.Conv1d) for module in base.modules()):
+        return f"{kind} has states or convolutions that pass from row to row"
+    if "position_ids" not in inspect.signature(base.forward).parameters:
+        return f"{kind} takes no position ids"
+    config = base.config.get_text_config()
+    if kind in WINDOW_IN_MASK_ONLY and getattr(config, "sliding_window", None):
+        return f"the attention of {kind} is not told its window"
+    odd = sorted(set(getattr(config, "layer_types", None) or ()) - {FULL, SLIDING})
+    return f"{kind} has layers of another kind than attention ({', '.join(odd)})" if odd else ""
+
+
+def layout_of(model: nn.Module) -> EndToEnd:
+    """Return how rows are laid end to end for a model: where its position ids begin."""
+    for module in find_base(model)[1].modules():
+        padding = getattr(module, "padding_idx", None)
+        if hasattr(module, "create_position_ids_from_input_ids") and isinstance(padding, int):
+            return EndToEnd(padding + 1, padding)
+    return EndToEnd()
+
+
+@torch.no_grad()
+def probe(model: nn.Module, layout: EndToEnd) -> str:
+    """Return why this model's outputs for packed rows are not those for separate ones; empty where they are.
+
+    Rows of random tokens go through it one by one and packed, in evaluation mode. The difference must be within
+    rounding, and far below what it is when rows see each other.
+    """
+    was_training = model.training
+    model.eval()
+    try:
+        reason = ""
+        for seed in range(DRAWS):
+            reason = _compare(model, layout, seed)
+            if not reason:
+                break
+        return reason
+    except Exception as error:  # whatever the code of a family raises: it then trains on padded rows
+        return f"the model fails on packed rows ({type(error).__name__}: {one_line(str(error))[:100]})"
+    finally:
+        model.train(was_training)
+
+
+def _compare(model: nn.Module, layout: EndToEnd, seed: int) -> str:
+    rows = _random_rows(model, layout, seed)
+    device = next(model.parameters()).device
+    packed = layout.batch(rows)
+    inputs = {name: packed[name].to(device) for name in ("input_ids", "position_ids")}
+    with attention_of_rows(model, packed.groups), watch_windows() as windows:
+        found = _outputs(model, inputs)
+    ids = [torch.from_numpy(row.input_ids).long()[None].to(device) for row in rows]
+    right = torch.cat([_outputs(model, _plain(one)) for one in ids])
+    mixed = _outputs(model, _plain(torch.cat(ids, 1)))
+    difference, leak = (float((other - right).norm() / right.norm()) for other in (found, mixed))
+    if not difference <= ROUNDING.get(right.dtype, ROUNDING[torch.bfloat16]):
+        return f"packed rows change the model's outputs by {difference:.0e}"
+    if difference * POWER > leak:
+        return "the model's outputs do not show whether rows see each other"
+    return "" if all(_is_told(model, window) for window in windows) else "its attention is not told its window"
+
+
+def _is_told(model: nn.Module, window: Window) -> bool:
+    """Whether an attention layer got a window if its masks have one."""
+    config = find_base(model)[1].config.get_text_config()
+    types = getattr(config, "layer_types", None)
+    if window.has_window or getattr(config, "sliding_window", None) is None:
+        return True
+    if not types or window.layer is None:
+        return getattr(config, "use_sliding_window", True) is False
+    return types[window.layer] != SLIDING
+
+
+def _random_rows(model: nn.Module, layout: EndToEnd, seed: int) -> list[TextRow]:
+    """Return rows of random tokens, the shortest first, without the padding token."""
+    base: Any = find_base(model)[1]
+    config, chance = base.config.get_text_config(), np.random.default_rng(seed)
+    window = getattr(config, "sliding_window", None) or 0
+    longer = [window + 3] if 0 < window <= LARGEST_PROBED else []
+    tokens = base.get_input_embeddings().weight.shape[0]
+    allowed = np.setdiff1d(np.arange(tokens, dtype=np.int32), [config.pad_token_id or 0, layout.unplaced or 0])
+    drawn = [chance.choice(allowed, length) for length in sorted([*PROBED, *longer])]
+    return [TextRow(ids, ids) for ids in drawn]
+
+
+def _outputs(model: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Return the logits of all tokens, (tokens, outputs)."""
+    return model(**inputs).logits[0]
+
+
+def _plain(ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}

@@ -1,0 +1,122 @@
+"""Packed rows against the same rows one by one: losses, gradients, and the families for which they are declined."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from transformers import AttentionInterface, Qwen2MoeConfig, Qwen2MoeForCausalLM
+
+from peftlab.data.batches import EndToEnd, Padded, group_rows
+from peftlab.errors import MethodError
+from peftlab.speed.attention import NAME, RowsError, attention_of_rows, rows_attention
+from peftlab.speed.packing import judge, layout_of, probe
+from tests.methods.tiny import GATED
+from tests.speed.rows import (
+    FAMILIES,
+    METHODS,
+    PADDED,
+    WINDOW,
+    precise,
+    random_rows,
+    small_model,
+    total_and_gradients,
+    with_method,
+)
+
+LENGTHS = (5, 3, 1, 9, 9, 12, 2)
+
+
+def assert_as_separate(model, family, rows, tolerance: float = 1e-5) -> None:
+    right, gradients = total_and_gradients(model, family, Padded(0), [[row] for row in rows if row.supervised])
+    total, found = total_and_gradients(model, family, layout_of(model), [rows])
+    assert total == pytest.approx(right, rel=tolerance)
+    assert found.keys() >= gradients.keys()
+    scale = max(gradient.norm() for gradient in gradients.values())
+    for name, gradient in found.items():
+        one = gradients.get(name, torch.zeros_like(gradient))
+        assert (gradient - one).norm() <= tolerance * max(one.norm(), 1e-3 * scale), name
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_packed_loss_and_gradients_are_the_sum_of_separate_rows(family, method):
+    try:
+        model = with_method(family, method)
+    except MethodError as error:
+        pytest.skip(f"refused: {error}")
+    assert judge(model) == ""
+    # QLoRA computes in float32, where a padded batch of these rows differs from them by 3e-5 too.
+    assert_as_separate(model, family, random_rows(family, LENGTHS), 1e-4 if method == "qlora" else 1e-5)
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "gemma2", "gpt_oss", "gpt2", "roberta"])
+def test_rows_of_any_lengths_are_kept_apart(family):
+    model, chance = small_model(family), np.random.default_rng(1)
+    for seed in range(8):
+        lengths = chance.choice([1, 2, 3, WINDOW, WINDOW + 1, 17, 31], size=chance.integers(1, 9))
+        assert_as_separate(precise(model, family), family, random_rows(family, [*lengths, 2], seed))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_model_that_keeps_rows_apart_passes_the_probe(family):
+    model = small_model(family)
+    assert probe(model.train(), layout_of(model)) == ""
+    assert model.training
+
+
+@pytest.mark.parametrize("family", PADDED)
+def test_a_model_that_cannot_keep_rows_apart_is_declined_and_would_fail_the_probe(family):
+    model = small_model(family)
+    assert judge(model)
+    assert probe(model, EndToEnd())
+
+
+def test_positions_that_do_not_begin_again_fail_the_probe(monkeypatch):
+    monkeypatch.setattr(EndToEnd, "_positions", lambda self, ids: np.arange(len(ids)) + 7)
+    assert "change the model's outputs" in probe(small_model("gpt2"), EndToEnd())
+
+
+def test_a_window_of_which_attention_is_not_told_is_declined(monkeypatch):
+    """Rows of the probe are shorter than this window, so that outputs cannot show it."""
+    model = small_model("mistral", sliding_window=2000)
+    assert probe(model, EndToEnd()) == ""
+
+    def forgetful(*inputs, sliding_window=None, **others):
+        return rows_attention(*inputs, **others)
+
+    monkeypatch.setitem(AttentionInterface._global_mapping, NAME, forgetful)
+    assert probe(model, EndToEnd()) == "its attention is not told its window"
+
+
+def test_a_family_with_a_window_in_its_masks_alone_is_declined():
+    sizes = {**GATED, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+    window = {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 0}
+    assert judge(Qwen2MoeForCausalLM(Qwen2MoeConfig(**sizes))) == ""
+    assert "window" in judge(Qwen2MoeForCausalLM(Qwen2MoeConfig(**sizes, **window)))
+
+
+def test_attention_is_the_models_own_again_after_packed_rows():
+    model = small_model("llama")
+    before = model.config._attn_implementation
+    with pytest.raises(RowsError), attention_of_rows(model, group_rows([2, 2])):
+        model(input_ids=torch.ones(1, 5, dtype=torch.long))
+    assert model.config._attn_implementation == before
+
+
+def test_memory_of_attention_grows_with_rows_and_not_with_their_square():
+    """No mask and no scores of all tokens: 40 rows of 50 tokens would need 4 million of each head."""
+    model = small_model("llama", max_position_embeddings=64)
+    rows = random_rows("llama", [50] * 40)
+    sizes = []
+
+    class Largest(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            result = func(*args, **(kwargs or {}))
+            if isinstance(result, torch.Tensor):
+                sizes.append(result.numel())
+            return result
+
+    with Largest():
+        total_and_gradients(model, "llama", layout_of(model), [rows])
+    assert max(sizes) <= 40 * 50 * 67
