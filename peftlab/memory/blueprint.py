@@ -10,6 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from peftlab.data.batches import EndToEnd
 from peftlab.memory.depth import find_layers
 from peftlab.memory.fakes import FakeModel
 from peftlab.memory.generation import Answers
@@ -24,6 +25,7 @@ from peftlab.parameters.shape import shape_of
 from peftlab.recipe.schema import Model, Recipe
 from peftlab.shapes import ModelShape
 from peftlab.speed.apply import speed_up
+from peftlab.speed.packing import training_layout
 from peftlab.tasks import possible_formats
 from peftlab.world.dtypes import Types, resolve_types
 
@@ -98,6 +100,7 @@ class Blueprint:
             cuda=self.device.type == "cuda",
             answers=self.answers,
             speed=training.speed,
+            packed=isinstance(training_layout(self.fake.model, recipe, pad_id=0), EndToEnd),
         )
 
 

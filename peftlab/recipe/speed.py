@@ -12,3 +12,5 @@ Switch = Literal["auto", "on", "off"]
 class Speed(Section):
     loss: Switch = "auto"
     """Loss without logits: the output head is applied to a few hundred positions at a time, gradients included."""
+    packing: Switch = "auto"
+    """No padding is computed: the rows of a micro-batch lie end to end, and attention never leaves a row."""

@@ -10,8 +10,9 @@ from peftlab.recipe.speed import Speed
 from peftlab.reports import SpeedReport, SwitchReport
 from peftlab.speed.base import SpeedUp
 from peftlab.speed.loss import LossWithoutLogits
+from peftlab.speed.packing import Packing
 
-SPEED_UPS: tuple[SpeedUp, ...] = (LossWithoutLogits(),)
+SPEED_UPS: tuple[SpeedUp, ...] = (LossWithoutLogits(), Packing())
 """In the order in which they are applied, one for each field of `training.speed`."""
 
 

@@ -9,15 +9,20 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from peftlab.data.batches import collate
 from peftlab.data.token_rows import IGNORED, ClassRow, TextRow, TokenRow
+from peftlab.memory.blueprint import Blueprint
 from peftlab.memory.constants import ALLOCATION_ROUNDING
 from peftlab.memory.ledger import Ledger
 from peftlab.memory.private import cuda_scratch
+from peftlab.memory.trace import Workload
 from peftlab.models.load import load_model
 from peftlab.optimization.schedule import build_optimizer
 from peftlab.optimization.step import optimizer_step
 from peftlab.recipe.schema import Recipe
+from peftlab.runs.longest import groups_of, packed_share, supervised_share
 from peftlab.speed.loss import loss_of
+from peftlab.speed.packing import training_layout
 from peftlab.training.setup import Setup
 from tests.simulated_cuda import simulated_cuda
 from tests.training.small import small_setup
@@ -124,8 +129,11 @@ def prepare(recipe: Recipe, rows: list[TokenRow]) -> Setup:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     optimizer = build_optimizer(model, recipe, CPU)
     settings = {"batch_size": training.batch_size, "gradient_accumulation": training.gradient_accumulation}
-    loss = loss_of(recipe.task, recipe.training.speed, model)
-    return replace(small_setup(rows=rows, **settings), recipe=recipe, model=model, loss=loss, optimizer=optimizer)
+    loss = loss_of(recipe.task, training.speed, model)
+    layout = training_layout(model, recipe, 0)
+    return replace(
+        small_setup(rows=rows, layout=layout, **settings), recipe=recipe, model=model, loss=loss, optimizer=optimizer
+    )
 
 
 def step(setup: Setup, number: int) -> None:
@@ -134,8 +142,8 @@ def step(setup: Setup, number: int) -> None:
 
 def evaluate(setup: Setup) -> None:
     setup.model.eval()
-    batch = setup.rows.batches(1)[0]
-    counts = [setup.rows.rows[i].supervised for i in setup.rows.numbers(1)[0]]
+    rows = [setup.rows.rows[i] for i in setup.rows.numbers(1)[0]]
+    batch, counts = collate(rows, 0), [row.supervised for row in rows]
     with torch.no_grad(), setup.world.autocast(setup.precision):
         for _ in range(2):
             scored = setup.loss.rows(setup.model, batch, counts)
@@ -170,8 +178,15 @@ def track_setup(setup: Setup, ledger: Ledger) -> Ledger:
     return ledger
 
 
-def supervised_share(recipe: Recipe, ragged: bool) -> float:
-    """Return which part of a padded batch's predictable tokens the loss is computed on."""
-    rows, training = rows_of(recipe, ragged), recipe.training
-    tokens = sum(row.supervised for row in rows) / training.gradient_accumulation
-    return tokens / (training.batch_size * (recipe.data.max_length - 1))
+def work_of(blueprint: Blueprint, ragged: bool) -> Workload:
+    """Return what `track` does with the rows of a recipe."""
+    recipe, work = blueprint.recipe, blueprint.workload()
+    rows = rows_of(recipe, ragged)[: recipe.training.batch_size]
+    share = supervised_share(rows)
+    return replace(
+        work,
+        padded=ragged,
+        groups=groups_of(rows, len(rows)) if work.packed else (),
+        supervised=packed_share(rows) if work.packed else share,
+        evaluation_supervised=share,
+    )

@@ -15,7 +15,7 @@ from peftlab.memory.private import PACKED_ROWS, cuda_scratch
 from peftlab.memory.strategies import STRATEGIES
 from peftlab.memory.trace import trace_whole
 from peftlab.recipe.schema import Recipe
-from tests.memory.real import METHODS, supervised_share, tiny_recipe, track_as_cuda, write_model
+from tests.memory.real import METHODS, tiny_recipe, track_as_cuda, work_of, write_model
 
 CUDA = torch.device("cuda")
 HOPPER = (9, 0)
@@ -29,7 +29,7 @@ METHOD_CASES = {
 
 def plan_of(recipe: Recipe, ragged: bool):
     blueprint = build_blueprint(recipe, CUDA)
-    return blueprint, replace(blueprint.workload(), supervised=supervised_share(recipe, ragged), padded=ragged)
+    return blueprint, work_of(blueprint, ragged)
 
 
 @pytest.mark.parametrize(

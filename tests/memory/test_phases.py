@@ -17,7 +17,7 @@ from peftlab.memory.probe import Probe
 from peftlab.memory.strategies import STRATEGIES, State, find_strategy
 from peftlab.models.load import load_model
 from peftlab.recipe.schema import Recipe
-from tests.memory.real import CPU, supervised_share, tiny_recipe, track, write_model
+from tests.memory.real import CPU, tiny_recipe, track, work_of, write_model
 
 CUDA = torch.device("cuda")
 LLAMA = {
@@ -162,7 +162,7 @@ def test_an_unknown_strategy_is_refused_with_the_supported_ones():
 
 def activations(recipe: Recipe) -> int:
     blueprint = build_blueprint(recipe, CPU)
-    work = replace(blueprint.workload(), supervised=supervised_share(recipe, ragged=False), padded=False)
+    work = work_of(blueprint, ragged=False)
     return predict(blueprint, work).categories["saved_activations"]
 
 

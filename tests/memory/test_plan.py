@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,7 @@ from peftlab.recipe.schema import Recipe
 from peftlab.runs.plan import plan, plan_methods, relative_step_time
 from peftlab.world.hardware import resident_peak_bytes
 from tests.apart import call_apart
-from tests.memory.real import CPU, LABELS, supervised_share, tiny_recipe, track, write_model
+from tests.memory.real import CPU, LABELS, tiny_recipe, track, work_of, write_model
 from tests.methods.tiny import tiny_model
 
 LLAMA_8B = {
@@ -126,8 +125,7 @@ def test_real_models_are_predicted_too(package, place, task, method):
     source = recipe.model.model_copy(update={"name": f"package:{package}/{place}", "init": "pretrained"})
     recipe = recipe.model_copy(update={"model": source})
     blueprint = build_blueprint(recipe, CPU, LABELS if task == "sequence-classification" else None)
-    share = 1.0 if task == "sequence-classification" else supervised_share(recipe, ragged=True)
-    report = predict(blueprint, replace(blueprint.workload(), supervised=share, padded=True))
+    report = predict(blueprint, work_of(blueprint, ragged=True))
     tracked = track(recipe, ragged=True).report()
     for phase, peak in tracked.phases.items():
         assert report.phases[phase] == pytest.approx(peak, rel=0.02), phase

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from peftlab.memory.blueprint import build_blueprint
 from peftlab.memory.predict import predict
 from peftlab.recipe.schema import Recipe
 from peftlab.reports import MemoryReport
-from tests.memory.real import CONFIGS, CPU, LABELS, METHODS, supervised_share, tiny_recipe, track, write_model
+from tests.memory.real import CONFIGS, CPU, LABELS, METHODS, tiny_recipe, track, work_of, write_model
 
 # Alike to a few bytes: the loop's numbers (losses, counts) are not all traced.
 TOLERANCE = 0.02
@@ -27,8 +25,7 @@ def recipe_for(folder, family: str, name: str, shape: dict, **training) -> Recip
 
 def predicted(recipe: Recipe, ragged: bool) -> MemoryReport:
     blueprint = build_blueprint(recipe, CPU, LABELS if recipe.model.task == "sequence-classification" else None)
-    share = 1.0 if recipe.model.task == "sequence-classification" else supervised_share(recipe, ragged)
-    return predict(blueprint, replace(blueprint.workload(), supervised=share, padded=ragged))
+    return predict(blueprint, work_of(blueprint, ragged))
 
 
 def assert_alike(report: MemoryReport, recipe: Recipe, ragged: bool) -> None:

@@ -19,6 +19,7 @@ from peftlab.training.stop import Stop
 from peftlab.world.open import open_world
 
 CPU = torch.device("cpu")
+PADDED = Padded(0)
 
 
 def tiny_llama(**changes) -> LlamaForCausalLM:
@@ -45,7 +46,7 @@ def small_recipe(**training) -> Recipe:
     )
 
 
-def small_setup(model=None, rows=None, **training) -> Setup:
+def small_setup(model=None, rows=None, layout=PADDED, **training) -> Setup:
     recipe = small_recipe(**training)
     model = Full().apply(model or tiny_llama())
     settings = recipe.training
@@ -61,7 +62,7 @@ def small_setup(model=None, rows=None, **training) -> Setup:
         foreach=None,
         schedule=build_schedule(optimizer, settings, settings.steps),
         rows=ShuffledRows(
-            rows or ragged_rows(), Padded(0), settings.batch_size, settings.gradient_accumulation, 0, 1, seed=0
+            rows or ragged_rows(), layout, settings.batch_size, settings.gradient_accumulation, 0, 1, seed=0
         ),
         precision=torch.float32,
         steps=settings.steps,
