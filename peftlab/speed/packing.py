@@ -138,7 +138,8 @@ def _compare(model: nn.Module, layout: EndToEnd, seed: int) -> str:
 
 def _is_told(model: nn.Module, window: Window) -> bool:
     """Whether an attention layer got a window if its masks have one."""
-    config = find_base(model)[1].config.get_text_config()
+    base: Any = find_base(model)[1]
+    config = base.config.get_text_config()
     types = getattr(config, "layer_types", None)
     if window.has_window or getattr(config, "sliding_window", None) is None:
         return True
