@@ -33,7 +33,7 @@ class RowsError(NotImplementedError):
 
 
 class Window(NamedTuple):
-    """What an attention layer was told: its number, where it has one, and whether it has a window."""
+    """What an attention layer was given: its number, where it has one, and whether it has a window."""
 
     layer: int | None
     has_window: bool

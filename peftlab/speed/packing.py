@@ -20,7 +20,7 @@ from peftlab.speed.base import Decline, SpeedUp
 
 # What a layer's type may say of its attention: all earlier tokens, or those in a window.
 FULL, SLIDING = "full_attention", "sliding_attention"
-# Families whose masks have a window of which their attention function is not told (transformers 5.23).
+# Families whose masks have a window that their attention function does not get (transformers 5.23).
 WINDOW_IN_MASK_ONLY = frozenset({"phimoe", "qwen2_moe"})
 # The probe's rows: short ones, and one that is longer than the attention's window where that is small.
 PROBED = (5, 3, 1)
@@ -75,14 +75,14 @@ def judge(model: nn.Module) -> str:
     base: Any = find_base(model)[1]
     kind = getattr(getattr(base, "config", None), "model_type", type(base).__name__)
     if not (getattr(base, "_supports_flash_attn", False) and getattr(base, "_supports_attention_backend", False)):
-        return f"the attention of {kind} cannot be told where rows begin"
+        return f"the attention of {kind} cannot learn where rows begin"
     if getattr(base, "_is_stateful", False) or any(isinstance(module, nn.Conv1d) for module in base.modules()):
         return f"{kind} has states or convolutions that pass from row to row"
     if "position_ids" not in inspect.signature(base.forward).parameters:
         return f"{kind} takes no position ids"
     config = base.config.get_text_config()
     if kind in WINDOW_IN_MASK_ONLY and getattr(config, "sliding_window", None):
-        return f"the attention of {kind} is not told its window"
+        return f"the attention of {kind} does not get its window"
     odd = sorted(set(getattr(config, "layer_types", None) or ()) - {FULL, SLIDING})
     return f"{kind} has layers of another kind than attention ({', '.join(odd)})" if odd else ""
 
@@ -133,10 +133,10 @@ def _compare(model: nn.Module, layout: EndToEnd, seed: int) -> str:
         return f"packed rows change the model's outputs by {difference:.0e}"
     if difference * POWER > leak:
         return "the model's outputs do not show whether rows see each other"
-    return "" if all(_is_told(model, window) for window in windows) else "its attention is not told its window"
+    return "" if all(_gets_window(model, window) for window in windows) else "its attention does not get its window"
 
 
-def _is_told(model: nn.Module, window: Window) -> bool:
+def _gets_window(model: nn.Module, window: Window) -> bool:
     """Whether an attention layer got a window if its masks have one."""
     base: Any = find_base(model)[1]
     config = base.config.get_text_config()

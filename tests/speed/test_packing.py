@@ -77,7 +77,7 @@ def test_positions_that_do_not_begin_again_fail_the_probe(monkeypatch):
     assert "change the model's outputs" in probe(small_model("gpt2"), EndToEnd())
 
 
-def test_a_window_of_which_attention_is_not_told_is_declined(monkeypatch):
+def test_a_window_that_attention_does_not_get_is_declined(monkeypatch):
     """Rows of the probe are shorter than this window, so that outputs cannot show it."""
     model = small_model("mistral", sliding_window=2000)
     assert probe(model, EndToEnd()) == ""
@@ -86,7 +86,7 @@ def test_a_window_of_which_attention_is_not_told_is_declined(monkeypatch):
         return rows_attention(*inputs, **others)
 
     monkeypatch.setitem(AttentionInterface._global_mapping, NAME, forgetful)
-    assert probe(model, EndToEnd()) == "its attention is not told its window"
+    assert probe(model, EndToEnd()) == "its attention does not get its window"
 
 
 def test_a_family_with_a_window_in_its_masks_alone_is_declined():
