@@ -236,15 +236,29 @@ PREFIX_ENCODERS = frozenset(
 """Encoders whose attention takes keys and values from outside."""
 
 ENCODERS = PREFIX_ENCODERS | {
-    *("albert", "bert-generation", "big_bird", "convbert", "deberta", "deberta-v2", "distilbert", "esm", "esmc"),
+    *(
+        "albert",
+        "bert-generation",
+        "big_bird",
+        "convbert",
+        "cpmant",
+        "deberta",
+        "deberta-v2",
+        "distilbert",
+        "esm",
+        "esmc",
+    ),
     *("eurobert", "flaubert", "fnet", "funnel", "gte", "ibert", "jina_embeddings_v3", "layoutlm", "layoutlmv3"),
     *("lilt", "longformer", "luke", "markuplm", "mobilebert", "modernbert", "modernvbert", "mpnet", "mra"),
     *("nomic_bert", "nystromformer", "roformer", "squeezebert", "tapas", "ultrabert", "ultravbert", "xlm", "yoso"),
 }
 """Families that read a token's neighbours on both sides, unless their configuration says `is_decoder`."""
 
-MIXES_ROWS = frozenset({"convbert", "fnet", "funnel", "t5gemma", "t5gemma2"})
-"""Encoders whose results change with the padding behind a row, whatever the attention mask says."""
+MIXES_ROWS = frozenset({"convbert", "fnet", "funnel", "prophetnet"})
+"""Families whose results change with the padding behind a row, whatever the attention mask says."""
+
+MIXES_LAST = frozenset({"t5_gemma_module", "t5gemma2_decoder"})
+"""Families whose classifier reads another token where padding follows a row (transformers 5.23)."""
 
 NEEDS_MORE = MappingProxyType(
     {
@@ -260,7 +274,10 @@ NEEDS_MORE = MappingProxyType(
 POSITIONS_BY_MASK = frozenset({"bloom", "mpt"})
 """Decoders that are given no positions and count them by the attention mask, or need none."""
 
-ANSWERS_ALONE = frozenset({"rwkv"})
+READS_PADDING = frozenset({"deepseek_v4"})
+"""Decoders that count positions by the mask and read the padding before a prompt all the same, into compressed keys."""
+
+ANSWERS_ALONE = frozenset({"fsmt", "rwkv"})
 """Decoders whose answers change with the other rows of a batch (measured with transformers 5.23)."""
 
 LOOKUPS_NOT_ACTIVE = frozenset({"gpt_oss"})

@@ -13,13 +13,13 @@ import torch
 from torch import nn
 from transformers import GenerationConfig, LogitsProcessorList
 
-from peftlab.architectures import ANSWERS_ALONE, POSITIONS_BY_MASK
+from peftlab.architectures import ANSWERS_ALONE, MIXES_ROWS, POSITIONS_BY_MASK, READS_PADDING
 from peftlab.data.dataset import Dataset, Prompt, find_pad_id
 from peftlab.errors import UsageError
 from peftlab.evaluation.likelihood import TokenLikelihoods
 from peftlab.evaluation.streaming import PieceStreamer
 from peftlab.methods import Prompting
-from peftlab.parameters.shape import count_positions
+from peftlab.parameters.shape import count_positions, find_decoder_start
 from peftlab.parameters.trainable import find_base
 from peftlab.recipe.schema import Evaluation, Generation
 from peftlab.tasks import task_of
@@ -76,7 +76,7 @@ def generate_answers(
     device = next(model.parameters()).device
     config = _generation_config(model, tokenizer, settings)
     padded = prompting.padded and takes_padding(model)
-    batch_size = 1 if _model_type(model) in ANSWERS_ALONE else batch_size
+    batch_size = 1 if _model_type(model) in ANSWERS_ALONE | MIXES_ROWS else batch_size
     streamer = watch and PieceStreamer(tokenizer, set(config.eos_token_id or ()), ends, watch)
     with evaluation_mode(model), torch.no_grad(), _seeded(seed, device), autocast():
         size, padded = batch_size if prompting.batched else 1, padded or task.encodes_prompt
@@ -102,11 +102,12 @@ def takes_padding(model: nn.Module) -> bool:
     """Return whether prompts may be padded at the left: whether the model counts positions from their first token.
 
     Transformers gives positions to a model that asks for them, and others count by the attention mask. A model
-    that counts from the batch's first column (Whisper, BART's decoder) or takes no mask (RWKV) would answer otherwise.
+    that counts from the batch's first column (Whisper, BART's decoder), takes no mask (RWKV) or does not apply it
+    everywhere would answer otherwise.
     """
     base: Any = find_base(model)[1]
     asks = "position_ids" in inspect.signature(base.forward).parameters
-    return asks or _model_type(model) in POSITIONS_BY_MASK
+    return (asks or _model_type(model) in POSITIONS_BY_MASK) and _model_type(model) not in READS_PADDING
 
 
 def _model_type(model: nn.Module) -> str:
@@ -248,7 +249,7 @@ def _decoder_start(model: Any) -> dict[str, Any]:
     if not task_of(model).encodes_prompt:
         return {}
     own = model.generation_config
-    start = model.config.decoder_start_token_id if own.decoder_start_token_id is None else own.decoder_start_token_id
+    start = find_decoder_start(model.config) if own.decoder_start_token_id is None else own.decoder_start_token_id
     return {
         "decoder_start_token_id": start,
         "forced_bos_token_id": own.forced_bos_token_id,

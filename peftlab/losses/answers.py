@@ -11,6 +11,7 @@ from peftlab.data.token_rows import ANSWERS
 from peftlab.losses.base import Batch
 from peftlab.losses.cross_entropy import PositionCrossEntropy, inputs_of
 from peftlab.losses.selection import find_head
+from peftlab.parameters.shape import find_decoder_start
 from peftlab.parameters.trainable import find_base
 
 
@@ -26,8 +27,17 @@ class AnswerCrossEntropy(PositionCrossEntropy):
 
     def call(self, model: nn.Module, batch: Batch) -> torch.Tensor:
         inputs = {name: value for name, value in inputs_of(batch).items() if name != ANSWERS}
-        shifted = self.base.prepare_decoder_input_ids_from_labels(labels=batch[ANSWERS])
+        shifted = self._decoder_inputs(batch[ANSWERS])
         return model(**inputs, decoder_input_ids=shifted, use_cache=False).logits
 
     def length(self, batch: Batch) -> int:
         return batch[ANSWERS].shape[1]
+
+    def _decoder_inputs(self, answers: torch.Tensor) -> torch.Tensor:
+        """Return the answers after a start token, as the model shifts them; some classes leave that to their loss."""
+        shift = getattr(self.base, "prepare_decoder_input_ids_from_labels", None)
+        if shift is not None and getattr(self.base.config, "decoder_start_token_id", None) is not None:
+            return shift(labels=answers)
+        start = answers.new_full((len(answers), 1), find_decoder_start(self.base.config) or 0)
+        pad = self.base.config.get_text_config(decoder=True).pad_token_id or 0
+        return torch.cat([start, answers[:, :-1].masked_fill(answers[:, :-1] < 0, pad)], dim=1)

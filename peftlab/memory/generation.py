@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
+from transformers.modeling_outputs import BaseModelOutput
 
 from peftlab.errors import ModelError
 from peftlab.memory.private import count_cached, explain_failure, find_cache, last_logits_only, lengthen
@@ -94,12 +96,13 @@ def _write_beside_encoder(
     """Do the same where an encoder reads the prompts once: its states are repeated for beams, answers have a cache."""
     mark(READING)
     start = ids[:, :1]
-    encoded = model(input_ids=ids, attention_mask=mask, decoder_input_ids=start, use_cache=False)
+    with _kind_of_states(base) as kinds:
+        encoded = model(input_ids=ids, attention_mask=mask, decoder_input_ids=start, use_cache=False)
     states = encoded.encoder_last_hidden_state
     encoded = None
     mask = torch.cat([mask.new_ones(len(mask), states.shape[1] - mask.shape[1]), mask], dim=1)
     states, mask, start = (one.repeat_interleave(answers.beams, 0) for one in (states, mask, start))
-    inputs = {"encoder_outputs": (states,), "attention_mask": mask, "use_cache": True}
+    inputs = {"encoder_outputs": kinds[-1](last_hidden_state=states), "attention_mask": mask, "use_cache": True}
     output = base(**inputs, decoder_input_ids=start)
     scores = _scores(output)
     name, cache = find_cache(output)
@@ -112,6 +115,17 @@ def _write_beside_encoder(
     if answers.beams > 1:
         scores = functional.log_softmax(scores, -1) + scores
         cache.reorder_cache(torch.arange(len(start), device=start.device))
+
+
+@contextmanager
+def _kind_of_states(base: Any) -> Iterator[list[Any]]:
+    """Collect the classes of what a model's encoder returns while the context is open: some have routers' logits."""
+    kinds: list[Any] = [BaseModelOutput]
+    handle = base.get_encoder().register_forward_hook(lambda one, inputs, output: kinds.append(type(output)))
+    try:
+        yield kinds
+    finally:
+        handle.remove()
 
 
 def _scores(output: Any) -> torch.Tensor:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 from pydantic import Field
 
 from peftlab.architectures import ENCODERS, PREFIX_ENCODERS
+from peftlab.errors import MethodError
 from peftlab.methods.base import Method, Problems, Sizes
 from peftlab.methods.peft_folder import WEIGHTS, base_tensors, stored_head, unwrap_heads, write_config
 from peftlab.shapes import KeyValues, ModelShape, ParameterSite
@@ -148,7 +149,13 @@ class Prefix(Method):
         wrapped = get_peft_model(base, self._peft_config(shape))
         unwrap_heads(wrapped)
         if start is not None:
-            _encoder(wrapped).embedding.weight.data.copy_(start)
+            own = _encoder(wrapped).embedding.weight.data
+            if own.shape != start.shape:
+                raise MethodError(
+                    f"method.kind: the model's keys and values are {start.shape[1]} numbers a token, not the "
+                    f"{own.shape[1]} that its sizes say; set `kind: prompt` or use lora"
+                )
+            own.copy_(start)
         # PEFT looks for the first parameter with as many rows as the vocabulary, which others may have as well.
         wrapped.word_embeddings = base.get_input_embeddings()
         if self.kind == "prompt" and TASKS[shape.task].generates and not TASKS[shape.task].encodes_prompt:

@@ -41,7 +41,8 @@ def _try_passage(base: PreTrainedModel) -> Passage:
     for attention in ATTENTIONS:
         with contextlib.suppress(Exception):  # a model that reads weights while it is built, or lacks this attention
             twin = _without_weights(type(base), base.config, attention)
-            with _calls(twin) as called, _outputs(twin.base_model) as outputs, contextlib.suppress(Exception):
+            seen = _calls(twin), _outputs(twin.base_model)
+            with seen[0] as called, seen[1] as outputs, _routed_everywhere(), contextlib.suppress(Exception):
                 # A path that depends on values cannot be taken without weights: a classifier's head often has one.
                 outputs.append(_run(twin))
             if outputs:
@@ -67,12 +68,24 @@ def _without_weights(kind: type[PreTrainedModel], config: Any, attention: str) -
     """Return a copy on the meta device, with an attention that every machine can run."""
     config, before = copy.deepcopy(config), torch.get_default_dtype()
     config._attn_implementation = attention
+    # The only type for which torch knows the shapes of grouped products; a classifier makes its body of the config's.
+    config.dtype = torch.bfloat16
     try:
-        torch.set_default_dtype(torch.bfloat16)  # the only type for which torch knows the shapes of grouped products
+        torch.set_default_dtype(config.dtype)
         with torch.device("meta"):
             return kind(config).eval()
     finally:
         torch.set_default_dtype(before)
+
+
+def _routed_everywhere() -> contextlib.AbstractContextManager:
+    """Return a context in which a router without values sends each token everywhere."""
+    from torch.fx.experimental import _config
+
+    settings: Any = _config
+    if not hasattr(settings, "meta_nonzero_assume_all_nonzero"):
+        return contextlib.nullcontext()
+    return settings.patch(meta_nonzero_assume_all_nonzero=True)
 
 
 @torch.no_grad()

@@ -106,10 +106,13 @@ def computes_otherwise(layer: Any) -> bool:
 
 
 def _key_values(config: Any) -> KeyValues:
-    """Return a layer's keys as most configurations say it; of width 0 where layers differ or it says nothing."""
+    """Return a layer's keys as most configurations say it; of width 0 where layers differ or it does not say.
+
+    Keys made of a latent are of another size than their values, or of other sizes than the configuration's heads.
+    """
     try:
         heads: int | None = getattr(config, "num_attention_heads", None)
-        if not heads:
+        if not heads or getattr(config, "kv_lora_rank", None):
             return KeyValues(1, 0)
         size: int = getattr(config, "head_dim", None) or config.hidden_size // heads
         return KeyValues(getattr(config, "num_key_value_heads", None) or heads, size)
@@ -123,6 +126,12 @@ def _vocabulary(base: Any, config: Any) -> int:
     except NotImplementedError:  # CANINE hashes characters
         embedding = None
     return getattr(embedding, "num_embeddings", 0) or getattr(config, "vocab_size", 0) or 0
+
+
+def find_decoder_start(config: Any) -> int | None:
+    """Return the id with which a decoder beside an encoder begins: the model's own, or its decoder's opening token."""
+    own = getattr(config, "decoder_start_token_id", None)
+    return getattr(getattr(config, "decoder", None), "bos_token_id", None) if own is None else own
 
 
 def _count_layers(config: Any, sites: tuple[ParameterSite, ...]) -> int:

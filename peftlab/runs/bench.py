@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from peftlab.architectures import MIXES_ROWS
+from peftlab.architectures import MIXES_LAST, MIXES_ROWS
 from peftlab.data.cached import TRAIN_EXAMPLES, TokenOrigin, read_data
 from peftlab.data.dataset import Dataset, Examples, Part, tokenise
 from peftlab.data.token_arrays import sizes_of
@@ -30,6 +30,7 @@ from peftlab.runs.loading import apply_method, check_method, load_base, read_sha
 from peftlab.shapes import ModelShape
 from peftlab.speed.apply import speed_up
 from peftlab.speed.loss import loss_of
+from peftlab.tasks import TASKS
 from peftlab.tasks.formats import Example
 from peftlab.world.base import World
 from peftlab.world.dtypes import Types, resolve_types
@@ -156,7 +157,8 @@ def with_format(recipe: Recipe, name: str | None) -> Recipe:
 def check_batches(recipe: Recipe, shape: ModelShape) -> None:
     """Raise ModelError where a model's results depend on the other rows of a batch, and batches have several."""
     sizes = {"training.batch_size": recipe.training.batch_size, "evaluation.batch_size": recipe.evaluation.batch_size}
-    if shape.model_type not in MIXES_ROWS or set(sizes.values()) <= {1, None} and sizes["training.batch_size"] == 1:
+    mixes = MIXES_ROWS | (MIXES_LAST if TASKS[shape.task].reads_last_token else frozenset())
+    if shape.model_type not in mixes or set(sizes.values()) <= {1, None} and sizes["training.batch_size"] == 1:
         return
     raise ModelError(
         f"a {shape.model_type} model reads the padding behind a row, so a row's result depends on the other rows of "

@@ -59,8 +59,15 @@ class SequenceToSequence(Task):
         return list(ids) if len(ids) <= max_length else [*ids[: max_length - 1], ids[-1]]
 
     def fit_config(self, config: PreTrainedConfig, labels: Sequence[str] | None) -> None:
+        from peftlab.parameters.shape import find_decoder_start
+
         super().fit_config(config, labels)
-        if getattr(config, "decoder_start_token_id", None) is None:
+        if not config.is_encoder_decoder:
+            raise ModelError(
+                f"a {config.model_type} model has no encoder that reads a text (those of T5, BART and Marian do); "
+                "use task: causal-lm with its language model"
+            )
+        if find_decoder_start(config) is None:
             raise ModelError(
                 f"this {config.model_type} model's config has no decoder_start_token_id, which begins every answer; "
                 "add it (T5 and Marian start with the padding token, BART with the end token)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -93,9 +94,17 @@ OWN: dict[str, dict[str, Any]] = {
     },
     "hunyuan_v1_dense": {"head_dim": HEAD},
     "hunyuan_v1_moe": {"head_dim": HEAD},
+    "hrm_text": {
+        "num_layers_per_stack": None,
+        "num_hidden_layers": 1,
+        "H_cycles": 1,
+        "L_cycles": 1,
+        "L_bp_cycles": [1],
+    },
     "kimi_linear": {"linear_head_dim": HEAD},
     "laguna": {"num_attention_heads_per_layer": [HEADS, HEADS]},
     "layoutlmv3": {"hidden_size": 48, "coordinate_size": 8, "shape_size": 8},
+    "longcat_flash": {"qk_head_dim": 2 * HEAD, "head_dim": HEAD, "num_layers": 1, "num_hidden_layers": 2},
     "luke": {"entity_vocab_size": 64, "entity_emb_size": WIDTH},
     "mamba2": {"num_heads": HEADS, "head_dim": 2 * WIDTH // HEADS, "n_groups": 1},
     "ministral": {"head_dim": HEAD},
@@ -109,6 +118,7 @@ OWN: dict[str, dict[str, Any]] = {
         "local_attn_chunk_length": 16,
         "lsh_attn_chunk_length": 16,
     },
+    "prophetnet": {"pad_token_id": 0},  # its positions count from it: only 0 generates in transformers
     "rembert": {"output_embedding_size": WIDTH},
     "roc_bert": {
         "shape_vocab_size": VOCABULARY,
@@ -130,6 +140,8 @@ def small_config(model_type: str, **changes: Any) -> PreTrainedConfig:
 def _shrink(config: dict[str, Any], model_type: str) -> dict[str, Any]:
     shrunk = {name: _shrunk(name, value) for name, value in config.items() if name not in DERIVED}
     shrunk |= _few_layers(config)
+    if config.get("is_encoder_decoder") and "decoder" not in config:
+        shrunk.setdefault("decoder_start_token_id", 0)
     if "kv_lora_rank" in config:  # latent attention has one key a query
         shrunk |= {name: HEADS for name in ("num_key_value_heads",) if name in config}
     return shrunk | OWN.get(model_type, {})
@@ -205,7 +217,8 @@ def _spread_biases(model: torch.nn.Module) -> None:
 @torch.no_grad()
 def _read(model: torch.nn.Module) -> None:
     ids = torch.cat([torch.arange(5, 20), torch.zeros(1, dtype=torch.int64)])[None]
-    model.eval()(input_ids=ids, attention_mask=torch.ones_like(ids))
+    beside = model.config.is_encoder_decoder and "decoder_input_ids" in inspect.signature(model.forward).parameters
+    model.eval()(input_ids=ids, attention_mask=torch.ones_like(ids), **({"decoder_input_ids": ids} if beside else {}))
 
 
 def _save_tokenizer(folder: Path, *, ends: bool) -> None:

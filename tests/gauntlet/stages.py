@@ -15,9 +15,11 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import GenerationConfig, PreTrainedModel
 
+from peftlab.architectures import ANSWERS_ALONE
 from peftlab.data.batches import collate
 from peftlab.errors import PeftlabError, StoppedError, one_line
-from peftlab.evaluation.generate import evaluation_mode
+from peftlab.evaluation.generate import evaluation_mode, pad_prompts, takes_padding
+from peftlab.parameters.shape import find_decoder_start
 from peftlab.recipe.schema import Recipe
 from peftlab.reports import RunResult
 from peftlab.runs.bench import Bench, check_batches, prepare
@@ -32,8 +34,9 @@ from tests.gauntlet.small import VOCABULARY
 
 LOSS_TOLERANCE = 5e-4
 MERGED_TOLERANCE = 2e-3
-# Plans take a second; the other methods' are made by the same trace.
-PLANNED = ("full", "lora", "prefix")
+SCORES_TOLERANCE = 2e-3
+# Plans take seconds; the other methods' are made by the same trace.
+PLANNED = ("lora", "prefix")
 # Other formats of one method: what they are resumed with is the same.
 TWINS = ("qlora-fp4", "qlora-int8")
 SHOW_ERRORS = bool(os.environ.get("GAUNTLET_SHOW_ERRORS"))
@@ -106,6 +109,7 @@ def run_stages(case: Case, base: Path, folder: Path, progress: Progress) -> None
     if task.generates:
         progress.stage = "generate"
         refuse_foresight(model, bench)
+        compare_scores(model, bench)
         compare_answers(model, bench, result, folder / "straight")
     if straight.method.mergeable:
         progress.stage = "merge"
@@ -204,9 +208,57 @@ def refuse_foresight(model: nn.Module, bench: Any) -> None:
     ids = torch.tensor([list(bench.dataset.evaluation[0].input_ids)])
     others = ids.clone()
     others[:, -1] = (others[:, -1] + 7) % VOCABULARY
-    one, other = (model(input_ids=i, attention_mask=torch.ones_like(i)).logits[:, :-1] for i in (ids, others))
+    one, other = (forward(model, bench, i).logits[:, :-1] for i in (ids, others))
     if not torch.allclose(one, other, atol=1e-4 * float(one.abs().max()), rtol=0):
         raise StageError("logits depend on later tokens")
+
+
+def forward(model: nn.Module, bench: Any, ids: torch.Tensor) -> Any:
+    """Return the output for tokens that are to be continued: a decoder's, where an encoder reads something else."""
+    if not bench.recipe.task.encodes_prompt:
+        return model(input_ids=ids, attention_mask=torch.ones_like(ids))
+    prompt = torch.tensor([list(bench.dataset.evaluation[-1].input_ids)])
+    return model(input_ids=prompt, attention_mask=torch.ones_like(prompt), decoder_input_ids=ids, use_cache=False)
+
+
+@torch.no_grad()
+def compare_scores(model: Any, bench: Any) -> None:
+    """Raise StageError unless the scores of each next token in a padded batch are those of the prompt alone."""
+    padded = bench.recipe.task.encodes_prompt or bench.recipe.method.pads_prompts and takes_padding(model)
+    prompts = [list(prompt.input_ids) for prompt in bench.dataset.prompts]
+    if not padded or bench.base.model.config.model_type in ANSWERS_ALONE:
+        return
+    together = scores_of(model, bench, prompts)
+    for number, prompt in enumerate(prompts):
+        alone = scores_of(model, bench, [prompt])
+        for step in range(min(len(alone), len(together))):
+            one, other = alone[step][0], together[step][number]
+            finite = one.isfinite() & other.isfinite()
+            gap = float((one - other)[finite].abs().max())
+            if gap > SCORES_TOLERANCE * max(1.0, float(one[finite].abs().max())):
+                raise StageError(f"prompt {number}, token {step}: scores differ by {gap:.2g} in a batch")
+            if one.argmax() != other.argmax():
+                break
+
+
+def scores_of(model: Any, bench: Any, prompts: list[list[int]]) -> tuple[torch.Tensor, ...]:
+    ids, mask = pad_prompts(model, prompts, bench.dataset.pad_id)
+    config = generation_settings(bench, output_logits=True, return_dict_in_generate=True)
+    with evaluation_mode(model):
+        return model.generate(input_ids=ids, attention_mask=mask, generation_config=config).logits
+
+
+def generation_settings(bench: Any, **more: Any) -> GenerationConfig:
+    """Return the settings of a reader who knows the run's tokenizer and nothing else of it."""
+    start = find_decoder_start(bench.base.model.config) if bench.recipe.task.encodes_prompt else None
+    return GenerationConfig(
+        max_new_tokens=bench.recipe.evaluation.generation.max_new_tokens,
+        do_sample=False,
+        eos_token_id=bench.tokenizer.eos_token_id,
+        pad_token_id=bench.dataset.pad_id,
+        decoder_start_token_id=start,
+        **more,
+    )
 
 
 def compare_answers(model: Any, bench: Any, result: RunResult, folder: Path) -> None:
@@ -222,17 +274,12 @@ def compare_answers(model: Any, bench: Any, result: RunResult, folder: Path) -> 
 
 @torch.no_grad()
 def plain_answer(model: Any, bench: Any, ids: list[int]) -> str:
-    settings = bench.recipe.evaluation.generation
-    config = GenerationConfig(
-        max_new_tokens=settings.max_new_tokens,
-        do_sample=False,
-        eos_token_id=bench.tokenizer.eos_token_id,
-        pad_token_id=bench.dataset.pad_id,
-    )
     inputs = torch.tensor([list(ids)])
+    config = generation_settings(bench)
     with evaluation_mode(model):
         written = model.generate(input_ids=inputs, attention_mask=torch.ones_like(inputs), generation_config=config)
-    return bench.tokenizer.decode(written[0, len(ids) :], skip_special_tokens=True).strip()
+    begun = 1 if bench.recipe.task.encodes_prompt else len(ids)
+    return bench.tokenizer.decode(written[0, begun:], skip_special_tokens=True).strip()
 
 
 @torch.no_grad()
@@ -243,8 +290,8 @@ def compare_merged(recipe: Recipe, bench: Any, folder: Path) -> None:
     merged: Any = recipe.method.merge(trained)
     if not isinstance(merged, PreTrainedModel):
         raise StageError("the merged model is not a plain one")
+    scores = recipe.task.loss(trained).scores, recipe.task.loss(merged.eval()).scores
     batch = collate(bench.dataset.evaluation[:1], bench.dataset.pad_id)
-    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-    one, other = trained(**inputs).logits, merged.eval()(**inputs).logits
+    one, other = scores[0](trained, batch), scores[1](merged, batch)
     if not torch.allclose(one, other, atol=MERGED_TOLERANCE * float(one.abs().max()), rtol=0):
         raise StageError(f"merged logits differ by {float((one - other).abs().max()):.2g}")

@@ -10,7 +10,7 @@ from tests.gauntlet.cases import Case
 from tests.gauntlet.small import build
 from tests.gauntlet.stages import run_case
 
-CLASSIFY, TAG = "sequence-classification", "token-classification"
+CLASSIFY, TAG, ANSWER = "sequence-classification", "token-classification", "sequence-to-sequence"
 WORKS = {
     "a window in every layer": ("mistral", "causal-lm", "lora"),
     "layers with and without a window": ("gemma3_text", "causal-lm", "prefix"),
@@ -37,6 +37,10 @@ WORKS = {
     "an encoder without a cache": ("modernbert", CLASSIFY, "prompt"),
     "relative positions": ("deberta-v2", TAG, "lora"),
     "an unused head": ("esm", CLASSIFY, "full"),
+    "keys compressed over several tokens": ("deepseek_v4", "causal-lm", "lora"),
+    "answers that padding changes": ("fsmt", ANSWER, "lora"),
+    "an answer that only the loss shifts, routed states": ("nllb-moe", ANSWER, "full"),
+    "a start that the decoder's configuration names": ("t5gemma", ANSWER, "lora"),
 }
 REFUSED = {
     "no cache": ("modernbert", CLASSIFY, "prefix", "kind: prompt"),
@@ -45,6 +49,12 @@ REFUSED = {
     "no biases": ("llama", "causal-lm", "bitfit", "add_missing"),
     "an encoder as a decoder": ("bert", "causal-lm", "lora", "use another task or a decoder"),
     "rows that change one another": ("fnet", CLASSIFY, "lora", "batch_size=1"),
+    "a decoder that reads both sides": ("cpmant", "causal-lm", "lora", "use another task or a decoder"),
+    "padding that moves an answer": ("prophetnet", ANSWER, "lora", "batch_size=1"),
+    "padding that moves the classified token": ("t5gemma", CLASSIFY, "lora", "batch_size=1"),
+    "keys of a latent, as a classifier": ("axk1", CLASSIFY, "prefix", "kind: prompt"),
+    "keys of a latent behind a router": ("longcat_flash", "causal-lm", "prefix", "kind: prompt"),
+    "speech": ("qwen2_audio", ANSWER, "lora", "use task: causal-lm"),
     "boxes": ("bros", TAG, "lora", "reads the boxes"),
 }
 
