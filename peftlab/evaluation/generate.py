@@ -17,6 +17,7 @@ from peftlab.architectures import ANSWERS_ALONE, MIXES_ROWS, POSITIONS_BY_MASK, 
 from peftlab.data.dataset import Dataset, Prompt, find_pad_id
 from peftlab.errors import UsageError
 from peftlab.evaluation.likelihood import TokenLikelihoods
+from peftlab.evaluation.own_settings import without_own_settings
 from peftlab.evaluation.streaming import PieceStreamer
 from peftlab.methods import Prompting
 from peftlab.parameters.shape import count_positions, find_decoder_start
@@ -308,9 +309,10 @@ def _generate(
         stopping["streamer"] = streamer
     if measured:
         stopping["logits_processor"] = LogitsProcessorList([measured])
-    sequences = model.generate(
-        input_ids=input_ids.to(device), attention_mask=mask.to(device), generation_config=config, **stopping
-    )
+    with without_own_settings(model):
+        sequences = model.generate(
+            input_ids=input_ids.to(device), attention_mask=mask.to(device), generation_config=config, **stopping
+        )
     ends = set(config.eos_token_id or ())
     gains = measured.finish(sequences) if measured else None
     for row, sequence in enumerate(sequences[:, begun:].tolist()):

@@ -158,6 +158,31 @@ def test_model_defaults_do_not_change_answers():
     assert generate_text(model, Numbers(), PROMPTS, settings) == plain
 
 
+@pytest.mark.parametrize("wrapper", ["plain", "lora"])
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"no_repeat_ngram_size": 1},
+        {"forced_eos_token_id": 5},
+        {"min_new_tokens": 6},
+        {"exponential_decay_length_penalty": (1, 9.0)},
+        {"encoder_repetition_penalty": 9.0},
+        {"num_beams": 4, "length_penalty": -3.0},
+    ],
+    ids=lambda setting: next(iter(setting)),
+)
+def test_what_a_recipe_does_not_set_is_not_the_models_own(wrapper, setting):
+    model = build("llama", wrapper)
+    settings = Generation(max_new_tokens=9)
+    plain = generate_text(model, Numbers(), PROMPTS, settings)
+    base = model if wrapper == "plain" else model.get_base_model()
+    for name, value in setting.items():
+        setattr(base.generation_config, name, value)
+        setattr(model.generation_config, name, value)
+    assert generate_text(model, Numbers(), PROMPTS, settings) == plain
+    assert all(getattr(base.generation_config, name) == value for name, value in setting.items())
+
+
 def test_sampling_follows_its_seed_and_leaves_the_random_state():
     model = build("llama", "plain")
     settings = Generation(max_new_tokens=8, temperature=5.0, top_p=0.9)

@@ -20,6 +20,7 @@ from peftlab.data.batches import collate
 from peftlab.errors import PeftlabError, StoppedError, one_line
 from peftlab.evaluation.generate import evaluation_mode, pad_prompts, takes_padding
 from peftlab.parameters.shape import find_decoder_start
+from peftlab.parameters.trainable import find_base
 from peftlab.recipe.schema import Recipe
 from peftlab.reports import RunResult
 from peftlab.runs.bench import Bench, check_batches, prepare
@@ -172,7 +173,16 @@ def reload(recipe: Recipe, folder: Path) -> tuple[Any, Any]:
         model = PeftModel.from_pretrained(plain, weights)
     else:
         model = fill_trained(recipe, bench.base, RunDirectory.open(folder).weights, bench.device)
+    _forget_own_settings(model)
     return model.eval(), bench
+
+
+def _forget_own_settings(model: Any) -> None:
+    """Leave out what a type's own configuration asks of generation (FSMT: five beams): recipes say nothing of it."""
+    for holder in {find_base(model)[1], model}:
+        for name in ("num_beams", "forced_eos_token_id", "length_penalty", "early_stopping"):
+            if getattr(holder, "generation_config", None):
+                setattr(holder.generation_config, name, None)
 
 
 def _plain_base(recipe: Recipe, bench: Bench) -> Any:
