@@ -275,7 +275,7 @@ POSITIONS_BY_MASK = frozenset({"bloom", "mpt"})
 """Decoders that are given no positions and count them by the attention mask, or need none."""
 
 READS_PADDING = frozenset({"deepseek_v4"})
-"""Decoders that count positions by the mask and read the padding before a prompt all the same, into compressed keys."""
+"""Decoders that count positions by the mask, yet compress the padding before a prompt into their keys."""
 
 ANSWERS_ALONE = frozenset({"fsmt", "rwkv"})
 """Decoders whose answers change with the other rows of a batch (measured with transformers 5.23)."""
