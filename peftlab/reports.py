@@ -213,6 +213,10 @@ class SpeedReport(Report):
         others = "".join(f"; no {one.name}: {one.reason}" for one in self.switches if not one.used)
         return f"speed-ups: {used}{others}"
 
+    def with_switch(self, known: SwitchReport) -> SpeedReport:
+        """Return the report with what is known of one switch in place of what it says."""
+        return SpeedReport(switches=[known if one.name == known.name else one for one in self.switches])
+
 
 Status = Literal["running", "finished", "interrupted", "out_of_memory", "diverged", "failed"]
 

@@ -13,6 +13,7 @@ import typer
 from peftlab import __version__
 from peftlab.cli.answer import INTERRUPTED, print_error
 from peftlab.cli.budget import budget
+from peftlab.cli.cache import cache
 from peftlab.cli.chat import chat
 from peftlab.cli.check import check, schema
 from peftlab.cli.compare import compare
@@ -61,6 +62,7 @@ for command in (
     verify_resume,
     schema,
     docs,
+    cache,
     doctor,
 ):
     app.command()(command)

@@ -14,3 +14,5 @@ class Speed(Section):
     """Loss without logits: the output head is applied to a few hundred positions at a time, gradients included."""
     packing: Switch = "auto"
     """No padding is computed: the rows of a micro-batch lie end to end, and attention never leaves a row."""
+    token_cache: Switch = "auto"
+    """Rows are tokenised once, and mapped by every later start with the same rows, tokenizer and settings."""

@@ -14,7 +14,6 @@ from peftlab.architectures import MIXES_LAST, MIXES_ROWS
 from peftlab.data.cached import TRAIN_EXAMPLES, TokenOrigin, read_data
 from peftlab.data.dataset import Dataset, Examples, Part, tokenise
 from peftlab.data.token_arrays import sizes_of
-from peftlab.data.token_store import TokenStore
 from peftlab.errors import DataError, MethodError, ModelError, Problem, RecipeError
 from peftlab.evaluation.evaluate import Evaluated, evaluate
 from peftlab.evaluation.generate import add_stop_ids, generate_examples
@@ -30,6 +29,7 @@ from peftlab.runs.loading import apply_method, check_method, load_base, read_sha
 from peftlab.shapes import ModelShape
 from peftlab.speed.apply import speed_up
 from peftlab.speed.loss import loss_of
+from peftlab.speed.token_cache import report_tokens, token_store
 from peftlab.tasks import TASKS
 from peftlab.tasks.formats import Example
 from peftlab.world.base import World
@@ -88,7 +88,10 @@ class Bench:
         if recipe.training.gradient_checkpointing:
             recompute_activations(model)
         model = model.to(self.device)
-        return Applied(model, report, speed_up(model, recipe))
+        speed = speed_up(model, recipe)
+        if self.tokens is not None:
+            speed = speed.with_switch(report_tokens(self.tokens, recipe.training.speed))
+        return Applied(model, report, speed)
 
     def evaluate(self, model: nn.Module, part: Part = "evaluation") -> Evaluated:
         """Return the recipe's metrics of `model` on a part of the data, divided among all processes, and by row.
@@ -173,7 +176,8 @@ def prepare(recipe: Recipe, world: World, before_load: Callable[[Dataset], Recip
     raise to refuse the run.
     """
     tokenizer = load_tokenizer(recipe.model)
-    data = read_data(recipe.data, recipe.task, recipe.data_seed, tokenizer, TokenStore(), partial(check_rows, recipe))
+    store = token_store(recipe.training.speed)
+    data = read_data(recipe.data, recipe.task, recipe.data_seed, tokenizer, store, partial(check_rows, recipe))
     bench = load_bench(recipe, world, data.examples, data.dataset, tokenizer, before_load)
     bench.tokens = data.origin
     return bench

@@ -11,8 +11,9 @@ from peftlab.reports import SpeedReport, SwitchReport
 from peftlab.speed.base import SpeedUp
 from peftlab.speed.loss import LossWithoutLogits
 from peftlab.speed.packing import Packing
+from peftlab.speed.token_cache import TokenCache
 
-SPEED_UPS: tuple[SpeedUp, ...] = (LossWithoutLogits(), Packing())
+SPEED_UPS: tuple[SpeedUp, ...] = (LossWithoutLogits(), Packing(), TokenCache())
 """In the order in which they are applied, one for each field of `training.speed`."""
 
 

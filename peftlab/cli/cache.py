@@ -1,0 +1,51 @@
+"""`peftlab cache`: tokens that are kept between runs, how large they are, and how to delete them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from peftlab.cli.answer import answers
+from peftlab.cli.options import AsJson, Debug
+from peftlab.errors import UsageError
+
+
+@answers
+def cache(
+    clear: Annotated[bool, typer.Option("--clear", help="Delete all entries.")] = False,
+    unused: Annotated[
+        float | None,
+        typer.Option(
+            "--unused",
+            metavar="DAYS",
+            min=0,
+            help="With --clear: only those that nothing used for so long.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> Any:
+    """List the tokens that are kept between runs, or delete them. Runs make again what they need."""
+    from peftlab.runs.cache import clear_cache, list_cache
+
+    if unused is not None and not clear:
+        raise UsageError("--unused selects what is deleted; add --clear")
+    found = clear_cache(unused or 0.0) if clear else list_cache()
+    return found, lambda: show_cache(found), 0
+
+
+def show_cache(found: dict[str, Any]) -> None:
+    from peftlab.cli.render import plain_table, show
+    from peftlab.quantities import format_bytes
+
+    total = f"{found['folder']}: {format_bytes(found['bytes'])} in {len(found['entries'])} entries"
+    show(f"{total}{' are deleted' if found['deleted'] else ''}")
+    if found["deleted"] or not found["entries"]:
+        return
+    table = plain_table("tokens of", "rows", "size", "days unused")
+    for one in found["entries"]:
+        rows = "damaged" if one["rows"] is None else f"{one['rows']:,}"
+        table.add_row(", ".join(one["sources"]), rows, format_bytes(one["bytes"]), f"{one['days_unused']:.1f}")
+    show(table)

@@ -1,0 +1,89 @@
+"""`peftlab cache` as a person calls it, and what a run says of the tokens that it kept or mapped."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+
+import pytest
+
+from peftlab.cli.app import run
+from peftlab.data.cached import read_data
+from peftlab.data.token_store import TokenStore
+from peftlab.errors import UsageError
+from peftlab.models.tokenizer import load_tokenizer
+from peftlab.recipe.schema import Data, Model
+from peftlab.runs.display import NoDisplay
+from peftlab.runs.run import train
+from peftlab.tasks import TASKS
+from tests.runs.recipes import short_recipe
+
+
+@pytest.fixture
+def answer(capfd):
+    def call(*arguments):
+        code = run([str(argument) for argument in arguments])
+        captured = capfd.readouterr()
+        return code, " ".join(captured.out.split()), captured.err
+
+    return call
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("PEFTLAB_CACHE", str(tmp_path / "kept"))
+    return tmp_path / "kept" / "tokens"
+
+
+def token_switch(result):
+    return next(one for one in result.speed.switches if one.name == "token_cache")
+
+
+def start(path, **changes):
+    recipe = short_recipe("lora", path)
+    training = recipe.training.model_copy(update={"speed": recipe.training.speed.model_copy(update=changes)})
+    return train(recipe.model_copy(update={"training": training}), display=NoDisplay())
+
+
+def test_a_run_on_kept_tokens_is_the_run_without_them_and_says_where_they_are_from(tmp_path, folder):
+    plain, made, read = (
+        start(tmp_path / name, token_cache=switch) for name, switch in (("a", "off"), ("b", "auto"), ("c", "on"))
+    )
+    assert token_switch(plain).reason == "switched off by the recipe" and not token_switch(plain).used
+    assert token_switch(made).reason.startswith("rows were tokenised and kept (")
+    assert token_switch(read).reason.startswith("tokens of an earlier start were mapped (")
+    assert plain.data == made.data == read.data
+    assert plain.metrics == made.metrics == read.metrics
+    weights = [(tmp_path / name / "weights" / "adapter_model.safetensors").read_bytes() for name in "abc"]
+    held_out = [{file.name: file.read_bytes() for file in (tmp_path / name / "held_out").glob("*")} for name in "abc"]
+    assert weights[0] == weights[1] == weights[2] and held_out[0] == held_out[1] == held_out[2]
+
+
+def test_tokens_that_have_to_be_kept_and_cannot_be_stop_the_run(tmp_path, folder):
+    folder.parent.write_text("a file")
+    with pytest.raises(UsageError, match=r"training\.speed\.token_cache: it is on, but .*; set it to auto"):
+        start(tmp_path / "on", token_cache="on")
+
+
+def test_the_cache_is_listed_and_deleted(answer, tmp_path, folder):
+    assert answer("cache") == (0, f"{folder}: 0 B in 0 entries", "")
+    section = Data(train="builtin:docstrings[train[:9]]", evaluation=2)
+    read_data(section, TASKS["causal-lm"], 0, load_tokenizer(Model(name="builtin:tiny")), TokenStore())
+    code, out, _ = answer("cache")
+    assert code == 0 and "in 1 entries" in out and "builtin:docstrings" in out
+    found = json.loads(answer("cache", "--json")[1])
+    files = [
+        path
+        for path in folder.glob("*/*")
+        if path.name != "entry.json" and path.parent.name not in ("locks", "building")
+    ]
+    assert found["bytes"] == sum(path.stat().st_size for path in files) == found["entries"][0]["bytes"] > 0
+    assert json.loads(answer("cache", "--clear", "--unused", "1", "--json")[1])["entries"] == []
+    entry = next(path for path in folder.iterdir() if len(path.name) == 64)
+    os.utime(entry, (time.time() - 2 * 86400,) * 2)
+    code, out, _ = answer("cache", "--clear", "--unused", "1")
+    assert code == 0 and "in 1 entries are deleted" in out
+    assert not entry.exists() and json.loads(answer("cache", "--json")[1])["entries"] == []
+    code, _, errors = answer("cache", "--unused", "1")
+    assert code == 2 and "add --clear" in errors
