@@ -24,6 +24,8 @@ from peftlab.cli.merge import merge
 from peftlab.cli.plan import plan
 from peftlab.cli.predict import predict
 from peftlab.cli.report import report
+from peftlab.cli.reproduce import reproduce
+from peftlab.cli.runs import runs
 from peftlab.cli.training import train, verify_resume
 from peftlab.cli.use import evaluate, generate
 from peftlab.cli.verification import verify
@@ -60,12 +62,14 @@ for command in (
     report,
     verify,
     verify_resume,
+    reproduce,
     schema,
     docs,
     cache,
     doctor,
 ):
     app.command()(command)
+app.add_typer(runs)
 
 
 def show_version(wanted: bool) -> None:

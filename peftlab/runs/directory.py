@@ -24,6 +24,7 @@ from peftlab.reports import RunResult, Status
 MARKER = ".peftlab"
 GENERATIONS = "generations.jsonl"
 SNAPSHOT = "memory_snapshot.pickle"
+TAGS = "tags.json"
 OWN_FILES = (
     MANIFEST,
     "result.json",
@@ -33,6 +34,7 @@ OWN_FILES = (
     GENERATIONS,
     "loss.png",
     SNAPSHOT,
+    TAGS,
 )
 OWN_FOLDERS = ("weights", "last", "checkpoints", "trackers", "held_out")
 # Where an earlier run waits until the one that replaces it has saved something.
