@@ -294,6 +294,27 @@ class MergeReport(Report):
     agreements: dict[str, AgreementReport] = Field(default_factory=dict)
 
 
+class ExportReport(Report):
+    """What was written of a run for other software: files with their bytes, and what became of its tensors.
+
+    `agreement` says how far what was written is from the trained model, `limit` the largest `rms` that passes; None
+    where nothing was compared. `serve` has a command for each server that takes the folder, `notes` what to know.
+    """
+
+    run: str
+    folder: str
+    to: str
+    dtype: str | None = None
+    files: dict[str, int] = Field(default_factory=dict)
+    tensors: dict[str, int] = Field(default_factory=dict)
+    part: str | None = None
+    effect: float | None = None
+    limit: float | None = None
+    agreement: AgreementReport | None = None
+    serve: dict[str, str] = Field(default_factory=dict)
+    notes: list[str] = Field(default_factory=list)
+
+
 class Span(Report):
     """Neighbouring tokens of one row as text, all of them supervised or none."""
 

@@ -31,7 +31,7 @@ LAYERS = [
     | {"speed"}
     | {"checkpoint", "builtin", "docs"},
     {"training"},
-    {"runs", "budgets", "comparison"},
+    {"runs", "budgets", "comparison", "export"},
     {"cli", "__main__"},
 ]
 # Rooms of layer 0 that import the torch parts inside functions, so only when those run.

@@ -19,6 +19,7 @@ from peftlab.cli.check import check, schema
 from peftlab.cli.compare import compare
 from peftlab.cli.data import data
 from peftlab.cli.docs import docs
+from peftlab.cli.export import export
 from peftlab.cli.inspection import doctor, params
 from peftlab.cli.merge import merge
 from peftlab.cli.plan import plan
@@ -58,6 +59,7 @@ for command in (
     chat,
     predict,
     merge,
+    export,
     compare,
     report,
     verify,

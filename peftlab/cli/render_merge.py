@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from rich.console import Group, RenderableType
 from rich.table import Table
 
 from peftlab.cli.render import plain_table
-from peftlab.quantities import format_metric, format_share
-from peftlab.reports import AgreementReport, MergeReport
+from peftlab.quantities import format_bytes, format_metric, format_share
+from peftlab.reports import AgreementReport, ExportReport, MergeReport
 
 
 def render_merge(report: MergeReport) -> RenderableType:
@@ -25,24 +27,27 @@ def render_merge(report: MergeReport) -> RenderableType:
 
 def agreement_table(report: MergeReport) -> Table:
     """Return a column for each base: merged model against trained model, on the same targets."""
-    table = plain_table("updates added to", *report.agreements)
+    return compared("updates added to", report.agreements, ("trained model", "merged model"), report.effect)
+
+
+def compared(
+    title: str, found: Mapping[str, AgreementReport], models: tuple[str, str], effect: float | None = None
+) -> Table:
+    """Return a column for each comparison of a second model with a first one, whose names are `models`."""
+    table = plain_table(title, *found)
     lines = {
-        "logits: difference (rms)": [f"{one.rms:.3g}" for one in report.agreements.values()],
-        "of what training changed": [_share(one, report) for one in report.agreements.values()],
-        "largest difference": [f"{one.largest:.3g}" for one in report.agreements.values()],
-        "KL divergence, nats": [f"{one.kl:.3g}" for one in report.agreements.values()],
-        "same likeliest class": [format_share(one.same_top) for one in report.agreements.values()],
-        "loss, trained model": [format_metric(one.loss_first) for one in report.agreements.values()],
-        "loss, merged model": [format_metric(one.loss_second) for one in report.agreements.values()],
-        "change [95 %]": [_change(one) for one in report.agreements.values()],
+        "logits: difference (rms)": [f"{one.rms:.3g}" for one in found.values()],
+        "of what training changed": [format_share(one.rms / effect) if effect else "-" for one in found.values()],
+        "largest difference": [f"{one.largest:.3g}" for one in found.values()],
+        "KL divergence, nats": [f"{one.kl:.3g}" for one in found.values()],
+        "same likeliest class": [format_share(one.same_top) for one in found.values()],
+        f"loss, {models[0]}": [format_metric(one.loss_first) for one in found.values()],
+        f"loss, {models[1]}": [format_metric(one.loss_second) for one in found.values()],
+        "change [95 %]": [_change(one) for one in found.values()],
     }
-    for title, cells in lines.items():
-        table.add_row(title, *cells)
+    for name, cells in lines.items():
+        table.add_row(name, *cells)
     return table
-
-
-def _share(one: AgreementReport, report: MergeReport) -> str:
-    return format_share(one.rms / report.effect) if report.effect else "-"
 
 
 def _change(one: AgreementReport) -> str:
@@ -53,3 +58,24 @@ def _change(one: AgreementReport) -> str:
 def conclusion(report: MergeReport) -> str:
     found = report.agreements[report.base]
     return f"passed: the difference of {found.rms:.3g} is within the limit of {report.limit:.3g}"
+
+
+def render_export(report: ExportReport) -> RenderableType:
+    """Return what was written, its comparison with the trained model, and how it is served."""
+    facts = Table.grid(padding=(0, 2))
+    facts.add_row("written", f"{report.run} as {report.to} into {report.folder}")
+    for name, size in report.files.items():
+        facts.add_row("", f"{name}, {format_bytes(size)}")
+    if report.tensors:
+        facts.add_row("tensors", ", ".join(f"{count:,} {kind}" for kind, count in report.tensors.items()))
+    parts: list[RenderableType] = [facts]
+    if report.agreement is not None and report.limit is not None:
+        found = report.agreement
+        rows = f"compared with the trained model on {found.rows} {report.part} rows, {found.targets:,} targets:"
+        table = compared("read back", {report.dtype or report.to: found}, ("trained model", report.to), report.effect)
+        passed = f"passed: the difference of {found.rms:.3g} is within the limit of {report.limit:.3g}"
+        parts += ["", rows, table, "", passed]
+    parts += ["", *report.notes] if report.notes else []
+    if report.serve:
+        parts += ["", *(f"{name}: {command}" for name, command in report.serve.items())]
+    return Group(*parts)

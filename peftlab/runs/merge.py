@@ -65,11 +65,31 @@ def merge(
     not compared). Raises StorageError, and leaves nothing, where the difference is above `tolerance`, a part of
     what training changed (None: by the type), or where a tensor of the run is lost.
     """
+    _refuse_output(out, folder, overwrite)
+    options = {"base": base, "dtype": dtype, "rows": rows, "tolerance": tolerance, "verify": verify}
+    with merged_beside(folder, out, **options) as merged:  # type: ignore[arg-type]  # each option has its own type
+        report = merged.report.model_copy(update={"folder": str(out)})
+        write_atomically(merged.folder / RECORD, report.model_dump_json(indent=2) + "\n")
+        put_in_place(merged.folder, out)
+    return report
+
+
+@contextmanager
+def merged_beside(
+    folder: Path,
+    out: Path,
+    *,
+    base: str = "auto",
+    dtype: str = "auto",
+    rows: int = ROWS,
+    tolerance: float | None = None,
+    verify: bool = True,
+) -> Iterator[Merged]:
+    """Yield a run's trained model, merged and compared, in a temporary folder beside `out`; the options of `merge`."""
     quiet_libraries()
     directory, recipe = open_run(folder, (), verify)
     recipe.method.refuse_merge()
     bases = _list_bases(recipe.method, base, compared=rows > 0)
-    _refuse_output(out, folder, overwrite)
     world = open_world(recipe.run.device)
     labels = read_manifest(directory.weights, recipe.method, None).context.get("labels")
     work = _Merging(
@@ -78,17 +98,33 @@ def merge(
         DTYPES.get(dtype) or resolve_types(recipe.model.dtype, recipe.training.precision, world.device).weights,
         {name: open_shards(recipe, directory.weights, name, labels) for name in bases},
     )
-    with launched(world), _temporary(out) as temporary:
+    with launched(world), temporary_folder(out) as temporary:
         if rows or not all(work.shards.values()):
             work.load(_open_bench(directory, recipe, world, rows), rows)
         report = work.write_best(bases, temporary, tolerance)
-        report = report.model_copy(update={"run": str(folder), "folder": str(out)})
-        write_atomically(temporary / RECORD, report.model_dump_json(indent=2) + "\n")
-        sync_files(temporary)
-        if out.exists():
-            shutil.rmtree(out)
-        temporary.rename(out)
-    return report
+        yield Merged(directory, temporary, report.model_copy(update={"run": str(folder)}), work)
+
+
+@dataclass(frozen=True)
+class Merged:
+    """A merged model in a temporary folder, which its maker moves or leaves to be removed."""
+
+    directory: RunDirectory
+    folder: Path
+    report: MergeReport
+    work: _Merging
+
+    def compare(self, model: nn.Module) -> AgreementReport | None:
+        """Return how far another model is from the trained one on the same rows; None where there are none."""
+        return compare_outputs(self.work.trained, self.work.observe(model)) if self.work.trained else None
+
+
+def put_in_place(temporary: Path, out: Path) -> None:
+    """Move a finished temporary folder to `out`, and replace what is there."""
+    sync_files(temporary)
+    if out.exists():
+        shutil.rmtree(out)
+    temporary.rename(out)
 
 
 def _open_bench(directory: RunDirectory, recipe: Recipe, world: World, rows: int) -> Bench:
@@ -111,20 +147,25 @@ def _list_bases(method: Method, base: str, *, compared: bool) -> list[str]:
 
 
 def _refuse_output(out: Path, run: Path, overwrite: bool) -> None:
+    refuse_output(out, run, overwrite, RECORD, "a merged model")
+
+
+def refuse_output(out: Path, run: Path, overwrite: bool, record: str, what: str) -> None:
+    """Raise UsageError for a folder that may not be written: only `what` has a file called `record`."""
     if out.resolve() == run.resolve() or run.resolve() in out.resolve().parents:
         raise UsageError(f"{out} is inside the run; choose another folder")
     if out.is_symlink() or (out.exists() and not out.is_dir()):
         raise UsageError(f"{out} is not a folder; choose another one")
     if not out.exists() or not any(out.iterdir()):
         return
-    if not (out / RECORD).is_file():
-        raise UsageError(f"{out} contains files that are not a merged model of peftlab; choose another folder")
+    if not (out / record).is_file():
+        raise UsageError(f"{out} contains files that are not {what} of peftlab; choose another folder")
     if not overwrite:
-        raise UsageError(f"{out} already contains a merged model; --overwrite replaces it")
+        raise UsageError(f"{out} already contains {what}; --overwrite replaces it")
 
 
 @contextmanager
-def _temporary(out: Path) -> Iterator[Path]:
+def temporary_folder(out: Path) -> Iterator[Path]:
     """Yield a folder beside `out`, which is removed unless it was renamed."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -161,11 +202,12 @@ class _Merging:
     def load(self, bench: Bench, rows: int) -> None:
         """Build the trained model, and observe base and trained model on `rows` rows."""
         self.bench, self.rows = bench, rows
-        self.base = self._observe(bench.base.model) if rows else None
+        self.base = self.observe(bench.base.model) if rows else None
         self.model = fill_trained(self.recipe, bench.base, self.weights, bench.device)
-        self.trained = self._observe(self.model) if rows else None
+        self.trained = self.observe(self.model) if rows else None
 
-    def _observe(self, model: nn.Module) -> Outputs:
+    def observe(self, model: nn.Module) -> Outputs:
+        """Return a model's outputs on the rows that are compared."""
         assert self.bench is not None, "models are observed where they are built"
         bench = self.bench
         self.part, rows = first_rows(bench.dataset, self.rows)
@@ -186,7 +228,7 @@ class _Merging:
         for base in bases:
             tensors[base] = self._write(base, folder / base)
             if self.trained:
-                agreements[base] = compare_outputs(self.trained, self._observe(self._read(folder / base)))
+                agreements[base] = compare_outputs(self.trained, self.observe(self._read(folder / base)))
         best = min(agreements, key=lambda name: agreements[name].rms) if agreements else bases[0]
         effect, limit = self._limit(tolerance)
         if limit is not None and not agreements[best].rms <= limit:

@@ -1,0 +1,73 @@
+"""The formats that a run can be exported to, and the export: one line for each format."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from peftlab.errors import UsageError, nearest
+from peftlab.export.gguf import export_adapter, export_model
+from peftlab.export.job import Job
+from peftlab.files import write_atomically
+from peftlab.reports import ExportReport
+from peftlab.runs.merge import ROWS, put_in_place, refuse_output, temporary_folder
+from peftlab.runs.use import open_run
+from peftlab.world.quiet import quiet_libraries
+
+RECORD = "export.json"
+
+
+@dataclass(frozen=True)
+class Export:
+    """A format: what it is, the function that writes it, and the commands of servers that take it, by name.
+
+    `{folder}` and `{file}` in a command are the folder and its largest file.
+    """
+
+    title: str
+    write: Callable[[Job], ExportReport]
+    serve: dict[str, str]
+
+
+FORMATS = {
+    "gguf": Export("the merged model as one GGUF file", export_model, {"llama.cpp": "llama-server -m {file}"}),
+    "gguf-adapter": Export(
+        "the LoRA as a GGUF adapter", export_adapter, {"llama.cpp": "llama-server -m BASE.gguf --lora {file}"}
+    ),
+}
+
+
+def export(
+    run: Path,
+    out: Path,
+    to: str,
+    *,
+    base: str = "auto",
+    dtype: str | None = None,
+    rows: int = ROWS,
+    tolerance: float | None = None,
+    overwrite: bool = False,
+    verify: bool = True,
+) -> ExportReport:
+    """Write a run's result to the folder `out` in another format, and return what was written.
+
+    The folder appears only when it is whole and agrees with the trained model. Raises UsageError for an unknown format.
+    """
+    if to not in FORMATS:
+        raise UsageError(f"--to {to}: no such format{nearest(to, FORMATS)}; there are {', '.join(FORMATS)}")
+    quiet_libraries()
+    refuse_output(out, run, overwrite, RECORD, "an export")
+    directory, recipe = open_run(run, (), verify)
+    with temporary_folder(out) as temporary:
+        job = Job(run, directory, recipe, temporary, base, dtype, rows, tolerance, verify)
+        report = FORMATS[to].write(job)
+        shutil.rmtree(temporary / "merged", ignore_errors=True)
+        files = {path.name: path.stat().st_size for path in sorted(temporary.iterdir()) if path.is_file()}
+        places = {"folder": str(out), "file": str(out / max(files, key=lambda name: files[name]))}
+        serve = {name: command.format(**places) for name, command in FORMATS[to].serve.items()}
+        report = report.model_copy(update={"folder": str(out), "files": files, "serve": serve})
+        write_atomically(temporary / RECORD, report.model_dump_json(indent=2) + "\n")
+        put_in_place(temporary, out)
+    return report
