@@ -400,8 +400,8 @@ class BudgetReport(Report):
 
     `kind` trainable counts parameters, memory and stored bytes, seconds the training's. `solved` has the recipe's
     fields that were set (`{"method.rank": 12}`), `step` what the next size would add or take away. A budget is met
-    within 2 % or half a step; memory, which is a limit, by what is not above it. `reason` says why one cannot be
-    met, or what keeps the error above 2 %; `notes` say what was counted.
+    within 2 %, or by the largest size below it; memory, which is a limit, by what is not above it. `reason` says why
+    one cannot be met, or what keeps the error above 2 %; `notes` say what was counted.
     """
 
     kind: Literal["trainable", "memory", "stored", "seconds"]

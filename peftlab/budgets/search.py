@@ -1,4 +1,4 @@
-"""Search for the size whose cost is nearest to a budget, among sizes in ascending order."""
+"""Search for the size whose cost is nearest to a budget from below, among sizes in ascending order."""
 
 from __future__ import annotations
 
@@ -21,14 +21,19 @@ class Choice:
     beyond: Literal["smallest", "largest"] | None = None
 
 
-def nearest_size(sizes: Sequence[Any], cost: Callable[[Any], float], asked: float) -> Choice:
-    """Return the size of the nearest cost by binary search; costs must rise with the sizes."""
+def nearest_size(sizes: Sequence[Any], cost: Callable[[Any], float], asked: float, tolerance: float = 0.0) -> Choice:
+    """Return the size of the nearest cost within `tolerance`, a share of what is asked, else the largest below it.
+
+    The smallest, where all cost more. By binary search: costs must rise with the sizes.
+    """
     cost_at = cache(lambda index: cost(sizes[index]))
     low, high = 0, len(sizes) - 1
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if cost_at(middle) <= asked else (low, middle)
     chosen, other = sorted((low, high), key=lambda index: abs(cost_at(index) - asked))
+    if cost_at(chosen) > asked >= cost_at(other) and cost_at(chosen) - asked > tolerance * asked:
+        chosen, other = other, chosen
     step = abs(cost_at(other) - cost_at(chosen)) if other != chosen else None
     beyond: Literal["smallest", "largest"] | None = None
     if asked < cost_at(0):

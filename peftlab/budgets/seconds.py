@@ -6,6 +6,7 @@ import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import floor
 from pathlib import Path
 
 from peftlab.budgets.budget import Budget
@@ -20,6 +21,7 @@ from peftlab.runs.jobs import Job, run_job
 from peftlab.training.loop import AUDITED_STEPS
 
 MEASURED_STEPS = 20
+ROUNDING = 1e-9  # a number of steps that is whole but for rounding is whole
 # Time for loading, in addition to the budget, before the measuring run is stopped.
 LOADING_SECONDS = 60.0
 
@@ -40,10 +42,13 @@ class Pace:
         return self.first_seconds + (steps - self.first_steps) * self.step_seconds
 
     def steps(self, seconds: float) -> int:
-        """Return the number of steps, at least one, whose time is nearest."""
+        """Return the steps, at least one, of the nearest time; more than 2 % off, the most that take no more."""
         if seconds <= self.first_seconds:
-            return max(1, round(self.first_steps * seconds / self.first_seconds))
-        return self.first_steps + round((seconds - self.first_seconds) / self.step_seconds)
+            below = max(1, floor(self.first_steps * seconds / self.first_seconds * (1 + ROUNDING)))
+        else:
+            below = self.first_steps + floor((seconds - self.first_seconds) / self.step_seconds * (1 + ROUNDING))
+        above = self.seconds(below + 1) - seconds
+        return below + (above <= TOLERANCE * seconds and above < seconds - self.seconds(below))
 
 
 def solve_seconds(recipe: Recipe, budget: Budget, environment: Mapping[str, str]) -> BudgetReport:
@@ -60,7 +65,7 @@ def solve_seconds(recipe: Recipe, budget: Budget, environment: Mapping[str, str]
         reached=reached,
         solved={"training.steps": steps, "training.epochs": None},
         step=step,
-        met=exact or error <= step / 2,
+        met=exact or (reached <= budget.amount and error <= step),
         reason=None if exact else f"one step takes {step:.3g} s",
         notes=[
             f"by {pace.measured} steps measured on this machine just now, {pace.step_seconds:.3g} s each; "

@@ -26,14 +26,15 @@ Cost = Callable[[Any], float]
 def solve_size(recipe: Recipe, budget: Budget, shape: ModelShape) -> BudgetReport:
     """Return the size whose trainable parameters or stored bytes are nearest to the budget.
 
-    The budget is met within 2 %, or if it is between two neighbouring sizes of a graded field.
+    More than 2 % off, it is the nearest from below. The budget is met within 2 %, or if it is between two neighbouring
+    sizes of a graded field; `error` says how far below it.
     """
     # Parts that only training needs are not stored: their size does not count.
     method = recipe.method.without_training_parts() if budget.kind == "stored" else recipe.method
     sizes = usable_sizes(method, shape)
     cost = cost_of(recipe, budget, method, sizes, shape)
     asked = budget.amount * (shape.total if budget.is_share else 1)
-    choice = nearest_size(sizes.values, cost, asked)
+    choice = nearest_size(sizes.values, cost, asked, TOLERANCE)
     is_constant = cost(sizes.values[0]) == cost(sizes.values[-1])
     size = getattr(method, sizes.field) if is_constant else choice.size
     solved = settings_for(method, sizes, size)

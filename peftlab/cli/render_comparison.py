@@ -19,6 +19,7 @@ from peftlab.cli.render import (
     render_example,
 )
 from peftlab.cli.render_memory import format_error
+from peftlab.comparison.columns import missed_text
 from peftlab.reports import MemoryReport, Metrics, RunResult
 
 if TYPE_CHECKING:
@@ -72,7 +73,8 @@ def quality_table(table: Table, labels: Mapping[str, str]) -> TextTable:
     cells = [{k: v for k, v in quality_cells(table, row).items() if k not in left_out} for row in table.rows]
     text = plain_table("variant", *cells[0])
     for row, values in zip(table.rows, cells, strict=True):
-        text.add_row(labels[row.label], *values.values())
+        missed = missed_text(row.variant.solution)
+        text.add_row(labels[row.label] + (f" ({missed})" if missed else ""), *values.values())
     return text
 
 

@@ -10,7 +10,7 @@ from peftlab.comparison.findings import Findings
 from peftlab.comparison.rows import Row, Table
 from peftlab.comparison.statistics import Estimate
 from peftlab.quantities import format_bytes, format_count, format_seconds, format_share
-from peftlab.reports import VariantReport
+from peftlab.reports import BudgetReport
 
 NONE = "–"
 MOST_DECIMALS = 4
@@ -126,13 +126,13 @@ def _latency_text(row: Row) -> str:
 
 def _budget_text(row: Row) -> str:
     """Return the budget, and by how much the solved size misses it where it does."""
-    missed = missed_text(row.variant)
+    missed = missed_text(row.variant.solution)
     return f"{row.budget} (off {missed})" if missed else str(row.budget)
 
 
-def missed_text(variant: VariantReport) -> str | None:
+def missed_text(solution: BudgetReport | None) -> str | None:
     """Return by how much the solved size misses the budget, `−74 %`; None where it is within 2 %."""
-    error = variant.solution.error if variant.solution else 0.0
+    error = solution.error if solution else 0.0
     return signed(f"{100 * error:+.0f} %") if abs(error) > BUDGET_TOLERANCE else None
 
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import math
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import count
 from pathlib import Path
 
 from peftlab.checkpoint.lock import RunLock
+from peftlab.comparison.columns import missed_text
 from peftlab.comparison.folder import LOGS, PICTURE, RUNS, SUMMARY, claim, clean, clear, wait_until_free
 from peftlab.comparison.identity import hash_run
 from peftlab.comparison.pool import run_locally, run_on_cluster
 from peftlab.comparison.variants import (
     Settings,
+    best_of,
     choose_metric,
     learning_rate_beyond,
     note_differences,
@@ -34,6 +36,7 @@ from peftlab.runs.outcomes import read_record
 from peftlab.runs.picture import draw_memory
 from peftlab.runs.scores import read_scores
 
+TUNING_SEED = 1000
 # A run that diverged would diverge again; one that failed otherwise may have met a fault of the machine.
 SETTLED = ("finished", "diverged")
 
@@ -53,14 +56,15 @@ class Lab:
     chosen: dict[int, float] = field(default_factory=dict)
 
     @property
-    def first_seed(self) -> int:
-        return self.settings.seeds[0]
+    def tuning_seed(self) -> int:
+        """The seed that learning rates are tried with, which is not reported: the luck that chooses is not shown."""
+        return next(seed for seed in count(TUNING_SEED) if seed not in self.settings.seeds)
 
     def run(self) -> ComparisonReport:
-        """Try the learning rates with the first seed, choose one a variant, run the other seeds, report."""
+        """Try the learning rates with a seed of their own, choose one a variant, run the seeds, report."""
         self.try_learning_rates()
-        _, *others = self.settings.seeds
-        self.execute([self.plan(place, rate, seed) for seed in others for place, rate in self.chosen.items()])
+        seeds = self.settings.seeds
+        self.execute([self.plan(place, rate, seed) for seed in seeds for place, rate in self.chosen.items()])
         report = self.write_report()
         self.draw_memory()
         return report
@@ -68,14 +72,16 @@ class Lab:
     def try_learning_rates(self) -> None:
         """Choose each variant's learning rate; where the best is the smallest or largest, try a few beyond it."""
         extensions = 0 if self.settings.rates else self.settings.rate_extensions
-        tries = [self.plan(i, rate, self.first_seed) for i, one in self.runnable() for rate in one.learning_rates]
+        several = [(place, one) for place, one in self.runnable() if len(one.learning_rates) > 1]
+        self.chosen = {place: one.learning_rates[0] for place, one in self.runnable() if len(one.learning_rates) == 1}
+        tries = [self.plan(place, rate, self.tuning_seed) for place, one in several for rate in one.learning_rates]
         while tries:
             self.execute(tries)
-            for place, variant in self.runnable():
-                self.chosen[place] = self.choose_learning_rate(place, variant)
+            for place, _ in several:
+                self.chosen[place] = self.choose_learning_rate(place, self.variants[place])
             extensions -= 1
             beyond = self.extend_learning_rates() if extensions >= 0 else ()
-            tries = [self.plan(place, rate, self.first_seed) for place, rate in beyond]
+            tries = [self.plan(place, rate, self.tuning_seed) for place, rate in beyond]
             if tries:
                 show(
                     f"{len(tries)} of {len(self.chosen)} variants did best at an end of their learning rates: extended"
@@ -86,7 +92,7 @@ class Lab:
         for place, variant in self.runnable():
             best, tried = self.chosen[place], variant.learning_rates
             beyond = learning_rate_beyond(tried, best)
-            if beyond and self.status(self.jobs[place, best, self.first_seed])[0] in SETTLED:
+            if beyond and self.status(self.jobs[place, best, self.tuning_seed])[0] in SETTLED:
                 extended = round_learning_rates((*tried, beyond))
                 self.variants[place] = replace(variant, learning_rates=extended)
                 yield place, next(rate for rate in extended if rate not in tried)
@@ -156,15 +162,12 @@ class Lab:
         return metrics.get(self.metric)
 
     def choose_learning_rate(self, place: int, variant: Variant) -> float:
-        """Return the one of the best value on the validation rows; the smallest where none finished."""
-        finite = {}
-        for rate in variant.learning_rates:
-            value = self.value(read_record(self.jobs[place, rate, self.first_seed].folder), "validation")
-            if value is not None and math.isfinite(value):
-                finite[rate] = value
-        if not finite:
-            return variant.learning_rates[0]
-        return (max if METRICS[self.metric].higher_is_better else min)(finite, key=finite.__getitem__)
+        """Return the one of the best value on the validation rows with the tuning seed."""
+        values = {
+            rate: self.value(read_record(self.jobs[place, rate, self.tuning_seed].folder), "validation")
+            for rate in variant.learning_rates
+        }
+        return best_of(values, METRICS[self.metric].higher_is_better)
 
     def trials(self, place: int, keys: Iterable[tuple[float, int]]) -> list[TrialReport]:
         """Return what became of a variant's trials, (learning rate, seed), as far as they are planned."""
@@ -192,7 +195,7 @@ class Lab:
             budget=variant.budget,
             solution=variant.solution,
             learning_rate=chosen,
-            sweep=self.trials(place, [(rate, self.first_seed) for rate in variant.learning_rates]),
+            sweep=self.trials(place, [(rate, self.tuning_seed) for rate in variant.learning_rates]),
             trials=[] if chosen is None else self.trials(place, [(chosen, seed) for seed in self.settings.seeds]),
         )
 
@@ -211,18 +214,19 @@ class Lab:
     def draw_memory(self) -> None:
         """Draw the predicted and the measured memory of the runs at the chosen learning rates."""
         results = [
-            (variant.title, read_record(self.jobs[place, self.chosen[place], self.first_seed].folder))
+            (variant.title, read_record(self.jobs[place, self.chosen[place], self.settings.seeds[0]].folder))
             for place, variant in self.runnable()
         ]
         draw_memory([(title, result.memory) for title, result in results if result], self.folder / PICTURE)
 
     def note_budgets(self) -> Iterator[str]:
-        """Yield which budgets are not met, or cannot be solved for."""
+        """Yield which budgets are missed, by how much, or cannot be solved for."""
         for variant in self.variants:
             if variant.error:
                 yield variant.error
-            elif variant.solution and not variant.solution.met:
-                yield f"{variant.title}: {variant.solution.reason}"
+            elif variant.solution and (not variant.solution.met or missed_text(variant.solution)):
+                missed = missed_text(variant.solution)
+                yield f"{variant.title}: {f'{missed} off, ' if missed else ''}{variant.solution.reason}"
 
 
 def compare(

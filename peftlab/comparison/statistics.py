@@ -35,7 +35,7 @@ from typing import Generic, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import special, stats
+from scipy import special
 from scipy.optimize import brentq
 
 from peftlab.comparison.resampling import Floats, Sample
@@ -275,7 +275,7 @@ class Chance:
         """Return half of the interval: the value whose p-value is 1 less its confidence."""
         if not self.sources:
             return 0.0
-        widest = max(float(stats.t.ppf((1 + confidence) / 2, freedom)) for _, freedom in self.sources.values())
+        widest = max(float(special.stdtrit(freedom, (1 + confidence) / 2)) for _, freedom in self.sources.values())
         return self.error * float(brentq(lambda t: self._tails(t) - (1 - confidence), 0.0, widest + 1.0))
 
     def _tails(self, t: float) -> float:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,14 @@ def learning_rate_beyond(tried: Sequence[float], best: float) -> float | None:
     if len(tried) < 2 or best not in (tried[0], tried[-1]):
         return None
     return best * best / (tried[1] if best == tried[0] else tried[-2])
+
+
+def best_of(values: Mapping[float, float | None], higher_is_better: bool) -> float:
+    """Return the learning rate of the best finite value; the smallest where none has one."""
+    finite = {one: value for one, value in values.items() if value is not None and isfinite(value)}
+    if not finite:
+        return min(values)
+    return (max if higher_is_better else min)(finite, key=finite.__getitem__)
 
 
 def choose_metric(recipes: Sequence[Recipe], wanted: str | None) -> str:

@@ -70,7 +70,7 @@ def by_budget(table: Table, describe: Callable[[Row], str | None]) -> str:
 
 
 def missed_budget(row: Row) -> str | None:
-    missed = missed_text(row.variant)
+    missed = missed_text(row.variant.solution)
     return f" ({missed})" if missed else None
 
 

@@ -30,7 +30,7 @@ def neighbours(method, shape, size) -> list[float]:
 
 @pytest.mark.parametrize("kind", METHODS)
 @pytest.mark.parametrize("model", MODELS)
-def test_a_solved_size_is_within_2_percent_or_half_a_step(model, kind):
+def test_a_solved_size_is_within_2_percent_or_one_step_below(model, kind):
     shape = published_shape(model)
     recipe = recipe_for(method_for(kind, model), shape.task)
     for target in TARGETS:
@@ -40,12 +40,14 @@ def test_a_solved_size_is_within_2_percent_or_half_a_step(model, kind):
         assert report.solved[f"method.{field}"] == getattr(solved.method, field)
         steps = neighbours(solved.method, shape, getattr(solved.method, field))
         error = report.reached - report.asked
-        # No size beside the solved one is nearer ...
-        assert all(abs(error) <= abs(error + step) for step in steps)
-        # ... so that the error is below half a step, unless the budget lies beyond the smallest or largest size.
+        # The budget lies beyond the smallest or largest size ...
         beyond = all((step > 0) == (error > 0) for step in steps)
-        limit = max(0.02 * report.asked, max(map(abs, steps)) / 2)
-        assert beyond or abs(error) <= limit
+        # ... or no size beside the solved one is nearer within 2 %, and beyond 2 % the next would exceed the budget.
+        within = abs(error) <= 0.02 * report.asked
+        assert beyond or all(
+            abs(error) <= abs(error + step) if within else error < 0 and (step < 0 or error + step > 0)
+            for step in steps
+        )
         graded = kind != "bitfit"
         assert report.met == (abs(error) <= 0.02 * report.asked or (graded and not beyond))
         assert (report.reason is None) == (abs(error) <= 0.02 * report.asked)
@@ -63,7 +65,7 @@ def test_every_method_but_bitfit_and_full_is_within_2_percent_where_a_step_is_sm
 # By hand: Llama 3 8B has 32 layers, width 4096, keys and values of 1024, a feed-forward of 14336.
 RANK_STEP = 32 * (2 * (4096 + 4096) + 2 * (4096 + 1024) + 3 * (4096 + 14336))
 BY_HAND = [
-    ({"type": "lora"}, "trainable=20M", {"rank": 8}, 8 * RANK_STEP),
+    ({"type": "lora"}, "trainable=20M", {"rank": 7}, 7 * RANK_STEP),
     ({"type": "lora", "targets": "attention"}, "trainable=20M", {"rank": 23}, 23 * 32 * (2 * 8192 + 2 * 5120)),
     ({"type": "adapters"}, "trainable=20M", {"bottleneck": 38}, 64 * (2 * 4096 * 38 + 38 + 4096)),
     (
@@ -112,7 +114,7 @@ def test_alpha_follows_the_root_of_the_rank_with_rslora():
 def test_an_orthogonal_start_gets_an_even_rank():
     shape = published_shape("all-MiniLM-L6")
     recipe = recipe_for({"type": "lora", "init": "orthogonal"}, shape.task)
-    assert apply_budget(recipe, parse_budget("trainable=300k"), shape)[0].method.rank == 8
+    assert apply_budget(recipe, parse_budget("trainable=300k"), shape)[0].method.rank == 6
 
 
 def test_a_new_head_counts_and_is_reported():
@@ -151,4 +153,4 @@ def test_a_method_that_no_size_fits_is_refused():
 
 def test_a_rank_that_the_model_has_no_room_for_is_no_fault_as_it_is_replaced():
     recipe = recipe_for({"type": "lora", "rank": 5000})
-    assert apply_budget(recipe, parse_budget("trainable=20M"), published_shape("Llama 3 8B"))[0].method.rank == 8
+    assert apply_budget(recipe, parse_budget("trainable=20M"), published_shape("Llama 3 8B"))[0].method.rank == 7

@@ -11,7 +11,7 @@ import pytest
 
 from peftlab.cli.render_comparison import render_comparison
 from peftlab.comparison.folder import read_comparison
-from peftlab.comparison.lab import compare
+from peftlab.comparison.lab import TUNING_SEED, compare
 from peftlab.comparison.rows import read_table
 from peftlab.comparison.variants import Settings
 from peftlab.errors import StorageError, UsageError
@@ -116,10 +116,10 @@ def test_a_summary_that_cannot_be_written_is_named(machine, variants, tmp_path, 
         run(variants, tmp_path / "out")
 
 
-def test_rates_are_tried_with_one_seed_and_the_best_is_repeated(machine, variants, tmp_path):
+def test_learning_rates_are_tried_with_a_seed_of_their_own_that_is_not_reported(machine, variants, tmp_path):
     report = run(variants, tmp_path / "out")
-    tried = [("lora", rate, 0) for rate in RATES] + [("bitfit", rate, 0) for rate in RATES]
-    assert machine.done == [*tried, ("lora", 1e-2, 1), ("bitfit", 1e-2, 1), ("lora", 1e-2, 2), ("bitfit", 1e-2, 2)]
+    tried = [(method, rate, TUNING_SEED) for method in ("lora", "bitfit") for rate in RATES]
+    assert machine.done == [*tried, *((method, 1e-2, seed) for seed in range(3) for method in ("lora", "bitfit"))]
     lora = report.variants[0]
     assert lora.learning_rate == 1e-2
     assert [trial.validation for trial in lora.sweep] == pytest.approx([2.9, 2.0, 11.0])
@@ -172,13 +172,13 @@ def test_a_best_rate_that_is_the_last_is_followed_by_those_beyond(machine, varia
 def test_rates_that_were_named_are_all_there_are(machine, variants, tmp_path):
     machine.best = 9.0
     run(variants[:1], tmp_path / "out", seeds=(0,))
-    assert sorted(rate for _, rate, _ in machine.done) == list(RATES)
+    assert sorted(rate for _, rate, seed in machine.done if seed) == list(RATES) and len(machine.done) == 4
 
 
 def test_variants_that_diverge_at_every_rate_try_lower_ones_and_others_do_not(machine, variants, tmp_path):
-    machine.failing = {("lora", rate, 0) for rate in (1.5e-3, 5e-3, 0.015)}
+    machine.failing = {("lora", rate, TUNING_SEED) for rate in (1.5e-3, 5e-3, 0.015)}
     run(variants[:1], tmp_path / "failed", rates=None, seeds=(0,))
-    assert len(machine.done) == 3
+    assert len(machine.done) == 4
     machine.status = "diverged"
     report = run(variants[:1], tmp_path / "diverged", rates=None, seeds=(0,))
     assert report.variants[0].learning_rate == pytest.approx(4.5e-4)
