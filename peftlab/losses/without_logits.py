@@ -10,8 +10,11 @@ from peftlab.losses.chunked import ChunkedCrossEntropy
 from peftlab.losses.cross_entropy import CrossEntropy, PositionCrossEntropy
 
 
-def without_logits(loss: Loss, model: nn.Module) -> ChunkedCrossEntropy:
-    """Return the loss that equals `loss` and never has all logits. Raises UnknownHeadError with the reason if none."""
+def without_logits(loss: Loss, model: nn.Module, device: str = "cpu") -> ChunkedCrossEntropy:
+    """Return the loss that equals `loss` and never has all logits, in chunks for a type of device.
+
+    Raises UnknownHeadError with the reason if there is none.
+    """
     if not isinstance(loss, PositionCrossEntropy) or any(
         getattr(type(loss), name) is not getattr(CrossEntropy, name) for name in ("total", "rows_of")
     ):
@@ -19,7 +22,7 @@ def without_logits(loss: Loss, model: nn.Module) -> ChunkedCrossEntropy:
     if loss.head is None:
         raise UnknownHeadError("the task has a small head or none, whose logits cost little")
     head = plain_head(loss.head)
-    return ChunkedCrossEntropy(loss, head, watch_after_head(model, head))
+    return ChunkedCrossEntropy(loss, head, watch_after_head(model, head), device)
 
 
 def plain_head(head: nn.Module) -> nn.Linear:

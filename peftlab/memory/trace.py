@@ -159,7 +159,7 @@ def _stepper(model: nn.Module, work: Workload) -> Stepper:
     return Stepper(
         world=TracedWorld(),
         model=model,
-        loss=loss_of(work.task, work.speed, model),
+        loss=loss_of(work.task, work.speed, model, "cuda" if work.cuda else "cpu"),
         optimizer=work.optimizer.plan([{"params": group} for group in groups if group], "cuda" if work.cuda else "cpu"),
         precision=work.precision,
         clip=1.0,

@@ -103,7 +103,7 @@ class Bench:
             self.dataset,
             self.recipe.evaluation,
             part=part,
-            loss=loss_of(self.recipe.task, self.recipe.training.speed, model),
+            loss=loss_of(self.recipe.task, self.recipe.training.speed, model, self.device.type),
             tokenizer=self.tokenizer,
             world=self.world,
             precision=self.precision,

@@ -35,7 +35,7 @@ def build_setup(bench: Bench, model: nn.Module, stop: Stop, saver: Saver | None 
         world=world,
         recipe=recipe,
         model=prepared,
-        loss=loss_of(recipe.task, training.speed, model),
+        loss=loss_of(recipe.task, training.speed, model, world.device.type),
         optimizer=optimizer,
         schedule=build_schedule(optimizer, training, steps),
         rows=build_rows(bench, training_layout(model, recipe, bench.dataset.pad_id)),

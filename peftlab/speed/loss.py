@@ -27,12 +27,15 @@ class LossWithoutLogits(SpeedUp):
         return None
 
 
-def loss_of(task: Task, speed: Speed, model: nn.Module) -> Loss:
-    """Return the loss of steps and evaluations of `model`: the task's, without logits where that can be."""
+def loss_of(task: Task, speed: Speed, model: nn.Module, device: str = "cpu") -> Loss:
+    """Return the loss of steps and evaluations of `model`: the task's, without logits where that can be.
+
+    `device` is the type of device that they run on; a plan's tensors are elsewhere.
+    """
     plain = task.loss(model)
     if speed.loss == "off":
         return plain
     try:
-        return without_logits(plain, model)
+        return without_logits(plain, model, device)
     except UnknownHeadError:  # `speed_up` has reported it
         return plain
