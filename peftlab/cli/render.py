@@ -77,7 +77,8 @@ def render_result(result: RunResult) -> RenderableType:
     facts.add_row("peak memory", f"{peak_memory(result)} in tensors, with the longest rows")
     if "total" in result.seconds:
         training = format_seconds(result.seconds.get("training"))
-        facts.add_row("seconds", f"{format_seconds(result.seconds['total'])}, {training} of them training")
+        first = f"; the first step after {format_seconds(found)}" if (found := result.seconds.get("first_step")) else ""
+        facts.add_row("seconds", f"{format_seconds(result.seconds['total'])}, {training} of them training{first}")
     if result.inference:
         facts.add_row("inference", describe_inference(result.inference))
     parts: list[RenderableType] = [facts]

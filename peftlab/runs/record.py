@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 from peftlab.memory.measure import MemoryMeter
+from peftlab.quantities import format_seconds
 from peftlab.recipe.dump import dump_recipe
 from peftlab.recipe.schema import Recipe
 from peftlab.reports import RunResult, SplitReport
@@ -19,6 +20,7 @@ from peftlab.secrets import mask_secrets
 from peftlab.training.recorder import Display
 from peftlab.world.base import World
 
+FIRST_STEP = "first_step"
 PHASES = ("load", "evaluation_before", "apply", "training", "evaluation_after", "save", "latency")
 
 
@@ -47,6 +49,7 @@ class RunRecord:
         # Waits for what another thread is writing: a process that is ended must not lose a checkpoint.
         self.settle: Callable[[], None] = lambda: None
         self.lost: list[str] = []  # what earlier attempts logged and cannot be made again
+        self._opened = time.perf_counter()
         self._started = 0.0
         self._phase: str | None = None
 
@@ -87,6 +90,12 @@ class RunRecord:
         """The step whose weights the run has."""
         saved = self.result.saved_step
         return self.result.progress.step if saved is None else saved
+
+    def note_first_step(self) -> None:
+        """Add the seconds from the start of this run to the end of its first step."""
+        seconds = time.perf_counter() - self._opened
+        self.result.seconds[FIRST_STEP] = seconds
+        self.display.note(f"first step done after {format_seconds(seconds)} s")
 
     def split(self, recipe: Recipe) -> None:
         """Continue with a recipe whose steps are split into other micro-batches."""

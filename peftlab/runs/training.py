@@ -20,6 +20,7 @@ from peftlab.runs.bench import Bench
 from peftlab.runs.checkpoints import CheckpointSaver
 from peftlab.runs.identity import describe_identity
 from peftlab.runs.longest import held_out
+from peftlab.runs.measured import describe_trial, find_measured, has_room, keep_measured
 from peftlab.runs.record import RunRecord
 from peftlab.runs.setup import build_setup, renew_optimizer
 from peftlab.training.loop import train as run_loop
@@ -54,6 +55,7 @@ def train_model(
         if saving:
             checkpoints.refuse_no_room(record.directory.path, setup)
         record.result.progress = setup.progress
+        recorder.first_step = record.note_first_step
         record.result.progress = run_loop(setup, recorder, audit, partial(keep_audit, record))
         check_weights(setup.model, setup.progress.step)
         if saving and (setup.progress.step == setup.steps or setup.progress.ended_early):
@@ -62,15 +64,26 @@ def train_model(
 
 
 def measure(record: RunRecord, recorder: Recorder, bench: Bench, model: nn.Module, setup: Setup) -> None:
-    """Measure the longest rows' steps and add their memory to the record; `setup` is as new afterwards."""
-    watch = record.watch
-    watch.probe, watch.optimizer = Probe(record.world.device), setup.optimizer
-    measured = measure_longest(setup, model, held_out(bench, model), watch.probe)
+    """Add the memory of the longest rows' steps to the record, measured now or by an earlier run where there is room.
+
+    `setup` is as new afterwards.
+    """
+    predicted = record.result.memory.get("predicted")
+    rows, watch, measured = held_out(bench, model), record.watch, None
+    name = describe_trial(setup, bench, rows, record.result.environment) if has_room(bench, predicted) else None
+    if name is not None and (measured := find_measured(name)) is not None:
+        watch.optimizer = setup.optimizer
+        record.note("no trial steps: there is room, and an earlier run of this recipe measured its longest rows")
+    if measured is None:
+        watch.probe, watch.optimizer = Probe(record.world.device), setup.optimizer
+        measured = measure_longest(setup, model, rows, watch.probe)
+        renew_optimizer(setup)
+        watch.probe, watch.optimizer = None, setup.optimizer
+        if name is not None:
+            keep_measured(name, measured)
     record.result.memory["measured"] = join_reports([bench.load, measured])
     for line in (*measured.notes, describe_memory(record.result.memory)):
         record.note(line)
-    renew_optimizer(setup)
-    watch.probe, watch.optimizer = None, setup.optimizer
     recorder.start(setup.steps)
 
 

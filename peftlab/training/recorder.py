@@ -47,6 +47,7 @@ class Recorder:
         self.world, self.path, self.memory_bytes = world, path, memory_bytes
         self.display, self.trackers = display, trackers
         self.steps = self._done = 0
+        self.first_step: Callable[[], object] = lambda: None  # called when the first step is done
         self.history: list[dict[str, Any]] = []
         self._losses: list[torch.Tensor] = []
         self._counts: list[tuple[int, int]] = []
@@ -90,6 +91,8 @@ class Recorder:
         """Write the means since the last line: loss per token, gradient norm, learning rate, speed, memory, time."""
         supervised, tokens = (sum(counts) for counts in zip(*self._counts, strict=True))
         loss = self.world.sum(torch.stack(self._losses).sum()).item() / supervised
+        if progress.step == 1:
+            self.first_step()
         now = time.perf_counter()
         elapsed = now - self._started
         line = {

@@ -1,0 +1,86 @@
+"""Memory that an earlier run of a recipe measured with its longest rows, so that trial steps need not be repeated.
+
+On the CPU the ledger counts the bytes of tensors, which depend on shapes and types alone: the same model, method,
+settings and longest rows give the same numbers. A run whose memory is tight, and every run on CUDA, measures anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+
+from peftlab.data.rows import longest_rows
+from peftlab.data.token_rows import TokenRow
+from peftlab.data.token_store import cache_folder
+from peftlab.files import write_atomically
+from peftlab.reports import MemoryReport
+from peftlab.runs.bench import Bench
+from peftlab.training.preflight import HeldOut
+from peftlab.training.setup import Setup
+
+ROOM = 0.8
+"""The share of the usable memory above which a run's plan counts as tight."""
+
+# What the bytes of a step depend on, of a recipe's training. Steps and learning rate leave them as they are.
+TRAINING = {"optimizer", "clip", "gradient_checkpointing", "precision", "frozen_dropout", "speed", "weight_decay"}
+ENVIRONMENT = ("python", "versions", "device", "threads", "processes")
+
+
+def has_room(bench: Bench, predicted: MemoryReport | None) -> bool:
+    """Return whether a run on this CPU needs much less than it may use, by its plan; false without a plan."""
+    if bench.device.type != "cpu" or bench.world.processes > 1 or predicted is None or not predicted.capacity_bytes:
+        return False
+    return predicted.needed_bytes <= ROOM * predicted.capacity_bytes
+
+
+def describe_trial(setup: Setup, bench: Bench, held_out: HeldOut, environment: dict[str, Any]) -> str:
+    """Return the name of all that the memory of the trial steps depends on."""
+    recipe = bench.recipe.model_dump(mode="json", include={"model": True, "method": True, "training": TRAINING})
+    batches = setup.rows.longest().batches(1)
+    depends = {
+        "recipe": recipe,
+        "base": bench.base.source.get("fingerprint"),
+        "types": bench.types.describe(),
+        "batches": [{name: _describe(value) for name, value in batch.items()} for batch in batches],
+        "evaluation": _sizes(longest_rows(held_out.rows, held_out.batch_size)) if held_out.rows else [],
+        "prompts": [len(prompt) for prompt in held_out.prompts],
+        "answers": repr(held_out.answers),
+        "environment": {name: environment[name] for name in ENVIRONMENT},
+    }
+    return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
+
+
+def find_measured(name: str) -> MemoryReport | None:
+    """Return what an earlier run measured; None where there is none, or it cannot be read."""
+    try:
+        return MemoryReport.model_validate_json(_path(name).read_bytes())
+    except (OSError, ValidationError):
+        return None
+
+
+def keep_measured(name: str, report: MemoryReport) -> None:
+    """Keep a measurement for later runs; where that cannot be done they measure again."""
+    with contextlib.suppress(OSError):
+        _path(name).parent.mkdir(parents=True, exist_ok=True)
+        # Computed fields are no input.
+        write_atomically(_path(name), report.model_dump_json(include=set(MemoryReport.model_fields)))
+
+
+def _describe(values: torch.Tensor) -> list[Any]:
+    """Return a batch's tensor by its shape and its content: rows that lie end to end differ in where they begin."""
+    return [list(values.shape), hashlib.sha256(values.numpy().tobytes()).hexdigest()]
+
+
+def _path(name: str) -> Path:
+    return cache_folder() / "memory" / f"{name}.json"
+
+
+def _sizes(rows: Sequence[TokenRow]) -> list[tuple[int, int]]:
+    return [(len(row.input_ids), row.supervised) for row in rows]
