@@ -195,11 +195,15 @@ class InferenceReport(Report):
 
 
 class SwitchReport(Report):
-    """One switch of `training.speed` in a run: whether the speed-up is used, and what it does or why it is not."""
+    """One switch of `training.speed` in a run: whether the speed-up is used, and what it does or why it is not.
+
+    `part` says for how much of the model, and why not for the rest, where it is not used for all of it.
+    """
 
     name: str
     used: bool
     reason: str
+    part: str = ""
 
 
 class SpeedReport(Report):
@@ -209,7 +213,8 @@ class SpeedReport(Report):
 
     def describe(self) -> str:
         """Return one line: what is used, and why the others are not."""
-        used = ", ".join(one.name for one in self.switches if one.used) or "none"
+        names = (f"{one.name} ({one.part})" if one.part else one.name for one in self.switches if one.used)
+        used = ", ".join(names) or "none"
         others = "".join(f"; no {one.name}: {one.reason}" for one in self.switches if not one.used)
         return f"speed-ups: {used}{others}"
 

@@ -8,21 +8,40 @@ from peftlab.errors import UsageError
 from peftlab.recipe.schema import Recipe
 from peftlab.recipe.speed import Speed
 from peftlab.reports import SpeedReport, SwitchReport
+from peftlab.speed.activation import Activations
 from peftlab.speed.base import SpeedUp
+from peftlab.speed.feed_forward import FeedForwards
+from peftlab.speed.lora_linear import LoraLinears
 from peftlab.speed.loss import LossWithoutLogits
 from peftlab.speed.packing import Packing
+from peftlab.speed.rotary import Rotations
 from peftlab.speed.token_cache import TokenCache
 
-SPEED_UPS: tuple[SpeedUp, ...] = (LossWithoutLogits(), Packing(), TokenCache())
+SPEED_UPS: tuple[SpeedUp, ...] = (
+    LossWithoutLogits(),
+    Packing(),
+    LoraLinears(),
+    FeedForwards(),
+    Activations(),
+    Rotations(),
+    TokenCache(),
+)
 """In the order in which they are applied, one for each field of `training.speed`."""
 
 
 def speed_up(model: nn.Module, recipe: Recipe) -> SpeedReport:
-    """Apply the recipe's speed-ups to `model`, in place, and return what became of each switch.
+    """Apply the recipe's speed-ups to `model`, in place, and no others; return what became of each switch.
 
     Raises UsageError for a switch that is on and cannot be.
     """
+    remove_speed_ups(model)
     return SpeedReport(switches=[_use(one, model, recipe) for one in SPEED_UPS])
+
+
+def remove_speed_ups(model: nn.Module) -> None:
+    """Give `model` its own forward functions back."""
+    for one in SPEED_UPS:
+        one.remove(model)
 
 
 def _use(one: SpeedUp, model: nn.Module, recipe: Recipe) -> SwitchReport:
@@ -31,8 +50,7 @@ def _use(one: SpeedUp, model: nn.Module, recipe: Recipe) -> SwitchReport:
         return SwitchReport(name=one.name, used=False, reason="off in the recipe")
     declined = one.decline(model, recipe)
     if declined is None or switch == "on" and declined.possible:
-        one.apply(model, recipe)
-        return SwitchReport(name=one.name, used=True, reason=one.does)
+        return SwitchReport(name=one.name, used=True, reason=one.does, part=one.apply(model, recipe))
     if switch == "on":
         raise UsageError(
             f"training.speed.{one.name}: it is on, but {declined.reason}; set training.speed.{one.name}=auto"

@@ -35,5 +35,12 @@ class SpeedUp(ABC):
     def decline(self, model: nn.Module, recipe: Recipe) -> Decline | None:
         """Return why it is not used on a model with its method; None if it is. The model is not changed."""
 
-    def apply(self, model: nn.Module, recipe: Recipe) -> None:  # noqa: B027  # not every one changes the model
-        """Change the model's forward functions; a speed-up that acts elsewhere in a step changes nothing here."""
+    def apply(self, model: nn.Module, recipe: Recipe) -> str:
+        """Change the model's forward functions; return for which part of it where that is not all, else "".
+
+        A speed-up that acts elsewhere in a step changes nothing here.
+        """
+        return ""
+
+    def remove(self, model: nn.Module) -> None:  # noqa: B027  # not every one changes the model
+        """Give the model its own forward functions back."""

@@ -21,6 +21,7 @@ from peftlab.optimization.schedule import build_optimizer
 from peftlab.optimization.step import optimizer_step
 from peftlab.recipe.schema import Recipe
 from peftlab.runs.longest import groups_of, packed_share, supervised_share
+from peftlab.speed.apply import speed_up
 from peftlab.speed.loss import loss_of
 from peftlab.speed.packing import training_layout
 from peftlab.training.setup import Setup
@@ -127,6 +128,7 @@ def prepare(recipe: Recipe, rows: list[TokenRow]) -> Setup:
     training = recipe.training
     if training.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    speed_up(model, recipe)
     optimizer = build_optimizer(model, recipe, CPU)
     settings = {"batch_size": training.batch_size, "gradient_accumulation": training.gradient_accumulation}
     loss = loss_of(recipe.task, training.speed, model)
