@@ -27,6 +27,7 @@ from peftlab.runs.prepare import apply_method, prepare_bench, restore_trained
 from peftlab.runs.record import RunDisplay, RunRecord
 from peftlab.runs.resumption import Resumption, find_resumption
 from peftlab.runs.save import draw_curve, save_weights
+from peftlab.runs.tracking import report_end, report_start
 from peftlab.runs.training import train_model
 from peftlab.training.recorder import Recorder
 from peftlab.training.stop import Stop
@@ -110,6 +111,7 @@ def execute(record: RunRecord, recorder: Recorder, stop: Stop, start: Resumption
                 record.result.inference = try_inference(bench, model, record.directory.weights, record.note)
     draw_curve(record, recorder)
     record.finish()
+    report_end(record, recorder.trackers)
     record.world.wait()  # a process that ended earlier would count as lost
 
 
@@ -121,6 +123,7 @@ def obtain_trained(
         if start and start.trained:
             return restore_trained(record, bench), None
         model = apply_method(record, bench)
+        report_start(record, recorder.trackers)
     with record.in_phase("training"):
         setup = train_model(record, recorder, stop, bench, model, start.checkpoint if start else None)
     refuse_unfinished(setup, stop)

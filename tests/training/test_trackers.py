@@ -27,6 +27,9 @@ class Fragile(GeneralTracker):
         self._do("log")
         self.logged.append(step)
 
+    def store_init_configuration(self, values):
+        self._do("describe")
+
     def finish(self):
         self._do("finish")
 
@@ -55,3 +58,23 @@ def test_a_tracker_next_to_a_failing_one_gets_everything(failing):
         trackers.log({"loss": 1.0}, step)
     trackers.close()
     assert whole.logged == [1, 2] and len(notes) == 1
+
+
+class NumbersOnly(Fragile):
+    """Takes no text."""
+
+    name = "numbers-only"
+
+    def log(self, values, step=None, **_):
+        if any(isinstance(value, str) for value in values.values()):
+            raise TypeError("not a number")
+        self.logged.append(step)
+
+
+def test_a_tracker_that_takes_no_text_keeps_its_numbers():
+    notes, one = [], NumbersOnly()
+    trackers = Trackers(open_world("cpu"), [one], "run", Path("-"), notes.append)
+    trackers.write({"example": "a text"}, 1)
+    trackers.log({"loss": 1.0}, 2)
+    assert one.logged == [2]
+    assert notes == ["run.trackers: numbers-only took no text: TypeError: not a number"]
