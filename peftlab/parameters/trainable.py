@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from math import prod
 
-from torch import nn
+from torch import Tensor, nn
 
 from peftlab.errors import MethodError, nearest
 from peftlab.patterns import canonical_name
@@ -64,6 +64,27 @@ def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """Return the trainable parameters by canonical name, a tied one once."""
     return {name: parameter for name, parameter in named_parameters(model).items() if parameter.requires_grad}
+
+
+def kept_buffers(model: nn.Module) -> dict[str, Tensor]:
+    """Return the buffers that a saved model contains, by canonical name: what a forward pass in training may move.
+
+    Few language models have one (I-BERT's ranges of activations); a batch norm's statistics are the usual case.
+    """
+    canonical = canonical_in(model)
+    return {
+        canonical(f"{path}.{name}" if path else name): buffer
+        for path, module in model.named_modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None and name not in module._non_persistent_buffers_set
+    }
+
+
+def set_buffers(model: nn.Module, values: Mapping[str, Tensor]) -> None:
+    """Set the buffers of a model that have a value, in place."""
+    for name, buffer in kept_buffers(model).items():
+        if name in values:
+            buffer.copy_(values[name])
 
 
 def is_quantized(parameter: nn.Parameter | None) -> bool:

@@ -16,6 +16,7 @@ from peftlab.evaluation.generate import pad_prompts
 from peftlab.memory.generation import Answers, write_last_token
 from peftlab.memory.probe import Probe
 from peftlab.optimization.step import StepResult, optimizer_step
+from peftlab.parameters.trainable import kept_buffers, set_buffers
 from peftlab.reports import MemoryReport
 from peftlab.training.setup import Setup
 
@@ -35,10 +36,10 @@ def measure_longest(setup: Setup, model: nn.Module, held_out: HeldOut, probe: Pr
     """Return the memory by phase of two steps of the longest training rows, an evaluation's two batches, and an answer.
 
     `model` is the one that `setup.model` wraps. Gradients are zero, so the weights do not change, and random states
-    are restored; the optimiser of `setup` has stepped and must be replaced. `probe` is a new one, which knows the
-    phase if memory runs out.
+    and buffers are restored; the optimiser of `setup` has stepped and must be replaced. `probe` is a new one, which
+    knows the phase if memory runs out.
     """
-    random = capture_random_state()
+    random, buffers = capture_random_state(), {name: one.clone() for name, one in kept_buffers(model).items()}
     # A scaler would skip the update where a trial overflows, and with it the optimiser's states.
     scaler = torch.amp.GradScaler(setup.world.device.type, enabled=False)
     trial = replace(setup, rows=setup.rows.longest(), scaler=scaler)
@@ -56,6 +57,7 @@ def measure_longest(setup: Setup, model: nn.Module, held_out: HeldOut, probe: Pr
             with probe.phase("generation"):
                 _generate(trial, model, held_out, held_out.answers)
     restore_random_state(random)
+    set_buffers(model, buffers)
     return probe.report()
 
 

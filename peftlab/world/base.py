@@ -18,7 +18,7 @@ from accelerate.utils import set_seed
 from torch import nn
 
 from peftlab.errors import StorageError
-from peftlab.parameters.trainable import trainable_parameters
+from peftlab.parameters.trainable import kept_buffers, set_buffers, trainable_parameters
 from peftlab.world import hardware
 from peftlab.world.determinism import is_repeatable
 from peftlab.world.dtypes import autocast
@@ -101,13 +101,14 @@ class World(ABC):
         return max(self.gather([number]))
 
     def capture(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-        """Return the trained weights of a prepared model, by canonical name, and the optimizer's state.
+        """Return the trained weights and the buffers of a prepared model, by canonical name, and the optimizer's state.
 
         The tensors are the live ones: copy them before the next step. A strategy that gives each process a part of a
         weight gathers the whole weights here, so that any strategy can restore what another has captured.
         """
         weights = {name: parameter.detach() for name, parameter in trainable_parameters(model).items()}
-        return {"weights": weights, "optimizer": optimizer.state_dict()}
+        buffers = kept_buffers(model)
+        return {"weights": weights, "optimizer": optimizer.state_dict(), **({"buffers": buffers} if buffers else {})}
 
     def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
         """Set the weights and the optimizer's state to captured ones, in place.
@@ -122,6 +123,7 @@ class World(ABC):
         with torch.no_grad():
             for name, parameter in parameters.items():
                 parameter.copy_(weights[name])
+            set_buffers(model, state.get("buffers", {}))
         optimizer.load_state_dict(state["optimizer"])
 
     def autocast(self, precision: torch.dtype) -> AbstractContextManager:

@@ -37,6 +37,7 @@ WORKS = {
     "an encoder without a cache": ("modernbert", CLASSIFY, "prompt"),
     "relative positions": ("deberta-v2", TAG, "lora"),
     "an unused head": ("esm", CLASSIFY, "full"),
+    "buffers that training moves": ("ibert", CLASSIFY, "full"),
     "keys compressed over several tokens": ("deepseek_v4", "causal-lm", "lora"),
     "answers that padding changes": ("fsmt", ANSWER, "lora"),
     "an answer that only the loss shifts, routed states": ("nllb-moe", ANSWER, "full"),
