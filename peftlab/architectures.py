@@ -254,7 +254,7 @@ ENCODERS = PREFIX_ENCODERS | {
 }
 """Families that read a token's neighbours on both sides, unless their configuration says `is_decoder`."""
 
-MIXES_ROWS = frozenset({"convbert", "fnet", "funnel", "prophetnet"})
+MIXES_ROWS = frozenset({"convbert", "fnet", "funnel", "nystromformer", "prophetnet"})
 """Families whose results change with the padding behind a row, whatever the attention mask says."""
 
 MIXES_LAST = frozenset({"t5_gemma_module", "t5gemma2_decoder"})

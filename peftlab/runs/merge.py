@@ -30,6 +30,7 @@ from peftlab.runs.launch import launched
 from peftlab.runs.loading import fill_trained
 from peftlab.runs.merge_shards import Shards, open_shards
 from peftlab.runs.reopen import reopen_bench
+from peftlab.runs.save import save_tokenizer
 from peftlab.runs.use import open_run
 from peftlab.world.base import World
 from peftlab.world.dtypes import resolve_types
@@ -264,7 +265,7 @@ class _Merging:
         folder.mkdir()
         shards = self.shards[base]
         counts = self._write_whole(base, folder) if shards is None else shards.write(folder, self.dtype)
-        load_saved_tokenizer(self.weights, self.recipe.model).save_pretrained(folder)
+        save_tokenizer(load_saved_tokenizer(self.weights, self.recipe.model), folder)
         if (ends := self.weights / GENERATION).is_file():
             shutil.copy(ends, folder / GENERATION)
         return counts

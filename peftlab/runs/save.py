@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -38,8 +39,20 @@ def write_weights(record: RunRecord, bench: Bench, model: nn.Module, folder: Pat
     context = {"base_model": bench.base.source, "task": record.recipe.task.name, "labels": bench.dataset.labels}
     with record.directory.writing(folder) as temporary:
         record.recipe.method.save(model, temporary, context)
-        bench.tokenizer.save_pretrained(temporary)
+        save_tokenizer(bench.tokenizer, temporary)
         save_generation(model, temporary)
+
+
+def save_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """Write a tokenizer without the limits of its last call, which a fast one keeps in its file.
+
+    They would cut a reader's texts, and differ between a run and one that resumed after its rows were tokenised.
+    """
+    fast = getattr(tokenizer, "backend_tokenizer", None)
+    if fast is not None:
+        fast.no_truncation()
+        fast.no_padding()
+    tokenizer.save_pretrained(folder)
 
 
 def draw_curve(record: RunRecord, recorder: Recorder) -> None:

@@ -71,10 +71,12 @@ SIZES: dict[str, Any] = {
 
 OWN: dict[str, dict[str, Any]] = {
     "bamba": {"attn_layer_indices": [1], "mamba_n_heads": HEADS, "mamba_d_head": 2 * WIDTH // HEADS},
+    "cohere_compass_text": {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e4}}},
+    "dbrx": {"attn_config": {"kv_n_heads": KEY_HEADS, "rope_theta": 1e4, "clip_qkv": 8.0}},
     "deberta": {"pooler_hidden_size": WIDTH},
     "deberta-v2": {"pooler_hidden_size": WIDTH},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1},
-    "lilt": {"channel_shrink_ratio": 2},
+    "lilt": {"channel_shrink_ratio": 2, "hidden_size": 48, "intermediate_size": 64},
     "mobilebert": {"true_hidden_size": WIDTH, "intra_bottleneck_size": WIDTH},
     "recurrent_gemma": {"block_types": ["recurrent", "attention"]},
     "t5": {"decoder_start_token_id": 0},
@@ -103,10 +105,12 @@ OWN: dict[str, dict[str, Any]] = {
     },
     "kimi_linear": {"linear_head_dim": HEAD},
     "laguna": {"num_attention_heads_per_layer": [HEADS, HEADS]},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
     "layoutlmv3": {"hidden_size": 48, "coordinate_size": 8, "shape_size": 8},
     "longcat_flash": {"qk_head_dim": 2 * HEAD, "head_dim": HEAD, "num_layers": 1, "num_hidden_layers": 2},
     "luke": {"entity_vocab_size": 64, "entity_emb_size": WIDTH},
     "mamba2": {"num_heads": HEADS, "head_dim": 2 * WIDTH // HEADS, "n_groups": 1},
+    "mistral4": {"qk_head_dim": 2 * HEAD, "head_dim": 2 * HEAD},
     "ministral": {"head_dim": HEAD},
     "perceiver": {"d_latents": WIDTH, "num_latents": 16, "qk_channels": WIDTH, "v_channels": WIDTH},
     "reformer": {

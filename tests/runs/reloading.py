@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -164,7 +165,9 @@ def look(folder: Path, one: Reload) -> dict[str, Any]:
     written = json.loads((directory.path / "scores.json").read_text(encoding="utf-8"))["after"]["loss"]
     batch = [collate([row], bench.dataset.pad_id) for row in bench.dataset.evaluation]
     counts = [row.supervised for row in bench.dataset.evaluation]
-    own = [float(loss.rows(model, inputs, [n]).losses) for inputs, n in zip(batch, counts, strict=True)]
+    foreign = recipe.method.stores == "all" or (directory.weights / "adapter_config.json").exists()
+    with nullcontext() if foreign else bench.world.autocast(bench.precision):
+        own = [float(loss.rows(model, inputs, [n]).losses) for inputs, n in zip(batch, counts, strict=True)]
     gap = max(abs(a - b) / max(1.0, abs(b)) for a, b in zip(own, written, strict=True))
     stored = {}
     for file in sorted(directory.weights.glob("*.safetensors")):
@@ -173,14 +176,17 @@ def look(folder: Path, one: Reload) -> dict[str, Any]:
 
 
 def _unequal(stored: dict[str, torch.Tensor], model: Any) -> list[str]:
-    """Return the stored tensors whose very numbers no parameter of the loaded model has."""
+    """Return the stored tensors whose very numbers, in the loaded model's type, none of its parameters has.
+
+    PEFT reads a head that trained beside a base of 16 bits in the base's type; a full copy names its own.
+    """
     kept: dict[tuple[int, ...], list[torch.Tensor]] = {}
     for tensor in (*model.parameters(), *model.buffers()):
         kept.setdefault(tuple(tensor.shape), []).append(tensor)
     return [
         name
         for name, tensor in stored.items()
-        if not any(torch.equal(one.float(), tensor.float()) for one in kept.get(tuple(tensor.shape), ()))
+        if not any(torch.equal(one, tensor.to(one.dtype)) for one in kept.get(tuple(tensor.shape), ()))
     ]
 
 

@@ -10,14 +10,17 @@ from collections import namedtuple
 
 import pytest
 from accelerate import tracking
+from transformers import AutoTokenizer
 
 from peftlab.checkpoint.store import find_latest, list_steps
 from peftlab.errors import StorageError
+from peftlab.models.reference import resolve
 from peftlab.recipe.schema import Recipe
 from peftlab.runs import checkpoints, record, save
 from peftlab.runs.directory import RunDirectory
 from peftlab.runs.display import NoDisplay
 from peftlab.runs.run import train
+from peftlab.runs.save import save_tokenizer
 from tests.runs.recipes import shallow_sections
 from tests.training.test_trackers import Fragile
 
@@ -67,6 +70,16 @@ def test_checkpoints_written_slowly_in_the_background_are_those_that_training_wa
     start(tmp_path / "late")
     assert len(digests(whole[1])) == 4 * 4
     assert digests(whole[1]) == digests(tmp_path / "waited") == digests(tmp_path / "late")
+
+
+def test_a_saved_tokenizer_has_no_limit_of_an_earlier_call(tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(resolve("builtin:tiny").folder)
+    for name, limits in (("plain", {}), ("cut", {"truncation": True, "max_length": 4, "padding": "max_length"})):
+        tokenizer("one two three four five six", **limits)
+        save_tokenizer(tokenizer, tmp_path / name)
+    plain, cut = (AutoTokenizer.from_pretrained(tmp_path / name) for name in ("plain", "cut"))
+    assert (tmp_path / "plain" / "tokenizer.json").read_bytes() == (tmp_path / "cut" / "tokenizer.json").read_bytes()
+    assert plain.backend_tokenizer.truncation is None and cut.backend_tokenizer.padding is None
 
 
 def test_the_time_of_saving_is_recorded_and_counted_once(whole):
