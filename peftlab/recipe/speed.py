@@ -20,6 +20,8 @@ class Speed(Section):
     """Gated feed-forwards (SwiGLU, GeGLU) in one function each, which computes the activation again backward."""
     activation: Switch = "auto"
     """GELU that a model writes as a formula, computed by torch's own function, which saves its input alone."""
+    norm: Switch = "auto"
+    """RMS norms in one function each, which saves its input in its own type, and no float32 copies of it."""
     rotary: Switch = "auto"
     """Rotary position embedding in three operations on queries and keys."""
     token_cache: Switch = "auto"

@@ -13,6 +13,7 @@ from peftlab.speed.base import SpeedUp
 from peftlab.speed.feed_forward import FeedForwards
 from peftlab.speed.lora_linear import LoraLinears
 from peftlab.speed.loss import LossWithoutLogits
+from peftlab.speed.norm import RMSNorms
 from peftlab.speed.packing import Packing
 from peftlab.speed.rotary import Rotations
 from peftlab.speed.token_cache import TokenCache
@@ -23,6 +24,7 @@ SPEED_UPS: tuple[SpeedUp, ...] = (
     LoraLinears(),
     FeedForwards(),
     Activations(),
+    RMSNorms(),
     Rotations(),
     TokenCache(),
 )

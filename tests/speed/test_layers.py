@@ -36,7 +36,7 @@ METHOD_FIELDS = {
     "prefix": {"length": 3},
     "bitfit": {"add_missing": True},
 }
-LAYERS = ("linear", "feed_forward", "activation", "rotary")
+LAYERS = ("linear", "feed_forward", "activation", "norm", "rotary")
 
 
 def build(family: str) -> nn.Module:
@@ -97,7 +97,7 @@ def test_recomputed_layers_have_the_gradients_of_the_plain_path(family):
 
 
 @pytest.mark.parametrize(
-    ("family", "used"), [("llama", "linear, feed_forward, rotary"), ("gpt2", "linear, activation")]
+    ("family", "used"), [("llama", "linear, feed_forward, norm, rotary"), ("gpt2", "linear, activation")]
 )
 def test_the_report_says_what_is_used(family, used):
     recipe = make_recipe("off", **dict.fromkeys(LAYERS, "auto"))
@@ -130,9 +130,9 @@ def test_what_is_off_is_the_models_own_again():
     model = METHODS["lora"](rank=4).apply(build("llama"))
     plain = {name: one.__dict__.keys() for name, one in model.named_modules()}
     speed_up(model, make_recipe())
-    assert sum("forward" in one.__dict__ for one in model.modules()) == 14 + 2 + 2
+    assert sum("forward" in one.__dict__ for one in model.modules()) == 14 + 2 + 5 + 2
     speed_up(model, make_recipe())
-    assert sum("forward" in one.__dict__ for one in model.modules()) == 14 + 2 + 2
+    assert sum("forward" in one.__dict__ for one in model.modules()) == 14 + 2 + 5 + 2
     speed_up(model, make_recipe(**dict.fromkeys(LAYERS, "off")))
     assert plain == {name: one.__dict__.keys() for name, one in model.named_modules()}
     speed_up(model, make_recipe())

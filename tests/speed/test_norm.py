@@ -1,0 +1,91 @@
+"""The own RMS norm against transformers' modules."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from transformers.models.qwen3_next.modeling_qwen3_next import Qwen3NextRMSNormGated
+
+from peftlab.speed.norm import RMSNorm, RMSNorms
+from tests.speed.layers import assert_equal, change, results
+
+WIDTH = 48
+
+
+def norm(kind: Any = LlamaRMSNorm, dtype: torch.dtype = torch.float32) -> nn.Module:
+    one: nn.Module = kind(WIDTH, 1e-5)
+    nn.init.normal_(one.get_parameter("weight"), 0.5)
+    return one.to(dtype)
+
+
+def fast_copy(plain: nn.Module) -> nn.Module:
+    found = copy.deepcopy(plain)
+    change(RMSNorms(), found)
+    return found
+
+
+def used(layer: nn.Module, x: torch.Tensor) -> bool:
+    return type(layer(x).grad_fn).__name__ == f"{RMSNorm.__name__}Backward"
+
+
+@pytest.mark.parametrize("kind", [LlamaRMSNorm, Gemma2RMSNorm])
+@pytest.mark.parametrize("size", [(2, 7, WIDTH), (5, WIDTH), (WIDTH,), (0, 3, WIDTH)])
+@pytest.mark.parametrize("trains", [True, False])
+def test_outputs_and_gradients_are_those_of_the_module(kind, size, trains):
+    torch.manual_seed(0)
+    plain, x = norm(kind).requires_grad_(trains), torch.randn(size) * 3
+    fast = fast_copy(plain)
+    assert used(fast, x.requires_grad_())
+    assert_equal(results(plain, x), results(fast, x))
+
+
+@pytest.mark.parametrize("kind", [LlamaRMSNorm, Gemma2RMSNorm])
+@pytest.mark.parametrize("autocast", [None, torch.bfloat16])
+def test_16_bits_differ_by_their_own_rounding(kind, autocast):
+    torch.manual_seed(0)
+    plain, x = norm(kind, torch.bfloat16), torch.randn(2, 7, WIDTH, dtype=torch.bfloat16)
+    fast = fast_copy(plain)
+    assert used(fast, x.requires_grad_())
+    assert_equal(results(plain, x, autocast=autocast), results(fast, x, autocast=autocast), 0.01)
+
+
+def test_a_weight_of_another_type_is_the_modules_own_affair():
+    plain, x = norm(), torch.randn(2, WIDTH, dtype=torch.bfloat16)
+    fast = fast_copy(plain)
+    assert not used(fast, x.requires_grad_())
+    assert_equal(results(plain, x), results(fast, x), 0)
+
+
+def test_an_input_that_is_not_contiguous_is_the_same():
+    plain, x = norm(), torch.randn(WIDTH, 5, 2).permute(2, 1, 0)
+    assert_equal(results(plain, x), results(fast_copy(plain), x))
+
+
+def test_without_gradients_it_is_the_modules_own_forward():
+    plain, x = norm(), torch.randn(2, WIDTH)
+    with torch.no_grad():
+        assert torch.equal(fast_copy(plain)(x), plain(x))
+
+
+class HalfRMSNorm(LlamaRMSNorm):
+    """Gives half of what a norm does."""
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return 0.5 * super().forward(hidden_states)
+
+
+@pytest.mark.parametrize("one", [HalfRMSNorm(WIDTH), Qwen3NextRMSNormGated(WIDTH)])
+def test_what_computes_something_else_stays(one):
+    assert RMSNorms().why_not(one) == f"{type(one).__name__} computes something else"
+
+
+def test_it_is_recognised_without_weights():
+    with torch.device("meta"):
+        one = norm(Gemma2RMSNorm)
+        assert RMSNorms().why_not(one) is None
