@@ -31,7 +31,7 @@ from peftlab.reports import ComparisonReport, Metrics, RunResult, TrialReport, V
 from peftlab.runs.digests import find_faults
 from peftlab.runs.directory import RunDirectory
 from peftlab.runs.figures import compare_figures
-from peftlab.runs.jobs import Ending, Job
+from peftlab.runs.jobs import Ending, Job, list_cuda_devices
 from peftlab.runs.outcomes import read_record
 from peftlab.runs.picture import draw_memory
 from peftlab.runs.scores import read_scores
@@ -131,7 +131,8 @@ class Lab:
     def start(self, jobs: Iterable[Job]) -> Iterator[Ending]:
         if self.settings.cluster:
             return run_on_cluster(jobs, self.settings.cluster, self.settings.cluster_options, self.folder / LOGS)
-        return run_locally(jobs, self.settings.jobs, self.settings.time_limit)
+        # Where there is a CUDA device, the server may import nothing, and saves nothing.
+        return run_locally(jobs, self.settings.jobs, self.settings.time_limit, warm=not list_cuda_devices())
 
     def summarise(self, ending: Ending) -> str:
         if ending.status != "finished":

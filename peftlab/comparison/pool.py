@@ -20,8 +20,10 @@ POLL_SECONDS = 0.1
 LATE_GRACE_SECONDS = 20.0
 
 
-def run_locally(jobs: Iterable[Job], at_once: int, time_limit: float = inf) -> Iterator[Ending]:
+def run_locally(jobs: Iterable[Job], at_once: int, time_limit: float = inf, warm: bool = False) -> Iterator[Ending]:
     """Run jobs, `at_once` of them side by side, and yield how each ended as it ends.
+
+    `warm` forks each from a server that has imported what a run needs: a process of its own, without its start.
 
     One that takes longer than `time_limit` seconds is terminated, and killed if it does not end then: it failed.
     Side by side they share out the CPU's cores and the CUDA devices. Where this process is interrupted or
@@ -34,7 +36,9 @@ def run_locally(jobs: Iterable[Job], at_once: int, time_limit: float = inf) -> I
             while waiting or running:
                 for place in range(at_once):
                     if waiting and place not in running:
-                        running[place] = start(replace(waiting.pop(0), environment=share_of_machine(place, at_once)))
+                        running[place] = start(
+                            replace(waiting.pop(0), environment=share_of_machine(place, at_once)), warm
+                        )
                 for place, one in list(running.items()):
                     if ending := one.ending() or end_late(one, time_limit):
                         del running[place]

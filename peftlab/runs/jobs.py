@@ -10,11 +10,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from types import ModuleType
 
 from peftlab.errors import PeftlabError, StorageError
 from peftlab.files import why
@@ -122,7 +123,7 @@ def run_job(job: Job, warm: bool = False) -> Ending:
 
 
 def start(job: Job, warm: bool = False) -> Running:
-    """Start a job: as a command line, or `warm`, which saves seconds of imports but cannot change torch's threads."""
+    """Start a job: as a command line, or `warm`, which saves seconds of imports. Both are a process of their own."""
     before, started = identify_record(job.folder), time.monotonic()
     try:
         job.log.parent.mkdir(parents=True, exist_ok=True)
@@ -160,13 +161,32 @@ def fork(job: Job) -> BaseProcess:
     # Where there is a CUDA device, importing bitsandbytes opens it, and an open one does not survive a fork.
     context.set_forkserver_preload([] if list_cuda_devices() else [__name__, *WARM_MODULES])
     process = context.Process(target=_train, args=(job, job.resumes))
-    process.start()
+    with _hidden_main():
+        process.start()
     return process
+
+
+@contextlib.contextmanager
+def _hidden_main() -> Iterator[None]:
+    """Hide the caller's main module: multiprocessing would import it in the job, and a script would start again."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def _train(job: Job, resume: bool) -> None:
     """Do in this process what the job's command line does."""
     os.environ.update(job.environment)
+    os.setpgid(0, 0)  # as for a command line: Ctrl-C is for the process that started this one
+    if sys.platform == "linux":
+        die_with_parent()  # the server, which ends with the process that started it
+    if threads := job.environment.get("OMP_NUM_THREADS"):
+        import torch  # has read the variable already
+
+        torch.set_num_threads(int(threads))
     with open(job.log, "wb") as file:
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)

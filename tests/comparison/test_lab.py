@@ -34,7 +34,7 @@ class Machine:
     def __init__(self, best: float = 1e-2):
         self.best, self.done, self.stop_after, self.failing, self.status = best, [], None, set(), "failed"
 
-    def run(self, jobs, at_once, time_limit):
+    def run(self, jobs, at_once, time_limit, warm=False):
         for job in jobs:
             if self.stop_after is not None and len(self.done) >= self.stop_after:
                 raise KeyboardInterrupt

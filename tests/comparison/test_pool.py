@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -13,7 +15,10 @@ import pytest
 
 from peftlab.comparison.pool import run_locally, run_on_cluster
 from peftlab.errors import UsageError
+from peftlab.recipe.dump import dump_recipe
 from peftlab.runs.jobs import Job
+from peftlab.runs.outcomes import read_record
+from tests.runs.recipes import shallow_recipe
 
 # Takes the place of Python: prints what it was called with, and ends as the recipe's name says. A scheduler's own
 # worker gets the real one.
@@ -138,3 +143,43 @@ def test_an_unknown_cluster_or_parameter_is_one_line(tmp_path):
         with pytest.raises(UsageError, match=f"--cluster {cluster}: .+") as caught:
             list(run_on_cluster([make_job(tmp_path, "x")], cluster, options, tmp_path / "submitted"))
         assert "\n" not in str(caught.value)
+
+
+def test_a_warm_run_is_the_run_of_a_fresh_process(tmp_path):
+    """Forked from a server that has imported torch: the same losses, threads and peak, in a process of its own."""
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(dump_recipe(shallow_recipe("lora", tmp_path / "unused", steps=2)))
+    results = {}
+    for warm in (False, True):
+        job = Job(recipe, (), tmp_path / f"warm-{warm}", tmp_path / f"{warm}.txt", {"OMP_NUM_THREADS": "1"})
+        (ending,) = run_locally([job], 1, warm=warm)
+        assert ending.status == "finished", ending.error
+        results[warm] = read_record(job.folder)
+    cold, forked = results[False], results[True]
+    assert forked.metrics == cold.metrics
+    assert forked.environment["threads"] == cold.environment["threads"] == 1
+    peaks = [one.memory["measured"].peak_bytes for one in (cold, forked)]
+    assert peaks[1] == pytest.approx(peaks[0], rel=0.01)
+
+
+def test_a_warm_run_that_is_killed_costs_itself_alone(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(dump_recipe(shallow_recipe("lora", tmp_path / "unused", steps=2)))
+    jobs = [Job(recipe, overrides, tmp_path / name, tmp_path / f"{name}.txt")
+            for name, overrides in (("killed", ("training.steps=100000",)), ("good", ()))]  # fmt: skip
+    threading.Thread(target=kill_when_it_trains, args=(tmp_path / "killed",)).start()
+    killed, good = run_locally(jobs, 1, warm=True)
+    assert killed.status == "failed" and killed.error.startswith("killed by SIGKILL")
+    assert good.status == "finished"
+
+
+def kill_when_it_trains(folder: Path) -> None:
+    """Kill the process that has the run's directory locked, as the kernel does where memory is short."""
+    while not (folder / "metrics.jsonl").exists():
+        time.sleep(0.05)
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            held = [link for link in (path / "fd").iterdir() if str(folder) in os.readlink(link)]
+            if held and int(path.name) != os.getpid():
+                os.kill(int(path.name), signal.SIGKILL)
+                return
