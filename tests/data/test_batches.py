@@ -9,8 +9,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers.models.roberta.modeling_roberta import RobertaEmbeddings
 
-from peftlab.data.batches import Padded, collate, evaluation_batches, row_at
+from peftlab.data.batches import EndToEnd, Padded, collate, evaluation_batches, row_at
 from peftlab.data.rows import ShuffledRows
 from peftlab.data.token_rows import IGNORED, ClassRow, TextRow
 from peftlab.tasks.formats import Completion
@@ -120,3 +121,44 @@ def test_classes_are_one_label_a_row_and_segments_are_padded():
 @pytest.mark.parametrize("rows", [[token_row(1, 2)], [token_row(1, 2), token_row(1, 2, 3, prompt=2)]])
 def test_row_and_batch_count_alike(rows):
     assert sum(row.supervised for row in rows) == len(collate(rows, 0)["targets"])
+
+
+def test_rows_end_to_end_are_numbered_anew_and_their_targets_are_where_they_are_predicted():
+    """By hand: the rows of 2 and 3 tokens, the shorter first, and the targets 22, 32 and 33."""
+    batch = EndToEnd().batch([token_row(31, 32, 33), token_row(21, 22)])
+    assert batch["input_ids"].tolist() == [[21, 22, 31, 32, 33]]
+    assert batch["position_ids"].tolist() == [[0, 1, 0, 1, 2]]
+    assert batch["positions"].tolist() == [0, 2, 3]
+    assert batch["targets"].tolist() == [22, 32, 33]
+    assert batch.groups == ((2, 1), (3, 1))
+
+
+def test_rows_of_one_length_are_one_group():
+    rows = [token_row(*range(1, 1 + length)) for length in (3, 2, 3, 3)]
+    assert EndToEnd().batch(rows).groups == ((2, 1), (3, 3))
+
+
+def test_tokens_without_a_position_of_their_own_get_the_one_before_the_first():
+    """RoBERTa's own numbers, with 1 as its padding token."""
+    row = token_row(5, 1, 6, 7)
+    expected = RobertaEmbeddings.create_position_ids_from_input_ids(torch.tensor([[5, 1, 6, 7]]), 1)
+    assert EndToEnd(2, 1).batch([row])["position_ids"].tolist() == expected.tolist() == [[2, 1, 3, 4]]
+
+
+@given(st.lists(st.integers(1, 9), min_size=12, max_size=12), st.integers(0, 99), st.integers(0, 2))
+def test_micro_batches_of_like_length_have_the_rows_of_the_step_and_pad_no_more(lengths, seed, step):
+    rows = [token_row(*range(1, 1 + length)) for length in lengths]
+
+    def micro_batches(by_length):
+        return ShuffledRows(rows, Padded(0, by_length), 2, 3, 0, 1, seed).numbers(step + 1)
+
+    def padding(numbers):
+        return sum(2 * max(lengths[one] for one in micro) for micro in numbers)
+
+    found, plain = micro_batches(True), micro_batches(False)
+    assert Counter(sum(found, [])) == Counter(sum(plain, []))
+    assert padding(found) <= padding(plain)
+    assert found == micro_batches(True)
+    assert [len(micro) for micro in found] == [2, 2, 2]
+    flat = [lengths[one] for micro in found for one in micro]
+    assert flat == sorted(flat, reverse=True)

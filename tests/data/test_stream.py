@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tracemalloc
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -207,3 +208,18 @@ def test_a_step_that_is_past_cannot_be_taken_again(ten):
     values(rows, range(3, 9))
     with pytest.raises(ValueError, match="step 2 of a stream was taken already; it is at step 8"):
         rows.batches(2)
+
+
+def test_a_streams_micro_batches_of_like_length_have_the_rows_of_the_step(tmp_path):
+    train = write(tmp_path / "twelve.jsonl", [str(number) for number in range(12)])
+    grown = replace(
+        stream_of(train), tokenise=lambda example: [lengthen(tokenise(example)[0], 3 + len(example.text) * 2)]
+    )
+    plain, found = (StreamedRows(grown, Padded(0, by), 2, 3, 0, 1, 0) for by in (False, True))
+    for step in (1, 2):
+        widths = [batch["input_ids"].shape[1] for batch in found.batches(step)]
+        assert widths == sorted(widths, reverse=True)
+        plain.batches(step)
+        assert sorted(sum(found.numbers(step), [])) == sorted(sum(plain.numbers(step), []))
+        shown = [int(ids[1]) for batch in found.batches(step) for ids in batch["input_ids"]]
+        assert shown == sum(found.numbers(step), [])

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from peftlab.data.batches import RowGroup
 from peftlab.memory.blueprint import build_blueprint
 from peftlab.memory.predict import predict
 from peftlab.recipe.schema import Recipe
@@ -75,3 +78,21 @@ def test_an_8_bit_base_is_predicted(tmp_path, family):
     method = {"type": "qlora", "rank": 4, "quantization": "int8"}
     recipe = tiny_recipe(write_model(tmp_path, family), method, 40, batch_size=2)
     assert_alike(predicted(recipe, ragged=True), recipe, ragged=True)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_padded_rows_are_predicted_too(tmp_path, name):
+    recipe = recipe_for(write_model(tmp_path, "llama"), "llama", name, SHAPES[0], speed={"packing": "off"})
+    assert not build_blueprint(recipe, CPU).workload().packed
+    assert_alike(predicted(recipe, ragged=True), recipe, ragged=True)
+
+
+def test_a_plan_counts_packed_rows_without_their_padding(tmp_path):
+    """One row of 40 tokens and three of 4: 52 tokens in place of 160, whatever a step keeps of each."""
+    recipe = recipe_for(write_model(tmp_path, "llama"), "llama", "lora", {"batch_size": 4, "length": 40})
+    work = build_blueprint(recipe, CPU).workload()
+    ragged = replace(work, groups=(RowGroup(4, 3), RowGroup(40, 1)))
+    assert [one.training_batch()["input_ids"].shape for one in (ragged, work)] == [(1, 52), (1, 160)]
+    plans = [predict(build_blueprint(recipe, CPU), one).phases for one in (ragged, work)]
+    passing = [phases["steady_step"] - phases["save"] for phases in plans]
+    assert passing[0] == pytest.approx(passing[1] * 52 / 160, rel=0.1)

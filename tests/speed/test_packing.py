@@ -9,8 +9,11 @@ from transformers import AttentionInterface, Qwen2MoeConfig, Qwen2MoeForCausalLM
 
 from peftlab.data.batches import EndToEnd, Padded, group_rows
 from peftlab.errors import MethodError
+from peftlab.models.recompute import recompute_activations
+from peftlab.optimization.step import optimizer_step
+from peftlab.recipe.schema import Recipe
 from peftlab.speed.attention import NAME, RowsError, attention_of_rows, rows_attention
-from peftlab.speed.packing import judge, layout_of, probe
+from peftlab.speed.packing import Packing, judge, layout_of, probe, training_layout
 from tests.methods.tiny import GATED
 from tests.speed.rows import (
     FAMILIES,
@@ -23,6 +26,7 @@ from tests.speed.rows import (
     total_and_gradients,
     with_method,
 )
+from tests.training.small import small_recipe, small_setup, tiny_llama
 
 LENGTHS = (5, 3, 1, 9, 9, 12, 2)
 
@@ -63,6 +67,12 @@ def test_a_model_that_keeps_rows_apart_passes_the_probe(family):
     model = small_model(family)
     assert probe(model.train(), layout_of(model)) == ""
     assert model.training
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
+def test_random_weights_in_16_bits_pass_the_probe(family):
+    model = small_model(family, scale=0.5).bfloat16()
+    assert probe(model, layout_of(model)) == ""
 
 
 @pytest.mark.parametrize("family", PADDED)
@@ -120,3 +130,72 @@ def test_memory_of_attention_grows_with_rows_and_not_with_their_square():
     with Largest():
         total_and_gradients(model, "llama", layout_of(model), [rows])
     assert max(sizes) <= 40 * 50 * 67
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "recomputed"])
+def test_steps_on_packed_rows_give_the_losses_of_padded_ones(checkpointing):
+    """Twelve steps of two micro-batches, weights updated between them; layers are computed again in backward."""
+
+    def losses(layout):
+        model = tiny_llama()
+        if checkpointing:
+            recompute_activations(model)
+        setup = small_setup(model, layout=layout, batch_size=3, gradient_accumulation=2, steps=12)
+        steps = (
+            optimizer_step(setup, setup.rows.batches(step), setup.rows.count(step).targets) for step in range(1, 13)
+        )
+        return torch.stack([one.losses.sum() for one in steps])
+
+    packed, padded = losses(EndToEnd()), losses(Padded(0))
+    assert padded[0] > 1.2 * padded[-1]
+    torch.testing.assert_close(packed, padded, rtol=1e-5, atol=0)
+
+
+def test_dropout_in_attention_keeps_a_rows_expected_output():
+    """The mean of 4,000 draws: attention's dropout divides what it keeps by its share."""
+    torch.manual_seed(0)
+    model = small_model("llama", attention_dropout=0.3, num_hidden_layers=1)
+    attention = model.model.layers[0].self_attn
+    query, key, value = torch.randn(1, 4, 6, 8), torch.randn(1, 2, 6, 8), torch.randn(1, 2, 6, 8)
+    with attention_of_rows(model, group_rows([2, 4])):
+        plain = rows_attention(attention, query, key, value, None)[0]
+        drawn = [rows_attention(attention, query, key, value, None, dropout=0.3)[0] for _ in range(4000)]
+    assert not torch.equal(drawn[0], plain)
+    torch.testing.assert_close(torch.stack(drawn).mean(0), plain, rtol=0, atol=0.08)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"task": "sequence-classification"}, "one token of each line"),
+        ({"method": {"type": "prefix", "kind": "prompt"}}, "before a line of the input"),
+        ({"batch_size": 1}, "a micro-batch is one row"),
+        ({}, ""),
+    ],
+)
+def test_rows_that_are_padded_have_a_reason(changes, reason):
+    changes = {"task": "causal-lm", "method": {"type": "full"}, "batch_size": 2} | changes
+    recipe = Recipe.model_validate(
+        {
+            "model": {"name": "-", "task": changes["task"]},
+            "method": changes["method"],
+            "data": {"train": "-"},
+            "training": {"steps": 1, "learning_rate": 1e-3, "batch_size": changes["batch_size"]},
+        }
+    )
+    model = small_model("llama")
+    declined = Packing().decline(model, recipe)
+    layout = training_layout(model, recipe, 0)
+    if not reason:
+        assert declined is None and layout == EndToEnd()
+    else:
+        assert reason in declined.reason and layout == Padded(0, by_length=True)
+
+
+def test_a_model_proves_itself_once(monkeypatch):
+    calls = []
+    monkeypatch.setattr("peftlab.speed.packing.probe", lambda model, layout: calls.append(model) or "it differs")
+    model, recipe = small_model("llama"), small_recipe(batch_size=2)
+    assert Packing().decline(model, recipe).reason == "it differs"
+    assert training_layout(model, recipe, 0) == Padded(0, by_length=True)
+    assert len(calls) == 1
