@@ -16,6 +16,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 
 from peftlab.architectures import NEEDS_MORE
 from peftlab.errors import MissingRequirementError, ModelError, PeftlabError
+from peftlab.models.gguf import parsed_once
 from peftlab.models.hub import must_stay_local
 from peftlab.models.reference import Reference
 from peftlab.recipe.schema import Model
@@ -35,7 +36,7 @@ def one_line_errors(reference: Reference, doing: str) -> Iterator[None]:
     """
     try:
         # transformers shows a progress bar for GGUF files that none of its settings disables.
-        with contextlib.redirect_stderr(io.StringIO()):
+        with contextlib.redirect_stderr(io.StringIO()), parsed_once(reference):
             yield
     except (PeftlabError, MemoryError):
         raise

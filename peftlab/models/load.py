@@ -13,6 +13,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from peftlab.models.build import attention_argument, check_body, from_config, random_fresh
 from peftlab.models.checkpoint import fingerprint
 from peftlab.models.config import auto_class, hub_arguments, one_line_errors, read_config
+from peftlab.models.gguf import forget_parsed
 from peftlab.models.hub import cached_commit
 from peftlab.models.new_tokens import add_new_tokens
 from peftlab.models.quantize import quantize_
@@ -84,6 +85,7 @@ def _from_checkpoint(
             output_loading_info=True,
             **arguments,
         )
+    forget_parsed()
     lacking = set(found["missing_keys"]) | {entry[0] for entry in found["mismatched_keys"]}
     lacking &= set(named_parameters(model))
     check_body(model, lacking, reference)

@@ -1,0 +1,58 @@
+"""GGUF files, parsed once: transformers parses a file anew for the tokenizer, the configuration and the weights.
+
+It imports `gguf.GGUFReader` and `gguf.get_tensor_name_map` when it needs them (tried with transformers 5.23 and gguf
+0.19), so that what stands there while it loads decides. It reads a reader only.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any
+
+from peftlab.models.reference import Reference
+
+# The last file that was parsed: its place and state, and its reader.
+_parsed: dict[tuple[Any, ...], Any] = {}
+
+
+@contextmanager
+def parsed_once(reference: Reference) -> Iterator[None]:
+    """Let transformers use a reader again that parsed the same file before, until `forget_parsed`."""
+    if reference.gguf_file is None:
+        yield
+        return
+    try:
+        import gguf
+    except ImportError:  # transformers says what to install
+        yield
+        return
+    reader, names = gguf.GGUFReader, gguf.get_tensor_name_map
+    # It asks for the names of all tensors once for each module of the model.
+    gguf.GGUFReader, gguf.get_tensor_name_map = _reusing(reader), lru_cache(maxsize=4)(names)
+    try:
+        yield
+    finally:
+        gguf.GGUFReader, gguf.get_tensor_name_map = reader, names
+
+
+def forget_parsed() -> None:
+    """Free the reader, and with it the memory of every field of the file."""
+    _parsed.clear()
+
+
+def _reusing(reader: Callable[..., Any]) -> Any:
+    def open_file(path: Any, mode: str = "r") -> Any:
+        if mode != "r":
+            return reader(path, mode)
+        found = os.stat(path)
+        key = (os.path.realpath(path), found.st_size, found.st_mtime_ns, found.st_ino)
+        if key not in _parsed:
+            parsed = reader(path, mode)
+            _parsed.clear()
+            _parsed[key] = parsed
+        return _parsed[key]
+
+    return open_file
