@@ -202,7 +202,8 @@ def _open_stream(
         _check_vocabulary(find_largest(found), vocabulary, tokenizer, "train")
         return found.rows
 
-    return Stream(streamed, tokenise_one, sample, examples.section.max_length)
+    section = examples.section
+    return Stream(streamed, tokenise_one, sample, section.max_length, section.target_limit)
 
 
 def _hash_stream(sample: str, streamed: StreamedSources) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -166,24 +166,19 @@ class StreamedSources:
 class Stream:
     """What a recipe streams: its sources, and the function that makes rows of one example.
 
-    `sample` are the first rows, of which reports and plans are made; no row is longer than `longest` tokens.
+    `sample` are the first rows, of which reports and plans are made; no row is longer than `longest` tokens, and no
+    answer beside an encoder longer than `longest_answer`.
     """
 
     opened: StreamedSources
     tokenise: Callable[[Example], list[TokenRow]]
     sample: Sequence[TokenRow]
     longest: int
+    longest_answer: int
 
     def longest_rows(self) -> list[TokenRow]:
         """Return rows as long as any row of the stream can be: those of the sample, repeated to that length."""
-        return [lengthen(row, self.longest) for row in self.sample[:LONGEST_ROWS]]
-
-
-def lengthen(row: TokenRow, length: int) -> TokenRow:
-    """Return a row of `length` tokens that repeats the tokens and targets of a shorter one."""
-    arrays = {name: getattr(row, name) for name in ("input_ids", "labels", "token_type_ids")}
-    longer = {name: np.resize(array, length) for name, array in arrays.items() if isinstance(array, np.ndarray)}
-    return replace(row, **longer)
+        return [row.lengthened(self.longest, self.longest_answer) for row in self.sample[:LONGEST_ROWS]]
 
 
 class StreamedRows:
@@ -232,7 +227,7 @@ class StreamedRows:
 
     def count(self, step: int) -> StepCount:
         rows = [row for _, row in self._rows(step)]
-        return StepCount(sum(row.supervised for row in rows), sum(len(row.input_ids) for row in rows))
+        return StepCount(sum(row.supervised for row in rows), sum(len(row.tokens) for row in rows))
 
     def numbers(self, step: int) -> list[list[int]]:
         """Return the rows of the sources that each micro-batch has; none for a step long before the last one."""

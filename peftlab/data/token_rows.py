@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -73,6 +73,11 @@ class TokenRow(ABC):
     def supervised_tokens(self) -> np.ndarray:
         """Which of `tokens` are targets themselves, (length,) of booleans."""
 
+    def lengthened(self, length: int, answer: int) -> TokenRow:
+        """Return a row of `length` tokens, and an answer of `answer`, that repeats those of this one."""
+        types = None if self.token_type_ids is None else np.resize(self.token_type_ids, length)
+        return replace(self, input_ids=np.resize(self.input_ids, length), token_type_ids=types)
+
     @classmethod
     @abstractmethod
     def stack(cls, rows: Sequence[Any], starts: Sequence[int]) -> dict[str, np.ndarray]:
@@ -101,6 +106,9 @@ class PositionRow(TokenRow):
 
     __slots__ = ()
     shift: ClassVar[int] = 0
+
+    def lengthened(self, length: int, answer: int) -> TokenRow:
+        return replace(super().lengthened(length, answer), labels=np.resize(self.labels, length))
 
     @property
     def supervised(self) -> int:
@@ -142,6 +150,9 @@ class PairRow(TokenRow):
 
     __slots__ = ()
     why_padded: ClassVar[str] = "a decoder that reads an encoder's states has no row boundaries there"
+
+    def lengthened(self, length: int, answer: int) -> TokenRow:
+        return replace(super().lengthened(length, answer), labels=np.resize(self.labels, answer))
 
     @property
     def tokens(self) -> np.ndarray:

@@ -29,13 +29,14 @@ def parsed_once(reference: Reference) -> Iterator[None]:
     except ImportError:  # transformers says what to install
         yield
         return
-    reader, names = gguf.GGUFReader, gguf.get_tensor_name_map
+    module: Any = gguf
+    reader, names = module.GGUFReader, module.get_tensor_name_map
     # It asks for the names of all tensors once for each module of the model.
-    gguf.GGUFReader, gguf.get_tensor_name_map = _reusing(reader), lru_cache(maxsize=4)(names)
+    module.GGUFReader, module.get_tensor_name_map = _reusing(reader), lru_cache(maxsize=4)(names)
     try:
         yield
     finally:
-        gguf.GGUFReader, gguf.get_tensor_name_map = reader, names
+        module.GGUFReader, module.get_tensor_name_map = reader, names
 
 
 def forget_parsed() -> None:

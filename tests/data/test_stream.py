@@ -16,11 +16,12 @@ from peftlab.data.batches import Padded
 from peftlab.data.dataset import load_data
 from peftlab.data.orders import SourceDraws
 from peftlab.data.parts import DataReader
-from peftlab.data.stream import Stream, StreamedRows, StreamedSources, lengthen
-from peftlab.data.token_rows import IGNORED, ClassRow, TextRow
+from peftlab.data.stream import Stream, StreamedRows, StreamedSources
+from peftlab.data.token_rows import IGNORED, ClassRow, LabelSetRow, PairRow, TextRow
 from peftlab.errors import DataError, StorageError
 from peftlab.recipe.schema import Data
 from peftlab.tasks import TASKS
+from tests.tasks.answering import word_tokenizer
 
 CAUSAL = TASKS["causal-lm"]
 
@@ -39,7 +40,7 @@ def write(path, texts):
 def stream_of(train, buffer=4, **fields):
     section = Data.model_validate({"train": train, "streaming": True, "shuffle_buffer": buffer, **fields})
     opened = StreamedSources.open(DataReader(section, CAUSAL))
-    return Stream(opened, tokenise, [], section.max_length)
+    return Stream(opened, tokenise, [], section.max_length, section.target_limit)
 
 
 def rows_of(stream, batch_size=2, accumulation=1, process=0, processes=1, seed=0):
@@ -165,11 +166,15 @@ def test_the_memory_of_a_stream_does_not_grow_with_its_rows(tmp_path, monkeypatc
 
 
 def test_lengthened_rows_repeat_tokens_and_targets():
-    row = lengthen(TextRow(np.array([5, 6, 7], np.int32), np.array([IGNORED, 6, 7], np.int32)), 7)
+    row = TextRow(np.array([5, 6, 7], np.int32), np.array([IGNORED, 6, 7], np.int32)).lengthened(7, 3)
     assert row.input_ids.tolist() == [5, 6, 7, 5, 6, 7, 5]
     assert row.labels.tolist() == [IGNORED, 6, 7, IGNORED, 6, 7, IGNORED]
-    labelled = lengthen(ClassRow(np.array([5, 6], np.int32), 1), 5)
+    labelled = ClassRow(np.array([5, 6], np.int32), 1).lengthened(5, 3)
     assert (labelled.input_ids.tolist(), labelled.labels) == ([5, 6, 5, 6, 5], 1)
+    pair = PairRow(np.array([5, 6], np.int32), np.array([7, 8], np.int32)).lengthened(5, 3)
+    assert (pair.input_ids.tolist(), pair.labels.tolist()) == ([5, 6, 5, 6, 5], [7, 8, 7])
+    marked = LabelSetRow(np.array([5, 6], np.int32), np.array([1, 0, 1, 0], np.int8)).lengthened(5, 3)
+    assert marked.labels.tolist() == [1, 0, 1, 0]
 
 
 def test_reports_are_of_the_first_rows_and_plans_of_the_longest_that_can_come(tmp_path, bpe):
@@ -213,7 +218,7 @@ def test_a_step_that_is_past_cannot_be_taken_again(ten):
 def test_a_streams_micro_batches_of_like_length_have_the_rows_of_the_step(tmp_path):
     train = write(tmp_path / "twelve.jsonl", [str(number) for number in range(12)])
     grown = replace(
-        stream_of(train), tokenise=lambda example: [lengthen(tokenise(example)[0], 3 + len(example.text) * 2)]
+        stream_of(train), tokenise=lambda example: [tokenise(example)[0].lengthened(3 + len(example.text) * 2, 0)]
     )
     plain, found = (StreamedRows(grown, Padded(0, by), 2, 3, 0, 1, 0) for by in (False, True))
     for step in (1, 2):
@@ -223,3 +228,12 @@ def test_a_streams_micro_batches_of_like_length_have_the_rows_of_the_step(tmp_pa
         assert sorted(sum(found.numbers(step), [])) == sorted(sum(plain.numbers(step), []))
         shown = [int(ids[1]) for batch in found.batches(step) for ids in batch["input_ids"]]
         assert shown == sum(found.numbers(step), [])
+
+
+def test_a_step_of_a_stream_counts_the_answers_of_a_decoder_too(tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    path.write_text('{"prompt": "one two", "completion": "un deux"}\n' * 8)
+    section = Data.model_validate({"train": str(path), "streaming": True, "max_length": 9})
+    dataset = load_data(section, word_tokenizer(), TASKS["sequence-to-sequence"], 0)
+    rows = StreamedRows(dataset.stream, Padded(dataset.pad_id), 2, 2, 0, 1, 0)
+    assert rows.count(1) == (4 * 3, 4 * (3 + 3))  # two words and the end token on each side
