@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from peftlab.data import cached, token_key
+from peftlab.data.batches import Padded
 from peftlab.data.cached import OFF, TRAIN_EXAMPLES, read_data
 from peftlab.data.dataset import load_data, load_examples
 from peftlab.data.rows import ShuffledRows
@@ -147,7 +148,7 @@ def assert_equal_data(found, expected):
 
 
 def batches_of(dataset):
-    rows = ShuffledRows(dataset.train, dataset.pad_id, 3, 2, 0, 1, 5, dataset.order(5))
+    rows = ShuffledRows(dataset.train, Padded(dataset.pad_id), 3, 2, 0, 1, 5, dataset.order(5))
     every = [batch for one in (rows, rows.longest()) for step in (1, 2, 9) for batch in one.batches(step)]
     return every, [rows.count(step) for step in range(1, 5)]
 
