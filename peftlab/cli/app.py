@@ -17,6 +17,7 @@ from peftlab.cli.cache import cache
 from peftlab.cli.chat import chat
 from peftlab.cli.check import check, schema
 from peftlab.cli.compare import compare
+from peftlab.cli.compare_weights import compare_weights
 from peftlab.cli.data import data
 from peftlab.cli.docs import docs
 from peftlab.cli.export import export
@@ -24,6 +25,7 @@ from peftlab.cli.inspection import doctor, params
 from peftlab.cli.merge import merge
 from peftlab.cli.plan import plan
 from peftlab.cli.predict import predict
+from peftlab.cli.push import push
 from peftlab.cli.report import report
 from peftlab.cli.reproduce import reproduce
 from peftlab.cli.runs import runs
@@ -60,6 +62,8 @@ for command in (
     predict,
     merge,
     export,
+    compare_weights,
+    push,
     compare,
     report,
     verify,

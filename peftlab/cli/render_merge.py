@@ -37,7 +37,7 @@ def compared(
     table = plain_table(title, *found)
     lines = {
         "logits: difference (rms)": [f"{one.rms:.3g}" for one in found.values()],
-        "of what training changed": [format_share(one.rms / effect) if effect else "-" for one in found.values()],
+        **({"of what training changed": [format_share(one.rms / effect) for one in found.values()]} if effect else {}),
         "largest difference": [f"{one.largest:.3g}" for one in found.values()],
         "KL divergence, nats": [f"{one.kl:.3g}" for one in found.values()],
         "same likeliest class": [format_share(one.same_top) for one in found.values()],
@@ -79,3 +79,9 @@ def render_export(report: ExportReport) -> RenderableType:
     if report.serve:
         parts += ["", *(f"{name}: {command}" for name, command in report.serve.items())]
     return Group(*parts)
+
+
+def render_compared(first: str, second: str, part: str, found: AgreementReport) -> RenderableType:
+    """Return how far a second model is from a first one."""
+    rows = f"{second} compared with {first} on {found.rows} {part} rows, {found.targets:,} targets:"
+    return Group(rows, compared("", {"difference": found}, ("first", "second")))

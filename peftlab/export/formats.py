@@ -10,8 +10,10 @@ from pathlib import Path
 from peftlab.errors import UsageError, nearest
 from peftlab.export.gguf import export_adapter, export_model
 from peftlab.export.job import Job
+from peftlab.export.peft import export_peft
 from peftlab.files import write_atomically
 from peftlab.reports import ExportReport
+from peftlab.runs.card import write_card
 from peftlab.runs.merge import ROWS, put_in_place, refuse_output, temporary_folder
 from peftlab.runs.use import open_run
 from peftlab.world.quiet import quiet_libraries
@@ -23,19 +25,24 @@ RECORD = "export.json"
 class Export:
     """A format: what it is, the function that writes it, and the commands of servers that take it, by name.
 
-    `{folder}` and `{file}` in a command are the folder and its largest file.
+    `{folder}` and `{file}` in a command are the folder and its largest file. `loads` is how its card says to load it.
     """
 
     title: str
     write: Callable[[Job], ExportReport]
     serve: dict[str, str]
+    loads: str = "gguf"
 
 
 FORMATS = {
     "gguf": Export("the merged model as one GGUF file", export_model, {"llama.cpp": "llama-server -m {file}"}),
     "gguf-adapter": Export(
-        "the LoRA as a GGUF adapter", export_adapter, {"llama.cpp": "llama-server -m BASE.gguf --lora {file}"}
+        "the LoRA as a GGUF adapter",
+        export_adapter,
+        {"llama.cpp": "llama-server -m BASE.gguf --lora {file}"},
+        "gguf-adapter",
     ),
+    "peft": Export("the adapter as a folder of PEFT", export_peft, {}, "peft"),
 }
 
 
@@ -66,8 +73,18 @@ def export(
         shutil.rmtree(temporary / "merged", ignore_errors=True)
         files = {path.name: path.stat().st_size for path in sorted(temporary.iterdir()) if path.is_file()}
         places = {"folder": str(out), "file": str(out / max(files, key=lambda name: files[name]))}
-        serve = {name: command.format(**places) for name, command in FORMATS[to].serve.items()}
+        commands = {**FORMATS[to].serve, **report.serve}
+        serve = {name: command.format(**places) for name, command in commands.items()}
         report = report.model_copy(update={"folder": str(out), "files": files, "serve": serve})
+        write_card(
+            temporary,
+            recipe,
+            directory.read_result(),
+            loads=FORMATS[to].loads,
+            file=Path(places["file"]).name,
+            agreement=report.agreement,
+            place=out.name,
+        )
         write_atomically(temporary / RECORD, report.model_dump_json(indent=2) + "\n")
         put_in_place(temporary, out)
     return report

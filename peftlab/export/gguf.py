@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoConfig
 
 from peftlab.errors import MethodError, ModelError, StorageError, UsageError
@@ -14,8 +13,8 @@ from peftlab.evaluation.agreement import rms
 from peftlab.export.gguf_families import find_family
 from peftlab.export.gguf_model import need_gguf, same_sizes, write_adapter, write_model
 from peftlab.export.job import Job
+from peftlab.export.weights import read_gguf
 from peftlab.methods.storage import read_tensors
-from peftlab.models.config import auto_class
 from peftlab.models.reference import resolve
 from peftlab.reports import AgreementReport, ExportReport
 from peftlab.runs.directory import RunDirectory
@@ -48,7 +47,7 @@ def export_model(job: Job) -> ExportReport:
         report = ExportReport(run=str(job.run), folder="", to="gguf", dtype=dtype, tensors=counts)
         if merged.work.trained is None:
             return report
-        model = read_back(job.out, file, find_family(config).read_as(config), job)
+        model = read_gguf(job.out / file, find_family(config).read_as(config), job.recipe.task)
         agreement = merged.compare(model)
         assert agreement is not None, "rows were observed"
         effect, limit = _limit(merged, dtype, job.tolerance)
@@ -56,20 +55,6 @@ def export_model(job: Job) -> ExportReport:
     return report.model_copy(
         update={"part": merged.report.part, "effect": effect, "limit": limit, "agreement": agreement}
     )
-
-
-def read_back(folder: Path, file: str, config: Any, job: Job) -> nn.Module:
-    """Return the model in a GGUF file as transformers reads it. Raises StorageError where tensors are lacking.
-
-    `config` is the model's own: GGUF has no place for all that transformers needs, such as whether there are biases.
-    """
-    loaded: Any = auto_class(job.recipe.task).from_pretrained(
-        folder, gguf_file=file, config=config, dtype=torch.float32, output_loading_info=True
-    )
-    model, found = loaded
-    if found["missing_keys"]:
-        raise StorageError(f"{file}: read back, it lacks {sorted(found['missing_keys'])[0]}; nothing was written")
-    return model
 
 
 def _limit(merged: Merged, dtype: str, tolerance: float | None) -> tuple[float, float]:

@@ -25,6 +25,7 @@ from peftlab.parameters.trainable import is_quantized, named_parameters
 from peftlab.recipe.schema import Recipe
 from peftlab.reports import AgreementReport, MergeReport
 from peftlab.runs.bench import Bench, prepare
+from peftlab.runs.card import write_card
 from peftlab.runs.directory import RunDirectory
 from peftlab.runs.launch import launched
 from peftlab.runs.loading import fill_trained
@@ -71,6 +72,14 @@ def merge(
     with merged_beside(folder, out, **options) as merged:  # type: ignore[arg-type]  # each option has its own type
         report = merged.report.model_copy(update={"folder": str(out)})
         write_atomically(merged.folder / RECORD, report.model_dump_json(indent=2) + "\n")
+        write_card(
+            merged.folder,
+            merged.work.recipe,
+            merged.directory.read_result(),
+            loads="plain",
+            agreement=report.agreements.get(report.base),
+            place=out.name,
+        )
         put_in_place(merged.folder, out)
     return report
 
@@ -101,7 +110,7 @@ def merged_beside(
     )
     with launched(world), temporary_folder(out) as temporary:
         if rows or not all(work.shards.values()):
-            work.load(_open_bench(directory, recipe, world, rows), rows)
+            work.load(open_bench(directory, recipe, world, rows), rows)
         report = work.write_best(bases, temporary, tolerance)
         yield Merged(directory, temporary, report.model_copy(update={"run": str(folder)}), work)
 
@@ -128,7 +137,7 @@ def put_in_place(temporary: Path, out: Path) -> None:
     temporary.rename(out)
 
 
-def _open_bench(directory: RunDirectory, recipe: Recipe, world: World, rows: int) -> Bench:
+def open_bench(directory: RunDirectory, recipe: Recipe, world: World, rows: int) -> Bench:
     """Return the run's bench, with the rows that it kept."""
     bench = reopen_bench(directory, recipe, world)
     if rows and not (bench.dataset.train or bench.dataset.evaluation or bench.dataset.test):

@@ -1,0 +1,117 @@
+"""`push`: weights and a card arrive whole and once, privately, and nothing else of the run leaves this machine."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from huggingface_hub import ModelCard
+
+from peftlab.cli.app import run as run_command
+from peftlab.errors import StorageError, UsageError
+from peftlab.runs.card import write_card
+from peftlab.runs.directory import RunDirectory
+from peftlab.runs.display import NoDisplay
+from peftlab.runs.merge import merge
+from peftlab.runs.push import push
+from peftlab.runs.reopen import load_run_recipe
+from peftlab.runs.run import train
+from tests.runs.hub import Hub
+from tests.runs.recipes import shallow_recipe
+
+# huggingface_hub 2.4 sends files as bytes in a way that its own HTTP client deprecates.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("push") / "run"
+    recipe = shallow_recipe("lora", folder, steps=2)
+    train(recipe.model_copy(update={"run": recipe.run.model_copy(update={"save_every": 1})}), display=NoDisplay())
+    return folder
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    hub = Hub()
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.address)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub._commit_api.is_xet_available", lambda: False)
+    monkeypatch.setenv("HF_TOKEN", "hf_test")
+    monkeypatch.setattr("peftlab.runs.push.HfApi", lambda: api_of(hub))
+    yield hub
+    hub.close()
+
+
+def api_of(hub):
+    from huggingface_hub import HfApi
+
+    return HfApi(endpoint=hub.address, token="hf_test")
+
+
+def test_weights_and_card_arrive_whole_in_a_private_repository(run, hub):
+    found = push(run, "me/mine")
+    assert hub.private == {"me/mine": True} and found.url
+    assert set(hub.files) == set(found.files) == {
+        "README.md", "adapter_config.json", "adapter_model.safetensors", "generation_config.json",
+        "peftlab_adapter.json", "tokenizer.json", "tokenizer_config.json",
+    }  # fmt: skip
+    for name in found.files:
+        if name != "README.md":
+            assert hub.files[name] == (run / "weights" / name).read_bytes()
+    assert (run / "checkpoints").is_dir() and (run / "metrics.jsonl").is_file()
+
+
+def test_an_interrupted_upload_is_finished_by_the_next_and_sends_large_files_once(run, hub):
+    hub.breaks = 1
+    with pytest.raises(StorageError, match="the hub refused.*run the command again"):
+        push(run, "me/mine")
+    assert hub.files == {} and len(hub.objects) == 1
+    push(run, "me/mine")
+    assert set(hub.puts.values()) == {1} and hub.commits == 1 and "adapter_model.safetensors" in hub.files
+
+
+def test_a_dry_run_sends_nothing_and_says_what_it_would(run, hub, capsys):
+    assert run_command(["push", str(run), "me/mine", "--dry-run"]) == 0
+    text = capsys.readouterr().out
+    assert "adapter_model.safetensors" in text and "total" in text and "would be uploaded to me/mine" in text
+    assert hub.private == {} and hub.objects == {}
+    assert push(run, "me/mine", dry_run=True).bytes > 100_000
+
+
+def test_a_merged_folder_is_pushed_with_its_card(run, hub, tmp_path):
+    merge(run, tmp_path / "merged", rows=4)
+    assert push(tmp_path / "merged", "me/merged", public=True).private is False
+    assert "model.safetensors" in hub.files and hub.private == {"me/merged": False}
+    card = ModelCard(hub.files["README.md"].decode())
+    assert "Difference from the trained model" in card.text and "AutoModelForCausalLM.from_pretrained" in card.text
+
+
+def test_the_card_is_valid_and_says_what_the_record_says(run, hub, tmp_path):
+    directory = RunDirectory.open(run)
+    result = directory.read_result()
+    path = write_card(tmp_path, load_run_recipe(directory), result, loads="peft", place="me/mine")
+    card = ModelCard.load(path)
+    card.validate(repo_type="model")
+    assert card.data.library_name == "peft" and card.data.tags == ["peftlab", "lora"]
+    measured = {one.metric_type: one.metric_value for one in card.data.eval_results}
+    assert measured == result.metrics["after"]
+    for wanted in (
+        f"{result.parameters.trainable:,} of {result.parameters.total:,}",
+        result.data["train"]["sha256"][:16],
+        "train/evaluation: 0 rows",
+        "PeftModel.from_pretrained",
+        result.environment["versions"]["torch"],
+        "peak memory, measured",
+        "rank: 4",
+        "not known to peftlab",
+    ):
+        assert wanted in card.text, wanted
+
+
+def test_what_cannot_be_pushed_is_refused(run, tmp_path):
+    with pytest.raises(UsageError, match="is not the name of a repository"):
+        push(run, "a/b/c")
+    with pytest.raises(UsageError, match="neither a run nor a folder"):
+        push(tmp_path, "me/mine")
+    assert json.loads((run / "result.json").read_text())["status"] == "finished"
