@@ -30,7 +30,7 @@ ROOM = 0.8
 
 # What the bytes of a step depend on, of a recipe's training. Steps and learning rate leave them as they are.
 TRAINING = {"optimizer", "clip", "gradient_checkpointing", "precision", "frozen_dropout", "speed", "weight_decay"}
-ENVIRONMENT = ("python", "versions", "device", "threads", "processes")
+ENVIRONMENT = ("python", "versions", "commit", "device", "threads", "processes")
 
 
 def has_room(bench: Bench, predicted: MemoryReport | None) -> bool:
