@@ -238,9 +238,11 @@ class Ledger(TorchDispatchMode):
         """Return where the program is: before, in or after the backward pass; `head` beyond the model's body."""
         if self.region == "head":
             return "head"
-        if not torch.is_grad_enabled():
-            return "workspace"
-        return "recomputed" if self._in_backward else "forward"
+        recorded = torch.is_grad_enabled()
+        if self._in_backward:
+            return "recomputed" if recorded else "workspace"
+        # An autograd function of one's own saves what it allocates while nothing is recorded.
+        return "forward" if recorded else "unrecorded"
 
     def _undo_copy(self, old: torch.Tensor, new: torch.Tensor) -> None:
         """Let a gradient's `index_put` write in place, as autograd does unless a mode like this one watches."""
@@ -272,7 +274,7 @@ class Ledger(TorchDispatchMode):
         region = self._regions[number]
         if region == "head":
             return "logits_and_loss"
-        if region == "forward":
+        if region in ("forward", "unrecorded"):
             return "saved_activations" if self._survives_forward(number) else "workspace"
         return "saved_activations" if region == "recomputed" else "workspace"
 

@@ -94,3 +94,28 @@ def peak_of(record: profile) -> int:
     events = [event for event in record.profiler.kineto_results.events() if event.name() == "[memory]"]
     changes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
     return int(np.cumsum(changes).max())
+
+
+class Doubled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        own = x * 2
+        ctx.save_for_backward(own)
+        return own + 1
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * ctx.saved_tensors[0]
+
+
+def test_what_an_own_function_saves_is_a_saved_activation_though_nothing_is_recorded_inside_it():
+    ledger, weight = Ledger(), torch.ones(1000, requires_grad=True)
+    with ledger.watch(nn.Identity(), torch.optim.SGD([weight], lr=1.0)), ledger:
+        ledger.track(weight, "trainable_weights")
+        ledger.mark("forward")
+        loss = Doubled.apply(weight).sum()
+        ledger.mark("backward")
+        loss.backward()
+    held = dict(zip(CATEGORIES, map(int, ledger.segments()["forward"][:, -1]), strict=True))
+    assert held["saved_activations"] == 1000 * FLOAT + FLOAT
+    assert held["workspace"] == 0
