@@ -28,7 +28,7 @@ Maximize = Annotated[
 Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda (no GPU is needed to plan).")]
 DEVICES = ("auto", "cpu", "cuda")
 Devices = Annotated[int, typer.Option("--devices", min=1, metavar="N", help="Devices that share the work.")]
-Strategy = Annotated[str, typer.Option("--strategy", help="How they share it: ddp (all that training supports).")]
+Strategy = Annotated[str, typer.Option("--strategy", help="How they share it: ddp or fsdp2.")]
 
 
 @answers

@@ -79,7 +79,7 @@ def evaluate(
     scored = None
     if texts:
         prompts = prompts[: settings.generation.rows]
-        mine = list(range(world.process, len(prompts), world.processes))
+        mine = world.own_share(len(prompts))
         answers = answer_prompts(
             model,
             tokenizer,
@@ -90,7 +90,7 @@ def evaluate(
             prompting=prompting,
             autocast=lambda: world.autocast(precision),
         )
-        everyone = [answer for _, answer in sorted(world.gather(list(zip(mine, answers, strict=True))))]
+        everyone = [answer for _, answer in sorted(dict(world.gather(list(zip(mine, answers, strict=True)))).items())]
         scored = score_texts(texts, prompts, everyone, settings.texts)
     values = {name: METRICS[name].of_rows(scored.scores if scored and name in texts else scores) for name in wanted}
     undefined = {name: METRICS[name].undefined for name, value in values.items() if is_undefined(name, value)}

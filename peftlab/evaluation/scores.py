@@ -10,6 +10,7 @@ from torch import nn
 
 from peftlab.data.batches import collate, evaluation_batches
 from peftlab.data.dataset import Dataset
+from peftlab.data.token_arrays import sizes_of
 from peftlab.data.token_rows import TokenRow
 from peftlab.evaluation.generate import evaluation_mode
 from peftlab.losses.base import Loss
@@ -38,11 +39,15 @@ def score_rows(
     `threshold` is the probability above which one label of several is predicted.
     """
     batches = evaluation_batches(rows, batch_size, process=world.process, processes=world.processes)
+    fillers = count_fillers(len(batches), world)
     measured = []
     with evaluation_mode(model), torch.no_grad(), world.autocast(precision):
         for _, numbers in batches:
             batch = world.move(collate([rows[i] for i in numbers], dataset.pad_id))
             measured.append(loss.rows(model, batch, [rows[i].supervised for i in numbers]))
+        for _ in range(fillers):
+            shortest = rows[int(sizes_of(rows).tokens.argmin())]
+            loss.rows(model, world.move(collate([shortest], dataset.pad_id)), [shortest.supervised])
     # Read only now, so that the device is not waited for after every batch.
     mine: list[tuple[int, float, tuple[float, ...]]] = []
     for (_, numbers), (losses, predictions) in zip(batches, measured, strict=True):
@@ -63,6 +68,11 @@ def score_rows(
         dict(known),
         len(dataset.labels) if dataset.labels is not None else None,
     )
+
+
+def count_fillers(batches: int, world: World) -> int:
+    """Return the passes that this process makes for the others' sake: all make as many where weights are divided."""
+    return world.highest(batches) - batches if world.divided else 0
 
 
 def count_texts(rows: Sequence[TokenRow], tokenizer: Any) -> dict[str, list[int]]:

@@ -8,6 +8,7 @@ from peftlab.losses.after_head import UnknownHeadError, watch_after_head
 from peftlab.losses.base import Loss
 from peftlab.losses.chunked import ChunkedCrossEntropy
 from peftlab.losses.cross_entropy import CrossEntropy, PositionCrossEntropy
+from peftlab.parameters.divided import is_divided
 
 
 def without_logits(loss: Loss, model: nn.Module, device: str = "cpu") -> ChunkedCrossEntropy:
@@ -32,6 +33,8 @@ def plain_head(head: nn.Module) -> nn.Linear:
         raise UnknownHeadError(
             f"the output head is not a plain linear layer ({kind.__module__.split('.')[0]} {kind.__name__})"
         )
+    if is_divided(head.weight):
+        raise UnknownHeadError("the output head's weights are divided among processes")
     if not head.weight.is_floating_point() or head._forward_hooks or head._forward_pre_hooks:
         raise UnknownHeadError("the output head is quantised or watched by another library")
     return head

@@ -20,6 +20,7 @@ from peftlab.memory.private import (
     tensors_in,
 )
 from peftlab.memory.shortage import is_shortage
+from peftlab.parameters.divided import own_part
 from peftlab.parameters.trainable import find_body
 from peftlab.reports import MemoryReport
 
@@ -83,7 +84,7 @@ class Ledger(TorchDispatchMode):
 
     def track(self, tensor: torch.Tensor, category: str | None = None) -> int:
         """Enter a tensor's storage, if it is new, under a category that is certain; return its number."""
-        storage = tensor.untyped_storage()
+        storage = own_part(tensor).untyped_storage()
         address = storage_key(storage)
         if address not in self._known:
             self._known[address] = self._enter(storage, address)

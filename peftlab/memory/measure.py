@@ -10,13 +10,15 @@ from torch import nn
 
 from peftlab.memory.cuda import read_phase
 from peftlab.memory.private import quantisation_tensors
+from peftlab.parameters.divided import own_part
 from peftlab.reports import DevicePhase, MemoryReport
 from peftlab.world.hardware import reset_allocator_peaks, reset_resident_peak, resident_peak_bytes, used_bytes
 
 
 def tensor_bytes(tensors: Iterable[torch.Tensor | None]) -> int:
-    """Return the bytes of the tensors' distinct storages."""
-    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors if t is not None}
+    """Return the bytes of the tensors' distinct storages, of those that processes divide this process's part."""
+    own = [own_part(t).untyped_storage() for t in tensors if t is not None]
+    storages = {storage.data_ptr(): storage.nbytes() for storage in own}
     return sum(storages.values())
 
 

@@ -8,6 +8,7 @@ from torch import nn
 from peftlab.data.rows import Rows
 from peftlab.errors import DivergedError
 from peftlab.optimization.step import Stepper, StepResult
+from peftlab.parameters.divided import whole
 from peftlab.parameters.trainable import trainable_parameters
 
 SMALLEST_SCALE = 1.0
@@ -87,7 +88,7 @@ def can_skip_updates(parts: Stepper) -> bool:
 def check_weights(model: nn.Module, step: int) -> None:
     """Raise DivergedError unless every trained weight is finite: the last step's own fault shows nowhere else."""
     weights = trainable_parameters(model)
-    finite = torch.stack([torch.isfinite(weight.detach()).all() for weight in weights.values()])
+    finite = torch.stack([whole(torch.isfinite(weight.detach()).all()) for weight in weights.values()])
     if bool(finite.all()):
         return
     name = list(weights)[int(finite.logical_not().nonzero()[0])]

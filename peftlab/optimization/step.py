@@ -12,6 +12,7 @@ from torch import nn
 
 from peftlab.data.batches import PackedBatch
 from peftlab.losses.base import Loss
+from peftlab.parameters.divided import whole
 from peftlab.speed.attention import attention_of_rows
 from peftlab.world.base import World
 
@@ -87,7 +88,10 @@ def clip_gradients(parts: Stepper) -> torch.Tensor:
     parts.scaler.unscale_(parts.optimizer)
     parameters = [p for group in parts.optimizer.param_groups for p in group["params"]]
     limit = float("inf") if parts.clip is None else parts.clip
-    return torch.nn.utils.clip_grad_norm_(parameters, limit, foreach=parts.foreach)
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norm = whole(torch.nn.utils.get_total_norm(gradients, foreach=parts.foreach)).to(parts.world.device)
+    torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm, foreach=parts.foreach)
+    return norm
 
 
 def open_scaler(precision: torch.dtype, device: torch.device) -> torch.amp.GradScaler:

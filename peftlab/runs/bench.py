@@ -88,7 +88,7 @@ class Bench:
         if recipe.training.gradient_checkpointing:
             recompute_activations(model)
         model = model.to(self.device)
-        speed = speed_up(model, recipe)
+        speed = speed_up(model, recipe, self.world.divided)
         if self.tokens is not None:
             speed = speed.with_switch(report_tokens(self.tokens, recipe.training.speed))
         return Applied(model, report, speed)

@@ -13,7 +13,6 @@ from peftlab.checkpoint.store import Checkpoint, refuse_full_disk, rotate, write
 from peftlab.checkpoint.tensors import EncodedState, encode_state, load_state, save_state, write_state
 from peftlab.checkpoint.writer import CheckpointWriter
 from peftlab.errors import StorageError
-from peftlab.memory.measure import tensor_bytes
 from peftlab.optimization.finite import check_weights
 from peftlab.parameters.audit import Audit
 from peftlab.parameters.trainable import trainable_parameters
@@ -80,17 +79,18 @@ class CheckpointSaver:
         with self._timed("checkpoints_stalled"):
             # The main process writes only after all have captured their states, at the same step.
             processes = self.record.world.gather([capture_process_state(self.recorder, self.audit)])
+            state = capture_shared_state(setup)
             if setup.world.is_main:
-                self._begin(setup, processes)
+                self._begin(setup, state, processes)
         self._saved = setup.progress.step
         self.stop.saving_seconds = self.writer.longest_seconds
         self.record.result.progress = setup.progress.model_copy()
         self.record.write()
 
-    def _begin(self, setup: Setup, processes: list[Any]) -> None:
+    def _begin(self, setup: Setup, state: dict[str, Any], processes: list[Any]) -> None:
         self.writer.wait()  # frees the memory of the earlier copy
         copied = 2 * state_bytes(setup) < free_host_bytes()
-        encoded = encode_state(capture_shared_state(setup), "state", copy=copied)
+        encoded = encode_state(state, "state", copy=copied)
         progress = setup.progress
         protected = {*self._resumed, progress.step, progress.best_step or progress.step}
         self.writer.start(partial(self._write, progress.step, encoded, processes, protected))
@@ -120,7 +120,7 @@ class CheckpointSaver:
 def state_bytes(setup: Setup) -> int:
     """Return the bytes of a checkpoint of `setup`, at most."""
     weights, optimizer = trainable_parameters(setup.model).values(), setup.recipe.training.optimizer
-    return tensor_bytes(weights) + sum(optimizer.count_saved_bytes(weight.numel()) for weight in weights)
+    return sum(weight.nbytes + optimizer.count_saved_bytes(weight.numel()) for weight in weights)
 
 
 def refuse_no_room(root: Path, setup: Setup) -> None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import torch
 from torch import nn
 
 from peftlab.checkpoint.store import list_steps
 from peftlab.checkpoint.tensors import load_state
 from peftlab.errors import StorageError
 from peftlab.metrics import METRICS
-from peftlab.parameters.trainable import trainable_parameters
 from peftlab.runs.bench import Bench
 from peftlab.runs.record import RunRecord
 from peftlab.runs.save import write_weights
@@ -26,7 +24,7 @@ def choose_weights(record: RunRecord, bench: Bench, model: nn.Module, setup: Set
         record.note(describe_end(record, setup))
     if keep == "last" or progress.best_step is None:
         return progress.step
-    if keep == "both" and record.world.is_main:
+    if keep == "both":
         write_weights(record, bench, model, record.directory.last)
     if progress.best_step != progress.step:
         restore_weights(record, model, progress.best_step)
@@ -43,10 +41,7 @@ def restore_weights(record: RunRecord, model: nn.Module, step: int) -> None:
             f"{record.directory.checkpoints}: the checkpoint of step {step}, whose weights are the best, is missing; "
             "restore it and use --resume, or start again with --overwrite"
         )
-    weights = load_state(path, "state")["weights"]
-    with torch.no_grad():
-        for name, parameter in trainable_parameters(model).items():
-            parameter.copy_(weights[name])
+    record.world.fill(model, load_state(path, "state")["weights"])
 
 
 def describe_end(record: RunRecord, setup: Setup) -> str:

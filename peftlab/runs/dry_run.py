@@ -20,7 +20,7 @@ from peftlab.runs.shortage import explain_shortage
 from peftlab.runs.watch import Watch
 from peftlab.training.preflight import measure_longest
 from peftlab.training.stop import Stop
-from peftlab.world.open import open_world, refuse_missing_trackers
+from peftlab.world.open import open_world, refuse_missing_trackers, refuse_recipe
 from peftlab.world.quiet import quiet_libraries
 
 
@@ -31,6 +31,7 @@ def dry_run(recipe: Recipe, *, rows: int = 3, display: Any = None) -> DryRunRepo
     """
     quiet_libraries()
     world = open_world(recipe.run.device, recipe.run.deterministic)
+    refuse_recipe(world, recipe)
     refuse_missing_trackers(recipe.run.trackers)
     display = display or open_display(world.is_main)
     for line in world.notes:

@@ -40,7 +40,7 @@ def evaluate_parts(
             recorder.log_evaluation(step, found.metrics)
         if record.world.is_main:
             write_scores(record, found, prefix + when)
-    if bench.dataset.prompts and record.world.is_main:
+    if bench.dataset.prompts and record.world.takes_part:
         keep_examples(record, bench.generate_examples(model), when)
 
 

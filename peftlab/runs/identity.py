@@ -49,7 +49,9 @@ def describe_identity(recipe: Recipe, bench: Bench, audit: Audit, environment: d
         "template": fingerprint_template(bench.tokenizer) if bench.dataset.format == CHAT else None,
         "base": {key: bench.base.source.get(key) for key in ("name", "revision", "fingerprint", "quantization")},
         "frozen": hashlib.sha256(repr(sorted(audit.frozen_fingerprints().items())).encode()).hexdigest(),
-        "environment": {key: environment[key] for key in ("python", "versions", "device", "threads", "processes")},
+        "environment": {
+            key: environment[key] for key in ("python", "versions", "device", "threads", "processes", "strategy")
+        },
     }
 
 
@@ -159,7 +161,7 @@ def _with_whole_steps(recipe: dict[str, Any]) -> dict[str, Any]:
 
 def why_inexact(saved: dict[str, Any], here: dict[str, Any]) -> list[str]:
     """Return every reason why the resumed run may differ from one that never stopped."""
-    changes = differences(saved["environment"], here["environment"])
+    changes = environment_changes(saved["environment"], here["environment"])
     old, new = (present_form(one["recipe"]) for one in (saved, here))
     changes |= differences(old["training"], new["training"], "training.")
     changes |= differences(old["run"]["deterministic"], new["run"]["deterministic"], "run.deterministic")
@@ -168,6 +170,18 @@ def why_inexact(saved: dict[str, Any], here: dict[str, Any]) -> list[str]:
     if saved["frozen"] != here["frozen"]:
         reasons.append("the frozen weights have other bytes")
     return reasons
+
+
+def environment_changes(saved: dict[str, Any], here: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return what differs between two environments; a strategy that the number of processes says is not named.
+
+    Earlier versions wrote no strategy, and had only those.
+    """
+    changes = differences(saved, here)
+    changes.pop("strategy", None)
+    usual = ["ddp" if one["processes"] > 1 else "single" for one in (saved, here)]
+    found = [one.get("strategy", name) for one, name in zip((saved, here), usual, strict=True)]
+    return changes if found == usual or found[0] == found[1] else changes | {"strategy": (found[0], found[1])}
 
 
 def _choosing(recipe: dict[str, Any]) -> dict[str, Any]:

@@ -27,6 +27,7 @@ def open_run_planner(recipe: Recipe, dataset: Dataset, world: World) -> Planner:
     return Planner(
         world.device,
         processes=world.processes,
+        strategy=world.strategy if world.processes > 1 else "ddp",
         capability=capability,
         capacity_bytes=usable_bytes(recipe, world, capability),
         dataset=dataset,

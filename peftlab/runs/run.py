@@ -32,11 +32,14 @@ from peftlab.runs.training import train_model
 from peftlab.training.recorder import Recorder
 from peftlab.training.stop import Stop
 from peftlab.training.trackers import Trackers
-from peftlab.world.open import open_world, refuse_missing_trackers
+from peftlab.world.open import open_world, refuse_missing_trackers, refuse_recipe
 from peftlab.world.quiet import quiet_libraries
 
 # A signal from a terminal reaches the processes of a launch twice: by itself, and from the launcher.
 ECHO_SECONDS = 3.0
+NO_LATENCY = (
+    "evaluation.latency: not measured, because each process has a part of the weights; evaluate the run in one process"
+)
 
 
 def train(
@@ -59,6 +62,7 @@ def train(
     path = run_path(recipe, name)
     refuse_missing_trackers(recipe.run.trackers)
     world = open_world(recipe.run.device, recipe.run.deterministic)
+    refuse_recipe(world, recipe)
     with (
         open_stop(recipe.run, world.processes) as stop,
         launched(world) as launch,
@@ -106,7 +110,9 @@ def execute(record: RunRecord, recorder: Recorder, stop: Stop, start: Resumption
                 evaluate_parts(record, recorder, bench, model, "after", record.kept_step)
         if optimizer is not None or "process" not in record.result.memory:
             record.result.memory["process"] = record.meter.report(model, optimizer)
-        if record.recipe.evaluation.latency and record.world.is_main:
+        if record.recipe.evaluation.latency and record.world.divided:
+            record.note(NO_LATENCY)
+        elif record.recipe.evaluation.latency and record.world.is_main:
             with record.in_phase("latency"):
                 record.result.inference = try_inference(bench, model, record.directory.weights, record.note)
     draw_curve(record, recorder)

@@ -24,8 +24,8 @@ def save_weights(
     """Write what trained, the weights of `step`, and add the memory of saving to the record."""
     probe = record.watch.probe = Probe(record.world.device)
     with probe.alone("save", model, optimizer):
+        write_weights(record, bench, model, record.directory.weights)
         if record.world.is_main:
-            write_weights(record, bench, model, record.directory.weights)
             record.directory.forget_former()
     memory = record.result.memory
     memory["measured"] = join_reports([memory["measured"], probe.report()])
@@ -35,7 +35,16 @@ def save_weights(
 
 
 def write_weights(record: RunRecord, bench: Bench, model: nn.Module, folder: Path) -> None:
-    """Write what trained and the tokenizer as one folder, which appears only when it is complete."""
+    """Write what trained and the tokenizer as one folder, which appears only when it is complete.
+
+    All processes must call this together; the main one writes.
+    """
+    with record.world.whole(model, everything=record.recipe.method.stores == "all"):
+        if record.world.is_main:
+            _write_whole(record, bench, model, folder)
+
+
+def _write_whole(record: RunRecord, bench: Bench, model: nn.Module, folder: Path) -> None:
     context = {"base_model": bench.base.source, "task": record.recipe.task.name, "labels": bench.dataset.labels}
     with record.directory.writing(folder) as temporary:
         record.recipe.method.save(model, temporary, context)

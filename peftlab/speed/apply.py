@@ -9,7 +9,7 @@ from peftlab.recipe.schema import Recipe
 from peftlab.recipe.speed import Speed
 from peftlab.reports import SpeedReport, SwitchReport
 from peftlab.speed.activation import Activations
-from peftlab.speed.base import SpeedUp
+from peftlab.speed.base import Decline, SpeedUp
 from peftlab.speed.feed_forward import FeedForwards
 from peftlab.speed.lora_linear import LoraLinears
 from peftlab.speed.loss import LossWithoutLogits
@@ -30,14 +30,16 @@ SPEED_UPS: tuple[SpeedUp, ...] = (
 )
 """In the order in which they are applied, one for each field of `training.speed`."""
 
+DIVIDED = Decline("it reads whole weights, and the launch's strategy (FSDP 2) divides them among processes")
 
-def speed_up(model: nn.Module, recipe: Recipe) -> SpeedReport:
+
+def speed_up(model: nn.Module, recipe: Recipe, divided: bool = False) -> SpeedReport:
     """Apply the recipe's speed-ups to `model`, in place, and no others; return what became of each switch.
 
-    Raises UsageError for a switch that is on and cannot be.
+    `divided` says that processes will divide the weights. Raises UsageError for a switch that is on and cannot be.
     """
     remove_speed_ups(model)
-    return SpeedReport(switches=[_use(one, model, recipe) for one in SPEED_UPS])
+    return SpeedReport(switches=[_use(one, model, recipe, divided) for one in SPEED_UPS])
 
 
 def remove_speed_ups(model: nn.Module) -> None:
@@ -46,11 +48,11 @@ def remove_speed_ups(model: nn.Module) -> None:
         one.remove(model)
 
 
-def _use(one: SpeedUp, model: nn.Module, recipe: Recipe) -> SwitchReport:
+def _use(one: SpeedUp, model: nn.Module, recipe: Recipe, divided: bool) -> SwitchReport:
     switch = getattr(recipe.training.speed, one.name)
     if switch == "off":
         return SwitchReport(name=one.name, used=False, reason="off in the recipe")
-    declined = one.decline(model, recipe)
+    declined = DIVIDED if divided and one.reads_weights else one.decline(model, recipe)
     if declined is None or switch == "on" and declined.possible:
         return SwitchReport(name=one.name, used=True, reason=one.does, part=one.apply(model, recipe))
     if switch == "on":

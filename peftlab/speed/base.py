@@ -26,6 +26,8 @@ class SpeedUp(ABC):
 
     name: ClassVar[str]
     does: ClassVar[str]
+    reads_weights: ClassVar[bool] = True
+    """Whether its functions read weights by themselves, so that it cannot be used where each process has a part."""
 
     def unavailable(self) -> str | None:
         """Return why this machine cannot use it with any recipe; None if it can."""

@@ -41,6 +41,7 @@ class Packing(SpeedUp):
 
     name: ClassVar[str] = "packing"
     does: ClassVar[str] = "rows lie end to end, and no padding is computed"
+    reads_weights: ClassVar[bool] = False
 
     def decline(self, model: nn.Module, recipe: Recipe) -> Decline | None:
         reason = why_padded(model, recipe)

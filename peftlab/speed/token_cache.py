@@ -22,6 +22,7 @@ class TokenCache(SpeedUp):
 
     name: ClassVar[str] = "token_cache"
     does: ClassVar[str] = "rows are tokenised once and mapped by later starts"
+    reads_weights: ClassVar[bool] = False
 
     def unavailable(self) -> str | None:
         folder = TokenStore().folder

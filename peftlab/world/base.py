@@ -6,8 +6,8 @@ To add a strategy: subclass `World` in a file of this folder and add the class t
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from copy import copy
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
@@ -18,7 +18,9 @@ from accelerate.utils import set_seed
 from torch import nn
 
 from peftlab.errors import StorageError
+from peftlab.parameters.divided import divided_as
 from peftlab.parameters.trainable import kept_buffers, set_buffers, trainable_parameters
+from peftlab.recipe.schema import Recipe
 from peftlab.world import hardware
 from peftlab.world.determinism import is_repeatable
 from peftlab.world.dtypes import autocast
@@ -47,6 +49,8 @@ class World(ABC):
     """
 
     strategy: ClassVar[str]
+    divided: ClassVar[bool] = False
+    """Whether each process has a part of every weight, so that all must make the same forward passes together."""
     undo_settings: Callable[[], None] = staticmethod(lambda: None)
     """Restores what was set in this process for the run; called when the world is left."""
 
@@ -61,6 +65,27 @@ class World(ABC):
     def is_main(self) -> bool:
         """Whether this process writes the run's files."""
         return self.process == 0
+
+    @classmethod
+    def open_accelerator(cls, **options: Any) -> Accelerator:
+        """Return accelerate's view of this process and of the others of the launch."""
+        return Accelerator(**options)
+
+    @property
+    def takes_part(self) -> bool:
+        """Whether this process must join in what the main one does with the model."""
+        return self.is_main or self.divided
+
+    def own_share(self, count: int) -> Sequence[int]:
+        """Return the numbers below `count` that this process works on, all of them where weights are divided.
+
+        Generation has as many passes as its longest answer, and all processes must make the same.
+        """
+        return range(count) if self.divided else range(self.process, count, self.processes)
+
+    def why_not(self, recipe: Recipe) -> str:
+        """Return why this strategy cannot train a recipe, and what to change; empty if it can."""
+        return ""
 
     @property
     @abstractmethod
@@ -103,8 +128,9 @@ class World(ABC):
     def capture(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         """Return the trained weights and the buffers of a prepared model, by canonical name, and the optimizer's state.
 
-        The tensors are the live ones: copy them before the next step. A strategy that gives each process a part of a
-        weight gathers the whole weights here, so that any strategy can restore what another has captured.
+        All processes must call this together; only what the main one gets is used. The tensors are the live ones: copy
+        them before the next step. A strategy that gives each process a part of a weight gathers the whole weights
+        here, so that any strategy can restore what another has captured.
         """
         weights = {name: parameter.detach() for name, parameter in trainable_parameters(model).items()}
         buffers = kept_buffers(model)
@@ -120,11 +146,24 @@ class World(ABC):
         odd += sorted(weights.keys() - parameters.keys())
         if odd:
             raise StorageError(f"the checkpoint's trained weights are not those of this run ({odd[0]}, ...)")
+        self.fill(model, weights)
         with torch.no_grad():
-            for name, parameter in parameters.items():
-                parameter.copy_(weights[name])
             set_buffers(model, state.get("buffers", {}))
         optimizer.load_state_dict(state["optimizer"])
+
+    def fill(self, model: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
+        """Set what trains in `model` to whole weights by canonical name, in place."""
+        with torch.no_grad():
+            for name, parameter in trainable_parameters(model).items():
+                parameter.copy_(divided_as(weights[name].to(parameter.device), parameter))
+
+    @contextmanager
+    def whole(self, model: nn.Module, everything: bool) -> Iterator[None]:
+        """While the context is open, the model's trained weights are whole, or `everything` is.
+
+        All processes must enter it together; nothing is exchanged inside.
+        """
+        yield
 
     def autocast(self, precision: torch.dtype) -> AbstractContextManager:
         """Return a context that computes in `precision` on this device; none is needed for float32."""

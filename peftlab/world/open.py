@@ -5,23 +5,27 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Mapping
 
-from accelerate import Accelerator
+from accelerate import PartialState
 from accelerate.tracking import filter_trackers
 
 from peftlab.errors import MissingRequirementError, UsageError
+from peftlab.recipe.schema import Recipe
 from peftlab.world.base import World
 from peftlab.world.ddp import Ddp
 from peftlab.world.determinism import use_deterministic_algorithms
+from peftlab.world.fsdp2 import Fsdp2
 from peftlab.world.hardware import pick_device
 from peftlab.world.request import is_alone_in_a_launch, requested_strategy
 from peftlab.world.single import Single
 
-STRATEGIES: dict[str, type[World]] = {world.strategy: world for world in (Single, Ddp)}
+STRATEGIES: dict[str, type[World]] = {world.strategy: world for world in (Single, Ddp, Fsdp2)}
 
 ALONE = (
     "the launcher was asked for several processes and started one (accelerate does that with --cpu); "
     "for several on the CPU give it distributed_type MULTI_GPU and use_cpu true in a configuration file"
 )
+
+UNDIVIDED = "FSDP 2 was asked for, but the launch has one process: its device has the whole model"
 
 
 def open_world(device: str, deterministic: bool = False) -> World:
@@ -33,13 +37,17 @@ def open_world(device: str, deterministic: bool = False) -> World:
     refuse_unsupported(os.environ)
     undo_settings = use_deterministic_algorithms() if deterministic else None
     request = requested_strategy(os.environ)
-    # The training step does its own autocast, so that logits are not copied to float32.
-    accelerator = Accelerator(cpu=pick_device(device).type == "cpu", mixed_precision="no")
-    kind = str(accelerator.distributed_type.value)
+    state = PartialState(cpu=pick_device(device).type == "cpu")
+    kind = str(state.distributed_type.value)
     if request is None and kind not in ("NO", "MULTI_CPU", "MULTI_GPU"):
         raise UsageError(unsupported(kind, "this machine"))
-    strategy = request.strategy if request else "ddp" if accelerator.num_processes > 1 else "single"
-    world = STRATEGIES[strategy](accelerator, (ALONE,) if is_alone_in_a_launch(os.environ) else ())
+    notes = [ALONE] if is_alone_in_a_launch(os.environ) else []
+    kind_of_world = STRATEGIES[request.strategy if request else "ddp" if state.num_processes > 1 else "single"]
+    if kind_of_world.divided and state.num_processes == 1:
+        kind_of_world, notes = Single, [*notes, UNDIVIDED]
+    # The training step does its own autocast, so that logits are not copied to float32.
+    accelerator = kind_of_world.open_accelerator(cpu=pick_device(device).type == "cpu", mixed_precision="no")
+    world = kind_of_world(accelerator, notes)
     if undo_settings is not None:
         world.undo_settings = undo_settings
     return world
@@ -58,9 +66,16 @@ def refuse_unsupported(environment: Mapping[str, str] = os.environ) -> None:
 def unsupported(title: str, place: str) -> str:
     """Return the line that refuses a strategy asked for by `place`."""
     return (
-        f"{place} asks for {title}, which peftlab does not support; it trains on one device, or data parallel (DDP) "
-        "on several: use a launcher configuration with distributed_type NO or MULTI_GPU"
+        f"{place} asks for {title}, which peftlab does not support; it trains on one device, or on several with "
+        "DDP or FSDP 2: use a launcher configuration with distributed_type NO, MULTI_GPU or FSDP (fsdp_version: 2)"
     )
+
+
+def refuse_recipe(world: World, recipe: Recipe) -> None:
+    """Raise UsageError for a recipe that the launch's strategy cannot train, before anything is loaded."""
+    if reason := world.why_not(recipe):
+        world.close()
+        raise UsageError(reason)
 
 
 def refuse_missing_trackers(names: Collection[str]) -> None:

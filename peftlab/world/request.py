@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from peftlab.errors import UsageError, nearest
+
 PARALLEL = "PARALLELISM_CONFIG_"
 # What each size of accelerate's parallelism config divides, and the strategy that this makes.
 PARALLELISMS = {
@@ -63,3 +65,19 @@ def count(environment: Mapping[str, str], name: str) -> int:
     """Return a variable's number, 1 where it has none."""
     value = environment.get(name, "1")
     return int(value) if value.isdigit() else 1
+
+
+# What a launcher adds to the environment of the processes for each strategy that training supports.
+VARIABLES = {
+    "ddp": {"ACCELERATE_USE_FSDP": "false"},
+    "fsdp2": {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"},
+}
+
+
+def variables_of(strategy: str) -> dict[str, str]:
+    """Return the variables that ask for a strategy. Raises UsageError for one that training does not support."""
+    if strategy not in VARIABLES:
+        raise UsageError(
+            f"unknown strategy {strategy!r}{nearest(strategy, VARIABLES)}; supported: {', '.join(VARIABLES)}"
+        )
+    return VARIABLES[strategy]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from peftlab.recipe.dump import dump_recipe
@@ -13,12 +13,20 @@ from peftlab.runs.jobs import Job, start
 
 
 class Pair:
-    """The two processes of a run of `recipe`, and the output of each."""
+    """The two processes of a run of `recipe`, and the output of each; `environment` is what a launcher adds."""
 
-    def __init__(self, recipe, folder: Path, *, resume: bool = False, overrides_of_second: tuple[str, ...] = ()):
+    def __init__(
+        self,
+        recipe,
+        folder: Path,
+        *,
+        resume: bool = False,
+        overrides_of_second: tuple[str, ...] = (),
+        environment: Mapping[str, str] = {},
+    ):
         path = folder / "recipe.yaml"
         path.write_text(dump_recipe(recipe))
-        shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+        shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())} | dict(environment)
         self.logs = [folder / f"process-{number}.log" for number in range(2)]
         for log in self.logs:
             log.unlink(missing_ok=True)

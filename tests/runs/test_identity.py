@@ -112,3 +112,11 @@ def test_a_recipe_is_compared_alone_where_nothing_is_loaded(identity):
     refuse_changed_recipe(recipe, recipe)
     with pytest.raises(StorageError, match="run.seed: 0 -> 1"):
         refuse_changed_recipe(recipe, recipe | {"run": recipe["run"] | {"seed": 1}})
+
+
+def test_another_strategy_makes_a_resumed_run_inexact_and_none_is_what_the_processes_say(identity):
+    fsdp2 = copy.deepcopy(identity)
+    fsdp2["environment"]["strategy"] = "fsdp2"
+    single = changed(fsdp2, "environment.strategy", "single")
+    assert why_inexact(fsdp2, identity) == why_inexact(fsdp2, single) == ["strategy: fsdp2 -> single"]
+    assert why_inexact(identity, single) == why_inexact(fsdp2, fsdp2) == []

@@ -16,7 +16,6 @@ from tests.conftest import REPOSITORY
 TINY = REPOSITORY / "recipes" / "tiny" / "lora.yaml"
 UNSUPPORTED = [
     ({"ACCELERATE_USE_FSDP": "true"}, "FSDP 1"),
-    ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, "FSDP 2"),
     ({"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"}, "DeepSpeed ZeRO-2"),
     ({"ACCELERATE_USE_MEGATRON_LM": "true"}, "Megatron-LM"),
     ({"ACCELERATE_USE_PARALLELISM_CONFIG": "true", "PARALLELISM_CONFIG_TP_SIZE": "2"}, "tensor parallel"),
@@ -28,7 +27,7 @@ def launched_as(monkeypatch):
     """Return a function that sets the environment of a launch; opening accelerate is then a failure."""
 
     def launch(environment):
-        monkeypatch.setattr(open_module, "Accelerator", lambda **_: pytest.fail("accelerate was opened"))
+        monkeypatch.setattr(open_module, "PartialState", lambda **_: pytest.fail("accelerate was opened"))
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
 
@@ -53,12 +52,12 @@ def test_an_unsupported_strategy_is_refused_in_one_line_before_accelerate_opens(
 def test_commands_refuse_an_unsupported_strategy_before_anything_is_loaded(
     launched_as, command, tmp_path, monkeypatch, capfd
 ):
-    for place in ("bench.load_examples", "loading.load_examples", "loading.load_model", "loading.build_meta"):
+    for place in ("bench.read_data", "loading.load_examples", "loading.load_model", "loading.build_meta"):
         monkeypatch.setattr(f"peftlab.runs.{place}", lambda *_, **__: pytest.fail("something was loaded"))
-    launched_as({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"})
+    launched_as({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1"})
     assert run([command[0], str(TINY), f"run.output={tmp_path / 'run'}", *command[1:]]) == 2
     errors = capfd.readouterr().err.splitlines()
-    assert len(errors) == 1 and "ACCELERATE_USE_FSDP asks for FSDP 2" in errors[0]
+    assert len(errors) == 1 and "ACCELERATE_USE_FSDP asks for FSDP 1" in errors[0]
     assert not (tmp_path / "run").exists()
 
 
@@ -72,11 +71,13 @@ def test_evaluate_refuses_an_unsupported_strategy(launched_as, tmp_path, capfd):
     assert "ACCELERATE_USE_DEEPSPEED asks for DeepSpeed" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["fsdp2", "zero3"])
+@pytest.mark.parametrize("name", ["zero2", "zero3"])
 def test_a_plan_offers_only_what_training_supports(name, capfd):
     assert run(["plan", str(TINY), "--devices", "4", "--strategy", name]) == 2
     errors = capfd.readouterr().err.splitlines()
-    assert len(errors) == 1 and f"strategy '{name}': training does not support it yet; supported: ddp" in errors[0]
+    assert (
+        len(errors) == 1 and f"strategy '{name}': training does not support it yet; supported: ddp, fsdp2" in errors[0]
+    )
 
 
 def test_a_strategy_is_one_class_and_one_entry(monkeypatch):

@@ -1,0 +1,29 @@
+"""Tensors of which each process has a part: the whole of one, and this process's own part."""
+
+from __future__ import annotations
+
+import torch
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+
+def is_divided(tensor: torch.Tensor) -> bool:
+    """Return whether each process has a part of a tensor."""
+    return isinstance(tensor, DTensor)
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """Return all of a tensor. All processes must call this together for one that is divided among them."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def own_part(tensor: torch.Tensor) -> torch.Tensor:
+    """Return what this process has of a tensor, in the same memory: all of one that is not divided."""
+    return tensor._local_tensor if isinstance(tensor, DTensor) else tensor
+
+
+def divided_as(tensor: torch.Tensor, divided: torch.Tensor) -> torch.Tensor:
+    """Return `tensor`, which is whole on every process, divided as another one is; nothing is exchanged."""
+    if not isinstance(divided, DTensor):
+        return tensor
+    mesh, placements = divided.device_mesh, divided.placements
+    return distribute_tensor(tensor.to(divided.dtype), mesh, placements, src_data_rank=None)

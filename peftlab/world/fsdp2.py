@@ -1,0 +1,146 @@
+"""Fully sharded data parallel: every process has its own rows and a part of every weight, gradient and state.
+
+Source: `fully_shard` of torch, pytorch.org/docs/stable/distributed.fsdp.fully_shard.html. Accelerate starts the
+processes; it is not asked to divide the model, since it would not do so on the CPU.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard
+
+from peftlab.parameters.divided import divided_as, whole
+from peftlab.parameters.kinds import layer_lists
+from peftlab.parameters.trainable import find_base
+from peftlab.recipe.schema import Recipe
+from peftlab.world.ddp import Ddp
+from peftlab.world.dtypes import resolve_types
+from peftlab.world.request import is_on
+
+# What cannot work, and what to do instead.
+DIVIDES = "FSDP 2 divides every weight among processes"
+QUANTISED = f"{DIVIDES}, and quantised ones cannot be divided yet; launch with DDP, or use method.type=lora"
+BESIDE = (
+    f"{DIVIDES}, and learned tokens reach the layers outside of the model's own pass: their backward pass crashed with "
+    "torch 2.13; launch with DDP, or use another method"
+)
+OWN_STATES = f"{DIVIDES}, and bitsandbytes' optimisers take whole ones; set training.optimizer=adamw or launch with DDP"
+SCALED = f"{DIVIDES}, and float16's gradient scaler is untried there; set training.precision=bfloat16"
+CHECKPOINTED = (
+    "fsdp_activation_checkpointing is not read; set it to false and training.gradient_checkpointing=true instead"
+)
+
+
+class Fsdp2(Ddp):
+    strategy = "fsdp2"
+    divided: ClassVar[bool] = True
+
+    @classmethod
+    def open_accelerator(cls, **options: Any) -> Accelerator:
+        """Return accelerate's view of the processes, without its own FSDP."""
+        with _without("ACCELERATE_USE_FSDP", "ACCELERATE_USE_PARALLELISM_CONFIG"):
+            return Accelerator(**options)
+
+    def why_not(self, recipe: Recipe) -> str:
+        types = resolve_types(recipe.model.dtype, recipe.training.precision, self.device)
+        refusals = {
+            QUANTISED: recipe.method.base_format != "plain",
+            BESIDE: recipe.method.virtual_tokens > 0,
+            OWN_STATES: recipe.training.optimizer.needs_cuda,
+            SCALED: types.computation == torch.float16,
+            CHECKPOINTED: is_on(os.environ, "FSDP_ACTIVATION_CHECKPOINTING"),
+        }
+        return next((reason for reason, applies in refusals.items() if applies), "")
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        """Divide a model's weights, layer by layer, in place, and return it."""
+        plain = find_base(model.to(self.device))[1]
+        options: dict[str, Any] = {
+            "mesh": init_device_mesh(self.device.type, (self.processes,)),
+            # Of the outermost part too: otherwise its weights would be whole, and copies, until the next step.
+            "reshard_after_forward": True,
+            "offload_policy": self._offload(),
+        }
+        layers = (layer for path in layer_lists(plain) for layer in plain.get_submodule(path).children())
+        for module in (*layers, plain):
+            fully_shard(module, **options)
+        return model
+
+    def _offload(self) -> OffloadPolicy:
+        if is_on(os.environ, "FSDP_OFFLOAD_PARAMS"):
+            return CPUOffloadPolicy(pin_memory=self.device.type == "cuda")
+        return OffloadPolicy()
+
+    @contextmanager
+    def accumulating(self, model: nn.Module) -> Iterator[None]:
+        units = [module for module in model.modules() if isinstance(module, FSDPModule)]
+        for unit in units:
+            unit.set_requires_gradient_sync(False, recurse=False)
+        try:
+            yield
+        finally:
+            for unit in units:
+                unit.set_requires_gradient_sync(True, recurse=False)
+
+    def capture(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        return self._collect(super().capture(model, optimizer))
+
+    def _collect(self, value: Any) -> Any:
+        """Return a tree with whole tensors, on the main process alone: the others pass theirs on and keep nothing."""
+        if isinstance(value, dict):
+            return {key: self._collect(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [self._collect(item) for item in value]
+        if not isinstance(value, torch.Tensor):
+            return value
+        found = whole(value)
+        return found if self.is_main else None
+
+    def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        moments = {
+            number: {name: _like(value, parameters[number]) for name, value in kept.items()}
+            for number, kept in state["optimizer"]["state"].items()
+        }
+        super().restore(model, optimizer, {**state, "optimizer": {**state["optimizer"], "state": moments}})
+
+    @contextmanager
+    def whole(self, model: nn.Module, everything: bool) -> Iterator[None]:
+        places = [(module, name, one) for module in model.modules() for name, one in module._parameters.items()]
+        divided = [(module, name, one) for module, name, one in places if one is not None]
+        found: dict[nn.Parameter, nn.Parameter] = {}
+        try:
+            for module, name, parameter in divided:
+                if everything or parameter.requires_grad:
+                    if parameter not in found:
+                        found[parameter] = nn.Parameter(whole(parameter.detach()), parameter.requires_grad)
+                    module._parameters[name] = found[parameter]
+            yield
+        finally:
+            for module, name, parameter in divided:
+                module._parameters[name] = parameter
+
+
+def _like(value: Any, parameter: torch.Tensor) -> Any:
+    """Return an optimiser's tensor of a parameter, divided as the parameter is; numbers and counts as they are."""
+    if not isinstance(value, torch.Tensor) or value.shape != parameter.shape:
+        return value
+    return divided_as(value.to(parameter.device), parameter)
+
+
+@contextmanager
+def _without(*names: str) -> Iterator[None]:
+    """Keep variables out of this process's environment for as long as the context is open."""
+    kept = {name: os.environ.pop(name) for name in names if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(kept)

@@ -1,0 +1,163 @@
+"""FSDP 2: two processes that each have half of every weight train as one does."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from peftlab.checkpoint.tensors import load_state
+from peftlab.errors import UsageError
+from peftlab.recipe.schema import Recipe
+from peftlab.runs.directory import RunDirectory
+from peftlab.runs.display import NoDisplay
+from peftlab.runs.run import train
+from peftlab.runs.verify import differing, load_final
+from peftlab.world.fsdp2 import Fsdp2
+from peftlab.world.open import open_world, refuse_recipe
+from tests.runs.pairs import Pair
+from tests.runs.recipes import METHODS, shallow_sections
+
+FSDP2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+OFFLOADED = FSDP2 | {"FSDP_OFFLOAD_PARAMS": "true"}
+TRAINED = {
+    "lora": METHODS["lora"] | {"init": "orthogonal"},  # both factors start off zero, so that each has a gradient
+    "full": {"type": "full"},
+    "last layer": {"type": "full", "layers": 1},
+    "adapters": METHODS["adapters"],
+    "bitfit": METHODS["bitfit"],
+}
+STEPS = 3
+
+
+def small_recipe(method: dict, folder: Path, accumulation: int, **run) -> Recipe:
+    sections = shallow_sections("full", folder, steps=STEPS, batch_size=2, gradient_accumulation=accumulation)
+    sections["method"] = method
+    sections["data"] |= {"max_length": 48, "train_rows": 12, "evaluation_rows": 5}
+    sections["evaluation"] = {"generation": {"examples": 1, "rows": 3, "max_new_tokens": 4}}
+    sections["evaluation"] |= {"metrics": ["loss", "exact_match"]}
+    sections["run"] |= {"save_every": 1, "keep_checkpoints": 9, "log_every": 1} | run
+    return Recipe.model_validate(sections)
+
+
+def losses_of(run: Path) -> list[float]:
+    """Return the logged losses of a run's steps and evaluations, in their order."""
+    return [one["loss"] for one in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()) if "loss" in one]
+
+
+def gradients_of(run: Path) -> list[torch.Tensor]:
+    """Return each parameter's gradient in the first step, times a tenth: Adam's first average of it."""
+    state = load_state(run / "checkpoints" / "step-000001", "state")["optimizer"]["state"]
+    return [moments["exp_avg"] for moments in state.values()]
+
+
+@pytest.fixture(
+    scope="module",
+    params=["lora", *(pytest.param(name, marks=pytest.mark.slow) for name in list(TRAINED)[1:])],
+)
+def pair(request, tmp_path_factory):
+    """The folders of a run in one process and in two that divide the weights; as many rows a step."""
+    folder = tmp_path_factory.mktemp("fsdp2")
+    two = Pair(small_recipe(TRAINED[request.param], folder / "two", 2), folder, environment=FSDP2)
+    assert two.wait() == [0, 0], two.outputs()
+    train(small_recipe(TRAINED[request.param], folder / "one", 4), display=NoDisplay())
+    return folder / "one", folder / "two"
+
+
+def test_losses_and_gradients_are_those_of_one_process(pair):
+    one, two = pair
+    assert losses_of(two) == pytest.approx(losses_of(one), rel=1e-5) and len(losses_of(one)) >= STEPS + 2
+    theirs, ours = gradients_of(one), gradients_of(two)
+    assert len(theirs) > 0 and all(gradient.abs().max() > 1e-7 for gradient in theirs)
+    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-6)
+
+
+def test_each_process_has_half_of_the_weights_and_of_the_optimisers_state(pair):
+    one, two = (RunDirectory.open(folder).read_result() for folder in pair)
+    assert two.environment["strategy"] == "fsdp2" and two.parameters == one.parameters
+    ours, theirs = (result.memory["process"].categories for result in (two, one))
+    for name in ("frozen_weights", "trainable_weights"):
+        assert ours[name] == pytest.approx(theirs[name] / 2, rel=0.02)
+    assert ours["optimiser_state"] < 0.52 * theirs["optimiser_state"] + 1000
+
+
+def test_the_audit_is_clean_and_a_speed_up_that_reads_weights_is_declined(pair):
+    result = RunDirectory.open(pair[1]).read_result()
+    assert result.audit is not None and result.audit.clean and result.audit.steps == STEPS
+    (loss,) = [switch for switch in result.speed.switches if switch.name == "loss"]
+    assert not loss.used and "divides them among processes" in loss.reason
+
+
+def test_what_is_saved_is_the_same_folder_as_from_one_process(pair):
+    one, two = (RunDirectory.open(folder).weights for folder in pair)
+    assert sorted(path.name for path in two.iterdir()) == sorted(path.name for path in one.iterdir())
+    for path in one.glob("*.safetensors"):
+        theirs, ours = load_file(path), load_file(two / path.name)
+        assert {name: (t.shape, t.dtype) for name, t in ours.items()} == {
+            name: (t.shape, t.dtype) for name, t in theirs.items()
+        }
+    assert (two / "peftlab_adapter.json").read_bytes() == (one / "peftlab_adapter.json").read_bytes()
+
+
+def test_a_run_whose_process_was_killed_resumes_to_the_same_bytes_and_in_one_process_with_a_note(tmp_path):
+    def recipe(name: str, steps: int) -> Recipe:
+        made = small_recipe(METHODS["lora"] | {"dropout": 0.1}, tmp_path / name, 1, save_every=2)
+        training = made.training.model_copy(update={"steps": steps, "schedule": "constant"})
+        return made.model_copy(update={"training": training})
+
+    killed = Pair(recipe("killed", 200), tmp_path, environment=OFFLOADED)
+    killed.wait_for_step(4)
+    killed.processes[1].kill()
+    assert killed.wait() == [12, -signal.SIGKILL]
+    assert "error: process 1 of 2" in killed.outputs()[0].splitlines()[-1]
+    steps = killed.result()["progress"]["step"] + 3
+    resumed = Pair(recipe("killed", steps), tmp_path, resume=True, environment=OFFLOADED)
+    assert resumed.wait() == [0, 0], resumed.outputs()
+    straight = Pair(recipe("straight", steps), tmp_path, environment=OFFLOADED)
+    assert straight.wait() == [0, 0]
+    assert all(differing(load_final(tmp_path / "killed"), load_final(tmp_path / "straight")).values())
+    alone = train(recipe("killed", steps + 1), resume=True, display=NoDisplay())
+    assert alone.resumes[-1].step == steps and not alone.resumes[-1].exact
+    reasons = alone.resumes[-1].reasons
+    assert "processes: 2 -> 1" in reasons and "strategy: fsdp2 -> single" in reasons
+
+
+@pytest.mark.parametrize(
+    ("section", "settings", "reason"),
+    [
+        ("method", METHODS["qlora"], "quantised ones cannot be divided yet"),
+        ("method", METHODS["prefix"], "crashed with torch 2.13"),
+        ("training", {"optimizer": "adamw_8bit"}, "set training.optimizer=adamw"),
+        ("training", {"precision": "float16"}, "set training.precision=bfloat16"),
+    ],
+)
+def test_what_cannot_work_is_refused_in_one_line_before_anything_is_loaded(tmp_path, section, settings, reason):
+    sections = shallow_sections("lora", tmp_path, steps=1)
+    sections[section] = settings if section == "method" else sections[section] | settings
+    closed: list[bool] = []
+    world = Fsdp2.__new__(Fsdp2)
+    world.device = torch.device("cpu")
+    world.close = lambda: closed.append(True)
+    with pytest.raises(UsageError, match=reason) as error:
+        refuse_recipe(world, Recipe.model_validate(sections))
+    assert "\n" not in str(error.value) and closed
+    assert not world.why_not(Recipe.model_validate(shallow_sections("lora", tmp_path, steps=1)))
+
+
+def test_a_launch_of_one_process_trains_alone_with_a_note(monkeypatch):
+    for name, value in FSDP2.items():
+        monkeypatch.setenv(name, value)
+    world = open_world("cpu")
+    assert world.strategy == "single"
+    assert world.notes == ("FSDP 2 was asked for, but the launch has one process: its device has the whole model",)
+
+
+def test_a_process_works_on_its_share_alone_unless_weights_are_divided():
+    place = SimpleNamespace(process=1, processes=3, divided=False)
+    assert list(Fsdp2.own_share(place, 5)) == [1, 4]
+    assert list(Fsdp2.own_share(SimpleNamespace(divided=True), 3)) == [0, 1, 2]
