@@ -22,6 +22,7 @@ from peftlab.cli.data import data
 from peftlab.cli.docs import docs
 from peftlab.cli.export import export
 from peftlab.cli.inspection import doctor, params
+from peftlab.cli.launch import launch
 from peftlab.cli.merge import merge
 from peftlab.cli.plan import plan
 from peftlab.cli.predict import predict
@@ -55,6 +56,7 @@ for command in (
     plan,
     budget,
     train,
+    launch,
     params,
     evaluate,
     generate,
