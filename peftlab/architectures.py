@@ -274,8 +274,8 @@ NEEDS_MORE = MappingProxyType(
 POSITIONS_BY_MASK = frozenset({"bloom", "mpt"})
 """Decoders that are given no positions and count them by the attention mask, or need none."""
 
-READS_PADDING = frozenset({"deepseek_v4"})
-"""Decoders that count positions by the mask, yet compress the padding before a prompt into their keys."""
+READS_PADDING = frozenset({"deepseek_v4", "recurrent_gemma"})
+"""Decoders that count positions by the mask, yet take padding before a prompt into compressed keys or a state."""
 
 ANSWERS_ALONE = frozenset({"fsmt", "rwkv"})
 """Decoders whose answers change with the other rows of a batch (measured with transformers 5.23)."""

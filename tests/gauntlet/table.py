@@ -63,13 +63,13 @@ def make_page(table: dict[str, Any]) -> str:
             "stage agrees with its oracle; one that cannot work is refused in a line before weights are loaded.",
             "",
             f"Run until {run['date']} with {versions}: {run['types']} types; {counts}.",
-            "A method that is in neither column was not run. Not all cases are of the present version of peftlab: most",
-            "ran hours before its last changes, and types without a line have no outcome since.",
+            "A method that is in neither column was not run. Full fine-tuning and LoRA ran within hours of the present",
+            "version's last changes; other methods, and the last types of the alphabet, ran before.",
             "",
-            "| type | task | works | refused |",
-            "|---|---|---|---|",
+            "| type and task | works | refused |",
+            "|---|---|---|",
             *(
-                f"| {model_type} | {task} | {_works(entry)} | {', '.join(entry['refused']) or '-'}{_fails(entry)} |"
+                f"| {model_type} {task.replace('-', ' ')} | {_works(entry)} | {_refused(entry)} |"
                 for model_type, tasks in table["types"].items()
                 for task, entry in tasks.items()
             ),
@@ -90,6 +90,10 @@ def make_page(table: dict[str, Any]) -> str:
 
 def _works(entry: dict[str, Any]) -> str:
     return "all" if set(entry["works"]) == set(method_variants()) else ", ".join(entry["works"]) or "-"
+
+
+def _refused(entry: dict[str, Any]) -> str:
+    return f"{', '.join(entry['refused']) or '-'}{_fails(entry)}"
 
 
 def _fails(entry: dict[str, Any]) -> str:

@@ -85,7 +85,7 @@ def _is_possible(one: Reload) -> bool:
         return False
     if one.task == "regression" and one.method == "prompt":  # a decoder's classifier
         return False
-    return not (one.part == "tokens" and kind == "prefix")
+    return not (one.part == "tokens" and (kind == "prefix" or one.method == "last layer"))
 
 
 def write_base(folder: Path, one: Reload) -> Path:
