@@ -6,7 +6,6 @@ to the types in which PEFT multiplies them, so that no cast copy outlives its pr
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -16,40 +15,6 @@ from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
 COMPUTED = (torch.float32, torch.bfloat16, torch.float16)
-
-
-class Source:
-    """What a tensor was made of, where making it again is cheaper than to save it: `make(*tensors)`.
-
-    Each who would save the tensor calls `give`, and in its backward pass `take` with what it saved instead. The tensor
-    is made once for all of them.
-    """
-
-    def __init__(self, make: Callable[..., Tensor], *tensors: Tensor):
-        self.make, self.tensors = make, tensors
-        self._users = 0
-        self._made: Tensor | None = None
-
-    def give(self) -> tuple[Tensor, ...]:
-        self._users += 1
-        return self.tensors
-
-    def take(self, *tensors: Tensor) -> Tensor:
-        made = self.make(*tensors) if self._made is None else self._made
-        self._users -= 1
-        self._made = made if self._users > 0 else None
-        return made
-
-
-def note_source(tensor: Tensor, source: Source) -> Tensor:
-    """Return the tensor; `source_of` returns its source."""
-    tensor._peftlab_source = source  # type: ignore[attr-defined]
-    return tensor
-
-
-def source_of(tensor: Tensor) -> Source:
-    """Return what a tensor is made of: itself, where nothing is noted."""
-    return getattr(tensor, "_peftlab_source", None) or Source(lambda one: one, tensor)
 
 
 class Weights(NamedTuple):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from peftlab.speed.dense import Dense, DenseLayer, Needs, Source, Weights, fits, has_hooks, read_dense, source_of
+from peftlab.speed.dense import Dense, DenseLayer, Needs, Weights, fits, has_hooks, read_dense
 from peftlab.speed.layers import LayerSpeedUp
 
 PARTS = ("gate_proj", "up_proj", "down_proj")
@@ -66,31 +66,26 @@ class GatedFeedForward(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        layers: tuple[DenseLayer, ...],
-        activation: Activation,
-        source: Source,
-        x: Tensor,
-        *tensors: Tensor | None,
+        ctx: Any, layers: tuple[DenseLayer, ...], activation: Activation, x: Tensor, *tensors: Tensor | None
     ) -> Tensor:
         parts = _by_part(tensors)
         rows = x.reshape(-1, x.shape[-1])
         gate, up = (layer.multiply(rows, weights) for layer, weights in zip(layers[:2], parts[:2], strict=True))
         inner = activation.forward(gate.output).mul_(up.output)
         output, low, mask = layers[2].multiply(inner, parts[2])
-        ctx.layers, ctx.activation, ctx.source, ctx.size = layers, activation, source, x.shape
+        ctx.layers, ctx.activation, ctx.size = layers, activation, x.shape
         needs = _needs(ctx)
         lows = [one if part.up else None for one, part in zip((gate.low, up.low, low), needs, strict=True)]
-        given = source.give() if needs[0].input or needs[1].input else ()
-        ctx.save_for_backward(*tensors, *lows, gate.mask, up.mask, mask, gate.output, up.output, *given)
+        saved = x if needs[0].input or needs[1].input else None
+        ctx.save_for_backward(*tensors, *lows, gate.mask, up.mask, mask, saved, gate.output, up.output)
         return output.view(*x.shape[:-1], output.shape[-1])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        saved, count = ctx.saved_tensors, len(PARTS) * TENSORS  # read once: checkpointing gives them once
-        parts, needs = _by_part(saved[:count]), _needs(ctx)
-        low_gate, low_up, low_down, mask_gate, mask_up, mask_down, gate, up, *given = saved[count:]
+        *tensors, low_gate, low_up, low_down, mask_gate, mask_up, mask_down, x, gate, up = ctx.saved_tensors
+        parts, needs = _by_part(tensors), _needs(ctx)
+        rows = None if x is None else x.reshape(-1, x.shape[-1])
         outer = gradient.reshape(-1, gradient.shape[-1])
         activated = ctx.activation.forward(gate)
         inner = activated * up if needs[2].input else None
@@ -98,7 +93,6 @@ class GatedFeedForward(torch.autograd.Function):
         del inner, outer
         found: Any = (None, *[None] * TENSORS), (None, *[None] * TENSORS)
         if down.x is not None:
-            rows = ctx.source.take(*given).reshape(-1, ctx.size[-1]) if given else None
             by_up = activated.mul_(down.x)
             of_up = ctx.layers[1].gradients(needs[1], by_up, parts[1], rows, low_up, mask_up)
             del by_up, activated
@@ -106,15 +100,7 @@ class GatedFeedForward(torch.autograd.Function):
             of_gate = ctx.layers[0].gradients(needs[0], by_gate, parts[0], rows, low_gate, mask_gate, into=of_up.x)
             found = of_gate, of_up
         by_x = found[0][0]
-        return (
-            None,
-            None,
-            None,
-            None if by_x is None else by_x.view(ctx.size),
-            *found[0][1:],
-            *found[1][1:],
-            *down[1:],
-        )
+        return (None, None, None if by_x is None else by_x.view(ctx.size), *found[0][1:], *found[1][1:], *down[1:])
 
 
 def _by_part(tensors: Any) -> list[Weights]:
@@ -123,7 +109,7 @@ def _by_part(tensors: Any) -> list[Weights]:
 
 def _needs(ctx: Any) -> list[Needs]:
     """Return what is needed of gate, up and down; the input of down where anything before it is needed."""
-    _, _, _, of_input, *rest = ctx.needs_input_grad
+    _, _, of_input, *rest = ctx.needs_input_grad
     groups = [tuple(rest[start : start + TENSORS]) for start in range(0, len(rest), TENSORS)]
     before = of_input or any(groups[0]) or any(groups[1])
     return [Needs(wanted, *group) for wanted, group in zip((of_input, of_input, before), groups, strict=True)]
@@ -136,7 +122,7 @@ def forward_with(activation: Activation, self: nn.Module, x: Tensor, *args: Any,
         if not isinstance(parts, str) and all(fits(part, x) for part in parts):
             layers = tuple(part.layer for part in parts)
             tensors = [tensor for part in parts for tensor in part.weights]
-            return GatedFeedForward.apply(layers, activation, source_of(x), x, *tensors)  # type: ignore[no-any-return]
+            return GatedFeedForward.apply(layers, activation, x, *tensors)  # type: ignore[no-any-return]
     return type(self).forward(self, x, *args, **kwargs)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from peftlab.speed.dense import DenseLayer, Needs, Source, Weights, fits, read_dense, source_of
+from peftlab.speed.dense import DenseLayer, Needs, Weights, fits, read_dense
 from peftlab.speed.layers import LayerSpeedUp
 
 
@@ -35,24 +35,28 @@ class LoraLinear(torch.autograd.Function):
     """The product of a `DenseLayer`, with the gradients of its input and of what trains of it."""
 
     @staticmethod
-    def forward(ctx: Any, layer: DenseLayer, source: Source, x: Tensor, *tensors: Tensor | None) -> Tensor:
-        weights, needs = Weights(*tensors), Needs(*ctx.needs_input_grad[2:])
+    def forward(ctx: Any, layer: DenseLayer, x: Tensor, *tensors: Tensor | None) -> Tensor:
+        weights, needs = Weights(*tensors), Needs(*ctx.needs_input_grad[1:])
         rows = x.reshape(-1, x.shape[-1])
         output, low, mask = layer.multiply(rows, weights)
-        ctx.layer, ctx.source, ctx.size = layer, source, x.shape
-        ctx.save_for_backward(*weights, low if needs.up else None, mask, *(source.give() if needs.input else ()))
+        ctx.layer, ctx.size = layer, x.shape
+        ctx.save_for_backward(
+            *weights,
+            x if needs.input else None,
+            low if needs.up else None,
+            mask,
+        )
         return output.view(*x.shape[:-1], output.shape[-1])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        weight, bias, down, up, low, mask, *given = ctx.saved_tensors
-        weights = Weights(weight, bias, down, up)
-        needs = Needs(*ctx.needs_input_grad[2:])
-        rows = ctx.source.take(*given).reshape(-1, ctx.size[-1]) if given else None
+        *tensors, x, low, mask = ctx.saved_tensors
+        rows = None if x is None else x.reshape(-1, x.shape[-1])
+        needs = Needs(*ctx.needs_input_grad[1:])
         outer = gradient.reshape(-1, gradient.shape[-1])
-        found = ctx.layer.gradients(needs, outer, weights, rows, low, mask)
-        return (None, None, None if found.x is None else found.x.view(ctx.size), *found[1:])
+        found = ctx.layer.gradients(needs, outer, Weights(*tensors), rows, low, mask)
+        return (None, None if found.x is None else found.x.view(ctx.size), *found[1:])
 
 
 def forward(self: nn.Module, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -60,5 +64,5 @@ def forward(self: nn.Module, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     if torch.is_grad_enabled() and not args and not kwargs:
         dense = read_dense(self, x.device.type)
         if not isinstance(dense, str) and fits(dense, x):
-            return LoraLinear.apply(dense.layer, source_of(x), x, *dense.weights)  # type: ignore[no-any-return]
+            return LoraLinear.apply(dense.layer, x, *dense.weights)  # type: ignore[no-any-return]
     return type(self).forward(self, x, *args, **kwargs)

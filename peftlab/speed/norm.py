@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from peftlab.speed.dense import Source, note_source
 from peftlab.speed.layers import LayerSpeedUp
 
 EPSILONS = ("variance_epsilon", "eps")
@@ -44,7 +42,10 @@ class RMSNorm(torch.autograd.Function):
         scale = scale.add_(epsilon).rsqrt_()
         ctx.save_for_backward(x, weight, scale)
         ctx.shift = shift
-        return _multiplied(inner * scale, weight, shift, x.dtype)
+        normed = inner * scale
+        if shift:
+            return normed.mul_(weight.to(normed.dtype) + shift).to(x.dtype)
+        return normed.mul_(weight) if normed.dtype == x.dtype == weight.dtype else normed.to(x.dtype) * weight
 
     @staticmethod
     @once_differentiable
@@ -60,12 +61,6 @@ class RMSNorm(torch.autograd.Function):
         along = (by_normed * normed).mean(-1, keepdim=True)
         by_x = by_normed.addcmul_(normed, along, value=-1).mul_(scale)
         return by_x.to(x.dtype), by_weight, None, None
-
-
-def _multiplied(normed: Tensor, weight: Tensor, shift: float, dtype: torch.dtype) -> Tensor:
-    if shift:
-        return normed.mul_(weight.to(normed.dtype) + shift).to(dtype)
-    return normed.mul_(weight) if normed.dtype == dtype == weight.dtype else normed.to(dtype) * weight
 
 
 def _computed(x: Tensor) -> Tensor:
@@ -86,18 +81,7 @@ def _normed(module: Any, x: Tensor, shift: float) -> Tensor:
     weight = module.weight
     if not torch.is_grad_enabled() or x.dtype != weight.dtype or hasattr(weight, "__tensor_flatten__"):
         return type(module).forward(module, x)  # type: ignore[no-any-return]
-    epsilon = _epsilon(module)
-    found = RMSNorm.apply(x, weight, epsilon, shift)
-    if not found.requires_grad:
-        return found  # type: ignore[no-any-return]
-    # The norm saves its input anyway: what needs its output in the backward pass makes it again.
-    return note_source(found, Source(partial(_again, epsilon, shift), x.detach(), weight.detach()))
-
-
-def _again(epsilon: float, shift: float, x: Tensor, weight: Tensor) -> Tensor:
-    """Return a norm's output, without a graph."""
-    with torch.no_grad():
-        return RMSNorm.apply(x, weight, epsilon, shift)  # type: ignore[no-any-return]
+    return RMSNorm.apply(x, weight, _epsilon(module), shift)  # type: ignore[no-any-return]
 
 
 def _epsilon(module: nn.Module) -> float:
