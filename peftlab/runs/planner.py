@@ -17,6 +17,7 @@ from peftlab.reports import MemoryReport
 from peftlab.runs.loading import read_labels
 from peftlab.runs.longest import answers_to, longest_prompts, longest_work
 from peftlab.sizes import DEFAULT_CAPABILITY, Budget
+from peftlab.speed.apply import as_divided
 from peftlab.world.hardware import available_host_bytes, has_cuda, total_bytes
 
 # All that a model with its method is built from: recipes that are equal here share one blueprint.
@@ -51,7 +52,7 @@ class Planner:
 
     def __call__(self, recipe: Recipe) -> MemoryReport:
         """Return the predicted memory. Raises UnpredictableError, ModelError and MethodError."""
-        blueprint = self.blueprint(recipe)
+        blueprint = self.blueprint(as_divided(recipe) if self.divides_weights else recipe)
         return predict(
             blueprint,
             self.workload(blueprint),
@@ -60,6 +61,11 @@ class Planner:
             capability=self.capability,
             capacity_bytes=self.capacity_bytes,
         )
+
+    @property
+    def divides_weights(self) -> bool:
+        """Whether each process has a part of every weight, so that steps use fewer speed-ups."""
+        return self.processes > 1 and self.strategy.divides_weights
 
     @property
     def usable_bytes(self) -> int:

@@ -42,6 +42,13 @@ def speed_up(model: nn.Module, recipe: Recipe, divided: bool = False) -> SpeedRe
     return SpeedReport(switches=[_use(one, model, recipe, divided) for one in SPEED_UPS])
 
 
+def as_divided(recipe: Recipe) -> Recipe:
+    """Return the recipe with the switches off that are declined where processes divide the weights."""
+    off = {one.name: "off" for one in SPEED_UPS if one.reads_weights}
+    speed = recipe.training.speed.model_copy(update=off)
+    return recipe.model_copy(update={"training": recipe.training.model_copy(update={"speed": speed})})
+
+
 def remove_speed_ups(model: nn.Module) -> None:
     """Give `model` its own forward functions back."""
     for one in SPEED_UPS:

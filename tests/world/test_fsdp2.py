@@ -16,6 +16,7 @@ from peftlab.errors import UsageError
 from peftlab.recipe.schema import Recipe
 from peftlab.runs.directory import RunDirectory
 from peftlab.runs.display import NoDisplay
+from peftlab.runs.planner import Planner
 from peftlab.runs.run import train
 from peftlab.runs.verify import differing, load_final
 from peftlab.world.fsdp2 import Fsdp2
@@ -91,6 +92,15 @@ def test_the_audit_is_clean_and_a_speed_up_that_reads_weights_is_declined(pair):
     assert result.audit is not None and result.audit.clean and result.audit.steps == STEPS
     (loss,) = [switch for switch in result.speed.switches if switch.name == "loss"]
     assert not loss.used and "divides them among processes" in loss.reason
+
+
+def test_the_plan_has_the_state_of_one_process_and_no_speed_up_that_is_declined(pair):
+    recipe = Recipe.model_validate(RunDirectory.open(pair[1]).read_result().recipe)
+    planned = Planner(torch.device("cpu"), processes=2, strategy="fsdp2")(recipe)
+    measured = RunDirectory.open(pair[1]).read_result().memory["process"].categories
+    for name in ("frozen_weights", "trainable_weights", "optimiser_state"):
+        assert planned.categories[name] == pytest.approx(measured[name], rel=0.02)
+    assert planned.categories["logits_and_loss"] > Planner(torch.device("cpu"))(recipe).categories["logits_and_loss"]
 
 
 def test_what_is_saved_is_the_same_folder_as_from_one_process(pair):
