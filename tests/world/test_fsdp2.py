@@ -74,7 +74,8 @@ def test_losses_and_gradients_are_those_of_one_process(pair):
     one, two = pair
     assert losses_of(two) == pytest.approx(losses_of(one), rel=1e-5) and len(losses_of(one)) >= STEPS + 2
     theirs, ours = gradients_of(one), gradients_of(two)
-    assert len(theirs) > 0 and all(gradient.abs().max() > 1e-7 for gradient in theirs)
+    moving = [gradient for gradient in theirs if gradient.abs().max() > 1e-7]
+    assert len(moving) >= len(theirs) / 2 > 0, "an adapter's second factor starts at zero, so that the first has none"
     torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-6)
 
 
