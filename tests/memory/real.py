@@ -17,6 +17,7 @@ from peftlab.memory.ledger import Ledger
 from peftlab.memory.private import cuda_scratch
 from peftlab.memory.trace import Workload
 from peftlab.models.load import load_model
+from peftlab.models.recompute import recompute_activations
 from peftlab.optimization.schedule import build_optimizer
 from peftlab.optimization.step import optimizer_step
 from peftlab.recipe.schema import Recipe
@@ -127,7 +128,7 @@ def prepare(recipe: Recipe, rows: list[TokenRow]) -> Setup:
     model = recipe.method.apply(loaded.model, loaded.fresh)
     training = recipe.training
     if training.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        recompute_activations(model)
     speed_up(model, recipe)
     optimizer = build_optimizer(model, recipe, CPU)
     settings = {"batch_size": training.batch_size, "gradient_accumulation": training.gradient_accumulation}

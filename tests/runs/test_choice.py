@@ -46,7 +46,7 @@ def test_the_best_is_the_highest_where_higher_is_better():
 
 def recipe(folder: Path, keep: str, patience: int | None = None, **run) -> Recipe:
     """Eight steps that overfit eight rows at a high learning rate, evaluated after every second one."""
-    sections = shallow_sections("lora", folder, steps=8, batch_size=2, learning_rate=5e-2, schedule="constant")
+    sections = shallow_sections("lora", folder, steps=8, batch_size=2, learning_rate=3e-2, schedule="constant")
     sections["data"] |= {"train_rows": 8, "evaluation_rows": 4, "max_length": 32}
     sections["evaluation"] = {"every": 2, "patience": patience, "generation": {"examples": 0}}
     sections["run"] |= {"log_every": 1, "keep": keep} | run

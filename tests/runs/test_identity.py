@@ -75,9 +75,9 @@ def test_more_steps_logging_and_saving_may_change(identity, path, value):
     refuse_changes(identity, changed(identity, path, value))
 
 
-def test_every_field_of_run_but_the_seed_is_free_to_change():
+def test_every_field_of_run_but_the_seed_and_the_choice_of_weights_is_free_to_change():
     """A new field must be assigned to one side or the other."""
-    assert {*FREE_OF_RUN, "seed"} == set(schema.Run.model_fields)
+    assert {*FREE_OF_RUN, "seed", "keep"} == set(schema.Run.model_fields)
 
 
 @pytest.mark.parametrize(
