@@ -6,7 +6,6 @@ A start from kept tokens gives the same data set as a new one, and keeps no rows
 from __future__ import annotations
 
 import json
-import pickle
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -24,7 +23,7 @@ from peftlab.data.dataset import (
     tokenise,
     tokenise_part,
 )
-from peftlab.data.kept_examples import SpooledExamples
+from peftlab.data.kept_examples import UNWRITABLE, SpooledExamples
 from peftlab.data.orders import Mixture
 from peftlab.data.prompts import Prompt
 from peftlab.data.records import Records, write_records
@@ -109,7 +108,7 @@ def _writing(*also: type[Exception]) -> Iterator[None]:
 
 class _Spool(SpooledExamples):
     def append(self, example: Example, /) -> None:
-        with _writing(pickle.PicklingError, AttributeError, TypeError):
+        with _writing(*UNWRITABLE):
             super().append(example)
 
 

@@ -14,6 +14,8 @@ import numpy as np
 
 from peftlab.tasks.formats import Example
 
+# What an example raises that cannot be written: a value of it is none that a file of rows gives.
+UNWRITABLE = (pickle.PicklingError, AttributeError, TypeError)
 # Fewer bytes stay in memory.
 SPOOLED_BYTES = 64 * 1024**2
 
