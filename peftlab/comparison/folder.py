@@ -10,7 +10,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from peftlab.checkpoint.lock import RunLock
-from peftlab.comparison.variants import SOLUTIONS
+from peftlab.comparison.variants import DAY, SOLUTIONS
 from peftlab.errors import StorageError
 from peftlab.files import parse_json, read_text, write_atomically
 from peftlab.reports import ComparisonReport
@@ -39,13 +39,13 @@ def clear(folder: Path) -> None:
     """Remove an earlier comparison's runs, logs and reports, and nothing else."""
     for name in (RUNS, LOGS, REPORT):
         shutil.rmtree(folder / name, ignore_errors=True)
-    for name in (SUMMARY, PICTURE, SOLUTIONS):
+    for name in (SUMMARY, PICTURE, SOLUTIONS, DAY):
         (folder / name).unlink(missing_ok=True)
 
 
 def clean(folder: Path) -> None:
     """Remove the half files of killed processes. Requires the lock."""
-    for place, names in ((folder, (MARKER, SUMMARY, PICTURE, SOLUTIONS)), (folder / REPORT, ("*",))):
+    for place, names in ((folder, (MARKER, SUMMARY, PICTURE, SOLUTIONS, DAY)), (folder / REPORT, ("*",))):
         for half in [path for name in names for path in place.glob(f".{name}.*")]:
             if half.suffix[1:].isdecimal() and half.is_file() and not half.is_symlink():
                 half.unlink()

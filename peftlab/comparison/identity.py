@@ -26,6 +26,7 @@ from peftlab.tasks.formats import CHAT
 NOT_IDENTITY = {
     "run.output", "run.log_every", "run.trackers", "run.save_every", "run.keep_checkpoints", "run.plan",
     "run.max_seconds", "evaluation.latency",
+    "data.date",  # it counts as the day, where a chat template writes it
 }  # fmt: skip
 # The recipe's fields when runs were first recorded: all of them count. A field that came later counts only where it
 # is not its default, so that a run recorded before the field was there is still found.
@@ -77,7 +78,7 @@ def describe_tokens(recipe: Recipe) -> dict[str, Any]:
     if CHAT in possible_formats(recipe.task, recipe.data.format):
         tokenizer = load_tokenizer(recipe.model)
         if is_dated(tokenizer, recipe.data):
-            found["day"] = date.today().isoformat()
+            found["day"] = recipe.data.date or date.today().isoformat()
     return found
 
 
@@ -85,6 +86,13 @@ def is_dated(tokenizer: Any, data: Data) -> bool:
     """Whether the chat template writes today's date into a chat."""
     probe = [{"role": "user", "content": "1"}, {"role": "assistant", "content": "2"}]
     return bool(tokenizer.chat_template) and ChatTemplate(tokenizer, data.template_kwargs).calls("strftime_now", probe)
+
+
+def may_write_day(recipe: Recipe) -> bool:
+    """Whether the chat template can write today's date into some chat, such as one with tools."""
+    if CHAT not in possible_formats(recipe.task, recipe.data.format):
+        return False
+    return "strftime_now" in str(load_tokenizer(recipe.model).chat_template)
 
 
 def describe_section(section: BaseModel, path: str = "") -> dict[str, Any]:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import date
 from hashlib import sha256
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from peftlab.errors import PeftlabError, UsageError, nearest
-from peftlab.files import write_atomically
+from peftlab.comparison.identity import may_write_day
+from peftlab.errors import PeftlabError, StorageError, UsageError, nearest
+from peftlab.files import read_text, write_atomically
 from peftlab.metrics import METRICS, RENAMED
 from peftlab.recipe.comparison import (
     DEFAULT_RATE_EXTENSIONS,
@@ -25,6 +27,7 @@ from peftlab.reports import BudgetReport
 from peftlab.runs.jobs import share_of_machine
 
 SOLUTIONS = "solutions.json"
+DAY = "date.txt"
 VALIDATION_SHARE = 0.1
 
 
@@ -53,7 +56,7 @@ class Settings:
 
 def open_variants(variants: Sequence[Variant], settings: Settings, metric: str, folder: Path) -> list[Variant]:
     """Return all variants under all budgets, each solved for once; solutions are kept in `folder`."""
-    prepared = [prepare_variant(variant, settings, metric) for variant in variants]
+    prepared = [prepare_variant(fix_day(variant, folder), settings, metric) for variant in variants]
     if not settings.budgets:
         return prepared
     return [
@@ -61,6 +64,29 @@ def open_variants(variants: Sequence[Variant], settings: Settings, metric: str, 
         for budget in settings.budgets
         for variant in prepared
     ]
+
+
+def fix_day(variant: Variant, folder: Path) -> Variant:
+    """Return the variant with the day on which the comparison began, where its chat template can write today's.
+
+    Trials that run after midnight, or on the day when a comparison is resumed, then have the same text.
+    """
+    try:
+        dated = variant.recipe.data.date is None and may_write_day(variant.recipe)
+    except PeftlabError:  # the run says what is wrong with the tokenizer
+        return variant
+    return variant.with_overrides([f'data.date="{first_day(folder)}"']) if dated else variant
+
+
+def first_day(folder: Path) -> str:
+    """Return the day on which the comparison began, as 2026-01-31; today's is kept for later. Raises StorageError."""
+    path = folder / DAY
+    if not path.exists():
+        write_atomically(path, f"{date.today().isoformat()}\n")
+    try:
+        return date.fromisoformat(read_text(path).strip()).isoformat()
+    except ValueError:
+        raise StorageError(f"{path}: is not a day such as 2026-01-31; write there the day of the first run") from None
 
 
 def prepare_variant(variant: Variant, settings: Settings, metric: str) -> Variant:
@@ -133,7 +159,8 @@ def note_differences(variants: Sequence[Variant]) -> list[str]:
         differing = [f"{section}.{key}" for key in keys if len({repr(dump[section][key]) for dump in dumps}) > 1]
         if differing:
             notes.append(f"the variants differ in {', '.join(differing)}")
-    return notes
+    days = sorted({dump["data"]["date"] for dump in dumps if dump["data"]["date"]})
+    return [*notes, *(f"a chat template that writes today's date writes {day} in all runs" for day in days)]
 
 
 def solve_variant(variant: Variant, cache: Path, jobs: int) -> Variant:

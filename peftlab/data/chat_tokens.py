@@ -25,7 +25,7 @@ def encode_chat_rows(examples: Sequence[Chat], how: Tokenising) -> Iterator[Enco
     cut_turns (messages removed).
     """
     section, counts = how.section, how.counts
-    settings = ChatSettings(section.supervise, section.thinking, section.template_kwargs)
+    settings = ChatSettings(section.supervise, section.thinking, section.template_kwargs, section.date)
     shortens = section.truncate == "auto" and long_rows(section, how.format) == "cut"
     enough = enough_characters(how.tokenizer, section)
     small = [_limit_contents(example, enough) for example in examples]

@@ -223,6 +223,7 @@ def describe_examples(examples: Examples, tokenizer: Any) -> dict[str, Any]:
     if (
         len(chats)
         and examples.format == CHAT
+        and examples.section.date is None
         and ChatTemplate(tokenizer, examples.section.template_kwargs).calls(
             "strftime_now", chats[0].messages, chats[0].tools
         )

@@ -16,8 +16,8 @@ def note_data(recipe: Recipe, report: dict[str, Any], processes: int = 1) -> lis
     lines += _note_leaks(report)
     if report.get("dated"):
         lines.append(
-            "data.train: the chat template writes today's date, so rows differ from day to day; fix the date by an"
-            " argument of the template in data.template_kwargs"
+            "data.train: the chat template writes today's date, so rows differ from day to day; fix the day with"
+            " data.date"
         )
     step = recipe.training.batch_size * recipe.training.gradient_accumulation * processes
     if step > report["train"]["rows"]:

@@ -135,10 +135,13 @@ def _plain(value: Any) -> Any:
 
 
 def _day_of(section: Data, tokenizer: Any) -> str | None:
-    """Return the present day where the chat template may write it. Raises Uncacheable where it may write the time."""
+    """Return the present day where the chat template may write it and the recipe names none.
+
+    Raises Uncacheable where it may write the time.
+    """
     templates = getattr(tokenizer, "chat_template", None) or ""
     text = "\n".join(map(str, templates.values())) if isinstance(templates, dict) else str(templates)
-    if section.format not in (None, "chat") or "strftime_now" not in text:
+    if section.date or section.format not in (None, "chat") or "strftime_now" not in text:
         return None
     for call in DATE_CALL.finditer(text):
         if call["format"] is None or re.search(r"%[^%]", DAYS.sub("", call["format"])):

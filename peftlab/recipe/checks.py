@@ -104,11 +104,13 @@ def optimizer_needs_cuda(recipe: Recipe) -> Found:
         yield "training.optimizer", "8-bit and paged states: needs CUDA, and run.device is cpu; use adamw or sgd"
 
 
-@reads("model.task", "data.format", "data.supervise", "data.thinking", "data.template_kwargs", "data.tools")
+@reads(
+    "model.task", "data.format", "data.supervise", "data.thinking", "data.template_kwargs", "data.date", "data.tools"
+)
 def settings_of_chats(recipe: Recipe) -> Found:
     if CHAT in possible_formats(recipe.task, recipe.data.format):
         return
-    for field in ("supervise", "thinking", "template_kwargs", "tools"):
+    for field in ("supervise", "thinking", "template_kwargs", "date", "tools"):
         if getattr(recipe.data, field) != Data.model_fields[field].get_default(call_default_factory=True):
             yield f"data.{field}", f"is for format chat only, not {_format_names(recipe)}; remove it"
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from datetime import date
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from peftlab.methods import AnyMethod
 from peftlab.metrics import METRICS, RENAMED
@@ -17,6 +18,19 @@ from peftlab.tasks import DEFAULT_TASK, TASKS, Task, list_formats
 from peftlab.tasks.base import LIKELY
 
 PositiveInt = Annotated[int, Field(ge=1)]
+
+
+def read_day(value: Any) -> Any:
+    """Return a day as text. YAML reads one without quotes as a date. Raises ValueError for a day that is none."""
+    if isinstance(value, str):
+        try:
+            return date.fromisoformat(value).isoformat()
+        except ValueError:
+            raise ValueError(f"{value!r} is not a day; write it as 2026-01-31") from None
+    return value.isoformat() if type(value) is date else value
+
+
+Day = Annotated[str, BeforeValidator(read_day)]
 
 
 class Model(Section):
@@ -97,6 +111,8 @@ class Data(Section):
     """Whether the thinking part of a chat's answers is supervised."""
     template_kwargs: dict[str, Any] = Field(default_factory=dict)
     """Arguments of the model's chat template, the same at training, evaluation and generation."""
+    date: Day | None = None
+    """Day that a chat template writes as today's, as 2026-01-31 (default: the day on which rows are tokenised)."""
     tools: str | None = Field(None, min_length=1)
     """Column of the tools that a chat may call (default: `tools`, if there is one)."""
     max_length: PositiveInt = 512

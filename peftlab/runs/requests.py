@@ -154,9 +154,9 @@ def encode(request: Request, recipe: Recipe, tokenizer: Any) -> Encoded:
         assert request.text is not None, "a request is a text or a chat"
         ids = recipe.task.encode_prompt(tokenizer, request.text)
         return Encoded(request.text, ids, opening_tokens(ids, tokenizer))
-    arguments, chat = recipe.data.template_kwargs, request.chat
-    text = render_prompt(chat.messages, tokenizer, arguments, chat.tools)
-    (whole,) = encode_chats([chat], tokenizer, ChatSettings(arguments=arguments))
+    arguments, day, chat = recipe.data.template_kwargs, recipe.data.date, request.chat
+    text = render_prompt(chat.messages, tokenizer, arguments, chat.tools, day)
+    (whole,) = encode_chats([chat], tokenizer, ChatSettings(arguments=arguments, day=day))
     return Encoded(text, encode_chat_prompt(tokenizer, text), whole.lead)
 
 

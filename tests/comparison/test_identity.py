@@ -6,6 +6,7 @@ import json
 import shutil
 from datetime import date
 from hashlib import sha256
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Literal
 
@@ -13,9 +14,12 @@ import pytest
 from pydantic import BaseModel
 from transformers import AutoTokenizer
 
-from peftlab.comparison import identity
+from peftlab.comparison import identity, variants
 from peftlab.comparison.identity import describe_section, describe_tokens, hash_run
+from peftlab.comparison.variants import DAY, Settings, note_differences, open_variants
+from peftlab.errors import StorageError
 from peftlab.models.reference import resolve
+from peftlab.recipe.comparison import Variant
 from peftlab.recipe.load import load_recipe
 
 # Of the recipe's values alone, as the version that first recorded runs hashed them.
@@ -88,6 +92,44 @@ def test_a_chat_template_that_writes_the_date_makes_another_run_on_another_day(d
     first = hash_run(recipe)
     monkeypatch.setattr(identity, "date", SimpleNamespace(today=lambda: date(1999, 1, 1)))
     assert (hash_run(recipe) == first) == same
+
+
+def test_a_day_in_the_recipe_is_the_same_run_as_one_without_on_that_day(dated, monkeypatch):
+    path, overrides = dated
+    fixed = load_recipe(path, [*overrides, "data.date=1999-01-01"])
+    today = hash_run(load_recipe(path, overrides))
+    assert hash_run(fixed) != today
+    monkeypatch.setattr(identity, "date", SimpleNamespace(today=lambda: date(1999, 1, 1)))
+    assert hash_run(load_recipe(path, overrides)) == hash_run(fixed)
+
+
+class Tomorrow(date):
+    @classmethod
+    def today(cls):
+        return cls(2099, 1, 1)
+
+
+def test_all_trials_of_a_comparison_write_the_day_of_the_first(dated, monkeypatch, tmp_path):
+    path, overrides = dated
+    folder = tmp_path / "comparison"
+    folder.mkdir()
+    variant = Variant("a", Path(path), tuple(overrides), load_recipe(path, overrides))
+    (begun,) = open_variants([variant], Settings(), "loss", folder)
+    assert begun.recipe.data.date == date.today().isoformat()
+    assert any(date.today().isoformat() in note for note in note_differences([begun]))
+    monkeypatch.setattr(variants, "date", Tomorrow)
+    monkeypatch.setattr(identity, "date", SimpleNamespace(today=lambda: date(2099, 1, 1)))
+    (resumed,) = open_variants([variant], Settings(), "loss", folder)
+    assert hash_run(resumed.recipe) == hash_run(begun.recipe) and resumed.overrides == begun.overrides
+    (folder / DAY).write_text("soon")
+    with pytest.raises(StorageError, match="date.txt: is not a day"):
+        open_variants([variant], Settings(), "loss", folder)
+
+
+def test_no_day_is_kept_where_no_template_writes_it(tmp_path):
+    variant = Variant("a", Path("recipes/tiny/lora.yaml"), (), load_recipe("recipes/tiny/lora.yaml", []))
+    (opened,) = open_variants([variant], Settings(), "loss", tmp_path)
+    assert opened.recipe.data.date is None and not list(tmp_path.iterdir())
 
 
 def test_a_tokenizer_of_another_place_counts_by_its_content(tmp_path):

@@ -270,6 +270,24 @@ def test_tokens_of_a_template_that_writes_the_date_are_of_one_day(template, kept
     assert read_data(section, task, 0, dated, store).origin.state == ("made" if kept else "not kept")
 
 
+def test_a_day_in_the_recipe_is_what_the_template_writes_on_every_day(recipe, store, bpe, monkeypatch):
+    dated = type(bpe)(tokenizer_object=bpe.backend_tokenizer, eos_token="<|eos|>", pad_token="<|eos|>")
+    dated.chat_template = bpe.chat_template.replace("{% for", "{{ strftime_now('%d.%m.%Y') }}{% for", 1)
+    section, task = recipe("chat")
+    fixed = section.model_copy(update={"date": "1999-12-31"})
+    made = read_data(fixed, task, 0, dated, store)
+    assert "31.12.1999" in dated.decode(made.dataset.train[0].input_ids)
+    assert "dated" not in made.dataset.report and "dated" in read_data(section, task, 0, dated, store).dataset.report
+
+    class Tomorrow(date):
+        @classmethod
+        def today(cls):
+            return cls(2099, 1, 1)
+
+    monkeypatch.setattr(token_key, "date", Tomorrow)
+    assert read_data(fixed, task, 0, dated, store).origin.state == "read"
+
+
 @pytest.mark.parametrize("array", ["train.ids", "train.labels", "evaluation.prompts.jsonl", "entry.json"])
 @pytest.mark.parametrize("harm", ["flip", "cut", "empty", "delete"])
 def test_damaged_tokens_are_made_again_and_it_is_said(array, harm, recipe, store, bpe):

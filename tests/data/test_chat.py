@@ -8,7 +8,7 @@ from collections import Counter
 
 import pytest
 
-from peftlab.data.chat import render_prompt
+from peftlab.data.chat import ChatTemplate, render_prompt
 from peftlab.data.dataset import load_data
 from peftlab.data.examples import content_key
 from peftlab.data.notes import note_data
@@ -368,3 +368,31 @@ def test_cutting_at_the_left_keeps_the_tokens_as_earlier_versions_did(bpe):
     whole = tokenise([Chat(messages)], bpe, max_length=999).rows[0].input_ids.tolist()
     row = tokenise([Chat(messages)], bpe, max_length=len(whole) - 3, truncate="left").rows[0]
     assert row.input_ids.tolist() == [whole[0], *whole[4:]]
+
+
+@pytest.mark.parametrize(
+    ("template", "text"),
+    [
+        ("{{ strftime_now('%d %B %Y, %A') }}|", "31 December 1999, Friday|"),
+        ("{% set f = '%Y-' + '%m-%-d' %}{{ strftime_now(f) }}|", "1999-12-31|"),
+        ("  {% if strftime_now is defined %}\n{{ strftime_now('%H:%M') }}|{% endif %}\n", "00:00|"),
+        (
+            "\n{% macro now() %}{{ strftime_now('%j %%') }}{% endmacro %}\n"
+            "{% for m in messages %}{{ now() }}{% endfor %}",
+            "\n365 %",
+        ),
+        ("\n \n  {{ messages[0].content }}", "\n \n  x"),
+    ],
+)
+def test_a_day_of_the_recipe_is_what_a_template_writes_and_nothing_else_changes(bpe, template, text):
+    chat_template = ChatTemplate(with_template(bpe, template), day="1999-12-31")
+    assert chat_template.write([{"role": "user", "content": "x"}]) == text
+
+
+def test_a_stopped_clock_changes_no_other_text(bpe):
+    messages = [{"role": "user", "content": "the cat"}, {"role": "assistant", "content": "sat"}]
+    for source in (STRICT, DEFAULT_SYSTEM, ""):
+        tokenizer = with_template(bpe, source + bpe.chat_template)
+        assert ChatTemplate(tokenizer, day="2026-01-31").try_write(messages) == ChatTemplate(tokenizer).try_write(
+            messages
+        )

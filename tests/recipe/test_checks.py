@@ -167,6 +167,13 @@ CASES = [
         "is for format chat only, not completion",
         "data.format=chat",
     ),
+    (
+        ["data.date=2026-01-31", "data.format=completion"],
+        "data.date",
+        "is for format chat only, not completion",
+        "data.format=chat",
+    ),
+    (["data.date=tomorrow"], "data.date", "'tomorrow' is not a day; write it as 2026-01-31", "data.date=null"),
     (["data.template={x}", "data.format=chat"], "data.template", "own chat template", "data.template=null"),
     (
         ["data.template={x}", "data.columns.prompt=y", "data.format=completion"],

@@ -80,7 +80,7 @@ class EncodedChat:
 
 def encode_chats(examples: Sequence[Chat], tokenizer: Any, settings: ChatSettings) -> Iterator[EncodedChat]:
     """Yield every chat with its tokens. Raises DataError where there is no template, or where it refuses a chat."""
-    template = ChatTemplate(tokenizer, settings.arguments)
+    template = ChatTemplate(tokenizer, settings.arguments, settings.day)
     special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special and token.content]
     for start in range(0, len(examples), CHATS_AT_ONCE):
         chunk = examples[start : start + CHATS_AT_ONCE]

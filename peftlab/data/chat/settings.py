@@ -11,12 +11,14 @@ from typing import Any, Literal
 class ChatSettings:
     """`supervise` says which of the assistant's turns are supervised, `thinking` whether their thinking part is.
 
-    `arguments` go to the template, at training, evaluation and generation alike.
+    `arguments` go to the template, at training, evaluation and generation alike. `day` (as 2026-01-31) is what it
+    writes as today's.
     """
 
     supervise: Literal["all", "last"] = "all"
     thinking: bool = True
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    day: str | None = None
 
 
 def is_supervised(message: Mapping[str, Any]) -> bool:

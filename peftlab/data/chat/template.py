@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Mapping, Sequence
+from datetime import date, datetime
 from functools import cached_property
 from itertools import takewhile
 from os.path import commonprefix
@@ -21,12 +22,17 @@ CLOSING_MARK = re.compile(r"\{%([-+]?)\s*endgeneration\s*([-+]?)%\}")
 # Digits only, so that no template trims, splits, escapes or changes the case of it; it cannot overlap with itself.
 SENTINEL = "70917302884"
 LONGEST_TAG = 64
+# Of formats of dates and times. The last is a percent sign.
+DIRECTIVES = "aAbBcdefGHIjmMpSuUVwWxXyYzZ%"
 
 
 class ChatTemplate:
-    """The template of one tokenizer, with the arguments that a recipe gives to it. Raises DataError without one."""
+    """The template of one tokenizer, with the arguments that a recipe gives to it. Raises DataError without one.
 
-    def __init__(self, tokenizer: Any, arguments: Mapping[str, Any] | None = None) -> None:
+    `day` (as 2026-01-31) is the one that it writes as today's.
+    """
+
+    def __init__(self, tokenizer: Any, arguments: Mapping[str, Any] | None = None, day: str | None = None) -> None:
         if not tokenizer.chat_template:
             raise DataError(
                 "data.format chat: the model's tokenizer has no chat template; use an instruction-tuned model,"
@@ -34,6 +40,7 @@ class ChatTemplate:
             )
         self.tokenizer = tokenizer
         self.arguments = dict(arguments or {})
+        self.clock = stopped_clock(date.fromisoformat(day)) if day else ""
         reserved = {*inspect.signature(tokenizer.apply_chat_template).parameters, "messages"} - {"documents", "kwargs"}
         if wrong := sorted(reserved & set(self.arguments)):
             raise DataError(f"data.template_kwargs.{wrong[0]}: is set by the program, not by a recipe; remove it")
@@ -50,6 +57,8 @@ class ChatTemplate:
 
         Raises DataError with the beginning of the chat where the template refuses it or fails.
         """
+        if self.clock:
+            source = self.clock + (self.source(tools) if source is None else source)
         options: dict[str, Any] = {"chat_template": source} if source is not None else {}
         try:
             return self.tokenizer.apply_chat_template(
@@ -120,12 +129,13 @@ def render_prompt(
     tokenizer: Any,
     arguments: Mapping[str, Any] | None = None,
     tools: list[Any] | None = None,
+    day: str | None = None,
 ) -> str:
     """Return messages as text that ends where the assistant's answer begins.
 
     Where the template has no generation prompt, the text ends where it would write the content of an answer.
     """
-    template = ChatTemplate(tokenizer, arguments)
+    template = ChatTemplate(tokenizer, arguments, day)
     prompt = template.write(messages, tools, prompt=True)
     if template.has_prompt:
         return prompt
@@ -133,6 +143,18 @@ def render_prompt(
     answered = template.try_write([*messages, {"role": "assistant", "content": sentinel}], tools)
     header, found, _ = (answered or "").partition(sentinel)
     return header if found and header.startswith(prompt) else prompt
+
+
+def stopped_clock(day: date) -> str:
+    """Return what gives a template a `strftime_now` that writes this day at midnight, and writes nothing itself.
+
+    It is a macro, because transformers gives templates plain data alone. Its last newline is one that transformers
+    removes, so that what follows is at the beginning of a line, as it was.
+    """
+    midnight = datetime(day.year, day.month, day.day)
+    known = {f"%{flag}{letter}": midnight.strftime(f"%{flag}{letter}") for letter in DIRECTIVES for flag in ("", "-")}
+    replaced = "".join(f"|replace({directive!r}, {text!r})" for directive, text in known.items())
+    return f"{{% macro strftime_now(format) %}}{{{{ format{replaced} }}}}{{% endmacro %}}\n"
 
 
 def unused_word(*texts: str) -> str:
