@@ -222,7 +222,6 @@ def load_bench(
     recipe = with_format(recipe, examples.section.format)
     if before_load is not None:
         recipe = before_load(dataset)
-    torch.manual_seed(recipe.run.seed)
     probe = Probe(world.device)
     with probe.alone("load"):
         base = load_base(recipe, world.device, examples.labels, seen=probe.ledger.adopt_base)

@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from peftlab.errors import UsageError
@@ -114,7 +113,6 @@ class Bases:
     def _base(self, recipe: Recipe) -> LoadedModel:
         key = base_key(recipe)
         if key not in self._loaded:
-            torch.manual_seed(recipe.run.seed)  # which random weights depend on
             self._loaded[key] = load_base(recipe, self._world.device)
         return self._loaded[key]
 

@@ -64,10 +64,12 @@ def load_base(
     labels: Sequence[str] | None = None,
     seen: Callable[[nn.Module], None] = lambda model: None,
 ) -> LoadedModel:
-    """Return the base on `device`, stored as the recipe's method needs it. Random weights depend on torch's seed.
+    """Return the base on `device`, stored as the recipe's method needs it.
 
-    `labels` and `seen` are those of `load_model`.
+    Random weights, and those that no checkpoint fills, are drawn with the recipe's seed: they are the same in every
+    command. `labels` and `seen` are those of `load_model`.
     """
+    torch.manual_seed(recipe.run.seed)
     return load_model(
         recipe.model,
         precision=recipe.training.precision,

@@ -164,7 +164,6 @@ class TextPredictor(Predictor):
 
 def open_predictor(directory: RunDirectory, recipe: Recipe, world: World) -> Predictor:
     """Return a run, loaded, that predicts."""
-    torch.manual_seed(recipe.run.seed)
     return (TextPredictor if recipe.task.generates else HeadPredictor)(directory, recipe, world)
 
 
