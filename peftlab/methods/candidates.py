@@ -12,8 +12,10 @@ SHOWN = 16
 
 
 def describe_candidates(pattern: str, names: Iterable[str]) -> str:
-    """Return the parts of dotted names that a pattern could have meant, the nearest first."""
+    """Return the parts of dotted names that a pattern could have meant, the nearest first, or that there are none."""
     parts = dict.fromkeys(part for name in names for part in name.split(".") if not part.isdigit())
+    if not parts:
+        return "there is none that it could mean"
     near = get_close_matches(pattern.replace("*", "").split(".")[-1], parts, n=3, cutoff=0.5)
     shown = list(dict.fromkeys([*near, *parts]))
     return f"candidates: {', '.join(shown[:SHOWN])}{', …' if len(shown) > SHOWN else ''}"

@@ -27,6 +27,7 @@ REFUSED = "PEFT trains no such projection of this family"
 MAMBA = ("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h")
 MAMBA_REFUSED = (".out_proj", ".conv1d")
 ATTENTION_ROLES = ("query", "key", "value", "query-key-value", "attention-output")
+NO_LAYER = "the model has no linear layer that LoRA could change; use type: full"
 
 
 class LoRA(Method):
@@ -136,6 +137,8 @@ class LoRA(Method):
         names = [site.name for site in shape.linears if site.role != "head"]
         heads = [site.name for site in shape.linears if site.role == "head"]
         if isinstance(self.targets, str):
+            if not names:
+                return [("targets", NO_LAYER)]
             what = "linear layer" if self.targets == "all-linear" else "attention projection that peftlab knows"
             return [] if targets else [("targets", f"no {what} here; {describe_candidates('', names)}")]
         problems = []

@@ -1,5 +1,7 @@
 """What cannot work is refused from sizes alone, in one line with the place and the remedy."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from pydantic import TypeAdapter, ValidationError
@@ -87,6 +89,13 @@ def test_lora_works_on_any_module():
     model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 6), nn.Linear(6, 2))
     trained = trainable_parameters(LoRA(rank=2).apply(model))
     assert sorted(trained) == ["0.lora_A.weight", "0.lora_B.weight", "2.lora_A.weight", "2.lora_B.weight"]
+
+
+def test_a_model_without_linear_layers_is_told_in_a_whole_sentence():
+    shape = replace(shape_of(tiny_model("llama")), linears=())
+    assert LoRA().check(shape) == [("targets", "the model has no linear layer that LoRA could change; use type: full")]
+    ((_, message),) = LoRA(targets=("q_proj",)).check(shape)
+    assert message == "'q_proj' matches no linear layer; there is none that it could mean"
 
 
 def test_targets_hit_no_module_with_a_similar_ending():
