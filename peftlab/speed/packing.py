@@ -26,6 +26,7 @@ WINDOW_IN_MASK_ONLY = frozenset({"phimoe", "qwen2_moe"})
 # The probe's rows: short ones, and one that is longer than the attention's window where that is small.
 PROBED = (5, 3, 1)
 LARGEST_PROBED = 512
+ONE_ROW = "a micro-batch is one row"
 # Draws of rows: a mixture of experts may choose others where two are nearly equal, by rounding alone.
 DRAWS = 3
 # The largest relative difference of outputs that rounding makes, by their type.
@@ -44,10 +45,15 @@ class Packing(SpeedUp):
     reads_weights: ClassVar[bool] = False
 
     def decline(self, model: nn.Module, recipe: Recipe) -> Decline | None:
+        if recipe.training.batch_size == 1:
+            return Decline(ONE_ROW, possible=True)
         reason = why_padded(model, recipe)
         grouped = recipe.training.gradient_accumulation > 1 and recipe.training.batch_size > 1
         instead = "; rows of like length share a micro-batch instead" if reason and grouped else ""
         return Decline(f"{reason}{instead}") if reason else None
+
+    def apply(self, model: nn.Module, recipe: Recipe) -> str:
+        return f"no row: {ONE_ROW}, which has no padding" if recipe.training.batch_size == 1 else ""
 
 
 def training_layout(model: nn.Module, recipe: Recipe, pad_id: int) -> Layout:
@@ -65,7 +71,7 @@ def why_padded(model: nn.Module, recipe: Recipe) -> str:
     if any(parameter.is_meta for parameter in model.parameters()):
         _reasons[model] = judge(model)  # kept for when the plan's tensors are fake, which no longer shows in them
     if recipe.training.batch_size == 1:
-        return "a micro-batch is one row"
+        return ONE_ROW
     reason = recipe.task.row_class.why_padded or recipe.method.why_padded
     if not reason and model not in _reasons:
         device = next(model.parameters()).device

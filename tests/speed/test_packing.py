@@ -12,6 +12,7 @@ from peftlab.errors import MethodError
 from peftlab.models.recompute import recompute_activations
 from peftlab.optimization.step import optimizer_step
 from peftlab.recipe.schema import Recipe
+from peftlab.speed.apply import speed_up
 from peftlab.speed.attention import NAME, RowsError, attention_of_rows, rows_attention
 from peftlab.speed.packing import Packing, judge, layout_of, probe, training_layout
 from tests.methods.tiny import GATED
@@ -190,6 +191,17 @@ def test_rows_that_are_padded_have_a_reason(changes, reason):
         assert declined is None and layout == EndToEnd()
     else:
         assert reason in declined.reason and layout == Padded(0, by_length=True)
+
+
+def test_packing_that_is_on_is_accepted_where_a_micro_batch_is_one_row(monkeypatch):
+    monkeypatch.setattr("peftlab.speed.packing.probe", lambda model, layout: pytest.fail("nothing is packed"))
+    recipe = small_recipe(batch_size=1)
+    speed = recipe.training.speed.model_copy(update={"packing": "on"})
+    recipe = recipe.model_copy(update={"training": recipe.training.model_copy(update={"speed": speed})})
+    model = small_model("llama")
+    (found,) = [one for one in speed_up(model, recipe).switches if one.name == "packing"]
+    assert found.used and "a micro-batch is one row" in found.part
+    assert training_layout(model, recipe, 0) == Padded(0, by_length=True)
 
 
 def test_a_model_proves_itself_once(monkeypatch):
