@@ -218,6 +218,10 @@ class SpeedReport(Report):
         others = "".join(f"; no {one.name}: {one.reason}" for one in self.switches if not one.used)
         return f"speed-ups: {used}{others}"
 
+    def uses(self, name: str) -> bool:
+        """Return whether the speed-up of this name is used."""
+        return any(one.used for one in self.switches if one.name == name)
+
     def with_switch(self, known: SwitchReport) -> SpeedReport:
         """Return the report with what is known of one switch in place of what it says."""
         return SpeedReport(switches=[known if one.name == known.name else one for one in self.switches])

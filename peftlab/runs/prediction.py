@@ -56,6 +56,23 @@ def plan_run(recipe: Recipe, planner: Planner, memory: dict[str, MemoryReport], 
     return recipe
 
 
+def replan_padded(recipe: Recipe, planner: Planner, memory: dict[str, MemoryReport], note: Note) -> None:
+    """Plan again, with a note, for padded rows, if the plan was for rows that lie end to end.
+
+    It is for a model that declined that once its weights were there. Raises OutOfMemoryError as `plan_run` does.
+    """
+    former = memory.get("predicted")
+    if former is None or not planner.workload(planner.blueprint(recipe)).packed:
+        return
+    speed = recipe.training.speed.model_copy(update={"packing": "off"})
+    padded = recipe.model_copy(update={"training": recipe.training.model_copy(update={"speed": speed})})
+    report = memory["predicted"] = planner(padded)
+    sizes = f"{format_bytes(report.needed_bytes)} instead of {format_bytes(former.needed_bytes)}"
+    note(f"the plan was made again for padded rows: {sizes}")
+    if report.fits is False and recipe.run.plan == "refuse":
+        refuse_too_large(padded, report, planner)
+
+
 def split_to_fit(recipe: Recipe, planner: Planner, memory: dict[str, MemoryReport], note: Note) -> Recipe:
     """Return the recipe with micro-batches that fit and the same rows in a step, with a note; unchanged if none fit."""
     change = largest_split(recipe, planner.usable_bytes, planner)

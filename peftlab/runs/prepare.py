@@ -11,7 +11,7 @@ from peftlab.reports import ParameterReport
 from peftlab.runs.bench import Bench, prepare, with_format
 from peftlab.runs.loading import fill_trained
 from peftlab.runs.longest import note_cut_prompts
-from peftlab.runs.prediction import open_run_planner, plan_run
+from peftlab.runs.prediction import open_run_planner, plan_run, replan_padded
 from peftlab.runs.record import RunRecord
 from peftlab.runs.reopen import save_held_out
 
@@ -47,6 +47,8 @@ def apply_method(record: RunRecord, bench: Bench) -> nn.Module:
     record.note(describe_parameters(record.recipe, record.result.parameters))
     for line in (*record.result.parameters.notes, record.result.speed.describe()):
         record.note(line)
+    if record.watch.planner is not None and not record.result.speed.uses("packing"):
+        replan_padded(record.recipe, record.watch.planner, record.result.memory, record.note)
     return model
 
 

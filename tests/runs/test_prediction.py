@@ -93,3 +93,12 @@ def test_the_measured_peak_is_the_most_that_a_step_can_take_whatever_the_seed(tm
     sections["training"] |= {"gradient_accumulation": 1}
     alone = dry_run(Recipe.model_validate(sections), display=NoDisplay()).memory["measured"]
     assert peaks[0] > alone.peak_bytes  # without earlier gradients
+
+
+def test_a_plan_for_packed_rows_is_made_again_where_the_model_declines_them(tmp_path, monkeypatch):
+    packed = train(planned("lora", tmp_path / "packed"), display=NoDisplay()).memory["predicted"]
+    monkeypatch.setattr("peftlab.speed.packing.probe", lambda model, layout: "packed rows change the model's outputs")
+    result = train(planned("lora", tmp_path / "padded"), display=NoDisplay())
+    predicted, measured = (result.memory[name].phases for name in ("predicted", "measured"))
+    assert predicted == pytest.approx(measured, rel=0.02) and predicted != packed.phases
+    assert any("the plan was made again for padded rows" in note for note in result.notes)
