@@ -26,7 +26,7 @@ LAYERS = [
         "registry",
         "families",
     }
-    | {"recipe", "methods", "tasks", "optimizers", "models.reference", "sizes", "metrics"},
+    | {"recipe", "methods", "tasks", "optimizers", "models.reference", "sizes", "metrics", "conversion"},
     {"world", "losses", "optimization", "models", "parameters", "nn", "data", "memory", "evaluation"}
     | {"speed"}
     | {"checkpoint", "builtin", "docs"},

@@ -18,6 +18,7 @@ from peftlab.cli.chat import chat
 from peftlab.cli.check import check, schema
 from peftlab.cli.compare import compare
 from peftlab.cli.compare_weights import compare_weights
+from peftlab.cli.convert import convert
 from peftlab.cli.data import data
 from peftlab.cli.docs import docs
 from peftlab.cli.export import export
@@ -52,6 +53,7 @@ app = typer.Typer(
 )
 for command in (
     check,
+    convert,
     data,
     plan,
     budget,

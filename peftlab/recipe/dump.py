@@ -38,13 +38,18 @@ Representer.add_representer(float, Representer.represent_number)
 
 def dump_recipe(recipe: Recipe) -> str:
     """Return the recipe as YAML that loads to an equal recipe."""
+    return dump_values(recipe.model_dump())
+
+
+def dump_values(values: dict[str, Any]) -> str:
+    """Return values as YAML, their keys in order and their texts quoted where a reader could take them for others."""
     yaml = YAML(typ="safe", pure=True)
     yaml.Representer = Representer
     yaml.default_flow_style = False
     yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]  # ruamel infers the type of None
     yaml.width = 2**20
     stream = StringIO()
-    yaml.dump(as_plain(recipe.model_dump()), stream)
+    yaml.dump(as_plain(values), stream)
     return stream.getvalue()
 
 
@@ -52,4 +57,4 @@ def as_plain(value: Any) -> Any:
     """Return the value with lists for tuples, as YAML has no tuples."""
     if isinstance(value, dict):
         return {key: as_plain(item) for key, item in value.items()}
-    return [as_plain(item) for item in value] if isinstance(value, tuple) else value
+    return [as_plain(item) for item in value] if isinstance(value, tuple | list) else value

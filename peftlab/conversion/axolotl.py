@@ -1,0 +1,368 @@
+"""Axolotl's YAML (https://docs.axolotl.ai/docs/config-reference.html)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from peftlab.conversion.lora import HEADS, UNFREEZE, names_of, take_names, take_quantization, take_targets
+from peftlab.conversion.names import (
+    note_batch,
+    take_attention,
+    take_optimizer,
+    take_packing,
+    take_precision,
+    take_schedule,
+)
+from peftlab.conversion.peer import Peer
+from peftlab.conversion.sheet import OFF, Sheet
+from peftlab.conversion.trainer_arguments import IGNORED as OF_TRAINER
+from peftlab.conversion.trainer_arguments import MISSED as MISSED_OF_TRAINER
+from peftlab.conversion.trainer_arguments import SHOWN, SPEED, take_clip, take_trackers
+from peftlab.errors import UsageError
+
+# What `datasets: type` says of rows.
+FORMATS = {
+    "alpaca": "completion",
+    "completion": "text",
+    "pretrain": "text",
+    "chat_template": "chat",
+    "sharegpt": "chat",
+}
+IGNORED = {
+    "model_type": "chosen by model.task",
+    "tokenizer_type": "the model's own",
+    "is_*_derived_model": "known from the model",
+    "strict": "how the file is read",
+    "dataset_prepared_path": "tokens have a cache of their own",
+    "dataset_processes": SPEED,
+    "dataset_num_proc": SPEED,
+    "shuffle_merged_datasets": "rows are always shuffled",
+    "lora_fan_in_fan_out": "known from the model",
+    "pad_to_sequence_len": "padding has no effect on the loss",
+    "sample_packing_*": "packing is decided by training.speed.packing",
+    "eval_sample_packing": "no padding is computed in training; evaluation is the same with it",
+    "multipack_real_batches": SPEED,
+    "lora_*_kernel": SPEED,
+    "lora_on_cpu": "where adapters are loaded",
+    "lora_qkv_kernel": SPEED,
+    "liger_*": SPEED,
+    "flash_attn_*": SPEED,
+    "unsloth_*": SPEED,
+    "cut_cross_entropy": SPEED,
+    "local_rank": "set by the launcher",
+    "debug": SHOWN,
+    "use_tensorboard": SHOWN,
+    "wandb_*": SHOWN,
+    "mlflow_*": SHOWN,
+    "comet_*": SHOWN,
+    "eval_table_size": SHOWN,
+    "eval_max_new_tokens": SHOWN,
+    "torch_compile*": SPEED,
+    "deepspeed": "how memory is shared by devices: `peftlab launch --strategy`",
+    "low_cpu_mem_usage": SPEED,
+    "auto_resume_from_checkpoints": "`peftlab train --resume` resumes",
+    "seed": "",
+}
+MISSED = {
+    "lora_model_dir": "training begins with a new adapter",
+    "lora_layers_to_transform": "all layers get an update",
+    "peft_layers_to_transform": "all layers get an update",
+    "peft": "PEFT's further settings are not used",
+    "loraplus_lr_ratio": "A and B have the same learning rate",
+    "loraplus_lr_embedding": "no other learning rate for embeddings",
+    "relora*": "the adapter is not merged on the way",
+    "noisy_embedding_alpha": "no noise is added to the embeddings",
+    "special_tokens": "the tokenizer's own special tokens are used",
+    "tokens": "no tokens are added: name them in model.add_tokens",
+    "added_tokens_overrides": "no tokens are replaced",
+    "unfrozen_parameters": "method.unfreeze has patterns for parameters; these are regular expressions",
+    "overrides_of_model_config": "the model's own config is used",
+    "overrides_of_model_kwargs": "the model's own settings are used",
+    "evals_per_epoch": "an epoch's steps depend on the rows; set evaluation.every to a number of steps",
+    "saves_per_epoch": "an epoch's steps depend on the rows; set run.save_every to a number of steps",
+    "eval_strategy": "set evaluation.every to a number of steps",
+    "save_strategy": "set run.save_every to a number of steps",
+    "cosine_min_lr_ratio": "the learning rate falls to zero",
+    "cosine_constant_lr_ratio": "the learning rate falls until the end",
+    "embedding_lr*": "embeddings have no learning rate of their own",
+    "lr_groups": "all parameters have one learning rate",
+    "plugins": "no plugins are used; one that is only faster changes nothing",
+    "curriculum_sampling": "rows are shuffled",
+    "pretraining_dataset": "write it as data.train, with data.streaming and training.steps",
+    "sequence_parallel_degree": "one device reads whole rows",
+    "context_parallel_size": "one device reads whole rows",
+    "dataset_exact_deduplication": "rows that occur twice stay",
+    "default_system_message": "no system text is added",
+    "gptq": "the base is loaded as it is",
+}
+
+
+def fill(sheet: Sheet) -> None:
+    if sheet.has("rl") or sheet.on("reward_model") or sheet.on("process_reward_model"):
+        raise UsageError(
+            f"rl, reward_model: peftlab does supervised fine-tuning only, not {sheet.get('rl', 'reward models')}"
+        )
+    take_model(sheet)
+    take_method(sheet)
+    take_data(sheet)
+    take_training(sheet)
+    sheet.ignore_all({key: why for key, why in (OF_TRAINER | IGNORED).items() if why})
+    sheet.miss_all(MISSED | MISSED_OF_TRAINER)
+
+
+def take_model(sheet: Sheet) -> None:
+    sheet.copy("base_model", "model.name")
+    sheet.copy("revision_of_model", "model.revision")
+    sheet.ignore("base_model_config", "the model's own")
+    if sheet.has("tokenizer_config") and sheet.get("tokenizer_config") != sheet.get("base_model"):
+        sheet.miss("tokenizer_config", "the model's own tokenizer is used")
+    sheet.ignore("tokenizer_config", "the model's own")
+    sheet.copy_flag("trust_remote_code", "model.trust_remote_code")
+    for key, name in (
+        ("flash_attention", "flash_attention_2"),
+        ("sdp_attention", "sdpa"),
+        ("eager_attention", "eager"),
+    ):
+        if sheet.on(key):
+            sheet.take(key, "model.attention", name)
+        sheet.ignore(key, "off") if key not in sheet.done else None
+    sheet.ignore("xformers_attention", "another implementation of the same attention")
+    sheet.miss_all({"s2_attention": "attention is not shifted"})
+    take_attention(sheet, "attn_implementation")
+
+
+def take_method(sheet: Sheet) -> None:
+    adapter = sheet.get("adapter")
+    if adapter is None:
+        sheet.take("adapter", "method.type", "full")
+        reason = "no adapter"
+        sheet.ignore_all({"lora_*": reason, "peft_*": reason, "qlora_*": reason})
+        sheet.miss_all({"load_in_4bit": "the base is not quantised", "load_in_8bit": "the base is not quantised"})
+        return
+    if adapter not in ("lora", "qlora"):
+        raise UsageError(f"adapter: {adapter!r} has no counterpart; peftlab has lora and qlora")
+    four, eight = sheet.on("load_in_4bit"), sheet.on("load_in_8bit")
+    if four or eight or adapter == "qlora":
+        key = "load_in_8bit" if eight and not four else "load_in_4bit" if four else "adapter"
+        take_quantization(sheet, 8 if eight and not four else 4, key)
+    sheet.take("adapter", "method.type", "qlora" if sheet.peek("method.type") == "qlora" else "lora")
+    sheet.ignore_all({"load_in_4bit": "off", "load_in_8bit": "off"})
+    sheet.copy_number("lora_r", "method.rank")
+    sheet.copy_number("lora_alpha", "method.alpha")
+    sheet.copy_number("lora_dropout", "method.dropout")
+    sheet.copy_flag("peft_use_rslora", "method.rslora")
+    sheet.copy_flag("peft_use_dora", "method.dora")
+    take_projections(sheet)
+    if names := names_of(sheet.get("lora_modules_to_save")):
+        sheet.take("lora_modules_to_save", "method.unfreeze", names, UNFREEZE)
+    take_start(sheet, "peft_init_lora_weights")
+
+
+def take_start(sheet: Sheet, key: str) -> None:
+    """Take how A and B start, by PEFT's names."""
+    value = sheet.get(key)
+    if value in ("gaussian", "orthogonal", "pissa", "olora"):
+        sheet.take(key, "method.init", value)
+    elif value in (True, "default", "true", "True") or not sheet.has(key):
+        sheet.ignore(key, "the default")
+    else:
+        sheet.miss(key, "A and B start as PEFT's default")
+
+
+def take_projections(sheet: Sheet) -> None:
+    names = names_of(sheet.get("lora_target_modules"))
+    if not sheet.on("lora_target_linear"):
+        sheet.ignore("lora_target_linear", "off")
+        take_targets(sheet, "lora_target_modules")
+        return
+    sheet.take("lora_target_linear", "method.targets", "all-linear")
+    if any(name in HEADS for name in names):
+        take_names(sheet, "lora_target_modules", [*names])
+        sheet.set("method.targets", "all-linear")
+    elif names:
+        sheet.ignore("lora_target_modules", "covered by all-linear")
+
+
+def take_data(sheet: Sheet) -> None:
+    sources = [one for one in sheet.get("datasets", ()) if isinstance(one, dict)]
+    if sources:
+        take_sources(sheet, "datasets", "data.train", sources)
+        take_rows(sheet, sources)
+    if sheet.has("test_datasets"):
+        tests = [one for one in sheet.get("test_datasets") if isinstance(one, dict)]
+        take_sources(sheet, "test_datasets", "data.evaluation", tests)
+    held_out = sheet.number("val_set_size", 0)
+    if held_out:
+        sheet.take("val_set_size", "data.evaluation", held_out if held_out < 1 else int(held_out))
+    else:
+        sheet.ignore("val_set_size", "no rows are held out")
+    sheet.copy_number("sequence_len", "data.max_length", 512)
+    take_long_rows(sheet)
+    take_packing(sheet, "sample_packing")
+    if sheet.on("train_on_inputs"):
+        sheet.miss("train_on_inputs", "only answers are supervised, prompts are not")
+    else:
+        sheet.ignore("train_on_inputs", "prompts are never supervised")
+    template = sheet.get("chat_template")
+    if template in (None, "tokenizer_default"):
+        sheet.ignore("chat_template", "the model's own template")
+    else:
+        sheet.miss("chat_template", f"the tokenizer's own template is used: prompts differ where it is not {template}")
+    sheet.miss_all({"chat_template_jinja": "the tokenizer's own template is used", "roles_to_train": "assistant only"})
+
+
+def take_long_rows(sheet: Sheet) -> None:
+    """Take what becomes of rows that are too long: axolotl drops those that are not running text."""
+    strategy = sheet.get("excess_length_strategy", "drop")
+    if sheet.peek("data.format") == "text" and not sheet.has("excess_length_strategy"):
+        return
+    if strategy in ("drop", "truncate"):
+        note = "above data.allow_dropped of all rows the run stops" if strategy == "drop" else ""
+        sheet.take("excess_length_strategy", "data.long", "skip" if strategy == "drop" else "cut", note)
+    else:
+        sheet.miss("excess_length_strategy", "rows that are too long are cut")
+
+
+def source_of(one: dict[str, Any]) -> str:
+    """Return a data set as recipes name it: file, or hub name with subset and split."""
+    files = names_of(one.get("data_files"))
+    if len(files) == 1:
+        return files[0]
+    name = str(one.get("path"))
+    name += f":{one['name']}" if one.get("name") else ""
+    return name + (f"[{one['split']}]" if one.get("split") not in (None, "train") else "")
+
+
+def take_sources(sheet: Sheet, key: str, where: str, sources: list[dict[str, Any]]) -> None:
+    names = [source_of(one) for one in sources]
+    for one in sources:
+        for name in one:
+            if name not in READ and one[name] not in OFF:
+                sheet.miss(f"{key}.{name}", f"{name} of {one.get('path')} is not used: other rows or other texts")
+        if len(names_of(one.get("data_files"))) > 1:
+            sheet.miss(f"{key}.data_files", "several files: list them in data.train")
+    sheet.take(key, where, names[0] if len(names) == 1 else names)
+
+
+READ = {"path", "name", "split", "type", "data_files", "ds_type", "field", "field_messages", "conversation"} | {
+    "message_property_mappings",
+    "message_field_role",
+    "message_field_content",
+    "chat_template",
+    "roles_to_train",
+    "train_on_eos",
+    "revision",
+}
+
+
+def take_rows(sheet: Sheet, sources: list[dict[str, Any]]) -> None:
+    """Take the format and the columns that the types of the data sets say."""
+    types = [one.get("type") for one in sources]
+    first = types[0]
+    if any(other != first for other in types):
+        sheet.miss("datasets.type", "data sets of several types: one recipe reads one format; set data.format")
+    elif isinstance(first, dict):
+        take_written_prompt(sheet, first)
+    elif (name := str(first).partition(".")[0].partition(":")[0]) in FORMATS:
+        note = "Alpaca's prompt" if name == "alpaca" else ""
+        sheet.set("data.format", FORMATS[name])
+        sheet.take("datasets.type", "data.format", FORMATS[name], note)
+        if str(first) != name:
+            sheet.miss("datasets.type", f"{first}: the variant's own prompt is not used")
+    else:
+        sheet.miss("datasets.type", f"{first}: rows of this type are not read; set data.format, template and columns")
+    for one in sources:
+        take_columns(sheet, one)
+
+
+def take_columns(sheet: Sheet, one: dict[str, Any]) -> None:
+    if one.get("field") and one["field"] != "text":
+        sheet.take("datasets.field", "data.columns.text", one["field"])
+    if one.get("field_messages") not in (None, "messages", "conversations"):
+        sheet.take("datasets.field_messages", "data.columns.messages", one["field_messages"])
+    mapping = one.get("message_property_mappings") or {}
+    role, content = one.get("message_field_role"), one.get("message_field_content")
+    pair = (mapping.get("role", role or "role"), mapping.get("content", content or "content"))
+    if pair not in (("role", "content"), ("from", "value")):
+        sheet.miss("datasets.message_property_mappings", f"turns with {pair} are not read: rename them")
+    if one.get("chat_template") not in (None, "tokenizer_default"):
+        sheet.miss("datasets.chat_template", "the tokenizer's own template is used: prompts may differ")
+    if names_of(one.get("roles_to_train")) not in (
+        [],
+        ["assistant"],
+        ["gpt"],
+        ["assistant", "gpt"],
+        ["gpt", "assistant"],
+    ):
+        sheet.miss("datasets.roles_to_train", "only the assistant's turns are supervised")
+    if one.get("train_on_eos") not in (None, "turn"):
+        sheet.miss("datasets.train_on_eos", "the end of each answer is supervised, and no other")
+    if one.get("revision"):
+        sheet.miss("datasets.revision", "the newest version is read")
+    if one.get("conversation"):
+        sheet.miss("datasets.conversation", "the tokenizer's own template is used: prompts may differ")
+
+
+def take_written_prompt(sheet: Sheet, kind: dict[str, Any]) -> None:
+    """Take a prompt that the file itself writes, with the columns of instruction, input and output."""
+    template = kind.get("format") or "{instruction}"
+    for role in ("instruction", "input"):
+        template = template.replace(f"{{{role}}}", f"{{{kind.get(f'field_{role}') or role}}}")
+    sheet.set("data.format", "completion")
+    sheet.take("datasets.type.format", "data.template", template)
+    sheet.take("datasets.type.field_output", "data.columns.completion", kind.get("field_output") or "output")
+    for name in ("no_input_format", "system_prompt", "field_system", "system_format"):
+        if kind.get(name):
+            sheet.miss(f"datasets.type.{name}", "one template is used for all rows, without a system text")
+
+
+def take_training(sheet: Sheet) -> None:
+    steps = sheet.number("max_steps")
+    if steps and steps > 0:
+        sheet.take("max_steps", "training.steps", int(steps))
+        sheet.ignore("num_epochs", "max_steps has priority")
+    else:
+        sheet.ignore("max_steps", "none")
+        sheet.copy_number("num_epochs", "training.epochs", 1.0)
+    sheet.copy_number("micro_batch_size", "training.batch_size", 1)
+    take_accumulation(sheet)
+    note_batch(sheet, sheet.number("world_size"))
+    sheet.ignore("world_size", "`peftlab launch --processes` says how many")
+    sheet.copy_number("learning_rate", "training.learning_rate")
+    take_schedule(sheet, "lr_scheduler", "cosine")
+    if not sheet.number("warmup_steps") and not sheet.has("warmup_ratio") and "warmup_steps" not in sheet.done:
+        sheet.take("warmup_ratio", "training.warmup", 0.03, "at most 100 steps there")
+    take_optimizer(sheet, "optimizer", "adamw_torch_fused")
+    sheet.copy_number("weight_decay", "training.weight_decay")
+    take_clip(sheet)
+    take_precision(sheet)
+    if sheet.has("gradient_checkpointing"):
+        value = sheet.get("gradient_checkpointing") not in OFF
+        sheet.take("gradient_checkpointing", "training.gradient_checkpointing", value)
+    sheet.copy_number("seed", "run.seed")
+    sheet.copy_number("save_steps", "run.save_every")
+    sheet.copy_number("eval_steps", "evaluation.every")
+    sheet.copy_number("save_total_limit", "run.keep_checkpoints")
+    sheet.copy_number("eval_batch_size", "evaluation.batch_size")
+    sheet.copy_number("early_stopping_patience", "evaluation.patience")
+    if sheet.has("wandb_project"):
+        sheet.take("wandb_project", "run.trackers", ["wandb"], "under peftlab's own names")
+    take_trackers(sheet)
+
+
+def take_accumulation(sheet: Sheet) -> None:
+    """Take the micro-batches of a step: given, or the step's rows divided by a micro-batch's."""
+    rows, micro = sheet.number("batch_size"), sheet.number("micro_batch_size", 1)
+    if rows and not sheet.has("gradient_accumulation_steps"):
+        sheet.take("batch_size", "training.gradient_accumulation", rows // micro, f"{rows} rows / {micro}")
+        return
+    sheet.ignore("batch_size", "gradient_accumulation_steps has priority")
+    sheet.copy_number("gradient_accumulation_steps", "training.gradient_accumulation")
+
+
+AXOLOTL = Peer(
+    "axolotl",
+    "axolotl",
+    frozenset({"base_model", "datasets", "micro_batch_size", "sequence_len", "num_epochs", "val_set_size", "adapter"}),
+    fill,
+)
