@@ -289,7 +289,8 @@ class MergeReport(Report):
 
     `effect` is the `rms` of what training changed, `limit` the largest `rms` of the difference that passes.
     `agreements` are by the base that the updates were added to; `base` is the one that was chosen, `part` the rows
-    that were compared. Both are empty where nothing was compared.
+    that were compared. Both are empty where nothing was compared. `serve` has a command for each server that takes
+    the folder.
     """
 
     run: str
@@ -301,6 +302,7 @@ class MergeReport(Report):
     effect: float | None = None
     limit: float | None = None
     agreements: dict[str, AgreementReport] = Field(default_factory=dict)
+    serve: dict[str, str] = Field(default_factory=dict)
 
 
 class ExportReport(Report):

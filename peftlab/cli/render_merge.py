@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from rich.console import Group, RenderableType
 from rich.table import Table
+from rich.text import Text
 
 from peftlab.cli.render import plain_table
 from peftlab.quantities import format_bytes, format_metric, format_share
@@ -13,16 +14,23 @@ from peftlab.reports import AgreementReport, ExportReport, MergeReport
 
 
 def render_merge(report: MergeReport) -> RenderableType:
-    """Return where the model is, what became of its tensors, and the comparison for each base that was tried."""
+    """Return where the model is, its tensors, the comparison for each base that was tried, and how it is served."""
     facts = Table.grid(padding=(0, 2))
     facts.add_row("merged", f"{report.run} into {report.folder} ({report.dtype})")
     facts.add_row("base", report.base)
     facts.add_row("tensors", ", ".join(f"{count:,} {kind}" for kind, count in report.tensors.items()))
     if not report.agreements:
-        return Group(facts, "", "not compared with the trained model (--rows 0)")
+        return Group(facts, "", "not compared with the trained model (--rows 0)", *serving(report.serve))
     found = next(iter(report.agreements.values()))
     rows = f"compared with the trained model on {found.rows} {report.part} rows, {found.targets:,} targets:"
-    return Group(facts, "", rows, agreement_table(report), "", conclusion(report))
+    return Group(facts, "", rows, agreement_table(report), "", conclusion(report), *serving(report.serve))
+
+
+def serving(commands: Mapping[str, str]) -> list[RenderableType]:
+    """Return a line for each server, after an empty one; nothing where no server takes it."""
+    return (
+        ["", *(Text(f"{name}: {command}", overflow="fold") for name, command in commands.items())] if commands else []
+    )
 
 
 def agreement_table(report: MergeReport) -> Table:
@@ -76,9 +84,7 @@ def render_export(report: ExportReport) -> RenderableType:
         passed = f"passed: the difference of {found.rms:.3g} is within the limit of {report.limit:.3g}"
         parts += ["", rows, table, "", passed]
     parts += ["", *report.notes] if report.notes else []
-    if report.serve:
-        parts += ["", *(f"{name}: {command}" for name, command in report.serve.items())]
-    return Group(*parts)
+    return Group(*parts, *serving(report.serve))
 
 
 def render_compared(first: str, second: str, part: str, found: AgreementReport) -> RenderableType:

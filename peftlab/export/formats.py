@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 
 from peftlab.errors import UsageError, nearest
 from peftlab.export.gguf import export_adapter, export_model
@@ -72,7 +73,8 @@ def export(
         report = FORMATS[to].write(job)
         shutil.rmtree(temporary / "merged", ignore_errors=True)
         files = {path.name: path.stat().st_size for path in sorted(temporary.iterdir()) if path.is_file()}
-        places = {"folder": str(out), "file": str(out / max(files, key=lambda name: files[name]))}
+        largest = max(files, key=lambda name: files[name])
+        places = {"folder": quote(str(out)), "file": quote(str(out / largest))}
         commands = {**FORMATS[to].serve, **report.serve}
         serve = {name: command.format(**places) for name, command in commands.items()}
         report = report.model_copy(update={"folder": str(out), "files": files, "serve": serve})
@@ -81,7 +83,7 @@ def export(
             recipe,
             directory.read_result(),
             loads=FORMATS[to].loads,
-            file=Path(places["file"]).name,
+            file=largest,
             agreement=report.agreement,
             place=out.name,
         )

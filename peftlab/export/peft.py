@@ -12,7 +12,6 @@ from peft import PeftModel
 from peftlab.errors import MethodError, StorageError
 from peftlab.evaluation.agreement import compare_outputs, rms
 from peftlab.export.job import Job
-from peftlab.export.weights import Observer
 from peftlab.methods.peft_folder import WEIGHTS
 from peftlab.models.load import load_saved_tokenizer
 from peftlab.models.reference import resolve
@@ -20,6 +19,7 @@ from peftlab.reports import ExportReport
 from peftlab.runs.launch import launched
 from peftlab.runs.loading import load_base, load_trained
 from peftlab.runs.merge import open_bench
+from peftlab.runs.observer import Observer
 from peftlab.world.open import open_world
 
 CONFIG = "adapter_config.json"

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import AutoConfig
 
 from peftlab.errors import ModelError, StorageError, UsageError
-from peftlab.evaluation.agreement import Outputs, collect_outputs, compare_outputs, first_rows
+from peftlab.evaluation.agreement import compare_outputs
 from peftlab.export.gguf_families import find_family
 from peftlab.models.config import auto_class
 from peftlab.models.load import fit_tokenizer
@@ -25,6 +25,7 @@ from peftlab.runs.launch import launched
 from peftlab.runs.loading import load_base, load_trained
 from peftlab.runs.merge import RECORD as MERGED
 from peftlab.runs.merge import ROWS, open_bench
+from peftlab.runs.observer import Observer
 from peftlab.runs.reopen import run_labels
 from peftlab.runs.use import open_run
 from peftlab.world.open import open_world
@@ -43,29 +44,6 @@ class Compared:
     run: str
     part: str
     agreement: AgreementReport
-
-
-@dataclass
-class Observer:
-    """The rows of a run, on which any model of its task is observed."""
-
-    bench: Bench
-    rows: int
-    part: str = ""
-
-    def observe(self, model: nn.Module) -> Outputs:
-        """Return a model's outputs on the rows."""
-        bench = self.bench
-        self.part, rows = first_rows(bench.dataset, self.rows)
-        return collect_outputs(
-            model,
-            rows,
-            bench.dataset,
-            loss=bench.recipe.task.loss(model),
-            world=bench.world,
-            precision=torch.float32,
-            batch_size=bench.batch_size,
-        )
 
 
 def compare_weights(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from peftlab.errors import StorageError, UsageError, listed
-from peftlab.evaluation.agreement import Outputs, collect_outputs, compare_outputs, first_rows, rms
+from peftlab.evaluation.agreement import Outputs, compare_outputs, rms
 from peftlab.files import sync_files, write_atomically
 from peftlab.methods import Method
 from peftlab.methods.storage import read_manifest
@@ -30,9 +31,11 @@ from peftlab.runs.directory import RunDirectory
 from peftlab.runs.launch import launched
 from peftlab.runs.loading import fill_trained
 from peftlab.runs.merge_shards import Shards, open_shards
+from peftlab.runs.observer import Observer
 from peftlab.runs.reopen import reopen_bench
 from peftlab.runs.save import save_tokenizer
 from peftlab.runs.use import open_run
+from peftlab.tasks.base import Task
 from peftlab.world.base import World
 from peftlab.world.dtypes import resolve_types
 from peftlab.world.open import open_world
@@ -41,6 +44,8 @@ from peftlab.world.quiet import quiet_libraries
 RECORD = "merge.json"
 GENERATION = "generation_config.json"
 ROWS = 64
+# The commands of servers of language models that take a folder of transformers, which is their argument.
+SERVERS = {"vLLM": "vllm serve", "transformers": "transformers serve"}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # The largest difference that passes, as a part of what training changed: rounding to the type takes less.
 TOLERANCES = {torch.float32: 0.01, torch.float16: 0.03, torch.bfloat16: 0.1}
@@ -70,7 +75,8 @@ def merge(
     _refuse_output(out, folder, overwrite)
     options = {"base": base, "dtype": dtype, "rows": rows, "tolerance": tolerance, "verify": verify}
     with merged_beside(folder, out, **options) as merged:  # type: ignore[arg-type]  # each option has its own type
-        report = merged.report.model_copy(update={"folder": str(out)})
+        serve = _serve_commands(merged.work.recipe.task, out)
+        report = merged.report.model_copy(update={"folder": str(out), "serve": serve})
         write_atomically(merged.folder / RECORD, report.model_dump_json(indent=2) + "\n")
         write_card(
             merged.folder,
@@ -82,6 +88,13 @@ def merge(
         )
         put_in_place(merged.folder, out)
     return report
+
+
+def _serve_commands(task: Task, folder: Path) -> dict[str, str]:
+    """Return the command of each server that takes a merged folder; none takes a task that continues no text."""
+    if not task.generates or task.encodes_prompt:
+        return {}
+    return {name: f"{command} {shlex.quote(str(folder))}" for name, command in SERVERS.items()}
 
 
 @contextmanager
@@ -126,7 +139,7 @@ class Merged:
 
     def compare(self, model: nn.Module) -> AgreementReport | None:
         """Return how far another model is from the trained one on the same rows; None where there are none."""
-        return compare_outputs(self.work.trained, self.work.observe(model)) if self.work.trained else None
+        return self.work.compare(model)
 
 
 def put_in_place(temporary: Path, out: Path) -> None:
@@ -203,33 +216,23 @@ class _Merging:
     dtype: torch.dtype
     shards: dict[str, Shards | None]
     bench: Bench | None = None
-    rows: int = 0
-    part: str | None = None
+    observer: Observer | None = None
     model: nn.Module | None = None
     base: Outputs | None = None
     trained: Outputs | None = None
 
     def load(self, bench: Bench, rows: int) -> None:
         """Build the trained model, and observe base and trained model on `rows` rows."""
-        self.bench, self.rows = bench, rows
-        self.base = self.observe(bench.base.model) if rows else None
+        self.bench, self.observer = bench, Observer(bench, rows, bench.precision) if rows else None
+        self.base = self.observer.observe(bench.base.model) if self.observer else None
         self.model = fill_trained(self.recipe, bench.base, self.weights, bench.device)
-        self.trained = self.observe(self.model) if rows else None
+        self.trained = self.observer.observe(self.model) if self.observer else None
 
-    def observe(self, model: nn.Module) -> Outputs:
-        """Return a model's outputs on the rows that are compared."""
-        assert self.bench is not None, "models are observed where they are built"
-        bench = self.bench
-        self.part, rows = first_rows(bench.dataset, self.rows)
-        return collect_outputs(
-            model,
-            rows,
-            bench.dataset,
-            loss=self.recipe.task.loss(model),
-            world=bench.world,
-            precision=bench.precision,
-            batch_size=bench.batch_size,
-        )
+    def compare(self, model: nn.Module) -> AgreementReport | None:
+        """Return how far another model is from the trained one on the same rows; None where there are none."""
+        if self.observer is None or self.trained is None:
+            return None
+        return compare_outputs(self.trained, self.observer.observe(model))
 
     def write_best(self, bases: Sequence[str], folder: Path, tolerance: float | None) -> MergeReport:
         """Write the merged model whose outputs are nearest to the trained one's, checked against its limit."""
@@ -237,8 +240,8 @@ class _Merging:
         tensors: dict[str, dict[str, int]] = {}
         for base in bases:
             tensors[base] = self._write(base, folder / base)
-            if self.trained:
-                agreements[base] = compare_outputs(self.trained, self.observe(self._read(folder / base)))
+            if self.trained and (found := self.compare(self._read(folder / base))):
+                agreements[base] = found
         best = min(agreements, key=lambda name: agreements[name].rms) if agreements else bases[0]
         effect, limit = self._limit(tolerance)
         if limit is not None and not agreements[best].rms <= limit:
@@ -254,7 +257,7 @@ class _Merging:
             dtype=_name(self.dtype),
             base=best,
             tensors=tensors[best],
-            part=self.part,
+            part=self.observer.part if self.observer else None,
             effect=effect,
             limit=limit,
             agreements=agreements,

@@ -119,6 +119,16 @@ def test_a_classifier_keeps_its_head_and_its_labels(tmp_path):
     labels = json.loads((folder / "result.json").read_text())["data"]["labels"]
     assert [model.config.id2label[i] for i in range(7)] == labels
     assert report.agreements["original"].rms < 1e-4 * report.effect and report.tensors["trained"] == 1
+    assert report.serve == {}  # servers of language models classify nothing
+
+
+def test_the_command_ends_with_how_the_folder_is_served(run, tmp_path, capfd):
+    out = tmp_path / "my model"
+    assert run_command(["merge", str(run), str(out), "--rows", "2"]) == 0
+    shown = "".join(capfd.readouterr().out.split())  # a long path is folded
+    assert shown.endswith("".join(f"vLLM: vllm serve '{out}' transformers: transformers serve '{out}'".split()))
+    record = json.loads((out / "merge.json").read_text())
+    assert record["serve"] == {"vLLM": f"vllm serve '{out}'", "transformers": f"transformers serve '{out}'"}
 
 
 def test_both_bases_of_a_quantised_run_are_compared_and_the_nearer_one_is_kept(quantised, tmp_path):
