@@ -335,7 +335,7 @@ def take_training(sheet: Sheet) -> None:
     take_optimizer(sheet, "optimizer", "adamw_torch_fused")
     sheet.copy_number("weight_decay", "training.weight_decay")
     take_clip(sheet)
-    take_precision(sheet)
+    take_precision(sheet, "auto")
     if sheet.has("gradient_checkpointing"):
         value = sheet.get("gradient_checkpointing") not in OFF
         sheet.take("gradient_checkpointing", "training.gradient_checkpointing", value)

@@ -42,6 +42,8 @@ def convert(path: Path, kind: str | None = None) -> Conversion:
     Raises RecipeError for a file that cannot be read, UsageError for one of no known kind, or of another training.
     """
     values, places, command = read_values(path)
+    if command and kind not in (None, TRL.name):
+        raise UsageError(f"{path}: is a command line, not a YAML of {kind}")
     peer = TRL if command else recognise(values, path, kind)
     sheet = Sheet(flatten(values) if peer.nested else values, places)
     peer.fill(sheet)

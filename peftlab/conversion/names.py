@@ -91,15 +91,29 @@ def take_attention(sheet: Sheet, key: str) -> None:
         sheet.ignore(key, "another implementation of the same attention")
 
 
-def take_precision(sheet: Sheet) -> None:
-    """Take the type of computation of `bf16` and `fp16`; the first has priority where it is on."""
+def take_precision(sheet: Sheet, default: str | None = "float32") -> None:
+    """Take the type of computation of `bf16` and `fp16`; the first has priority where it is on.
+
+    `default` is the type where both are missing; None where it depends on the checkpoint. Where they are off it is
+    float32.
+    """
     for key, dtype in (("bf16", "bfloat16"), ("fp16", "float16")):
         if sheet.peek("training.precision") is None and sheet.on(key):
             sheet.take(key, "training.precision", dtype)
-        elif sheet.get(key) == "auto":
+        elif sheet.peek("training.precision") is None and sheet.get(key) == "auto":
             sheet.take(key, "training.precision", "auto", "bfloat16 on CUDA")
         else:
-            sheet.ignore(key, "off" if not sheet.on(key) else "the other type has priority")
+            sheet.ignore(key, "the other type has priority" if sheet.on(key) else "off")
+    if sheet.peek("training.precision") is not None:
+        return
+    off = next((key for key in ("bf16", "fp16") if sheet.has(key)), None)
+    if off is None and default is None:
+        sheet.miss("bf16", "neither bf16 nor fp16: the checkpoint's type there; training.precision = auto here")
+    else:
+        sheet.set("training.precision", default if off is None else "float32")
+        sheet.notes.append(
+            f"precision: neither bf16 nor fp16 is on: training.precision = {sheet.peek('training.precision')}"
+        )
 
 
 def note_batch(sheet: Sheet, devices: int | None = None) -> None:

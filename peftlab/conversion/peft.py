@@ -45,7 +45,7 @@ MISSED = {
     "trainable_token_indices": "no single embeddings train: name new tokens in model.add_tokens",
     "layer_replication": "no layers are repeated",
     "lora_bias": "B has no bias",
-    "use_qalora": "off",
+    "use_qalora": "plain LoRA",
     "alora_invocation_tokens": "the adapter is active at all tokens",
     "arrow_config": "one adapter is used",
     "ensure_weight_tying": "tied weights that train are as peftlab's method has them",

@@ -122,9 +122,9 @@ class Sheet:
         return found[0] if found and all(value == found[0] for value in found) else found or None
 
     def copy(self, key: str, where: str, default: Any = None) -> None:
-        """Take a value as it is; without one, their default where it is not None."""
+        """Take a text as it is; without one, their default where it is not None."""
         if (value := self.get(key, default)) is not None:
-            self.take(key, where, parse_scalar(value) if isinstance(value, str) else value)
+            self.take(key, where, str(value))
 
     def copy_number(self, key: str, where: str, default: Any = None) -> None:
         if (value := self.number(key, default)) is not None:

@@ -34,6 +34,8 @@ IGNORED = {
     "push_to_hub*": UPLOAD,
     "hub_*": UPLOAD,
     "save_safetensors": "always",
+    "average_tokens_across_devices": "a step's loss is always the mean over all its targets",
+    "eval_on_start": "an evaluation before training is always made",
     "save_only_model": "checkpoints contain what resuming needs",
     "gradient_checkpointing_kwargs": "the same gradients",
     "per_device_eval_batch_size": "",
@@ -50,13 +52,11 @@ MISSED = {
     "lr_scheduler_kwargs": "the schedule has no settings of its own",
     "optim_args": "the optimiser keeps its own settings",
     "optim_target_modules": "the optimiser treats all parameters alike",
-    "average_tokens_across_devices": "off",
-    "eval_on_start": "off",
 }
 
 
 def take_trainer_arguments(
-    sheet: Sheet, *, learning_rate: float = 5e-5, checkpointing: bool = False, bf16: bool = False
+    sheet: Sheet, *, learning_rate: float = 5e-5, checkpointing: bool = False, precision: str | None = "float32"
 ) -> None:
     """Take the arguments of transformers' Trainer, with the defaults of a trainer that is derived from it."""
     take_steps(sheet)
@@ -67,9 +67,7 @@ def take_trainer_arguments(
     take_optimizer(sheet, "optim")
     sheet.copy_number("weight_decay", "training.weight_decay")
     take_clip(sheet)
-    if bf16 and not sheet.has("bf16") and not sheet.on("fp16"):
-        sheet.take("bf16", "training.precision", "bfloat16")
-    take_precision(sheet)
+    take_precision(sheet, precision)
     if checkpointing or sheet.has("gradient_checkpointing"):
         sheet.copy_flag("gradient_checkpointing", "training.gradient_checkpointing", checkpointing)
     take_records(sheet)

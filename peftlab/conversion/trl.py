@@ -49,7 +49,7 @@ def fill(sheet: Sheet) -> None:
     take_attention(sheet, "attn_implementation")
     take_method(sheet)
     take_data(sheet)
-    take_trainer_arguments(sheet, learning_rate=2e-5, checkpointing=True, bf16=True)
+    take_trainer_arguments(sheet, learning_rate=2e-5, checkpointing=True, precision="bfloat16")
     processes = sheet.number(PROCESSES)
     note_batch(sheet, processes)
     sheet.ignore(PROCESSES, "`peftlab launch --processes` says how many")
@@ -93,7 +93,10 @@ def take_data(sheet: Sheet) -> None:
         sheet.take("dataset_text_field", "data.columns.text", sheet.get("dataset_text_field"))
     sheet.ignore_all({"dataset_text_field": "the default"})
     key = "max_seq_length" if sheet.has("max_seq_length") else "max_length"
-    sheet.copy_number(key, "data.max_length", 1024)
+    if key in sheet.values and not sheet.has(key):
+        sheet.miss(key, "no limit there; data.max_length = 512 here, and longer rows are shortened")
+    else:
+        sheet.copy_number(key, "data.max_length", 1024)
     if sheet.get("truncation_mode", "keep_start") != "keep_start":
         sheet.miss("truncation_mode", "data.truncate decides: the prompt is cut, never the answer")
     sheet.ignore_all({"truncation_mode": "data.truncate decides: the prompt is cut, never the answer"})

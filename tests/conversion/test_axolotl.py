@@ -252,6 +252,12 @@ lr_scheduler: polynomial
     assert made.keys("no counterpart") == {"lora_target_modules", "datasets.type", "lr_scheduler"}
     assert made.fields["method.targets"] == ["q_proj", "v_proj"]
     assert "data.format" not in made.fields
+    assert made.fields["training.precision"] == "auto"
+
+
+def test_both_half_types_off_is_float32_and_a_revision_stays_text(converted):
+    made = converted("base_model: a\nrevision_of_model: 12\nmicro_batch_size: 1\nbf16: false\nfp16: false\n")
+    assert made.fields["training.precision"] == "float32" and made.fields["model.revision"] == "12"
 
 
 def test_preference_training_is_refused(converted):

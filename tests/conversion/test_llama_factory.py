@@ -123,7 +123,7 @@ def test_settings_without_counterpart_are_named(converted):
     )
     assert made.fields["data.train"] == ["notes", "facts"] and made.fields["data.supervise"] == "last"
     missed = {"dataset", "template", "neftune_noise_alpha", "use_galore", "max_samples", "loraplus_lr_ratio"}
-    assert made.keys("no counterpart") == missed | {"save_strategy", "optim", "lr_scheduler_type"}
+    assert made.keys("no counterpart") == missed | {"save_strategy", "optim", "lr_scheduler_type", "bf16"}
     assert made.keys("not known") == {"mystery"}
 
 

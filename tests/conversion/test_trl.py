@@ -41,8 +41,9 @@ def test_a_command_line(converted):
         },
         evaluation={"every": 100},
     )
-    assert "2 x 8 = 16 rows" in made.made.notes[1] and "64 on the 4" in made.made.notes[1]
+    assert "2 x 8 = 16 rows" in made.made.notes[-1] and "64 on the 4" in made.made.notes[-1]
     assert made.keys("no counterpart") == {"assistant_only_loss"}
+    assert any("precision = bfloat16" in note for note in made.made.notes)
     assert made.made.problems == []
 
 
@@ -80,7 +81,7 @@ def test_a_trl_command_with_flags(converted):
     assert made.fields["data.train"] == "c/d[train_sft]"
     assert made.fields["training.steps"] == 7 and made.fields["training.warmup"] == 0.5
     assert made.fields["training.optimizer.paged"] is True and made.fields["training.weight_decay"] == 0.1
-    assert "training.precision" not in made.fields
+    assert made.fields["training.precision"] == "float32"
     assert made.fields["run.trackers"] == ["wandb"]
     assert (made.fields["run.seed"], made.fields["run.save_every"], made.fields["run.keep_checkpoints"]) == (3, 5, 1)
 
@@ -94,10 +95,11 @@ def test_no_projections_means_those_of_the_family_and_is_said(converted):
 def test_the_head_as_a_target_and_supervised_prompts_are_said(converted):
     made = converted(
         "model_name_or_path: a/b\ndataset_name: c/d\nuse_peft: true\nlora_target_modules: [q_proj, lm_head]\n"
-        "completion_only_loss: false\nloss_type: dft\nodd_key: 1\n"
+        "completion_only_loss: false\nloss_type: dft\nodd_key: 1\nmax_length: null\n"
     )
     assert made.fields["method.targets"] == ["q_proj"]
-    missed = {"lora_target_modules", "completion_only_loss", "assistant_only_loss", "loss_type"}
+    missed = {"lora_target_modules", "completion_only_loss", "assistant_only_loss", "loss_type", "max_length"}
+    assert "data.max_length" not in made.fields
     assert made.keys("no counterpart") == missed and made.keys("not known") == {"odd_key"}
 
 
