@@ -1,4 +1,4 @@
-"""`peftlab cache`: tokens that are kept between runs, how large they are, and how to delete them."""
+"""`peftlab cache`: tokens and measurements that are kept between runs, their size, and how to delete them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from peftlab.errors import UsageError
 
 @answers
 def cache(
-    clear: Annotated[bool, typer.Option("--clear", help="Delete all entries.")] = False,
+    clear: Annotated[bool, typer.Option("--clear", help="Delete all of them.")] = False,
     unused: Annotated[
         float | None,
         typer.Option(
@@ -27,7 +27,7 @@ def cache(
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> Any:
-    """List the tokens that are kept between runs, or delete them. Runs make again what they need."""
+    """List the tokens and measurements of memory that are kept between runs, or delete them. Runs make them again."""
     from peftlab.runs.cache import clear_cache, list_cache
 
     if unused is not None and not clear:
@@ -41,7 +41,11 @@ def show_cache(found: dict[str, Any]) -> None:
     from peftlab.quantities import format_bytes
 
     total = f"{found['folder']}: {format_bytes(found['bytes'])} in {len(found['entries'])} entries"
-    show(f"{total}{' are deleted' if found['deleted'] else ''}")
+    deleted = " are deleted" if found["deleted"] else ""
+    show(f"{total}{deleted}")
+    if (measured := found["measurements"])["count"]:
+        size = format_bytes(measured["bytes"])
+        show(f"{measured['folder']}: {size} in {measured['count']} measurements of memory{deleted}")
     if found["deleted"] or not found["entries"]:
         return
     table = plain_table("tokens of", "rows", "size", "days unused")

@@ -63,6 +63,11 @@ def cache_folder() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "peftlab"
 
 
+def measured_folder() -> Path:
+    """Return the folder with a file for each measurement of memory that is kept, changed when it was used last."""
+    return cache_folder() / "memory"
+
+
 class TokenStore:
     """The entries of one folder."""
 

@@ -1,43 +1,60 @@
-"""What is kept between runs: the entries of the token store, listed or deleted."""
+"""What is kept between runs: tokens and measurements of memory, listed or deleted."""
 
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
-from peftlab.data.token_store import Entry, TokenStore
+from peftlab.data.token_store import Entry, TokenStore, measured_folder
 from peftlab.errors import StorageError
+from peftlab.files import why
 
 DAY = 24 * 3600
 
 
 def list_cache() -> dict[str, Any]:
-    """Return the folder, its bytes, and its entries, the one used last first."""
+    """Return the folder of tokens, its bytes, its entries, the one used last first, and what was measured."""
     store = TokenStore()
-    return _describe(store, list(store.entries()), deleted=False)
+    return _describe(store, list(store.entries()), _measurements(), deleted=False)
 
 
 def clear_cache(unused_days: float = 0.0) -> dict[str, Any]:
-    """Delete the entries that nothing used for so many days, and return which they were.
+    """Delete the entries and measurements that nothing used for so many days, and return which they were.
 
     Raises StorageError where they cannot be deleted.
     """
     store = TokenStore()
     chosen = [entry for entry in store.entries() if time.time() - entry.used >= unused_days * DAY]
-    found = _describe(store, chosen, deleted=True)
+    measured = [path for path in _measurements() if time.time() - path.stat().st_mtime >= unused_days * DAY]
+    found = _describe(store, chosen, measured, deleted=True)
     for entry in chosen:
         store.remove(entry.key)
         if entry.folder.exists():
             raise StorageError(f"{entry.folder}: cannot be deleted; check the permissions of {store.folder}")
+    for path in measured:
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise StorageError(f"{path}: cannot be deleted: {why(error)}") from None
     return found
 
 
-def _describe(store: TokenStore, entries: list[Entry], *, deleted: bool) -> dict[str, Any]:
+def _measurements() -> list[Path]:
+    return sorted(measured_folder().glob("*.json"))
+
+
+def _describe(store: TokenStore, entries: list[Entry], measured: list[Path], *, deleted: bool) -> dict[str, Any]:
     return {
         "folder": str(store.folder),
         "bytes": sum(entry.size for entry in entries),
         "deleted": deleted,
         "entries": [_describe_entry(entry) for entry in entries],
+        "measurements": {
+            "folder": str(measured_folder()),
+            "bytes": sum(path.stat().st_size for path in measured),
+            "count": len(measured),
+        },
     }
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from pydantic import ValidationError
 
 from peftlab.data.rows import longest_rows
 from peftlab.data.token_rows import TokenRow
-from peftlab.data.token_store import cache_folder
+from peftlab.data.token_store import measured_folder
 from peftlab.files import write_atomically
 from peftlab.reports import MemoryReport
 from peftlab.runs.bench import Bench
@@ -60,9 +61,12 @@ def describe_trial(setup: Setup, bench: Bench, held_out: HeldOut, environment: d
 def find_measured(name: str) -> MemoryReport | None:
     """Return what an earlier run measured; None where there is none, or it cannot be read."""
     try:
-        return MemoryReport.model_validate_json(_path(name).read_bytes())
+        found = MemoryReport.model_validate_json(_path(name).read_bytes())
     except (OSError, ValidationError):
         return None
+    with contextlib.suppress(OSError):
+        os.utime(_path(name))  # when it was used last
+    return found
 
 
 def keep_measured(name: str, report: MemoryReport) -> None:
@@ -79,7 +83,7 @@ def _describe(values: torch.Tensor) -> list[Any]:
 
 
 def _path(name: str) -> Path:
-    return cache_folder() / "memory" / f"{name}.json"
+    return measured_folder() / f"{name}.json"
 
 
 def _sizes(rows: Sequence[TokenRow]) -> list[tuple[int, int]]:

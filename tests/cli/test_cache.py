@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import time
 
 import pytest
@@ -14,7 +16,9 @@ from peftlab.data.token_store import TokenStore
 from peftlab.errors import UsageError
 from peftlab.models.tokenizer import load_tokenizer
 from peftlab.recipe.schema import Data, Model
+from peftlab.reports import MemoryReport
 from peftlab.runs.display import NoDisplay
+from peftlab.runs.measured import find_measured, keep_measured
 from peftlab.runs.run import train
 from peftlab.tasks import TASKS
 from tests.runs.recipes import short_recipe
@@ -87,3 +91,27 @@ def test_the_cache_is_listed_and_deleted(answer, tmp_path, folder):
     assert not entry.exists() and json.loads(answer("cache", "--json")[1])["entries"] == []
     code, _, errors = answer("cache", "--unused", "1")
     assert code == 2 and "add --clear" in errors
+
+
+def test_measurements_of_memory_are_listed_and_deleted_with_the_tokens(answer, folder):
+    memory = folder.parent / "memory"
+    report = MemoryReport(source="measured", device="cpu", peak_bytes=7)
+    for name in ("old", "new"):
+        keep_measured(name, report)
+    os.utime(memory / "old.json", (time.time() - 3 * 86400,) * 2)
+    size = sum(path.stat().st_size for path in memory.iterdir())
+    found = json.loads(answer("cache", "--json")[1])["measurements"]
+    assert found == {"folder": str(memory), "bytes": size, "count": 2}
+    assert f"{memory}: {size:,} B in 2 measurements of memory" in answer("cache")[1]
+    assert "in 1 measurements of memory are deleted" in answer("cache", "--clear", "--unused", "2")[1]
+    assert [path.name for path in memory.iterdir()] == ["new.json"]
+    os.utime(memory / "new.json", (time.time() - 3 * 86400,) * 2)
+    assert find_measured("new") == report  # which is a use of it
+    assert "0 measurements" not in answer("cache", "--clear", "--unused", "2")[1] and find_measured("new") == report
+    answer("cache", "--clear")
+    assert find_measured("new") is None
+
+
+def test_the_cache_is_listed_without_torch():
+    code = "import sys, peftlab.runs.cache; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
