@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from peftlab.cli.answer import answers, error_places
 from peftlab.cli.options import AsJson, Debug, Overrides
 from peftlab.errors import UsageError
+from peftlab.secrets import mask_secrets
+
+if TYPE_CHECKING:
+    from peftlab.recipe.schema import Recipe
 
 What = Annotated[
-    str,
+    str | None,
     typer.Argument(
         metavar="RECIPE|MODEL",
         help="Recipe file, or a model: with method.type=lora that method on it, alone every method.",
         show_default=False,
     ),
+]
+From = Annotated[
+    Path | None,
+    typer.Option("--from", help="Configuration of another trainer instead of a recipe; see `peftlab convert`."),
 ]
 Memory = Annotated[
     str | None, typer.Option("--memory", metavar="SIZE", help="Memory available: 24GiB, or a GPU's name.")
@@ -33,8 +44,9 @@ Strategy = Annotated[str, typer.Option("--strategy", help="How they share it: dd
 
 @answers
 def plan(
-    what: What,
+    what: What = None,
     overrides: Overrides = None,
+    source: From = None,
     memory: Memory = None,
     maximize: Maximize = None,
     device: Device = "auto",
@@ -48,14 +60,32 @@ def plan(
         raise UsageError(f"--device {device!r} is not one of {', '.join(DEVICES)}")
     from peftlab.recipe.load import is_recipe_file, load_recipe, model_recipe
 
-    if not is_recipe_file(what) and not overrides:
+    if source is not None:
+        recipe = convert_recipe(source, [*([what] if what else []), *(overrides or ())])
+        what, overrides = str(source), None
+    elif what is None:
+        raise UsageError("name a recipe file, a model, or another trainer's configuration with --from")
+    elif not is_recipe_file(what) and not overrides:
         return plan_model(what, memory, maximize, device)
-    recipe = load_recipe(what, overrides or ()) if is_recipe_file(what) else model_recipe(what, overrides or ())
+    else:
+        recipe = load_recipe(what, overrides or ()) if is_recipe_file(what) else model_recipe(what, overrides or ())
     from peftlab.runs.plan import plan as plan_recipe
 
-    with error_places(what, overrides or ()):
+    with error_places(what, overrides or ()) if source is None else nullcontext():
         report = plan_recipe(recipe, memory, maximized=maximize, device=device, devices=devices, strategy=strategy)
     return report.model_dump(), lambda: show_plan(report), 0
+
+
+def convert_recipe(source: Path, overrides: list[str]) -> Recipe:
+    """Return the recipe of another trainer's configuration; what has no counterpart is said on standard error."""
+    from peftlab.conversion.convert import convert
+    from peftlab.recipe.load import parse_recipe
+
+    text = convert(source).text
+    print(
+        mask_secrets("".join(line for line in text.splitlines(keepends=True) if line.startswith("#"))), file=sys.stderr
+    )
+    return parse_recipe(text, overrides, file=f"recipe of {source.name}")
 
 
 def plan_model(model: str, memory: str | None, maximize: str | None, device: str) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from peftlab.conversion.lora import HEADS, UNFREEZE, names_of, take_names, take_quantization, take_targets
+from peftlab.conversion.lora import HEADS, UNFREEZE, names_of, take_quantization, take_targets
 from peftlab.conversion.names import (
     note_batch,
     take_attention,
@@ -17,7 +17,7 @@ from peftlab.conversion.peer import Peer
 from peftlab.conversion.sheet import OFF, Sheet
 from peftlab.conversion.trainer_arguments import IGNORED as OF_TRAINER
 from peftlab.conversion.trainer_arguments import MISSED as MISSED_OF_TRAINER
-from peftlab.conversion.trainer_arguments import SHOWN, SPEED, take_clip, take_trackers
+from peftlab.conversion.trainer_arguments import SHOWN, SPEED, take_clip, take_every, take_trackers
 from peftlab.errors import UsageError
 
 # What `datasets: type` says of rows.
@@ -80,8 +80,6 @@ MISSED = {
     "overrides_of_model_kwargs": "the model's own settings are used",
     "evals_per_epoch": "an epoch's steps depend on the rows; set evaluation.every to a number of steps",
     "saves_per_epoch": "an epoch's steps depend on the rows; set run.save_every to a number of steps",
-    "eval_strategy": "set evaluation.every to a number of steps",
-    "save_strategy": "set run.save_every to a number of steps",
     "cosine_min_lr_ratio": "the learning rate falls to zero",
     "cosine_constant_lr_ratio": "the learning rate falls until the end",
     "embedding_lr*": "embeddings have no learning rate of their own",
@@ -177,8 +175,7 @@ def take_projections(sheet: Sheet) -> None:
         return
     sheet.take("lora_target_linear", "method.targets", "all-linear")
     if any(name in HEADS for name in names):
-        take_names(sheet, "lora_target_modules", [*names])
-        sheet.set("method.targets", "all-linear")
+        sheet.miss("lora_target_modules", "the head gets no update: `method.unfreeze` trains it whole")
     elif names:
         sheet.ignore("lora_target_modules", "covered by all-linear")
 
@@ -340,8 +337,8 @@ def take_training(sheet: Sheet) -> None:
         value = sheet.get("gradient_checkpointing") not in OFF
         sheet.take("gradient_checkpointing", "training.gradient_checkpointing", value)
     sheet.copy_number("seed", "run.seed")
-    sheet.copy_number("save_steps", "run.save_every")
-    sheet.copy_number("eval_steps", "evaluation.every")
+    take_every(sheet, ("save_strategy",), "save_steps", "run.save_every", "steps")
+    take_every(sheet, ("eval_strategy",), "eval_steps", "evaluation.every", "steps")
     sheet.copy_number("save_total_limit", "run.keep_checkpoints")
     sheet.copy_number("eval_batch_size", "evaluation.batch_size")
     sheet.copy_number("early_stopping_patience", "evaluation.patience")

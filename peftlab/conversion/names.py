@@ -110,10 +110,9 @@ def take_precision(sheet: Sheet, default: str | None = "float32") -> None:
     if off is None and default is None:
         sheet.miss("bf16", "neither bf16 nor fp16: the checkpoint's type there; training.precision = auto here")
     else:
-        sheet.set("training.precision", default if off is None else "float32")
-        sheet.notes.append(
-            f"precision: neither bf16 nor fp16 is on: training.precision = {sheet.peek('training.precision')}"
-        )
+        chosen = default if off is None else "float32"
+        sheet.set("training.precision", chosen)
+        sheet.notes.append(f"precision: the file turns on neither bf16 nor fp16: training.precision = {chosen}")
 
 
 def note_batch(sheet: Sheet, devices: int | None = None) -> None:

@@ -36,7 +36,11 @@ class Line:
     line: int | None = None
 
     def __str__(self) -> str:
-        shown = self.key if self.fate is Fate.DEFAULT else f"{self.key}: {one_line(plain(self.value), 60)}"
+        shown = (
+            self.key
+            if self.fate is Fate.DEFAULT or self.value is None
+            else f"{self.key}: {one_line(plain(self.value), 60)}"
+        )
         return f"{shown} -> {self.text}"
 
 

@@ -117,6 +117,8 @@ def take_every(sheet: Sheet, strategies: tuple[str, ...], steps_key: str, where:
     steps = sheet.number(steps_key)
     if strategy == "epoch":
         sheet.miss(strategy_key, f"an epoch's steps depend on the rows; set {where} to their number")
+    elif strategy == "best":
+        sheet.miss(strategy_key, f"set {where} to a number of steps; the best step's checkpoint is kept too")
     else:
         sheet.ignore(strategy_key, f"{where} decides")
     if steps is None:

@@ -263,3 +263,15 @@ def test_both_half_types_off_is_float32_and_a_revision_stays_text(converted):
 def test_preference_training_is_refused(converted):
     with pytest.raises(UsageError, match="supervised fine-tuning only, not dpo"):
         converted("base_model: a\nmicro_batch_size: 1\nrl: dpo\n")
+
+
+def test_a_head_beside_all_layers_and_fractions_of_a_run_are_said(converted):
+    made = converted(
+        "base_model: a\nmicro_batch_size: 1\nlearning_rate: 1e-3\nadapter: lora\nlora_target_linear: true\n"
+        "lora_target_modules: [gate_proj, lm_head]\nsave_steps: 0.25\neval_strategy: epoch\nval_set_size: 0.1\n"
+        "datasets: [{path: x.jsonl, type: chat_template, roles_to_train: [user], shards: 4}]\n"
+    )
+    assert made.fields["method.targets"] == "all-linear"
+    said = {"lora_target_modules", "save_steps", "eval_strategy", "datasets.roles_to_train", "datasets.shards"}
+    assert made.keys("no counterpart") == said
+    assert made.made.problems == []

@@ -80,3 +80,29 @@ def test_files_that_cannot_be_converted(tmp_path, capfd, text, options, message)
     source.write_text(text)
     assert run(["convert", str(source), *options]) == 2
     assert message in capfd.readouterr().err
+
+
+def test_a_configuration_is_planned_as_its_recipe_is(tmp_path, capfd):
+    source, recipe = tmp_path / "axolotl.yml", tmp_path / "recipe.yaml"
+    source.write_text(
+        "base_model: builtin:tiny\nadapter: lora\nlora_r: 4\nlora_alpha: 8\nlora_target_linear: true\nbf16: false\n"
+        "datasets: [{path: 'builtin:docstrings', type: completion}]\nsequence_len: 32\nmicro_batch_size: 2\n"
+        "max_steps: 2\nlearning_rate: 1e-3\nnovelty: 1\n"
+    )
+    assert run(["convert", str(source), "--output", str(recipe)]) == 0
+    capfd.readouterr()
+    assert run(["plan", "--from", str(source), "--device", "cpu", "--memory", "8GiB", "--json"]) == 0
+    planned = capfd.readouterr()
+    assert "not known: novelty: 1" in planned.err
+    assert run(["plan", str(recipe), "--device", "cpu", "--memory", "8GiB", "--json"]) == 0
+    assert json.loads(capfd.readouterr().out) == json.loads(planned.out)
+
+
+def test_a_plan_of_nothing_or_of_an_incomplete_configuration_is_refused(tmp_path, capfd):
+    assert run(["plan"]) == 2
+    assert "with --from" in capfd.readouterr().err
+    source = tmp_path / "adapter_config.json"
+    source.write_text('{"peft_type": "LORA", "base_model_name_or_path": "builtin:tiny", "target_modules": ["q_proj"]}')
+    assert run(["plan", "--from", str(source)]) == 2
+    error = capfd.readouterr().err
+    assert "recipe of adapter_config.json" in error and "data: " in error
