@@ -26,7 +26,8 @@ LAYERS = [
         "registry",
         "families",
     }
-    | {"recipe", "methods", "tasks", "optimizers", "models.reference", "sizes", "metrics", "conversion"},
+    | {"recipe", "methods", "tasks", "optimizers", "models.reference", "sizes", "metrics", "conversion"}
+    | {"tables"},
     {"world", "losses", "optimization", "models", "parameters", "nn", "data", "memory", "evaluation"}
     | {"speed"}
     | {"checkpoint", "builtin", "docs"},

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from string import Formatter
 from typing import Any
 
-from peftlab.data.row import Unreadable
 from peftlab.errors import DataError, listed, nearest
+from peftlab.tables.row import Unreadable
 from peftlab.tasks.formats import as_text
 
 Cells = Mapping[str, Any]

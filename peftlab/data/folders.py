@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from peftlab.data.files import FilePiece, file_kind
-from peftlab.data.packed import packing_of
 from peftlab.errors import DataError, listed, nearest, one_line
+from peftlab.tables.files import FilePiece, file_kind
+from peftlab.tables.packed import packing_of
 
 ARCHIVES = {".zip", ".tar", ".tgz", ".7z", ".rar"}
 # Text files of which a folder of data has some that are no data.

@@ -9,9 +9,9 @@ from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any
 
-from peftlab.data.arrow_files import ROWS_AT_ONCE, rows_of
-from peftlab.data.row import Row
 from peftlab.errors import DataError, listed, nearest, one_line
+from peftlab.tables.arrow_files import ROWS_AT_ONCE, rows_of
+from peftlab.tables.row import Row
 
 PROBE_SECONDS = 5
 # What `save_to_disk` writes beside its arrow files, for one data set and for one of several splits.

@@ -8,15 +8,15 @@ from itertools import islice
 from typing import Any, Literal, NamedTuple
 
 from peftlab.data.columns import Column, find_column
-from peftlab.data.files import FilePiece, Table
 from peftlab.data.kept_examples import Kept
 from peftlab.data.keys import Keys
 from peftlab.data.recognise import Choice, open_reader, recognise
-from peftlab.data.row import Unreadable
 from peftlab.data.row_reader import Header, Reader, Wanted
 from peftlab.data.sources import START, Cursor, Piece, Source, read_source
 from peftlab.errors import DataError, listed, nearest
 from peftlab.recipe.schema import Data, DataSource, Sources, list_sources
+from peftlab.tables.files import FilePiece, Table
+from peftlab.tables.row import Unreadable
 from peftlab.tasks import TASKS, find_format, tasks_taking
 from peftlab.tasks.base import Task
 from peftlab.tasks.formats import Example

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from peftlab.data.columns import Cells, Column, Template, find_column, is_null, parse_template
-from peftlab.data.row import Unreadable
 from peftlab.errors import DataError, listed, nearest
+from peftlab.tables.row import Unreadable
 from peftlab.tasks.formats import Example, Format
 from peftlab.tasks.layouts import Layout
 

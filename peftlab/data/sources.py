@@ -10,13 +10,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from peftlab.data.files import SUFFIXES, FilePiece, file_kind
 from peftlab.data.folders import read_folder
 from peftlab.data.hub import is_saved, load_hub, load_saved
-from peftlab.data.packed import PACKINGS
-from peftlab.data.row import Row
 from peftlab.errors import DataError, nearest, one_line
 from peftlab.files import user_path
+from peftlab.tables.files import SUFFIXES, FilePiece, file_kind
+from peftlab.tables.packed import PACKINGS
+from peftlab.tables.row import Row
 
 BUILTIN = Path(__file__).parent.parent / "builtin"
 GRAMMAR = re.compile(r"(?P<source>[^\[\]]+)(?:\[(?P<split>[^\[\]]+)(?:\[(?P<rows>[^\[\]]*)\])?\])?")

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from peftlab.data.batches import Layout
-from peftlab.data.files import FilePiece
 from peftlab.data.orders import SourceDraws
 from peftlab.data.parts import DataReader, Read, Tally, wanted_columns
 from peftlab.data.row_reader import Wanted
@@ -21,6 +20,7 @@ from peftlab.data.sources import START, Cursor, Source, read_source
 from peftlab.data.token_rows import TokenRow
 from peftlab.errors import DataError, StorageError
 from peftlab.recipe.schema import list_sources
+from peftlab.tables.files import FilePiece
 from peftlab.tasks.formats import Example
 
 BUFFER_ORDER = 8

@@ -24,7 +24,7 @@ from peftlab.tasks.base import Task
 
 PACKAGE = Path(__file__).parent.parent
 # Everything that decides how text becomes rows and what is reported of them: a changed line is another key.
-CODE = ("data/**/*.py", "tasks/*.py", "models/tokenizer.py", "recipe/schema.py", "files.py", "errors.py")
+CODE = ("data/**/*.py", "tables/*.py", "tasks/*.py", "models/tokenizer.py", "recipe/schema.py", "files.py", "errors.py")
 LIBRARIES = ("transformers", "tokenizers", "jinja2", "numpy", "datasets", "pyarrow")
 # Settings of a tokenizer that say where it came from, not what it does.
 PLACES = {"name_or_path", "tokenizer_file", "vocab_file", "merges_file", "chat_template", "special_tokens_map_file"}

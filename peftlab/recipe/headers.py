@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-import csv
-import gzip
-import io
-import json
 from collections.abc import Iterator, Sequence
-from itertools import islice
 from pathlib import Path
 from string import Formatter
-from typing import IO, Any
+from typing import Any
 
-from peftlab.errors import listed, nearest
+from peftlab.errors import DataError, listed, nearest
 from peftlab.files import user_path
 from peftlab.recipe.schema import Data, Recipe
 from peftlab.recipe.yaml_source import KeyPath
+from peftlab.tables.files import FilePiece, file_kind
 from peftlab.tasks import possible_formats
 from peftlab.tasks.formats import Format
 
 PARTS = ("train", "evaluation", "test")
-FIRST_ROWS = 20
 # A `.json` file has no first rows: it is read whole, or not at all.
 LARGEST_JSON = 16 * 2**20
-LONGEST_ROW = 16 * 2**20
-LONGEST_HEADER = 2**20
 BUILTIN = Path(__file__).parent.parent / "builtin"
 
 
@@ -59,44 +52,13 @@ def find_file(source: Any) -> Path | None:
 
 def read_columns(path: Path) -> list[str]:
     """Return the names of a file's columns as far as its first rows show them, empty if they cannot be read."""
-    kind = next((one for one in READERS if path.name.lower().removesuffix(".gz").endswith(one)), None)
-    if kind is None:
-        return []
+    kind = file_kind(path.name)
     try:
-        opened: Any = gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb")
-        with opened as file:
-            return list(dict.fromkeys(READERS[kind](file)))
-    except (OSError, EOFError, ValueError, RecursionError, csv.Error, ImportError):
+        if kind is None or (kind == ".json" and path.stat().st_size > LARGEST_JSON):
+            return []
+        return FilePiece(path).columns()
+    except (DataError, OSError, ImportError):  # the commands that read it whole say what is wrong
         return []
-
-
-def _read_lines(file: IO[bytes]) -> Iterator[str]:
-    for line in islice(iter(lambda: file.readline(LONGEST_ROW), b""), FIRST_ROWS):
-        if line.strip():
-            yield from json.loads(line.decode("utf-8-sig"))
-
-
-def _read_json(file: IO[bytes]) -> Iterator[str]:
-    content = file.read(LARGEST_JSON)
-    if content.lstrip().startswith(b"{"):
-        yield from _read_lines(io.BytesIO(content))
-        return
-    for row in json.loads(content.decode("utf-8-sig"))[:FIRST_ROWS]:
-        yield from row
-
-
-def _read_csv(file: IO[bytes]) -> Iterator[str]:
-    text = file.read(LONGEST_HEADER).decode("utf-8-sig", errors="ignore")
-    yield from next(csv.reader(io.StringIO(text, newline="")), [])
-
-
-def _read_parquet(file: IO[bytes]) -> Iterator[str]:
-    from pyarrow import parquet
-
-    yield from parquet.read_schema(file).names
-
-
-READERS = {".jsonl": _read_lines, ".json": _read_json, ".csv": _read_csv, ".parquet": _read_parquet}
 
 
 def missing(recipe: Recipe, path: Path, columns: list[str]) -> Iterator[tuple[KeyPath, str]]:

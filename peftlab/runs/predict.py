@@ -12,18 +12,18 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from peftlab.data.files import FilePiece
 from peftlab.data.parts import read_header
-from peftlab.data.row import Row, Unreadable
 from peftlab.data.row_reader import Header
 from peftlab.data.sources import Piece, read_source
-from peftlab.data.text_files import read_json_lines
 from peftlab.errors import DataError, StorageError, UsageError
 from peftlab.files import why, write_atomically
 from peftlab.runs.digests import read_digests
 from peftlab.runs.launch import launched
 from peftlab.runs.predict_rows import Predicted, Predictor, open_predictor
 from peftlab.runs.use import open_run
+from peftlab.tables.files import FilePiece
+from peftlab.tables.row import Row, Unreadable
+from peftlab.tables.text_files import read_json_lines
 from peftlab.world.open import open_world
 from peftlab.world.quiet import quiet_libraries
 

@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from peftlab.data.batches import collate, evaluation_batches
-from peftlab.data.files import Table
 from peftlab.data.recognise import open_reader, recognise
 from peftlab.data.row_reader import Header, Reader, Wanted
 from peftlab.data.token_rows import TokenRow
@@ -26,6 +25,7 @@ from peftlab.runs.loaded import LoadedRun, as_loaded
 from peftlab.runs.loading import load_trained
 from peftlab.runs.reopen import run_labels
 from peftlab.runs.requests import requests_of
+from peftlab.tables.files import Table
 from peftlab.tasks import possible_formats
 from peftlab.tasks.base import Tokenising
 from peftlab.tasks.formats import CHAT, Format

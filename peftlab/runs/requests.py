@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from peftlab.data.chat import ChatSettings, encode_chats, render_prompt
-from peftlab.data.files import Table, file_kind
 from peftlab.data.parts import read_examples, read_table
 from peftlab.data.tokens import encode_chat_prompt
 from peftlab.errors import DataError, UsageError, one_line
 from peftlab.evaluation.generate import opening_tokens
 from peftlab.recipe.schema import Recipe
+from peftlab.tables.files import Table, file_kind
 from peftlab.tasks import possible_formats
 from peftlab.tasks.formats import CHAT, Chat, as_messages, as_text, as_tools
 

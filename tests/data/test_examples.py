@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from peftlab.data.examples import fingerprint
-from peftlab.data.files import Table
 from peftlab.data.parts import read_examples
 from peftlab.errors import DataError
+from peftlab.tables.files import Table
 from peftlab.tasks import TASKS
 from peftlab.tasks.formats import Chat, Completion, Text
 from peftlab.tasks.sequence_classification import Labelled

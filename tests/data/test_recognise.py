@@ -7,11 +7,11 @@ import json
 import pytest
 
 from peftlab.data import parts
-from peftlab.data.files import Table
 from peftlab.data.parts import DataReader, read_examples
 from peftlab.data.splits import load_examples
 from peftlab.errors import DataError
 from peftlab.recipe.schema import Data
+from peftlab.tables.files import Table
 from peftlab.tasks import TASKS
 from peftlab.tasks.formats import Chat, Completion, Text
 from peftlab.tasks.sequence_classification import Labelled

@@ -13,12 +13,13 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from peftlab.data import hub, packed
+from peftlab.data import hub
 from peftlab.data.parts import read_examples
-from peftlab.data.row import Unreadable
 from peftlab.data.sources import Cursor, read_columns, read_source
 from peftlab.errors import DataError
 from peftlab.recipe.schema import Data
+from peftlab.tables import packed
+from peftlab.tables.row import Unreadable
 
 ROWS = [{"a": "one", "b": 1}, {"a": 'two, "quoted"\nand more', "b": 2}, {"a": "drei \u2028 \u00fc", "b": 3}]
 

@@ -51,7 +51,7 @@ def test_a_broken_file_is_one_line_with_its_place(user, refused, name, content, 
 
 
 def test_a_gzip_that_unpacks_to_a_flood_is_refused_before_it_fills_the_memory(user, refused, monkeypatch):
-    monkeypatch.setattr("peftlab.data.packed.UNSUSPICIOUS_BYTES", 10_000)
+    monkeypatch.setattr("peftlab.tables.packed.UNSUSPICIOUS_BYTES", 10_000)
     bomb = user.write("x.jsonl.gz", gzip.compress(b" " * 50_000_000))
     assert "x.jsonl.gz: unpacks to more than 200 times its size" in refused(4, f"data.train={bomb}")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import lzma
 import subprocess
 import sys
 
@@ -12,6 +13,7 @@ import pyarrow.parquet
 import pytest
 
 from peftlab.cli.app import run
+from peftlab.data import sources
 from peftlab.recipe.headers import read_columns
 
 RECIPE = """\
@@ -35,6 +37,10 @@ def write(path):
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), path)
     elif kind == "csv":
         path.write_text('mr,ref\r\n"a\nb",c\r\n')
+    elif kind == "tsv":
+        path.write_text('mr\tref\n"a\nb"\tc\n')
+    elif kind == "csv.xz":
+        path.write_bytes(lzma.compress(b"mr,ref\na,b\n"))
     elif kind == "json":
         path.write_text(json.dumps(ROWS))
     elif kind == "jsonl.gz":
@@ -44,9 +50,26 @@ def write(path):
     return path
 
 
-@pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "parquet", "jsonl.gz"])
+KINDS = ["jsonl", "ndjson", "json", "csv", "tsv", "parquet", "jsonl.gz", "csv.xz"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_columns_of_every_kind_of_file_are_read(tmp_path, kind):
     assert read_columns(write(tmp_path / f"x.{kind}")) == ["mr", "ref"]
+
+
+def test_check_and_training_read_the_same_columns(tmp_path):
+    for kind in KINDS:
+        path = write(tmp_path / f"x.{kind}")
+        assert [(str(path), read_columns(path))] == sources.read_columns(str(path), "train")
+
+
+def test_what_cannot_be_read_has_no_columns(tmp_path, monkeypatch):
+    assert read_columns(tmp_path / "absent.csv") == [] and read_columns(write(tmp_path / "x.bin")) == []
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1")
+    assert read_columns(tmp_path / "broken.parquet") == []
+    monkeypatch.setattr("peftlab.recipe.headers.LARGEST_JSON", 8)
+    assert read_columns(write(tmp_path / "large.json")) == []
 
 
 def test_every_wrong_column_and_name_is_found_at_once_with_its_line(tmp_path, capsys):

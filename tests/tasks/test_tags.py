@@ -14,13 +14,13 @@ from transformers import PreTrainedTokenizerFast
 
 from peftlab.data.batches import collate
 from peftlab.data.dataset import load_data
-from peftlab.data.files import Table
 from peftlab.data.notes import note_data
 from peftlab.data.parts import read_examples
 from peftlab.data.token_rows import IGNORED
 from peftlab.errors import DataError
 from peftlab.metrics import METRICS, RowScores
 from peftlab.recipe.schema import Data, Recipe
+from peftlab.tables.files import Table
 from peftlab.tasks import TASKS
 from peftlab.tasks.token_classification import Tagged, find_spans
 from tests.data.tokenising import tokenise

@@ -11,7 +11,6 @@ from scipy import stats
 from sklearn.metrics import f1_score
 from torch import nn
 
-from peftlab.data.files import Table
 from peftlab.data.parts import read_examples
 from peftlab.data.token_rows import LabelSetRow, NumberRow
 from peftlab.data.view import view_row
@@ -21,6 +20,7 @@ from peftlab.metrics import METRICS, RowScores
 from peftlab.models.build import build_meta
 from peftlab.recipe import load_recipe
 from peftlab.recipe.schema import Data, Model
+from peftlab.tables.files import Table
 from peftlab.tasks import TASKS
 from peftlab.tasks.multi_label import as_labels
 from peftlab.tasks.regression import as_number

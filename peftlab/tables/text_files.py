@@ -16,8 +16,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from peftlab.data.row import Row
 from peftlab.errors import DataError
+from peftlab.tables.row import Row
 
 LARGEST_CELL = 2**31 - 1
 LARGEST_COLUMNS = 1000

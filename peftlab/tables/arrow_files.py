@@ -6,9 +6,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from peftlab.data.packed import packing_of
-from peftlab.data.row import Row, Unreadable
 from peftlab.errors import DataError, one_line
+from peftlab.tables.packed import packing_of
+from peftlab.tables.row import Row, Unreadable
 
 ROWS_AT_ONCE = 1000
 

@@ -9,10 +9,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from peftlab.data import arrow_files, text_files
-from peftlab.data.packed import PACKINGS, open_file, packing_of
-from peftlab.data.row import Row
 from peftlab.errors import DataError
+from peftlab.tables import arrow_files, text_files
+from peftlab.tables.packed import PACKINGS, open_file, packing_of
+from peftlab.tables.row import Row
 
 # JSON has no header: the keys of so many first rows are its columns.
 HEADER_ROWS = 100
