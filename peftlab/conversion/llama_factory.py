@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from peftlab.conversion.lora import UNFREEZE, names_of, take_quantization, take_targets
-from peftlab.conversion.names import note_batch, take_attention, take_packing
+from peftlab.conversion.names import note_batch, take_attention, take_cut, take_packing
 from peftlab.conversion.peer import Peer
 from peftlab.conversion.sheet import Sheet
 from peftlab.conversion.trainer_arguments import SPEED, take_trainer_arguments
@@ -158,7 +158,7 @@ def take_data(sheet: Sheet, stage: str) -> None:
     take_samples(sheet)
     sheet.copy_number("cutoff_len", "data.max_length", 2048)
     if stage == "sft":
-        sheet.set("data.long", "cut")
+        take_cut(sheet, "a share of prompt and answer")
     take_supervised(sheet, stage)
     take_packing(sheet, "neat_packing" if sheet.on("neat_packing") else "packing")
     sheet.ignore_all({"packing": "in neat_packing", "neat_packing": "off"})

@@ -58,3 +58,14 @@ def take_quantization(sheet: Sheet, bits: int | None, key: str, quant_type: str 
         return
     sheet.set("method.type", "qlora")
     sheet.take(key, "method.quantization", "int8" if bits == 8 else quant_type, "method.type = qlora")
+
+
+def take_start(sheet: Sheet, key: str) -> None:
+    """Take how A and B start, by PEFT's names."""
+    value = sheet.get(key)
+    if value in ("gaussian", "orthogonal", "pissa", "olora"):
+        sheet.take(key, "method.init", value)
+    elif value in (True, "default", "true", "True") or not sheet.has(key):
+        sheet.ignore(key, "the default")
+    else:
+        sheet.miss(key, "A and B start as PEFT's default")

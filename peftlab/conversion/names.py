@@ -140,3 +140,12 @@ def take_packing(sheet: Sheet, key: str) -> None:
         "packing: a step's sequences are each filled with several rows there, and one row each here; for as many "
         "tokens a step, raise training.batch_size by the number of mean rows in data.max_length"
     )
+
+
+def take_cut(sheet: Sheet, part: str = "the end") -> None:
+    """Set that rows which are too long are shortened, as there, and say that another part of them is cut."""
+    sheet.set("data.long", "cut")
+    sheet.notes.append(
+        f"rows longer than data.max_length: {part} is cut there; here a prompt is shortened before its answer is "
+        "(data.truncate)"
+    )

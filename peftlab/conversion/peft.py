@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from peftlab.conversion.axolotl import take_start
-from peftlab.conversion.lora import UNFREEZE, names_of, take_targets
+from peftlab.conversion.lora import UNFREEZE, names_of, take_start, take_targets
 from peftlab.conversion.peer import Peer
 from peftlab.conversion.sheet import Sheet
 from peftlab.errors import UsageError

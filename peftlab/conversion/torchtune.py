@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from peftlab.conversion.lora import names_of, take_quantization
-from peftlab.conversion.names import note_batch, take_packing
+from peftlab.conversion.names import note_batch, take_cut, take_packing
 from peftlab.conversion.peer import Peer
 from peftlab.conversion.sheet import OFF, Sheet
 from peftlab.conversion.trainer_arguments import SHOWN, SPEED, take_clip
@@ -137,6 +137,7 @@ def take_data(sheet: Sheet) -> None:
         take_source(sheet)
     if sheet.number("tokenizer.max_seq_len"):
         sheet.copy_number("tokenizer.max_seq_len", "data.max_length")
+        take_cut(sheet)
     else:
         sheet.miss("tokenizer.max_seq_len", "no limit there; data.max_length = 512 here, and longer rows are shortened")
     take_packing(sheet, "dataset.packed")

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from peftlab.conversion.axolotl import take_start
-from peftlab.conversion.lora import UNFREEZE, names_of, take_quantization, take_targets
-from peftlab.conversion.names import note_batch, take_attention, take_packing
+from peftlab.conversion.lora import UNFREEZE, names_of, take_quantization, take_start, take_targets
+from peftlab.conversion.names import note_batch, take_attention, take_cut, take_packing
 from peftlab.conversion.peer import Peer
 from peftlab.conversion.sheet import Sheet
 from peftlab.conversion.trainer_arguments import SPEED, take_trainer_arguments
@@ -97,6 +96,7 @@ def take_data(sheet: Sheet) -> None:
         sheet.miss(key, "no limit there; data.max_length = 512 here, and longer rows are shortened")
     else:
         sheet.copy_number(key, "data.max_length", 1024)
+        take_cut(sheet)
     if sheet.get("truncation_mode", "keep_start") != "keep_start":
         sheet.miss("truncation_mode", "data.truncate decides: the prompt is cut, never the answer")
     sheet.ignore_all({"truncation_mode": "data.truncate decides: the prompt is cut, never the answer"})

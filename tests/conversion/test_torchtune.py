@@ -93,6 +93,7 @@ def test_qlora_of_all_projections(converted):
     made = converted(text.replace("max_seq_len: null", "max_seq_len: 4096"))
     assert made.fields["method.type"] == "qlora" and made.fields["method.quantization"] == "nf4"
     assert made.fields["method.targets"] == "all-linear" and made.fields["data.max_length"] == 4096
+    assert made.fields["data.long"] == "cut" and any("the end is cut there" in note for note in made.made.notes)
 
 
 def test_full_with_pages_and_a_constant_rate(converted):

@@ -27,7 +27,7 @@ def test_a_command_line(converted):
     made.has(
         model={"name": "acme/base"},
         method={"type": "lora", "rank": 32, "alpha": 16, "dropout": 0.05, "targets": ["q_proj", "k_proj"]},
-        data={"train": "acme/talk:small", "evaluation": "acme/talk:small[test]", "max_length": 1024},
+        data={"train": "acme/talk:small", "evaluation": "acme/talk:small[test]", "max_length": 1024, "long": "cut"},
         training={
             "speed": {"packing": "auto"},
             "epochs": 1,
@@ -99,7 +99,7 @@ def test_the_head_as_a_target_and_supervised_prompts_are_said(converted):
     )
     assert made.fields["method.targets"] == ["q_proj"]
     missed = {"lora_target_modules", "completion_only_loss", "assistant_only_loss", "loss_type", "max_length"}
-    assert "data.max_length" not in made.fields
+    assert "data.max_length" not in made.fields and "data.long" not in made.fields
     assert made.keys("no counterpart") == missed and made.keys("not known") == {"odd_key"}
 
 
