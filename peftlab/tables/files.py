@@ -83,8 +83,10 @@ class FilePiece:
     def files(self) -> list[Path]:
         return [self.path]
 
-    def digest(self) -> str:
-        """Return the sha256 of the file's bytes."""
+    def digest(self) -> str | None:
+        """Return the sha256 of the file's bytes; None for a pipe and the like, which would wait for a writer."""
+        if not self.path.is_file():
+            return None
         with self.path.open("rb") as file:
             return file_digest(file, "sha256").hexdigest()
 
