@@ -6,6 +6,7 @@ import inspect
 import json
 import platform
 import re
+import shutil
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from typing import Any
 
 from peftlab.data.fingerprints import fingerprint_template, fingerprint_tokenizer
 from peftlab.data.sources import Source, read_source
+from peftlab.data.token_store import cache_folder
 from peftlab.errors import PeftlabError
 from peftlab.recipe.schema import Data, list_sources
 from peftlab.tasks.base import Task
@@ -68,6 +70,7 @@ def find_key(section: Data, task: Task, seed: int, tokenizer: Any) -> TokenKey:
         raise Uncacheable("rows of a stream are tokenised while training takes them")
     opened = {place: read_source(*place) for place in _list_places(section)}
     states = tuple(_states(opened.values()))
+    _refuse_larger_than_disk(states)
     day = _day_of(section, tokenizer)
     content = {
         "section": section.model_dump(mode="json"),
@@ -81,6 +84,14 @@ def find_key(section: Data, task: Task, seed: int, tokenizer: Any) -> TokenKey:
     }
     digest = sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     return TokenKey(digest, tuple(dict.fromkeys(text for text, _ in opened)), opened, states, day)
+
+
+def _refuse_larger_than_disk(states: Iterable[tuple[str, int, int, int]]) -> None:
+    """Raise Uncacheable for files that are larger than the room for their tokens: reading them would take hours."""
+    place = next(path for path in (cache_folder(), *cache_folder().parents) if path.exists())
+    size, free = sum(state[1] for state in states), shutil.disk_usage(place).free
+    if size > free:
+        raise Uncacheable(f"the files have {size:,} bytes, and {free:,} are free in {place}")
 
 
 def _list_places(section: Data) -> Iterator[tuple[str, str]]:
