@@ -167,6 +167,16 @@ def add_to(into: Tensor | None, other: Tensor) -> Tensor:
     return other if into is None else into.add_(other)
 
 
+def owned(output: Tensor) -> Tensor:
+    """Return a function's output with memory of its own: autograd lets nobody change a function's view in place."""
+    return output.clone() if output._is_view() else output
+
+
+def shaped(output: Tensor, x: Tensor) -> Tensor:
+    """Return the rows of an output in the shape of `x`'s."""
+    return output.view(*x.shape[:-1], output.shape[-1])
+
+
 def _draw_mask(x: Tensor, probability: float, dtype: torch.dtype) -> Tensor:
     """Return which inputs dropout leaves: the ones that nn.Dropout would leave now of an input of this type."""
     return F.dropout(torch.ones_like(x, dtype=dtype), probability).bool()

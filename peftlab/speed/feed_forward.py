@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from peftlab.speed.dense import Dense, DenseLayer, Needs, Weights, fits, has_hooks, read_dense
+from peftlab.speed.dense import Dense, DenseLayer, Needs, Weights, fits, has_hooks, owned, read_dense, shaped
 from peftlab.speed.layers import LayerSpeedUp
 
 PARTS = ("gate_proj", "up_proj", "down_proj")
@@ -62,7 +62,7 @@ class FeedForwards(LayerSpeedUp):
 
 
 class GatedFeedForward(torch.autograd.Function):
-    """The output of three `DenseLayer`s and an activation, with the gradients of the input and of what trains."""
+    """The output of three `DenseLayer`s and an activation, (rows, n_out), with the gradients of input and weights."""
 
     @staticmethod
     def forward(
@@ -78,7 +78,7 @@ class GatedFeedForward(torch.autograd.Function):
         lows = [one if part.up else None for one, part in zip((gate.low, up.low, low), needs, strict=True)]
         saved = x if needs[0].input or needs[1].input else None
         ctx.save_for_backward(*tensors, *lows, gate.mask, up.mask, mask, saved, gate.output, up.output)
-        return output.view(*x.shape[:-1], output.shape[-1])
+        return owned(output)
 
     @staticmethod
     @once_differentiable
@@ -122,7 +122,7 @@ def forward_with(activation: Activation, self: nn.Module, x: Tensor, *args: Any,
         if not isinstance(parts, str) and all(fits(part, x) for part in parts):
             layers = tuple(part.layer for part in parts)
             tensors = [tensor for part in parts for tensor in part.weights]
-            return GatedFeedForward.apply(layers, activation, x, *tensors)  # type: ignore[no-any-return]
+            return shaped(GatedFeedForward.apply(layers, activation, x, *tensors), x)
     return type(self).forward(self, x, *args, **kwargs)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from peftlab.speed.dense import DenseLayer, Needs, Weights, fits, read_dense
+from peftlab.speed.dense import DenseLayer, Needs, Weights, fits, owned, read_dense, shaped
 from peftlab.speed.layers import LayerSpeedUp
 
 
@@ -32,7 +32,7 @@ class LoraLinears(LayerSpeedUp):
 
 
 class LoraLinear(torch.autograd.Function):
-    """The product of a `DenseLayer`, with the gradients of its input and of what trains of it."""
+    """The product of a `DenseLayer`, (rows, n_out), with the gradients of its input and of what trains of it."""
 
     @staticmethod
     def forward(ctx: Any, layer: DenseLayer, x: Tensor, *tensors: Tensor | None) -> Tensor:
@@ -46,7 +46,7 @@ class LoraLinear(torch.autograd.Function):
             low if needs.up else None,
             mask,
         )
-        return output.view(*x.shape[:-1], output.shape[-1])
+        return owned(output)
 
     @staticmethod
     @once_differentiable
@@ -64,5 +64,5 @@ def forward(self: nn.Module, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     if torch.is_grad_enabled() and not args and not kwargs:
         dense = read_dense(self, x.device.type)
         if not isinstance(dense, str) and fits(dense, x):
-            return LoraLinear.apply(dense.layer, x, *dense.weights)  # type: ignore[no-any-return]
+            return shaped(LoraLinear.apply(dense.layer, x, *dense.weights), x)
     return type(self).forward(self, x, *args, **kwargs)

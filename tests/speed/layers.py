@@ -85,3 +85,9 @@ def assert_equal(plain: dict[str, torch.Tensor], fast: dict[str, torch.Tensor], 
         assert found.shape == wanted.shape and found.dtype == wanted.dtype, name
         error = (found.double() - wanted.double()).norm()
         assert error <= relative * wanted.double().norm() + 1e-30, f"{name}: {error / wanted.double().norm():.1e}"
+
+
+def function_of(output: torch.Tensor) -> Any:
+    """Return the function that made an output, before it was given its shape."""
+    node = output.grad_fn
+    return node.next_functions[0][0] if type(node).__name__ == "ViewBackward0" else node

@@ -17,7 +17,7 @@ from peftlab.models.quantize import quantize_
 from peftlab.speed import feed_forward
 from peftlab.speed.feed_forward import FeedForwards, GatedFeedForward
 from peftlab.speed.lora_linear import LoraLinears
-from tests.speed.layers import Holder, assert_equal, change, results
+from tests.speed.layers import Holder, assert_equal, change, function_of, results
 
 WIDTH, INNER = 64, 128
 SIZES = {"hidden_size": WIDTH, "intermediate_size": INNER}
@@ -55,7 +55,7 @@ def fast_copy(plain: nn.Module) -> nn.Module:
 
 
 def used(layer: nn.Module, x: torch.Tensor) -> bool:
-    return type(layer(x).grad_fn).__name__ == f"{GatedFeedForward.__name__}Backward"
+    return type(function_of(layer(x))).__name__ == f"{GatedFeedForward.__name__}Backward"
 
 
 def tokens(dtype: torch.dtype = torch.float32) -> torch.Tensor:

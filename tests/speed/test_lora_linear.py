@@ -11,7 +11,7 @@ from torch import nn
 
 from peftlab.speed.layers import replace_forward
 from peftlab.speed.lora_linear import LoraLinear, LoraLinears, forward
-from tests.speed.layers import FORMATS, N_IN, assert_equal, fast_copy, lora_layer, n_in, results
+from tests.speed.layers import FORMATS, N_IN, assert_equal, fast_copy, function_of, lora_layer, n_in, results
 
 INPUTS = {
     "rows of tokens": lambda n: torch.randn(2, 5, n),
@@ -25,7 +25,7 @@ INPUTS = {
 
 def used(layer: nn.Module, *args: torch.Tensor, **kwargs: object) -> bool:
     """Whether the layer's output was made by the own function."""
-    return type(layer(*args, **kwargs).grad_fn).__name__ == f"{LoraLinear.__name__}Backward"
+    return type(function_of(layer(*args, **kwargs))).__name__ == f"{LoraLinear.__name__}Backward"
 
 
 @pytest.mark.parametrize("shape", INPUTS)
@@ -130,14 +130,14 @@ def test_a_16_bit_input_is_saved_in_its_own_type():
     fast = fast_copy(lora_layer("dense", torch.bfloat16, r=1))
     x = torch.randn(2, 5, N_IN, dtype=torch.bfloat16, requires_grad=True)
     y = fast(x)
-    assert [one.dtype for one in y.grad_fn.saved_tensors if one is not None and one.shape == x.shape] == [x.dtype]
+    assert [one.dtype for one in function_of(y).saved_tensors if one is not None and one.shape == x.shape] == [x.dtype]
 
 
 def test_nothing_is_saved_where_only_the_input_has_a_gradient():
     fast = fast_copy(lora_layer()).requires_grad_(False)
     y = fast(torch.randn(2, 5, N_IN, requires_grad=True))
     parameters = {id(p) for p in fast.parameters()}
-    assert all(one is None or id(one) in parameters for one in y.grad_fn.saved_tensors)
+    assert all(one is None or id(one) in parameters for one in function_of(y).saved_tensors)
 
 
 @pytest.mark.parametrize(
@@ -258,3 +258,15 @@ def test_a_restored_layer_is_plain():
     assert used(fast, x)
     LoraLinears().remove(fast)
     assert not used(fast, x)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_model_may_add_to_the_output_in_place(kind):
+    """As layers do that add a shared expert to the routed ones."""
+    layer, x = fast_copy(lora_layer(kind)), torch.randn(2, 3, n_in(kind), requires_grad=True)
+    output = layer(x)
+    plain = output + 1.0
+    output += 1.0
+    assert torch.equal(output, plain)
+    output.sum().backward()
+    assert x.grad is not None
