@@ -54,7 +54,7 @@ class RMSNorm(torch.autograd.Function):
         normed, outer = _computed(x) * scale, gradient.to(scale.dtype)
         by_weight = None
         if ctx.needs_input_grad[1]:
-            by_weight = (outer * normed).view(-1, x.shape[-1]).sum(0).to(weight.dtype)
+            by_weight = (outer * normed).sum_to_size(weight.shape).to(weight.dtype)
         if not ctx.needs_input_grad[0]:
             return None, by_weight, None, None
         by_normed = outer * (weight.to(scale.dtype) + ctx.shift)

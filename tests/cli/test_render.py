@@ -165,8 +165,10 @@ def test_doctor_shows_the_reason_of_what_cannot_run(text_of):
         "devices": [{"device": "cpu", "name": "x86_64", "cores": 2, "bytes": 2**34}],
         "memory_bytes": {"total": 2**34, "available": 2**33},
         "methods": {"qlora": {"variants": {"nf4": None, "int8": "no [int8] kernels"}}},
+        "speed": {"loss": "no logits [in chunks]"},
     }  # fmt: skip
     text = text_of(render_doctor(found))
+    assert "no logits [in chunks]" in text
     assert "flash-attn   not installed" in text
     assert "no: no [int8] kernels" in text
     assert "note: peft 0.3: memory plans were tested with 0.21" in text

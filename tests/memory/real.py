@@ -21,6 +21,7 @@ from peftlab.models.recompute import recompute_activations
 from peftlab.optimization.schedule import build_optimizer
 from peftlab.optimization.step import optimizer_step
 from peftlab.recipe.schema import Recipe
+from peftlab.recipe.speed import Speed
 from peftlab.runs.longest import groups_of, packed_share, supervised_share
 from peftlab.speed.apply import speed_up
 from peftlab.speed.loss import loss_of
@@ -80,6 +81,8 @@ METHODS = {
     "bitfit": {},
 }
 LABELS = ["a", "b", "c"]
+# A step as transformers and peft compute it.
+PLAIN_STEP = {f"training.speed.{name}": "off" for name in Speed.model_fields}
 
 
 def write_model(folder: Path, family: str, **changes) -> Path:

@@ -15,7 +15,7 @@ from peftlab.memory.private import PACKED_ROWS, cuda_scratch
 from peftlab.memory.strategies import STRATEGIES
 from peftlab.memory.trace import trace_whole
 from peftlab.recipe.schema import Recipe
-from tests.memory.real import METHODS, tiny_recipe, track_as_cuda, work_of, write_model
+from tests.memory.real import METHODS, PLAIN_STEP, tiny_recipe, track_as_cuda, work_of, write_model
 
 CUDA = torch.device("cuda")
 HOPPER = (9, 0)
@@ -109,8 +109,17 @@ def test_several_devices_need_buffers_of_nccl_which_are_said_not_to_be_measured(
 
 
 def test_free_segments_of_a_trace_are_no_slack(tmp_path):
-    """The largest tensors of a step come and go: less than a tenth of what passes cannot be released."""
+    """The largest tensors of a step come and go: less than a tenth of what passes cannot be released.
+
+    Speed-ups let a quarter less pass, in smaller pieces: what remains in segments is then about as many bytes.
+    """
     sizes = {"hidden_size": 1024, "intermediate_size": 2816, "vocab_size": 32000, "max_position_embeddings": 1024}
     recipe = tiny_recipe(write_model(tmp_path, "llama", **sizes), {"type": "lora"}, 512, batch_size=4)
-    blueprint, work = plan_of(recipe, ragged=False)
-    assert 0 <= trace_whole(blueprint.fake, work).slack < 0.1
+    shares, passing = [], []
+    for settings in (PLAIN_STEP, {}):
+        blueprint, work = plan_of(with_settings(recipe, settings), ragged=False)
+        shares.append(trace_whole(blueprint.fake, work).slack)
+        categories = predict(blueprint, work).categories
+        passing.append(sum(bytes_ for name, bytes_ in categories.items() if "weights" not in name))
+    assert 0 <= shares[0] < 0.1
+    assert 0 <= shares[1] * passing[1] < 1.25 * shares[0] * passing[0]

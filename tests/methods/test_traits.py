@@ -63,7 +63,8 @@ CLASSES = {method.__name__ for method in BUILT_IN}
 @pytest.mark.parametrize("path", [path for path in OTHERS if path != PACKAGE / "__init__.py"], ids=str)
 def test_nothing_outside_methods_knows_one_by_name(path):
     nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
-    assert not NAMES & {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    known = NAMES - {"lora"} if path.name == "gguf_model.py" else NAMES  # GGUF's own word for its kind of adapter
+    assert not known & {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
     assert not CLASSES & {alias.name for node in nodes if isinstance(node, ast.ImportFrom) for alias in node.names}
 
 

@@ -37,7 +37,7 @@ def measure(name: str, folder) -> InferenceReport:
     network = {"method.projection": True, "method.projection_dim": 5} if name == "projection" else {}
     recipe = with_settings(recipe, {"data.train_rows": 4, "data.evaluation_rows": 4} | network)
     bench = prepare(recipe, open_world("auto"))
-    model, _ = bench.apply()
+    model = bench.apply().model
     recipe.method.save(model, folder, {"base_model": bench.base.source})
     return measure_inference(bench, as_saved(bench, model, folder))
 

@@ -87,7 +87,9 @@ def test_the_time_of_saving_is_recorded_and_counted_once(whole):
     assert 0 < seconds["checkpoints_stalled"] < seconds["training"] and seconds["checkpoints_written"] > 0
     phases = sum(seconds[phase] for phase in record.PHASES if phase in seconds)
     assert seconds["total"] == pytest.approx(phases)
-    assert set(seconds) - set(record.PHASES) == {"total", "checkpoints_stalled", "checkpoints_written"}
+    assert set(seconds) - set(record.PHASES) == {
+        "total", "first_step", "checkpoints_stalled", "checkpoints_written",
+    }  # fmt: skip
 
 
 def test_a_disk_that_fills_ends_the_run_with_one_line_and_the_earlier_checkpoint(whole, tmp_path, monkeypatch):

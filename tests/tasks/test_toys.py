@@ -88,7 +88,7 @@ def loss_by_hand(one: Recipe, numbers: list[int], smoothing: float) -> float:
     bench = prepare_bench(one, open_world("cpu"))
     model, losses = bench.base.model.eval(), []
     for row in (bench.dataset.train[number] for number in numbers):
-        ids = torch.from_numpy(row.input_ids).long()
+        ids = torch.from_numpy(row.input_ids.copy()).long()
         logits = model(ids[None]).logits[0]
         for place in range(1, len(ids)):
             if row.labels[place] >= 0:

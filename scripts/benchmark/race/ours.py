@@ -66,7 +66,8 @@ def write_start(job: Job) -> None:
 
     recipe = load(job)
     bench = prepare(recipe, open_world(job.device))
-    model, report = bench.apply()
+    applied = bench.apply()
+    model = applied.model
     trained = {name: one.detach().cpu().clone() for name, one in model.named_parameters() if one.requires_grad}
     save_file(trained, job.start)
     setup = build_setup(bench, model, Stop())
@@ -75,7 +76,8 @@ def write_start(job: Job) -> None:
         for step in range(1, job.steps + 1)
     ]
     Path(job.rows).write_text(
-        json.dumps({"steps": steps, "pad_id": bench.dataset.pad_id, "trainable": report.trainable}), encoding="utf-8"
+        json.dumps({"steps": steps, "pad_id": bench.dataset.pad_id, "trainable": applied.parameters.trainable}),
+        encoding="utf-8",
     )
 
 
