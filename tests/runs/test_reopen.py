@@ -163,7 +163,7 @@ def test_a_template_that_writes_another_date_is_another_experiment(tmp_path, mon
     model = chat_model(tmp_path / "model", dated)
     recipe = recipe_of(tmp_path, "chat", model=model)
     # Kept tokens have the day in their key; this test's other day is not the calendar's.
-    recipe = with_settings(recipe, {"training.speed.token_cache": "off"})
+    recipe = with_settings(recipe, {"training.speed": {"token_cache": "off"}})
     halted = recipe.model_copy(update={"run": recipe.run.model_copy(update={"stop_after": 2})})
     with pytest.raises(Exception, match="stop"):
         train(halted, display=NoDisplay())
