@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import json
 import os
@@ -356,10 +357,11 @@ def test_one_process_writes_and_the_others_wait(recipe, store, bpe):
     section, task = recipe("chat")
     states = []
 
-    def start():
-        states.append(read_data(section, task, 0, bpe, store).origin.state)
+    def start(tokenizer):
+        states.append(read_data(section, task, 0, tokenizer, store).origin.state)
 
-    threads = [threading.Thread(target=start) for _ in range(4)]
+    # A tokenizer each, as processes have: one that tokenises meanwhile has other settings for a moment.
+    threads = [threading.Thread(target=start, args=(copy.deepcopy(bpe),)) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
