@@ -29,7 +29,6 @@ from tests.tasks.answering import FAMILIES, METHODS, answering_recipe, write_fam
 # Marian's layers are BART's; what it has of its own are its class and the sinusoids of its positions.
 ALL = {"t5": [name for name in METHODS if name != "bitfit"], "bart": list(METHODS), "marian": ["full", "lora"]}
 CASES = [(family, method) for family, methods in ALL.items() for method in methods]
-WRITERS = [("t5", "full"), ("t5", "lora"), ("bart", "prefix"), ("marian", "full")]
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +143,7 @@ def test_merged_logits_are_those_of_the_trained_model(folder, straight, family, 
     torch.testing.assert_close(logits_of(bench.recipe.method.merge(mine), batch), expected, rtol=0, atol=2e-5)
 
 
-@pytest.mark.parametrize(("family", "method"), WRITERS)
+@pytest.mark.parametrize(("family", "method"), CASES)
 def test_an_answer_in_a_batch_is_the_answer_alone(folder, straight, family, method):
     """And that of transformers' own generation from one unpadded prompt."""
     from tests.evaluation.texts import generate_text
