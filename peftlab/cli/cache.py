@@ -42,10 +42,10 @@ def show_cache(found: dict[str, Any]) -> None:
 
     total = f"{found['folder']}: {format_bytes(found['bytes'])} in {len(found['entries'])} entries"
     deleted = " are deleted" if found["deleted"] else ""
-    show(f"{total}{deleted}")
+    print(f"{total}{deleted}")  # unwrapped, to be copied
     if (measured := found["measurements"])["count"]:
         size = format_bytes(measured["bytes"])
-        show(f"{measured['folder']}: {size} in {measured['count']} measurements of memory{deleted}")
+        print(f"{measured['folder']}: {size} in {measured['count']} measurements of memory{deleted}")
     if found["deleted"] or not found["entries"]:
         return
     table = plain_table("tokens of", "rows", "size", "days unused")

@@ -45,9 +45,9 @@ class Packing(SpeedUp):
     reads_weights: ClassVar[bool] = False
 
     def decline(self, model: nn.Module, recipe: Recipe) -> Decline | None:
+        reason = why_padded(model, recipe)  # also for one row: a plan asks the same model for larger batches
         if recipe.training.batch_size == 1:
             return Decline(ONE_ROW, possible=True)
-        reason = why_padded(model, recipe)
         grouped = recipe.training.gradient_accumulation > 1 and recipe.training.batch_size > 1
         instead = "; rows of like length share a micro-batch instead" if reason and grouped else ""
         return Decline(f"{reason}{instead}") if reason else None
