@@ -74,6 +74,12 @@ def find_latest(root: Path) -> tuple[Checkpoint | None, list[str]]:
     return None, faults
 
 
+def find_step(root: Path, step: int) -> Checkpoint | None:
+    """Return the checkpoint of one step, verified; None without one. Raises StorageError if it is damaged."""
+    path = list_steps(root).get(step)
+    return Checkpoint(step, path, _verify_step(path, step)) if path else None
+
+
 def list_steps(root: Path) -> dict[int, Path]:
     """Return the folders that have a checkpoint's name, by step; their content is not verified."""
     steps = {int(match[1]): root / match[0] for match in _matches(root, WHOLE)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from peftlab.checkpoint.store import list_steps
+from peftlab.checkpoint.store import find_step
 from peftlab.checkpoint.tensors import load_state
 from peftlab.errors import StorageError
 from peftlab.metrics import METRICS
@@ -35,13 +35,13 @@ def choose_weights(record: RunRecord, bench: Bench, model: nn.Module, setup: Set
 def restore_weights(record: RunRecord, model: nn.Module, step: int) -> None:
     """Copy the trained weights of the checkpoint of `step` into `model`. Raises StorageError if it is not whole."""
     record.world.wait()  # the main process has written it
-    path = list_steps(record.directory.checkpoints).get(step)
-    if path is None:
+    best = find_step(record.directory.checkpoints, step)
+    if best is None:
         raise StorageError(
             f"{record.directory.checkpoints}: the checkpoint of step {step}, whose weights are the best, is missing; "
             "restore it and use --resume, or start again with --overwrite"
         )
-    record.world.fill(model, load_state(path, "state")["weights"])
+    record.world.fill(model, load_state(best.path, "state")["weights"])
 
 
 def describe_end(record: RunRecord, setup: Setup) -> str:

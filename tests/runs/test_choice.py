@@ -127,6 +127,20 @@ def test_a_run_that_stops_and_resumes_keeps_the_same(runs, tmp_path, at):
         assert weights(tmp_path / "run" / folder) == weights(root / "both" / folder)
 
 
+def test_a_damaged_best_checkpoint_is_noticed_before_it_is_used(tmp_path, monkeypatch):
+    from peftlab.runs import choice
+
+    def damage(record, bench, model, folder):
+        for path in record.directory.checkpoints.glob("step-00000[0-7]/*.safetensors"):
+            content = bytearray(path.read_bytes())
+            content[-1] ^= 1
+            path.write_bytes(content)
+
+    monkeypatch.setattr(choice, "write_weights", damage)
+    with pytest.raises(StorageError, match="safetensors"):
+        start(recipe(tmp_path / "run", "both", save_every=8))
+
+
 def test_a_missing_best_checkpoint_is_one_line_and_loses_nothing(runs, tmp_path, monkeypatch):
     from peftlab.runs import choice
 
