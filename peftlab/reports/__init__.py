@@ -1,0 +1,55 @@
+"""The report types that every command shares: parameters, memory, a run, data, weights, a comparison."""
+
+from peftlab.reports.base import Report
+from peftlab.reports.comparison import BudgetReport, ComparisonReport, TrialReport, VariantReport
+from peftlab.reports.data import DataReport, LengthBin, RowReport, RowView, Span, StepsReport
+from peftlab.reports.memory import PHASES, DevicePhase, MemoryReport, MethodPlan
+from peftlab.reports.parameters import CountRow, ParameterReport
+from peftlab.reports.runs import (
+    AuditReport,
+    DryRunReport,
+    InferenceReport,
+    Metrics,
+    Progress,
+    ResumeReport,
+    RunResult,
+    SpeedReport,
+    SplitReport,
+    Status,
+    SwitchReport,
+)
+from peftlab.reports.weights import AgreementReport, ExportReport, MergeReport
+
+__all__ = [
+    "AgreementReport",
+    "AuditReport",
+    "BudgetReport",
+    "ComparisonReport",
+    "CountRow",
+    "DataReport",
+    "DevicePhase",
+    "DryRunReport",
+    "ExportReport",
+    "InferenceReport",
+    "LengthBin",
+    "MemoryReport",
+    "MergeReport",
+    "MethodPlan",
+    "Metrics",
+    "PHASES",
+    "ParameterReport",
+    "Progress",
+    "Report",
+    "ResumeReport",
+    "RowReport",
+    "RowView",
+    "RunResult",
+    "Span",
+    "SpeedReport",
+    "SplitReport",
+    "Status",
+    "StepsReport",
+    "SwitchReport",
+    "TrialReport",
+    "VariantReport",
+]

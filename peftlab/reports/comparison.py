@@ -1,0 +1,78 @@
+"""A comparison: budgets, trials, variants."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, computed_field
+
+from peftlab.reports.base import Report
+
+
+class BudgetReport(Report):
+    """What a budget asks of one method, and what the size that was solved for reaches, in the budget's unit.
+
+    `kind` trainable counts parameters, memory and stored bytes, seconds the training's. `solved` has the recipe's
+    fields that were set (`{"method.rank": 12}`), `step` what the next size would add or take away. A budget is met
+    within 2 %, or by the largest size below it; memory, which is a limit, by what is not above it. `reason` says why
+    one cannot be met, or what keeps the error above 2 %; `notes` say what was counted.
+    """
+
+    kind: Literal["trainable", "memory", "stored", "seconds"]
+    asked: float
+    reached: float
+    solved: dict[str, Any]
+    step: float | None = None
+    met: bool
+    reason: str | None = None
+    notes: list[str] = Field(default_factory=list)
+
+    @computed_field  # type: ignore[prop-decorator]  # pydantic's documented use, which mypy does not know
+    @property
+    def error(self) -> float:
+        return self.reached / self.asked - 1
+
+
+class TrialReport(Report):
+    """A variant at one learning rate with one seed: its run's folder under `runs/`, and what became of it.
+
+    `validation` is the metric on the evaluation rows, which choose a learning rate; `test` the one that is reported.
+    """
+
+    run: str
+    learning_rate: float
+    seed: int
+    status: str
+    error: str | None = None
+    validation: float | None = None
+    test: float | None = None
+
+
+class VariantReport(Report):
+    """One variant of a comparison under one budget: the learning rates tried, and the seeds at the chosen one."""
+
+    name: str
+    method: str
+    title: str
+    budget: str | None = None
+    solution: BudgetReport | None = None
+    learning_rate: float | None = None
+    sweep: list[TrialReport] = Field(default_factory=list)
+    trials: list[TrialReport] = Field(default_factory=list)
+
+    @property
+    def at_edge(self) -> bool:
+        """Whether the chosen learning rate is the smallest or largest of several that were tried."""
+        rates = {trial.learning_rate for trial in self.sweep}
+        return len(rates) > 1 and self.learning_rate in (min(rates), max(rates))
+
+
+class ComparisonReport(Report):
+    """A whole comparison; `comparison.json` in its folder, whose `runs/` contains the run directories."""
+
+    name: str
+    metric: str
+    higher_is_better: bool
+    seeds: list[int]
+    variants: list[VariantReport]
+    notes: list[str] = Field(default_factory=list)
