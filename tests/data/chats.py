@@ -37,6 +37,7 @@ def thought(content: str, last: bool) -> str:
 class Case:
     """`written` is what the template makes of an answer's content, `end` what it writes after it.
 
+    `final` is the special token that ends a chat's last turn in place of `end`, where the template has such a one.
     `loose` compares without whitespace at the ends of an answer; `first` says who may begin a chat.
     """
 
@@ -45,6 +46,7 @@ class Case:
     written: Callable[[str, bool], str] = as_it_is
     end: str = END
     stop: str | None = END
+    final: str | None = None
     loose: bool = False
     system: bool = True
     tools: bool = False
@@ -56,7 +58,9 @@ class Case:
         """Return the supervised text of every answer, from the messages alone."""
         last = max((i for i, m in enumerate(messages) if m["role"] == "user"), default=-1)
         return [
-            self.written(m.get("content") or "", i > last).removeprefix(self.begins) + calls_of(m) + self.end
+            self.written(m.get("content") or "", i > last).removeprefix(self.begins)
+            + calls_of(m)
+            + (self.final if self.final and i == len(messages) - 1 else self.end)
             for i, m in enumerate(messages)
             if m["role"] == "assistant"
         ]
@@ -107,6 +111,12 @@ CASES = [
     Case(
         "a final token after the chat",
         EACH + TURN + "{% endfor %}{% if add_generation_prompt %}<|turn|>assistant\n{% else %}<|done|>{% endif %}",
+    ),
+    Case(
+        "another end of the last turn",
+        EACH + "<|turn|>{{ m.role }}\n{{ m.content }}{% if loop.last and m.role == 'assistant' and not"
+        " add_generation_prompt %}<|done|>{% else %}<|close|>{% endif %}\n{% endfor %}" + ANSWER,
+        final=FINAL,
     ),
     Case(
         "contents trimmed",

@@ -261,6 +261,15 @@ def test_the_end_markers_that_are_supervised_stop_generation(load, bpe):
     assert dataset.prompts[0].references == ("is two",)
 
 
+def test_a_turn_that_ends_otherwise_in_the_last_place_has_both_ends_supervised_and_stopped_at(load, bpe):
+    last = "{% if loop.last and not add_generation_prompt %}<|system|>{% else %}<|end|>{% endif %}"
+    tokenizer = with_template(bpe, bpe.chat_template.replace("<|end|>", last))
+    (row,) = load(QUESTIONS, tokenizer=tokenizer).train
+    assert supervised_parts(row, bpe) == ["sat<|end|>", "is two<|system|>"]
+    ids = bpe.convert_tokens_to_ids(["<|end|>", "<|system|>"])
+    assert sorted(load(QUESTIONS, tokenizer=tokenizer).stop_ids) == sorted(ids)
+
+
 def test_a_special_token_at_the_end_of_an_answers_own_text_is_not_an_end_marker(load, bpe):
     messages = [QUESTIONS[0], {"role": "assistant", "content": "sat <|system|>"}]
     dataset = load(messages, tokenizer=with_template(bpe, UNENDED))
@@ -309,6 +318,8 @@ def test_what_a_template_makes_uncertain_is_noted(load, bpe):
     assert "does not begin" not in notes(
         [QUESTIONS[0], {"role": "assistant", "content": "<think>x"}], tokenizer=opening
     )
+    counting = with_template(bpe, "{{ messages | length }} turns\n" + bpe.chat_template)
+    assert "another prompt" in notes(QUESTIONS, tokenizer=counting)
 
 
 def test_rows_whose_answers_are_not_certain_are_dropped_with_their_reason(load, bpe):

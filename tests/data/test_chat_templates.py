@@ -49,7 +49,7 @@ def check_chat(case, kind, tokenizer, messages, tools):
     found, wanted = texts_of(chat, tokenizer, kind), case.expected(messages)
     assert comparable(found, kind, case) == comparable(wanted, kind, case)
     ends = {None if turn.stop is None else tokenizer.convert_ids_to_tokens(turn.stop) for turn in chat.turns}
-    assert ends <= {case.stop}
+    assert ends <= {case.stop, case.final or case.stop}
     check_prompt(case, chat, tokenizer, messages, tools)
     return False
 

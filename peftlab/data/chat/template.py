@@ -116,6 +116,15 @@ class ChatTemplate:
         same = list(takewhile(lambda column: len(set(column)) == 1, zip(*atoms, strict=False)))
         return "".join(column[0] for column in same)
 
+    def without_end(self, text: str, end: str) -> str:
+        """Return a text without as much of its end as another text ends with, and without whitespace there.
+
+        Tokens and tags are taken whole.
+        """
+        atoms, others = self._atoms.findall(text), self._atoms.findall(end)
+        equal = takewhile(lambda pair: pair[0] == pair[1], zip(reversed(atoms), reversed(others), strict=False))
+        return "".join(atoms[: len(atoms) - sum(1 for _ in equal)]).rstrip()
+
     @cached_property
     def _atoms(self) -> re.Pattern[str]:
         """What is whole in a template's text: added tokens, tags in brackets, words, single characters."""

@@ -29,7 +29,8 @@ class Turn:
     """Supervised characters of one assistant turn: `message` is its number, `marker` the end marker among them.
 
     An empty marker says that the template writes none, None that it is not known where the answer ends. `prompted`
-    says that the text before it is the generation prompt that the template would write for it.
+    says that the text before it ends as the generation prompt that the template would write for it; before the last
+    answer it is that prompt.
     """
 
     message: int
@@ -137,7 +138,7 @@ class Rendering:
         if self.template.has_prompt and prompt is not None and self.text.startswith(prompt):
             return len(prompt), True
         if asked and (begun := self._start_after(i)) is not None:
-            return begun, True
+            return begun, i != self.answers[-1]  # the last answer's prompt is the one that evaluation gives, whole
         before = self._before(i)
         if before is None:
             raise Unclear("the template leaves out an answer")
@@ -177,15 +178,28 @@ class Rendering:
     def _marker(self, i: int, altered: Mapping[str, Any], after: str) -> str:
         """Return what stands after a turn's content whatever follows it, without the whitespace at its end.
 
-        A template that only ends the whole chat, not each turn, has the chat's end as the last turn's marker.
+        A template that only ends the whole chat, not each turn, has the chat's end as the last turn's marker; one
+        that ends the last turn in another way has a marker for the turns before it too.
         """
         turns = [*self.messages[:i], altered]
         ended, continued = (self._write_after(turns, prompt=prompt) for prompt in (False, True))
         followers = [text for text in (after, ended, continued) if text is not None]
         shared = self.template.common_beginning(followers).rstrip()
-        if not shared and ended is not None and i == len(self.messages) - 1:
+        if shared or ended is None:
+            return shared
+        if i == len(self.messages) - 1:
             return ended.rstrip()
-        return shared
+        between = self._between(turns) if ended.strip() else ""
+        return between if after.startswith(between) else ""
+
+    def _between(self, turns: Sequence[Mapping[str, Any]]) -> str:
+        """Return what the template writes between the end of these turns and the header of a question after them."""
+        question = {"role": "user", "content": unused_word(self.sentinel, self.text)}
+        first, later = (self.template.try_write(chat, self.tools) for chat in ([question], [*turns, question]))
+        if first is None or later is None or self.sentinel not in later:
+            return ""
+        header, before = (text.rpartition(question["content"])[0] for text in (first, later))
+        return self.template.without_end(before.rpartition(self.sentinel)[2], header)
 
     def _write_after(self, turns: Sequence[Mapping[str, Any]], *, prompt: bool) -> str | None:
         written = self.template.try_write(turns, self.tools, prompt=prompt)
