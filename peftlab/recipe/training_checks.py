@@ -1,0 +1,88 @@
+"""Settings of a recipe's model, method, training and run that contradict one another."""
+
+from __future__ import annotations
+
+from peftlab.errors import UsageError
+from peftlab.recipe.check import Check, Found, checks_into
+from peftlab.recipe.schema import Recipe
+from peftlab.sizes import parse_budget
+
+TRAINING_CHECKS: list[Check] = []
+reads = checks_into(TRAINING_CHECKS)
+
+
+@reads("method")
+def settings_of_the_method(recipe: Recipe) -> Found:
+    for field, message in recipe.method.check_settings():
+        yield f"method.{field}", message
+
+
+@reads("model.add_tokens")
+def new_tokens_are_texts(recipe: Recipe) -> Found:
+    tokens = recipe.model.add_tokens
+    for token in dict.fromkeys(tokens):
+        if token != token.strip() or not token:
+            yield "model.add_tokens", f"{token!r} begins or ends with a blank, which tokenizers treat in their own way"
+        if tokens.count(token) > 1:
+            yield "model.add_tokens", f"{token!r} is named twice"
+
+
+@reads("training.steps", "training.epochs")
+def one_length_of_training(recipe: Recipe) -> Found:
+    if recipe.training.steps is None and recipe.training.epochs is None:
+        yield "training", "set steps or epochs"
+    if recipe.training.steps is not None and recipe.training.epochs is not None:
+        yield "training.epochs", "set steps or epochs, not both: set one of them to null"
+
+
+@reads("training.warmup", "training.steps")
+def warmup_within_steps(recipe: Recipe) -> Found:
+    warmup, steps = recipe.training.warmup, recipe.training.steps
+    if steps is not None and warmup > steps:
+        yield "training.warmup", f"{warmup} steps of warm-up do not fit into {steps} steps of training"
+
+
+@reads("training.gradient_checkpointing", "method")
+def checkpointing_suits_the_method(recipe: Recipe) -> Found:
+    if recipe.training.gradient_checkpointing and not recipe.method.supports_gradient_checkpointing:
+        yield "training.gradient_checkpointing", f"does not work with {recipe.method.title}; set it to false"
+
+
+@reads("training.precision", "model.dtype")
+def precision_below_weights(recipe: Recipe) -> Found:
+    if recipe.training.precision == "float32" and recipe.model.dtype in ("bfloat16", "float16"):
+        fault = f"float32 computation does not work with {recipe.model.dtype} weights"
+        yield "training.precision", f"{fault}; set model.dtype to float32 or precision to auto"
+
+
+@reads("training.optimizer", "run.device")
+def optimizer_needs_cuda(recipe: Recipe) -> Found:
+    if recipe.training.optimizer.needs_cuda and recipe.run.device == "cpu":
+        yield "training.optimizer", "8-bit and paged states: needs CUDA, and run.device is cpu; use adamw or sgd"
+
+
+@reads("run.memory_snapshot", "run.device")
+def snapshot_needs_cuda(recipe: Recipe) -> Found:
+    if recipe.run.memory_snapshot and recipe.run.device == "cpu":
+        yield "run.memory_snapshot", "records CUDA's allocator, and run.device is cpu; set it to false"
+
+
+@reads("run.memory")
+def memory_is_a_size(recipe: Recipe) -> Found:
+    if recipe.run.memory is not None:
+        try:
+            parse_budget(recipe.run.memory)
+        except UsageError as error:
+            yield "run.memory", str(error)
+
+
+@reads("training.fit", "run.plan")
+def fit_needs_a_plan(recipe: Recipe) -> Found:
+    if recipe.training.fit and recipe.run.plan == "off":
+        yield "training.fit", "splits by the memory plan, and run.plan is off; set run.plan to refuse or report"
+
+
+@reads("model.attention", "run.device")
+def flash_attention_needs_cuda(recipe: Recipe) -> Found:
+    if recipe.model.attention == "flash_attention_2" and recipe.run.device == "cpu":
+        yield "model.attention", "flash_attention_2 needs CUDA, and run.device is cpu; use sdpa"
