@@ -2,49 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self
-
-from pydantic import BaseModel, ConfigDict
+from typing import TYPE_CHECKING, Any
 
 from peftlab.errors import MethodError, listed
-from peftlab.methods.candidates import describe_candidates, describe_tied
-from peftlab.methods.new_tokens import ROWS, copy_with_rows, has_rows, insert_rows, row_sites
-from peftlab.patterns import matching, unmatched
-from peftlab.shapes import ModelShape, ParameterSite
+from peftlab.methods.counting import CountedMethod, Problems
+from peftlab.methods.new_tokens import ROWS, copy_with_rows, has_rows, insert_rows
+from peftlab.methods.traits import Prompting, Sizes
+from peftlab.shapes import ModelShape
 from peftlab.tasks import task_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-Problems = list[tuple[str, str]]
-TRAINED_BYTES = 4
+__all__ = ["Method", "Problems", "Prompting", "Sizes", "note_idle"]
 
 
-class Sizes(NamedTuple):
-    """The sizes that a method can have on one model: the values of one field, the smallest first.
-
-    `graded` is true for steps of one scale (ranks, widths, layers), false for a choice among a few.
-    """
-
-    field: str
-    values: Sequence[Any]
-    graded: bool = True
-
-
-class Prompting(NamedTuple):
-    """How generation must treat prompts: a plain model's may be padded at the left, and lose no positions.
-
-    `reserved` positions of the model are the method's own. Prompts that are not `batched` are answered one by one.
-    """
-
-    padded: bool = True
-    reserved: int = 0
-    batched: bool = True
-
-
-class Method(BaseModel):
+class Method(CountedMethod):
     """A fine-tuning method. `apply` sets `requires_grad`, and nothing else decides what trains.
 
     A subclass is one file: the fields of its recipe section, each with a default (`type` a literal), a `title`,
@@ -54,199 +29,6 @@ class Method(BaseModel):
     whether it merges, saves memory or stores rows of new tokens (class variables), `decays`, `multiplies`,
     `prompting`, `variants`.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    title: ClassVar[str]
-    mergeable: ClassVar[bool] = False
-    suggested_when_memory_is_short: ClassVar[bool] = False
-    stores_new_tokens: ClassVar[bool] = True
-    why_no_new_tokens: ClassVar[str] = ""
-    weights_file: ClassVar[str] = "adapter.safetensors"
-    stores: ClassVar[Literal["trainable", "all"]] = "trainable"
-    pattern_fields: ClassVar[tuple[str, ...]] = ("unfreeze", "freeze")
-    refused_by_family: ClassVar[bool] = False
-    """Whether what this method cannot do follows from a model's type alone, whatever its sizes."""
-
-    type: str
-    unfreeze: tuple[str, ...] = ()
-    """Patterns over parameter names that train as well (`classifier`, `embed_tokens`, `*norm*`)."""
-    freeze: tuple[str, ...] = ()
-    """Patterns over parameter names that stay frozen, applied last; a new head trains nevertheless."""
-
-    @classmethod
-    def variants(cls) -> dict[str, Self]:
-        """Return the method with its defaults, by a label; several where what it needs of a machine differs."""
-        return {"default": cls()}  # type: ignore[call-arg]  # `type` has a default in every registered method
-
-    @property
-    def form(self) -> str:
-        """What the table of families calls this method: its type, and its form where models differ by it."""
-        return self.type
-
-    @property
-    def base_format(self) -> str:
-        """How the frozen base is stored: `plain`, `nf4`, `fp4` or `int8`."""
-        return "plain"
-
-    @property
-    def base_storage(self) -> dict[str, Any]:
-        """How the base must be stored, as keyword arguments of `models.load.load_model`."""
-        return {"base_format": self.base_format}
-
-    @property
-    def keeps_base(self) -> bool:
-        """Whether the frozen weights keep their values when the method is applied, so that runs can share them."""
-        return self.stores == "trainable"
-
-    @property
-    def supports_gradient_checkpointing(self) -> bool:
-        """Whether a layer computed again in the backward pass gives what it gave before."""
-        return True
-
-    @property
-    def virtual_tokens(self) -> int:
-        """Positions that the method takes beside a row's own tokens."""
-        return 0
-
-    @property
-    def pads_prompts(self) -> bool:
-        """Whether prompts may be padded at the left without a change of their answers."""
-        return True
-
-    @property
-    def batches_prompts(self) -> bool:
-        """Whether a prompt's answer is the same beside others in a batch."""
-        return True
-
-    @property
-    def why_padded(self) -> str:
-        """Why rows cannot be laid end to end in one line of the model's input; empty where they can."""
-        return ""
-
-    @property
-    def prompting(self) -> Prompting:
-        """How generation must treat prompts with this method."""
-        return Prompting(self.pads_prompts, self.virtual_tokens, self.batches_prompts)
-
-    @property
-    def starts_as_base(self) -> bool:
-        """Whether the output equals the base model's before the first step."""
-        return True
-
-    def decays(self, name: str, shape: tuple[int, ...]) -> bool:
-        """Return whether weight decay applies to a trained parameter: to matrices, not to biases and norms."""
-        return len(shape) >= 2
-
-    def multiplies(self, site: ParameterSite) -> bool:
-        """Return whether each token is multiplied by this parameter, a matrix (a table is only looked up)."""
-        return len(site.shape) == 2 and site.kind != "embedding"
-
-    def check_settings(self) -> Problems:
-        """Return (field, message) for settings that contradict one another, whatever the model. Needs no torch."""
-        empty = [
-            (field, "an empty pattern; remove it or name something")
-            for field in self.pattern_fields
-            if isinstance(patterns := getattr(self, field), tuple) and any(not one.strip() for one in patterns)
-        ]
-        both = [
-            ("freeze", f"{pattern!r} is also in unfreeze; keep it in one of them")
-            for pattern in self.unfreeze
-            if pattern in self.freeze
-        ]
-        return empty + both
-
-    def check_own(self, shape: ModelShape) -> Problems:
-        """Return (field, message) for what this method cannot do on a model of this shape."""
-        return []
-
-    def notes(self, shape: ModelShape) -> list[str]:
-        """Return what a user must know of this method on a model of this shape, a line each: what it leaves out."""
-        return []
-
-    def check(self, shape: ModelShape) -> Problems:
-        """Return (field, message) for everything that cannot work on a model of this shape."""
-        own = [*self.check_settings(), *self.check_own(shape), *self._check_new_tokens(shape)]
-        return own or self._check_patterns(shape)
-
-    def _check_new_tokens(self, shape: ModelShape) -> Problems:
-        rows = self.new_rows(shape)
-        if rows and not self.stores_new_tokens:
-            return [("type", f"{self.title} cannot train rows of new tokens alone: {self.why_no_new_tokens}")]
-        used = {name for table in (shape.new_tokens.tables if shape.new_tokens else ()) for name in table}
-        biased = [site.name for site in shape.linears if site.bias and site.name in used]
-        if rows and biased:
-            return [("type", f"new tokens: {biased[0]} has a bias, which PEFT's rows of new tokens would leave out")]
-        return []
-
-    def _check_patterns(self, shape: ModelShape) -> Problems:
-        names = [site.name for site in (*shape.parameters, *self.all_added(shape))]
-        problems = [
-            (field, f"{one!r} matches no parameter; {describe_tied(one, shape)}{describe_candidates(one, names)}")
-            for field, patterns in (("unfreeze", self.unfreeze), ("freeze", self.freeze))
-            for one in unmatched(patterns, names)
-        ]
-        old = [name for name in names if name not in shape.fresh]
-        for pattern in unmatched(self.freeze, old) if not problems else ():
-            problems.append(("freeze", f"{pattern!r} matches only the new head, which always trains"))
-        if not problems and not self.trainable_sites(shape):
-            problems.append(("freeze" if self.freeze else "type", "nothing would train"))
-        return problems
-
-    def trained_base(self, shape: ModelShape) -> set[str]:
-        """Return the names of the base parameters that this method itself trains."""
-        return set()
-
-    def added_parameters(self, shape: ModelShape) -> tuple[ParameterSite, ...]:
-        """Return the parameters that this method adds to a model of this shape: canonical name, size, kind, layer."""
-        return ()
-
-    def new_rows(self, shape: ModelShape) -> tuple[ParameterSite, ...]:
-        """Return the rows of new tokens that train beside frozen embeddings; none of one that trains as a whole."""
-        names = shape.by_name
-        whole = self.trained_base(shape) | shape.fresh | set(matching(self.unfreeze, names))
-        return row_sites(shape, whole - (set(matching(self.freeze, names)) - shape.fresh))
-
-    def all_added(self, shape: ModelShape) -> tuple[ParameterSite, ...]:
-        """Return everything that is added to a model of this shape: by the method, and for new tokens."""
-        return (*self.added_parameters(shape), *self.new_rows(shape))
-
-    def trainable_sites(self, shape: ModelShape) -> list[ParameterSite]:
-        """Return every parameter that trains, from sizes alone, after `unfreeze` and `freeze`.
-
-        Fresh parameters always train: frozen, they would stay random.
-        """
-        added = self.all_added(shape)
-        sites = {site.name: site for site in (*shape.parameters, *added)}
-        wanted = self.trained_base(shape) | shape.fresh | {site.name for site in added}
-        wanted |= set(matching(self.unfreeze, sites))
-        wanted -= set(matching(self.freeze, sites)) - shape.fresh
-        return [site for name, site in sites.items() if name in wanted]
-
-    def count_trainable(self, shape: ModelShape) -> int:
-        """Return the number of trainable parameters on a model of this shape, without building it."""
-        return sum(site.count for site in self.trainable_sites(shape))
-
-    def sizes(self, shape: ModelShape) -> Sizes:
-        """Return how small and how large this method can be on a model of this shape."""
-        raise NotImplementedError
-
-    def resized(self, field: str, value: Any) -> Self:
-        """Return this method in one of its `sizes`, everything else that it does unchanged."""
-        return self.model_copy(update={field: value})
-
-    def stored_sites(self, shape: ModelShape) -> list[ParameterSite]:
-        """Return every parameter that a saved copy contains, from sizes alone: what trained or was added."""
-        saved = self.without_training_parts()
-        sites = {site.name: site for site in (*saved.trainable_sites(shape), *saved.all_added(shape))}
-        return list(sites.values())
-
-    def count_stored_bytes(self, shape: ModelShape, frozen_bytes: int = 4) -> int:
-        """Return the bytes of a saved copy's tensors: four a number that trained or was added, else `frozen_bytes`."""
-        saved = self.without_training_parts()
-        own = {site.name for site in (*saved.trainable_sites(shape), *saved.all_added(shape))}
-        width = {True: TRAINED_BYTES, False: frozen_bytes}
-        return sum(site.count * width[site.name in own] for site in self.stored_sites(shape))
 
     def apply(self, model: nn.Module, fresh: frozenset[str] = frozenset()) -> nn.Module:
         """Add this method's modules to `model` and set `requires_grad` on exactly what trains, in float32.
@@ -360,10 +142,6 @@ class Method(BaseModel):
     def merges_away(self, name: str) -> bool:
         """Return whether `merge` puts a trained parameter into other weights, so that a merged model has no such."""
         return name.endswith(ROWS)
-
-    def without_training_parts(self) -> Self:
-        """Return this method as a saved copy of it is: without what only training needs."""
-        return self
 
 
 def note_idle(shape: ModelShape) -> list[str]:
