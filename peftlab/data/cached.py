@@ -16,12 +16,10 @@ from typing import Any, BinaryIO, Literal
 
 from peftlab.data.dataset import (
     Dataset,
-    TokenisedPart,
     assemble,
     describe_examples,
     list_parts,
     tokenise,
-    tokenise_part,
 )
 from peftlab.data.kept_examples import UNWRITABLE, SpooledExamples
 from peftlab.data.orders import Mixture
@@ -32,6 +30,7 @@ from peftlab.data.token_arrays import Layout, RowWriter, map_rows
 from peftlab.data.token_key import TokenKey, try_key
 from peftlab.data.token_rows import TokenRow
 from peftlab.data.token_store import DamagedEntry, Entry, TokenStore
+from peftlab.data.tokenised_part import TokenisedPart, tokenise_part
 from peftlab.errors import one_line
 from peftlab.files import why
 from peftlab.recipe.schema import Data

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from tempfile import SpooledTemporaryFile
-from typing import Any, overload
 
 import numpy as np
 
+from peftlab.data.lazy import LazySequence
 from peftlab.tasks.formats import Example
 
 # What an example raises that cannot be written: a value of it is none that a file of rows gives.
@@ -20,7 +20,7 @@ UNWRITABLE = (pickle.PicklingError, AttributeError, TypeError)
 SPOOLED_BYTES = 64 * 1024**2
 
 
-class SpooledExamples(Sequence[Example]):
+class SpooledExamples(LazySequence[Example]):
     """Examples in a temporary file without a name, which this process alone reads: hence pickle, which keeps all types.
 
     Appending raises OSError where `folder` is full.
@@ -29,12 +29,12 @@ class SpooledExamples(Sequence[Example]):
     def __init__(self, folder: Path) -> None:
         self._file = SpooledTemporaryFile(max_size=SPOOLED_BYTES, dir=str(folder))
         self._ends = array("q", [0])
-        self._make: type | None = None  # the class of all examples of a part, and their fields
+        self._class: type | None = None  # of all examples of a part
         self._names: list[str] = []
 
     def append(self, example: Example, /) -> None:
-        if self._make is None:
-            self._make, self._names = type(example), [one.name for one in fields(example)]
+        if self._class is None:
+            self._class, self._names = type(example), [one.name for one in fields(example)]
         values = [getattr(example, name) for name in self._names]
         content = pickle.dumps(values, pickle.HIGHEST_PROTOCOL)
         self._file.seek(self._ends[-1])
@@ -44,18 +44,11 @@ class SpooledExamples(Sequence[Example]):
     def __len__(self) -> int:
         return len(self._ends) - 1
 
-    @overload
-    def __getitem__(self, index: int) -> Example: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Example]: ...
-    def __getitem__(self, index: int | slice) -> Any:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        index = range(len(self))[index]
-        self._file.seek(self._ends[index])
-        values = pickle.loads(self._file.read(self._ends[index + 1] - self._ends[index]))
-        assert self._make is not None, "known since the first example was appended"
-        return self._make(*values)
+    def make(self, place: int) -> Example:
+        self._file.seek(self._ends[place])
+        values = pickle.loads(self._file.read(self._ends[place + 1] - self._ends[place]))
+        assert self._class is not None, "known since the first example was appended"
+        return self._class(*values)
 
     def close(self) -> None:
         self._file.close()
@@ -65,7 +58,7 @@ Kept = list[Example] | SpooledExamples
 """Examples in the order in which they were appended."""
 
 
-class ChosenExamples(Sequence[Example]):
+class ChosenExamples(LazySequence[Example]):
     """Some of many examples, in the order of `places`."""
 
     def __init__(self, examples: Sequence[Example], places: np.ndarray) -> None:
@@ -74,14 +67,8 @@ class ChosenExamples(Sequence[Example]):
     def __len__(self) -> int:
         return len(self._places)
 
-    @overload
-    def __getitem__(self, index: int) -> Example: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Example]: ...
-    def __getitem__(self, index: int | slice) -> Any:
-        if isinstance(index, slice):
-            return [self._examples[place] for place in self._places[index].tolist()]
-        return self._examples[int(self._places[index])]
+    def make(self, place: int) -> Example:
+        return self._examples[int(self._places[place])]
 
 
 def choose(examples: Sequence[Example], places: np.ndarray) -> Sequence[Example]:

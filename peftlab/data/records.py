@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, BinaryIO, overload
+from typing import Any, BinaryIO
 
 import numpy as np
 
+from peftlab.data.lazy import LazySequence
 from peftlab.data.token_arrays import map_array
 
 
@@ -24,11 +25,11 @@ def write_records(values: Iterable[Any], lines: BinaryIO, ends: BinaryIO) -> Non
     ends.write(np.array(places, np.int64).tobytes())
 
 
-class Records(Sequence[Any]):
+class Records(LazySequence[Any]):
     """The values of two files that `write_records` wrote, mapped; `make` makes of each what it stands for."""
 
     def __init__(self, lines: Path, ends: Path, make: Callable[[Any], Any]) -> None:
-        self._make = make
+        self._from_plain = make
         self._ends = np.fromfile(ends, np.int64)
         self._lines = map_array(lines, np.dtype(np.uint8))
         if len(self._lines) != int(self._ends[-1:].sum()):
@@ -37,13 +38,6 @@ class Records(Sequence[Any]):
     def __len__(self) -> int:
         return len(self._ends)
 
-    @overload
-    def __getitem__(self, index: int) -> Any: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Any]: ...
-    def __getitem__(self, index: int | slice) -> Any:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        index = range(len(self))[index]
-        begin = int(self._ends[index - 1]) if index else 0
-        return self._make(json.loads(self._lines[begin : int(self._ends[index])].tobytes()))
+    def make(self, place: int) -> Any:
+        begin = int(self._ends[place - 1]) if place else 0
+        return self._from_plain(json.loads(self._lines[begin : int(self._ends[place])].tobytes()))

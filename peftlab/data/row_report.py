@@ -6,9 +6,10 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from peftlab.data.dataset import Examples, tokenising
 from peftlab.data.examples import content_key
+from peftlab.data.splits import Examples
 from peftlab.data.token_rows import TokenRow
+from peftlab.data.tokenised_part import tokenising
 from peftlab.data.tokens import REASON
 from peftlab.data.view import view_row
 from peftlab.reports import RowReport

@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, overload
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
+from peftlab.data.lazy import LazySequence
 from peftlab.data.token_rows import TokenRow
 
 IDS, LABELS, TYPES, SIZES = "ids", "labels", "types", "sizes"
@@ -55,7 +56,7 @@ class Layout(NamedTuple):
     has_types: bool = False
 
 
-class ArrayRows(Sequence[TokenRow]):
+class ArrayRows(LazySequence[TokenRow]):
     """Rows of one class as flat arrays; each row is made when it is asked for and shares their memory."""
 
     def __init__(self, row_class: type[TokenRow], layout: Layout, arrays: dict[str, np.ndarray]) -> None:
@@ -71,16 +72,9 @@ class ArrayRows(Sequence[TokenRow]):
     def __len__(self) -> int:
         return len(self._sizes)
 
-    @overload
-    def __getitem__(self, index: int) -> TokenRow: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[TokenRow]: ...
-    def __getitem__(self, index: int | slice) -> TokenRow | list[TokenRow]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        index = range(len(self))[index]
-        inputs, entries = self._sizes[index, INPUTS], self._sizes[index, ENTRIES]
-        ids, labels = int(self._id_ends[index]), int(self._label_ends[index])
+    def make(self, place: int) -> TokenRow:
+        inputs, entries = self._sizes[place, INPUTS], self._sizes[place, ENTRIES]
+        ids, labels = int(self._id_ends[place]), int(self._label_ends[place])
         types = None if self._types is None else self._types[ids - inputs : ids]
         return self.row_class(self._ids[ids - inputs : ids], self._label(labels - entries, labels), types)
 
@@ -100,7 +94,7 @@ class ListedRows(list[TokenRow]):
         return RowSizes(*_measure(self)[:3])
 
 
-class JoinedRows(Sequence[TokenRow]):
+class JoinedRows(LazySequence[TokenRow]):
     """The rows of several parts, one part after another."""
 
     def __init__(self, parts: Sequence[Sequence[TokenRow]]) -> None:
@@ -110,16 +104,9 @@ class JoinedRows(Sequence[TokenRow]):
     def __len__(self) -> int:
         return int(self._ends[-1:].sum())
 
-    @overload
-    def __getitem__(self, index: int) -> TokenRow: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[TokenRow]: ...
-    def __getitem__(self, index: int | slice) -> TokenRow | list[TokenRow]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        index = range(len(self))[index]
-        part = int(np.searchsorted(self._ends, index, side="right"))
-        return self.parts[part][index - int(self._ends[part]) + len(self.parts[part])]
+    def make(self, place: int) -> TokenRow:
+        part = int(np.searchsorted(self._ends, place, side="right"))
+        return self.parts[part][place - int(self._ends[part]) + len(self.parts[part])]
 
     def __iter__(self) -> Iterator[TokenRow]:
         return (row for part in self.parts for row in part)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from peftlab.data.dataset import Prompt
+from peftlab.data.prompts import Prompt
 from peftlab.evaluation.generate import Answer
 from peftlab.metrics import METRICS, RowScores, TextSettings
 from peftlab.recipe.schema import Texts

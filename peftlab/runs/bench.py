@@ -12,7 +12,8 @@ from torch import nn
 
 from peftlab.architectures import MIXES_LAST, MIXES_ROWS
 from peftlab.data.cached import TRAIN_EXAMPLES, TokenOrigin, read_data
-from peftlab.data.dataset import Dataset, Examples, Part, tokenise
+from peftlab.data.dataset import Dataset, Part, tokenise
+from peftlab.data.splits import Examples
 from peftlab.data.token_arrays import sizes_of
 from peftlab.errors import DataError, MethodError, ModelError, Problem, RecipeError
 from peftlab.evaluation.evaluate import Evaluated, evaluate

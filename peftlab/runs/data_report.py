@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from peftlab.data.batches import Padded
-from peftlab.data.dataset import Dataset, Examples, load_examples, tokenise
+from peftlab.data.dataset import Dataset, tokenise
 from peftlab.data.notes import note_data
 from peftlab.data.row_report import RowReports, oddest
 from peftlab.data.rows import ShuffledRows
+from peftlab.data.splits import Examples, load_examples
 from peftlab.data.token_arrays import sizes_of
 from peftlab.errors import DataError, UsageError
 from peftlab.models.load import load_tokenizer

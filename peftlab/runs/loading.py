@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from peftlab.data.dataset import load_examples
+from peftlab.data.splits import load_examples
 from peftlab.errors import MethodError
 from peftlab.methods import Method
 from peftlab.models.build import build_meta, describe_part

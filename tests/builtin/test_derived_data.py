@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from peftlab.data.dataset import load_examples
+from peftlab.data.splits import load_examples
 from peftlab.recipe.schema import Data
 from peftlab.tasks import TASKS
 

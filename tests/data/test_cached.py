@@ -18,8 +18,9 @@ import torch
 from peftlab.data import cached, token_key
 from peftlab.data.batches import Padded
 from peftlab.data.cached import OFF, TRAIN_EXAMPLES, read_data
-from peftlab.data.dataset import load_data, load_examples
+from peftlab.data.dataset import load_data
 from peftlab.data.rows import ShuffledRows
+from peftlab.data.splits import load_examples
 from peftlab.data.token_arrays import sizes_of
 from peftlab.data.token_store import TokenStore, cache_folder
 from peftlab.errors import DataError

@@ -10,9 +10,11 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from peftlab.data.dataset import find_pad_id, load_data, load_examples
+from peftlab.data.dataset import load_data
+from peftlab.data.splits import load_examples
 from peftlab.data.token_rows import IGNORED
 from peftlab.errors import DataError
+from peftlab.models.tokenizer import find_pad_id
 from peftlab.recipe.schema import Data
 from peftlab.tasks import TASKS
 from peftlab.tasks.formats import Chat, Completion, Text

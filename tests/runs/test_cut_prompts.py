@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 from torch import nn
 
-from peftlab.data.dataset import Prompt
+from peftlab.data.prompts import Prompt
 from peftlab.recipe.schema import Recipe
 from peftlab.runs.longest import note_cut_prompts
 
