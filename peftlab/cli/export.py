@@ -8,8 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from peftlab.cli.answer import answers
-from peftlab.cli.merge import Base
-from peftlab.cli.options import AsJson, Debug, NoVerify, Overwrite, RunPath
+from peftlab.cli.options import AsJson, Base, ComparedRows, Debug, MergeBase, NoVerify, Overwrite, RunPath, Tolerance
 
 
 @answers
@@ -17,16 +16,13 @@ def export(
     run: RunPath,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write.", show_default=False)],
     to: Annotated[str, typer.Option("--to", metavar="FORMAT", help="Format; see `peftlab docs using`.")],
-    base: Annotated[Base, typer.Option("--base", help="As for `peftlab merge`.")] = Base.auto,
+    base: MergeBase = Base.auto,
     dtype: Annotated[
-        str | None,
-        typer.Option("--dtype", metavar="TYPE", help="Type of the weights: float32, float16, bfloat16, q8_0."),
-    ] = None,
-    rows: Annotated[int, typer.Option("--rows", min=0, help="Held-out rows on which the result is compared.")] = 64,
-    tolerance: Annotated[
-        float | None,
-        typer.Option("--tolerance", min=0, help="As for `peftlab merge`.", show_default="by the type"),
-    ] = None,
+        str,
+        typer.Option("--dtype", metavar="TYPE", help="Type of the weights: auto, float32, float16, bfloat16, q8_0."),
+    ] = "auto",
+    rows: ComparedRows = 64,
+    tolerance: Tolerance = None,
     overwrite: Overwrite = False,
     no_verify: NoVerify = False,
     as_json: AsJson = False,
@@ -34,9 +30,10 @@ def export(
 ) -> Any:
     """Write a run's result for another library or server, and compare it with the trained model."""
     from peftlab.export.formats import export as export_run
+    from peftlab.runs.merge import MergeOptions
 
-    options: dict[str, Any] = {"rows": rows, "tolerance": tolerance, "overwrite": overwrite, "verify": not no_verify}
-    report = export_run(run, out, to, base=base.value, dtype=dtype, **options)
+    options = MergeOptions(base.value, dtype, rows, tolerance, not no_verify, overwrite)
+    report = export_run(run, out, to, options)
     return report.model_dump(), lambda: show_export(report), 0
 
 

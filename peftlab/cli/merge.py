@@ -9,13 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from peftlab.cli.answer import answers
-from peftlab.cli.options import AsJson, Debug, NoVerify, Overwrite, RunPath
-
-
-class Base(StrEnum):
-    auto = "auto"
-    original = "original"
-    dequantised = "dequantised"
+from peftlab.cli.options import AsJson, Base, ComparedRows, Debug, MergeBase, NoVerify, Overwrite, RunPath, Tolerance
 
 
 class Type(StrEnum):
@@ -29,41 +23,21 @@ class Type(StrEnum):
 def merge(
     run: RunPath,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the merged model.", show_default=False)],
-    base: Annotated[
-        Base,
-        typer.Option("--base", help="Weights that a QLoRA run's updates are added to; auto is the nearer result."),
-    ] = Base.auto,
+    base: MergeBase = Base.auto,
     dtype: Annotated[Type, typer.Option("--dtype", help="Type of the weights; auto is the base's.")] = Type.auto,
-    rows: Annotated[
-        int, typer.Option("--rows", min=0, help="Held-out rows on which the result is compared; 0 compares nothing.")
-    ] = 64,
-    tolerance: Annotated[
-        float | None,
-        typer.Option(
-            "--tolerance",
-            min=0,
-            help="Largest difference that passes, as a part of what training changed.",
-            show_default="by the type",
-        ),
-    ] = None,
+    rows: ComparedRows = 64,
+    tolerance: Tolerance = None,
     overwrite: Overwrite = False,
     no_verify: NoVerify = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> Any:
     """Merge a run's result into a plain transformers model, compare both, and keep it if they agree."""
+    from peftlab.runs.merge import MergeOptions
     from peftlab.runs.merge import merge as merge_run
 
-    report = merge_run(
-        run,
-        out,
-        base=base.value,
-        dtype=dtype.value,
-        rows=rows,
-        tolerance=tolerance,
-        overwrite=overwrite,
-        verify=not no_verify,
-    )
+    options = MergeOptions(base.value, dtype.value, rows, tolerance, not no_verify, overwrite)
+    report = merge_run(run, out, options)
     return report.model_dump(), lambda: show_merge(report), 0
 
 

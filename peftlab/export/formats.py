@@ -15,7 +15,8 @@ from peftlab.export.peft import export_peft
 from peftlab.files import write_atomically
 from peftlab.reports import ExportReport
 from peftlab.runs.card import write_card
-from peftlab.runs.merge import ROWS, put_in_place, refuse_output, temporary_folder
+from peftlab.runs.merge import DEFAULTS, MergeOptions
+from peftlab.runs.output_folder import put_in_place, refuse_output, temporary_folder
 from peftlab.runs.use import open_run
 from peftlab.world.quiet import quiet_libraries
 
@@ -47,18 +48,7 @@ FORMATS = {
 }
 
 
-def export(
-    run: Path,
-    out: Path,
-    to: str,
-    *,
-    base: str = "auto",
-    dtype: str | None = None,
-    rows: int = ROWS,
-    tolerance: float | None = None,
-    overwrite: bool = False,
-    verify: bool = True,
-) -> ExportReport:
+def export(run: Path, out: Path, to: str, options: MergeOptions = DEFAULTS) -> ExportReport:
     """Write a run's result to the folder `out` in another format, and return what was written.
 
     The folder appears only when it is whole and agrees with the trained model. Raises UsageError for an unknown format.
@@ -66,10 +56,10 @@ def export(
     if to not in FORMATS:
         raise UsageError(f"--to {to}: no such format{nearest(to, FORMATS)}; there are {', '.join(FORMATS)}")
     quiet_libraries()
-    refuse_output(out, run, overwrite, RECORD, "an export")
-    directory, recipe = open_run(run, (), verify)
+    refuse_output(out, run, options.overwrite, RECORD, "an export")
+    directory, recipe = open_run(run, (), options.verify)
     with temporary_folder(out) as temporary:
-        job = Job(run, directory, recipe, temporary, base, dtype, rows, tolerance, verify)
+        job = Job(run, directory, recipe, temporary, options)
         report = FORMATS[to].write(job)
         shutil.rmtree(temporary / "merged", ignore_errors=True)
         files = {path.name: path.stat().st_size for path in sorted(temporary.iterdir()) if path.is_file()}

@@ -2,77 +2,57 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoConfig
 
 from peftlab.errors import MethodError, ModelError, StorageError, UsageError
-from peftlab.evaluation.agreement import rms
 from peftlab.export.gguf_families import find_family
-from peftlab.export.gguf_model import need_gguf, same_sizes, write_adapter, write_model
+from peftlab.export.gguf_model import TYPES, need_gguf, same_sizes, write_adapter, write_model
 from peftlab.export.job import Job
 from peftlab.export.weights import read_gguf
 from peftlab.methods.storage import read_tensors
 from peftlab.models.reference import resolve
-from peftlab.reports import AgreementReport, ExportReport
+from peftlab.reports import ExportReport
 from peftlab.runs.directory import RunDirectory
-from peftlab.runs.merge import Merged, merged_beside
+from peftlab.runs.gate import TOLERANCES, Gate
+from peftlab.runs.merge import merged_beside
 
-# The largest difference of logits that passes, as a part of what training changed.
-TOLERANCES = {"float32": 0.01, "float16": 0.03, "bfloat16": 0.1, "q8_0": 0.3}
-# Rounding of one weight, as a part of it: below two such roundings of the logits a difference is none.
-ROUNDING = {"float32": 2**-23, "float16": 2**-10, "bfloat16": 2**-7, "q8_0": 2**-7}
 DEFAULT = "float16"
 
 
 def export_model(job: Job) -> ExportReport:
     """Merge the run, write the result as `NAME-TYPE.gguf`, and compare what transformers reads of it."""
     need_gguf()
-    dtype = job.dtype or DEFAULT
-    if dtype not in TOLERANCES:
-        raise UsageError(f"--dtype {dtype}: GGUF has {', '.join(TOLERANCES)} here")
+    dtype = DEFAULT if job.options.dtype == "auto" else job.options.dtype
+    if dtype not in TYPES:
+        raise UsageError(f"--dtype {dtype}: GGUF has {', '.join(TYPES)} here")
     if job.recipe.model.task != "causal-lm":
         raise ModelError(
             f"--to gguf: llama.cpp serves language models, not {job.recipe.task.name}; use `peftlab merge`"
         )
     file = f"{job.name}-{dtype}.gguf"
-    options: dict[str, Any] = {"base": job.base, "rows": job.rows, "verify": job.verify}
-    with merged_beside(job.run, job.out / "merged", dtype="float32", **options) as merged:
+    with merged_beside(job.run, job.out / "merged", replace(job.options, dtype="float32", tolerance=None)) as merged:
         counts = write_model(merged.folder, job.out / file, dtype, job.name)
         config = AutoConfig.from_pretrained(merged.folder, local_files_only=True)
         if wrong := same_sizes(job.out, file, config):
             raise StorageError(f"{file}: read back, {', '.join(wrong)} differ from the model's; nothing was written")
         report = ExportReport(run=str(job.run), folder="", to="gguf", dtype=dtype, tensors=counts)
-        if merged.work.trained is None:
+        if merged.gate is None:
             return report
         model = read_gguf(job.out / file, find_family(config).read_as(config), job.recipe.task)
-        agreement = merged.compare(model)
-        assert agreement is not None, "rows were observed"
-        effect, limit = _limit(merged, dtype, job.tolerance)
-        _refuse_far(agreement, effect, limit, dtype)
-    return report.model_copy(
-        update={"part": merged.report.part, "effect": effect, "limit": limit, "agreement": agreement}
-    )
+        return report.model_copy(update=_compare(merged.gate, model, dtype, job.options.tolerance))
 
 
-def _limit(merged: Merged, dtype: str, tolerance: float | None) -> tuple[float, float]:
-    """Return what training changed, and the largest difference that passes."""
-    assert merged.work.trained and merged.work.base, "rows were observed"
-    effect = rms(merged.work.trained.logits - merged.work.base.logits)
-    if tolerance is not None:
-        return effect, tolerance * effect
-    return effect, max(TOLERANCES[dtype] * effect, 2 * ROUNDING[dtype] * rms(merged.work.trained.logits))
-
-
-def _refuse_far(found: AgreementReport, effect: float, limit: float, dtype: str) -> None:
-    if not found.rms <= limit:
-        raise StorageError(
-            f"the GGUF file is not the trained model: its logits differ by {found.rms:.3g} (rms), more than "
-            f"{limit:.3g} ({dtype}); training changed them by {effect:.3g}. Nothing was written. Try --dtype float32, "
-            "or allow more with --tolerance, a part of what training changed"
-        )
+def _compare(gate: Gate, model: nn.Module, dtype: str, tolerance: float | None) -> dict[str, Any]:
+    """Return the figures of the comparison. Raises StorageError for another model than the trained one."""
+    found, limit = gate.compare(model), gate.limit(TOLERANCES[dtype], tolerance)
+    remedy = f"Try --dtype float32 (here {dtype}), or allow more with --tolerance, a part of what training changed"
+    gate.check(found, limit, "the GGUF file's model", remedy)
+    return {"part": gate.part, "effect": gate.effect, "limit": limit, "agreement": found}
 
 
 def export_adapter(job: Job) -> ExportReport:

@@ -7,21 +7,18 @@ from pathlib import Path
 
 from peftlab.recipe.schema import Recipe
 from peftlab.runs.directory import RunDirectory
+from peftlab.runs.merge import MergeOptions
 
 
 @dataclass(frozen=True)
 class Job:
-    """One export: `out` is a temporary folder, `dtype` None for the format's own default, `rows` 0 compares nothing."""
+    """One export of a run's result into `out`, a temporary folder."""
 
     run: Path
     directory: RunDirectory
     recipe: Recipe
     out: Path
-    base: str
-    dtype: str | None
-    rows: int
-    tolerance: float | None
-    verify: bool
+    options: MergeOptions
 
     @property
     def name(self) -> str:

@@ -9,23 +9,21 @@ from typing import Any
 
 from peft import PeftModel
 
-from peftlab.errors import MethodError, StorageError
-from peftlab.evaluation.agreement import compare_outputs, rms
+from peftlab.errors import MethodError
 from peftlab.export.job import Job
 from peftlab.methods.peft_folder import WEIGHTS
 from peftlab.models.load import load_saved_tokenizer
 from peftlab.models.reference import resolve
 from peftlab.reports import ExportReport
+from peftlab.runs.gate import Tolerance, open_bench, open_gate
 from peftlab.runs.launch import launched
-from peftlab.runs.loading import load_base, load_trained
-from peftlab.runs.merge import open_bench
-from peftlab.runs.observer import Observer
+from peftlab.runs.loading import load_base
 from peftlab.world.open import open_world
 
 CONFIG = "adapter_config.json"
 # The ranks that vLLM can be started for (vllm/config/lora.py).
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-TOLERANCE = 1e-3
+TOLERANCE = Tolerance(1e-3, 1e-6)
 
 
 def export_peft(job: Job) -> ExportReport:
@@ -43,7 +41,7 @@ def export_peft(job: Job) -> ExportReport:
     refused = refusals(config, job.out)
     serve = {} if refused else {"vLLM": _vllm(config, job)}
     report = ExportReport(run=str(job.run), folder="", to="peft", notes=refused, serve=serve)
-    return _compare(report, job) if job.rows else report
+    return _compare(report, job) if job.options.rows else report
 
 
 def refusals(config: dict[str, Any], folder: Path) -> list[str]:
@@ -76,18 +74,10 @@ def _compare(report: ExportReport, job: Job) -> ExportReport:
     """Return the report with the comparison. Raises StorageError where PEFT's model is another one."""
     world = open_world(job.recipe.run.device)
     with launched(world):
-        bench = open_bench(job.directory, job.recipe, world, job.rows)
-        observer, labels = Observer(bench, job.rows), bench.dataset.labels
-        base = observer.observe(bench.base.model)
-        trained = observer.observe(load_trained(job.recipe, job.directory.weights, bench.device, labels))
-        plain = load_base(job.recipe, bench.device, labels).model
-        read = observer.observe(PeftModel.from_pretrained(plain, job.out).to(bench.device))
-    found, effect = compare_outputs(trained, read), rms(trained.logits - base.logits)
-    limit = (TOLERANCE if job.tolerance is None else job.tolerance) * effect
-    limit = max(limit, 2e-6 * rms(trained.logits))
-    if not found.rms <= limit:
-        raise StorageError(
-            f"PEFT's model is not the trained one: its logits differ by {found.rms:.3g} (rms), more than {limit:.3g}; "
-            "nothing was written"
-        )
-    return report.model_copy(update={"part": observer.part, "effect": effect, "limit": limit, "agreement": found})
+        bench = open_bench(job.directory, job.recipe, world, job.options.rows)
+        gate, _ = open_gate(bench, job.directory.weights, job.options.rows)
+        plain = load_base(job.recipe, bench.device, bench.dataset.labels).model
+        found = gate.compare(PeftModel.from_pretrained(plain, job.out).to(bench.device))
+    limit = gate.limit(TOLERANCE, job.options.tolerance)
+    gate.check(found, limit, "PEFT's model", "Allow more with --tolerance, a part of what training changed")
+    return report.model_copy(update={"part": gate.part, "effect": gate.effect, "limit": limit, "agreement": found})

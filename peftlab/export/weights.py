@@ -21,10 +21,10 @@ from peftlab.models.reference import resolve
 from peftlab.reports import AgreementReport
 from peftlab.runs.bench import Bench
 from peftlab.runs.directory import MARKER, RunDirectory
+from peftlab.runs.gate import ROWS, open_bench
 from peftlab.runs.launch import launched
 from peftlab.runs.loading import load_base, load_trained
 from peftlab.runs.merge import RECORD as MERGED
-from peftlab.runs.merge import ROWS, open_bench
 from peftlab.runs.observer import Observer
 from peftlab.runs.reopen import run_labels
 from peftlab.runs.use import open_run

@@ -22,6 +22,7 @@ from peftlab.export.gguf_model import write_model
 from peftlab.export.gguf_tokenizer import LLAMA3, QWEN2, name_split
 from peftlab.recipe.schema import Recipe
 from peftlab.runs.display import NoDisplay
+from peftlab.runs.merge import MergeOptions
 from peftlab.runs.run import train
 from tests.runs.recipes import METHODS, shallow_model, shallow_sections
 
@@ -70,7 +71,7 @@ def small(folder: Path, family: str) -> Path:
 def test_every_family_is_read_back_with_the_trained_model_s_outputs(family, tmp_path):
     name = str(small(tmp_path / "base", family))
     folder = trained(tmp_path, {"type": "lora", "rank": 4}, model={"name": name}, training={"steps": 3})
-    report = export(folder, tmp_path / "out", "gguf", dtype="float32")
+    report = export(folder, tmp_path / "out", "gguf", MergeOptions(dtype="float32"))
     assert report.agreement.rms < 1e-4 * report.effect and report.agreement.same_top == 1
 
 
@@ -102,17 +103,17 @@ def test_rotary_rows_are_interleaved_as_llama_cpp_rotates_them():
 def test_a_file_without_the_permutation_is_refused_and_nothing_is_written(run, tmp_path, monkeypatch):
     plain = gguf_families.Family("llama", permutes=False, write=gguf_families.FAMILIES["llama"].write)
     monkeypatch.setitem(gguf_families.FAMILIES, "llama", plain)
-    with pytest.raises(StorageError, match="is not the trained model"):
-        export(run, tmp_path / "out", "gguf", dtype="float32")
+    with pytest.raises(StorageError, match="model is not the trained one"):
+        export(run, tmp_path / "out", "gguf", MergeOptions(dtype="float32"))
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "q8_0"])
 def test_smaller_types_pass_and_their_rounding_is_measured(run, tmp_path, dtype):
-    report = export(run, tmp_path / "out", "gguf", dtype=dtype)
+    report = export(run, tmp_path / "out", "gguf", MergeOptions(dtype=dtype))
     assert 1e-5 < report.agreement.rms <= report.limit and report.part == "evaluation"
     with pytest.raises(StorageError, match="Try --dtype float32"):
-        export(run, tmp_path / "strict", "gguf", dtype=dtype, tolerance=1e-6)
+        export(run, tmp_path / "strict", "gguf", MergeOptions(dtype=dtype, tolerance=1e-6))
 
 
 def test_the_adapter_has_the_update_of_every_weight_in_the_order_of_its_rows(run, tmp_path):

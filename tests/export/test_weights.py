@@ -14,7 +14,7 @@ from peftlab.cli.app import run as run_command
 from peftlab.errors import MethodError, UsageError
 from peftlab.export.formats import export
 from peftlab.export.weights import compare_weights
-from peftlab.runs.merge import merge
+from peftlab.runs.merge import MergeOptions, merge
 from tests.export.test_gguf import trained
 from tests.runs.recipes import METHODS, shallow_model
 
@@ -26,8 +26,8 @@ def folders(tmp_path_factory) -> dict[str, Path]:
     """A run, and its result merged, as GGUF and for PEFT."""
     folder = tmp_path_factory.mktemp("weights")
     run = trained(folder, METHODS["lora"])
-    merge(run, folder / "merged", rows=0)
-    export(run, folder / "gguf", "gguf", dtype="float32", rows=0)
+    merge(run, folder / "merged", MergeOptions(rows=0))
+    export(run, folder / "gguf", "gguf", MergeOptions(dtype="float32", rows=0))
     return {name: folder / name for name in ("run", "merged", "gguf")}
 
 
@@ -85,7 +85,7 @@ def test_peft_alone_reads_the_export(folders, tmp_path):
     ],
 )
 def test_what_a_server_of_adapters_refuses_is_said(method, reason, tmp_path):
-    report = export(trained(tmp_path, method, training={"steps": 1}), tmp_path / "out", "peft", rows=4)
+    report = export(trained(tmp_path, method, training={"steps": 1}), tmp_path / "out", "peft", MergeOptions(rows=4))
     assert report.serve == {} and reason in report.notes[0] and "peftlab merge" in report.notes[0]
 
 

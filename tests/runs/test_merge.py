@@ -17,7 +17,7 @@ from peftlab.cli.app import run as run_command
 from peftlab.errors import MethodError, StorageError, UsageError
 from peftlab.methods.lora import LoRA
 from peftlab.recipe.schema import Recipe
-from peftlab.runs.merge import merge
+from peftlab.runs.merge import MergeOptions, merge
 from peftlab.runs.run import train
 
 from .recipes import METHODS, shallow_sections
@@ -71,13 +71,13 @@ def test_the_folder_has_the_trained_models_outputs(method, tmp_path, monkeypatch
     assert json.loads((tmp_path / "out" / "merge.json").read_text())["tensors"] == report.tensors
     by_shards = load_file(tmp_path / "out" / "model.safetensors")
     monkeypatch.setattr("peftlab.runs.merge.open_shards", lambda *_: None)
-    merge(run, tmp_path / "whole", rows=0)
+    merge(run, tmp_path / "whole", MergeOptions(rows=0))
     torch.testing.assert_close(by_shards, load_file(tmp_path / "whole" / "model.safetensors"))
 
 
 def test_every_updated_weight_is_the_base_plus_its_update(run, tmp_path):
     """The oracle is the paper's equation on the stored tensors: W + alpha/rank·B·A."""
-    report = merge(run, tmp_path / "out", rows=0)
+    report = merge(run, tmp_path / "out", MergeOptions(rows=0))
     base = AutoModelForCausalLM.from_pretrained(shallow_sections("lora", tmp_path)["model"]["name"]).state_dict()
     merged, adapter = (
         load_file(tmp_path / "out" / "model.safetensors"),
@@ -135,17 +135,17 @@ def test_both_bases_of_a_quantised_run_are_compared_and_the_nearer_one_is_kept(q
     report = merge(quantised, tmp_path / "out")
     packed, plain = report.agreements["dequantised"], report.agreements["original"]
     assert report.base == "dequantised" and packed.rms < 1e-4 * report.effect < plain.rms
-    wanted = merge(quantised, tmp_path / "plain", base="original", tolerance=1.0)
+    wanted = merge(quantised, tmp_path / "plain", MergeOptions(base="original", tolerance=1.0))
     assert wanted.base == "original" and wanted.agreements["original"].rms == pytest.approx(plain.rms)
 
 
 def test_another_type_is_written_and_its_rounding_measured(run, tmp_path):
-    report = merge(run, tmp_path / "out", dtype="bfloat16")
+    report = merge(run, tmp_path / "out", MergeOptions(dtype="bfloat16"))
     stored = load_file(tmp_path / "out" / "model.safetensors")
     assert {tensor.dtype for tensor in stored.values()} == {torch.bfloat16}
     assert 0 < report.agreements["original"].rms <= report.limit
     with pytest.raises(StorageError, match="the merged model is not the trained one.*--dtype float32"):
-        merge(run, tmp_path / "strict", dtype="bfloat16", tolerance=1e-6)
+        merge(run, tmp_path / "strict", MergeOptions(dtype="bfloat16", tolerance=1e-6))
     assert not (tmp_path / "strict").exists() and not list(tmp_path.glob(".strict*"))
 
 
@@ -195,7 +195,7 @@ def test_a_planted_fault_in_a_shard_is_refused_and_leaves_nothing(run, tmp_path,
 
 
 def test_a_large_model_is_written_in_several_files_in_the_memory_of_one(run, tmp_path, monkeypatch):
-    merge(run, tmp_path / "one", rows=0)
+    merge(run, tmp_path / "one", MergeOptions(rows=0))
     monkeypatch.setattr("peftlab.runs.merge_shards.SHARD_BYTES", 200_000)
     merge(run, tmp_path / "many")
     files = sorted(path.name for path in (tmp_path / "many").glob("*.safetensors"))
@@ -235,12 +235,12 @@ def test_a_folder_of_others_is_never_replaced(run, tmp_path, capfd):
         (tmp_path / "mine" / "letter.txt", "is not a folder"),
     ):
         with pytest.raises(UsageError, match=message):
-            merge(run, out, rows=0, overwrite=True)
-    merge(run, tmp_path / "out", rows=0)
+            merge(run, out, MergeOptions(rows=0, overwrite=True))
+    merge(run, tmp_path / "out", MergeOptions(rows=0))
     with pytest.raises(UsageError, match="--overwrite replaces it"):
-        merge(run, tmp_path / "out", rows=0)
+        merge(run, tmp_path / "out", MergeOptions(rows=0))
     with pytest.raises(UsageError, match="was trained on plain weights"):
-        merge(run, tmp_path / "other", base="dequantised")
+        merge(run, tmp_path / "other", MergeOptions(base="dequantised"))
     assert run_command(["merge", str(run), str(tmp_path / "out"), "--overwrite"]) == 0
     shown = capfd.readouterr().out
     assert "passed: the difference of" in shown and max(map(len, shown.splitlines())) <= 80

@@ -15,7 +15,7 @@ from peftlab.errors import DataError, StoppedError
 from peftlab.recipe.schema import Recipe
 from peftlab.runs.display import NoDisplay
 from peftlab.runs.generation import generate
-from peftlab.runs.merge import merge
+from peftlab.runs.merge import MergeOptions, merge
 from peftlab.runs.params import count
 from peftlab.runs.plan import plan
 from peftlab.runs.run import train
@@ -93,7 +93,7 @@ def test_a_token_beyond_the_embedding_is_refused_only_where_a_row_uses_it(tmp_pa
 def test_new_rows_are_in_the_merged_model(tmp_path, method):
     start(recipe(tmp_path, "run", method))
     for base in ("dequantised", "original") if method == "qlora" else ("original",):
-        merge(tmp_path / "run", tmp_path / "merged", base=base, overwrite=True, tolerance=9.0)
+        merge(tmp_path / "run", tmp_path / "merged", MergeOptions(base=base, overwrite=True, tolerance=9.0))
         model = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
         tokenizer = AutoTokenizer.from_pretrained(tmp_path / "merged")
         stored = load_file(tmp_path / "run" / "weights" / "adapter_model.safetensors")

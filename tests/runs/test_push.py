@@ -12,7 +12,7 @@ from peftlab.errors import StorageError, UsageError
 from peftlab.runs.card import write_card
 from peftlab.runs.directory import RunDirectory
 from peftlab.runs.display import NoDisplay
-from peftlab.runs.merge import merge
+from peftlab.runs.merge import MergeOptions, merge
 from peftlab.runs.push import push
 from peftlab.runs.reopen import load_run_recipe
 from peftlab.runs.run import train
@@ -80,7 +80,7 @@ def test_a_dry_run_sends_nothing_and_says_what_it_would(run, hub, capsys):
 
 
 def test_a_merged_folder_is_pushed_with_its_card(run, hub, tmp_path):
-    merge(run, tmp_path / "merged", rows=4)
+    merge(run, tmp_path / "merged", MergeOptions(rows=4))
     assert push(tmp_path / "merged", "me/merged", public=True).private is False
     assert "model.safetensors" in hub.files and hub.private == {"me/merged": False}
     card = ModelCard(hub.files["README.md"].decode())

@@ -1,0 +1,51 @@
+"""A folder that a command writes beside its place, and that appears there only when it is whole."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import mkdtemp
+
+from peftlab.errors import StorageError, UsageError
+from peftlab.files import sync_files
+
+
+def refuse_output(out: Path, run: Path, overwrite: bool, record: str, what: str) -> None:
+    """Raise UsageError for a folder that may not be written: only `what` has a file called `record`."""
+    if out.resolve() == run.resolve() or run.resolve() in out.resolve().parents:
+        raise UsageError(f"{out} is inside the run; choose another folder")
+    if out.is_symlink() or (out.exists() and not out.is_dir()):
+        raise UsageError(f"{out} is not a folder; choose another one")
+    if not out.exists() or not any(out.iterdir()):
+        return
+    if not (out / record).is_file():
+        raise UsageError(f"{out} contains files that are not {what} of peftlab; choose another folder")
+    if not overwrite:
+        raise UsageError(f"{out} already contains {what}; --overwrite replaces it")
+
+
+@contextmanager
+def temporary_folder(out: Path) -> Iterator[Path]:
+    """Yield a folder beside `out`, which is removed unless it was renamed."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+        temporary.chmod(0o755)
+    except OSError as error:
+        raise StorageError(f"{out}: cannot be written: {error.strerror or error}") from None
+    try:
+        yield temporary
+    except OSError as error:
+        raise StorageError(f"{out}: cannot be written: {error.strerror or error}; free some space") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def put_in_place(temporary: Path, out: Path) -> None:
+    """Move a finished temporary folder to `out`, and replace what is there."""
+    sync_files(temporary)
+    if out.exists():
+        shutil.rmtree(out)
+    temporary.rename(out)
