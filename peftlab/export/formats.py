@@ -9,6 +9,7 @@ from pathlib import Path
 from shlex import quote
 
 from peftlab.errors import UsageError, nearest
+from peftlab.export.adapterhub import export_adapters
 from peftlab.export.gguf import export_adapter, export_model
 from peftlab.export.job import Job
 from peftlab.export.peft import export_peft
@@ -45,6 +46,7 @@ FORMATS = {
         "gguf-adapter",
     ),
     "peft": Export("the adapter as a folder of PEFT", export_peft, {}, "peft"),
+    "adapters": Export("the bottlenecks as a folder of AdapterHub's library", export_adapters, {}, "adapters"),
 }
 
 

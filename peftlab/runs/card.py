@@ -22,6 +22,8 @@ LOADS: dict[str, str] = {
     "model = PeftModel.from_pretrained({auto}.from_pretrained({base!r}), {place!r})",
     "peftlab": "from pathlib import Path\nfrom peftlab.runs.generation import generate\n"
     'print(generate(Path("RUN"), "a prompt"))',
+    "adapters": "import adapters\nfrom transformers import {auto}\nmodel = {auto}.from_pretrained({base!r})\n"
+    "adapters.init(model)\nmodel.load_adapter({place!r}, set_active=True, use_safetensors=True)",
     "gguf-adapter": "# beside the base in GGUF\nllama-server -m BASE.gguf --lora {file}",
     "gguf": "from transformers import {auto}\n# or: llama-server -m {file}\n"
     "model = {auto}.from_pretrained({place!r}, gguf_file={file!r})",
@@ -47,7 +49,7 @@ def write_card(
     data = ModelCardData(
         license=licence,
         base_model=base,
-        library_name={"plain": "transformers", "gguf": "gguf"}.get(loads, "peft"),
+        library_name={"plain": "transformers", "gguf": "gguf", "adapters": "adapters"}.get(loads, "peft"),
         tags=["peftlab", recipe.method.type],
         model_name=result.name,
         eval_results=_results(recipe, result),
