@@ -13,6 +13,7 @@ from peftlab.data.token_rows import TokenRow
 
 # What a tokenizer's file says of batches, not of texts: it changes with the last call.
 OF_BATCHES = ("truncation", "padding")
+_FOUND: dict[str, str] = {}
 
 
 class RowDigest:
@@ -40,10 +41,17 @@ def fingerprint_rows(rows: Iterable[TokenRow]) -> str:
 
 
 def fingerprint_tokenizer(tokenizer: Any) -> str:
-    """Return the sha256 of what a fast tokenizer does with texts, and of its special tokens."""
-    content = json.loads(tokenizer.backend_tokenizer.to_str())
-    content = {key: value for key, value in content.items() if key not in OF_BATCHES}
-    return _hash([content, {name: str(token) for name, token in tokenizer.special_tokens_map.items()}])
+    """Return the sha256 of what a fast tokenizer does with texts, and of its special tokens.
+
+    A run asks several times, and parsing a large vocabulary takes long, so what was found is kept by the file's digest.
+    """
+    text = tokenizer.backend_tokenizer.to_str()
+    special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+    key = sha256(text.encode()).hexdigest() + _hash(special)
+    if key not in _FOUND:
+        content = {key: value for key, value in json.loads(text).items() if key not in OF_BATCHES}
+        _FOUND[key] = _hash([content, special])
+    return _FOUND[key]
 
 
 def fingerprint_template(tokenizer: Any) -> str:

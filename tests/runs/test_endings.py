@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
+from importlib import import_module
 from types import SimpleNamespace
 
 import pytest
 from peft import LoraConfig
 from torch import nn
 
+from peftlab.cli.app import run as run_command
 from peftlab.errors import DivergedError, MethodError, StoppedError, StorageError
 from peftlab.methods.peft_folder import write_config
 from peftlab.recipe.dump import dump_recipe
@@ -24,6 +24,7 @@ from peftlab.runs.display import NoDisplay
 from peftlab.runs.run import train
 from peftlab.runs.verify import differing, load_final
 from peftlab.tasks import TASKS
+from tests.apart import call_apart
 from tests.runs.recipes import shallow_sections
 
 TIMES = {"seconds", "seconds_left", "tokens_per_second", "memory_bytes"}
@@ -64,8 +65,6 @@ def straight(tmp_path_factory):
 
 def signal_in_call(monkeypatch, number, where="peftlab.runs.bench.evaluate", kind=signal.SIGTERM):
     """Send this process a signal in the call of that number, which then lasts for a minute."""
-    from importlib import import_module
-
     module, _, name = where.rpartition(".")
     original, calls = getattr(import_module(module), name), []
 
@@ -139,11 +138,14 @@ def test_an_error_of_the_final_evaluation_loses_nothing(straight, tmp_path, monk
 
 def vanish_in(module, name, folder, *arguments):
     """Run a recipe in another process, which ends there as a killed one does."""
-    code = f"import os, {module} as m\nm.{name} = lambda *a, **k: os._exit(9)\n"
-    code += "from peftlab.cli.app import run\nrun(__import__('sys').argv[1:])"
     (folder / "r.yaml").write_text(dump_recipe(recipe(folder / "run", run={"save_every": 2})))
-    command = [sys.executable, "-c", code, "train", str(folder / "r.yaml"), *arguments]
-    assert subprocess.run(command, capture_output=True).returncode == 9
+    command = ["train", str(folder / "r.yaml"), *arguments]
+    assert call_apart(run_until, module, name, command, log=folder / "log") == 9, (folder / "log").read_text()
+
+
+def run_until(module, name, command):
+    setattr(import_module(module), name, lambda *_, **__: os._exit(9))
+    run_command(command)
 
 
 @pytest.mark.parametrize("name", ["draw_curve", "try_inference", "save_weights"])
