@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from peftlab.comparison.rows import Table
     from peftlab.comparison.variants import Settings
     from peftlab.recipe.comparison import Comparison, Variant
+    from peftlab.recipe.space import Search
 
 Sources = Annotated[
     list[str],
@@ -43,6 +44,27 @@ NoSweep = Annotated[bool, typer.Option("--no-sweep", help="Use each recipe's own
 MetricName = Annotated[
     str | None,
     typer.Option("--metric", help="Metric that chooses and is reported (default: loss; accuracy for classifiers)."),
+]
+SearchKeys = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--search",
+        metavar="KEY=VALUES",
+        help="Search a key too: KEY=LOW..HIGH, KEY=xLOW..xHIGH:log (times each recipe's own), KEY=A,B (repeatable).",
+    ),
+]
+Trials = Annotated[int | None, typer.Option("--trials", min=1, help="With --search: the most trials of a variant.")]
+SearchSeconds = Annotated[
+    float | None,
+    typer.Option("--search-seconds", metavar="S", help="With --search: a variant starts no trial after S seconds."),
+]
+SearchProcessorSeconds = Annotated[
+    float | None,
+    typer.Option("--search-processor-seconds", metavar="S", help="With --search: the same in seconds of processors."),
+]
+Stopping = Annotated[
+    str | None,
+    typer.Option("--stopping", metavar="RULE", help="With --search: asha (default), hyperband or none."),
 ]
 TimeLimit = Annotated[
     float | None,
@@ -77,6 +99,11 @@ def compare(
     seeds: Seeds = None,
     rates: Rates = None,
     no_sweep: NoSweep = False,
+    search: SearchKeys = None,
+    trials: Trials = None,
+    search_seconds: SearchSeconds = None,
+    search_processor_seconds: SearchProcessorSeconds = None,
+    stopping: Stopping = None,
     metric: MetricName = None,
     time_limit: TimeLimit = None,
     jobs: Jobs = 1,
@@ -88,7 +115,7 @@ def compare(
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> Any:
-    """Compare recipes by learning rates, seeds and budgets. The same command resumes a comparison that was stopped."""
+    """Compare recipes by tuned settings, seeds and budgets. The same command resumes a comparison that was stopped."""
     if no_sweep and rates:
         raise UsageError("--no-sweep tries no other learning rate, and --rates names some; give one of them")
     if time_limit is not None and not 0 < time_limit < float("inf"):
@@ -100,11 +127,21 @@ def compare(
         from peftlab.cli.power import plan_power
 
         return plan_power(power, spread, output or folder, len(variants))
+    caps = {
+        "trials": trials,
+        "seconds": search_seconds,
+        "processor_seconds": search_processor_seconds,
+        "stopping": stopping,
+    }
+    searched = make_search(file, search or [], {name: cap for name, cap in caps.items() if cap is not None}, variants)
+    if searched and (rates or no_sweep):
+        raise UsageError("a search is in place of --rates and --no-sweep; give one of them")
     given = {
         "budgets": tuple(budgets) if budgets else None,
         "seeds": tuple(range(seeds)) if seeds else None,
         "rates": parse_rates(rates) if rates else None,
         "rate_factors": (1.0,) if no_sweep else None,
+        "search": searched,
         "metric": metric,
         "time_limit": time_limit,
         "jobs": jobs,
@@ -167,6 +204,31 @@ def make_settings(file: Comparison | None, given: dict[str, Any]) -> Settings:
         settings["rates"] = None
     settings["budgets"] = tuple(str(parse_budget(text)) for text in settings.get("budgets", ()))
     return Settings(**settings)
+
+
+def make_search(
+    file: Comparison | None, keys: list[str], caps: dict[str, Any], variants: list[Variant]
+) -> Search | None:
+    """Return the search of the file and the command line, which adds keys and replaces caps. Raises UsageError."""
+    from pydantic import ValidationError
+
+    from peftlab.recipe.comparison import check_shared_space
+    from peftlab.recipe.space import Search, parse_dimension
+
+    given = dict(map(parse_dimension, keys))
+    known = file.search if file else None
+    if known is None and not given:
+        if caps:
+            raise UsageError("--trials, --search-seconds, --search-processor-seconds and --stopping need a --search")
+        return None
+    if faults := check_shared_space(given, variants):
+        raise UsageError("; ".join(f"--search {key}: {fault}" for key, fault in faults))
+    shared = known.model_dump(include=set(Search.model_fields) - {"space"}) if known else {}
+    try:
+        return Search(**shared | caps, space={**(known.space if known else {}), **given})
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UsageError(f"--{first['loc'][0]}: {first['msg'].lower()}, got {first['input']!r}") from None
 
 
 def parse_rates(text: str) -> tuple[float, ...]:

@@ -20,6 +20,7 @@ from peftlab.cli.render import (
 )
 from peftlab.cli.render_memory import format_error
 from peftlab.comparison.columns import missed_text
+from peftlab.comparison.words import search_text
 from peftlab.reports import MemoryReport, Metrics, RunResult
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ def render_comparison(table: Table) -> RenderableType:
     results = [(labels[row.label], one.result) for row in table.rows for one in row.finished[:1] if one.result]
     parts: list[RenderableType] = [quality_table(table, labels)]
     parts += [line for row in table.rows for line in failures(labels[row.label], row)]
+    parts += search_lines(table, labels)
     parts += [f"note: {note}" for note in table.report.notes]
     if edges := [labels[row.label] for row in table.rows if row.variant.at_edge]:
         parts.append(f"note: a better learning rate may be beyond those tried, for: {', '.join(edges)}")
@@ -43,6 +45,13 @@ def render_comparison(table: Table) -> RenderableType:
     if examples := [(label, result.examples[0]) for label, result in results if result.examples]:
         parts += ["", render_examples(examples)]
     return Group(*parts)
+
+
+def search_lines(table: Table, labels: Mapping[str, str]) -> list[RenderableType]:
+    """Return what each variant's search tried, cost and chose, and its notes."""
+    found = [(labels[row.label], row.variant) for row in table.rows if row.variant.search]
+    lines: list[RenderableType] = [f"search of {label}: {search_text(one, table.metric)}" for label, one in found]
+    return lines + [f"note: {label}: {note}" for label, one in found if one.search for note in one.search.notes]
 
 
 def short_labels(rows: Sequence[Row]) -> list[str]:

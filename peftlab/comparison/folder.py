@@ -20,6 +20,7 @@ from peftlab.runs.jobs import GRACE_SECONDS
 RUNS, LOGS, REPORT = "runs", "logs", "report"
 SUMMARY = "comparison.json"
 PICTURE = "memory.png"
+SEARCHES = "search.db"
 
 
 def claim(folder: Path) -> None:
@@ -39,7 +40,7 @@ def clear(folder: Path) -> None:
     """Remove an earlier comparison's runs, logs and reports, and nothing else."""
     for name in (RUNS, LOGS, REPORT):
         shutil.rmtree(folder / name, ignore_errors=True)
-    for name in (SUMMARY, PICTURE, SOLUTIONS, DAY):
+    for name in (SUMMARY, PICTURE, SOLUTIONS, DAY, SEARCHES):
         (folder / name).unlink(missing_ok=True)
 
 

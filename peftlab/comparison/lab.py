@@ -1,4 +1,4 @@
-"""A comparison while it runs: its jobs, what was found from before, the learning rate of each variant, the report."""
+"""A comparison while it runs: its jobs, what was found from before, the settings of each variant, the report."""
 
 from __future__ import annotations
 
@@ -6,14 +6,17 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import count
 from pathlib import Path
 
 from peftlab.checkpoint.lock import RunLock
 from peftlab.comparison.columns import missed_text
-from peftlab.comparison.folder import LOGS, PICTURE, RUNS, SUMMARY, claim, clean, clear, wait_until_free
+from peftlab.comparison.folder import LOGS, PICTURE, RUNS, SEARCHES, SUMMARY, claim, clean, clear, wait_until_free
 from peftlab.comparison.identity import hash_run
+from peftlab.comparison.points import LEARNING_RATE, Point
 from peftlab.comparison.pool import run_locally, run_on_cluster
+from peftlab.comparison.search import Attempt, VariantSearch, require_optuna, run_searches
 from peftlab.comparison.variants import (
     Settings,
     best_of,
@@ -21,13 +24,15 @@ from peftlab.comparison.variants import (
     learning_rate_beyond,
     note_differences,
     open_variants,
+    refuse_costly,
     round_learning_rates,
+    spare_trial,
 )
-from peftlab.errors import StorageError
+from peftlab.errors import StorageError, UsageError
 from peftlab.files import why, write_atomically
 from peftlab.metrics import METRICS
 from peftlab.recipe.comparison import Variant
-from peftlab.reports import ComparisonReport, Metrics, RunResult, TrialReport, VariantReport
+from peftlab.reports import STOPPED, ComparisonReport, Metrics, RunResult, TrialReport, VariantReport
 from peftlab.runs.digests import find_faults
 from peftlab.runs.directory import RunDirectory
 from peftlab.runs.figures import compare_figures
@@ -43,7 +48,10 @@ SETTLED = ("finished", "diverged")
 
 @dataclass
 class Lab:
-    """A comparison in `folder`. `jobs` are by variant's place, learning rate and seed; equal runs share a job."""
+    """A comparison in `folder`. `jobs` are by variant's place, point and seed; equal runs share a job.
+
+    `chosen` is each variant's point: its learning rate, or with `searches` all that was searched.
+    """
 
     name: str
     folder: Path
@@ -51,37 +59,77 @@ class Lab:
     variants: list[Variant]
     metric: str
     notes: list[str]
-    jobs: dict[tuple[int, float, int], Job] = field(default_factory=dict)
+    jobs: dict[tuple[int, Point, int], Job] = field(default_factory=dict)
     endings: dict[str, Ending] = field(default_factory=dict)
-    chosen: dict[int, float] = field(default_factory=dict)
+    chosen: dict[int, Point] = field(default_factory=dict)
+    searches: dict[int, VariantSearch] = field(default_factory=dict)
 
     @property
     def tuning_seed(self) -> int:
-        """The seed that learning rates are tried with, which is not reported: the luck that chooses is not shown."""
+        """The seed that settings are tried with, which is not reported: the luck that chooses is not shown."""
         return next(seed for seed in count(TUNING_SEED) if seed not in self.settings.seeds)
 
     def run(self) -> ComparisonReport:
-        """Try the learning rates with a seed of their own, choose one a variant, run the seeds, report."""
-        self.try_learning_rates()
+        """Try settings with a seed of their own, choose those of each variant, run the seeds, report."""
+        if self.settings.search:
+            self.search()
+        else:
+            self.try_learning_rates()
         seeds = self.settings.seeds
-        self.execute([self.plan(place, rate, seed) for seed in seeds for place, rate in self.chosen.items()])
+        self.execute([self.plan(place, point, seed) for seed in seeds for place, point in self.chosen.items()])
         report = self.write_report()
         self.draw_memory()
         return report
+
+    def search(self) -> None:
+        """Search each variant's space and choose the point of its best trial."""
+        assert self.settings.search is not None
+        better = METRICS[self.metric].higher_is_better
+        for place, variant in self.runnable():
+            self.searches[place] = VariantSearch(
+                variant, self.settings.search, self.metric, better, hash_run(variant.recipe), self.folder / SEARCHES,
+                plan=partial(self.plan_trial, place), find=self.find_ending,
+            )  # fmt: skip
+        warm, settings = not list_cuda_devices(), self.settings
+        run_searches(self.searches.values(), settings.jobs, settings.time_limit, warm, self.note_trial)
+        self.chosen = {place: search.best() for place, search in self.searches.items()}
+
+    def plan_trial(self, place: int, point: Point, overrides: Sequence[str]) -> Job:
+        return self.plan(place, point, self.tuning_seed, overrides)
+
+    def find_ending(self, job: Job) -> Ending | None:
+        """Return how a job of before ended, if it needs no other attempt."""
+        wait_until_free(job.folder)
+        if not self.is_settled(job):
+            return None
+        return Ending(job, *self.status(job), 0.0)
+
+    def note_trial(self, search: VariantSearch, attempt: Attempt, status: str, ending: Ending) -> None:
+        """Show how a trial ended, and write the report so far."""
+        number = len(search.trials)
+        said = status if status == STOPPED else self.summarise(ending)
+        show(f"[{number}/{search.settings.trials}] {search.variant.title}, {attempt.point}: {said}")
+        if (cap := search.ended_by) and cap != "trials":
+            show(f"{search.variant.title}: the cap of {search.caps[cap]:g} {cap.replace('_', ' ')} is reached")
+        self.write_report()
 
     def try_learning_rates(self) -> None:
         """Choose each variant's learning rate; where the best is the smallest or largest, try a few beyond it."""
         extensions = 0 if self.settings.rates else self.settings.rate_extensions
         several = [(place, one) for place, one in self.runnable() if len(one.learning_rates) > 1]
-        self.chosen = {place: one.learning_rates[0] for place, one in self.runnable() if len(one.learning_rates) == 1}
-        tries = [self.plan(place, rate, self.tuning_seed) for place, one in several for rate in one.learning_rates]
+        self.chosen = {
+            place: Point.of_rate(one.learning_rates[0])
+            for place, one in self.runnable()
+            if len(one.learning_rates) == 1
+        }
+        tries = [self.plan_rate(place, rate) for place, one in several for rate in one.learning_rates]
         while tries:
             self.execute(tries)
             for place, _ in several:
-                self.chosen[place] = self.choose_learning_rate(place, self.variants[place])
+                self.chosen[place] = Point.of_rate(self.choose_learning_rate(place, self.variants[place]))
             extensions -= 1
             beyond = self.extend_learning_rates() if extensions >= 0 else ()
-            tries = [self.plan(place, rate, self.tuning_seed) for place, rate in beyond]
+            tries = [self.plan_rate(place, rate) for place, rate in beyond]
             if tries:
                 show(
                     f"{len(tries)} of {len(self.chosen)} variants did best at an end of their learning rates: extended"
@@ -90,9 +138,9 @@ class Lab:
     def extend_learning_rates(self) -> Iterator[tuple[int, float]]:
         """Give each variant whose best learning rate is at an end another beyond it, and yield place and addition."""
         for place, variant in self.runnable():
-            best, tried = self.chosen[place], variant.learning_rates
-            beyond = learning_rate_beyond(tried, best)
-            if beyond and self.status(self.jobs[place, best, self.tuning_seed])[0] in SETTLED:
+            point, tried = self.chosen[place], variant.learning_rates
+            beyond = learning_rate_beyond(tried, point.settings[LEARNING_RATE])
+            if beyond and self.status(self.jobs[place, point, self.tuning_seed])[0] in SETTLED:
                 extended = round_learning_rates((*tried, beyond))
                 self.variants[place] = replace(variant, learning_rates=extended)
                 yield place, next(rate for rate in extended if rate not in tried)
@@ -100,19 +148,28 @@ class Lab:
     def runnable(self) -> Iterator[tuple[int, Variant]]:
         return ((place, variant) for place, variant in enumerate(self.variants) if variant.error is None)
 
-    def plan(self, place: int, learning_rate: float, seed: int) -> Job:
+    def plan_rate(self, place: int, learning_rate: float) -> Job:
+        """Return the job that tries a learning rate; one of before that measured the test rows too serves as well."""
+        point = Point.of_rate(learning_rate)
+        former = self.plan(place, point, self.tuning_seed)
+        if former.folder.exists():
+            return former
+        return self.plan(place, point, self.tuning_seed, spare_trial(self.variants[place].recipe))
+
+    def plan(self, place: int, point: Point, seed: int, overrides: Sequence[str] = ()) -> Job:
         """Return the job of a trial. The last seed's also measures the result's cost in use: once a variant."""
         variant, last = self.variants[place], seed == self.settings.seeds[-1]
-        overrides = [f"training.learning_rate={learning_rate!r}", f"run.seed={seed}"]
-        one = variant.with_overrides([*overrides, *(["evaluation.latency=true"] if last else [])])
+        own = [*point.overrides, f"run.seed={seed}", *(["evaluation.latency=true"] if last else [])]
+        one = variant.with_overrides([*overrides, *own])
+        learning_rate = one.recipe.training.learning_rate
         key, runs = hash_run(one.recipe), self.folder / RUNS
         found = sorted(runs.glob(f"*-{key}"))
         name = found[0].name if found else f"{slug(variant.title)}-rate-{learning_rate:g}-seed-{seed}-{key}"
         same = next((job for job in self.jobs.values() if job.name.endswith(key)), None)
-        title = f"{variant.title}, learning rate {learning_rate:g}, seed {seed}"
+        title = f"{variant.title}, {point}, seed {seed}" if point.values else f"{variant.title}, seed {seed}"
         log = self.folder / LOGS / f"{name}.txt"
         job = same or Job(one.path, one.overrides, runs / name, log, title=title)
-        self.jobs[place, learning_rate, seed] = job
+        self.jobs[place, point, seed] = job
         return job
 
     def execute(self, planned: Sequence[Job]) -> None:
@@ -165,38 +222,45 @@ class Lab:
     def choose_learning_rate(self, place: int, variant: Variant) -> float:
         """Return the one of the best value on the validation rows with the tuning seed."""
         values = {
-            rate: self.value(read_record(self.jobs[place, rate, self.tuning_seed].folder), "validation")
+            rate: self.value(read_record(self.jobs[place, Point.of_rate(rate), self.tuning_seed].folder), "validation")
             for rate in variant.learning_rates
         }
         return best_of(values, METRICS[self.metric].higher_is_better)
 
-    def trials(self, place: int, keys: Iterable[tuple[float, int]]) -> list[TrialReport]:
-        """Return what became of a variant's trials, (learning rate, seed), as far as they are planned."""
+    def trials(self, place: int, keys: Iterable[tuple[Point, int]]) -> list[TrialReport]:
+        """Return what became of a variant's trials, (point, seed), as far as they are planned."""
         planned = [(*key, self.jobs[place, *key]) for key in keys if (place, *key) in self.jobs]
-        return [self.describe_trial(*known) for known in planned]
+        return [self.describe_trial(place, *known) for known in planned]
 
-    def describe_trial(self, learning_rate: float, seed: int, job: Job) -> TrialReport:
+    def describe_trial(self, place: int, point: Point, seed: int, job: Job) -> TrialReport:
         result, (status, error) = read_record(job.folder), self.status(job)
         return TrialReport(
             run=job.name,
-            learning_rate=learning_rate,
+            learning_rate=self.learning_rate(place, point),
             seed=seed,
             status=status,
+            settings=point.settings if self.searches else {},
             error=None if status == "finished" else error or "it has not run yet",
             validation=self.value(result, "validation"),
             test=self.value(result, "test"),
         )
 
+    def learning_rate(self, place: int, point: Point) -> float:
+        return point.settings.get(LEARNING_RATE, self.variants[place].recipe.training.learning_rate)
+
     def describe_variant(self, place: int, variant: Variant) -> VariantReport:
-        method, chosen = variant.recipe.method, self.chosen.get(place)
+        method, chosen, search = variant.recipe.method, self.chosen.get(place), self.searches.get(place)
+        rates = [(Point.of_rate(rate), self.tuning_seed) for rate in variant.learning_rates]
         return VariantReport(
             name=variant.name,
             method=method.type,
             title=method.title,
             budget=variant.budget,
             solution=variant.solution,
-            learning_rate=chosen,
-            sweep=self.trials(place, [(rate, self.tuning_seed) for rate in variant.learning_rates]),
+            learning_rate=None if chosen is None else self.learning_rate(place, chosen),
+            settings=chosen.settings if search and chosen else {},
+            search=search.report() if search else None,
+            sweep=search.describe_trials(self.tuning_seed) if search else self.trials(place, rates),
             trials=[] if chosen is None else self.trials(place, [(chosen, seed) for seed in self.settings.seeds]),
         )
 
@@ -238,6 +302,10 @@ def compare(
     A run that was done before is found again by the hash of its recipe, data, weights and versions. A run that
     fails is a trial with its error. Raises UsageError for what cannot be compared, StorageError for the folder.
     """
+    if settings.search:
+        require_optuna()
+        if settings.cluster:
+            raise UsageError("a search runs on this machine, where it can stop trials early; leave out --cluster")
     claim(folder)
     try:
         with RunLock(folder / ".lock"):
@@ -246,6 +314,7 @@ def compare(
                 clear(folder)
             metric = choose_metric([variant.recipe for variant in variants], settings.metric)
             opened = open_variants(variants, settings, metric, folder)
+            refuse_costly(opened, settings.search)
             return Lab(name, folder, settings, opened, metric, note_differences(opened)).run()
     except OSError as error:
         place = error.filename or folder

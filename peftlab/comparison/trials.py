@@ -10,7 +10,7 @@ from typing import Any
 from peftlab.errors import StorageError
 from peftlab.files import read_text
 from peftlab.metrics import RowScores
-from peftlab.reports import Metrics, ParameterReport, RunResult, TrialReport
+from peftlab.reports import STOPPED, Metrics, ParameterReport, RunResult, TrialReport
 from peftlab.runs.digests import METRICS, RECORD, SCORES, TEXTS, WEIGHTS, find_faults
 from peftlab.runs.directory import RunDirectory
 from peftlab.runs.figures import check_record, compare_figures
@@ -33,6 +33,11 @@ class Trial:
     @property
     def finished(self) -> bool:
         return self.report.status == "finished" and self.result is not None
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a search ended it early."""
+        return self.report.status == STOPPED
 
     def has_value(self, metric: str) -> bool:
         """Return whether the metric that is reported is a finite number, or is known from the rows alone."""

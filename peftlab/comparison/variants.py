@@ -23,12 +23,18 @@ from peftlab.recipe.comparison import (
     Variant,
 )
 from peftlab.recipe.schema import Recipe
+from peftlab.recipe.space import Search
 from peftlab.reports import BudgetReport
 from peftlab.runs.jobs import share_of_machine
 
 SOLUTIONS = "solutions.json"
 DAY = "date.txt"
 VALIDATION_SHARE = 0.1
+# What may be searched under a budget: it changes neither parameters nor memory, and not the time of a step.
+FREE_OF_COST = (
+    "training.learning_rate", "training.schedule", "training.warmup", "training.weight_decay", "training.clip",
+    "training.optimizer.betas", "training.optimizer.eps", "method.alpha",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,7 @@ class Settings:
     """How a comparison is run: `jobs` at once, or on submitit's `cluster`, each for `time_limit` seconds at most.
 
     `rates` are learning rates; they replace `rate_factors`, which multiply each recipe's own, and are not extended.
+    A `search` is in place of both.
     """
 
     budgets: tuple[str, ...] = ()
@@ -43,6 +50,7 @@ class Settings:
     rates: tuple[float, ...] | None = None
     rate_factors: tuple[float, ...] = DEFAULT_RATE_FACTORS
     rate_extensions: int = DEFAULT_RATE_EXTENSIONS
+    search: Search | None = None
     metric: str | None = None
     time_limit: float = DEFAULT_TIME_LIMIT
     jobs: int = 1
@@ -51,7 +59,7 @@ class Settings:
 
     @property
     def sweeps(self) -> bool:
-        return len(self.rates or self.rate_factors) > 1
+        return self.search is not None or len(self.rates or self.rate_factors) > 1
 
 
 def open_variants(variants: Sequence[Variant], settings: Settings, metric: str, folder: Path) -> list[Variant]:
@@ -115,6 +123,30 @@ def separate_test(recipe: Recipe) -> list[str]:
     rows = [f"data.test_rows={data.evaluation_rows}"] if data.evaluation_rows else []
     source = json.dumps(recipe.model_dump(mode="json")["data"]["evaluation"])
     return [f"data.test={source}", f"data.evaluation={VALIDATION_SHARE}", *rows]
+
+
+def spare_trial(recipe: Recipe) -> list[str]:
+    """Return overrides for a trial that only chooses: it measures the evaluation rows, and not those that report."""
+    spared: dict[str, Any] = {"evaluation.generation.examples": 0, "data.general": None}
+    if isinstance(recipe.data.test, str | tuple):  # rows held out of the training rows must stay so
+        spared |= {"data.test": None, "data.test_rows": None}
+    return [f"{key}={json.dumps(value)}" for key, value in spared.items()]
+
+
+def is_free_of_cost(key: str) -> bool:
+    """Return whether a key of a recipe changes neither parameters nor memory, nor the time of a step."""
+    return any(key == free or key.startswith(f"{free}.") for free in FREE_OF_COST)
+
+
+def refuse_costly(variants: Sequence[Variant], search: Search | None) -> None:
+    """Raise UsageError for a search of what a budget has sized: its trials would not compare at equal budgets."""
+    for variant in variants:
+        for key in {**search.space, **variant.space} if search and variant.budget else ():
+            if not is_free_of_cost(key):
+                raise UsageError(
+                    f"{key}: cannot be searched under the budget {variant.budget}, whose cost it may change; "
+                    f"search {', '.join(FREE_OF_COST[:-1])} or {FREE_OF_COST[-1]}, or compare without a budget"
+                )
 
 
 def round_learning_rates(learning_rates: Iterable[float]) -> tuple[float, ...]:

@@ -5,11 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from peftlab.comparison.columns import interval_text, missed_text, shared_decimals
+from peftlab.comparison.points import Point
 from peftlab.comparison.rows import Row, Table
 from peftlab.comparison.statistics import Difference, Estimate
+from peftlab.reports import VariantReport
 
 MOST_NAMED = 6
 NAME_CHARACTERS = 60
+
+
+def search_text(variant: VariantReport, metric: str) -> str:
+    """Return what a variant's search tried, what it cost and what it chose."""
+    search = variant.search
+    assert search is not None, "asked for variants that were searched"
+    ways = {"finished": search.finished, "stopped early": search.stopped, "failed": search.failed}
+    ended = ", ".join(f"{count} {way}" for way, count in ways.items() if count)
+    text = f"{number(search.trials, 'trial')} ({ended or 'none yet'}), {search.processor_seconds:.0f} processor seconds"
+    if search.best is not None:
+        text += f"; best {metric} on the evaluation rows {search.best:.4f} with {Point.of(variant.settings)}"
+    return text + (f" (the recipe's own: {search.own:.4f})" if search.own is not None else "")
 
 
 def names_of(table: Table) -> dict[str, str]:

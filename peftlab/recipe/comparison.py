@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +15,7 @@ from peftlab.recipe.load import load_recipe, recipe_name
 from peftlab.recipe.overrides import COMMAND_LINE
 from peftlab.recipe.schema import PositiveInt, Recipe
 from peftlab.recipe.section import Section
+from peftlab.recipe.space import Dimension, Range, Search, ends_of, find_faults, find_fixed, value_at
 from peftlab.recipe.yaml_source import KeyPath, Source, dotted, fatal, parse_yaml, read_text
 from peftlab.reports import BudgetReport
 
@@ -34,6 +35,8 @@ class VariantSection(Section):
     """A whole `method` section in place of the recipe's."""
     overrides: Overrides = Field(default_factory=dict)
     """Fields of the recipe by key path: `method.rank: 8`."""
+    search: dict[str, Range | tuple[Any, ...]] = Field(default_factory=dict)
+    """What is tried with this variant alone, besides the comparison's `search.space`: `method.rank: [4, 8]`."""
 
 
 class Comparison(Section):
@@ -53,6 +56,8 @@ class Comparison(Section):
     """What each variant's own learning rate is multiplied by; [1] tries no other."""
     rate_extensions: Annotated[int, Field(ge=0)] = DEFAULT_RATE_EXTENSIONS
     """How often a variant whose best learning rate is the smallest or largest tries one beyond it; not with `rates`."""
+    search: Search | None = None
+    """Try more than the learning rate, in place of `rates` and `rate_factors`; needs the package optuna."""
     metric: str | None = None
     """Metric that chooses learning rates and is reported: loss (default), accuracy (for classifiers), f1_macro, ..."""
     time_limit: Annotated[float, Field(gt=0)] = DEFAULT_TIME_LIMIT
@@ -64,7 +69,7 @@ class Variant:
     """What is compared: a recipe (its file and overrides, as `peftlab train` takes them), perhaps under a budget.
 
     `solution` is the size that meets the budget, `learning_rates` are those to try, ascending, and `error` says why
-    the variant cannot be run.
+    the variant cannot be run. `space` is what a search tries with this variant alone.
     """
 
     name: str
@@ -74,6 +79,7 @@ class Variant:
     budget: str | None = None
     solution: BudgetReport | None = None
     learning_rates: tuple[float, ...] = ()
+    space: Mapping[str, Dimension] = field(default_factory=dict)
     error: str | None = None
 
     @property
@@ -116,6 +122,7 @@ def load_comparison(path: Path, overrides: Sequence[str] = ()) -> tuple[Comparis
                 variants.append(build_variant(comparison, name, section, path, overrides))
             except RecipeError as error:
                 problems += [relocate(problem, source, path, name) for problem in error.problems]
+        problems += check_search(comparison, variants, source, path)
     problems = [*source.problems, *problems]
     if problems or comparison is None:
         raise RecipeError(list(dict.fromkeys(problems)))
@@ -181,4 +188,56 @@ def build_variant(
         texts = {"method": f"method={json.dumps(section.method)}"} | texts
     texts |= {text.partition("=")[0]: text for text in overrides}
     recipe_path = path.parent / file
-    return Variant(name, recipe_path, tuple(texts.values()), load_recipe(recipe_path, list(texts.values())))
+    recipe = load_recipe(recipe_path, list(texts.values()))
+    return Variant(name, recipe_path, tuple(texts.values()), recipe, space=section.search)
+
+
+def check_search(comparison: Comparison, variants: Sequence[Variant], source: Source, path: Path) -> Iterator[Problem]:
+    """Yield what is wrong with the search of a comparison's file, at the lines of its keys."""
+    for variant in variants:
+        place: KeyPath = ("variants", variant.name, "search")
+        if variant.space and comparison.search is None:
+            yield problem_at(source, path, place, "is used with the comparison's `search` only")
+        for key, message in check_space(variant.space, variant):
+            yield problem_at(source, path, (*place, key), message)
+    if comparison.search is None:
+        return
+    if comparison.rates or "rate_factors" in comparison.model_fields_set:
+        yield problem_at(source, path, ("search",), "is in place of `rates` and `rate_factors`; give one of them")
+    if not comparison.search.space:
+        yield problem_at(source, path, ("search", "space"), "is empty: name a key to search, such as training.warmup")
+    for key, message in check_shared_space(comparison.search.space, variants):
+        yield problem_at(source, path, ("search", "space", key), message)
+
+
+def check_shared_space(space: Mapping[str, Dimension], variants: Sequence[Variant]) -> list[tuple[str, str]]:
+    """Return what is wrong with a space for some of the variants: keys and messages, each once, with the variant."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for variant in variants:
+        for problem in check_space(space, variant):
+            found.setdefault(problem, []).append(variant.name)
+    return [
+        (key, message if len(names) == len(variants) else f"{message} (variant {', '.join(names)})")
+        for (key, message), names in found.items()
+    ]
+
+
+def check_space(space: Mapping[str, Dimension], variant: Variant) -> Iterator[tuple[str, str]]:
+    """Yield keys of a space that a variant's recipe cannot have, and why."""
+    for key, dimension in space.items():
+        faults = [*find_faults(dimension), *filter(None, [find_fixed(key)])]
+        own = value_at(variant.recipe, key)
+        if not faults and isinstance(dimension, Range) and dimension.relative:
+            if not isinstance(own, int | float) or isinstance(own, bool) or not own:
+                faults.append(
+                    f"the recipe's own value is {json.dumps(own)}, which has no multiples; write the range itself"
+                )
+            else:
+                dimension = dimension.for_recipe(own)
+        for value in [] if faults else ends_of(dimension):
+            try:
+                variant.with_overrides([f"{key}={json.dumps(value)}"])
+            except RecipeError as error:
+                first = error.problems[0]
+                faults.append(first.message if first.path == key else f"{value}: {first.path}: {first.message}")
+        yield from ((key, fault) for fault in dict.fromkeys(faults))

@@ -1,7 +1,14 @@
 """The report types that every command shares: parameters, memory, a run, data, weights, a comparison."""
 
 from peftlab.reports.base import Report
-from peftlab.reports.comparison import BudgetReport, ComparisonReport, TrialReport, VariantReport
+from peftlab.reports.comparison import (
+    STOPPED,
+    BudgetReport,
+    ComparisonReport,
+    SearchReport,
+    TrialReport,
+    VariantReport,
+)
 from peftlab.reports.data import DataReport, LengthBin, RowReport, RowView, Span, StepsReport
 from peftlab.reports.memory import PHASES, DevicePhase, MemoryReport, MethodPlan
 from peftlab.reports.parameters import CountRow, ParameterReport
@@ -44,6 +51,8 @@ __all__ = [
     "RowReport",
     "RowView",
     "RunResult",
+    "STOPPED",
+    "SearchReport",
     "Span",
     "SpeedReport",
     "SplitReport",

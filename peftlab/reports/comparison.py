@@ -37,19 +37,53 @@ class TrialReport(Report):
     """A variant at one learning rate with one seed: its run's folder under `runs/`, and what became of it.
 
     `validation` is the metric on the evaluation rows, which choose a learning rate; `test` the one that is reported.
+    `settings` are the recipe's fields that a search tried; `stopped` is the status of a trial that it ended early.
     """
 
     run: str
     learning_rate: float
     seed: int
     status: str
+    settings: dict[str, Any] = Field(default_factory=dict)
     error: str | None = None
     validation: float | None = None
     test: float | None = None
 
 
+STOPPED = "stopped"
+"""The status of a trial that a search ended early, because others were better at the same step."""
+
+
+class SearchReport(Report):
+    """What was searched for one variant, and what it cost: trials by how they ended, seconds of all of them.
+
+    `space` says in words what was tried of each key. `own` is the metric of the recipe's own settings on the
+    evaluation rows, `best` that of the chosen ones. `ended_by` names the cap that ended the search, None before that.
+    """
+
+    space: dict[str, str]
+    stopping: str
+    caps: dict[str, float]
+    finished: int = 0
+    stopped: int = 0
+    failed: int = 0
+    seconds: float = 0.0
+    processor_seconds: float = 0.0
+    own: float | None = None
+    best: float | None = None
+    ended_by: str | None = None
+    notes: list[str] = Field(default_factory=list)
+
+    @property
+    def trials(self) -> int:
+        return self.finished + self.stopped + self.failed
+
+
 class VariantReport(Report):
-    """One variant of a comparison under one budget: the learning rates tried, and the seeds at the chosen one."""
+    """One variant of a comparison under one budget: the learning rates tried, and the seeds at the chosen one.
+
+    After a search, `settings` are the chosen ones, and `sweep` has all its trials.
+    """
 
     name: str
     method: str
@@ -57,12 +91,16 @@ class VariantReport(Report):
     budget: str | None = None
     solution: BudgetReport | None = None
     learning_rate: float | None = None
+    settings: dict[str, Any] = Field(default_factory=dict)
+    search: SearchReport | None = None
     sweep: list[TrialReport] = Field(default_factory=list)
     trials: list[TrialReport] = Field(default_factory=list)
 
     @property
     def at_edge(self) -> bool:
-        """Whether the chosen learning rate is the smallest or largest of several that were tried."""
+        """Whether the chosen learning rate is the smallest or largest of several that were tried, without a search."""
+        if self.search:
+            return False
         rates = {trial.learning_rate for trial in self.sweep}
         return len(rates) > 1 and self.learning_rate in (min(rates), max(rates))
 

@@ -21,6 +21,8 @@ from peftlab.training.recorder import Display
 from peftlab.world.base import World
 
 FIRST_STEP = "first_step"
+# Seconds of processors that the main process used in all phases; on a busy machine they say more than the clock.
+PROCESSOR = "processor"
 PHASES = ("load", "evaluation_before", "apply", "training", "evaluation_after", "save", "latency")
 
 
@@ -50,7 +52,7 @@ class RunRecord:
         self.settle: Callable[[], None] = lambda: None
         self.lost: list[str] = []  # what earlier attempts logged and cannot be made again
         self._opened = time.perf_counter()
-        self._started = 0.0
+        self._started = self._used = 0.0
         self._phase: str | None = None
 
     def note(self, line: str) -> None:
@@ -64,7 +66,7 @@ class RunRecord:
     def in_phase(self, phase: str) -> Iterator[None]:
         """Add the seconds and the peak memory of what runs inside, and write the record at its end."""
         self.watch.phase = self._phase = phase
-        self._started = time.perf_counter()
+        self._started, self._used = time.perf_counter(), time.process_time()
         try:
             with self.meter.phase(phase):
                 yield
@@ -76,10 +78,11 @@ class RunRecord:
 
     def _add_running_seconds(self) -> None:
         """Add the seconds of the present phase so far, so that a record of a killed run has them too."""
-        now = time.perf_counter()
+        now, used = time.perf_counter(), time.process_time()
         if self._phase is not None:
             self.add_seconds(self._phase, now - self._started)
-        self._started = now
+            self.add_seconds(PROCESSOR, used - self._used)
+        self._started, self._used = now, used
 
     def add_seconds(self, name: str, seconds: float) -> None:
         """Add to the result's seconds of `name`, a phase or a part of one."""

@@ -130,9 +130,20 @@ def test_learning_rates_are_tried_with_a_seed_of_their_own_that_is_not_reported(
 def test_rows_that_choose_are_not_those_that_report(machine, variants, tmp_path):
     run(variants, tmp_path / "out")
     for path in (tmp_path / "out" / "runs").iterdir():
-        data = RunDirectory.open(path).read_result().recipe["data"]
-        assert (data["evaluation"], data["test"], data["test_rows"]) == (0.1, "builtin:docstrings[test]", 16)
+        recipe = RunDirectory.open(path).read_result().recipe
+        data, tries = recipe["data"], recipe["run"]["seed"] == TUNING_SEED
+        assert (data["test"], data["test_rows"]) == ((None, None) if tries else ("builtin:docstrings[test]", 16))
+        assert data["evaluation"] == 0.1
         assert data["seed"] == 0
+
+
+def test_a_try_of_before_that_measured_the_test_rows_too_is_not_repeated(machine, variants, tmp_path, monkeypatch):
+    with monkeypatch.context() as former:
+        former.setattr("peftlab.comparison.lab.spare_trial", lambda recipe: [])
+        run(variants, tmp_path / "out")
+    machine.done = []
+    run(variants, tmp_path / "out")
+    assert machine.done == []
 
 
 def test_what_a_result_costs_in_use_is_measured_once_a_variant(machine, variants, tmp_path):

@@ -88,7 +88,7 @@ def test_the_time_of_saving_is_recorded_and_counted_once(whole):
     phases = sum(seconds[phase] for phase in record.PHASES if phase in seconds)
     assert seconds["total"] == pytest.approx(phases)
     assert set(seconds) - set(record.PHASES) == {
-        "total", "first_step", "checkpoints_stalled", "checkpoints_written",
+        "total", "first_step", "checkpoints_stalled", "checkpoints_written", "processor",
     }  # fmt: skip
 
 

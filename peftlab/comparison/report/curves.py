@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from peftlab.comparison.report.scatters import legend
 from peftlab.comparison.report.style import Look, drawing, label_learning_rates, legend_below, looks_of, save
 from peftlab.comparison.rows import Row, Table
+from peftlab.reports import STOPPED
+from peftlab.runs.record import PROCESSOR
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -50,7 +52,10 @@ def mean_curve(row: Row, event: str) -> dict[int, float]:
 
 
 def draw_learning_rates(table: Table) -> tuple[str, bytes] | None:
-    """Draw the metric on the evaluation rows over the learning rates that were tried; a ring marks the chosen one."""
+    """Draw the metric on the evaluation rows over the learning rates that were tried; a ring marks the chosen one.
+
+    Trials of a search differ in more than that, and no line joins them.
+    """
     tried = [row for row in table.rows if len({trial.report.learning_rate for trial in row.sweep}) > 1]
     if not tried:
         return None
@@ -66,10 +71,11 @@ def draw_learning_rates(table: Table) -> tuple[str, bytes] | None:
 
 def _draw_sweep(axes: Axes, row: Row, look: Look) -> None:
     """Draw one sweep: a line through the trials that finished, a ring on the chosen one, a cross for the failed."""
-    trials = [trial.report for trial in row.sweep]
+    trials = [trial.report for trial in row.sweep if trial.report.status != STOPPED]
+    dash = "none" if row.variant.search else look.dash
     finished = sorted((t.learning_rate, t.validation) for t in trials if t.validation is not None)
     styles: list[tuple[Any, dict[str, Any]]] = [
-        (finished, {"linestyle": look.dash, "marker": look.marker, "fillstyle": look.fill, "markersize": 5}),
+        (finished, {"linestyle": dash, "marker": look.marker, "fillstyle": look.fill, "markersize": 5}),
         (
             [point for point in finished if point[0] == row.variant.learning_rate],
             {"linestyle": "none", "marker": "o", "fillstyle": "none", "markersize": 12},
@@ -81,3 +87,35 @@ def _draw_sweep(axes: Axes, row: Row, look: Look) -> None:
     lost = [trial.learning_rate for trial in trials if trial.validation is None]
     top = axes.get_xaxis_transform()
     axes.plot(lost, [0.97] * len(lost), "x", color=look.colour, markersize=7, transform=top)
+
+
+def draw_search(table: Table) -> tuple[str, bytes] | None:
+    """Draw the best metric so far on the evaluation rows over the seconds of processors that each search took."""
+    curves = {row.label: curve for row in table.rows if row.variant.search and (curve := best_so_far(row, table))}
+    if not curves:
+        return None
+    looks = looks_of(table.rows)
+    with drawing(2.8) as (figure, axes):
+        for label, curve in curves.items():
+            look = looks[label]
+            axes.plot(
+                *zip(*curve, strict=True), color=look.colour, linestyle=look.dash, linewidth=1.5,
+                drawstyle="steps-post", marker=look.marker, fillstyle=look.fill, markersize=4,
+            )  # fmt: skip
+        axes.set(xlabel="processor seconds of all trials", ylabel=f"best {table.metric} so far, evaluation rows")
+        legend_below(figure, legend(table, list(curves)))
+        return save(figure, "what the searches found for their cost")
+
+
+def best_so_far(row: Row, table: Table) -> list[tuple[float, float]]:
+    """Return the cost of the trials until then and the best value, after each trial that finished."""
+    spent, best, curve, seen = 0.0, None, [], set()
+    better = max if table.report.higher_is_better else min
+    for trial in row.sweep:
+        if trial.result and trial.report.run not in seen:
+            spent += trial.result.seconds.get(PROCESSOR, 0.0)
+        seen.add(trial.report.run)
+        if (value := trial.report.validation) is not None and isfinite(value):
+            best = value if best is None else better(best, value)
+            curve.append((spent, best))
+    return curve

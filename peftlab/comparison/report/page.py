@@ -17,11 +17,13 @@ from markupsafe import Markup
 from peftlab.comparison.claims import conclude, describe_groups
 from peftlab.comparison.columns import NONE, Column, interval_text, shared_decimals, signed
 from peftlab.comparison.findings import Findings
+from peftlab.comparison.points import Point
 from peftlab.comparison.report.pictures import Picture
 from peftlab.comparison.resampling import REPLICATES
 from peftlab.comparison.rows import Row, Table
 from peftlab.comparison.verdict import answer
 from peftlab.quantities import format_bytes, format_change, format_metric
+from peftlab.reports import SearchReport
 
 EXAMPLE_PROMPTS = 5
 TEXT_CHARACTERS = 1200
@@ -66,10 +68,13 @@ def render_page(
         budgets=[budget for budget in table.budgets if budget],
         pictures={picture.name: picture for picture in pictures},
         memory=_memory(table),
+        searches=_searches(table),
+        settings="settings" if any(row.variant.search for row in table.rows) else "learning rate",
         examples=examples_of(table),
-        failures=[(row, trial) for row, trial, _ in table.trials() if not trial.finished],
+        failures=[(row, trial) for row, trial, _ in table.trials() if not trial.finished and not trial.stopped],
         problems=[*problems, *table.problems, *findings.notes],
         replicates=REPLICATES,
+        settings_of=lambda trial: str(Point.of(trial.report.settings)),
         style=Markup(_template_text("report.css")),
         script=Markup(script),
         script_digest=digest,
@@ -110,13 +115,39 @@ def _memory(table: Table) -> list[tuple[str, ...]]:
     return rows
 
 
+def _searches(table: Table) -> list[dict[str, Any]]:
+    """Return for every row that was searched what its search tried, chose and cost."""
+    found = [(row, row.variant.search) for row in table.rows if row.variant.search]
+    return [
+        {
+            "label": row.label,
+            "trials": [search.trials, search.finished, search.stopped, search.failed],
+            "seconds": f"{search.processor_seconds:,.0f}",
+            "values": [format_metric(search.own), format_metric(search.best)],
+            "settings": str(Point.of(row.variant.settings)),
+            "space": search.space,
+            "rule": _search_rule(search),
+            "notes": search.notes,
+        }
+        for row, search in found
+    ]
+
+
+def _search_rule(search: SearchReport) -> str:
+    """Return how a search stops its trials and itself."""
+    caps = " or ".join(f"{cap:g} {name.replace('_', ' ')}" for name, cap in search.caps.items())
+    early = "no trial is stopped early" if search.stopping == "none" else f"losers are stopped by {search.stopping}"
+    return f"at most {caps}; {early}"
+
+
 def _facts(table: Table, findings: Findings) -> list[str]:
     """Return the comparison in figures: variants, seeds, rows, model and data."""
     runs = {trial.report.run: trial for _, trial, _ in table.trials()}.values()  # budgets may share a run
     facts = [
         f"{len(table.rows)} variants",
         f"{len(table.report.seeds)} seed{'s' if len(table.report.seeds) != 1 else ''}",
-        f"{len(runs)} runs, {sum(trial.finished for trial in runs)} finished",
+        f"{len(runs)} runs, {sum(trial.finished for trial in runs)} finished"
+        + (f", {stopped} stopped early" if (stopped := sum(trial.stopped for trial in runs)) else ""),
     ]
     if findings.rows:
         facts.append(f"{findings.rows} {'test' if findings.part else 'evaluation'} rows")

@@ -8,7 +8,7 @@ from functools import partial
 
 from peftlab.comparison.findings import Findings
 from peftlab.comparison.report.bars import draw_memory
-from peftlab.comparison.report.curves import draw_learning_rates, draw_losses
+from peftlab.comparison.report.curves import draw_learning_rates, draw_losses, draw_search
 from peftlab.comparison.report.forests import draw_change, draw_differences, draw_quality
 from peftlab.comparison.report.scatters import draw_forgetting, draw_pareto
 from peftlab.comparison.report.style import inline_svg
@@ -82,6 +82,8 @@ def subjects_of(table: Table, findings: Findings) -> list[Subject]:
                 "What tensors take at the peak of a step with the longest rows.", partial(draw_memory, table)),
         Subject("training_loss", "Training loss", "Means over the seeds.", partial(draw_losses, table, "train")),
         Subject("held_out_loss", "Held-out loss", "Means over the seeds.", partial(draw_losses, table, "evaluation")),
+        Subject("search", "What the searches found", "Each step is a trial that was better than all before it. All "
+                "trials count in the seconds.", partial(draw_search, table)),
         Subject("learning_rates", "Sensitivity to the learning rate",
                 "It is chosen on the evaluation rows; the test rows only report.", partial(draw_learning_rates, table)),
     ]  # fmt: skip
