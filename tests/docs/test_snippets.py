@@ -16,6 +16,8 @@ from peftlab.cli.app import app
 from peftlab.methods import METHODS
 from peftlab.recipe import Recipe, parse_recipe
 from peftlab.recipe.comparison import load_comparison
+from peftlab.recipe.field_search import find_fields
+from peftlab.recipe.space import find_faults, parse_dimension
 from peftlab.shapes import ModelShape, ParameterSite
 
 from .pages import REPOSITORY, blocks
@@ -75,8 +77,11 @@ def test_a_command_is_known_with_its_options(arguments):
 
 @pytest.mark.parametrize("arguments", [pytest.param(words, id=place) for place, words in commands()])
 def test_what_a_command_names_exists(arguments):
-    for word in arguments:
-        if word.startswith("recipes/") and "{" not in word:
+    for before, word in zip(["", *arguments], arguments, strict=False):
+        if before == "--search":
+            key, dimension = parse_dimension(word)
+            assert not list(find_faults(dimension)) and find_fields(key)
+        elif word.startswith("recipes/") and "{" not in word:
             assert list(REPOSITORY.glob(word)), word
         elif word.partition(".")[0] in Recipe.model_fields and "=" in word:
             assert parse_recipe(COMPLETE, [word])
