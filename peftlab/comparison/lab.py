@@ -118,18 +118,18 @@ class Lab:
         extensions = 0 if self.settings.rates else self.settings.rate_extensions
         several = [(place, one) for place, one in self.runnable() if len(one.learning_rates) > 1]
         self.chosen = {
-            place: Point.of_rate(one.learning_rates[0])
+            place: Point.at_learning_rate(one.learning_rates[0])
             for place, one in self.runnable()
             if len(one.learning_rates) == 1
         }
-        tries = [self.plan_rate(place, rate) for place, one in several for rate in one.learning_rates]
+        tries = [self.plan_learning_rate(place, rate) for place, one in several for rate in one.learning_rates]
         while tries:
             self.execute(tries)
             for place, _ in several:
-                self.chosen[place] = Point.of_rate(self.choose_learning_rate(place, self.variants[place]))
+                self.chosen[place] = Point.at_learning_rate(self.choose_learning_rate(place, self.variants[place]))
             extensions -= 1
             beyond = self.extend_learning_rates() if extensions >= 0 else ()
-            tries = [self.plan_rate(place, rate) for place, rate in beyond]
+            tries = [self.plan_learning_rate(place, rate) for place, rate in beyond]
             if tries:
                 show(
                     f"{len(tries)} of {len(self.chosen)} variants did best at an end of their learning rates: extended"
@@ -148,9 +148,9 @@ class Lab:
     def runnable(self) -> Iterator[tuple[int, Variant]]:
         return ((place, variant) for place, variant in enumerate(self.variants) if variant.error is None)
 
-    def plan_rate(self, place: int, learning_rate: float) -> Job:
+    def plan_learning_rate(self, place: int, learning_rate: float) -> Job:
         """Return the job that tries a learning rate; one of before that measured the test rows too serves as well."""
-        point = Point.of_rate(learning_rate)
+        point = Point.at_learning_rate(learning_rate)
         former = self.plan(place, point, self.tuning_seed)
         if former.folder.exists():
             return former
@@ -222,7 +222,9 @@ class Lab:
     def choose_learning_rate(self, place: int, variant: Variant) -> float:
         """Return the one of the best value on the validation rows with the tuning seed."""
         values = {
-            rate: self.value(read_record(self.jobs[place, Point.of_rate(rate), self.tuning_seed].folder), "validation")
+            rate: self.value(
+                read_record(self.jobs[place, Point.at_learning_rate(rate), self.tuning_seed].folder), "validation"
+            )
             for rate in variant.learning_rates
         }
         return best_of(values, METRICS[self.metric].higher_is_better)
@@ -250,7 +252,7 @@ class Lab:
 
     def describe_variant(self, place: int, variant: Variant) -> VariantReport:
         method, chosen, search = variant.recipe.method, self.chosen.get(place), self.searches.get(place)
-        rates = [(Point.of_rate(rate), self.tuning_seed) for rate in variant.learning_rates]
+        rates = [(Point.at_learning_rate(rate), self.tuning_seed) for rate in variant.learning_rates]
         return VariantReport(
             name=variant.name,
             method=method.type,

@@ -21,7 +21,7 @@ class Point:
         return cls(tuple(sorted((key, json.dumps(value)) for key, value in settings.items())))
 
     @classmethod
-    def of_rate(cls, learning_rate: float) -> Point:
+    def at_learning_rate(cls, learning_rate: float) -> Point:
         return cls.of({LEARNING_RATE: learning_rate})
 
     @property
