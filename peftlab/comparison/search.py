@@ -32,7 +32,7 @@ from peftlab.training.recorder import read_lines
 if TYPE_CHECKING:
     import optuna
 
-# Trials are compared after a sixth and after half of their steps: the best third goes on each time.
+# Trials are compared after a sixth and after half of their steps: the best third continues each time.
 PARTS, REDUCTION = 6, 3
 FIRST_TRIALS = 8  # drawn at random, before the others follow what was good
 STOP_GRACE_SECONDS = 20.0
