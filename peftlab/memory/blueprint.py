@@ -97,6 +97,7 @@ class Blueprint:
             micro_batches=min(training.gradient_accumulation, 2),
             precision=self.precision,
             optimizer=training.optimizer,
+            average=training.average.ema,
             cuda=self.device.type == "cuda",
             answers=self.answers,
             speed=training.speed,

@@ -18,6 +18,7 @@ from peftlab.memory.fakes import FakeModel
 from peftlab.memory.generation import Answers, write_last_token
 from peftlab.memory.ledger import Ledger
 from peftlab.memory.private import active_mode, cuda_scratch, in_backward
+from peftlab.optimization.average import keep_average
 from peftlab.optimization.step import Stepper, optimizer_step
 from peftlab.optimizers import AdamW, Optimizer
 from peftlab.parameters.trainable import find_body
@@ -55,6 +56,7 @@ class Workload:
     micro_batches: int = 1
     precision: torch.dtype = torch.float32
     optimizer: Optimizer = AdamW()
+    average: float | None = None
     cuda: bool = False
     answers: Answers | None = None
     speed: Speed = Speed()
@@ -156,11 +158,14 @@ def _stepper(model: nn.Module, work: Workload) -> Stepper:
     trained = [p for p in model.parameters() if p.requires_grad]
     # Two groups, as in training: with and without weight decay.
     groups = [[p for p in trained if p.ndim >= 2], [p for p in trained if p.ndim < 2]]
+    optimizer = work.optimizer.plan([{"params": group} for group in groups if group], "cuda" if work.cuda else "cpu")
+    if work.average is not None:
+        keep_average(optimizer, work.average)
     return Stepper(
         world=TracedWorld(),
         model=model,
         loss=loss_of(work.task, work.speed, model, "cuda" if work.cuda else "cpu"),
-        optimizer=work.optimizer.plan([{"params": group} for group in groups if group], "cuda" if work.cuda else "cpu"),
+        optimizer=optimizer,
         precision=work.precision,
         clip=1.0,
         scaler=torch.amp.GradScaler("cpu", enabled=False),

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from peftlab.optimization.average import AVERAGE
+
 if TYPE_CHECKING:
     from bitsandbytes.optim.optimizer import Optimizer8bit
 
@@ -45,7 +47,8 @@ def keep_paged(kind: type[Optimizer8bit]) -> type[Optimizer8bit]:
 def take_over(new: torch.optim.Optimizer, former: torch.optim.Optimizer) -> None:
     """Give a new optimiser the states of a former one of the same parameters, as they are before the first step."""
     for parameter, state in former.state.items():
-        new.state[parameter] = {name: _cleared(name, value) for name, value in state.items()}
+        own = {name: value for name, value in state.items() if name != AVERAGE}
+        new.state[parameter] = {name: _cleared(name, value) for name, value in own.items()}
     former.state.clear()
 
 

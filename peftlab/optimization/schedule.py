@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from transformers import get_scheduler
 
+from peftlab.optimization.average import keep_average
 from peftlab.parameters.trainable import trainable_parameters
 
 if TYPE_CHECKING:
@@ -31,7 +32,8 @@ def build_optimizer(model: nn.Module, recipe: Recipe, device: torch.device) -> t
     """Return the recipe's optimiser. Raises MissingRequirementError for one that `device` cannot run."""
     training = recipe.training
     groups = parameter_groups(model, recipe.method, training.weight_decay)
-    return training.optimizer.build(groups, training.learning_rate, device)
+    optimizer = training.optimizer.build(groups, training.learning_rate, device)
+    return optimizer if training.average.ema is None else keep_average(optimizer, training.average.ema)
 
 
 def warmup_steps(warmup: int | float, steps: int) -> int:

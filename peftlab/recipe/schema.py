@@ -11,6 +11,7 @@ from peftlab.methods import AnyMethod
 from peftlab.metrics import METRICS, RENAMED
 from peftlab.metrics.match import Normalisation
 from peftlab.optimizers import AdamW, AnyOptimizer
+from peftlab.recipe.average import Average
 from peftlab.recipe.choices import OneOf
 from peftlab.recipe.section import Section
 from peftlab.recipe.speed import Speed
@@ -171,6 +172,8 @@ class Training(Section):
     """If the plan says that a micro-batch does not fit, use smaller and more micro-batches for the same step."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Type of computation: auto follows `model.dtype`, else bfloat16 on CUDA, float32 on the CPU."""
+    average: Average = Average()
+    """Mean of the trained weights that is kept in place of the last ones."""
     frozen_dropout: Literal["keep", "off"] = "keep"
     """Whether the base model's own dropout is active during training, as in the papers."""
     speed: Speed = Speed()

@@ -86,3 +86,18 @@ def fit_needs_a_plan(recipe: Recipe) -> Found:
 def flash_attention_needs_cuda(recipe: Recipe) -> Found:
     if recipe.model.attention == "flash_attention_2" and recipe.run.device == "cpu":
         yield "model.attention", "flash_attention_2 needs CUDA, and run.device is cpu; use sdpa"
+
+
+@reads("training.average", "run.save_every", "run.keep_checkpoints", "run.keep")
+def one_average_of_what_is_kept(recipe: Recipe) -> Found:
+    average, run = recipe.training.average, recipe.run
+    if average.last is None:
+        return
+    if average.ema is not None:
+        yield "training.average", "set ema or last, not both"
+    if run.save_every is None:
+        yield "training.average.last", "is a mean of checkpoints; set run.save_every"
+    elif run.keep_checkpoints < average.last:
+        yield "training.average.last", f"needs run.keep_checkpoints of {average.last} at least"
+    if run.keep != "last":
+        yield "training.average.last", f"is a mean of the last checkpoints, and run.keep is {run.keep}; set it to last"

@@ -120,7 +120,8 @@ class CheckpointSaver:
 def state_bytes(setup: Setup) -> int:
     """Return the bytes of a checkpoint of `setup`, at most."""
     weights, optimizer = trainable_parameters(setup.model).values(), setup.recipe.training.optimizer
-    return sum(weight.nbytes + optimizer.count_saved_bytes(weight.numel()) for weight in weights)
+    copies = 1 if setup.recipe.training.average.ema is None else 2
+    return sum(copies * weight.nbytes + optimizer.count_saved_bytes(weight.numel()) for weight in weights)
 
 
 def refuse_no_room(root: Path, setup: Setup) -> None:

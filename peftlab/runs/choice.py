@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from torch import nn
 
-from peftlab.checkpoint.store import find_step
+from peftlab.checkpoint.store import find_step, list_steps
 from peftlab.checkpoint.tensors import load_state
 from peftlab.errors import StorageError
 from peftlab.metrics import METRICS
+from peftlab.optimization.average import mean_of, take_average
 from peftlab.runs.bench import Bench
 from peftlab.runs.record import RunRecord
 from peftlab.runs.save import write_weights
@@ -22,18 +23,42 @@ def choose_weights(record: RunRecord, bench: Bench, model: nn.Module, setup: Set
     progress, keep = setup.progress, record.recipe.run.keep
     if progress.ended_early:
         record.note(describe_end(record, setup))
+    take_average(setup.optimizer)
+    take_mean(record, model, progress.step)
     if keep == "last" or progress.best_step is None:
+        note_average(record, progress.step)
         return progress.step
     if keep == "both":
         write_weights(record, bench, model, record.directory.last)
     if progress.best_step != progress.step:
-        restore_weights(record, model, progress.best_step)
+        restore_weights(record, model, setup, progress.best_step)
+    note_average(record, progress.best_step)
     record.note(f"the weights of step {progress.best_step} are kept: {describe_best(record)}")
     return progress.best_step
 
 
-def restore_weights(record: RunRecord, model: nn.Module, step: int) -> None:
-    """Copy the trained weights of the checkpoint of `step` into `model`. Raises StorageError if it is not whole."""
+def note_average(record: RunRecord, step: int) -> None:
+    """Note that the result is an average over the steps."""
+    if (decay := record.recipe.training.average.ema) is not None:
+        record.note(f"the result is the average of the weights up to step {step} (training.average.ema={decay})")
+
+
+def take_mean(record: RunRecord, model: nn.Module, step: int) -> None:
+    """Set the weights to the mean of the last checkpoints, where the recipe asks for it. Raises StorageError."""
+    wanted = record.recipe.training.average.last
+    if wanted is None:
+        return
+    record.world.wait()  # the main process has written them
+    root = record.directory.checkpoints
+    steps = [number for number in sorted(list_steps(root)) if number <= step][-wanted:]
+    states = (load_state(found.path, "state")["weights"] for number in steps if (found := find_step(root, number)))
+    record.world.fill(model, mean_of(states))
+    fewer = "" if len(steps) == wanted else f", of {wanted} that training.average.last asks for"
+    record.note(f"the result is the mean of the weights of steps {', '.join(map(str, steps))}{fewer}")
+
+
+def restore_weights(record: RunRecord, model: nn.Module, setup: Setup, step: int) -> None:
+    """Copy the result of the checkpoint of `step` into `model`. Raises StorageError if it is not whole."""
     record.world.wait()  # the main process has written it
     best = find_step(record.directory.checkpoints, step)
     if best is None:
@@ -41,7 +66,12 @@ def restore_weights(record: RunRecord, model: nn.Module, step: int) -> None:
             f"{record.directory.checkpoints}: the checkpoint of step {step}, whose weights are the best, is missing; "
             "restore it and use --resume, or start again with --overwrite"
         )
-    record.world.fill(model, load_state(best.path, "state")["weights"])
+    state = load_state(best.path, "state")
+    if record.recipe.training.average.ema is None:
+        record.world.fill(model, state["weights"])
+    else:
+        record.world.restore(setup.model, setup.optimizer, state)
+        take_average(setup.optimizer)
 
 
 def describe_end(record: RunRecord, setup: Setup) -> str:

@@ -30,7 +30,16 @@ ROOM = 0.8
 """The share of the usable memory above which a run's plan counts as tight."""
 
 # What the bytes of a step depend on, of a recipe's training. Steps and learning rate leave them as they are.
-TRAINING = {"optimizer", "clip", "gradient_checkpointing", "precision", "frozen_dropout", "speed", "weight_decay"}
+TRAINING = {
+    "optimizer",
+    "average",
+    "clip",
+    "gradient_checkpointing",
+    "precision",
+    "frozen_dropout",
+    "speed",
+    "weight_decay",
+}
 ENVIRONMENT = ("python", "versions", "commit", "device", "threads", "processes")
 
 

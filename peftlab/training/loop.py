@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from peftlab.data.rows import BatchesAhead
 from peftlab.metrics import METRICS
+from peftlab.optimization.average import averaged
 from peftlab.optimization.finite import FiniteGuard
 from peftlab.optimization.step import StepResult, optimizer_step
 from peftlab.recipe.schema import Evaluation, Recipe
@@ -79,7 +80,8 @@ def evaluate(setup: Setup, recorder: Recorder) -> None:
     A signal ends the evaluation: a resumed run makes it again.
     """
     try:
-        with setup.stop.between_steps():
+        # A signal must not end the exchange of weights and averages half-way: it is outside.
+        with averaged(setup.optimizer), setup.stop.between_steps():
             metrics = setup.evaluate()
     except Interruption:
         return
