@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from peftlab.methods import Adapters, BitFit, Full, LoRA, Prefix, QLoRA
     from peftlab.parameters.report import parameter_report
     from peftlab.recipe import Recipe, load_recipe
+    from peftlab.runs.callback import PeftlabCallback
     from peftlab.runs.run import train
 
 __version__ = "0.2.0"
@@ -22,6 +23,7 @@ __all__ = [
     "BitFit",
     "Full",
     "LoRA",
+    "PeftlabCallback",
     "Prefix",
     "QLoRA",
     "Recipe",
@@ -36,6 +38,7 @@ HOMES = {
     "peftlab.methods": ("Adapters", "BitFit", "Full", "LoRA", "Prefix", "QLoRA"),
     "peftlab.recipe": ("Recipe", "load_recipe"),
     "peftlab.parameters.report": ("parameter_report",),
+    "peftlab.runs.callback": ("PeftlabCallback",),
     "peftlab.runs.run": ("train",),
 }
 

@@ -14,6 +14,7 @@ from peftlab.reports.memory import PHASES, DevicePhase, MemoryReport, MethodPlan
 from peftlab.reports.parameters import CountRow, ParameterReport
 from peftlab.reports.runs import (
     AuditReport,
+    CallbackReport,
     DryRunReport,
     InferenceReport,
     Metrics,
@@ -31,6 +32,7 @@ __all__ = [
     "AgreementReport",
     "AuditReport",
     "BudgetReport",
+    "CallbackReport",
     "ComparisonReport",
     "CountRow",
     "DataReport",

@@ -96,6 +96,24 @@ class SwitchReport(Report):
     part: str = ""
 
 
+class CallbackReport(Report):
+    """What `PeftlabCallback` saw of another trainer's run; `peftlab.json` in its output folder.
+
+    `memory` has the categories of the state and the peak of training: allocated bytes on CUDA, the process's resident
+    bytes on the CPU. `log` are the trainer's own lines with a loss.
+    """
+
+    model: str
+    parameters: ParameterReport
+    versions: dict[str, str | None]
+    start_step: int = 0
+    steps: int = 0
+    finished: bool = False
+    audit: AuditReport | None = None
+    memory: MemoryReport | None = None
+    log: list[dict[str, Any]] = Field(default_factory=list)
+
+
 class SpeedReport(Report):
     """Every switch of `training.speed`, in the recipe's order."""
 

@@ -24,7 +24,7 @@ def describe_environment(world: World) -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "versions": {"peftlab": __version__} | {name: library_version(name) for name in LIBRARIES},
+        "versions": describe_versions(),
         "commit": source_commit(),
         "device": device_name(world.device),
         "repeatable": world.repeatable,
@@ -33,6 +33,11 @@ def describe_environment(world: World) -> dict[str, Any]:
         "processes": world.processes,
         "command": [mask_secrets(argument) for argument in sys.argv],
     }
+
+
+def describe_versions() -> dict[str, str | None]:
+    """Return the versions of peftlab and of the libraries that a result depends on."""
+    return {"peftlab": __version__} | {name: library_version(name) for name in LIBRARIES}
 
 
 def library_version(name: str) -> str | None:
