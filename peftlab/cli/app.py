@@ -22,6 +22,7 @@ from peftlab.cli.convert import convert
 from peftlab.cli.data import data
 from peftlab.cli.docs import docs
 from peftlab.cli.export import export
+from peftlab.cli.import_ import import_
 from peftlab.cli.inspection import doctor, params
 from peftlab.cli.launch import launch
 from peftlab.cli.merge import merge
@@ -79,6 +80,7 @@ for command in (
     doctor,
 ):
     app.command()(command)
+app.command("import")(import_)  # a word of Python's, so that no function can have its name
 app.add_typer(runs)
 
 

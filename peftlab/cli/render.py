@@ -74,8 +74,9 @@ def render_result(result: RunResult) -> RenderableType:
         parameters = result.parameters
         share = format_share(parameters.fraction)
         facts.add_row("trainable", f"{parameters.trainable:,} of {parameters.total:,} ({share})")
-    facts.add_row("peak memory", f"{peak_memory(result)} in tensors, with the longest rows")
-    if "total" in result.seconds:
+    if "measured" in result.memory:
+        facts.add_row("peak memory", f"{peak_memory(result)} in tensors, with the longest rows")
+    if "training" in result.seconds and "total" in result.seconds:
         training = format_seconds(result.seconds.get("training"))
         first = f"; the first step after {format_seconds(found)}" if (found := result.seconds.get("first_step")) else ""
         facts.add_row("seconds", f"{format_seconds(result.seconds['total'])}, {training} of them training{first}")

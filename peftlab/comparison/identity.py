@@ -15,10 +15,12 @@ from pydantic import BaseModel
 from peftlab import __version__
 from peftlab.data.chat import ChatTemplate
 from peftlab.data.sources import BUILTIN, GRAMMAR, local_files
+from peftlab.files import user_path
 from peftlab.models.load import load_tokenizer
 from peftlab.models.reference import resolve
 from peftlab.recipe.schema import Data, Recipe, list_sources
 from peftlab.runs.environment import LIBRARIES
+from peftlab.runs.start import weights_folder
 from peftlab.tasks import possible_formats
 from peftlab.tasks.formats import CHAT
 
@@ -61,10 +63,17 @@ def hash_run(recipe: Recipe) -> str:
         "data": {part: fingerprint_source(getattr(recipe.data, part)) for part in ("train", "evaluation", "test")},
         "general": fingerprint_source(recipe.data.general),
         "model": fingerprint_model(recipe.model.name, recipe.model.revision),
+        **describe_start(recipe),
         "versions": list_versions(),
         **describe_tokens(recipe),
     }
     return sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def describe_start(recipe: Recipe) -> dict[str, Any]:
+    """Return the content of the weights that training starts from, where the recipe names some."""
+    wanted = recipe.method.from_
+    return {} if wanted is None else {"start": hash_folder(weights_folder(user_path(wanted)), "*.safetensors")}
 
 
 def describe_tokens(recipe: Recipe) -> dict[str, Any]:
@@ -98,8 +107,9 @@ def may_write_day(recipe: Recipe) -> bool:
 def describe_section(section: BaseModel, path: str = "") -> dict[str, Any]:
     """Return the values of a recipe's section (or of the recipe) that count, sections within it likewise."""
     dumped, described = section.model_dump(mode="json"), {}
-    for name, field in type(section).model_fields.items():
-        key, value = f"{path}.{name}" if path else name, getattr(section, name)
+    for attribute, field in type(section).model_fields.items():
+        name, value = field.alias or attribute, getattr(section, attribute)
+        key = f"{path}.{name}" if path else name
         if key in NOT_IDENTITY or (key not in FIRST and value == field.get_default(call_default_factory=True)):
             continue
         if isinstance(value, BaseModel) and key in FIRST - FIRST_FIELDS.keys():  # it was one word: its present type

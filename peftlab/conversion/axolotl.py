@@ -54,7 +54,6 @@ IGNORED = {
     "seed": "",
 }
 MISSED = {
-    "lora_model_dir": "training begins with a new adapter",
     "lora_layers_to_transform": "all layers get an update",
     "peft_layers_to_transform": "all layers get an update",
     "peft": "PEFT's further settings are not used",
@@ -147,6 +146,7 @@ def take_method(sheet: Sheet) -> None:
 
 
 def take_projections(sheet: Sheet) -> None:
+    sheet.copy("lora_model_dir", "method.from")
     names = names_of(sheet.get("lora_target_modules"))
     if not sheet.on("lora_target_linear"):
         sheet.ignore("lora_target_linear", "off")

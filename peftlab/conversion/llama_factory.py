@@ -31,7 +31,6 @@ IGNORED = {
     "use_reentrant_gc": "the same gradients",
 }
 MISSED = {
-    "adapter_name_or_path": "training begins with a new adapter",
     "loraplus_lr_ratio": "A and B have the same learning rate",
     "loraplus_lr_embedding": "no other learning rate for embeddings",
     "use_galore": "AdamW is used",
@@ -99,6 +98,14 @@ def take_method(sheet: Sheet) -> None:
         raise UsageError(f"finetuning_type: {kind!r} has no counterpart; peftlab has lora, full and freeze")
 
 
+def take_adapter(sheet: Sheet) -> None:
+    """Take the adapter that training continues; of several, all but the last are merged into the base there."""
+    if len(names_of(sheet.get("adapter_name_or_path"))) > 1:
+        sheet.miss("adapter_name_or_path", "several adapters: training begins with a new one")
+    else:
+        sheet.copy("adapter_name_or_path", "method.from")
+
+
 def take_lora(sheet: Sheet) -> None:
     bits = sheet.number("quantization_bit")
     if bits not in (None, 4, 8):
@@ -125,6 +132,7 @@ def take_lora(sheet: Sheet) -> None:
         take_targets(sheet, "lora_target", ("all", "all-linear"))
     else:
         sheet.take("lora_target", "method.targets", "all-linear")
+    take_adapter(sheet)
     if names := names_of(sheet.get("additional_target")):
         sheet.take("additional_target", "method.unfreeze", names, UNFREEZE)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from peftlab.errors import MethodError, listed
 from peftlab.methods.counting import CountedMethod, Problems
@@ -82,12 +82,34 @@ class Method(CountedMethod):
         Where `context` has a `base_model` as in `save`, it must be the one that was trained on.
         Raises StorageError unless method, base model and all names and shapes match.
         """
-        from peftlab.methods.storage import fill_tensors, read_manifest
+        from peftlab.methods.storage import read_manifest
 
+        saved = self.without_training_parts()
         trained = read_manifest(folder, self, context).trained
-        model = self.without_training_parts().apply(model, self.fresh_among(trained, model))
-        fill_tensors(folder / self.weights_file, self.stored_tensors(model))
+        model = saved.apply(model, self.fresh_among(trained, model))
+        saved.fill(model, folder)
         return model
+
+    def fill(self, model: nn.Module, folder: Path) -> None:
+        """Copy a saved copy's tensors into `model`, to which this method is applied. Raises StorageError.
+
+        Names and shapes must match exactly; what the tensors are of is not looked at.
+        """
+        from peftlab.methods.storage import fill_tensors
+
+        fill_tensors(folder / self.weights_file, self.stored_tensors(model))
+
+    def as_stored(self, shape: ModelShape, names: Iterable[str], modules: Iterable[str]) -> Self:
+        """Return this method as it trained the tensors of a PEFT folder: canonical `names`; `modules` trained whole.
+
+        Raises MethodError for tensors that this method has no place for.
+        """
+        return self
+
+    def outputs_depend_on(self) -> dict[str, Any]:
+        """Return the settings that, beside the tensors of a saved copy, decide what its model computes."""
+        free = {"type", "from_", "unfreeze", "freeze"}
+        return self.without_training_parts().model_dump(mode="json", exclude=free)
 
     def fresh_among(self, trained: Iterable[str], model: nn.Module) -> frozenset[str]:
         """Return the base parameters that trained although this method does not train them: a new head's."""

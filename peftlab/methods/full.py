@@ -66,12 +66,20 @@ class Full(Method):
         write_manifest(folder, self, model, context, {})
 
     def load(self, model: nn.Module, folder: Path, context: dict[str, Any] | None = None) -> nn.Module:
-        from peftlab.methods.storage import fill_from_transformers_folder, read_manifest
+        from peftlab.methods.storage import read_manifest
 
         trained = read_manifest(folder, self, context).trained
         model = self.apply(model, self.fresh_among(trained, model))
-        fill_from_transformers_folder(cast("PreTrainedModel", model), folder)
+        self.fill(model, folder)
         return model
+
+    def fill(self, model: nn.Module, folder: Path) -> None:
+        from peftlab.methods.storage import fill_from_transformers_folder
+
+        fill_from_transformers_folder(cast("PreTrainedModel", model), folder)
+
+    def outputs_depend_on(self) -> dict[str, Any]:
+        return {}
 
 
 def _name_widest_type(folder: Path, model: nn.Module) -> None:

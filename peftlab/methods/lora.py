@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, cast
 
 from pydantic import Field
 
+from peftlab.errors import MethodError
 from peftlab.methods.base import Method, Problems, Sizes
 from peftlab.methods.candidates import describe_candidates
 from peftlab.methods.new_tokens import ROWS, copy_with_rows
@@ -203,6 +204,30 @@ class LoRA(Method):
         )
         return get_peft_model(model, config, low_cpu_mem_usage=on_meta)
 
+    def as_stored(self, shape: ModelShape, names: Iterable[str], modules: Iterable[str]) -> Self:
+        names = list(names)
+        updated = {name.partition(".lora_")[0] for name in names if ".lora_" in name}
+        known = {site.name for site in shape.linears if site.role != "head"}
+        if strange := sorted(updated - known):
+            raise MethodError(f"target_modules: {strange[0]} has an update there; LoRA has none for it here")
+        method = self._with_targets(shape, updated)
+        trained = method.trained_base(shape)
+        extra = [name for name in names if ".lora_" not in name and name not in trained | shape.fresh]
+        return method.model_copy(update={"unfreeze": name_modules(extra, modules, shape)})
+
+    def _with_targets(self, shape: ModelShape, updated: set[str]) -> Self:
+        """Return this method with the shortest `targets` that are these projections."""
+        endings = tuple(sorted({name.rpartition(".")[2] for name in updated}))
+        for targets in ("all-linear", "attention", endings, tuple(sorted(updated))):
+            method = self.model_copy(update={"targets": targets})
+            if {site.name for site in method.targets_of(shape)} == updated:
+                return method
+        raise MethodError(f"target_modules: {min(updated, default='none')}, ... cannot be targets of LoRA here")
+
+    def outputs_depend_on(self) -> dict[str, Any]:
+        fields = {"rank", "alpha", "rslora", "dora", *(() if self.keeps_base else ("init",))}
+        return self.model_dump(mode="json", include=fields)
+
     def merge(self, model: nn.Module, base: nn.Module | None = None) -> nn.Module:
         """Return the plain model with the updates added to its weights, rounded to their type; `model` is copied."""
         return cast("PeftModel", copy_with_rows(model)).merge_and_unload()
@@ -254,6 +279,19 @@ class LoRA(Method):
     def save(self, model: nn.Module, folder: Path, context: dict[str, Any]) -> None:
         super().save(model, folder, context)
         write_config(cast("PeftModel", model), folder, task_of(model), context)
+
+
+def name_modules(names: Sequence[str], modules: Iterable[str], shape: ModelShape) -> tuple[str, ...]:
+    """Return patterns for the parameters among `names` that belong to PEFT's `modules_to_save`.
+
+    PEFT takes every module whose name ends so; a pattern names whole components.
+    """
+    found: list[str] = []
+    for module in modules:
+        own = [name for name in names if name.rpartition(".")[0].endswith(module)]
+        same = set(matching([module], shape.by_name)) == set(own)
+        found += [module] if own and same else sorted({name.rpartition(".")[0] for name in own})
+    return tuple(dict.fromkeys(found))
 
 
 def _only_idle(pattern: str, named: list[LinearSite], idle: list[LinearSite]) -> list[LinearSite]:

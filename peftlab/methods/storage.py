@@ -74,13 +74,14 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 def read_manifest(folder: Path, method: BaseModel, context: dict[str, Any] | None) -> Manifest:
     """Read `peftlab_adapter.json`. Raises StorageError unless it is of this method and this base model."""
-    manifest, path = _read_manifest(folder), folder / MANIFEST
+    manifest, path = read_saved(folder), folder / MANIFEST
     _compare_method(path, manifest.method, method)
     _compare_base(path, manifest.context.get("base_model") or {}, (context or {}).get("base_model") or {})
     return manifest
 
 
-def _read_manifest(folder: Path) -> Manifest:
+def read_saved(folder: Path) -> Manifest:
+    """Return the manifest of a folder of trained weights, whatever its method and base. Raises StorageError."""
     path = folder / MANIFEST
     try:
         manifest = Manifest.model_validate_json(path.read_text(encoding="utf-8"))
@@ -95,11 +96,11 @@ def _read_manifest(folder: Path) -> Manifest:
 
 def read_context(folder: Path) -> dict[str, Any]:
     """Return what the writer of a folder of trained weights said of them. Raises StorageError."""
-    return _read_manifest(folder).context
+    return read_saved(folder).context
 
 
 def _compare_method(path: Path, saved: dict[str, Any], method: BaseModel) -> None:
-    wanted = method.model_dump(mode="json")
+    wanted = method.model_dump(mode="json", exclude={"from_"})  # where training started is not what was trained
     different = sorted(field for field in wanted if saved.get(field, wanted[field]) != wanted[field])
     if different:
         changed = ", ".join(f"{field} {saved[field]!r} (here {wanted[field]!r})" for field in different)

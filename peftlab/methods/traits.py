@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal, NamedTuple, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from peftlab.shapes import ParameterSite
 
@@ -35,7 +35,7 @@ class Prompting(NamedTuple):
 class MethodTraits(BaseModel):
     """The fields that every method has, and its traits, which are those of a method that does nothing."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, serialize_by_alias=True)
 
     title: ClassVar[str]
     mergeable: ClassVar[bool] = False
@@ -49,6 +49,8 @@ class MethodTraits(BaseModel):
     """Whether what this method cannot do follows from a model's type alone, whatever its sizes."""
 
     type: str
+    from_: str | None = Field(None, alias="from", min_length=1)
+    """A run, or a folder of PEFT or transformers, whose trained weights this training starts from."""
     unfreeze: tuple[str, ...] = ()
     """Patterns over parameter names that train as well (`classifier`, `embed_tokens`, `*norm*`)."""
     freeze: tuple[str, ...] = ()

@@ -57,7 +57,7 @@ def describe_union(
 
 def describe_fields(definition: dict[str, Any], model: type[BaseModel]) -> None:
     for name, description in field_docstrings(model).items():
-        definition["properties"][name]["description"] = description
+        definition["properties"][model.model_fields[name].alias or name]["description"] = description
 
 
 def field_docstrings(model: type[BaseModel]) -> dict[str, str]:

@@ -84,14 +84,26 @@ def parse_recipe(text: str, overrides: Sequence[str] = (), file: str | None = No
 
 
 def check_files(path: str | Path, overrides: Sequence[str] = ()) -> list[Problem]:
-    """Return a problem for every column that a right recipe needs and a data file at hand does not have."""
+    """Return a problem for every column that a right recipe needs and a data file at hand does not have.
+
+    And one for weights to start from that are not there.
+    """
     source = parse_yaml(read_text(Path(path)), str(path))
     if not isinstance(source.value, dict):
         return []
     overridden, _ = apply_overrides(source.value, overrides)
     draft = Draft(source.value, str(path), source.lines, overridden)
     recipe, _ = check_values(draft)
-    return [draft.problem(key, message) for key, message in find_header_errors(recipe)]
+    found = [*find_header_errors(recipe), *find_start_errors(recipe)]
+    return [draft.problem(key, message) for key, message in found]
+
+
+def find_start_errors(recipe: Recipe) -> list[tuple[KeyPath, str]]:
+    """Return the problem of weights to start from that do not exist. A finished run may have lost them."""
+    wanted = recipe.method.from_
+    if wanted is None or Path(wanted).expanduser().is_dir():
+        return []
+    return [(("method", "from"), f"{wanted!r} is not a folder; name a run, or a folder of PEFT or transformers")]
 
 
 def model_recipe(model: str, overrides: Sequence[str]) -> Recipe:

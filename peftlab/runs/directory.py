@@ -124,7 +124,7 @@ class RunDirectory:
         That work is kept in `.former` until `forget_former` is called.
         """
         if not self.contains_work():
-            self._clear()
+            self.clear()
             return
         if not overwrite:
             ways = "set run.output=OTHER, or --overwrite to replace it"
@@ -173,7 +173,8 @@ class RunDirectory:
                 os.rename(former / name, self.path / name)
         former.rmdir()
 
-    def _clear(self) -> None:
+    def clear(self) -> None:
+        """Remove everything that a run writes, but for one that waits in `.former`."""
         for name in (*OWN_FILES, *OWN_FOLDERS):
             self._remove(name)
 

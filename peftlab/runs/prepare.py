@@ -14,6 +14,7 @@ from peftlab.runs.longest import note_cut_prompts
 from peftlab.runs.prediction import open_run_planner, plan_run, replan_padded
 from peftlab.runs.record import RunRecord
 from peftlab.runs.reopen import save_held_out
+from peftlab.runs.start import fill_start
 
 
 def prepare_bench(record: RunRecord) -> Bench:
@@ -40,10 +41,15 @@ def prepare_bench(record: RunRecord) -> Bench:
     return bench
 
 
-def apply_method(record: RunRecord, bench: Bench) -> nn.Module:
-    """Return the model with the recipe's method applied; add what trains to the record."""
+def apply_method(record: RunRecord, bench: Bench, resumed: bool = False) -> nn.Module:
+    """Return the model with the recipe's method applied; add what trains to the record.
+
+    It has the weights of `method.from`, unless the run is `resumed` from a checkpoint, which has later ones.
+    """
     model, record.result.parameters, record.result.speed = bench.apply()
     record.watch.model = model
+    if record.recipe.method.from_ is not None and not resumed:
+        record.note(fill_start(record.recipe, model, bench.base.source))
     record.note(describe_parameters(record.recipe, record.result.parameters))
     for line in (*record.result.parameters.notes, record.result.speed.describe()):
         record.note(line)
@@ -52,10 +58,15 @@ def apply_method(record: RunRecord, bench: Bench) -> nn.Module:
     return model
 
 
-def restore_trained(record: RunRecord, bench: Bench) -> nn.Module:
-    """Return the model with the weights that an earlier attempt saved after its last step."""
+def restore_trained(record: RunRecord, bench: Bench, begun: nn.Module | None = None) -> nn.Module:
+    """Return the model with the weights that an earlier attempt saved after its last step.
+
+    `begun` is a model that has the method already.
+    """
     record.note(f"training was finished; the saved weights of step {record.kept_step} are used")
-    model = fill_trained(record.recipe, bench.base, record.directory.weights, bench.device)
+    model = begun or fill_trained(record.recipe, bench.base, record.directory.weights, bench.device)
+    if begun is not None:
+        record.recipe.method.fill(begun, record.directory.weights)
     record.watch.model = model
     return model
 

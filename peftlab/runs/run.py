@@ -27,6 +27,7 @@ from peftlab.runs.prepare import apply_method, prepare_bench, restore_trained
 from peftlab.runs.record import RunDisplay, RunRecord
 from peftlab.runs.resumption import Resumption, find_resumption
 from peftlab.runs.save import draw_curve, save_weights
+from peftlab.runs.start import find_start
 from peftlab.runs.tracking import report_end, report_start
 from peftlab.runs.training import train_model
 from peftlab.training.recorder import Recorder
@@ -61,6 +62,8 @@ def train(
     quiet_libraries()
     path = run_path(recipe, name)
     refuse_missing_trackers(recipe.run.trackers)
+    if recipe.method.from_ is not None and not resume:
+        find_start(recipe.method.from_)
     world = open_world(recipe.run.device, recipe.run.deterministic)
     refuse_recipe(world, recipe)
     with (
@@ -97,13 +100,17 @@ def execute(record: RunRecord, recorder: Recorder, stop: Stop, start: Resumption
     What was trained is saved before anything is measured on it; what an earlier attempt did is not done again.
     """
     start_files(record, recorder, start)
+    begun = None
     with stop.at_once():
         with record.in_phase("load"):
             bench = prepare_bench(record)
         if not is_evaluated(record, bench, "before", start.scored if start else ()):
+            if record.recipe.method.from_ is not None:
+                with record.in_phase("apply"):
+                    begun = apply_method(record, bench)
             with record.in_phase("evaluation_before"):
-                evaluate_parts(record, recorder, bench, bench.base.model, "before", 0)
-    model, optimizer = obtain_trained(record, recorder, stop, bench, start)
+                evaluate_parts(record, recorder, bench, begun or bench.base.model, "before", 0)
+    model, optimizer = obtain_trained(record, recorder, stop, bench, start, begun)
     with stop.at_once():
         if not is_evaluated(record, bench, "after", start.scored if start and start.trained else ()):
             with record.in_phase("evaluation_after"):
@@ -122,13 +129,21 @@ def execute(record: RunRecord, recorder: Recorder, stop: Stop, start: Resumption
 
 
 def obtain_trained(
-    record: RunRecord, recorder: Recorder, stop: Stop, bench: Bench, start: Resumption | None
+    record: RunRecord,
+    recorder: Recorder,
+    stop: Stop,
+    bench: Bench,
+    start: Resumption | None,
+    begun: nn.Module | None = None,
 ) -> tuple[nn.Module, torch.optim.Optimizer | None]:
-    """Return the model after its last step, saved, with its optimiser; of an earlier attempt, without one."""
+    """Return the model after its last step, saved, with its optimiser; of an earlier attempt, without one.
+
+    `begun` is the model with its method, where that was evaluated already.
+    """
     with stop.at_once(), record.in_phase("apply"):
         if start and start.trained:
-            return restore_trained(record, bench), None
-        model = apply_method(record, bench)
+            return restore_trained(record, bench, begun), None
+        model = begun or apply_method(record, bench, resumed=bool(start and start.checkpoint))
         report_start(record, recorder.trackers)
     with record.in_phase("training"):
         setup = train_model(record, recorder, stop, bench, model, start.checkpoint if start else None)

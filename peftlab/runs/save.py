@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +46,22 @@ def write_weights(record: RunRecord, bench: Bench, model: nn.Module, folder: Pat
 
 
 def _write_whole(record: RunRecord, bench: Bench, model: nn.Module, folder: Path) -> None:
-    context = {"base_model": bench.base.source, "task": record.recipe.task.name, "labels": bench.dataset.labels}
+    write_folder(record, model, folder, bench.base.source, bench.dataset.labels, bench.tokenizer)
+
+
+def write_folder(
+    record: RunRecord,
+    model: nn.Module,
+    folder: Path,
+    base: dict[str, Any],
+    labels: Sequence[str] | None,
+    tokenizer: Any,
+) -> None:
+    """Write a model's trained weights with what identifies its `base`, its classes and its tokenizer."""
+    context = {"base_model": base, "task": record.recipe.task.name, "labels": labels}
     with record.directory.writing(folder) as temporary:
         record.recipe.method.save(model, temporary, context)
-        save_tokenizer(bench.tokenizer, temporary)
+        save_tokenizer(tokenizer, temporary)
         save_generation(model, temporary)
 
 

@@ -78,6 +78,11 @@ class Recorder:
             self._rewrite()
         return unreadable
 
+    def write_history(self) -> None:
+        """Write the lines in `history`, which another program logged, in place of those in the file."""
+        if self.history and self.world.is_main:
+            self._rewrite()
+
     def has_evaluation(self, step: int) -> bool:
         """Return whether the evaluation after a step is among the lines; only the main process knows."""
         return any(line["event"] == "evaluation" and line["step"] == step for line in self.history)
