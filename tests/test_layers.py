@@ -20,6 +20,7 @@ LAYERS = [
         "secrets",
         "patterns",
         "shapes",
+        "nested",
         "quantities",
         "reports",
         "architectures",

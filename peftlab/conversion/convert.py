@@ -9,13 +9,14 @@ from typing import Any
 
 from peftlab.conversion.axolotl import AXOLOTL
 from peftlab.conversion.llama_factory import LLAMA_FACTORY
-from peftlab.conversion.peer import Peer, flatten
+from peftlab.conversion.peer import Peer
 from peftlab.conversion.peft import PEFT
 from peftlab.conversion.sheet import Fate, Line, Sheet
 from peftlab.conversion.torchtune import TORCHTUNE
 from peftlab.conversion.trl import TRL
 from peftlab.conversion.trl_command import parse_command
 from peftlab.errors import Problem, RecipeError, UsageError
+from peftlab.nested import flatten
 from peftlab.recipe.dump import dump_values
 from peftlab.recipe.load import parse_recipe
 from peftlab.recipe.yaml_source import dotted, parse_yaml, read_text

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from peftlab.conversion.sheet import Sheet
+from peftlab.nested import flatten
 
 
 @dataclass(frozen=True)
@@ -22,14 +23,3 @@ class Peer:
 
     def count_marks(self, values: Mapping[str, Any]) -> int:
         return len(self.marks & set(flatten(values) if self.nested else values))
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return the values of all sections by dotted keys; an empty section is a value."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict) and value:
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat

@@ -17,6 +17,7 @@ from typing import Any
 
 from peftlab.errors import StorageError, UsageError, nearest
 from peftlab.files import parse_json, read_text, write_atomically
+from peftlab.nested import differences, flatten
 from peftlab.reports import RunResult
 from peftlab.runs.directory import MARKER, TAGS, RunDirectory
 
@@ -171,17 +172,6 @@ def sort(entries: Sequence[Entry], key: str, descending: bool) -> list[Entry]:
     return having + [entry for entry in entries if entry.values.get(key) is None]
 
 
-def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """Return the leaves of nested dictionaries by their dotted paths."""
-    if not isinstance(tree, dict):
-        return {prefix: tree}
-    return {
-        key: value
-        for name, one in tree.items()
-        for key, value in flatten(one, f"{prefix}.{name}" if prefix else str(name)).items()
-    }
-
-
 def compare_two(one: Entry, other: Entry) -> tuple[dict[str, tuple[Any, Any]], dict[str, tuple[Any, Any]]]:
     """Return what differs between two runs by name: fields of their recipes, and results.
 
@@ -191,19 +181,13 @@ def compare_two(one: Entry, other: Entry) -> tuple[dict[str, tuple[Any, Any]], d
         if entry.result is None:
             raise StorageError(str(entry.fault))
     assert one.result and other.result, "refused above"
-    recipes = differing(flatten(one.result.recipe), flatten(other.result.recipe))
+    recipes = differences(one.result.recipe, other.result.recipe)
     figures = ("state", "trainable", "stored_bytes", "peak_bytes", "seconds", "step")
-    results = [
+    first, second = (
         {name: entry.values.get(name) for name in figures} | flatten(entry.result.metrics if entry.result else {})
         for entry in (one, other)
-    ]
-    return recipes, differing(*results)
-
-
-def differing(one: dict[str, Any], other: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    return {
-        key: (one.get(key), other.get(key)) for key in dict.fromkeys([*one, *other]) if one.get(key) != other.get(key)
-    }
+    )
+    return recipes, differences(first, second)
 
 
 def read_tags(path: Path) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from peftlab.data.fingerprints import fingerprint_template, fingerprint_tokenizer
 from peftlab.errors import StorageError
+from peftlab.nested import differences
 from peftlab.parameters.audit import Audit
 from peftlab.recipe.schema import Data, Recipe
 from peftlab.recipe.speed import Speed
@@ -190,17 +191,6 @@ def _choosing(recipe: dict[str, Any]) -> dict[str, Any]:
     if recipe["run"]["keep"] == "last" and evaluation["patience"] is None:
         return {}
     return {f"evaluation.{name}": evaluation[name] for name in ("best", "patience", "every")}
-
-
-def differences(old: Any, new: Any, prefix: str = "") -> dict[str, tuple[Any, Any]]:
-    """Return dotted key to (old, new) for every leaf in which two trees of dicts differ."""
-    if not (isinstance(old, dict) and isinstance(new, dict)):
-        return {} if old == new else {prefix.rstrip("."): (old, new)}
-    found: dict[str, tuple[Any, Any]] = {}
-    for key in dict.fromkeys([*old, *new]):
-        nested = isinstance(old.get(key), dict) and isinstance(new.get(key), dict)
-        found |= differences(old.get(key), new.get(key), f"{prefix}{key}{'.' if nested else ''}")
-    return found
 
 
 def _short(value: Any) -> Any:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from peftlab.nested import flatten
 from peftlab.quantities import format_bytes
-from peftlab.runs.catalogue import flatten
+from peftlab.reports import RunResult
 from peftlab.runs.record import RunRecord
 from peftlab.secrets import mask_secrets
 from peftlab.training.trackers import Trackers
@@ -28,13 +29,18 @@ def report_start(record: RunRecord, trackers: Trackers) -> None:
 def report_end(record: RunRecord, trackers: Trackers) -> None:
     """Tell the metrics before and after, peak memory and seconds, and the generated examples."""
     result, step = record.result, record.result.progress.step
-    numbers = {f"final/{name}": value for name, value in flatten(result.metrics).items() if value is not None}
+    numbers: dict[str, float] = {f"final/{name}": value for name, value in metrics_of(result).items()}
     numbers |= {f"final/seconds.{name}": seconds for name, seconds in result.seconds.items()}
     if measured := result.memory.get("measured"):
         numbers["final/memory.peak_bytes"] = measured.peak_bytes
     trackers.log(numbers, step)
     texts = {f"examples/{number}": write_example(one) for number, one in enumerate(result.examples, start=1)}
     trackers.write(texts | {"summary": summarise(record)}, step)
+
+
+def metrics_of(result: RunResult) -> dict[str, float]:
+    """Return the metrics that have a value, as `after.loss`."""
+    return {name: value for name, value in flatten(result.metrics).items() if isinstance(value, int | float)}
 
 
 def plain(value: Any) -> Any:
@@ -57,5 +63,5 @@ def summarise(record: RunRecord) -> str:
         lines.append(f"- trainable: {result.parameters.trainable:,} of {result.parameters.total:,}")
     if measured := result.memory.get("measured"):
         lines.append(f"- peak memory: {format_bytes(measured.peak_bytes)}")
-    lines += [f"- {name}: {value:.6g}" for name, value in flatten(result.metrics).items() if value is not None]
+    lines += [f"- {name}: {value:.6g}" for name, value in metrics_of(result).items()]
     return "\n".join([*lines, *(f"- {note}" for note in result.notes)])

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from peftlab.conversion.convert import Conversion, convert
-from peftlab.conversion.peer import flatten
+from peftlab.nested import flatten
 
 
 class Converted:

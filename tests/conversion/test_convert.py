@@ -7,8 +7,8 @@ import json
 import pytest
 
 from peftlab.cli.app import run
-from peftlab.conversion.peer import flatten
 from peftlab.conversion.sheet import Fate
+from peftlab.nested import flatten
 from peftlab.recipe.load import load_recipe
 from peftlab.recipe.yaml_source import parse_yaml
 from tests.conversion.test_axolotl import QLORA
