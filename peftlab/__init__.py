@@ -7,7 +7,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from peftlab.methods import Adapters, BitFit, Full, LoRA, Prefix, QLoRA
+    from peftlab.methods import Adapters, BitFit, Full, LoRA, Prefix, QLoRA, load_weights
     from peftlab.parameters.report import parameter_report
     from peftlab.recipe import Recipe, load_recipe
     from peftlab.runs.callback import PeftlabCallback
@@ -29,13 +29,14 @@ __all__ = [
     "Recipe",
     "__version__",
     "load_recipe",
+    "load_weights",
     "parameter_report",
     "train",
 ]
 
 # Names are looked up on first use, so that `import peftlab` and `peftlab --help` load no torch.
 HOMES = {
-    "peftlab.methods": ("Adapters", "BitFit", "Full", "LoRA", "Prefix", "QLoRA"),
+    "peftlab.methods": ("Adapters", "BitFit", "Full", "LoRA", "Prefix", "QLoRA", "load_weights"),
     "peftlab.recipe": ("Recipe", "load_recipe"),
     "peftlab.parameters.report": ("parameter_report",),
     "peftlab.runs.callback": ("PeftlabCallback",),

@@ -25,8 +25,8 @@ from scipy import stats
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from peftlab.comparison.resampling import draw_metric
 from peftlab.comparison.statistics import compare_pairs, estimate
+from peftlab.evaluation.resampling import draw_metric
 from peftlab.metrics import RowScores
 
 TIMES, REPLICATES = 2000, 200

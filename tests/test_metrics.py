@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 from sklearn.metrics import f1_score
 
-from peftlab.comparison.resampling import draw_metric
+from peftlab.evaluation.resampling import draw_metric
 from peftlab.metrics import METRICS, RENAMED, Metric, RowScores, names_that_need
 from peftlab.recipe.schema import Evaluation
 from peftlab.recipe.vocabulary import json_schema

@@ -10,8 +10,8 @@ import pytest
 import sacrebleu
 from rouge_score.rouge_scorer import RougeScorer
 
-from peftlab.comparison.resampling import draw_metric
 from peftlab.errors import UsageError
+from peftlab.evaluation.resampling import draw_metric
 from peftlab.metrics import METRICS, RowScores, TextSettings
 from peftlab.metrics.words import find_script, split_words
 

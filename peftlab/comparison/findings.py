@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from peftlab.comparison.groups import Cost, beaten_by, best_first, letter_groups, letters_of
-from peftlab.comparison.resampling import Sample, draw_metric, row_metrics
 from peftlab.comparison.rows import Row, Table
 from peftlab.comparison.statistics import Difference, Estimate, Scope, compare_pairs, estimate
 from peftlab.comparison.trials import Trial
+from peftlab.evaluation.resampling import Sample, draw_metric, row_metrics
 from peftlab.metrics import METRICS, RowScores
 from peftlab.runs.directory import text_scores
 

@@ -38,7 +38,7 @@ from numpy.typing import ArrayLike
 from scipy import special
 from scipy.optimize import brentq
 
-from peftlab.comparison.resampling import Floats, Sample
+from peftlab.evaluation.resampling import Floats, Sample
 
 LEVEL = 0.95
 ROUNDING = 1e-12  # equal runs whose means were summed in another order differ by less

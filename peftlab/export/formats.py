@@ -73,7 +73,7 @@ def export(run: Path, out: Path, to: str, options: MergeOptions = DEFAULTS) -> E
         write_card(
             temporary,
             recipe,
-            directory.read_result(),
+            directory,
             loads=FORMATS[to].loads,
             file=largest,
             agreement=report.agreement,

@@ -9,7 +9,7 @@ from peftlab.methods.full import Full
 from peftlab.methods.lora import LoRA
 from peftlab.methods.prefix import Prefix
 from peftlab.methods.qlora import QLoRA
-from peftlab.methods.registry import METHODS, AnyMethod, register
+from peftlab.methods.registry import METHODS, AnyMethod, load_weights, register
 
 __all__ = [
     "METHODS",
@@ -24,5 +24,6 @@ __all__ = [
     "Prompting",
     "QLoRA",
     "Sizes",
+    "load_weights",
     "register",
 ]

@@ -1,7 +1,7 @@
 """The metrics: for each its name, direction, range, what it is made from, and its value. Adding one is one entry.
 
 A metric is a function of sums over rows, so that the value of a run and its values on rows drawn again
-(`comparison.resampling`) are one definition. Generated texts are no exception: they are scored row by row, by the
+(`evaluation.resampling`) are one definition. Generated texts are no exception: they are scored row by row, by the
 libraries that define a metric. Importing this loads neither torch nor numpy: the recipe's schema reads the names.
 """
 

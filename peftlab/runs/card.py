@@ -2,27 +2,40 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData, metadata_load
+import numpy as np
+from huggingface_hub import EvalResult, ModelCard, ModelCardData, metadata_load, try_to_load_from_cache
 
-from peftlab.models.reference import resolve
+from peftlab.evaluation.resampling import REPLICATES, draw_metric
+from peftlab.methods.storage import read_context
+from peftlab.metrics import METRICS, RowScores
+from peftlab.models.reference import HUB_ID, resolve
 from peftlab.quantities import format_bytes, format_metric, format_share
 from peftlab.recipe.dump import dump_recipe
 from peftlab.recipe.schema import Recipe, list_sources
 from peftlab.reports import AgreementReport, RunResult
+from peftlab.runs.directory import RunDirectory, text_scores
+from peftlab.runs.scores import read_scores
 
 CARD = "README.md"
+UNKNOWN = "not known to peftlab; look at its source"
+# What ships with peftlab is made from Python's standard library; the packages name their licence themselves.
+OWN_LICENCES = {"builtin:": "psf-2.0"}
+# Three lines each: the imports, the model, its tokenizer. `{base}` is the call that loads the base.
 LOADS: dict[str, str] = {
-    "plain": "from transformers import {auto}, AutoTokenizer\nmodel = {auto}.from_pretrained({place!r})\n"
+    "plain": "from transformers import {auto}, AutoTokenizer\nmodel = {auto}.from_pretrained({place!r}{dtype})\n"
     "tokenizer = AutoTokenizer.from_pretrained({place!r})",
-    "peft": "from peft import PeftModel\nfrom transformers import {auto}\n"
-    "model = PeftModel.from_pretrained({auto}.from_pretrained({base!r}), {place!r})",
-    "peftlab": "from pathlib import Path\nfrom peftlab.runs.generation import generate\n"
-    'print(generate(Path("RUN"), "a prompt"))',
-    "adapters": "import adapters\nfrom transformers import {auto}\nmodel = {auto}.from_pretrained({base!r})\n"
+    "peft": "from peft import PeftModel; from transformers import {auto}, AutoTokenizer{imports}\n"
+    "model = PeftModel.from_pretrained({base}, {place!r})\n"
+    "tokenizer = AutoTokenizer.from_pretrained({place!r})",
+    "peftlab": "from peftlab import load_weights; from transformers import {auto}, AutoTokenizer\n"
+    "model = load_weights({base}, {place!r})\n"
+    "tokenizer = AutoTokenizer.from_pretrained({place!r})",
+    "adapters": "import adapters; from transformers import {auto}; model = {base}\n"
     "adapters.init(model)\nmodel.load_adapter({place!r}, set_active=True, use_safetensors=True)",
     "gguf-adapter": "# beside the base in GGUF\nllama-server -m BASE.gguf --lora {file}",
     "gguf": "from transformers import {auto}\n# or: llama-server -m {file}\n"
@@ -33,7 +46,7 @@ LOADS: dict[str, str] = {
 def write_card(
     folder: Path,
     recipe: Recipe,
-    result: RunResult,
+    directory: RunDirectory,
     *,
     loads: str,
     file: str = "",
@@ -44,26 +57,31 @@ def write_card(
 
     `loads` is a name in LOADS, `agreement` how far the folder's model is from the trained one.
     """
+    result, scores = directory.read_result(), read_scores(directory.scores)
     base = recipe.model.name if resolve(recipe.model.name, recipe.model.revision).kind == "hub" else None
     licence = base_licence(recipe)
     data = ModelCardData(
-        license=licence,
+        license="other" if licence in OWN_LICENCES.values() else licence,
+        license_name=licence if licence in OWN_LICENCES.values() else None,
         base_model=base,
         library_name={"plain": "transformers", "gguf": "gguf", "adapters": "adapters"}.get(loads, "peft"),
         tags=["peftlab", recipe.method.type],
         model_name=result.name,
         eval_results=_results(recipe, result),
     )
-    facts = {"auto": recipe.task.auto_class, "base": recipe.model.name, "place": place, "file": file}
+    dtype = f", dtype={found!r}" if (found := (result.environment.get("types") or {}).get("weights")) else ""
+    loaded = f"{recipe.task.auto_class}.from_pretrained({recipe.model.name!r}{_options(recipe, directory)}{dtype})"
+    facts = {"auto": recipe.task.auto_class, "base": loaded, "place": place, "file": file, "dtype": dtype}
+    facts["imports"] = ", BitsAndBytesConfig" if "BitsAndBytesConfig" in loaded else ""
     parts = [
         f"# {result.name}",
         f"{recipe.model.name}, trained with {recipe.method.title} by peftlab on {_sources(recipe)}.",
         "## Load\n\n```python\n" + LOADS[loads].format(**facts) + "\n```",
-        _metrics(result),
+        _metrics(result, scores),
         _data(result),
         _costs(result),
         _gap(agreement),
-        f"## Licences\n\nBase: {licence or 'not known to peftlab'}. Data: not known to peftlab; look at its source.",
+        _licences(recipe, licence),
         _versions(result),
         "## Recipe\n\n```yaml\n" + dump_recipe(recipe).strip() + "\n```",
     ]
@@ -73,16 +91,60 @@ def write_card(
     return path
 
 
+def _options(recipe: Recipe, directory: RunDirectory) -> str:
+    """Return what loading the base needs: how many classes its head has, and how it was quantised."""
+    labels, storage = read_context(directory.weights).get("labels"), recipe.method.base_storage
+    options = f", num_labels={len(labels)}" if labels else ""
+    kind = storage["base_format"]
+    if kind == "plain":
+        return options
+    quantised: dict[str, Any] = {"load_in_8bit": True}
+    if kind in ("nf4", "fp4"):
+        quantised = {"load_in_4bit": True, "bnb_4bit_quant_type": kind}
+        quantised["bnb_4bit_use_double_quant"] = storage["double_quantization"]
+    return f"{options}, quantization_config=BitsAndBytesConfig(**{quantised!r})"
+
+
 def base_licence(recipe: Recipe) -> str | None:
-    """Return the licence that the base's own card names, where it is a folder with one."""
+    """Return the licence that the base's own card names, in its folder or in the cache of the hub; None without one."""
     reference = resolve(recipe.model.name, recipe.model.revision)
-    card = reference.folder and reference.folder / CARD
-    if not card or not card.is_file():
+    if (own := own_licence(recipe.model.name)) is not None:
+        return own
+    card = reference.folder / CARD if reference.folder else find_cached(str(reference.hub_id), "model")
+    return read_licence(card)
+
+
+def own_licence(name: str) -> str | None:
+    """Return the licence of what ships with peftlab, or in a package that peftlab knows; None for anything else."""
+    return next((licence for prefix, licence in OWN_LICENCES.items() if name.startswith(prefix)), None)
+
+
+def find_cached(repo: str, kind: str) -> Path | None:
+    """Return the card of a repository of the hub where it was downloaded before."""
+    found = try_to_load_from_cache(repo, CARD, repo_type=kind)
+    return Path(found) if isinstance(found, str) else None
+
+
+def read_licence(card: Path | None) -> str | None:
+    """Return the licence in a card's header."""
+    if card is None or not card.is_file():
         return None
     try:
         return (metadata_load(card) or {}).get("license")
     except ValueError:
         return None
+
+
+def _licences(recipe: Recipe, base: str | None) -> str:
+    """Return the licences of the base and of each source of training rows, where they are known."""
+    lines = [f"- base, {recipe.model.name}: {base or UNKNOWN}"]
+    for entry in list_sources(recipe.data.train):
+        name = re.sub(r"[:\[].*", "", entry.source) if not own_licence(entry.source) else entry.source
+        known = own_licence(entry.source)
+        if known is None and HUB_ID.fullmatch(name) and not Path(name).exists():
+            known = read_licence(find_cached(name, "dataset"))
+        lines.append(f"- data, `{Path(entry.source).name}`: {known or UNKNOWN}")
+    return "## Licences\n\n" + "\n".join(lines)
 
 
 def _results(recipe: Recipe, result: RunResult) -> list[EvalResult] | None:
@@ -109,13 +171,34 @@ def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _metrics(result: RunResult) -> str:
+def _metrics(result: RunResult, scores: Mapping[str, RowScores]) -> str:
+    """Return the metrics before and after, each with the interval of its rows where their scores are known."""
     times = [when for when in ("before", "after", "test_before", "test_after") if when in result.metrics]
     names = dict.fromkeys(name for when in times for name in result.metrics[when])
-    rows = [(name, *(format_metric(result.metrics[when].get(name)) for when in times)) for name in names]
-    return (
-        "## Held-out rows\n\n" + _table(("metric", *(when.replace("_", " ") for when in times)), rows) if rows else ""
-    )
+    rows = [(name, *(_with_interval(name, when, result, scores) for when in times)) for name in names]
+    if not rows:
+        return ""
+    table = _table(("metric", *(when.replace("_", " ") for when in times)), rows)
+    drawn = f"\n\nIn brackets: 95 % of {REPLICATES:,} drawings of the same rows (bootstrap)." if "[" in table else ""
+    return f"## Held-out rows\n\n{table}{drawn}"
+
+
+def _with_interval(name: str, when: str, result: RunResult, scores: Mapping[str, RowScores]) -> str:
+    value = result.metrics[when].get(name)
+    known = (_interval(name, scores.get(part)) for part in (when, text_scores(when)))
+    found = next((interval for interval in known if interval is not None), None)
+    return format_metric(value) + (f" [{', '.join(map(format_metric, found))}]" if found and value is not None else "")
+
+
+def _interval(name: str, rows: RowScores | None) -> tuple[float, float] | None:
+    """Return the 2.5 and 97.5 % quantiles of a metric when its rows are drawn again; None where they do not give it."""
+    if rows is None or name not in METRICS or rows.rows < 2 or not METRICS[name].suits(rows):
+        return None
+    drawn = draw_metric(name, [rows]).replicates
+    if drawn is None or not np.isfinite(drawn).all():
+        return None
+    low, high = np.quantile(drawn, (0.025, 0.975))
+    return float(low), float(high)
 
 
 def _data(result: RunResult) -> str:
@@ -161,5 +244,9 @@ def _gap(found: AgreementReport | None) -> str:
 def _versions(result: RunResult) -> str:
     versions = result.environment.get("versions") or {}
     found = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
-    device = result.environment.get("device")
-    return f"## Made with\n\n{found}{f'; {device}' if device else ''}." if found else ""
+    facts = result.environment
+    hardware = [facts.get("device"), facts.get("platform")]
+    hardware += [f"{count} {noun}" for noun in ("threads", "processes") if (count := facts.get(noun)) and count > 1]
+    where = ", ".join(str(one) for one in hardware if one)
+    python = f"Python {facts['python']}, " if "python" in facts else ""
+    return f"## Made with\n\n{python}{found}.\n\nHardware: {where}." if found else ""

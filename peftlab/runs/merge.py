@@ -68,7 +68,7 @@ def merge(folder: Path, out: Path, options: MergeOptions = DEFAULTS) -> MergeRep
         write_card(
             merged.folder,
             merged.work.recipe,
-            merged.directory.read_result(),
+            merged.directory,
             loads="plain",
             agreement=report.agreements.get(report.base),
             place=out.name,

@@ -11,6 +11,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalToken
 from huggingface_hub.utils import validate_repo_id
 
 from peftlab.errors import StorageError, UsageError, one_line
+from peftlab.recipe.schema import Recipe
 from peftlab.runs.card import CARD, write_card
 from peftlab.runs.directory import MARKER
 from peftlab.runs.merge import RECORD as MERGED
@@ -57,14 +58,20 @@ def collect_files(source: Path, temporary: Path, repo: str, verify: bool) -> dic
     if (source / MARKER).is_file():
         directory, recipe = open_run(source, (), verify)
         folder = directory.weights
-        loads = "peft" if (folder / PEFT_CONFIG).is_file() else "plain" if recipe.method.stores == "all" else "peftlab"
-        card = write_card(temporary, recipe, directory.read_result(), loads=loads, place=repo)
+        card = write_card(temporary, recipe, directory, loads=loads_of(recipe, folder), place=repo)
     elif (source / MERGED).is_file() or (source / EXPORTED).is_file():
         folder, card = source, source / CARD
     else:
         raise UsageError(f"{source} is neither a run nor a folder written by `peftlab merge` or `peftlab export`")
     found = {path.name: path for path in folder.iterdir() if path.is_file() and path.suffix in KINDS}
     return found | ({CARD: card} if card.is_file() else {})
+
+
+def loads_of(recipe: Recipe, weights: Path) -> str:
+    """Return which library loads a run's folder of weights, as the model card calls it."""
+    if (weights / PEFT_CONFIG).is_file():
+        return "peft"
+    return "plain" if recipe.method.stores == "all" else "peftlab"
 
 
 # What models and tokenizers consist of. Nothing else is uploaded: no states of optimizers, no rows.

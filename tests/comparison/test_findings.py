@@ -12,10 +12,10 @@ from scipy import stats
 
 from peftlab.comparison.claims import conclude, describe_groups
 from peftlab.comparison.findings import find, within
-from peftlab.comparison.resampling import Sample
 from peftlab.comparison.rows import read_table
 from peftlab.comparison.statistics import estimate
 from peftlab.errors import StorageError
+from peftlab.evaluation.resampling import Sample
 from peftlab.runs.digests import write_digests
 
 from .folders import Maker

@@ -7,8 +7,8 @@ import pytest
 from scipy import stats
 
 from peftlab.comparison.power import Power
-from peftlab.comparison.resampling import draw_metric
 from peftlab.comparison.statistics import compare_pairs
+from peftlab.evaluation.resampling import draw_metric
 
 from .simulation import simulate_losses
 

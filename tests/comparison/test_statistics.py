@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from peftlab.comparison.resampling import Sample, draw_metric
 from peftlab.comparison.statistics import adjust_holm, compare_pairs, estimate, freedom_of, holm_factors
 from peftlab.comparison.variants import best_of
+from peftlab.evaluation.resampling import Sample, draw_metric
 from peftlab.metrics import RowScores
 
 from .simulation import simulate_classes, simulate_losses

@@ -14,7 +14,8 @@ from typing import Any
 class Hub:
     """What was sent: repositories with whether they are private, objects by digest, committed files by name.
 
-    `breaks` commits fail before one is accepted.
+    `breaks` commits fail before one is accepted, and so do the uploads of large files with the numbers `broken_puts`;
+    files are large whose names end in `large`.
     """
 
     def __init__(self, breaks: int = 0) -> None:
@@ -24,6 +25,9 @@ class Hub:
         self.puts: Counter[str] = Counter()
         self.unknown: list[str] = []
         self.commits, self.breaks = 0, breaks
+        self.large: tuple[str, ...] = (".safetensors",)
+        self.broken_puts: set[int] = set()
+        self.received = 0
         handler = type("Handler", (_Handler,), {"hub": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.address = f"http://127.0.0.1:{self._server.server_port}"
@@ -75,7 +79,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif "/preupload/" in self.path:
             files = [
                 {"path": one["path"], "shouldIgnore": False,
-                 "uploadMode": "lfs" if one["path"].endswith(".safetensors") else "regular"}
+                 "uploadMode": "lfs" if one["path"].endswith(self.hub.large) else "regular"}
                 for one in json.loads(content)["files"]
             ]  # fmt: skip
             self._answer(200, {"files": files})
@@ -90,8 +94,12 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(404, {"error": "unknown"})
 
     def do_PUT(self) -> None:
-        digest = re.sub(r".*/", "", self.path)
-        self.hub.objects[digest] = self._read()
+        digest, content = re.sub(r".*/", "", self.path), self._read()
+        self.hub.received += 1
+        if self.hub.received in self.hub.broken_puts:
+            self._answer(400, {"error": "interrupted"})
+            return
+        self.hub.objects[digest] = content
         self.hub.puts[digest] += 1
         self._answer(200, {})
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 
+import numpy as np
 import pytest
+import torch
 from huggingface_hub import ModelCard
 
 from peftlab.cli.app import run as run_command
@@ -12,10 +15,12 @@ from peftlab.errors import StorageError, UsageError
 from peftlab.runs.card import write_card
 from peftlab.runs.directory import RunDirectory
 from peftlab.runs.display import NoDisplay
+from peftlab.runs.loading import load_trained
 from peftlab.runs.merge import MergeOptions, merge
-from peftlab.runs.push import push
+from peftlab.runs.push import loads_of, push
 from peftlab.runs.reopen import load_run_recipe
 from peftlab.runs.run import train
+from peftlab.runs.scores import read_scores
 from tests.runs.hub import Hub
 from tests.runs.recipes import shallow_recipe
 
@@ -71,6 +76,19 @@ def test_an_interrupted_upload_is_finished_by_the_next_and_sends_large_files_onc
     assert set(hub.puts.values()) == {1} and hub.commits == 1 and "adapter_model.safetensors" in hub.files
 
 
+def test_an_upload_that_breaks_between_large_files_continues_with_those_that_are_missing(run, hub):
+    hub.large = (".safetensors", "tokenizer.json")
+    hub.broken_puts = {2}
+    with pytest.raises(StorageError, match="run"):
+        push(run, "me/mine")
+    assert hub.files == {} and hub.commits == 0 and len(hub.objects) == 1
+    found = push(run, "me/mine")
+    assert hub.commits == 1 and set(hub.files) == set(found.files)
+    assert sorted(hub.puts.values()) == [1, 1]
+    for name in hub.large[1:]:
+        assert hub.files[name] == (run / "weights" / name).read_bytes()
+
+
 def test_a_dry_run_sends_nothing_and_says_what_it_would(run, hub, capsys):
     assert run_command(["push", str(run), "me/mine", "--dry-run"]) == 0
     text = capsys.readouterr().out
@@ -87,11 +105,15 @@ def test_a_merged_folder_is_pushed_with_its_card(run, hub, tmp_path):
     assert "Difference from the trained model" in card.text and "AutoModelForCausalLM.from_pretrained" in card.text
 
 
-def test_the_card_is_valid_and_says_what_the_record_says(run, hub, tmp_path):
+def write(run, folder, **options):
     directory = RunDirectory.open(run)
-    result = directory.read_result()
-    path = write_card(tmp_path, load_run_recipe(directory), result, loads="peft", place="me/mine")
-    card = ModelCard.load(path)
+    options = {"loads": "peft", "place": "me/mine"} | options
+    return ModelCard.load(write_card(folder, load_run_recipe(directory), directory, **options))
+
+
+def test_the_card_is_valid_and_says_what_the_record_says(run, hub, tmp_path):
+    result = RunDirectory.open(run).read_result()
+    card = write(run, tmp_path)
     card.validate(repo_type="model")
     assert card.data.library_name == "peft" and card.data.tags == ["peftlab", "lora"]
     measured = {one.metric_type: one.metric_value for one in card.data.eval_results}
@@ -102,11 +124,51 @@ def test_the_card_is_valid_and_says_what_the_record_says(run, hub, tmp_path):
         "train/evaluation: 0 rows",
         "PeftModel.from_pretrained",
         result.environment["versions"]["torch"],
+        result.environment["platform"],
         "peak memory, measured",
         "rank: 4",
+        "data, `builtin:docstrings[train]`: psf-2.0",
         "not known to peftlab",
     ):
         assert wanted in card.text, wanted
+
+
+def test_the_card_s_intervals_are_quantiles_of_the_rows_drawn_again(run, tmp_path):
+    """The oracle draws rows by another generator: quantiles of the mean loss per token."""
+    card, scores = write(run, tmp_path), read_scores(RunDirectory.open(run).scores)["after"]
+    losses, counts = np.asarray(scores.loss), np.asarray(scores.count)
+    places = np.random.default_rng(9).integers(len(losses), size=(20_000, len(losses)))
+    wanted = np.quantile(losses[places].sum(1) / counts[places].sum(1), (0.025, 0.975))
+    row = next(line for line in card.text.splitlines() if line.startswith("| loss |"))
+    low, high = map(float, re.findall(r"\[([\d.]+), ([\d.]+)\]", row)[-1])
+    assert (low, high) == pytest.approx(tuple(wanted), abs=0.05 * (wanted[1] - wanted[0]))
+    assert low < RunDirectory.open(run).read_result().metrics["after"]["loss"] < high
+
+
+def code_of(card) -> str:
+    return re.search(r"## Load\n\n```python\n(.*?)\n```", card.text, re.S)[1]
+
+
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("full", "qlora", "prefix", "bitfit")]
+
+
+@pytest.mark.parametrize("method", ["lora", "adapters", *SLOW])
+def test_three_lines_of_the_card_load_the_trained_model(method, tmp_path, request):
+    run = request.getfixturevalue("run") if method == "lora" else tmp_path / "run"
+    if method != "lora":
+        train(shallow_recipe(method, run, steps=2), display=NoDisplay())
+    directory = RunDirectory.open(run)
+    recipe, weights = load_run_recipe(directory), directory.weights
+    code = code_of(write(run, tmp_path, loads=loads_of(recipe, weights), place=str(weights)))
+    assert len(code.splitlines()) == 3
+    names: dict = {}
+    exec(code, names)
+    ids = torch.arange(10).view(1, 10)
+    with torch.no_grad():
+        found = names["model"].eval()(ids).logits
+        wanted = load_trained(recipe, weights, torch.device("cpu")).eval()(ids).logits
+    torch.testing.assert_close(found.float(), wanted.float(), rtol=1e-4, atol=1e-4)
+    assert names["tokenizer"]("a")["input_ids"]
 
 
 def test_what_cannot_be_pushed_is_refused(run, tmp_path):

@@ -19,9 +19,9 @@ from peftlab.comparison.columns import NONE, Column, interval_text, shared_decim
 from peftlab.comparison.findings import Findings
 from peftlab.comparison.points import Point
 from peftlab.comparison.report.pictures import Picture
-from peftlab.comparison.resampling import REPLICATES
 from peftlab.comparison.rows import Row, Table
 from peftlab.comparison.verdict import answer
+from peftlab.evaluation.resampling import REPLICATES
 from peftlab.quantities import format_bytes, format_change, format_metric
 from peftlab.reports import SearchReport
 

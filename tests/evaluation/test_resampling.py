@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
-from peftlab.comparison import resampling
-from peftlab.comparison.resampling import Sample, draw_metric, row_metrics
+from peftlab.evaluation import resampling
+from peftlab.evaluation.resampling import Sample, draw_metric, row_metrics
 from peftlab.metrics import METRICS, RowScores, names_that_need
 
 ORACLES = {
