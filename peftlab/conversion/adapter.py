@@ -13,7 +13,7 @@ from peftlab.files import parse_json, read_text
 
 CONFIG = "adapter_config.json"
 # The tensors say exactly which modules were trained, and how.
-TOLD_BY_TENSORS = ("target_modules", "layers_to_transform", "layers_pattern", "exclude_modules", "modules_to_save")
+SAID_BY_TENSORS = ("target_modules", "layers_to_transform", "layers_pattern", "exclude_modules", "modules_to_save")
 # Ways in which A and B began that leave the base as it is: trained weights have replaced them.
 STARTS = (False, "eva")
 REMEDY = "use the folder with PEFT, or merge it there (merge_and_unload) and import the merged model"
@@ -63,7 +63,7 @@ def has_adapter_config(folder: Path) -> bool:
 
 
 def _is_lost(line: Line) -> bool:
-    if line.key in TOLD_BY_TENSORS or line.fate not in (Fate.NO_COUNTERPART, Fate.UNKNOWN):
+    if line.key in SAID_BY_TENSORS or line.fate not in (Fate.NO_COUNTERPART, Fate.UNKNOWN):
         return False
     if line.key == "init_lora_weights":
         return line.value not in STARTS

@@ -32,7 +32,7 @@ from peftlab.tasks import TASKS
 
 NO_DATA = "-"
 # The tensors of a folder say which parameters trained.
-TOLD = ("targets", "unfreeze", "freeze")
+FROM_TENSORS = ("targets", "unfreeze", "freeze")
 WHOLE_MODEL = "full"
 
 
@@ -126,7 +126,7 @@ def _join(
     values = {name: dict(section) for name, section in given.items() if isinstance(section, dict)}
     values["model"] = facts["model"] | values.get("model", {})
     method = values.get("method", {})
-    values["method"] = facts["method"] | {name: one for name, one in method.items() if name not in TOLD}
+    values["method"] = facts["method"] | {name: one for name, one in method.items() if name not in FROM_TENSORS}
     values.setdefault("data", {"train": NO_DATA})
     if "training" not in values:
         known = state is not None and state.learning_rate is not None

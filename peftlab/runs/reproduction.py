@@ -29,6 +29,8 @@ def describe_run(path: Path) -> dict[str, Any]:
         raise StorageError(
             f"{path}: the run is {result.status.replace('_', ' ')}; only a finished run can be reproduced"
         )
+    if place := result.environment.get("imported"):
+        raise UsageError(f"{path}: its weights were imported from {place}; make them again with their own trainer")
     recipe = load_recipe(directory.recipe)
     output = path.with_name(f"{path.name}-again")
     return {

@@ -74,7 +74,8 @@ def test_a_section_and_a_method_list_their_fields(docs):
     assert listed == [f"evaluation.generation.{name}" for name in
                       ("max_new_tokens", "beams", "temperature", "top_p", "stop", "rows", "examples")]  # fmt: skip
     bitfit = [line.partition("  ")[0] for line in docs("bitfit")[1].splitlines() if line[0] != " "]
-    assert sorted(bitfit) == sorted(f"method.{name}" for name in METHODS["bitfit"].model_fields)
+    fields = METHODS["bitfit"].model_fields.items()
+    assert sorted(bitfit) == sorted(f"method.{field.alias or name}" for name, field in fields)
 
 
 @pytest.mark.parametrize(

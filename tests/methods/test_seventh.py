@@ -259,7 +259,7 @@ def test_an_installed_package_adds_a_method_without_torch_and_a_broken_one_is_na
     command = [sys.executable, "-c", PLUG_IN, str(path)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=True)
     section, problem, loaded_torch = done.stdout.splitlines()
-    assert section == "type='scales' unfreeze=() freeze=() layers=2 groups=8 whole=False"
+    assert section == "type='scales' from_=None unfreeze=() freeze=() layers=2 groups=8 whole=False"
     assert problem.endswith(
         "method: method 'broken' of package bad-package 2.0 cannot be loaded: "
         "ModuleNotFoundError: No module named 'no_such_module'"

@@ -247,6 +247,7 @@ CASES = [
         "bleu is not one of evaluation.metrics",
         "evaluation.metrics=[loss, bleu]",
     ),
+    (["training.average.last=2"], "training.average.last", "is a mean of checkpoints", "run.save_every=5"),
     (
         ["evaluation.generation.top_p=0.9"],
         "evaluation.generation.top_p",

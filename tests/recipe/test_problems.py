@@ -60,7 +60,7 @@ def test_the_valid_recipe_has_no_problem():
         ("rank: 8", "rnak: 8", "5: method.rnak: unknown key; did you mean 'rank'?"),
         ("rank: 8", "length: 8", "5: method.length: not a field of method lora, only of prefix"),
         ("rank: 8", "max_length: 8", "5: method.max_length: unknown key; 'max_length' belongs under `data`"),
-        ("rank: 8", "zzz: 8", "5: method.zzz: unknown key; known here: type, unfreeze, freeze, rank, "),
+        ("rank: 8", "zzz: 8", "5: method.zzz: unknown key; known here: type, from, unfreeze, freeze, rank, "),
         ("steps: 10", "step: 10\n  epochs: 1", "10: training.step: unknown key; did you mean 'steps'?"),
         (
             "type: lora",
@@ -107,7 +107,7 @@ def test_a_missing_section_and_a_missing_field_are_reported():
         "r.yaml:1: model.name: is required: text that is not empty",
         "r.yaml:1: training: is required: a mapping with the keys steps, epochs, batch_size, gradient_accumulation, "
         "learning_rate, schedule, warmup, weight_decay, optimizer, clip, gradient_checkpointing, fit, precision, "
-        "frozen_dropout, speed",
+        "average, frozen_dropout, speed",
     ]
 
 

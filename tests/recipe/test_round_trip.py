@@ -73,8 +73,8 @@ def test_a_dumped_recipe_names_every_field():
     recipe = parse_recipe(VALID)
     text = dump_recipe(recipe)
     for section in Recipe.model_fields:
-        for field in type(getattr(recipe, section)).model_fields:
-            assert f"\n  {field}:" in text
+        for name, field in type(getattr(recipe, section)).model_fields.items():
+            assert f"\n  {field.alias or name}:" in text
     assert "revision: null" in text
 
 

@@ -26,6 +26,9 @@ from peftlab.runs.imported import import_run
 from tests.docs.pages import blocks
 from tests.runs.recipes import shallow_model
 
+# The Trainer's own, where there is no accelerator.
+pytestmark = pytest.mark.filterwarnings("ignore:'pin_memory' argument")
+
 TEXTS = [f"def double_{number}(value): return value * 2 + {number}" for number in range(8)]
 
 
@@ -124,7 +127,7 @@ def test_trl_trains_a_method_with_the_callback_and_its_checkpoint_is_imported(tm
     callback = PeftlabCallback()
     trainer = SFTTrainer(
         LoRA(rank=4).apply(load_model()),
-        SFTConfig(**arguments(tmp_path / "out", save_strategy="steps", save_steps=4, max_length=64)),
+        SFTConfig(**arguments(tmp_path / "out", save_strategy="steps", save_steps=4, bf16=False, max_length=64)),
         train_dataset=Dataset.from_list([{"text": text} for text in TEXTS]),
         processing_class=AutoTokenizer.from_pretrained(shallow_model()),
         callbacks=[callback],

@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
+from peftlab.cli.app import run as run_command
 from peftlab.errors import MethodError, StorageError, UsageError
 from peftlab.recipe.load import load_recipe
 from peftlab.recipe.schema import Recipe
@@ -305,3 +306,20 @@ def test_a_run_from_other_weights_resumes_without_them(imported, tmp_path):
     start.unlink()
     result = train(parts, resume=True, display=NoDisplay())
     assert result.metrics == straight.metrics and result.resumes[0].exact
+
+
+def test_the_command_says_where_the_run_is_and_the_run_is_used_as_any_other(tmp_path, capsys):
+    save_adapter(tmp_path / "adapter", lora())
+    run = tmp_path / "run"
+    assert run_command(["import", str(tmp_path / "adapter"), f"run.output={run}", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["run"], found["status"]) == (str(run), "finished")
+    assert run_command(["import", str(tmp_path / "adapter"), f"run.output={run}"]) == 8
+    assert "already contains a run" in capsys.readouterr().err
+    assert run_command(["generate", str(run), "def", "evaluation.generation.max_new_tokens=2"]) == 0
+    assert run_command(["merge", str(run), str(tmp_path / "merged"), "--rows", "0"]) == 0
+    capsys.readouterr()
+    assert run_command(["reproduce", str(run)]) == 2
+    assert "were imported from" in capsys.readouterr().err
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
+    torch.testing.assert_close(logits(merged), computed(run), rtol=1e-4, atol=1e-4)
