@@ -21,8 +21,9 @@ def encode_chat_rows(examples: Sequence[Chat], how: Tokenising) -> Iterator[Enco
     A chat that is too long loses its oldest turns after the system prompt, as whole messages, as far as its last
     answer and what it answers remain. `how.counts` gains carried (rows with special tokens in their own text), each
     `STOP`, each `MARKER`, unclear (rows whose answers are not certain, each with its `REASON`), unended (answers
-    without an end marker), unprompted (rows whose last answer does not follow the template's generation prompt) and
-    cut_turns (messages removed).
+    without an end marker), unprompted (rows whose last answer does not follow the template's generation prompt),
+    unwritten_tools and unwritten_reasoning (rows of which the template leaves these out) and cut_turns (messages
+    removed).
     """
     section, counts = how.section, how.counts
     settings = ChatSettings(section.supervise, section.thinking, section.template_kwargs, section.date)
@@ -95,6 +96,8 @@ def _count(chat: EncodedChat, counts: Counter[str]) -> None:
     if chat.fault is not None:
         counts["unclear"] += 1
         counts[REASON + chat.fault] += 1
+    for left_out in chat.unwritten:
+        counts[f"unwritten_{left_out}"] += 1
     counts["unprompted"] += bool(chat.turns) and not chat.turns[-1].prompted
     for turn in chat.endings:
         if turn.stop is not None:

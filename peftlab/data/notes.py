@@ -75,6 +75,17 @@ def _note_part(name: str, part: dict[str, Any], recipe: Recipe) -> Iterator[str]
         yield f"{name}: {part['carried']} of {whole} rows contain special tokens in their own text; check the source"
     if part.get("unended"):
         yield from _note_ends(name, part)
+    if part.get("unwritten_tools"):
+        yield (
+            f"{name}: {part['unwritten_tools']} of {whole} rows have tools, which the model's chat template does not"
+            " write: the model does not see them; choose a model whose template does"
+        )
+    if part.get("unwritten_reasoning"):
+        yield (
+            f"{name}: in {part['unwritten_reasoning']} of {whole} rows the last answer has reasoning in a field of its"
+            " own, which the model's chat template does not write: the model does not learn it; write it into the"
+            " content"
+        )
     if part.get("unprompted"):
         yield (
             f"{name}: in {part['unprompted']} of {whole} rows the last answer does not begin as the template's"

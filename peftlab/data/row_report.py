@@ -22,6 +22,8 @@ FAULTS = {
     "lost_supervised": "cut: supervised tokens are lost",
     "unended": "an answer ends without a supervised end marker",
     "unprompted": "the last answer does not begin as the template's generation prompt has it",
+    "unwritten_tools": "the chat template does not write the row's tools",
+    "unwritten_reasoning": "the chat template does not write the reasoning of the last answer",
     "straddling": "a token crosses from the prompt into the completion and is not supervised",
     "carried": "the text contains special tokens",
     "unaligned": "a word has no token of its own, so that its tag is ignored",

@@ -26,7 +26,8 @@ ALWAYS = ("truncated", "lost_supervised", "straddling", "unaligned", "dropped")
 # Memory for this many examples and their tokens is needed at a time.
 EXAMPLES_AT_ONCE = 4096
 WHERE_ANY = (
-    "cut_tokens cut_text lost_tokens cut_turns chunked skipped unclear carried unended unprompted prompts_cut".split()
+    "cut_tokens cut_text lost_tokens cut_turns chunked skipped unclear carried unended unprompted prompts_cut"
+    " unwritten_tools unwritten_reasoning".split()
 )
 
 

@@ -107,10 +107,15 @@ def _features(schema: Any) -> Any:
 
 
 def rows_of(batches: Iterable[Any], features: Any, before: int = 0, skip: int = 0) -> Iterator[Row]:
-    """Yield rows of record batches (or tables); `before` rows are before the first, those up to `skip` are left out."""
+    """Yield rows of record batches (or tables); `before` rows are before the first, those up to `skip` are left out.
+
+    Objects inside a cell lose their fields that are null: Arrow gives all objects of a column the same fields, so that
+    a tool call has the arguments of every other call too.
+    """
     for batch in batches:
         for row, cells in enumerate(_cells(batch), start=before + 1):
             if row > skip:
+                cells = {name: without_nulls(value) for name, value in cells.items()}
                 yield Row(row, _named(cells, features) if features is not None else cells)
         before += batch.num_rows
 
@@ -130,6 +135,15 @@ def _value(cell: Any) -> Any:
         return Unreadable(f"is not UTF-8 (byte 0x{error.object[error.start]:02x} at position {error.start})")
     except Exception as error:  # as above
         return Unreadable(f"has a value that cannot be read as {cell.type}: {one_line(error)}")
+
+
+def without_nulls(value: Any) -> Any:
+    """Return a value whose objects, however deep in lists and objects, have no field that is null."""
+    if isinstance(value, dict):
+        return {key: without_nulls(inner) for key, inner in value.items() if inner is not None}
+    if isinstance(value, list) and any(isinstance(item, dict | list) for item in value):
+        return [without_nulls(item) for item in value]
+    return value
 
 
 def _named(cells: dict[str, Any], features: Any) -> dict[str, Any]:

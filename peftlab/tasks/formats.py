@@ -27,6 +27,7 @@ SPEAKERS = {
     "tool": "tool",
     "observation": "tool",
     "function_response": "tool",
+    "function_call": "assistant",
 }
 
 
@@ -127,7 +128,22 @@ def as_role_and_content(message: Any) -> Any:
         known = ", ".join(SPEAKERS)
         raise ValueError(f"a turn is from {one_line(message['from'], 60)!r}; known speakers: {known}")
     rest = {key: cell for key, cell in message.items() if key not in ("role", "content", "from", "value")}
-    return {"role": SPEAKERS[speaker], "content": message.get("value", message.get("content")), **rest}
+    content = message.get("value", message.get("content"))
+    if speaker == "function_call":
+        return {"role": "assistant", "content": None, "tool_calls": _as_calls(content), **rest}
+    return {"role": SPEAKERS[speaker], "content": content, **rest}
+
+
+def _as_calls(value: Any) -> list[dict[str, Any]]:
+    """Return the tool calls that JSON text {name, arguments}, or a list of such, says. Raises ValueError."""
+    try:
+        found = json.loads(value) if isinstance(value, str) else value
+    except (ValueError, RecursionError):
+        found = None
+    calls = found if isinstance(found, list) else [found]
+    if not calls or not all(isinstance(call, dict) and isinstance(call.get("name"), str) for call in calls):
+        raise ValueError(f"a function_call needs JSON {{name, arguments}}, not {one_line(value, 60)}")
+    return [{"type": "function", "function": call} for call in calls]
 
 
 def _parse_list(value: Any) -> Any:
@@ -167,7 +183,7 @@ def _as_message(message: dict[str, Any]) -> dict[str, Any]:
             raise ValueError(f"{flag} of a {message['role']!r} message is 0 or 1, not {one_line(message[flag], 60)}")
     content = message.get("content")
     if content is None and message.get("tool_calls"):
-        return message
+        return {**message, "content": None}
     if isinstance(content, list):
         return {**message, "content": "".join(_part_text(part, message["role"]) for part in content)}
     if not isinstance(content, str):

@@ -318,6 +318,10 @@ def test_what_a_template_makes_uncertain_is_noted(load, bpe):
     assert "does not begin" not in notes(
         [QUESTIONS[0], {"role": "assistant", "content": "<think>x"}], tokenizer=opening
     )
+    tools = {"messages": QUESTIONS, "tools": [{"type": "function", "function": {"name": "sat"}}]}
+    assert "1 of 1 rows have tools, which the model's chat template does not write" in notes(tools)
+    thinking = [QUESTIONS[0], {"role": "assistant", "content": "sat", "reasoning_content": "two"}]
+    assert "in 1 of 1 rows the last answer has reasoning in a field of its own" in notes(thinking)
     counting = with_template(bpe, "{{ messages | length }} turns\n" + bpe.chat_template)
     assert "another prompt" in notes(QUESTIONS, tokenizer=counting)
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from peftlab.data.chat.align import Offsets, encode_texts
 from peftlab.data.chat.settings import ChatSettings
-from peftlab.data.chat.template import ChatTemplate
+from peftlab.data.chat.template import REASONING, ChatTemplate
 from peftlab.data.chat.turns import Turn, Unclear, find_turns
 from peftlab.tasks.formats import Chat
 
@@ -40,7 +40,8 @@ class EncodedChat:
     """A chat as text and int64 ids, with its supervised turns: none where they are not certain, for the reason `fault`.
 
     `lead` is the number of tokens that a cut keeps: the opening token and the system text. `carried` says that a
-    message contains the text of a special token.
+    message contains the text of a special token. `unwritten` names what the template leaves out of the chat: its
+    `tools`, the `reasoning` of its last answer that is a field of its own.
     """
 
     offsets: Offsets
@@ -49,6 +50,7 @@ class EncodedChat:
     lead: int
     carried: bool
     fault: str | None = None
+    unwritten: tuple[str, ...] = ()
 
     @property
     def text(self) -> str:
@@ -89,7 +91,7 @@ def encode_chats(examples: Sequence[Chat], tokenizer: Any, settings: ChatSetting
             turns, fault = _place_turns(template, example, ids, offsets, settings)
             carried = any(token in str(message.get("content")) for message in example.messages for token in special)
             lead = _lead(template, example, ids, offsets)
-            yield EncodedChat(offsets, ids, turns, lead, carried, fault)
+            yield EncodedChat(offsets, ids, turns, lead, carried, fault, tuple(_unwritten(template, example)))
 
 
 def encode_prompt_text(tokenizer: Any, text: str) -> np.ndarray:
@@ -124,6 +126,15 @@ def _place_turn(turn: Turn, ids: np.ndarray, offsets: Offsets, lowest: int) -> T
     final = offsets.last_written(first, last)
     ended = turn.marker != "" and final is not None and offsets.added[final]
     return TokenTurn(turn.message, first, last, int(ids[final]) if ended else None, turn.marker or "", turn.prompted)
+
+
+def _unwritten(template: ChatTemplate, example: Chat) -> Iterator[str]:
+    if example.tools and not template.writes_tools:
+        yield "tools"
+    last = next((message for message in reversed(example.messages) if message["role"] == "assistant"), {})
+    thoughts = [key for key in REASONING if isinstance(last.get(key), str) and last[key].strip()]
+    if thoughts and not template.reasoning_fields & set(thoughts):
+        yield "reasoning"
 
 
 def _lead(template: ChatTemplate, example: Chat, ids: np.ndarray, offsets: Offsets) -> int:

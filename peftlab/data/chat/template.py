@@ -13,6 +13,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 
+from peftlab.data.chat.calls import NAME, CallForm, find_form
 from peftlab.errors import DataError, one_line
 
 Messages = Sequence[Mapping[str, Any]]
@@ -22,6 +23,9 @@ CLOSING_MARK = re.compile(r"\{%([-+]?)\s*endgeneration\s*([-+]?)%\}")
 # Digits only, so that no template trims, splits, escapes or changes the case of it; it cannot overlap with itself.
 SENTINEL = "70917302884"
 LONGEST_TAG = 64
+TOOL = {"type": "function", "function": {"name": NAME, "description": "", "parameters": {"type": "object"}}}
+# Fields in which files keep what an answer's author thought, apart from its content.
+REASONING = ("reasoning_content", "reasoning", "thinking")
 # Of formats of dates and times. The last is a percent sign.
 DIRECTIVES = "aAbBcdefGHIjmMpSuUVwWxXyYzZ%"
 
@@ -40,6 +44,7 @@ class ChatTemplate:
             )
         self.tokenizer = tokenizer
         self.arguments = dict(arguments or {})
+        self._call_forms: dict[bool, CallForm] = {}
         self.clock = stopped_clock(date.fromisoformat(day)) if day else ""
         reserved = {*inspect.signature(tokenizer.apply_chat_template).parameters, "messages"} - {"documents", "kwargs"}
         if wrong := sorted(reserved & set(self.arguments)):
@@ -57,6 +62,11 @@ class ChatTemplate:
 
         Raises DataError with the beginning of the chat where the template refuses it or fails.
         """
+        if any(message.get("tool_calls") for message in messages):
+            messages = self._call_form(bool(tools)).fit(messages)
+        return self._write(messages, tools, prompt, source)
+
+    def _write(self, messages: Messages, tools: list[Any] | None, prompt: bool, source: str | None) -> str:
         if self.clock:
             source = self.clock + (self.source(tools) if source is None else source)
         options: dict[str, Any] = {"chat_template": source} if source is not None else {}
@@ -98,6 +108,27 @@ class ChatTemplate:
         probe = [{"role": "user", "content": SENTINEL}]
         prompt = self.try_write(probe, prompt=True)
         return prompt is None or prompt != self.try_write(probe)
+
+    def _call_form(self, with_tools: bool) -> CallForm:
+        """Return the form in which the template takes tool calls; a tokenizer can have another one for tools."""
+        if with_tools not in self._call_forms:
+            tools = [TOOL] if with_tools else None
+            self._call_forms[with_tools] = find_form(lambda messages: self._write(messages, tools, False, None))
+        return self._call_forms[with_tools]
+
+    @cached_property
+    def writes_tools(self) -> bool:
+        """Whether the tools of a chat are in its text; true of a template that refuses the chat that asks it."""
+        written = self.try_write([{"role": "user", "content": SENTINEL}], [TOOL])
+        return written is None or NAME in written
+
+    @cached_property
+    def reasoning_fields(self) -> frozenset[str]:
+        """The fields in `REASONING` that the template writes of a last answer; all where it refuses to be asked."""
+        asked = {"role": "user", "content": "?"}
+        answers = {key: {"role": "assistant", "content": "!", key: SENTINEL} for key in REASONING}
+        written = {key: self.try_write([asked, answer]) for key, answer in answers.items()}
+        return frozenset(key for key, text in written.items() if text is None or SENTINEL in text)
 
     def calls(self, function: str, messages: Messages, tools: list[Any] | None = None) -> bool:
         """Whether writing this chat calls a function of the template engine, such as `strftime_now`."""

@@ -43,6 +43,7 @@ class Turn:
 def find_turns(template: ChatTemplate, chat: Chat, text: str, settings: ChatSettings) -> list[Turn]:
     """Return the supervised turns of a chat that is rendered as `text`, in order. Raises Unclear."""
     rendering = Rendering(template, chat, text)
+    rendering.check_calls()
     marks = rendering.marks()
     turns = [rendering.turn(i) for i in rendering.answers] if marks is None else list(rendering.own(marks))
     supervised = [turn for turn in turns if is_supervised(chat.messages[turn.message]) and turn.start < turn.end]
@@ -65,6 +66,15 @@ class Rendering:
     def answers(self) -> list[int]:
         """The numbers of the assistant's messages."""
         return [i for i, message in enumerate(self.messages) if message["role"] == "assistant"]
+
+    def check_calls(self) -> None:
+        """Raise Unclear unless the template writes the last tool call of each supervised answer that has any."""
+        for i in self.answers:
+            if self.messages[i].get("tool_calls") and is_supervised(self.messages[i]):
+                altered = next(self._sites(i))
+                written = self.template.try_write(self._with(i, altered), self.tools)
+                if written is not None and self.sentinel not in written:
+                    raise Unclear("the template leaves out the tool calls of an answer")
 
     # Templates with generation marks.
 
@@ -236,9 +246,12 @@ class Rendering:
     def _named(self, function: Mapping[str, Any]) -> dict[str, Any]:
         return {**function, "name": self.sentinel}
 
+    def _with(self, i: int, altered: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+        return [*self.messages[:i], altered, *self.messages[i + 1 :]]
+
     def _write_with(self, i: int, altered: Mapping[str, Any]) -> str | None:
         """Return the chat with one message altered; None where the template does not write the sentinel."""
-        written = self.template.try_write([*self.messages[:i], altered, *self.messages[i + 1 :]], self.tools)
+        written = self.template.try_write(self._with(i, altered), self.tools)
         return written if written and self.sentinel in written else None
 
     def _after(self, i: int, altered: Mapping[str, Any]) -> str | None:
