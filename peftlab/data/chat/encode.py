@@ -131,7 +131,8 @@ def _place_turn(turn: Turn, ids: np.ndarray, offsets: Offsets, lowest: int) -> T
 def _unwritten(template: ChatTemplate, example: Chat) -> Iterator[str]:
     if example.tools and not template.writes_tools:
         yield "tools"
-    last = next((message for message in reversed(example.messages) if message["role"] == "assistant"), {})
+    answers = [message for message in example.messages if message["role"] == "assistant"]
+    last = answers[-1] if answers else {}
     thoughts = [key for key in REASONING if isinstance(last.get(key), str) and last[key].strip()]
     if thoughts and not template.reasoning_fields & set(thoughts):
         yield "reasoning"
