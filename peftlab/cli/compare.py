@@ -81,7 +81,9 @@ ClusterOptions = Annotated[
 
 PowerOf = Annotated[
     float | None,
-    typer.Option("--power", metavar="D", help="Run nothing: say which seeds and test rows find a difference of D."),
+    typer.Option(
+        "--power", metavar="D", help="Run nothing; show how many seeds and test rows detect a difference of D."
+    ),
 ]
 Spread = Annotated[
     str | None,

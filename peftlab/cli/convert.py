@@ -35,7 +35,7 @@ Output = Annotated[Path | None, typer.Option("--output", help="File to write (de
 
 @answers
 def convert(file: File, kind: Kind = None, output: Output = None, as_json: AsJson = False, debug: Debug = False) -> Any:
-    """Make a recipe of another trainer's configuration, and say what became of each key."""
+    """Convert another trainer's configuration to a recipe, and report what became of each key."""
     from peftlab.conversion.convert import convert as convert_file
 
     if output is not None and output.exists():

@@ -35,7 +35,7 @@ def data(
             "--rows", min=0, help="Number of rows to show: 3, with --html 50, with --json all.", show_default=False
         ),
     ] = None,
-    worst: Annotated[bool, typer.Option("--worst", help="Show the oddest rows first.")] = False,
+    worst: Annotated[bool, typer.Option("--worst", help="Show the rows with the most faults first.")] = False,
     html: Annotated[
         Path | None,
         typer.Option("--html", metavar="FILE", help="Write a page with the same content.", show_default=False),

@@ -29,7 +29,8 @@ class Base(StrEnum):
 
 
 MergeBase = Annotated[
-    Base, typer.Option("--base", help="Weights that a QLoRA run's updates are added to; auto is the nearer result.")
+    Base,
+    typer.Option("--base", help="Weights that a QLoRA run's updates are added to; auto tries both, keeps the better."),
 ]
 ComparedRows = Annotated[
     int, typer.Option("--rows", min=0, help="Held-out rows on which the result is compared; 0 compares nothing.")
@@ -39,7 +40,7 @@ Tolerance = Annotated[
     typer.Option(
         "--tolerance",
         min=0,
-        help="Largest difference that passes, as a part of what training changed.",
+        help="Largest difference that is accepted, as a share of what training changed.",
         show_default="by the type",
     ),
 ]

@@ -21,7 +21,7 @@ What = Annotated[
     str | None,
     typer.Argument(
         metavar="RECIPE|MODEL",
-        help="Recipe file, or a model: with method.type=lora that method on it, alone every method.",
+        help="Recipe file, or a model: planned with every method, or with the one of method.type=lora.",
         show_default=False,
     ),
 ]

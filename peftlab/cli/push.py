@@ -22,7 +22,7 @@ def push(
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> Any:
-    """Upload trained weights with a model card. A new repository is private; rows and checkpoints stay here."""
+    """Upload trained weights with a model card. A new repository is private; rows and checkpoints are not sent."""
     from peftlab.runs.push import push as push_run
 
     found = push_run(source, repo, public=public, dry_run=dry_run, verify=not no_verify)

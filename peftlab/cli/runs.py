@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from peftlab.runs.catalogue import Entry, Removal
 
-Root = Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder below which runs are looked for.")]
+Root = Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder to search for runs.")]
 Where = Annotated[
     list[str] | None,
     typer.Option("--where", metavar="KEY=VALUE", help="Only runs with this value: method.type=lora, metric<2, ..."),

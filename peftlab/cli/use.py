@@ -56,9 +56,13 @@ def evaluate(
     overrides: Overrides = None,
     output: Output = None,
     tasks: Tasks = None,
-    weights: Annotated[WhichWeights, typer.Option("--weights", help="Weights for --tasks.")] = WhichWeights.trained,
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Rows of each of --tasks.")] = None,
-    shots: Annotated[int | None, typer.Option("--shots", min=0, help="Examples in each prompt of --tasks.")] = None,
+    weights: Annotated[
+        WhichWeights, typer.Option("--weights", help="Weights that --tasks evaluates.")
+    ] = WhichWeights.trained,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Number of rows of each of --tasks.")] = None,
+    shots: Annotated[
+        int | None, typer.Option("--shots", min=0, help="Number of examples in each prompt of --tasks.")
+    ] = None,
     no_verify: NoVerify = False,
     as_json: AsJson = False,
     debug: Debug = False,
