@@ -184,7 +184,8 @@ class Stream:
 class StreamedRows:
     """The rows of a stream in the order of its buffers. Steps have to be taken in order, from 1 or a restored one.
 
-    Every process reads all rows and takes its own, so that the targets of a step are known without communication.
+    Every process reads and tokenises all rows and takes its own: so a step has the same rows with any number of
+    processes, and its targets are known without communication. Which rows remain is known only after tokenising.
     """
 
     def __init__(
