@@ -35,7 +35,13 @@ class Start:
 
 def find_start(wanted: str) -> Start:
     """Return the trained weights that a recipe starts from. Raises StorageError where there are none."""
-    folder = weights_folder(user_path(wanted))
+    try:
+        return _read_start(weights_folder(user_path(wanted)))
+    except (StorageError, MethodError) as error:
+        raise type(error)(f"{PLACE}: {error}") from None
+
+
+def _read_start(folder: Path) -> Start:
     if (folder / MANIFEST).is_file():
         saved = read_saved(folder)
         method: Method = METHODS[saved.method["type"]].model_validate(saved.method)
@@ -70,12 +76,12 @@ def fill_start(recipe: Recipe, model: nn.Module, base: dict[str, Any]) -> str:
 
     `base` identifies the model's base. Raises StorageError or MethodError where the weights do not fit.
     """
-    wanted, method = recipe.method.from_ or "", recipe.method
+    method = recipe.method
+    start = find_start(method.from_ or "")
     try:
-        start = find_start(wanted)
         method.without_training_parts().fill(model, start.folder)
-    except (StorageError, MethodError) as error:
-        raise type(error)(f"{PLACE}: {error}") from None
+    except StorageError as error:
+        raise StorageError(f"{PLACE}: {error}") from None
     _refuse_other_settings(method, start)
     old, new = start.base.get("fingerprint"), base.get("fingerprint")
     other = f"; they were trained on another base ({start.base.get('name')})" if old and new and old != new else ""

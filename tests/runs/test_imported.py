@@ -285,7 +285,7 @@ def test_training_continues_from_imported_weights_at_their_loss(imported, tmp_pa
 
 def test_a_start_that_does_not_fit_is_refused(imported, tmp_path):
     run, _ = imported
-    with pytest.raises(StorageError, match="missing: no such folder"):
+    with pytest.raises(StorageError, match="^method.from: .*missing: no such folder"):
         train(from_start(imported, tmp_path / "a", tmp_path / "missing"), display=NoDisplay())
     with pytest.raises(MethodError, match="method.alpha: 24.0 here, but the weights in .* were trained with 12.0"):
         train(from_start(imported, tmp_path / "b", run, method__alpha=24), display=NoDisplay())

@@ -141,7 +141,7 @@ def check(folder: Path, task: str, rows: int, kills: int) -> None:
 
 
 def test_killed_predictions_resume_to_the_bytes_of_a_straight_call(tmp_path):
-    check(tmp_path, "regression", rows=1000, kills=2)
+    check(tmp_path, "regression", rows=400, kills=2)
 
 
 @pytest.mark.slow
