@@ -150,14 +150,21 @@ def show_differences(
             continue
         table = plain_table(title, *(entry.path.as_posix() for entry in entries), right=False)
         for key, pair in found.items():
-            table.add_row(key, *map(describe_value, pair))
+            table.add_row(key, *(describe_value(key, value) for value in pair))
         show(table)
         print()
 
 
-def describe_value(value: Any) -> str:
+def describe_value(key: str, value: Any) -> str:
+    """Return a value as a person reads it: bytes in units, numbers with separators, `true` as recipes write it."""
+    from peftlab.quantities import format_bytes
+
     if value is None:
         return "-"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int):
+        return format_bytes(value) if key.endswith("_bytes") else f"{value:,}"
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from peftlab.cli.app import run
+from peftlab.cli.runs import describe_value
 from peftlab.errors import StorageError, UsageError
 from peftlab.recipe.schema import Recipe
 from peftlab.runs import catalogue
@@ -194,3 +195,10 @@ def test_what_is_different_here_is_named(folder):
     }  # fmt: skip
     with pytest.raises(StorageError, match="the run is failed"):
         describe_run(folder / "failed")
+
+
+def test_differences_are_written_for_a_person():
+    assert describe_value("peak_bytes", 112_125_488) == "106.9 MiB"
+    assert describe_value("trainable", 175_104) == "175,104"
+    assert [describe_value("method.dora", value) for value in (False, None)] == ["false", "-"]
+    assert describe_value("after.loss", 4.2014912) == "4.20149"

@@ -9,7 +9,13 @@ from typing import Any
 import peft
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+)
 
 from peftlab.cli.app import run as run_command
 from peftlab.errors import MethodError, StorageError, UsageError
@@ -24,6 +30,8 @@ from peftlab.runs.run import train
 from peftlab.runs.use import evaluate
 from peftlab.training.recorder import read_lines
 from tests.runs.recipes import shallow_model, shallow_sections
+from tests.tasks.answering import write_family
+from tests.tasks.tagging import write_model
 
 IDS = torch.arange(24).view(2, 12) % 90 + 5
 
@@ -50,7 +58,8 @@ def logits(model: Any) -> torch.Tensor:
 
 
 def bring(folder: Path, *overrides: str, **options: Any) -> Path:
-    path, _ = import_run(folder, overrides=[f"run.output={folder}-run", *overrides], display=NoDisplay(), **options)
+    output = [] if any(one.startswith("run.output=") for one in overrides) else [f"run.output={folder}-run"]
+    path, _ = import_run(folder, overrides=[*output, *overrides], display=NoDisplay(), **options)
     return path
 
 
@@ -323,3 +332,32 @@ def test_the_command_says_where_the_run_is_and_the_run_is_used_as_any_other(tmp_
     assert "were imported from" in capsys.readouterr().err
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
     torch.testing.assert_close(logits(merged), computed(run), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_an_adapter_of_a_quantised_base_is_imported_with_its_base_quantised(tmp_path):
+    save_adapter(tmp_path / "adapter", lora(target_modules="all-linear"))
+    run = bring(tmp_path / "adapter", "method.type=qlora")
+    result = RunDirectory.open(run).read_result()
+    assert (result.recipe["method"]["type"], result.recipe["method"]["targets"]) == ("qlora", "all-linear")
+    plain = bring(tmp_path / "adapter", f"run.output={tmp_path / 'plain'}")
+    assert not torch.allclose(computed(run), computed(plain), atol=1e-3), "the base is another one"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["SEQ_2_SEQ_LM", "TOKEN_CLS"])
+def test_other_tasks_are_imported(tmp_path, task):
+    """The comparison with PEFT's own model is in the import itself."""
+    if task == "TOKEN_CLS":
+        base, auto, targets = write_model(tmp_path / "base"), AutoModelForTokenClassification, ["query", "value"]
+    else:
+        base, auto, targets = write_family(tmp_path / "base", "t5"), AutoModelForSeq2SeqLM, ["q", "v"]
+    options = {"num_labels": 3} if task == "TOKEN_CLS" else {}
+    wrapped = peft.get_peft_model(auto.from_pretrained(base, **options), lora(task_type=task, target_modules=targets))
+    for parameter in wrapped.parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter) * parameter.requires_grad
+    wrapped.save_pretrained(tmp_path / "adapter")
+    AutoTokenizer.from_pretrained(base).save_pretrained(tmp_path / "adapter")
+    run = bring(tmp_path / "adapter", labels=["A", "B", "C"] if options else None)
+    result = RunDirectory.open(run).read_result()
+    assert result.status == "finished" and any("outputs differ from those of its own" in one for one in result.notes)
