@@ -16,7 +16,7 @@ Processes = Annotated[
     int, typer.Option("--processes", min=1, metavar="N", help="Processes, each on a device of its own.")
 ]
 Strategy = Annotated[
-    str, typer.Option("--strategy", help="How they share the work: ddp, or fsdp2, which divides the weights.")
+    str, typer.Option("--strategy", help="How they share the work: ddp, fsdp2 (divided weights), or fsdp2-offload.")
 ]
 
 

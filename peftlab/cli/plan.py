@@ -38,8 +38,16 @@ Maximize = Annotated[
 ]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda (no GPU is needed to plan).")]
 DEVICES = ("auto", "cpu", "cuda")
-Devices = Annotated[int, typer.Option("--devices", min=1, metavar="N", help="Devices that share the work.")]
-Strategy = Annotated[str, typer.Option("--strategy", help="How they share it: ddp or fsdp2.")]
+Devices = Annotated[
+    int, typer.Option("--devices", min=1, metavar="N", help="Devices of a machine that share the work.")
+]
+Nodes = Annotated[int, typer.Option("--nodes", min=1, metavar="N", help="Machines with that many devices each.")]
+Strategy = Annotated[str, typer.Option("--strategy", help="How they share it: ddp, fsdp2 or fsdp2-offload.")]
+Bandwidth = Annotated[
+    str | None,
+    typer.Option("--bandwidth", metavar="SIZE", help="What a device sends in a second over the slowest link: 25GB."),
+]
+Fit = Annotated[bool, typer.Option("--fit", help="Plan every strategy, and name the cheapest one that fits.")]
 
 
 @answers
@@ -51,7 +59,10 @@ def plan(
     maximize: Maximize = None,
     device: Device = "auto",
     devices: Devices = 1,
+    nodes: Nodes = 1,
     strategy: Strategy = "ddp",
+    bandwidth: Bandwidth = None,
+    fit: Fit = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> Any:
@@ -70,9 +81,14 @@ def plan(
     else:
         recipe = load_recipe(what, overrides or ()) if is_recipe_file(what) else model_recipe(what, overrides or ())
     from peftlab.runs.plan import plan as plan_recipe
+    from peftlab.runs.plan import plan_strategies
 
+    shared: dict[str, Any] = {"device": device, "devices": devices * nodes, "bandwidth": bandwidth}
     with error_places(what, overrides or ()) if source is None else nullcontext():
-        report = plan_recipe(recipe, memory, maximized=maximize, device=device, devices=devices, strategy=strategy)
+        if fit:
+            rows = plan_strategies(recipe, memory, **shared)
+            return {"strategies": [row.model_dump() for row in rows]}, lambda: show_strategies(rows), 0
+        report = plan_recipe(recipe, memory, maximized=maximize, strategy=strategy, **shared)
     return report.model_dump(), lambda: show_plan(report), 0
 
 
@@ -103,6 +119,13 @@ def show_plan(report: Any) -> None:
     from peftlab.cli.render_memory import render_memory
 
     show(render_memory(report))
+
+
+def show_strategies(rows: Any) -> None:
+    from peftlab.cli.render import show
+    from peftlab.cli.render_memory import render_strategies
+
+    show(render_strategies(rows))
 
 
 def show_methods(rows: Any) -> None:

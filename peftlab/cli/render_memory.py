@@ -9,7 +9,7 @@ from rich.table import Table
 
 from peftlab.cli.render import plain_table
 from peftlab.quantities import format_bytes, format_change, format_share
-from peftlab.reports import DevicePhase, MemoryReport, MethodPlan
+from peftlab.reports import CommunicationReport, DevicePhase, MemoryReport, MethodPlan, StrategyPlan
 
 
 def render_memory(report: MemoryReport) -> RenderableType:
@@ -24,6 +24,8 @@ def render_memory(report: MemoryReport) -> RenderableType:
         facts.add_row("fits", verdict(report.capacity_bytes - report.needed_bytes))
     parts: list[RenderableType] = [facts, "", bytes_table("at the peak", report.categories | report.overheads)]
     parts += ["", bytes_table("phase's peak", report.phases)]
+    if report.communication is not None:
+        parts += ["", communication_table(report.communication)]
     if report.remedies:
         parts += ["", "what would make it fit:", *(f"  {line}" for line in report.remedies)]
     return Group(*parts, *(f"note: {note}" for note in report.notes))
@@ -78,6 +80,36 @@ def bytes_table(title: str, rows: dict[str, int]) -> Table:
     for name, count in rows.items():
         table.add_row(name.replace("_", " "), f"{count:,}", format_bytes(count))
     return table
+
+
+def communication_table(report: CommunicationReport) -> Table:
+    """Return what a device sends in a step, by purpose, and the least time for it."""
+    table = plain_table(f"sent by each of {report.devices} devices in a step", "bytes", "")
+    for name, count in report.sent_bytes.items():
+        table.add_row(name, f"{count:,}", format_bytes(count))
+    if report.floor_seconds is not None:
+        table.add_row("at least", f"{report.floor_seconds:.3g} s", "")
+    return table
+
+
+def render_strategies(rows: Sequence[StrategyPlan]) -> RenderableType:
+    """Return one row for each strategy: memory of a device, bytes that it sends in a step, and the first that fits."""
+    table = plain_table("strategy", "devices", "memory", "sent a step", "at least", "fits")
+    for row in rows:
+        if row.memory is None:
+            table.add_row(row.strategy, str(row.devices), "-", "-", "-", "-")
+            continue
+        sent = row.memory.communication
+        seconds = "-" if sent is None or sent.floor_seconds is None else f"{sent.floor_seconds:.3g} s"
+        cells = format_bytes(row.memory.needed_bytes), "-" if sent is None else format_bytes(sent.total_bytes), seconds
+        table.add_row(row.strategy, str(row.devices), *cells, "yes" if row.fits else "no")
+    best = next((row for row in rows if row.fits), None)
+    answer = "none of them fits"
+    if best is not None:
+        answer = f"cheapest that fits: {best.strategy}" + (f" on {best.devices} devices" if best.devices > 1 else "")
+    errors = [f"{row.strategy}: {row.error}" for row in rows if row.error]
+    notes = list(dict.fromkeys(note for row in rows if row.memory for note in row.memory.notes))
+    return Group(table, answer, *errors, *(f"note: {note}" for note in notes))
 
 
 def render_methods(rows: Sequence[MethodPlan]) -> RenderableType:

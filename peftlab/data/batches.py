@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import groupby
+from itertools import groupby, islice
 from typing import NamedTuple
 
 import numpy as np
@@ -27,6 +27,33 @@ def row_at(seed: int, n: int, position: int) -> int:
     """Return which of `n` rows comes at `position` (0-based) of training; every epoch of n has its own order."""
     epoch, place = divmod(position, n)
     return int(_permutation(seed, n, epoch)[place])
+
+
+def deal_by_length(
+    micro_batches: Sequence[Sequence[Sequence[int]]], length: Callable[[int], int]
+) -> list[list[list[int]]]:
+    """Return a step's rows dealt anew among its micro-batches and processes, [micro-batch][process], as many to each.
+
+    All processes wait for the one with most tokens. Rows of like length share a micro-batch, and in it the longest row
+    that is left goes to the process with the fewest tokens. One process alone keeps its rows as they are.
+    """
+    if len(micro_batches[0]) == 1:
+        return [[list(one) for one in micro] for micro in micro_batches]
+    lengths = {number: length(number) for micro in micro_batches for one in micro for number in one}
+    numbers = (number for micro in micro_batches for one in micro for number in one)
+    longest_first = iter(sorted(numbers, key=lambda number: -lengths[number]))
+    return [_deal(longest_first, [len(one) for one in micro], lengths) for micro in micro_batches]
+
+
+def _deal(numbers: Iterator[int], rooms: Sequence[int], lengths: Mapping[int, int]) -> list[list[int]]:
+    """Take as many numbers as there is room for, each to the process that has room and the fewest tokens."""
+    dealt: list[list[int]] = [[] for _ in rooms]
+    tokens = [0] * len(rooms)
+    for number in islice(numbers, sum(rooms)):
+        process = min((one for one in range(len(rooms)) if len(dealt[one]) < rooms[one]), key=tokens.__getitem__)
+        dealt[process].append(number)
+        tokens[process] += lengths[number]
+    return dealt
 
 
 def evaluation_batches(

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import torch
 
-from peftlab.data.batches import Layout
+from peftlab.data.batches import Layout, deal_by_length
 from peftlab.data.orders import Order, Shuffled
 from peftlab.data.token_arrays import sizes_of
 from peftlab.data.token_rows import TokenRow
@@ -88,11 +88,17 @@ class ShuffledRows:
         return StepCount(sum(row.supervised for row in rows), sum(len(row.tokens) for row in rows))
 
     def numbers(self, step: int) -> list[list[int]]:
-        micros = [self.indices(step, micro, self.process) for micro in range(self.accumulation)]
-        return self.layout.regroup(micros, lambda number: len(self.rows[number].input_ids))
+        def length(number: int) -> int:
+            return len(self.rows[number].input_ids)
+
+        step_rows = [
+            [self.indices(step, micro, process) for process in range(self.processes)]
+            for micro in range(self.accumulation)
+        ]
+        return self.layout.regroup([micro[self.process] for micro in deal_by_length(step_rows, length)], length)
 
     def indices(self, step: int, micro: int, process: int) -> list[int]:
-        """Return the rows of one micro-batch of one process, as the order has them.
+        """Return the rows of one micro-batch of one process, as the order has them, before they are dealt by length.
 
         A step has the same rows however it is split.
         """

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from peftlab.data.batches import Layout
+from peftlab.data.batches import Layout, deal_by_length
 from peftlab.data.orders import SourceDraws
 from peftlab.data.parts import DataReader, Read, Tally, wanted_columns
 from peftlab.data.row_reader import Wanted
@@ -285,9 +285,15 @@ class StreamedRows:
 
     def _micro_batches(self, rows: Sequence[tuple[int, TokenRow]]) -> list[list[int]]:
         """Return which of a step's rows each micro-batch of this process has."""
-        firsts = ((micro * self.processes + self.process) * self.batch_size for micro in range(self.accumulation))
-        micros = [list(range(first, first + self.batch_size)) for first in firsts]
-        return self.layout.regroup(micros, lambda place: len(rows[place][1].input_ids))
+
+        def length(place: int) -> int:
+            return len(rows[place][1].input_ids)
+
+        places = iter(range(len(rows)))
+        step_rows = [
+            [list(islice(places, self.batch_size)) for _ in range(self.processes)] for _ in range(self.accumulation)
+        ]
+        return self.layout.regroup([micro[self.process] for micro in deal_by_length(step_rows, length)], length)
 
     def _rows(self, step: int) -> list[tuple[int, TokenRow]]:
         with self._lock:

@@ -15,6 +15,7 @@ from peftlab.memory.depth import find_layers
 from peftlab.memory.fakes import FakeModel
 from peftlab.memory.generation import Answers
 from peftlab.memory.private import BLOCK
+from peftlab.memory.strategies import Weight
 from peftlab.memory.trace import Workload
 from peftlab.metrics import names_that_need
 from peftlab.models.build import build_meta
@@ -49,8 +50,7 @@ class Blueprint:
     shape: ModelShape
     fake: FakeModel
     load: LoadBytes
-    unit_bytes: tuple[int, int, int]
-    """Weights of the largest layer, what trains of it, and weights outside the layers."""
+    weights: tuple[Weight, ...]
     outputs: int = 1
     """Outputs of the head, where the task has one."""
 
@@ -133,7 +133,7 @@ def build_blueprint(recipe: Recipe, device: torch.device, labels: list[str] | No
         recompute_activations(model)
     speed_up(model, recipe)
     fake = FakeModel(model)
-    return Blueprint(recipe, device, shape, fake, load, _unit_bytes(model), plain.config.num_labels or 1)
+    return Blueprint(recipe, device, shape, fake, load, _weights(model), plain.config.num_labels or 1)
 
 
 def types_of(recipe: Recipe, device: torch.device) -> Types:
@@ -187,9 +187,11 @@ def _packed_bytes(n_in: int, n_out: int, base_format: str) -> int:
     return count + 4 * n_out if base_format == "int8" else count // 2 + 4 * (count // BLOCK)
 
 
-def _unit_bytes(model: nn.Module) -> tuple[int, int, int]:
+def _weights(model: nn.Module) -> tuple[Weight, ...]:
     layers = [layer for one in find_layers(model) for layer in one.layers]
-    weights = [sum(p.numel() * p.itemsize for p in layer.parameters()) for layer in layers]
-    trained = [sum(p.numel() * p.itemsize for p in layer.parameters() if p.requires_grad) for layer in layers]
-    whole = sum(p.numel() * p.itemsize for p in model.parameters())
-    return max(weights, default=0), max(trained, default=0), whole - sum(weights)
+    layer_of = {id(p): number for number, layer in enumerate(layers) for p in layer.parameters()}
+    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    return tuple(
+        Weight(len(p), p.nbytes // max(len(p), 1), p.requires_grad, layer_of.get(id(p)), id(p) in embeddings)
+        for p in model.parameters()
+    )

@@ -26,10 +26,19 @@ Segments = dict[tuple, np.ndarray]
 
 @dataclass(frozen=True)
 class LayerPlace:
-    """The position of a kept layer: which kind it is, and its places there (0, 1 from the start, -1, -2)."""
+    """The position of a kept layer: which kind it is, and its places there (0, 1 from the start, -1, -2).
+
+    `is_last` says that it is the model's last layer.
+    """
 
     run: int
     places: tuple[int, ...]
+    is_last: bool = False
+
+    @property
+    def is_first(self) -> bool:
+        """Whether it is the model's first layer."""
+        return self.run == 0 and 0 in self.places
 
 
 @dataclass(frozen=True)
@@ -65,7 +74,8 @@ class Stack:
         for number, run in enumerate(self.runs):
             count = min(len(run), KEPT + (number == longer))
             indices = [*run[: count - 1], run[-1]]
-            kept += [(index, LayerPlace(number, _places(i, count))) for i, index in enumerate(indices)]
+            last = len(self.layers) - 1
+            kept += [(index, LayerPlace(number, _places(i, count), index == last)) for i, index in enumerate(indices)]
         kept.sort(key=lambda one: one[0])
         self._put({index for index, _ in kept})
         return [(self.layers[index], place) for index, place in kept]

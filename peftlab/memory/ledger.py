@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Hashable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from peftlab.memory.private import (
     device_asked,
     in_backward,
     quantisation_tensors,
+    resized_storages,
     storage_key,
     tensors_in,
 )
@@ -73,6 +74,15 @@ class Ledger(TorchDispatchMode):
         self._in_backward = False
         self._optimizer: torch.optim.Optimizer | None = None
         self._now = 0
+        self._following = ExitStack()
+
+    def __enter__(self) -> Ledger:
+        self._following.enter_context(resized_storages(self._note_size))
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._following.close()
 
     def mark(self, key: Hashable) -> None:
         """Begin a segment of the timeline, named `key`."""
@@ -217,7 +227,18 @@ class Ledger(TorchDispatchMode):
 
     def _enter(self, storage: torch.UntypedStorage, address: int) -> tuple[int, weakref.ref]:
         number = self._allocate(storage.nbytes())
-        return number, weakref.ref(storage, lambda _: self._leave(number, address))
+        return number, weakref.ref(storage, lambda _: self._leave(address))
+
+    def _note_size(self, storage: torch.UntypedStorage) -> None:
+        """Enter a storage that has memory again, or let one leave that has none and remains."""
+        known = self._known.get(storage_key(storage))
+        if known is None:
+            return
+        number, reference = known
+        if self._deaths[number] == ALIVE and storage.nbytes() == 0:
+            self._deaths[number] = self._tick()
+        elif self._deaths[number] != ALIVE and storage.nbytes():
+            self._known[storage_key(storage)] = self._allocate(storage.nbytes()), reference
 
     def _allocate(self, size: int) -> int:
         """Enter bytes that are allocated now, and return their number."""
@@ -227,9 +248,10 @@ class Ledger(TorchDispatchMode):
         self._regions.append(self._place())
         return len(self._sizes) - 1
 
-    def _leave(self, number: int, address: int) -> None:
-        self._deaths[number] = self._tick()
-        del self._known[address]
+    def _leave(self, address: int) -> None:
+        number, _ = self._known.pop(address)
+        if self._deaths[number] == ALIVE:
+            self._deaths[number] = self._tick()
 
     def _tick(self) -> int:
         self._now += 1

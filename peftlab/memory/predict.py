@@ -11,9 +11,9 @@ from peftlab.memory.constants import NCCL_BUFFERS, cuda_constants
 from peftlab.memory.depth import Segments
 from peftlab.memory.generation import UnmeasuredError
 from peftlab.memory.ledger import CATEGORIES
-from peftlab.memory.strategies import State, Strategy
+from peftlab.memory.strategies import Division, Strategy
 from peftlab.memory.trace import Trace, Workload, trace_whole
-from peftlab.reports import PHASES, MemoryReport
+from peftlab.reports import PHASES, CommunicationReport, MemoryReport
 from peftlab.sizes import DEFAULT_CAPABILITY
 
 NOT_MEASURED = "CUDA's constants and the allocator's slack are not yet measured on a device"
@@ -28,6 +28,7 @@ def predict(
     strategy: Strategy | None = None,
     capability: tuple[int, int] = DEFAULT_CAPABILITY,
     capacity_bytes: int | None = None,
+    bandwidth_bytes: int | None = None,
 ) -> MemoryReport:
     """Return one device's predicted memory; `work` defaults to the largest batches that the recipe allows.
 
@@ -36,12 +37,16 @@ def predict(
     """
     work = work or blueprint.workload()
     trace, notes = _trace(blueprint, work)
-    segments = trace.segments
-    phases = {phase: _joined(segments, phase) for phase in PHASES if any(key[0] == phase for key in segments)}
+    segments = alone = trace.segments
+    saving, communication = 0, None
     if strategy is not None and devices > 1:
-        state = _state(blueprint, phases)
-        phases = {phase: _shared(part, strategy, state, devices) for phase, part in phases.items()}
-    phases |= _other_phases(blueprint, segments, phases)
+        division = Division(blueprint.weights, devices, beside_host=work.cuda)
+        sent = strategy.sent_bytes(division, blueprint.recipe.training.gradient_accumulation)
+        communication = CommunicationReport(devices=devices, sent_bytes=sent, bandwidth_bytes=bandwidth_bytes)
+        segments = {key: strategy.share(part, key, division) for key, part in alone.items()}
+        saving = strategy.saving_bytes(division, blueprint.recipe.method.stores == "all")
+    phases = {phase: _joined(segments, phase) for phase in PHASES if any(key[0] == phase for key in segments)}
+    phases |= _other_phases(blueprint, alone, segments, phases, saving)
     constants = cuda_constants(capability, blueprint.recipe.run.deterministic) if work.cuda else None
     if constants is not None:
         for phase in phases.keys() - {"load"}:
@@ -61,6 +66,7 @@ def predict(
         phases={phase: int(peaks[phase].sum()) for phase in PHASES if phase in peaks},
         overheads=overheads,
         capacity_bytes=capacity_bytes,
+        communication=communication,
         notes=notes + _notes(work, strategy, devices) + blueprint.recipe.method.notes(blueprint.shape),
     )
 
@@ -76,25 +82,20 @@ def _joined(segments: Segments, phase: str) -> np.ndarray:
     return np.concatenate([part for key, part in segments.items() if key[0] == phase], axis=1)
 
 
-def _state(blueprint: Blueprint, phases: dict[str, np.ndarray]) -> State:
-    highest = {name: int(phases["steady_step"][row].max()) for row, name in enumerate(CATEGORIES)}
-    return State(highest, *blueprint.unit_bytes)
+def _other_phases(
+    blueprint: Blueprint, alone: Segments, segments: Segments, phases: dict[str, np.ndarray], saving: int
+) -> dict[str, np.ndarray]:
+    """Return the peaks of loading and of saving, which are not traced, as columns of categories.
 
-
-def _shared(part: np.ndarray, strategy: Strategy, state: State, devices: int) -> np.ndarray:
-    shared = (part * strategy.shares(devices)[:, None]).astype(np.int64)
-    shared[CATEGORIES.index("workspace")] += strategy.added_bytes(state, devices)
-    return shared
-
-
-def _other_phases(blueprint: Blueprint, segments: Segments, phases: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return the peaks of loading and of saving, which are not traced, as columns of categories."""
-    weights = segments[("state",)][:, [-1]].copy()
+    Every process loads the whole model, as one `alone` does; `saving` is what it adds while it saves.
+    """
+    weights = alone[("state",)][:, [-1]]
     load = np.zeros_like(weights)
     load[CATEGORIES.index("frozen_weights")] = _load_peak(blueprint, int(weights.sum()))
-    after = weights.copy()
+    after = segments[("state",)][:, [-1]].copy()
     row = CATEGORIES.index("optimiser_state")
     after[row] = phases["steady_step"][row].max()
+    after[CATEGORIES.index("workspace")] += saving
     return {"load": load, "save": after}
 
 

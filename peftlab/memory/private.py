@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib.metadata
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from math import prod
 from typing import Any
 from unittest import mock
@@ -76,6 +76,28 @@ def tensors_in(result: Any) -> Iterator[torch.Tensor]:
 def storage_key(storage: torch.UntypedStorage) -> int:
     """Return a number that is the storage's own while it lives, also for a fake one."""
     return storage._cdata
+
+
+@contextmanager
+def resized_storages(changed: Callable[[torch.UntypedStorage], None]) -> Iterator[None]:
+    """Call `changed` after FSDP 2 has given a storage its size, or none: it keeps the tensors of gathered weights."""
+    from torch.distributed.fsdp._fully_shard import _fsdp_param, _fsdp_param_group
+
+    def followed(resize: Callable[[torch.Tensor], None]) -> Callable[[torch.Tensor], None]:
+        def resize_and_tell(tensor: torch.Tensor) -> None:
+            resize(tensor)
+            changed(tensor.untyped_storage())
+
+        return resize_and_tell
+
+    with ExitStack() as stack:
+        for owner, name in (
+            (_fsdp_param, "alloc_storage"),
+            (_fsdp_param, "free_storage"),
+            (_fsdp_param_group, "alloc_storage"),
+        ):
+            stack.enter_context(mock.patch.object(owner, name, followed(getattr(owner, name))))
+        yield
 
 
 def device_asked(func: Any, args: tuple) -> torch.device | None:

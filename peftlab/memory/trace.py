@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,11 +18,11 @@ from peftlab.memory.depth import LayerPlace, Segments, Stack
 from peftlab.memory.fakes import FakeModel
 from peftlab.memory.generation import Answers, write_last_token
 from peftlab.memory.ledger import Ledger
-from peftlab.memory.private import active_mode, cuda_scratch, in_backward
+from peftlab.memory.private import active_mode, cuda_scratch, in_backward, tensors_in
 from peftlab.optimization.average import keep_average
 from peftlab.optimization.step import Stepper, optimizer_step
 from peftlab.optimizers import AdamW, Optimizer
-from peftlab.parameters.trainable import find_body
+from peftlab.parameters.trainable import find_base, find_body
 from peftlab.recipe.speed import Speed
 from peftlab.speed.loss import loss_of
 from peftlab.tasks import DEFAULT_TASK, TASKS, Task
@@ -90,8 +91,9 @@ class Workload:
 
 @dataclass(frozen=True)
 class Trace:
-    """Segments in full depth, keyed (phase, place, ...); the one under ("state",) ends with what lives before.
+    """Segments in full depth, keyed (phase, pass through the model, place, ...).
 
+    The one under ("state",) ends with what lives before the first phase.
     `slack` is what CUDA's allocator would keep beyond the traced peak, for each byte that is not a weight.
     """
 
@@ -208,28 +210,56 @@ def _generate(parts: Stepper, answers: Answers, marker: _Marker) -> None:
 
 
 class _Marker:
-    """Marks the places of a step in a ledger: each layer forward and backward, head, loss, optimiser."""
+    """Marks the places of a step in a ledger: embedding, each layer forward and backward, head, loss, optimiser.
+
+    A segment whose name ends in `gathering` is the moment before another one, when a strategy that divides weights
+    gathers what the next place needs.
+    """
 
     def __init__(self, ledger: Ledger):
         self.ledger = ledger
-        self.phase = ""
+        self.phase, self.passes = "", 0
 
     def enter(self, phase: str) -> None:
-        self.phase = phase
+        self.phase, self.passes = phase, 0
         self.mark("start")
 
     def mark(self, *place) -> None:
-        self.ledger.mark((self.phase, *place))
+        self.ledger.mark((self.phase, self.passes, *place))
 
-    def before_layer(self, place: LayerPlace) -> None:
+    def before_layer(self, place: LayerPlace, inputs: tuple) -> None:
         # Checkpointing calls a layer again inside the backward pass, where its segment has begun already.
-        if not in_backward():
-            self.mark("forward", place)
+        if in_backward():
+            return
+        self.mark("forward_gathering", place)
+        self.mark("forward", place)
+        if place.is_first:
+            self._mark_backward(inputs, "embedding_backward")
 
     def after_layer(self, place: LayerPlace, output) -> None:
         hidden = output[0] if isinstance(output, tuple) else output
-        if not in_backward() and hidden.requires_grad:
-            hidden.register_hook(lambda gradient: self.mark("backward", place))
+        if not in_backward():
+            name = "last_backward" if place.is_last else "backward"
+            self._mark_backward(hidden, "backward_gathering", name, place=(place,))
+
+    def before_model(self) -> None:
+        self.passes += 1
+        self.mark("embedding")
+
+    def after_model(self, output) -> None:
+        self.mark("scores")
+        self._mark_backward(output, "head_gathering", "head_backward")
+
+    def _mark_backward(self, values: Any, *names: str, place: tuple = ()) -> None:
+        """Begin these segments when the gradient of one of the tensors is there; all but the last are moments."""
+
+        def mark(_: torch.Tensor) -> None:
+            for name in names:
+                self.mark(name, *place)
+
+        for tensor in tensors_in(values):
+            if tensor.requires_grad:
+                tensor.register_hook(mark)
 
 
 @contextlib.contextmanager
@@ -237,12 +267,15 @@ def _marking(model: nn.Module, kept: list[tuple[nn.Module, LayerPlace]], ledger:
     marker, handles = _Marker(ledger), []
     for layer, place in kept:
         handles += [
-            layer.register_forward_pre_hook(lambda *_, place=place: marker.before_layer(place)),
+            layer.register_forward_pre_hook(lambda _, inputs, place=place: marker.before_layer(place, inputs)),
             layer.register_forward_hook(lambda _, __, output, place=place: marker.after_layer(place, output)),
         ]
     body = find_body(model)
     if body is not None:
         handles.append(body.register_forward_hook(lambda *_: marker.mark("head")))
+    plain = find_base(model)[1]
+    handles.append(plain.register_forward_pre_hook(lambda *_: marker.before_model()))
+    handles.append(plain.register_forward_hook(lambda _, __, output: marker.after_model(output)))
     try:
         yield marker
     finally:

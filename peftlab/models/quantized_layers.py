@@ -10,7 +10,7 @@ import copy
 
 import bitsandbytes
 import torch
-from bitsandbytes.functional import dequantize_4bit
+from bitsandbytes.functional import QuantState, dequantize_4bit
 from bitsandbytes.nn import Int8Params, Linear4bit, Linear8bitLt, Params4bit
 from torch.nn import functional as F
 
@@ -20,12 +20,17 @@ class FourBitLinear(Linear4bit):
 
     weight: Params4bit
 
+    @property
+    def packing(self) -> QuantState:
+        """How the weight is packed. Where processes divide the weights, only the layer knows it of a gathered one."""
+        return getattr(self.weight, "quant_state", None) or self.quant_state
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.multiply(x.to(self.compute_dtype), cast_bias(self.bias, self.compute_dtype)).to(x.dtype)
 
     def multiply(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """Return the product with the weight, plus `bias`; both have the compute type."""
-        return bitsandbytes.matmul_4bit(x, self.weight, bias=bias, quant_state=self.weight.quant_state)
+        return bitsandbytes.matmul_4bit(x, self.weight, bias=bias, quant_state=self.packing)
 
 
 class UnalignedFourBitLinear(FourBitLinear):
@@ -37,7 +42,7 @@ class UnalignedFourBitLinear(FourBitLinear):
     """
 
     def multiply(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        return F.linear(x, unpack(self.weight).to(x.dtype), bias)
+        return F.linear(x, unpack(self.weight, self.packing).to(x.dtype), bias)
 
 
 class EightBitLinear(Linear8bitLt):
@@ -57,9 +62,9 @@ def cast_bias(bias: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | N
     return None if bias is None else bias.to(dtype)
 
 
-def unpack(weight: Params4bit) -> torch.Tensor:
-    """Return the dequantised weight (n_out, n_in), for any number of inputs."""
-    state = copy.copy(weight.quant_state)
+def unpack(weight: Params4bit, packing: QuantState | None = None) -> torch.Tensor:
+    """Return the dequantised weight (n_out, n_in), for any number of inputs; `packing` is by default the weight's."""
+    state = copy.copy(packing or weight.quant_state)
     n_out, n_in = state.shape
     state.shape = torch.Size((1, n_out * n_in))
     return dequantize_4bit(weight.data, state).view(n_out, n_in)

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import torch
+from torch import nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 
@@ -27,3 +32,18 @@ def divided_as(tensor: torch.Tensor, divided: torch.Tensor) -> torch.Tensor:
         return tensor
     mesh, placements = divided.device_mesh, divided.placements
     return distribute_tensor(tensor.to(divided.dtype), mesh, placements, src_data_rank=None)
+
+
+@contextmanager
+def packed_as_plain(model: nn.Module) -> Iterator[None]:
+    """While the context is open, 4-bit weights are plain parameters of their packed bytes, so that they can be divided.
+
+    What has replaced them at its end says how it is packed (`quant_state`), as the layer does.
+    """
+    layers: list[Any] = [one for one in model.modules() if type(one._parameters.get("weight")).__name__ == "Params4bit"]
+    for layer in layers:
+        layer.quant_state = layer.weight.quant_state
+        layer.weight = nn.Parameter(layer.weight.data, requires_grad=False)
+    yield
+    for layer in layers:
+        layer.weight.quant_state = layer.quant_state

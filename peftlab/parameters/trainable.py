@@ -88,8 +88,8 @@ def set_buffers(model: nn.Module, values: Mapping[str, Tensor]) -> None:
 
 
 def is_quantized(parameter: nn.Parameter | None) -> bool:
-    """Whether the parameter is one of bitsandbytes' 4- or 8-bit ones, quantised or about to be."""
-    return type(parameter).__name__ in ("Params4bit", "Int8Params")
+    """Whether the parameter is one of bitsandbytes' 4- or 8-bit ones, quantised or about to be, or a part of one."""
+    return type(parameter).__name__ in ("Params4bit", "Int8Params") or hasattr(parameter, "quant_state")
 
 
 def logical_shape(parameter: nn.Parameter) -> tuple[int, ...]:

@@ -10,7 +10,14 @@ from peftlab.reports.comparison import (
     VariantReport,
 )
 from peftlab.reports.data import DataReport, LengthBin, RowReport, RowView, Span, StepsReport
-from peftlab.reports.memory import PHASES, DevicePhase, MemoryReport, MethodPlan
+from peftlab.reports.memory import (
+    PHASES,
+    CommunicationReport,
+    DevicePhase,
+    MemoryReport,
+    MethodPlan,
+    StrategyPlan,
+)
 from peftlab.reports.parameters import CountRow, ParameterReport
 from peftlab.reports.runs import (
     AuditReport,
@@ -33,6 +40,7 @@ __all__ = [
     "AuditReport",
     "BudgetReport",
     "CallbackReport",
+    "CommunicationReport",
     "ComparisonReport",
     "CountRow",
     "DataReport",
@@ -60,6 +68,7 @@ __all__ = [
     "SplitReport",
     "Status",
     "StepsReport",
+    "StrategyPlan",
     "SwitchReport",
     "TrialReport",
     "VariantReport",

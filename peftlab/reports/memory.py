@@ -33,6 +33,28 @@ PHASES = ("load", "first_step", "steady_step", "evaluation", "generation", "save
 """A run's phases in order; those that a run does not have are in no report."""
 
 
+class CommunicationReport(Report):
+    """What one device sends in an optimiser step, predicted: `sent_bytes` by purpose.
+
+    `bandwidth_bytes` is what a device can send in a second over the slowest link, where it was given.
+    """
+
+    devices: int
+    sent_bytes: dict[str, int]
+    bandwidth_bytes: int | None = None
+
+    @computed_field  # type: ignore[prop-decorator]  # pydantic's documented use, which mypy does not know
+    @property
+    def total_bytes(self) -> int:
+        return sum(self.sent_bytes.values())
+
+    @computed_field  # type: ignore[prop-decorator]  # pydantic's documented use, which mypy does not know
+    @property
+    def floor_seconds(self) -> float | None:
+        """Return the least time that a step spends sending, part of which computing can hide."""
+        return None if self.bandwidth_bytes is None else self.total_bytes / self.bandwidth_bytes
+
+
 class MemoryReport(Report):
     """Peak memory in bytes, predicted or measured, by category (at the peak) and by phase (its own peak).
 
@@ -49,6 +71,7 @@ class MemoryReport(Report):
     device_phases: dict[str, DevicePhase] = Field(default_factory=dict)
     overheads: dict[str, int] = Field(default_factory=dict)
     capacity_bytes: int | None = None
+    communication: CommunicationReport | None = None
     maximized: dict[str, int] = Field(default_factory=dict)
     remedies: list[str] = Field(default_factory=list)
     notes: list[str] = Field(default_factory=list)
@@ -73,6 +96,19 @@ class MemoryReport(Report):
     @property
     def spare_bytes(self) -> int | None:
         return None if self.capacity_bytes is None else self.capacity_bytes - self.needed_bytes
+
+
+class StrategyPlan(Report):
+    """One way to share a recipe's training among devices, planned, or why it cannot train it."""
+
+    strategy: str
+    devices: int
+    memory: MemoryReport | None = None
+    error: str | None = None
+
+    @property
+    def fits(self) -> bool:
+        return self.memory is not None and self.memory.fits is True
 
 
 class MethodPlan(Report):

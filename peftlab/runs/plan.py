@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from peftlab.errors import MethodError
+from peftlab.errors import MethodError, UsageError
 from peftlab.memory.fit import maximize, remedies
+from peftlab.memory.strategies import STRATEGIES
 from peftlab.methods import METHODS, Method
 from peftlab.recipe.schema import Recipe
-from peftlab.reports import MemoryReport, MethodPlan
+from peftlab.reports import MemoryReport, MethodPlan, StrategyPlan
 from peftlab.runs.planner import open_planner
 from peftlab.shapes import ModelShape
-from peftlab.sizes import parse_budget
+from peftlab.sizes import parse_budget, parse_size
 from peftlab.world.open import refuse_unsupported
 from peftlab.world.quiet import quiet_libraries
 
@@ -22,19 +23,23 @@ def plan(
     device: str = "auto",
     devices: int = 1,
     strategy: str = "ddp",
+    bandwidth: str | None = None,
 ) -> MemoryReport:
-    """Return the predicted memory of the recipe on one device, from the model's config alone.
+    """Return the predicted memory of the recipe on one of `devices`, from the model's config alone.
 
     `memory` (else the recipe's `run.memory`) is a size or a GPU's name: the report then contains whether it fits, and
     what would make it fit. `maximized` (batch_size, max_length or rank) asks for the largest that fits. `device` is
-    `cpu`, `cuda` (none is needed), or `auto`: the recipe's, else CUDA if there is one or a GPU is named. Raises
-    UsageError.
+    `cpu`, `cuda` (none is needed), or `auto`: the recipe's, else CUDA if there is one or a GPU is named. `bandwidth` is
+    the size that a device can send in a second. Raises UsageError.
     """
     refuse_unsupported()
     quiet_libraries()
     memory = memory or recipe.run.memory
     budget = parse_budget(memory) if memory is not None else None
-    planner = open_planner(recipe, device, budget, processes=devices, strategy=strategy)
+    sent = None if bandwidth is None else parse_size(bandwidth, "bandwidth")
+    planner = open_planner(recipe, device, budget, processes=devices, strategy=strategy, bandwidth_bytes=sent)
+    if devices > 1 and (reason := planner.strategy.why_not(recipe, planner.device)):
+        raise UsageError(reason)
     if maximized is None:
         report = planner(recipe)
     else:
@@ -45,6 +50,28 @@ def plan(
         changes = remedies(recipe, report.capacity_bytes, planner)
         report = report.model_copy(update={"remedies": [change.describe() for change in changes]})
     return report
+
+
+def plan_strategies(
+    recipe: Recipe, memory: str | None = None, *, device: str = "auto", devices: int = 1, bandwidth: str | None = None
+) -> list[StrategyPlan]:
+    """Return a plan on one device alone and one of each strategy on `devices`, in the order of what they send.
+
+    The first that fits is the cheapest. The arguments are those of `plan`. Raises UsageError without a memory.
+    """
+    if memory is None and recipe.run.memory is None:
+        raise UsageError("what fits depends on the memory of a device: give --memory, as in --memory 80GiB")
+
+    def planned(strategy: str, count: int) -> StrategyPlan:
+        made = StrategyPlan(strategy=strategy, devices=count)
+        try:
+            report = plan(recipe, memory, device=device, devices=count, strategy=strategy, bandwidth=bandwidth)
+        except UsageError as error:
+            return made.model_copy(update={"error": str(error)})
+        return made.model_copy(update={"memory": report.model_copy(update={"remedies": []})})
+
+    rows = [planned("ddp", 1).model_copy(update={"strategy": "one device"})]
+    return rows + ([planned(name, devices) for name in STRATEGIES] if devices > 1 else [])
 
 
 def plan_methods(

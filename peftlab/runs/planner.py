@@ -33,7 +33,8 @@ class Planner:
 
     Batches are as large as a recipe allows or, with a `dataset`, as its longest rows make them. The last model is
     kept for recipes that differ in other sections only. `capacity_bytes` is what each process may use, and decides
-    whether a report fits. Raises UsageError for a strategy that training does not support.
+    whether a report fits; `bandwidth_bytes` is what each can send in a second. Raises UsageError for a strategy that
+    training does not support.
     """
 
     def __init__(
@@ -44,10 +45,12 @@ class Planner:
         strategy: str = "ddp",
         capability: tuple[int, int] = DEFAULT_CAPABILITY,
         capacity_bytes: int | None = None,
+        bandwidth_bytes: int | None = None,
         dataset: Dataset | None = None,
     ):
         self.device, self.processes, self.strategy = device, processes, find_strategy(strategy)
         self.capability, self.capacity_bytes, self.dataset = capability, capacity_bytes, dataset
+        self.bandwidth_bytes = bandwidth_bytes
         self._built: tuple[str, Blueprint] | None = None
 
     def __call__(self, recipe: Recipe) -> MemoryReport:
@@ -60,12 +63,13 @@ class Planner:
             strategy=self.strategy,
             capability=self.capability,
             capacity_bytes=self.capacity_bytes,
+            bandwidth_bytes=self.bandwidth_bytes,
         )
 
     @property
     def divides_weights(self) -> bool:
         """Whether each process has a part of every weight, so that steps use fewer speed-ups."""
-        return self.processes > 1 and self.strategy.divides_weights
+        return self.processes > 1 and self.strategy.divides
 
     @property
     def usable_bytes(self) -> int:
@@ -92,7 +96,13 @@ class Planner:
 
 
 def open_planner(
-    recipe: Recipe, device: str, budget: Budget | None, *, processes: int = 1, strategy: str = "ddp"
+    recipe: Recipe,
+    device: str,
+    budget: Budget | None,
+    *,
+    processes: int = 1,
+    strategy: str = "ddp",
+    bandwidth_bytes: int | None = None,
 ) -> Planner:
     """Return the planner for a device by name, with the capacity and the GPU of `budget` where there is one."""
     return Planner(
@@ -101,6 +111,7 @@ def open_planner(
         strategy=strategy,
         capability=budget.capability if budget else DEFAULT_CAPABILITY,
         capacity_bytes=budget.bytes if budget else None,
+        bandwidth_bytes=bandwidth_bytes,
     )
 
 

@@ -83,8 +83,9 @@ class World(ABC):
         """
         return range(count) if self.divided else range(self.process, count, self.processes)
 
-    def why_not(self, recipe: Recipe) -> str:
-        """Return why this strategy cannot train a recipe, and what to change; empty if it can."""
+    @classmethod
+    def why_not(cls, recipe: Recipe, device: torch.device) -> str:
+        """Return why this strategy cannot train a recipe on a device, and what to change; empty if it can."""
         return ""
 
     @property

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, ClassVar
 
 import torch
 from accelerate import Accelerator
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
 
-from peftlab.parameters.divided import divided_as, whole
+from peftlab.parameters.divided import divided_as, packed_as_plain, whole
 from peftlab.parameters.kinds import layer_lists
 from peftlab.parameters.trainable import find_base
 from peftlab.recipe.schema import Recipe
@@ -27,7 +27,10 @@ from peftlab.world.request import is_on
 
 # What cannot work, and what to do instead.
 DIVIDES = "FSDP 2 divides every weight among processes"
-QUANTISED = f"{DIVIDES}, and quantised ones cannot be divided yet; launch with DDP, or use method.type=lora"
+EIGHT_BIT = (
+    f"{DIVIDES}, and 8-bit ones have their scales beside them in another form; set method.quantization=nf4 or launch "
+    "with DDP"
+)
 BESIDE = (
     f"{DIVIDES}, and learned tokens reach the layers outside of the model's own pass: their backward pass crashed with "
     "torch 2.13; launch with DDP, or use another method"
@@ -49,10 +52,11 @@ class Fsdp2(Ddp):
         with _without("ACCELERATE_USE_FSDP", "ACCELERATE_USE_PARALLELISM_CONFIG"):
             return Accelerator(**options)
 
-    def why_not(self, recipe: Recipe) -> str:
-        types = resolve_types(recipe.model.dtype, recipe.training.precision, self.device)
+    @classmethod
+    def why_not(cls, recipe: Recipe, device: torch.device) -> str:
+        types = resolve_types(recipe.model.dtype, recipe.training.precision, device)
         refusals = {
-            QUANTISED: recipe.method.base_format != "plain",
+            EIGHT_BIT: recipe.method.base_format == "int8",
             BESIDE: recipe.method.virtual_tokens > 0,
             OWN_STATES: recipe.training.optimizer.needs_cuda,
             SCALED: types.computation == torch.float16,
@@ -70,8 +74,9 @@ class Fsdp2(Ddp):
             "offload_policy": self._offload(),
         }
         layers = (layer for path in layer_lists(plain) for layer in plain.get_submodule(path).children())
-        for module in (*layers, plain):
-            fully_shard(module, **options)
+        with packed_as_plain(model):
+            for module in (*layers, plain):
+                fully_shard(module, **options)
         return model
 
     def _offload(self) -> OffloadPolicy:
@@ -79,16 +84,9 @@ class Fsdp2(Ddp):
             return CPUOffloadPolicy(pin_memory=self.device.type == "cuda")
         return OffloadPolicy()
 
-    @contextmanager
-    def accumulating(self, model: nn.Module) -> Iterator[None]:
-        units = [module for module in model.modules() if isinstance(module, FSDPModule)]
-        for unit in units:
-            unit.set_requires_gradient_sync(False, recurse=False)
-        try:
-            yield
-        finally:
-            for unit in units:
-                unit.set_requires_gradient_sync(True, recurse=False)
+    def accumulating(self, model: nn.Module) -> AbstractContextManager[None]:
+        """Return a context that changes nothing: gradients are exchanged after every pass, so that none is whole."""
+        return nullcontext()
 
     def capture(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         return self._collect(super().capture(model, optimizer))

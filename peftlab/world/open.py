@@ -73,7 +73,7 @@ def unsupported(title: str, place: str) -> str:
 
 def refuse_recipe(world: World, recipe: Recipe) -> None:
     """Raise UsageError for a recipe that the launch's strategy cannot train, before anything is loaded."""
-    if reason := world.why_not(recipe):
+    if reason := world.why_not(recipe, world.device):
         world.close()
         raise UsageError(reason)
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers.models.roberta.modeling_roberta import RobertaEmbeddings
 
-from peftlab.data.batches import EndToEnd, Padded, collate, evaluation_batches, row_at
+from peftlab.data.batches import EndToEnd, Padded, collate, deal_by_length, evaluation_batches, row_at
 from peftlab.data.rows import ShuffledRows
 from peftlab.data.token_rows import IGNORED, ClassRow, TextRow
 from peftlab.tasks.formats import Completion
@@ -162,3 +162,29 @@ def test_micro_batches_of_like_length_have_the_rows_of_the_step_and_pad_no_more(
     assert [len(micro) for micro in found] == [2, 2, 2]
     flat = [lengths[one] for micro in found for one in micro]
     assert flat == sorted(flat, reverse=True)
+
+
+def test_rows_are_dealt_by_length_worked_out_by_hand():
+    """The longest rows share the first micro-batch: 9 to one process, then 8 and 6 to the other, which has fewer."""
+    lengths = dict(enumerate([1, 9, 2, 8, 3, 6, 2, 5]))
+    assert deal_by_length([[[0, 1], [2, 3]], [[4, 5], [6, 7]]], lengths.__getitem__) == [
+        [[1, 7], [3, 5]],
+        [[4, 0], [2, 6]],
+    ]
+    assert deal_by_length([[[0, 1]], [[2, 3]]], lengths.__getitem__) == [[[0, 1]], [[2, 3]]], "one process alone"
+
+
+@given(st.lists(st.integers(1, 99), min_size=24, max_size=24), st.integers(0, 99), st.integers(2, 4))
+def test_processes_share_the_rows_of_a_step_and_none_has_many_more_tokens(lengths, seed, processes):
+    """The rows of a step are those in the order; a process has at most one longest row more than another."""
+    rows = [token_row(*range(1, 1 + length)) for length in lengths]
+    all_rows = [
+        ShuffledRows(rows, Padded(0), 2, 24 // 2 // processes, one, processes, seed) for one in range(processes)
+    ]
+    dealt = [one.numbers(1) for one in all_rows]
+    assert sorted(number for one in dealt for micro in one for number in micro) == list(range(24))
+    assert dealt == [one.numbers(1) for one in all_rows]
+    for micros in zip(*dealt, strict=True):
+        tokens = [sum(lengths[number] for number in micro) for micro in micros]
+        longest = max(lengths[number] for micro in micros for number in micro)
+        assert {len(micro) for micro in micros} == {2} and max(tokens) - min(tokens) <= longest

@@ -119,3 +119,20 @@ def test_what_an_own_function_saves_is_a_saved_activation_though_nothing_is_reco
     held = dict(zip(CATEGORIES, map(int, ledger.segments()["forward"][:, -1]), strict=True))
     assert held["saved_activations"] == 1000 * FLOAT + FLOAT
     assert held["workspace"] == 0
+
+
+def test_a_storage_that_fsdp_frees_and_fills_again_counts_while_it_has_memory():
+    """FSDP 2 keeps the tensors of gathered weights and takes only their memory away."""
+    from torch.distributed.fsdp._fully_shard import _fsdp_param
+
+    ledger = Ledger()
+    with ledger:
+        gathered = torch.ones(1000)
+        for mark, resize in (("freed", _fsdp_param.free_storage), ("filled", _fsdp_param.alloc_storage)):
+            resize(gathered)
+            ledger.mark(mark)
+            torch.ones(1)
+        del gathered
+        ledger.mark("gone")
+        torch.ones(1)
+    assert [int(part[:, 0].sum()) for part in ledger.segments().values()] == [0, 1000 * FLOAT, 0]

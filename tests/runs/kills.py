@@ -13,6 +13,7 @@ import os
 import random
 import re
 import shutil
+import signal
 import socket
 import sys
 import tempfile
@@ -27,6 +28,7 @@ from typing import Any
 import torch
 
 from peftlab.checkpoint.store import list_steps
+from peftlab.errors import LaunchError
 from peftlab.files import write_atomically
 from peftlab.methods import METHODS as METHOD_TYPES
 from peftlab.recipe.dump import dump_recipe
@@ -36,6 +38,7 @@ from peftlab.runs.directory import RunDirectory
 from peftlab.runs.jobs import Job, start
 from peftlab.runs.verify import differing, load_final
 from peftlab.world.hardware import device_name
+from peftlab.world.request import variables_of
 from tests.runs.recipes import METHODS, shallow_sections
 
 STEPS = 6
@@ -51,15 +54,16 @@ MARKER = ".peftlab"
 
 @dataclass(frozen=True)
 class Case:
-    """A kind of run: method, task and number of processes."""
+    """A kind of run: method, task, number of processes, and how they share the work."""
 
     method: str
     task: str = "causal-lm"
     processes: int = 1
+    strategy: str = "ddp"
 
     @property
     def name(self) -> str:
-        return f"{self.method}-{self.task}-{self.processes}"
+        return f"{self.method}-{self.task}-{self.processes}" + (f"-{self.strategy}" if self.processes > 1 else "")
 
 
 CASES = [
@@ -67,7 +71,9 @@ CASES = [
     *(Case(method, "sequence-classification") for method in ("full", "lora", "adapters", "bitfit")),
     Case("lora", processes=2),
     Case("bitfit", "sequence-classification", 2),
+    *(Case(method, processes=2, strategy="fsdp2") for method in ("lora", "qlora", "full")),
 ]
+LOST = LaunchError.exit_code
 
 
 @dataclass
@@ -83,6 +89,8 @@ class Figures:
     compared: int = 0
     mismatches: list[str] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
+    longest_end_seconds: float = 0.0
+    """The longest that the other processes of a run needed to end after one of them was killed."""
     seconds: float = 0.0
 
 
@@ -136,13 +144,15 @@ def finish_one(folder: Path, case: Case, seconds: float, instants: random.Random
         else:
             wait_for_write(processes[0], killed / "checkpoints", instants.randint(1, 2))
             processes[0].join(instants.uniform(0, WRITING_SECONDS))
-        for process in processes:
-            process.kill()
+        instants.choice(processes).kill()  # the others end by themselves
+        killed_at = time.monotonic()
         codes = end(processes)
         if codes == [0] * case.processes:
             break
-        if codes[0] > 0:
-            figures.faults.append(f"{case.name}: {(folder / 'log-0').read_text().strip().splitlines()[-1]}")
+        figures.longest_end_seconds = max(figures.longest_end_seconds, time.monotonic() - killed_at)
+        if wrong := [number for number, code in enumerate(codes) if code not in (0, -signal.SIGKILL, LOST)]:
+            log = (folder / f"log-{wrong[0]}").read_text().strip() or "no output"
+            figures.faults.append(f"{case.name}, exit codes {codes}: {log.splitlines()[-1]}")
             return
         figures.kills += 1
         figures.cases[case.name] += 1
@@ -180,7 +190,8 @@ def begin(folder: Path, output: Path, case: Case, resume: bool) -> list[BaseProc
         }
     processes = []
     for number in range(case.processes):
-        launched = shared | {"RANK": str(number), "LOCAL_RANK": str(number)} if case.processes > 1 else {}
+        place = {"RANK": str(number), "LOCAL_RANK": str(number)} | variables_of(case.strategy)
+        launched = shared | place if case.processes > 1 else {}
         job = Job(path, (), output, folder / f"log-{number}", launched, resume)
         processes.append(start(job, warm=True).process)
     return processes
@@ -252,15 +263,17 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=60.0)
+    parser.add_argument("--cases", default="", help="only those whose names contain this, as in -2-fsdp2")
     parser.add_argument("--output", type=Path, default=Path("runs/kills.json"))
     arguments = parser.parse_args()
+    cases = [case for case in CASES if arguments.cases in case.name]
     with tempfile.TemporaryDirectory(prefix="peftlab-kills-") as folder:
-        figures = kill_runs(Path(folder), arguments.kills, arguments.seed, arguments.minutes)
+        figures = kill_runs(Path(folder), arguments.kills, arguments.seed, arguments.minutes, cases)
     record = vars(figures) | {
         "machine": f"{device_name(torch.device('cpu'))}, torch {torch.__version__}",
         "date": time.strftime("%Y-%m-%d"),
         "steps": STEPS,
-        "of": [case.name for case in CASES],
+        "of": [case.name for case in cases],
         "seed": arguments.seed,
     }
     arguments.output.parent.mkdir(parents=True, exist_ok=True)

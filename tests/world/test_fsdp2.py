@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from peftlab.checkpoint.manifest import read_manifest
 from peftlab.checkpoint.tensors import load_state
 from peftlab.errors import UsageError
 from peftlab.recipe.schema import Recipe
@@ -26,8 +27,10 @@ from tests.runs.recipes import METHODS, shallow_sections
 
 FSDP2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 OFFLOADED = FSDP2 | {"FSDP_OFFLOAD_PARAMS": "true"}
+# LoRA: both factors start off zero, so that each has a gradient.
 TRAINED = {
-    "lora": METHODS["lora"] | {"init": "orthogonal"},  # both factors start off zero, so that each has a gradient
+    "qlora": METHODS["qlora"],
+    "lora": METHODS["lora"] | {"init": "orthogonal"},
     "full": {"type": "full"},
     "last layer": {"type": "full", "layers": 1},
     "adapters": METHODS["adapters"],
@@ -59,12 +62,12 @@ def gradients_of(run: Path) -> list[torch.Tensor]:
 
 @pytest.fixture(
     scope="module",
-    params=["lora", *(pytest.param(name, marks=pytest.mark.slow) for name in list(TRAINED)[1:])],
+    params=["qlora", *(pytest.param(name, marks=pytest.mark.slow) for name in list(TRAINED)[1:])],
 )
 def pair(request, tmp_path_factory):
     """The folders of a run in one process and in two that divide the weights; as many rows a step."""
     folder = tmp_path_factory.mktemp("fsdp2")
-    two = Pair(small_recipe(TRAINED[request.param], folder / "two", 2), folder, environment=FSDP2)
+    two = Pair(small_recipe(TRAINED[request.param], folder / "two", 2, plan="report"), folder, environment=FSDP2)
     assert two.wait() == [0, 0], two.outputs()
     train(small_recipe(TRAINED[request.param], folder / "one", 4), display=NoDisplay())
     return folder / "one", folder / "two"
@@ -85,6 +88,7 @@ def test_each_process_has_half_of_the_weights_and_of_the_optimisers_state(pair):
     ours, theirs = (result.memory["process"].categories for result in (two, one))
     for name in ("frozen_weights", "trainable_weights"):
         assert ours[name] == pytest.approx(theirs[name] / 2, rel=0.02)
+    assert ours["quantisation_state"] == theirs["quantisation_state"], "scales are whole on each process"
     assert ours["optimiser_state"] < 0.52 * theirs["optimiser_state"] + 1000
 
 
@@ -102,6 +106,24 @@ def test_the_plan_has_the_state_of_one_process_and_no_speed_up_that_is_declined(
     for name in ("frozen_weights", "trainable_weights", "optimiser_state"):
         assert planned.categories[name] == pytest.approx(measured[name], rel=0.02)
     assert planned.categories["logits_and_loss"] > Planner(torch.device("cpu"))(recipe).categories["logits_and_loss"]
+
+
+def test_the_peaks_of_a_process_are_as_planned(pair):
+    """Within 2 %, as the issue asks. In a step the thread of gloo may keep one buffer for a moment longer."""
+    result = RunDirectory.open(pair[1]).read_result()
+    planned, measured = (result.memory[source].phases for source in ("predicted", "measured"))
+    for phase in ("evaluation", "generation", "save"):
+        assert measured[phase] == pytest.approx(planned[phase], rel=0.02)
+    kept = Planner(torch.device("cpu")).blueprint(Recipe.model_validate(result.recipe)).weights
+    layer = sum(one.whole for one in kept if one.layer == 0)
+    for phase in ("first_step", "steady_step"):
+        assert 0.98 * planned[phase] <= measured[phase] <= 1.02 * planned[phase] + layer
+
+
+def test_the_audit_and_the_fingerprints_see_the_scales_of_packed_weights(pair):
+    """A run on one process and one on two have the same frozen bytes, scales included."""
+    manifests = [read_manifest(folder / "checkpoints" / "step-000003").facts for folder in pair]
+    assert manifests[0]["frozen"] == manifests[1]["frozen"]
 
 
 def test_what_is_saved_is_the_same_folder_as_from_one_process(pair):
@@ -141,7 +163,7 @@ def test_a_run_whose_process_was_killed_resumes_to_the_same_bytes_and_in_one_pro
 @pytest.mark.parametrize(
     ("section", "settings", "reason"),
     [
-        ("method", METHODS["qlora"], "quantised ones cannot be divided yet"),
+        ("method", METHODS["qlora"] | {"quantization": "int8"}, "set method.quantization=nf4"),
         ("method", METHODS["prefix"], "crashed with torch 2.13"),
         ("training", {"optimizer": "adamw_8bit"}, "set training.optimizer=adamw"),
         ("training", {"precision": "float16"}, "set training.precision=bfloat16"),
@@ -157,7 +179,7 @@ def test_what_cannot_work_is_refused_in_one_line_before_anything_is_loaded(tmp_p
     with pytest.raises(UsageError, match=reason) as error:
         refuse_recipe(world, Recipe.model_validate(sections))
     assert "\n" not in str(error.value) and closed
-    assert not world.why_not(Recipe.model_validate(shallow_sections("lora", tmp_path, steps=1)))
+    assert not Fsdp2.why_not(Recipe.model_validate(shallow_sections("lora", tmp_path, steps=1)), world.device)
 
 
 def test_a_launch_of_one_process_trains_alone_with_a_note(monkeypatch):
