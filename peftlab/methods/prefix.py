@@ -68,6 +68,11 @@ class Prefix(Method):
         return self.kind == "prefix"
 
     @property
+    def embeds_input(self) -> bool:
+        """peft puts a prompt before embeddings that it looks up itself."""
+        return self.kind == "prompt"
+
+    @property
     def why_padded(self) -> str:
         """A prompt is put before the line once; a prefix is keys and values, which attention puts before each row."""
         return "a prompt is put before a line of the input, not before each row" if self.kind == "prompt" else ""

@@ -102,6 +102,11 @@ class MethodTraits(BaseModel):
         return True
 
     @property
+    def embeds_input(self) -> bool:
+        """Whether the method itself looks up the embeddings of the input, outside of the model's own pass."""
+        return False
+
+    @property
     def why_padded(self) -> str:
         """Why rows cannot be laid end to end in one line of the model's input; empty where they can."""
         return ""

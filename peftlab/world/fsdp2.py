@@ -31,10 +31,7 @@ EIGHT_BIT = (
     f"{DIVIDES}, and 8-bit ones have their scales beside them in another form; set method.quantization=nf4 or launch "
     "with DDP"
 )
-BESIDE = (
-    f"{DIVIDES}, and learned tokens reach the layers outside of the model's own pass: their backward pass crashed with "
-    "torch 2.13; launch with DDP, or use another method"
-)
+EMBEDDED = f"{DIVIDES}, and a prompt needs whole embeddings; set method.kind=prefix or launch with DDP"
 OWN_STATES = f"{DIVIDES}, and bitsandbytes' optimisers take whole ones; set training.optimizer=adamw or launch with DDP"
 SCALED = f"{DIVIDES}, and float16's gradient scaler is untried there; set training.precision=bfloat16"
 CHECKPOINTED = (
@@ -57,7 +54,7 @@ class Fsdp2(Ddp):
         types = resolve_types(recipe.model.dtype, recipe.training.precision, device)
         refusals = {
             EIGHT_BIT: recipe.method.base_format == "int8",
-            BESIDE: recipe.method.virtual_tokens > 0,
+            EMBEDDED: recipe.method.embeds_input,
             OWN_STATES: recipe.training.optimizer.needs_cuda,
             SCALED: types.computation == torch.float16,
             CHECKPOINTED: is_on(os.environ, "FSDP_ACTIVATION_CHECKPOINTING"),
@@ -75,7 +72,7 @@ class Fsdp2(Ddp):
         }
         layers = (layer for path in layer_lists(plain) for layer in plain.get_submodule(path).children())
         with packed_as_plain(model):
-            for module in (*layers, plain):
+            for module in (*layers, plain, *_beside(model, plain)):
                 fully_shard(module, **options)
         return model
 
@@ -100,7 +97,7 @@ class Fsdp2(Ddp):
         if not isinstance(value, torch.Tensor):
             return value
         found = whole(value)
-        return found if self.is_main else None
+        return found.cpu() if self.is_main else None  # all whole tensors together may not fit into a device
 
     def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -125,6 +122,15 @@ class Fsdp2(Ddp):
         finally:
             for module, name, parameter in divided:
                 module._parameters[name] = parameter
+
+
+def _beside(model: nn.Module, plain: nn.Module) -> Iterator[nn.Module]:
+    """Yield the modules that a method keeps beside the plain model and that have parameters of their own."""
+    inside = set(plain.modules())
+    around = {module for module in model.modules() if plain in module.modules()}
+    for module in model.modules():
+        if module not in inside and module not in around and any(True for _ in module.parameters(recurse=False)):
+            yield module
 
 
 def _like(value: Any, parameter: torch.Tensor) -> Any:

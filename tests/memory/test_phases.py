@@ -278,7 +278,7 @@ def test_the_first_strategy_that_fits_is_the_cheapest(tmp_path, memory, fitting)
 
 
 def test_a_plan_refuses_what_the_strategy_cannot_train(tmp_path):
-    recipe = tiny_recipe(write_model(tmp_path, "llama"), {"type": "prefix", "length": 4}, batch_size=2)
+    recipe = tiny_recipe(write_model(tmp_path, "llama"), {"type": "prefix", "kind": "prompt"}, batch_size=2)
     with pytest.raises(UsageError, match="launch with DDP"):
         plan(recipe, devices=2, strategy="fsdp2")
     rows = plan_strategies(recipe, "1TiB", devices=2)

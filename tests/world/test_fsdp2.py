@@ -35,6 +35,7 @@ TRAINED = {
     "last layer": {"type": "full", "layers": 1},
     "adapters": METHODS["adapters"],
     "bitfit": METHODS["bitfit"],
+    "prefix": METHODS["prefix"],
 }
 STEPS = 3
 
@@ -164,7 +165,7 @@ def test_a_run_whose_process_was_killed_resumes_to_the_same_bytes_and_in_one_pro
     ("section", "settings", "reason"),
     [
         ("method", METHODS["qlora"] | {"quantization": "int8"}, "set method.quantization=nf4"),
-        ("method", METHODS["prefix"], "crashed with torch 2.13"),
+        ("method", METHODS["prefix"] | {"kind": "prompt"}, "set method.kind=prefix"),
         ("training", {"optimizer": "adamw_8bit"}, "set training.optimizer=adamw"),
         ("training", {"precision": "float16"}, "set training.precision=bfloat16"),
     ],
