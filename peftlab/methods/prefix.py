@@ -68,9 +68,15 @@ class Prefix(Method):
         return self.kind == "prefix"
 
     @property
-    def embeds_input(self) -> bool:
-        """peft puts a prompt before embeddings that it looks up itself."""
-        return self.kind == "prompt"
+    def why_undivided(self) -> str:
+        """peft looks up embeddings for a prompt by itself, and runs a projection on the process that saves."""
+        if self.kind == "prompt":
+            return "a prompt needs whole embeddings; set method.kind=prefix"
+        return (
+            "a projection is run by one process when it is saved; set method.projection=false"
+            if self.projection
+            else ""
+        )
 
     @property
     def why_padded(self) -> str:

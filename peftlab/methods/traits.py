@@ -102,9 +102,9 @@ class MethodTraits(BaseModel):
         return True
 
     @property
-    def embeds_input(self) -> bool:
-        """Whether the method itself looks up the embeddings of the input, outside of the model's own pass."""
-        return False
+    def why_undivided(self) -> str:
+        """Why processes cannot have a part of each weight, and what to change; empty where they can."""
+        return ""
 
     @property
     def why_padded(self) -> str:

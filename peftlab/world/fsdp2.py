@@ -31,7 +31,6 @@ EIGHT_BIT = (
     f"{DIVIDES}, and 8-bit ones have their scales beside them in another form; set method.quantization=nf4 or launch "
     "with DDP"
 )
-EMBEDDED = f"{DIVIDES}, and a prompt needs whole embeddings; set method.kind=prefix or launch with DDP"
 OWN_STATES = f"{DIVIDES}, and bitsandbytes' optimisers take whole ones; set training.optimizer=adamw or launch with DDP"
 SCALED = f"{DIVIDES}, and float16's gradient scaler is untried there; set training.precision=bfloat16"
 CHECKPOINTED = (
@@ -54,7 +53,7 @@ class Fsdp2(Ddp):
         types = resolve_types(recipe.model.dtype, recipe.training.precision, device)
         refusals = {
             EIGHT_BIT: recipe.method.base_format == "int8",
-            EMBEDDED: recipe.method.embeds_input,
+            f"{DIVIDES}, and {recipe.method.why_undivided} or launch with DDP": recipe.method.why_undivided != "",
             OWN_STATES: recipe.training.optimizer.needs_cuda,
             SCALED: types.computation == torch.float16,
             CHECKPOINTED: is_on(os.environ, "FSDP_ACTIVATION_CHECKPOINTING"),

@@ -165,7 +165,8 @@ def test_a_run_whose_process_was_killed_resumes_to_the_same_bytes_and_in_one_pro
     ("section", "settings", "reason"),
     [
         ("method", METHODS["qlora"] | {"quantization": "int8"}, "set method.quantization=nf4"),
-        ("method", METHODS["prefix"] | {"kind": "prompt"}, "set method.kind=prefix"),
+        ("method", METHODS["prefix"] | {"kind": "prompt"}, "set method.kind=prefix or launch with DDP"),
+        ("method", METHODS["prefix"] | {"projection": True}, "set method.projection=false or launch with DDP"),
         ("training", {"optimizer": "adamw_8bit"}, "set training.optimizer=adamw"),
         ("training", {"precision": "float16"}, "set training.precision=bfloat16"),
     ],
