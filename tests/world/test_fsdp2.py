@@ -100,13 +100,12 @@ def test_the_audit_is_clean_and_a_speed_up_that_reads_weights_is_declined(pair):
     assert not loss.used and "divides them among processes" in loss.reason
 
 
-def test_the_plan_has_the_state_of_one_process_and_no_speed_up_that_is_declined(pair):
+def test_the_plan_has_the_state_of_one_process(pair):
     recipe = Recipe.model_validate(RunDirectory.open(pair[1]).read_result().recipe)
     planned = Planner(torch.device("cpu"), processes=2, strategy="fsdp2")(recipe)
     measured = RunDirectory.open(pair[1]).read_result().memory["process"].categories
     for name in ("frozen_weights", "trainable_weights", "optimiser_state"):
         assert planned.categories[name] == pytest.approx(measured[name], rel=0.02)
-    assert planned.categories["logits_and_loss"] > Planner(torch.device("cpu"))(recipe).categories["logits_and_loss"]
 
 
 def test_the_peaks_of_a_process_are_as_planned(pair):
