@@ -21,7 +21,7 @@ from peftlab.runs.display import NoDisplay
 from peftlab.runs.measured import find_measured, keep_measured
 from peftlab.runs.run import train
 from peftlab.tasks import TASKS
-from tests.runs.recipes import short_recipe
+from tests.runs.recipes import shallow_recipe
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def token_switch(result):
 
 
 def start(path, **changes):
-    recipe = short_recipe("lora", path)
+    recipe = shallow_recipe("lora", path)
     training = recipe.training.model_copy(update={"speed": recipe.training.speed.model_copy(update=changes)})
     return train(recipe.model_copy(update={"training": training}), display=NoDisplay())
 

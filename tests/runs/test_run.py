@@ -17,7 +17,7 @@ from peftlab.runs.generation import generate
 from peftlab.runs.run import train
 from peftlab.runs.setup import count_steps
 from peftlab.runs.use import evaluate
-from tests.runs.recipes import short_recipe
+from tests.runs.recipes import shallow_recipe
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def runs(tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
     results = {}
     for name in METHODS:
-        result = train(short_recipe(name, root / name), name=name, display=NoDisplay())
+        result = train(shallow_recipe(name, root / name), name=name, display=NoDisplay())
         results[name] = (result, RunDirectory.open(root / name))
     return results
 
@@ -117,15 +117,15 @@ def test_the_process_is_measured_in_every_phase(runs):
 
 def test_the_preflight_does_not_change_the_training(runs, tmp_path, monkeypatch):
     monkeypatch.setattr("peftlab.runs.training.measure_longest", lambda *_: runs["lora"][0].memory["measured"])
-    without = train(short_recipe("lora", tmp_path / "run"), display=NoDisplay())
+    without = train(shallow_recipe("lora", tmp_path / "run"), display=NoDisplay())
     assert without.metrics == runs["lora"][0].metrics
 
 
 def test_the_preflight_does_not_decay_the_weights(runs, tmp_path, monkeypatch):
     decaying = {"steps": 1, "weight_decay": 100.0}
-    with_it = train(short_recipe("adapters", tmp_path / "with", **decaying), display=NoDisplay())
+    with_it = train(shallow_recipe("adapters", tmp_path / "with", **decaying), display=NoDisplay())
     monkeypatch.setattr("peftlab.runs.training.measure_longest", lambda *_: runs["lora"][0].memory["measured"])
-    without = train(short_recipe("adapters", tmp_path / "without", **decaying), display=NoDisplay())
+    without = train(shallow_recipe("adapters", tmp_path / "without", **decaying), display=NoDisplay())
     assert without.metrics == with_it.metrics
 
 
@@ -152,7 +152,7 @@ def test_a_run_generates(runs):
 
 
 def test_the_same_recipe_gives_the_same_bytes(runs, tmp_path):
-    train(short_recipe("lora", tmp_path / "again"), display=NoDisplay())
+    train(shallow_recipe("lora", tmp_path / "again"), display=NoDisplay())
     again, first = (
         load_file(path / "weights" / "adapter_model.safetensors") for path in (tmp_path / "again", runs["lora"][1].path)
     )
@@ -162,7 +162,7 @@ def test_the_same_recipe_gives_the_same_bytes(runs, tmp_path):
 
 
 def test_evaluation_during_training_is_recorded(tmp_path):
-    recipe = short_recipe("bitfit", tmp_path / "run", steps=4)
+    recipe = shallow_recipe("bitfit", tmp_path / "run", steps=4)
     recipe = recipe.model_copy(update={"evaluation": recipe.evaluation.model_copy(update={"every": 2})})
     train(recipe, display=NoDisplay())
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
@@ -171,7 +171,7 @@ def test_evaluation_during_training_is_recorded(tmp_path):
 
 def test_a_run_that_diverges_has_that_status_in_its_record(tmp_path):
     with pytest.raises(DivergedError, match="step 2"):
-        train(short_recipe("full", tmp_path / "run", learning_rate=1e30, schedule="constant"), display=NoDisplay())
+        train(shallow_recipe("full", tmp_path / "run", learning_rate=1e30, schedule="constant"), display=NoDisplay())
     result = RunDirectory.open(tmp_path / "run").read_result()
     assert result.status == "diverged" and "step 2" in result.error
     assert not (tmp_path / "run" / "weights").exists()
@@ -182,7 +182,7 @@ def test_a_method_that_does_not_fit_the_model_fails_before_weights_are_loaded(tm
         raise AssertionError("weights were loaded")
 
     monkeypatch.setattr("peftlab.runs.loading.load_model", refuse)
-    recipe = short_recipe("lora", tmp_path / "run")
+    recipe = shallow_recipe("lora", tmp_path / "run")
     recipe = recipe.model_copy(update={"method": recipe.method.model_copy(update={"rank": 10_000})})
     with pytest.raises(MethodError, match="method.rank: .* so that rank 10000 does not fit"):
         train(recipe, display=NoDisplay())
@@ -190,7 +190,7 @@ def test_a_method_that_does_not_fit_the_model_fails_before_weights_are_loaded(tm
 
 
 def test_a_tracker_that_is_not_installed_is_one_line(tmp_path):
-    recipe = short_recipe("lora", tmp_path / "run")
+    recipe = shallow_recipe("lora", tmp_path / "run")
     recipe = recipe.model_copy(update={"run": recipe.run.model_copy(update={"trackers": ("comet_ml",)})})
     with pytest.raises(MissingRequirementError, match="run.trackers: comet_ml"):
         train(recipe, display=NoDisplay())
@@ -201,7 +201,7 @@ EPOCHS = [(1, 16, 1, 2), (1, 17, 1, 3), (0.5, 16, 2, 1), (1.1, 80, 1, 11), (0.7,
 
 @pytest.mark.parametrize(("epochs", "rows", "processes", "steps"), EPOCHS)
 def test_epochs_are_whole_steps(tmp_path, epochs, rows, processes, steps):
-    training = short_recipe("lora", tmp_path, steps=None, epochs=epochs, batch_size=8).training
+    training = shallow_recipe("lora", tmp_path, steps=None, epochs=epochs, batch_size=8).training
     assert count_steps(training, rows, processes) == steps
 
 
