@@ -125,7 +125,9 @@ def render_runs(entries: Sequence[Entry], folder: Path) -> RenderableType:
     table.padding = (0, 1, 0, 0)
     for column in table.columns[1:]:
         column.no_wrap = True
-    table.columns[1].justify = table.columns[-1].justify = "left" if states else "right"
+    table.columns[1].justify = "left"
+    if states:
+        table.columns[-1].justify = "left"
     for entry in entries:
         values = entry.values
         trainable, peak, seconds = (
