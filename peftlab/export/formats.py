@@ -13,6 +13,7 @@ from peftlab.export.adapterhub import export_adapters
 from peftlab.export.gguf import export_adapter, export_model
 from peftlab.export.job import Job
 from peftlab.export.peft import export_peft
+from peftlab.export.sentences import export_sentences
 from peftlab.files import write_atomically
 from peftlab.reports import ExportReport
 from peftlab.runs.card import write_card
@@ -47,6 +48,9 @@ FORMATS = {
     ),
     "peft": Export("the adapter as a folder of PEFT", export_peft, {}, "peft"),
     "adapters": Export("the bottlenecks as a folder of AdapterHub's library", export_adapters, {}, "adapters"),
+    "sentence-transformers": Export(
+        "the encoder with its pooling, for vectors of texts", export_sentences, {}, "sentence-transformers"
+    ),
 }
 
 
@@ -64,7 +68,8 @@ def export(run: Path, out: Path, to: str, options: MergeOptions = DEFAULTS) -> E
         job = Job(run, directory, recipe, temporary, options)
         report = FORMATS[to].write(job)
         shutil.rmtree(temporary / "merged", ignore_errors=True)
-        files = {path.name: path.stat().st_size for path in sorted(temporary.iterdir()) if path.is_file()}
+        every = sorted(path for path in temporary.rglob("*") if path.is_file())
+        files = {path.relative_to(temporary).as_posix(): path.stat().st_size for path in every}
         largest = max(files, key=lambda name: files[name])
         places = {"folder": quote(str(out)), "file": quote(str(out / largest))}
         commands = {**FORMATS[to].serve, **report.serve}

@@ -37,10 +37,15 @@ LOADS: dict[str, str] = {
     "tokenizer = AutoTokenizer.from_pretrained({place!r})",
     "adapters": "import adapters; from transformers import {auto}; model = {base}\n"
     "adapters.init(model)\nmodel.load_adapter({place!r}, set_active=True, use_safetensors=True)",
+    "sentence-transformers": "from sentence_transformers import SentenceTransformer\n"
+    "vectors = SentenceTransformer({place!r}).encode(['a text'])",
     "gguf-adapter": "# beside the base in GGUF\nllama-server -m BASE.gguf --lora {file}",
     "gguf": "from transformers import {auto}\n# or: llama-server -m {file}\n"
     "model = {auto}.from_pretrained({place!r}, gguf_file={file!r})",
 }
+
+LIBRARIES = {"plain": "transformers", "peftlab": "peft", "gguf-adapter": "gguf"}
+"""The library that a name in LOADS stands for, where it is not the library's own name."""
 
 
 def write_card(
@@ -64,7 +69,7 @@ def write_card(
         license="other" if licence in OWN_LICENCES.values() else licence,
         license_name=licence if licence in OWN_LICENCES.values() else None,
         base_model=base,
-        library_name={"plain": "transformers", "gguf": "gguf", "adapters": "adapters"}.get(loads, "peft"),
+        library_name=LIBRARIES.get(loads, loads),
         tags=["peftlab", recipe.method.type],
         model_name=result.name,
         eval_results=_results(recipe, result),

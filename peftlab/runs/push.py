@@ -63,7 +63,8 @@ def collect_files(source: Path, temporary: Path, repo: str, verify: bool) -> dic
         folder, card = source, source / CARD
     else:
         raise UsageError(f"{source} is neither a run nor a folder written by `peftlab merge` or `peftlab export`")
-    found = {path.name: path for path in folder.iterdir() if path.is_file() and path.suffix in KINDS}
+    every = (path for path in folder.rglob("*") if path.is_file() and path.suffix in KINDS)
+    found = {path.relative_to(folder).as_posix(): path for path in every}
     return found | ({CARD: card} if card.is_file() else {})
 
 
