@@ -19,12 +19,23 @@ class Type(StrEnum):
     float16 = "float16"
 
 
+class Quantized(StrEnum):
+    nf4 = "nf4"
+    int8 = "int8"
+
+
 @answers
 def merge(
     run: RunPath,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the merged model.", show_default=False)],
     base: MergeBase = Base.auto,
     dtype: Annotated[Type, typer.Option("--dtype", help="Type of the weights; auto is the base's.")] = Type.auto,
+    quantize: Annotated[
+        Quantized | None,
+        typer.Option(
+            "--quantize", help="Quantise the result again; it needs bitsandbytes to load.", show_default=False
+        ),
+    ] = None,
     rows: ComparedRows = 64,
     tolerance: Tolerance = None,
     overwrite: Overwrite = False,
@@ -36,7 +47,9 @@ def merge(
     from peftlab.runs.merge import MergeOptions
     from peftlab.runs.merge import merge as merge_run
 
-    options = MergeOptions(base.value, dtype.value, rows, tolerance, not no_verify, overwrite)
+    options = MergeOptions(
+        base.value, dtype.value, rows, tolerance, not no_verify, overwrite, quantize and quantize.value
+    )
     report = merge_run(run, out, options)
     return report.model_dump(), lambda: show_merge(report), 0
 

@@ -18,12 +18,24 @@ def render_merge(report: MergeReport) -> RenderableType:
     facts = Table.grid(padding=(0, 2))
     facts.add_row("merged", f"{report.run} into {report.folder} ({report.dtype})")
     facts.add_row("base", report.base)
+    if report.quantize:
+        facts.add_row("quantised", f"dense layers in {report.quantize}")
     facts.add_row("tensors", ", ".join(f"{count:,} {kind}" for kind, count in report.tensors.items()))
     if not report.agreements:
         return Group(facts, "", "not compared with the trained model (--rows 0)", *serving(report.serve))
     found = next(iter(report.agreements.values()))
     rows = f"compared with the trained model on {found.rows} {report.part} rows, {found.targets:,} targets:"
-    return Group(facts, "", rows, agreement_table(report), "", conclusion(report), *serving(report.serve))
+    parts = [facts, "", rows, agreement_table(report), "", conclusion(report), *_quantized(report)]
+    return Group(*parts, *serving(report.serve))
+
+
+def _quantized(report: MergeReport) -> list[RenderableType]:
+    """Return the comparison of what was quantised again; nothing where nothing was."""
+    if report.quantize is None or report.quantized is None or report.quantized_limit is None:
+        return []
+    models = ("trained model", report.quantize)
+    table = compared("quantised again", {report.quantize: report.quantized}, models, report.effect)
+    return ["", table, "", passed(report.quantized, report.quantized_limit)]
 
 
 def serving(commands: Mapping[str, str]) -> list[RenderableType]:
@@ -65,7 +77,12 @@ def _change(one: AgreementReport) -> str:
 
 def conclusion(report: MergeReport) -> str:
     found = report.agreements[report.base]
-    return f"passed: the difference of {found.rms:.3g} is within the limit of {report.limit:.3g}"
+    assert report.limit is not None, "what was compared has a limit"
+    return passed(found, report.limit)
+
+
+def passed(found: AgreementReport, limit: float) -> str:
+    return f"passed: the difference of {found.rms:.3g} is within the limit of {limit:.3g}"
 
 
 def render_export(report: ExportReport) -> RenderableType:
@@ -81,8 +98,7 @@ def render_export(report: ExportReport) -> RenderableType:
         found = report.agreement
         rows = f"compared with the trained model on {found.rows} {report.part} rows, {found.targets:,} targets:"
         table = compared("read back", {report.dtype or report.to: found}, ("trained model", report.to), report.effect)
-        passed = f"passed: the difference of {found.rms:.3g} is within the limit of {report.limit:.3g}"
-        parts += ["", rows, table, "", passed]
+        parts += ["", rows, table, "", passed(found, report.limit)]
     parts += ["", *report.notes] if report.notes else []
     return Group(*parts, *serving(report.serve))
 

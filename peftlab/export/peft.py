@@ -34,11 +34,13 @@ def export_peft(job: Job) -> ExportReport:
     config = json.loads((weights / CONFIG).read_text(encoding="utf-8"))
     reference = resolve(job.recipe.model.name, job.recipe.model.revision)
     if reference.folder is not None:
-        config["base_model_name_or_path"] = str(reference.folder.resolve())
+        config["base_model_name_or_path"] = str(reference.folder.resolve() / (reference.gguf_file or ""))
     (job.out / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     shutil.copy(weights / WEIGHTS, job.out / WEIGHTS)
     load_saved_tokenizer(weights, job.recipe.model).save_pretrained(job.out)
     refused = refusals(config, job.out)
+    if reference.gguf_file is not None and not refused:
+        refused = [f"the base is one file ({reference.gguf_file}), beside which vLLM serves no adapter: merge the run"]
     serve = {} if refused else {"vLLM": _vllm(config, job)}
     report = ExportReport(run=str(job.run), folder="", to="peft", notes=refused, serve=serve)
     return _compare(report, job) if job.options.rows else report

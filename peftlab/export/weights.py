@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -126,9 +128,11 @@ def open_gguf(path: Path, bench: Bench) -> nn.Module:
 
 def read_gguf(path: Path, config: Any, task: Any) -> nn.Module:
     """Return the model in a GGUF file as transformers reads it with a config. Raises StorageError without a tensor."""
-    loaded: Any = auto_class(task).from_pretrained(
-        path.parent, gguf_file=path.name, config=config, dtype=torch.float32, output_loading_info=True
-    )
+    # transformers shows a progress bar for GGUF files that none of its settings disables.
+    with contextlib.redirect_stderr(io.StringIO()):
+        loaded: Any = auto_class(task).from_pretrained(
+            path.parent, gguf_file=path.name, config=config, dtype=torch.float32, output_loading_info=True
+        )
     model, found = loaded
     if found["missing_keys"]:
         raise StorageError(f"{path.name}: read back, it lacks {min(found['missing_keys'])}")

@@ -42,9 +42,15 @@ def _why_unreachable() -> str | None:
 
 def cached_commit(reference: Reference) -> str | None:
     """Return the commit of a hub model in the cache, None if it is not there or is not a hub model."""
+    folder = cached_folder(reference)
+    return None if folder is None else folder.name
+
+
+def cached_folder(reference: Reference) -> Path | None:
+    """Return the folder of a hub model in the cache, None if it is not there or is not a hub model."""
     from huggingface_hub import try_to_load_from_cache
 
     if reference.hub_id is None:
         return None
     path = try_to_load_from_cache(reference.hub_id, "config.json", revision=reference.revision)
-    return Path(path).parent.name if isinstance(path, str) else None
+    return Path(path).parent if isinstance(path, str) else None

@@ -32,7 +32,7 @@ class MergeReport(Report):
     `effect` is the `rms` of what training changed, `limit` the largest `rms` of the difference that passes.
     `agreements` are by the base that the updates were added to; `base` is the one that was chosen, `part` the rows
     that were compared. Both are empty where nothing was compared. `serve` has a command for each server that takes
-    the folder.
+    the folder. `quantized` is the comparison of what was quantised after that (`quantize` says how).
     """
 
     run: str
@@ -44,6 +44,9 @@ class MergeReport(Report):
     effect: float | None = None
     limit: float | None = None
     agreements: dict[str, AgreementReport] = Field(default_factory=dict)
+    quantize: str | None = None
+    quantized: AgreementReport | None = None
+    quantized_limit: float | None = None
     serve: dict[str, str] = Field(default_factory=dict)
 
 

@@ -38,6 +38,8 @@ TOLERANCES = {
     "float16": Tolerance(0.03, 2**-10),
     "bfloat16": Tolerance(0.1, 2**-7),
     "q8_0": Tolerance(0.3, 2**-7),
+    "int8": Tolerance(0.3, 2**-7),
+    "nf4": Tolerance(1.0, 2**-5),
 }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -18,6 +18,7 @@ from peftlab.runs.directory import RunDirectory
 from peftlab.runs.gate import ROWS, Gate, open_bench
 from peftlab.runs.launch import launched
 from peftlab.runs.merge_bases import Merging, list_bases
+from peftlab.runs.merge_quantize import quantize_merged
 from peftlab.runs.merge_shards import open_shards
 from peftlab.runs.output_folder import put_in_place, refuse_output, temporary_folder
 from peftlab.runs.use import open_run
@@ -41,6 +42,7 @@ class MergeOptions:
     the type of the weights; `auto` is the base's, or the format's own. `rows` are the held-out rows on which the
     result is compared (0: not compared), `tolerance` the part of what training changed that may differ (None: by
     the type). `verify` compares the run's files with its digests first; `overwrite` replaces an earlier result.
+    `quantize` (nf4, int8) quantises a merged folder again; exports have formats of their own.
     """
 
     base: str = "auto"
@@ -49,6 +51,7 @@ class MergeOptions:
     tolerance: float | None = None
     verify: bool = True
     overwrite: bool = False
+    quantize: str | None = None
 
 
 DEFAULTS = MergeOptions()
@@ -61,16 +64,22 @@ def merge(folder: Path, out: Path, options: MergeOptions = DEFAULTS) -> MergeRep
     leaves nothing, where the difference is too large, or where a tensor of the run is lost.
     """
     refuse_output(out, folder, options.overwrite, RECORD, "a merged model")
-    with merged_beside(folder, out, options) as merged:
+    # The tolerance is that of the result: a plain merge before it has its own.
+    plain = options if options.quantize is None else replace(options, tolerance=None)
+    with merged_beside(folder, out, plain) as merged:
+        report = merged.report
+        if options.quantize is not None:
+            values = quantize_merged(merged.folder, merged.work, options.quantize, options.tolerance)
+            report = report.model_copy(update=values)
         serve = _serve_commands(merged.work.recipe.task, out)
-        report = merged.report.model_copy(update={"folder": str(out), "serve": serve})
+        report = report.model_copy(update={"folder": str(out), "serve": serve})
         write_atomically(merged.folder / RECORD, report.model_dump_json(indent=2) + "\n")
         write_card(
             merged.folder,
             merged.work.recipe,
             merged.directory,
             loads="plain",
-            agreement=report.agreements.get(report.base),
+            agreement=report.quantized or report.agreements.get(report.base),
             place=out.name,
         )
         put_in_place(merged.folder, out)

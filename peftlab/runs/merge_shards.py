@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -18,8 +17,8 @@ from transformers.pytorch_utils import Conv1D
 from peftlab.errors import StorageError, listed
 from peftlab.methods import Method
 from peftlab.models.build import build_meta
-from peftlab.models.checkpoint import stored_shapes
-from peftlab.models.reference import Reference, resolve
+from peftlab.models.reference import resolve
+from peftlab.models.stored_tensors import Safetensors, StoredTensors, open_tensors
 from peftlab.parameters.trainable import find_base
 from peftlab.recipe.schema import Recipe
 
@@ -30,12 +29,12 @@ INDEX = "model.safetensors.index.json"
 
 @dataclass
 class Shards:
-    """A plain checkpoint in `source`, and the tensors that a run stored, by the model's own names.
+    """The tensors of a plain checkpoint, and those that a run stored, by the model's own names.
 
     `added` are the stored tensors that the checkpoint does not have, `model` is without weights.
     """
 
-    source: Path
+    source: StoredTensors
     model: PreTrainedModel
     method: Method
     stored: dict[str, Tensor]
@@ -83,10 +82,8 @@ class Shards:
             yield tensors, size
 
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
-        for file in sorted(self.source.glob("*.safetensors")):
-            with safe_open(file, "pt") as opened:  # a file is mapped into memory as long as it is open
-                for name in sorted(opened.keys()):
-                    yield name, self._merged(name, opened.get_tensor(name))
+        for name, tensor in self.source:
+            yield name, self._merged(name, tensor)
         for name in self.added:
             self.counts["trained"] += 1
             yield name, self.stored[name]
@@ -109,25 +106,26 @@ class Shards:
 def open_shards(recipe: Recipe, weights: Path, base: str, labels: Sequence[str] | None) -> Shards | None:
     """Return the shards that a run can be merged from; None where its model has to be built for it.
 
-    Shards need a base that is a folder of safetensors files whose tensors have the model's own names and shapes. They
-    suit neither a quantised base to be dequantised, nor added tokens, nor a method that changed the base when it
-    started.
+    Shards need a base on this machine whose tensors have the model's own names and shapes: a folder of safetensors, a
+    hub's model in the cache, or a GGUF file. They suit neither a quantised base to be dequantised, nor added tokens,
+    nor a method that changed the base when it started.
     """
     method = recipe.method
     if not method.merges_by_tensor or base == "dequantised" or recipe.model.add_tokens:
         return None
-    reference = resolve(recipe.model.name, recipe.model.revision)
-    source = weights if method.stores == "all" else reference.folder if reference.kind == "folder" else None
-    if source is None or recipe.model.init == "random" and source != weights:
+    whole = method.stores == "all"
+    if recipe.model.init == "random" and not whole:
         return None
     model, _ = build_meta(recipe.model, labels)
-    stored = {} if source == weights else method.read_stored(weights)
+    reference = resolve(recipe.model.name, recipe.model.revision)
+    source = Safetensors(weights) if whole else open_tensors(reference, model)
+    if source is None or not source.shapes:
+        return None
+    stored = {} if whole else method.read_stored(weights)
     wanted = {name: tuple(one.shape) for name, one in find_base(model)[1].state_dict().items()}
-    there = stored_shapes(Reference(label=str(source), folder=source)) or {}
     own = {name: tuple(one.shape) for name, one in stored.items() if name in wanted}
     tied = set(getattr(model, "all_tied_weights_keys", None) or ())
-    lacking = wanted.keys() - there.keys() - own.keys() - tied
-    fits = all(wanted.get(name) == shape for name, shape in (there | own).items())
-    if not fits or not there or lacking:
+    lacking = wanted.keys() - source.shapes.keys() - own.keys() - tied
+    if lacking or any(wanted.get(name) != shape for name, shape in (source.shapes | own).items()):
         return None
-    return Shards(source, model, method, stored, added=[name for name in own if name not in there])
+    return Shards(source, model, method, stored, added=[name for name in own if name not in source.shapes])

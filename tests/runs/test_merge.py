@@ -15,11 +15,13 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from peftlab.cli.app import run as run_command
 from peftlab.errors import MethodError, StorageError, UsageError
+from peftlab.export.gguf_model import write_model
 from peftlab.methods.lora import LoRA
 from peftlab.recipe.schema import Recipe
 from peftlab.runs.merge import MergeOptions, merge
 from peftlab.runs.run import train
 
+from ..export.test_gguf import small
 from .recipes import METHODS, shallow_sections
 
 IDS = torch.arange(5, 25)[None]
@@ -202,6 +204,46 @@ def test_a_large_model_is_written_in_several_files_in_the_memory_of_one(run, tmp
     assert len(files) > 2
     found = {name: one for file in files for name, one in load_file(tmp_path / "many" / file).items()}
     torch.testing.assert_close(found, load_file(tmp_path / "one" / "model.safetensors"), rtol=0, atol=0)
+
+
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize("family", ["llama", pytest.param("qwen2", marks=SLOW), pytest.param("gemma2", marks=SLOW)])
+def test_a_base_in_gguf_is_merged_tensor_by_tensor_as_the_whole_model_is(family, tmp_path, monkeypatch):
+    write_model(small(tmp_path / "base", family), tmp_path / "base.gguf", "q8_0", "base")
+    run = trained(tmp_path, {"type": "lora", "rank": 4}, model={"name": str(tmp_path / "base.gguf")})
+    report = merge(run, tmp_path / "out")
+    assert report.agreements["original"].rms < 1e-3 * report.effect
+    with monkeypatch.context() as patch:
+        patch.setattr("peftlab.runs.merge_bases.Merging.load", None)  # no model is built for it
+        assert merge(run, tmp_path / "alone", MergeOptions(rows=0)).tensors["merged"] == 14
+    monkeypatch.setattr("peftlab.runs.merge.open_shards", lambda *_: None)
+    assert merge(run, tmp_path / "whole", MergeOptions(rows=0)).tensors == report.tensors
+    one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("out", "whole"))
+    torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-6)
+    configs = [json.loads((tmp_path / name / "config.json").read_text()) for name in ("out", "whole")]
+    assert configs[0] == configs[1]
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_a_merged_folder_is_quantised_again_and_compared(run, kind, tmp_path):
+    report = merge(run, tmp_path / "out", MergeOptions(quantize=kind))
+    assert report.quantized is not None and 0 < report.quantized.rms <= report.quantized_limit
+    assert report.agreements["original"].rms < 1e-3 * report.effect
+    config = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
+    assert config["load_in_4bit"] == (kind == "nf4") and not config["load_in_4bit"] == config["load_in_8bit"]
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    kinds = {name.rpartition(".")[2]: type(one).__name__ for name, one in model.named_modules()}
+    assert kinds["down_proj"] == {"nf4": "Linear4bit", "int8": "Linear8bitLt"}[kind] and kinds["lm_head"] == "Linear"
+    assert model.generate(IDS, max_new_tokens=2).shape[1] > IDS.shape[1]
+    assert [path.name for path in (tmp_path / "out").glob("*.safetensors")] == ["model.safetensors"]
+
+
+def test_what_quantising_breaks_is_refused_and_leaves_nothing(run, tmp_path):
+    with pytest.raises(StorageError, match="the model in nf4 is not the trained one.*without --quantize"):
+        merge(run, tmp_path / "out", MergeOptions(quantize="nf4", tolerance=1e-6))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_head_apart_from_its_embedding_is_refused_where_a_reload_ties_it(run, whole, tmp_path, monkeypatch):
