@@ -30,13 +30,13 @@ def export_sentences(job: Job) -> ExportReport:
     """Merge the run and write its encoder; every tensor of it is that of the merged model, which was compared.
 
     The pooling is the base's own where the base is a model of sentence-transformers, else the mean of the tokens.
-    Raises ModelError where the model is no encoder.
+    Raises ModelError where the model is not an encoder.
     """
     with merged_beside(job.run, job.out / "merged", job.options) as merged:
         config = AutoConfig.from_pretrained(merged.folder, local_files_only=True)
         if config.model_type not in ENCODERS or getattr(config, "is_decoder", False):
             raise ModelError(
-                f"--to sentence-transformers: {config.model_type} models are no encoders here, and a vector of a text "
+                f"--to sentence-transformers: {config.model_type} models are not encoders here, and a vector of a text "
                 "is made of tokens that read both sides; use `peftlab merge`"
             )
         for file in merged.folder.iterdir():

@@ -81,7 +81,7 @@ def test_a_base_of_sentence_transformers_keeps_its_own_pooling(tmp_path):
 
 def test_a_model_that_reads_one_side_is_refused(tmp_path):
     run = trained(tmp_path, METHODS["bitfit"], training={"steps": 1})
-    with pytest.raises(ModelError, match="llama models are no encoders here"):
+    with pytest.raises(ModelError, match="llama models are not encoders here"):
         export(run, tmp_path / "out", "sentence-transformers")
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
