@@ -1,49 +1,93 @@
-"""Budgets as users write them: `trainable=300k`, `trainable=0.5%`, `memory=8GiB`, `stored=2MB`, `seconds=600`."""
+"""Budgets as users write them: `trainable=300k`, `memory=8GiB`, `seconds=600`, or several that all must be met."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import exp, log
 from typing import Literal, get_args
 
 from peftlab.errors import UsageError, nearest
 from peftlab.sizes import parse_budget as parse_memory
 from peftlab.sizes import parse_size
 
-Kind = Literal["trainable", "memory", "stored", "seconds"]
+Kind = Literal["trainable", "memory", "stored", "seconds", "operations"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-EXAMPLES = "trainable=300k, trainable=0.5%, memory=8GiB, stored=2MB or seconds=600"
-NUMBER = re.compile(r"([0-9][0-9_]*(?:\.[0-9]+)?)\s*([A-Za-z%]*)")
+EXAMPLES = "trainable=300k, trainable=0.5%, memory=8GiB, stored=2MB, seconds=600 or operations=3P"
+NUMBER = re.compile(r"([0-9][0-9_]*(?:\.[0-9]+)?(?:e\+?[0-9]+)?)\s*([A-Za-z%]*)")
 COUNTS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
 TIMES = {"": 1, "s": 1, "min": 60, "h": 3600}
+OPERATIONS = {"": 1, "g": 10**9, "t": 10**12, "p": 10**15, "e": 10**18, "z": 10**21}
+FRONTIER_POINTS = 5
+FRONTIER_EXAMPLES = "trainable=10k..10M, stored=1MB..100MB or trainable=10k..10M:7 (points)"
 
 
 @dataclass(frozen=True)
 class Budget:
-    """The limit of one run: `amount` in parameters, bytes or seconds, or as a share of the base's parameters.
+    """The limit of one run: `amount` in parameters, bytes, seconds or operations, or a share of the base's parameters.
 
-    `text` is the budget as the user wrote it.
+    `text` is the budget as the user wrote it; `others` are limits that the run must stay within too.
     """
 
     kind: Kind
     text: str
     amount: float
     is_share: bool = False
+    others: tuple[Budget, ...] = ()
 
     @property
     def value(self) -> str:
         return self.text.partition("=")[2]
 
     def __str__(self) -> str:
-        return self.text
+        return ",".join([self.text, *(other.text for other in self.others)])
 
 
 def parse_budget(text: str) -> Budget:
-    """Return the budget of a text such as `trainable=300k`.
+    """Return the budget of a text such as `trainable=300k`, or of several with commas, which all must be met.
 
     Units: k, M, B or % (of the base's parameters) for parameters; those of bytes, or a GPU's name, for memory; those
-    of bytes for stored; s, min or h for seconds. Raises UsageError, one line, for anything else.
+    of bytes for stored; s, min or h for seconds; G, T, P or E for operations. Raises UsageError, one line, for
+    anything else.
     """
+    first, *others = (_parse_one(part) for part in text.split(","))
+    kinds = [one.kind for one in (first, *others)]
+    if len(set(kinds)) < len(kinds):
+        raise UsageError(f"{text!r} has two budgets of one kind; give one limit of each")
+    return replace(first, others=tuple(others))
+
+
+def parse_frontier(text: str) -> tuple[str, ...]:
+    """Return the budgets of `trainable=10k..10M`: amounts between its ends, each as many times the one before.
+
+    Five, or as many as `:N` at the end says. Raises UsageError.
+    """
+    kind, _, ends = (part.strip() for part in text.partition("="))
+    found = re.fullmatch(r"(.+?)\.\.(.+?)(?::(\d+))?", ends)
+    if not found:
+        raise UsageError(f"--frontier {text!r}: write {FRONTIER_EXAMPLES}")
+    low, high = (_parse_one(f"{kind}={end}") for end in found.groups()[:2])
+    points = int(found[3] or FRONTIER_POINTS)
+    if not low.amount < high.amount or low.is_share != high.is_share or points < 2:
+        raise UsageError(f"--frontier {text!r}: must go from a smaller to a larger amount in at least 2 points")
+    steps = [index / (points - 1) for index in range(points)]
+    amounts = [exp(log(low.amount) + step * log(high.amount / low.amount)) for step in steps]
+    return (low.text, *(_write(low, amount) for amount in amounts[1:-1]), high.text)
+
+
+def _write(like: Budget, amount: float) -> str:
+    """Return a budget of this amount, of the kind of another, with three digits and a unit that can be read back."""
+    if like.is_share:
+        return f"{like.kind}={100 * amount:.3g}%"
+    if like.kind in ("memory", "stored"):
+        return f"{like.kind}={amount / 2**20:.4g}MiB" if amount < 2**30 else f"{like.kind}={amount / 2**30:.4g}GiB"
+    amount = float(f"{amount:.3g}")
+    units = {"trainable": COUNTS, "operations": OPERATIONS}.get(like.kind, {"": 1})
+    unit, size = max(((unit, size) for unit, size in units.items() if size <= amount), key=lambda one: one[1])
+    return f"{like.kind}={amount / size:.3g}{unit if unit == 'k' else unit.upper()}"
+
+
+def _parse_one(text: str) -> Budget:
     kind, equals, value = (part.strip() for part in text.partition("="))
     if not equals:
         raise UsageError(f"{text!r} is not a valid budget; write {EXAMPLES}")
@@ -56,6 +100,8 @@ def parse_budget(text: str) -> Budget:
         return Budget(kind, text, parse_size(value, "stored"))
     if kind == "seconds":
         return Budget(kind, text, _parse_number(kind, value, TIMES, "600, 90s, 10min or 2h"))
+    if kind == "operations":
+        return Budget(kind, text, _parse_number(kind, value, OPERATIONS, "3P, 500T or 3e15"))
     if not value.endswith("%"):
         return Budget(kind, text, _parse_number(kind, value, COUNTS, "300k, 1.5M, 300000 or 0.5%"))
     percent = _parse_number(kind, value, {"%": 1}, "0.5%")

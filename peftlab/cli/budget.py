@@ -16,7 +16,8 @@ Arguments = Annotated[
     list[str],
     typer.Argument(
         metavar="BUDGET [KEY=VALUE]",
-        help="trainable=300k (or 0.5%), memory=8GiB, stored=2MB or seconds=600; and overrides of the recipe.",
+        help="trainable=300k (or 0.5%), memory=8GiB, stored=2MB, seconds=600, operations=3P, or several with commas; "
+        "and overrides of the recipe.",
         show_default=False,
     ),
 ]

@@ -33,6 +33,12 @@ Budgets = Annotated[
         "--budget", metavar="BUDGET", help="Size every variant for it: trainable=0.5%, memory=8GiB (repeatable)."
     ),
 ]
+FrontierText = Annotated[
+    str | None,
+    typer.Option(
+        "--frontier", metavar="KIND=LOW..HIGH", help="Sizes between two budgets, drawn as curves: trainable=10k..10M."
+    ),
+]
 Seeds = Annotated[int | None, typer.Option("--seeds", min=1, help="How many seeds (default 3).")]
 Rates = Annotated[
     str | None,
@@ -98,6 +104,7 @@ def compare(
     sources: Sources,
     output: Output = None,
     budgets: Budgets = None,
+    frontier: FrontierText = None,
     seeds: Seeds = None,
     rates: Rates = None,
     no_sweep: NoSweep = False,
@@ -120,6 +127,8 @@ def compare(
     """Compare recipes by tuned settings, seeds and budgets. The same command resumes a comparison that was stopped."""
     if no_sweep and rates:
         raise UsageError("--no-sweep tries no other learning rate, and --rates names some; give one of them")
+    if budgets and frontier:
+        raise UsageError("--frontier names the budgets itself; leave out --budget")
     if time_limit is not None and not 0 < time_limit < float("inf"):
         raise UsageError(f"--time-limit {time_limit:g}: must be a number of seconds greater than 0")
     if spread is not None and power is None:
@@ -140,6 +149,7 @@ def compare(
         raise UsageError("a search is in place of --rates and --no-sweep; give one of them")
     given = {
         "budgets": tuple(budgets) if budgets else None,
+        "frontier": frontier,
         "seeds": tuple(range(seeds)) if seeds else None,
         "rates": parse_rates(rates) if rates else None,
         "rate_factors": (1.0,) if no_sweep else None,
@@ -192,18 +202,23 @@ def read_sources(arguments: list[str]) -> tuple[Comparison | None, list[Variant]
 
 def make_settings(file: Comparison | None, given: dict[str, Any]) -> Settings:
     """Return the settings of the command line, with those of the file where it gives none."""
-    from peftlab.budgets.budget import parse_budget
+    from peftlab.budgets.budget import parse_budget, parse_frontier
     from peftlab.comparison.variants import Settings
 
     settings: dict[str, Any] = {}
     if file is not None:
         seeds = tuple(range(file.seeds)) if isinstance(file.seeds, int) else file.seeds
         settings = {"budgets": file.budgets, "seeds": seeds, "rates": file.rates, "metric": file.metric}
+        settings["frontier"] = None if given["budgets"] else file.frontier
         settings |= {"rate_factors": file.rate_factors, "rate_extensions": file.rate_extensions}
         settings["time_limit"] = file.time_limit
     settings |= {name: value for name, value in given.items() if value is not None}
     if given["rate_factors"]:
         settings["rates"] = None
+    if frontier := settings.get("frontier"):
+        if settings.get("budgets") and not given["frontier"]:
+            raise UsageError("a comparison has `budgets` or a `frontier`, not both")
+        settings["budgets"] = parse_frontier(frontier)
     settings["budgets"] = tuple(str(parse_budget(text)) for text in settings.get("budgets", ()))
     return Settings(**settings)
 

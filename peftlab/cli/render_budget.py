@@ -7,7 +7,13 @@ from collections.abc import Iterator
 from peftlab.quantities import format_change
 from peftlab.reports import BudgetReport
 
-UNITS = {"trainable": "parameters", "memory": "bytes", "stored": "bytes", "seconds": "seconds"}
+UNITS = {
+    "trainable": "parameters",
+    "memory": "bytes",
+    "stored": "bytes",
+    "seconds": "seconds",
+    "operations": "operations",
+}
 
 
 def describe_budget(report: BudgetReport) -> Iterator[str]:

@@ -9,6 +9,7 @@ import typer
 
 from peftlab.cli.answer import answers
 from peftlab.cli.options import AsJson, Debug, NoVerify
+from peftlab.errors import UsageError
 
 if TYPE_CHECKING:
     from peftlab.comparison.report.write import Written
@@ -19,19 +20,35 @@ Page = Annotated[
     typer.Option("--output", metavar="FILE", help="Where to write the page (default: FOLDER/report/report.html)."),
 ]
 
+Imports = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--import", metavar="FILE", help="Results of PEFT's method comparison, or a folder of them (repeatable)."
+    ),
+]
+Export = Annotated[
+    str | None,
+    typer.Option("--export", metavar="peft-bench", help="Also write the runs as files of PEFT's method comparison."),
+]
+EXPORTS = ("peft-bench",)
+
 
 @answers
 def report(
     folder: Folder,
     output: Page = None,
+    imports: Imports = None,
+    export: Export = None,
     no_verify: NoVerify = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> Any:
     """Write a comparison's report: one HTML page, pictures, tables."""
+    if export not in (None, *EXPORTS):
+        raise UsageError(f"--export {export!r}: unknown; known: {', '.join(EXPORTS)}")
     from peftlab.comparison.report.write import write_report
 
-    written = write_report(folder, output, not no_verify)
+    written = write_report(folder, output, not no_verify, imports or (), export is not None)
     return describe(written), lambda: show_written(written), 0
 
 

@@ -272,6 +272,7 @@ class Lab:
             metric=self.metric,
             higher_is_better=METRICS[self.metric].higher_is_better,
             seeds=list(self.settings.seeds),
+            frontier=self.settings.frontier,
             variants=[self.describe_variant(place, variant) for place, variant in enumerate(self.variants)],
             notes=[*self.notes, *self.note_budgets()],
         )

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date
 from hashlib import sha256
-from math import isfinite
+from math import inf, isfinite
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +42,11 @@ class Settings:
     """How a comparison is run: `jobs` at once, or on submitit's `cluster`, each for `time_limit` seconds at most.
 
     `rates` are learning rates; they replace `rate_factors`, which multiply each recipe's own, and are not extended.
-    A `search` is in place of both.
+    A `search` is in place of both. The budgets of a `frontier` are its amounts, and each size is run once.
     """
 
     budgets: tuple[str, ...] = ()
+    frontier: str | None = None
     seeds: tuple[int, ...] = tuple(range(DEFAULT_SEEDS))
     rates: tuple[float, ...] | None = None
     rate_factors: tuple[float, ...] = DEFAULT_RATE_FACTORS
@@ -67,11 +68,32 @@ def open_variants(variants: Sequence[Variant], settings: Settings, metric: str, 
     prepared = [prepare_variant(fix_day(variant, folder), settings, metric) for variant in variants]
     if not settings.budgets:
         return prepared
-    return [
+    solved = [
         solve_variant(replace(variant, budget=budget), folder / SOLUTIONS, settings.jobs)
         for budget in settings.budgets
         for variant in prepared
     ]
+    return list(keep_sizes(solved)) if settings.frontier else solved
+
+
+def keep_sizes(variants: Sequence[Variant]) -> Iterator[Variant]:
+    """Yield each size of a frontier once: where it is nearest to the amount asked; what cannot be solved stays.
+
+    A method of few sizes then has fewer points on the curve than amounts were asked.
+    """
+    best: dict[tuple[str, str], float] = {}
+    for variant in variants:
+        if variant.solution:
+            key = (variant.name, repr(sorted(variant.solution.solved.items())))
+            best[key] = min(abs(variant.solution.error), best.get(key, inf))
+    for variant in variants:
+        if variant.solution is None:
+            yield variant
+            continue
+        key = (variant.name, repr(sorted(variant.solution.solved.items())))
+        if best[key] == abs(variant.solution.error):
+            best[key] = -1.0  # an equal size for another amount is not run again
+            yield variant
 
 
 def fix_day(variant: Variant, folder: Path) -> Variant:

@@ -48,6 +48,8 @@ class Comparison(Section):
     """Fields of every variant's recipe by key path: `training.steps: 100`."""
     budgets: tuple[str, ...] = ()
     """Budgets such as `trainable=0.5%`, `memory=8GiB`: each variant is solved for each, and run."""
+    frontier: str | None = None
+    """Sizes between two budgets, in place of `budgets`: `trainable=10k..10M`, drawn as curves."""
     seeds: PositiveInt | tuple[Annotated[int, Field(ge=0, lt=2**32)], ...] = DEFAULT_SEEDS
     """How many seeds (0, 1, 2, ...), or which."""
     rates: Rates | None = None

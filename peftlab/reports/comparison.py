@@ -12,13 +12,13 @@ from peftlab.reports.base import Report
 class BudgetReport(Report):
     """What a budget asks of one method, and what the size that was solved for reaches, in the budget's unit.
 
-    `kind` trainable counts parameters, memory and stored bytes, seconds the training's. `solved` has the recipe's
-    fields that were set (`{"method.rank": 12}`), `step` what the next size would add or take away. A budget is met
-    within 2 %, or by the largest size below it; memory, which is a limit, by what is not above it. `reason` says why
-    one cannot be met, or what keeps the error above 2 %; `notes` say what was counted.
+    `kind` trainable counts parameters, memory and stored bytes, seconds and operations the training's. `solved`
+    has the recipe's fields that were set (`{"method.rank": 12}`), `step` what the next size would add or take away. A
+    budget is met within 2 %, or by the largest size below it; memory, which is a limit, by what is not above it.
+    `reason` says why one cannot be met, or what keeps the error above 2 %; `notes` say what was counted.
     """
 
-    kind: Literal["trainable", "memory", "stored", "seconds"]
+    kind: Literal["trainable", "memory", "stored", "seconds", "operations"]
     asked: float
     reached: float
     solved: dict[str, Any]
@@ -112,5 +112,6 @@ class ComparisonReport(Report):
     metric: str
     higher_is_better: bool
     seeds: list[int]
+    frontier: str | None = None
     variants: list[VariantReport]
     notes: list[str] = Field(default_factory=list)

@@ -108,9 +108,16 @@ def plan_methods(
 
 
 def relative_step_time(method: Method, shape: ModelShape, length: int) -> float:
-    """Return a step's floating-point operations as a fraction of full fine-tuning's, without checkpointing.
+    """Return a step's floating-point operations as a fraction of full fine-tuning's, without checkpointing."""
+    matrices = sum(site.count for site in shape.parameters if method.multiplies(site))
+    attention = 2 * length * shape.hidden_size * shape.layers
+    return operations_per_token(method, shape, length) / (6 * matrices + 3 * attention)
 
-    For each token: 2 for every weight of a matrix forward, 2 backward to its input, 2 for its own gradient where
+
+def operations_per_token(method: Method, shape: ModelShape, length: int) -> float:
+    """Return the floating-point operations of a step for each token of rows of `length`, without checkpointing.
+
+    2 for every weight of a matrix forward, 2 backward to its input, 2 for its own gradient where
     it trains, and the attention's own products. There is no backward pass below the first layer that trains.
     """
     base = [site for site in shape.parameters if method.multiplies(site)]
@@ -123,8 +130,7 @@ def relative_step_time(method: Method, shape: ModelShape, length: int) -> float:
     reached = 1 - first / max(shape.layers, 1)
     own = sum(site.count for site in trained if method.multiplies(site))
     extra = sum(site.count for site in added)
-    cost = 2 * (matrices + extra) + 2 * (matrices + extra - below) + 2 * own + attention * (1 + 2 * reached)
-    return cost / (6 * matrices + 3 * attention)
+    return 2 * (matrices + extra) + 2 * (matrices + extra - below) + 2 * own + attention * (1 + 2 * reached)
 
 
 def plan_method(recipe: Recipe, memory: str | None, device: str) -> MethodPlan:

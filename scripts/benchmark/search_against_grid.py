@@ -1,6 +1,6 @@
 """Compares a search of settings with the default grid of learning rates, at equal seconds of processors.
 
-Usage: python scripts/benchmark/search_against_grid.py FOLDER [--only METHOD] [--output FILE]
+Usage: python scripts/benchmark/search_against_grid.py FOLDER [KEY=VALUE ...] [--only METHOD] [--output FILE]
 
 For each method of recipes/comparisons/tiny-search.yaml: the default grid (0.3, 1 and 3 times the recipe's learning
 rate, and up to two beyond), then a search of at most 24 trials that begins none after as many processor seconds as the
@@ -29,7 +29,7 @@ FILE = Path(__file__).resolve().parents[2] / "recipes" / "comparisons" / "tiny-s
 
 def main() -> None:
     arguments = read_arguments()
-    comparison, variants = load_comparison(FILE)
+    comparison, variants = load_comparison(FILE, arguments.overrides)
     found = {}
     for variant in variants:
         if arguments.only in (None, variant.name):
@@ -42,6 +42,7 @@ def main() -> None:
 def read_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="of every recipe: training.steps=24")
     parser.add_argument("--only")
     parser.add_argument("--output", type=Path)
     return parser.parse_args()

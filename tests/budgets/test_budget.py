@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
-from peftlab.budgets.budget import parse_budget
+from peftlab.budgets.budget import parse_budget, parse_frontier
 from peftlab.errors import UsageError
 
 GOOD = [
@@ -19,6 +21,8 @@ GOOD = [
     ("seconds=600", "seconds", 600),
     ("seconds=1.5h", "seconds", 5400),
     ("seconds=10min", "seconds", 600),
+    ("operations=3P", "operations", 3e15),
+    ("operations=2.5e12", "operations", 2.5e12),
 ]
 BAD = [
     ("300k", "is not a valid budget; write trainable=300k"),
@@ -57,3 +61,44 @@ def test_anything_else_is_refused_in_one_line(text, told):
     with pytest.raises(UsageError) as error:
         parse_budget(text)
     assert told in str(error.value) and "\n" not in str(error.value)
+
+
+def test_several_limits_are_one_budget_and_read_back():
+    budget = parse_budget("trainable=300k, memory=8GiB,seconds=10min")
+    assert [(one.kind, one.amount) for one in (budget, *budget.others)] == [
+        ("trainable", 300_000), ("memory", 8 * 2**30), ("seconds", 600),
+    ]  # fmt: skip
+    assert str(budget) == "trainable=300k,memory=8GiB,seconds=10min" and parse_budget(str(budget)) == budget
+    with pytest.raises(UsageError, match="has two budgets of one kind"):
+        parse_budget("trainable=1k,trainable=2k")
+
+
+@pytest.mark.parametrize(
+    ("text", "budgets"),
+    [
+        ("trainable=10k..10M:4", ("trainable=10k", "trainable=100k", "trainable=1M", "trainable=10M")),
+        ("trainable=0.1%..10%:3", ("trainable=0.1%", "trainable=1%", "trainable=10%")),
+        ("stored=1MiB..4GiB:4", ("stored=1MiB", "stored=16MiB", "stored=256MiB", "stored=4GiB")),
+        ("operations=1T..100P:6", tuple(f"operations={one}" for one in ("1T", "10T", "100T", "1P", "10P", "100P"))),
+        ("seconds=10..1000:3", ("seconds=10", "seconds=100", "seconds=1000")),
+    ],
+)
+def test_a_frontier_is_budgets_of_equal_ratios_that_read_back(text, budgets):
+    assert parse_frontier(text) == budgets
+    assert [str(parse_budget(one)) for one in budgets] == list(budgets)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("trainable=10k", "write trainable=10k..10M"),
+        ("trainable=10M..10k", "must go from a smaller to a larger amount"),
+        ("trainable=1k..1%", "must go from a smaller"),
+        ("trainable=1k..2k:1", "in at least 2 points"),
+        ("trainble=1..2", "did you mean 'trainable'?"),
+        ("memory=1..2", "has no unit"),
+    ],
+)
+def test_a_frontier_that_is_none_is_one_line(text, told):
+    with pytest.raises(UsageError, match=re.escape(told)):
+        parse_frontier(text)

@@ -8,6 +8,7 @@ from peftlab.budgets.budget import parse_budget
 from peftlab.budgets.solve import apply_budget
 from peftlab.errors import MethodError
 from peftlab.methods import METHODS
+from peftlab.reports import BudgetReport
 from tests.budgets.recipes import recipe_for
 from tests.budgets.shapes import MODELS, published_shape
 
@@ -26,6 +27,21 @@ def neighbours(method, shape, size) -> list[float]:
     near = [sizes.values[i] for i in (place - 1, place + 1) if 0 <= i < len(sizes.values)]
     own = method.count_trainable(shape)
     return [method.resized(sizes.field, other).count_trainable(shape) - own for other in near]
+
+
+def test_of_several_limits_the_smallest_size_counts():
+    shape = published_shape("GPT-2 medium")
+    recipe = recipe_for({"type": "lora", "targets": "attention"}, shape.task)
+
+    def solved(text: str) -> BudgetReport:
+        return apply_budget(recipe, parse_budget(text), shape)[1]
+
+    parameters, stored = solved("trainable=300k"), solved("stored=400KiB")
+    assert stored.solved["method.rank"] < parameters.solved["method.rank"]
+    for text in ("trainable=300k,stored=400KiB", "stored=400KiB,trainable=300k"):
+        both = solved(text)
+        assert (both.kind, both.solved, both.met) == ("stored", stored.solved, stored.met)
+        assert f"trainable of 300,000 alone would give method.rank={parameters.solved['method.rank']}" in both.notes
 
 
 @pytest.mark.parametrize("kind", METHODS)

@@ -17,12 +17,13 @@ from markupsafe import Markup
 from peftlab.comparison.claims import conclude, describe_groups
 from peftlab.comparison.columns import NONE, Column, interval_text, shared_decimals, signed
 from peftlab.comparison.findings import Findings
+from peftlab.comparison.peft_bench import BenchResult
 from peftlab.comparison.points import Point
 from peftlab.comparison.report.pictures import Picture
 from peftlab.comparison.rows import Row, Table
 from peftlab.comparison.verdict import answer
 from peftlab.evaluation.resampling import REPLICATES
-from peftlab.quantities import format_bytes, format_change, format_metric
+from peftlab.quantities import format_bytes, format_change, format_count, format_metric, format_seconds
 from peftlab.reports import SearchReport
 
 EXAMPLE_PROMPTS = 5
@@ -49,7 +50,8 @@ class Example:
 
 
 def render_page(
-    table: Table, findings: Findings, columns: Sequence[Column], pictures: Sequence[Picture], problems: Sequence[str]
+    table: Table, findings: Findings, columns: Sequence[Column], pictures: Sequence[Picture], problems: Sequence[str],
+    imported: Sequence[BenchResult] = (),
 ) -> str:  # fmt: skip
     """Return the page as HTML that needs no other file."""
     can, cannot = conclude(table, findings)
@@ -67,8 +69,10 @@ def render_page(
         rows=[(row, [_cell(column, row) for column in columns], _details(table, findings, row)) for row in table.rows],
         budgets=[budget for budget in table.budgets if budget],
         pictures={picture.name: picture for picture in pictures},
+        frontiers=[picture.name for picture in pictures if picture.name.startswith("frontier_")],
         memory=_memory(table),
         searches=_searches(table),
+        imported=[_imported(one) for one in imported],
         settings="settings" if any(row.variant.search for row in table.rows) else "learning rate",
         examples=examples_of(table),
         failures=[(row, trial) for row, trial, _ in table.trials() if not trial.finished and not trial.stopped],
@@ -113,6 +117,14 @@ def _memory(table: Table) -> list[tuple[str, ...]]:
         texts = [NONE if size is None else format_bytes(size) for size in sizes]
         rows.append((row.label, *texts, signed(error)))
     return rows
+
+
+def _imported(one: BenchResult) -> tuple[str, ...]:
+    """Return an imported run as the cells of its line."""
+    trainable = NONE if one.trainable is None else format_count(one.trainable)
+    forgetting = NONE if one.forgetting is None else signed(f"{one.forgetting:+.3f}")
+    costs = trainable, format_bytes(one.stored_bytes), format_bytes(one.memory_bytes), format_seconds(one.seconds)
+    return one.name, one.method, one.model, f"{one.accuracy:.3f}", *costs, forgetting
 
 
 def _searches(table: Table) -> list[dict[str, Any]]:

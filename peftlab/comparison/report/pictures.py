@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 from peftlab.comparison.findings import Findings
+from peftlab.comparison.peft_bench import ACCURACIES, BenchResult
 from peftlab.comparison.report.bars import draw_memory
 from peftlab.comparison.report.curves import draw_learning_rates, draw_losses, draw_search
 from peftlab.comparison.report.forests import draw_change, draw_differences, draw_quality
-from peftlab.comparison.report.scatters import draw_forgetting, draw_pareto
+from peftlab.comparison.report.frontiers import AXES, axes_of, draw_frontier
+from peftlab.comparison.report.imported import COSTS, draw_imported
+from peftlab.comparison.report.scatters import COST_TITLES, draw_forgetting, draw_pareto
 from peftlab.comparison.report.style import inline_svg
 from peftlab.comparison.rows import Table
 
@@ -57,14 +60,15 @@ CHANCE = {
 FRONT = "Faded: another variant is significantly better and costs no more. The dotted front is of the means alone."
 
 
-def subjects_of(table: Table, findings: Findings) -> list[Subject]:
-    """Return everything that a report draws, in the page's order."""
+def subjects_of(table: Table, findings: Findings, imported: Sequence[BenchResult] = ()) -> list[Subject]:
+    """Return everything that a report draws, in the page's order; with what was imported from another comparison."""
     metric = table.metric
 
     def front(cost: str) -> Callable[[], Drawn]:
         return partial(draw_pareto, table, findings, cost)
 
     return [
+        *frontiers_of(table, findings),
         Subject("quality", f"{metric.capitalize()} of every variant",
                 _describe_bars(table, findings),                 partial(draw_quality, table, findings)),
         Subject("differences", "Difference to the best mean",
@@ -86,7 +90,28 @@ def subjects_of(table: Table, findings: Findings) -> list[Subject]:
                 "trials count in the seconds.", partial(draw_search, table)),
         Subject("learning_rates", "Sensitivity to the learning rate",
                 "It is chosen on the evaluation rows; the test rows only report.", partial(draw_learning_rates, table)),
+        *(Subject(f"imported_{cost}", f"Imported results against {COST_TITLES[cost]}", _describe_imported(table),
+                  partial(draw_imported, table, findings, imported, cost)) for cost in (COSTS if imported else ())),
     ]  # fmt: skip
+
+
+def frontiers_of(table: Table, findings: Findings) -> list[Subject]:
+    """Return a picture of each kind of budget under which variants were run in several sizes."""
+    caption = "Each point is one size with its own tuning, at what it reached. Bands are 95 % intervals of the means."
+    return [
+        Subject(
+            f"frontier_{kind}", f"{table.metric.capitalize()} over {AXES[kind][0]}", caption,
+            partial(draw_frontier, table, findings, kind),
+        )
+        for kind in axes_of(table)
+    ]  # fmt: skip
+
+
+def _describe_imported(table: Table) -> str:
+    """Return how to read imported points beside the comparison's own."""
+    if table.metric in ACCURACIES:
+        return "Grey: imported. Models, data and machines differ from this comparison's: compare within a colour."
+    return f"Grey: imported. This comparison measured {table.metric} and has no accuracy to draw beside them."
 
 
 def _describe_bars(table: Table, findings: Findings) -> str:
@@ -97,10 +122,12 @@ def _describe_bars(table: Table, findings: Findings) -> str:
     return f"{bars}Ticks are single seeds; variants that share a letter are not significantly different."
 
 
-def draw_all(table: Table, findings: Findings, problems: list[str]) -> list[Picture]:
+def draw_all(
+    table: Table, findings: Findings, problems: list[str], imported: Sequence[BenchResult] = ()
+) -> list[Picture]:
     """Draw all that can be drawn; a picture that fails adds a line to `problems`."""
     pictures = []
-    for subject in subjects_of(table, findings):
+    for subject in subjects_of(table, findings, imported):
         try:
             drawn = subject.draw()
             picture = Picture(subject.name, subject.title, subject.caption, *drawn) if drawn else None

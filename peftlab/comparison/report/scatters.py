@@ -47,7 +47,7 @@ def draw_pareto(table: Table, findings: Findings, cost: str) -> tuple[str, bytes
         )  # fmt: skip
         for label, known in costs.items():
             spread = [[known.mean - known.low], [known.high - known.mean]] if known.high > known.low else None
-            _point(axes, known.mean, quality[label], looks[label], spread, FADED if beaten[label] else 1.0)
+            draw_point(axes, known.mean, quality[label], looks[label], spread, FADED if beaten[label] else 1.0)
         axes.set(xlabel=COST_TITLES[cost], ylabel=direction(table, findings))
         axes.margins(x=0.08)
         legend_below(figure, [*legend(table, list(costs)), *_marks(any(beaten.values()), len(front) > 1)])
@@ -65,7 +65,7 @@ def draw_forgetting(table: Table, findings: Findings) -> tuple[str, bytes] | Non
         for label in both:
             learned = findings.change[label]
             spread = [[learned.mean - learned.low], [learned.high - learned.mean]]
-            _point(axes, learned.mean, findings.general_change[label], looks[label], spread, 1.0)
+            draw_point(axes, learned.mean, findings.general_change[label], looks[label], spread, 1.0)
         axes.set(
             xlabel=f"change of {table.metric} by training",
             ylabel="change of loss on general text (up: forgot)",
@@ -75,7 +75,8 @@ def draw_forgetting(table: Table, findings: Findings) -> tuple[str, bytes] | Non
         return save(figure, "what was learned against what was forgotten")
 
 
-def _point(axes: Axes, x: float, found: Estimate, look: Look, x_error: Any, alpha: float) -> None:
+def draw_point(axes: Axes, x: float, found: Estimate, look: Look, x_error: Any, alpha: float) -> None:
+    """Draw one variant's mean with its intervals."""
     axes.errorbar(
         x, found.mean, [[found.mean - found.low], [found.high - found.mean]], x_error,
         fmt="none", color=look.colour, elinewidth=1.2, capsize=2.5, alpha=alpha,

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from peftlab.comparison.columns import filled_columns
 from peftlab.comparison.findings import Findings, find
 from peftlab.comparison.folder import REPORT
+from peftlab.comparison.peft_bench import BenchResult, read_results, write_results
 from peftlab.comparison.report.page import render_page
 from peftlab.comparison.report.pictures import draw_all
 from peftlab.comparison.rows import Table, read_table
 from peftlab.comparison.tables import latex_table, markdown_table, paper_columns, run_records, write_records
 from peftlab.errors import StorageError
 from peftlab.files import why, write_atomically
+
+BENCH = "peft-bench"
 
 
 @dataclass(frozen=True)
@@ -27,28 +31,37 @@ class Written:
     problems: list[str]
 
 
-def write_report(folder: Path, page: Path | None = None, verify: bool = True) -> Written:
+def write_report(
+    folder: Path, page: Path | None = None, verify: bool = True, imported: Sequence[Path] = (), export: bool = False
+) -> Written:
     """Write the report of a comparison's folder into its `report/`, the page to `page` where one is named.
+
+    `imported` are files or folders of PEFT's method comparison that are shown beside it; with `export` the finished
+    runs are also written as such files.
 
     Raises StorageError for a folder without a comparison, and where nothing can be written.
     """
     table = read_table(folder, verify)
-    findings = find(table)
+    findings, problems = find(table), list[str]()
+    results = read_results(imported, problems)
     place = folder / REPORT
     page = page or place / "report.html"
     try:
         for needed in (place, page.parent):
             needed.mkdir(parents=True, exist_ok=True)
-        return _write(table, findings, place, page)
+        exported = write_results(table, place / BENCH) if export else []
+        written = _write(table, findings, place, page, results, problems)
+        return replace(written, files=[*written.files, *exported])
     except OSError as error:
         raise StorageError(
             f"the report cannot be written to {error.filename or page}: {why(error)}, or name another --output"
         ) from None
 
 
-def _write(table: Table, findings: Findings, place: Path, page: Path) -> Written:
-    problems: list[str] = []
-    pictures = draw_all(table, findings, problems)
+def _write(
+    table: Table, findings: Findings, place: Path, page: Path, imported: Sequence[BenchResult], problems: list[str]
+) -> Written:
+    pictures = draw_all(table, findings, problems, imported)
     written = []
     for picture in pictures:
         write_atomically(place / f"{picture.name}.svg", picture.standalone)
@@ -68,5 +81,5 @@ def _write(table: Table, findings: Findings, place: Path, page: Path) -> Written
         written.append(place / name)
     write_records(run_records(table), place / "rows.csv", place / "rows.parquet")
     written += [place / "rows.csv", place / "rows.parquet"]
-    write_atomically(page, render_page(table, findings, columns, pictures, problems))
+    write_atomically(page, render_page(table, findings, columns, pictures, problems, imported))
     return Written(page, [page, *written], table, findings, [*problems, *table.problems, *findings.notes])

@@ -1,0 +1,80 @@
+"""Frontiers: which sizes are run, and the curves that are drawn of what they reached."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from peftlab.comparison.findings import find
+from peftlab.comparison.report.frontiers import axes_of, curves_of, draw_frontier
+from peftlab.comparison.rows import read_table
+from peftlab.comparison.variants import Settings, keep_sizes, open_variants
+from peftlab.recipe.comparison import list_variants
+from peftlab.recipe.dump import dump_recipe
+from peftlab.reports import BudgetReport
+from tests.runs.recipes import short_recipe
+
+from .folders import TRAINABLE, Maker
+
+BUDGETS = ("trainable=12k", "trainable=46k", "trainable=175k")
+REACHED = (12_000, 46_000, 175_000)
+
+
+class Sizes(Maker):
+    """A comparison of methods in three sizes, of which BitFit has one."""
+
+    def variant(self, method, budget, place):
+        report = super().variant(method, budget, place)
+        reached = TRAINABLE["bitfit"] if method == "bitfit" else REACHED[place]
+        solution = BudgetReport(kind="trainable", asked=REACHED[place], reached=reached, solved={}, met=True)
+        return report.model_copy(update={"solution": solution})
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sizes")
+    return read_table(Sizes(folder, methods=("lora", "adapters", "bitfit"), budgets=BUDGETS, rows=40).write())
+
+
+def test_each_curve_has_the_amounts_that_its_sizes_reached_once_and_ascending(table):
+    assert axes_of(table) == ["trainable"]
+    curves = curves_of(table, "trainable")
+    assert [reached for reached, _ in curves["lora"]] == list(REACHED)
+    assert [label for _, label in curves["lora"]] == [f"lora ({budget})" for budget in BUDGETS]
+    assert [reached for reached, _ in curves["bitfit"]] == [TRAINABLE["bitfit"]]
+
+
+def test_a_curve_is_drawn_with_a_band_and_a_single_size_with_a_bar(table):
+    vector, pixels = draw_frontier(table, find(table), "trainable")
+    assert vector.count("FillBetweenPolyCollection") == 2, "lora and adapters"
+    assert ">trainable parameters<" in vector and ">bitfit<" in vector and pixels.startswith(b"\x89PNG")
+
+
+def test_without_several_sizes_there_is_no_frontier(tmp_path):
+    folder = Sizes(tmp_path, methods=("bitfit",), budgets=BUDGETS[:2], rows=20).write()
+    assert axes_of(read_table(folder)) == []
+
+
+def test_each_size_of_a_frontier_is_run_once_for_the_amount_that_it_is_nearest_to(tmp_path):
+    files = []
+    for method in ("lora", "bitfit"):
+        files.append(tmp_path / f"{method}.yaml")
+        files[-1].write_text(dump_recipe(short_recipe(method, tmp_path / "unused")))
+    budgets = ("trainable=11k", "trainable=12k", "trainable=60k", "trainable=61k")
+    settings = Settings(budgets=budgets, rates=(1e-3,), frontier="trainable=11k..61k")
+    solved = open_variants(list_variants(files, []), settings, "loss", tmp_path)
+    sizes = [(one.recipe.method.type, one.budget, one.solution.reached) for one in solved]
+    assert [one for one in sizes if one[0] == "bitfit"] == [
+        ("bitfit", "trainable=11k", 4_224), ("bitfit", "trainable=12k", TRAINABLE["bitfit"]),
+    ]  # fmt: skip
+    lora = [reached for method, _, reached in sizes if method == "lora"]
+    assert len(lora) == len(set(lora)) == 2 and lora == sorted(lora)
+
+
+def test_what_cannot_be_solved_stays_with_its_error(tmp_path):
+    file = tmp_path / "lora.yaml"
+    file.write_text(dump_recipe(short_recipe("lora", tmp_path / "unused")))
+    (one,) = list_variants([file], [])
+    lost = replace(one, error="no such size")
+    assert list(keep_sizes([lost, lost])) == [lost, lost]

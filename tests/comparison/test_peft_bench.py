@@ -1,0 +1,163 @@
+"""PEFT's method comparison: its files read and drawn beside a comparison, and a comparison written as such files."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from peftlab.cli.app import run
+from peftlab.comparison.peft_bench import BenchResult, read_results, write_results
+from peftlab.comparison.report.write import write_report
+from peftlab.comparison.rows import read_table
+from peftlab.errors import StorageError, UsageError
+
+from .folders import TRAINABLE, Maker
+
+
+def bench(name: str = "lora/small", peft_type: str | None = "LORA", accuracy: float = 0.41, **changes) -> dict:
+    """Return a result with the keys that a file of the comparison has."""
+    result = {
+        "run_info": {
+            "created_at": "2026-05-04T10:00:00+00:00", "total_time": 900.5, "experiment_name": name,
+            "peft_branch": "main", "train_config": {"model_id": "org/some-3B", "seed": 0, "batch_size": 4},
+            "peft_config": peft_type and {"peft_type": peft_type, "r": 8}, "error_msg": "",
+        },
+        "train_info": {
+            "accelerator_memory_reserved_avg": 12 * 2**30, "accelerator_memory_max": 20 * 2**30,
+            "accelerator_memory_reserved_99th": 18 * 2**30, "train_time": 800.25, "file_size": 9_000_000,
+            "num_trainable_params": 2_300_000, "num_total_params": 3_200_000_000, "status": "success",
+            "metrics": [
+                {"step": 250, "valid accuracy": 0.2, "train loss": 1.1, "train samples": 1000},
+                {"step": 500, "test accuracy": accuracy, "train loss": 0.7, "train samples": 2000,
+                 "train total tokens": 400_000, "forgetting": 0.25},
+            ],
+        },
+        "meta_info": {"package_info": {"peft-version": "0.21.0"}, "system_info": {"system": "Linux"}},
+    }  # fmt: skip
+    for place, value in changes.items():
+        section, _, key = place.partition("__")
+        result[section][key] = value
+    return result
+
+
+def write(path: Path, result: object) -> Path:
+    path.write_text(json.dumps(result))
+    return path
+
+
+def test_a_file_is_read_with_its_costs_and_its_last_metrics(tmp_path):
+    found = read_results([write(tmp_path / "a.json", bench())], notes := [])
+    assert notes == [] and found == [
+        BenchResult(
+            name="lora/small", method="LORA", model="org/some-3B", trainable=2_300_000, stored_bytes=9_000_000,
+            memory_bytes=20 * 2**30, seconds=800.25, accuracy=0.41, forgetting=0.25,
+            created="2026-05-04T10:00:00+00:00",
+        )
+    ]  # fmt: skip
+
+
+def test_a_folder_gives_the_latest_run_of_each_experiment_best_first(tmp_path):
+    write(tmp_path / "old.json", bench(accuracy=0.9, run_info__created_at="2025-01-01T00:00:00+00:00"))
+    write(tmp_path / "new.json", bench())
+    write(tmp_path / "full.json", bench("full/plain", None, 0.5))
+    write(tmp_path / "early.json", bench("ia3/x", "IA3", 0.3, train_info__num_trainable_params=None))
+    write(tmp_path / "lost.json", bench("oft/x", "OFT", train_info__status="cancelled"))
+    found = read_results([tmp_path], notes := [])
+    assert [(one.name, one.method, one.accuracy, one.trainable) for one in found] == [
+        ("full/plain", "full fine-tuning", 0.5, 2_300_000), ("lora/small", "LORA", 0.41, 2_300_000),
+        ("ia3/x", "IA3", 0.3, None),
+    ]  # fmt: skip
+    assert notes == [f"{tmp_path / 'lost.json'}: the run's status is 'cancelled'; it is left out"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        (
+            {"train_info__file_size": None},
+            "train_info.file_size is missing; a result of PEFT's method comparison has a number",
+        ),
+        ({"train_info__train_time": "long"}, 'train_info.train_time is "long"'),
+        ({"train_info__metrics": []}, "train_info.metrics[-1].test accuracy is missing"),
+        ({"run_info__peft_config": {"r": 8}}, "run_info.peft_config.peft_type is missing"),
+        ({"train_info__metrics": [{"test accuracy": True}]}, "train_info.metrics[-1].test accuracy is true"),
+    ],
+)
+def test_a_file_without_a_value_is_named_with_its_place(tmp_path, changes, told):
+    path = write(tmp_path / "a.json", bench(**changes))
+    with pytest.raises(StorageError, match=re.escape(f"{path}: {told}")):
+        read_results([path], [])
+
+
+@pytest.mark.parametrize("text", ["{", "[1, 2]", '"text"', "null"])
+def test_another_kind_of_file_is_one_line(tmp_path, text):
+    path = tmp_path / "a.json"
+    path.write_text(text)
+    with pytest.raises(StorageError, match=re.escape(str(path))) as raised:
+        read_results([path], [])
+    assert "\n" not in str(raised.value)
+
+
+def test_a_path_without_results_is_one_line(tmp_path):
+    with pytest.raises(StorageError, match="the file does not exist"):
+        read_results([tmp_path / "none.json"], [])
+    with pytest.raises(StorageError, match=r"the folder has no \.json file"):
+        read_results([tmp_path], [])
+
+
+@pytest.fixture(scope="module")
+def accuracy(tmp_path_factory):
+    """The folder of a comparison by accuracy."""
+    folder = tmp_path_factory.mktemp("accuracy")
+    return Maker(folder, methods=("lora", "full"), rows=40, metric="accuracy", seeds=(0, 1)).write()
+
+
+def test_imported_results_are_drawn_beside_the_comparisons_own(accuracy, tmp_path):
+    files = [write(tmp_path / "a.json", bench()), write(tmp_path / "b.json", bench("full/<plain>", None, 0.5))]
+    page = write_report(accuracy, imported=files).page.read_text()
+    assert "<h2>Imported results</h2>" in page and "full/&lt;plain&gt;" in page and "org/some-3B" in page
+    for cost in ("trainable", "memory", "seconds"):
+        picture = (accuracy / "report" / f"imported_{cost}.svg").read_text()
+        assert ">imported, 2 runs<" in picture and ">lora<" in picture and ">full<" in picture
+    assert "Imported" not in write_report(accuracy).page.read_text()
+
+
+def test_a_comparison_without_accuracy_says_that_its_variants_are_not_in_the_pictures(tmp_path):
+    folder = Maker(tmp_path, methods=("lora",), rows=20).write()
+    written = write_report(folder, imported=[write(tmp_path / "a.json", bench())])
+    assert "This comparison measured loss and has no accuracy to draw beside them." in written.page.read_text()
+    assert ">lora<" not in (folder / "report" / "imported_memory.svg").read_text()
+
+
+def test_exported_runs_are_read_back_as_they_were(accuracy):
+    table = read_table(accuracy)
+    files = write_results(table, accuracy / "report" / "peft-bench")
+    found = {one.name: one for one in read_results(files, [])}
+    assert len(found) == len(files) == 4
+    for row in table.rows:
+        for trial in row.trials:
+            one = found[f"{row.variant.method}/{row.label}-seed-{trial.report.seed}"]
+            assert (one.accuracy, one.trainable) == (trial.report.test, TRAINABLE[row.name])
+            assert one.stored_bytes == 4 * TRAINABLE[row.name] and one.memory_bytes == trial.peak_bytes("measured")
+            general = trial.metrics["general_after"]["loss"] - trial.metrics["general_before"]["loss"]
+            assert one.forgetting == pytest.approx(general) and one.seconds == trial.training_seconds
+            assert one.method == ("full fine-tuning" if row.name == "full" else "LORA")
+            assert one.model == "builtin:tiny" and one.created.startswith("20")
+    file = json.loads(files[0].read_text())
+    assert file["run_info"]["train_config"]["optimizer_kwargs"]["lr"] == 1e-3
+    assert {"system_info", "package_info", "dataset_info", "model_info"} <= set(file["meta_info"])
+    steps = [line["step"] for line in file["train_info"]["metrics"]]
+    assert steps == sorted(steps[:-1]) + steps[-1:]
+
+
+def test_the_command_writes_and_refuses_in_one_line(accuracy, tmp_path, capsys):
+    assert run(["report", str(accuracy), "--export", "peft-bench", "--json"]) == 0
+    assert sum("peft-bench" in path for path in json.loads(capsys.readouterr().out)["files"]) == 4
+    assert run(["report", str(accuracy), "--export", "csv"]) == 2
+    assert "--export 'csv': unknown; known: peft-bench" in capsys.readouterr().err
+    loss = read_table(Maker(tmp_path, methods=("lora",), rows=20).write())
+    with pytest.raises(UsageError, match="compare with --metric exact_match or accuracy"):
+        write_results(loss, tmp_path / "out")
