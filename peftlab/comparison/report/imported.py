@@ -44,7 +44,7 @@ def draw_imported(
 
 
 def own_costs(table: Table, findings: Findings, cost: str) -> dict[str, float]:
-    """Return what the comparison's own variants cost; none where its metric is no accuracy."""
+    """Return what the comparison's own variants cost; none for a comparison by another metric than accuracy."""
     if table.metric not in ACCURACIES:
         return {}
     quality = findings.quality.get(table.metric, {})
