@@ -32,7 +32,7 @@ def parsed_once(reference: Reference) -> Iterator[None]:
     module: Any = gguf
     reader, names = module.GGUFReader, module.get_tensor_name_map
     # It asks for the names of all tensors once for each module of the model.
-    module.GGUFReader, module.get_tensor_name_map = _reusing(reader), lru_cache(maxsize=4)(names)
+    module.GGUFReader, module.get_tensor_name_map = _reusing(as_plain_array(reader)), lru_cache(maxsize=4)(names)
     try:
         yield
     finally:
@@ -42,6 +42,25 @@ def parsed_once(reference: Reference) -> Iterator[None]:
 def forget_parsed() -> None:
     """Free the reader, and with it the memory of every field of the file."""
     _parsed.clear()
+
+
+def as_plain_array(reader: type[Any]) -> type[Any]:
+    """Return the reader with its file mapped as a plain array.
+
+    It takes millions of slices, one for each token, and each slice of a `numpy.memmap` makes a new one in Python.
+    """
+    import numpy as np
+
+    class PlainReader(reader):  # type: ignore[misc]
+        @property
+        def data(self) -> Any:
+            return self._plain
+
+        @data.setter
+        def data(self, mapped: Any) -> None:
+            self._plain = mapped.view(np.ndarray)  # the mapping lives as long as it
+
+    return PlainReader
 
 
 def _reusing(reader: Callable[..., Any]) -> Any:

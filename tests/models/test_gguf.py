@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import gguf
+import numpy as np
 import pytest
 
-from peftlab.models.gguf import forget_parsed, parsed_once
+from peftlab.models.gguf import as_plain_array, forget_parsed, parsed_once
 from peftlab.models.reference import Reference
 
 
@@ -43,6 +44,23 @@ def test_a_file_is_parsed_once_until_it_changes_or_is_forgotten(reference):
         assert gguf.GGUFReader(path) is not other
         assert gguf.GGUFReader(path, "c") is not gguf.GGUFReader(path, "c")
     assert gguf.GGUFReader is plain and gguf.GGUFReader(path) is not gguf.GGUFReader(path)
+
+
+def test_a_plain_array_has_the_fields_and_tensors_of_the_library_s_own_reader(tmp_path):
+    writer = gguf.GGUFWriter(tmp_path / "tensors.gguf", "llama")
+    writer.add_array("tokenizer.ggml.tokens", ["<s>", "a", "ß"])
+    writer.add_float32("number", 0.5)
+    writer.add_tensor("weight", np.arange(12, dtype=np.float32).reshape(3, 4))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    own, plain = (kind(tmp_path / "tensors.gguf") for kind in (gguf.GGUFReader, as_plain_array(gguf.GGUFReader)))
+    assert {name: field.contents() for name, field in plain.fields.items()} == {
+        name: field.contents() for name, field in own.fields.items()
+    }
+    (wanted,), (found,) = own.tensors, plain.tensors
+    assert found.name == wanted.name and type(found.data) is np.ndarray and np.array_equal(found.data, wanted.data)
 
 
 def test_other_models_change_nothing(tmp_path):
