@@ -153,15 +153,15 @@ def _loss_and_slope(
     if after.changes_values:
         with torch.enable_grad():
             changed = after(logits.requires_grad_()).float()
-        loss, slope = _cross_entropy_and_slope(changed.detach(), targets)
+        loss, slope = _cross_entropy_and_slope(changed.detach().clone(), targets)  # autograd may need its values
         return loss, torch.autograd.grad(changed, logits, slope)[0]
     loss, slope = _cross_entropy_and_slope(logits.float(), targets)
     return loss, slope.to(hidden.dtype)
 
 
 def _cross_entropy_and_slope(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the summed cross-entropy and its gradient to the logits (float32); they take one copy of the logits."""
-    likelihoods = torch.log_softmax(logits, dim=-1)
+    """Return the summed cross-entropy and its gradient to the logits (float32), which takes the logits' place."""
+    likelihoods = torch.log_softmax(logits, -1, out=logits)
     places = targets.unsqueeze(1)
     loss = -likelihoods.gather(1, places).sum()
     slope = likelihoods.exp_()
