@@ -250,7 +250,18 @@ ENCODERS = PREFIX_ENCODERS | {
     ),
     *("eurobert", "flaubert", "fnet", "funnel", "gte", "ibert", "jina_embeddings_v3", "layoutlm", "layoutlmv3"),
     *("lilt", "longformer", "luke", "markuplm", "mobilebert", "modernbert", "modernvbert", "mpnet", "mra"),
-    *("nomic_bert", "nystromformer", "roformer", "squeezebert", "tapas", "ultrabert", "ultravbert", "xlm", "yoso"),
+    *(
+        "nomic_bert",
+        "nystromformer",
+        "openai_privacy_filter",
+        "roformer",
+        "squeezebert",
+        "tapas",
+        "ultrabert",
+        "ultravbert",
+        "xlm",
+        "yoso",
+    ),
 }
 """Families that read a token's neighbours on both sides, unless their configuration says `is_decoder`."""
 
@@ -264,12 +275,21 @@ NEEDS_MORE = MappingProxyType(
     {
         "bros": "the boxes of its words on a page",
         "canine": "characters, which it hashes itself",
+        "gemma4_assistant": "the states of the model whose answers it drafts",
+        "gemma4_unified_assistant": "the states of the model whose answers it drafts",
+        "layoutlmv2": "the picture of its page",
+        "musicgen": "the codes of a sound",
+        "musicgen_melody": "the codes of a sound",
+        "nemo_speechlm": "speech",
         "perceiver": "bytes",
         "reformer": "rows of whole chunks",
     }
 )
 """Families that cannot read rows of token ids, and what they read instead."""
 
+
+OWN_EMBEDDING_SIZE = frozenset({"moshi"})
+"""Families whose embedding has other rows than their vocabulary: PEFT's prompt tuning looks for it by their number."""
 
 POSITIONS_BY_MASK = frozenset({"bloom", "mpt"})
 """Decoders that are given no positions and count them by the attention mask, or need none."""

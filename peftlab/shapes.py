@@ -68,13 +68,15 @@ class Passage:
     """What one pass of a text through a model shows; everything is empty where it cannot be made without weights.
 
     `idle` are modules with parameters that the text does not reach, `towers` those of them that are whole parts of
-    the model (a vision tower, a decoder's attention to an encoder that it does not have). `key_values` is the cache,
-    the same in every layer, and `no_prefix` says why nothing can be put before it.
+    the model (a vision tower, a decoder's attention to an encoder that it does not have). `read` are dense layers
+    whose weight others read without calling the layer, or its type. `key_values` is the cache, the same in every
+    layer, and `no_prefix` says why nothing can be put before it.
     """
 
     known: bool = False
     idle: frozenset[str] = frozenset()
     towers: tuple[str, ...] = ()
+    read: frozenset[str] = frozenset()
     key_values: KeyValues | None = None
     no_prefix: str = ""
 
@@ -123,7 +125,8 @@ class ModelShape:
     @cached_property
     def fused_experts(self) -> tuple[ParameterSite, ...]:
         """The weights of experts that are one tensor a layer: no dense layers."""
-        return tuple(site for site in self.parameters if len(site.shape) == 3 and site.kind == "feed-forward")
+        wide = (site for site in self.parameters if len(site.shape) == 3 and min(site.shape) > 1)
+        return tuple(site for site in wide if site.kind == "feed-forward")
 
     @cached_property
     def by_name(self) -> dict[str, ParameterSite]:

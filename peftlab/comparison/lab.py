@@ -187,7 +187,8 @@ class Lab:
 
     def start(self, jobs: Iterable[Job]) -> Iterator[Ending]:
         if self.settings.cluster:
-            return run_on_cluster(jobs, self.settings.cluster, self.settings.cluster_options, self.folder / LOGS)
+            options, logs = self.settings.cluster_options, self.folder / LOGS
+            return run_on_cluster(jobs, self.settings.cluster, options, logs, self.settings.time_limit)
         # Where there is a CUDA device, the server may import nothing, and saves nothing.
         return run_locally(jobs, self.settings.jobs, self.settings.time_limit, warm=not list_cuda_devices())
 

@@ -7,17 +7,18 @@ import signal
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from math import inf
+from math import ceil, inf
 from pathlib import Path
 from typing import Any
 
 from peftlab.errors import MissingRequirementError, UsageError
-from peftlab.runs.jobs import Ending, Job, Running, end_all, run_job, share_of_machine, start
+from peftlab.recipe.comparison import DEFAULT_TIME_LIMIT
+from peftlab.runs.jobs import Ending, Job, Running, end_all, end_at_limit, run_job, share_of_machine, start
 from peftlab.runs.outcomes import RecordIdentity, identify_record, read_record
 
 POLL_SECONDS = 0.1
-# Time for a run at its limit to save a checkpoint; other runs are not looked after meanwhile.
-LATE_GRACE_SECONDS = 20.0
+# Time for a submitted run to load its libraries and to end by itself at its limit, before its scheduler ends it.
+SCHEDULER_MINUTES = 5
 
 
 def run_locally(jobs: Iterable[Job], at_once: int, time_limit: float = inf, warm: bool = False) -> Iterator[Ending]:
@@ -40,21 +41,13 @@ def run_locally(jobs: Iterable[Job], at_once: int, time_limit: float = inf, warm
                             replace(waiting.pop(0), environment=share_of_machine(place, at_once)), warm
                         )
                 for place, one in list(running.items()):
-                    if ending := one.ending() or end_late(one, time_limit):
+                    late = time.monotonic() - one.started > time_limit
+                    if ending := one.ending() or (end_at_limit(one, time_limit) if late else None):
                         del running[place]
                         yield ending
                 time.sleep(POLL_SECONDS)
         finally:
             end_all(list(running.values()))
-
-
-def end_late(one: Running, time_limit: float) -> Ending | None:
-    """End a job that has run for longer than `time_limit` seconds and return how; None before that."""
-    seconds = time.monotonic() - one.started
-    if seconds <= time_limit:
-        return None
-    end_all([one], LATE_GRACE_SECONDS)
-    return Ending(one.job, "failed", f"ended at its time limit of {time_limit:g} s (--time-limit)", seconds)
 
 
 @contextlib.contextmanager
@@ -71,11 +64,15 @@ def exit_on_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, former)
 
 
-def run_on_cluster(jobs: Iterable[Job], cluster: str, options: Mapping[str, Any], logs: Path) -> Iterator[Ending]:
+def run_on_cluster(
+    jobs: Iterable[Job], cluster: str, options: Mapping[str, Any], logs: Path, time_limit: float = DEFAULT_TIME_LIMIT
+) -> Iterator[Ending]:
     """Submit every job through submitit (Slurm, or `local` worker processes) and yield how each ended as it ends.
 
-    `options` are submitit's parameters, such as `slurm_partition`, `gpus_per_node`, `timeout_min`. The folder of
-    the comparison must be on a file system that all machines share. Raises MissingRequirementError, UsageError.
+    Each ends itself after `time_limit` seconds of its own, whatever it waited for. The scheduler is asked for a few
+    minutes more, unless `options`, submitit's parameters such as `slurm_partition`, `gpus_per_node`, name a
+    `timeout_min`. The folder of the comparison must be on a file system that all machines share.
+    Raises MissingRequirementError, UsageError.
     """
     try:
         import submitit
@@ -83,10 +80,10 @@ def run_on_cluster(jobs: Iterable[Job], cluster: str, options: Mapping[str, Any]
         raise MissingRequirementError("--cluster needs the package submitit: pip install 'peftlab[cluster]'") from None
     try:
         executor = submitit.AutoExecutor(folder=logs, cluster=cluster)
-        executor.update_parameters(**options)
+        executor.update_parameters(**scheduler_limit(options, time_limit), **options)
     except (ValueError, TypeError, NameError, RuntimeError) as error:
         raise UsageError(f"--cluster {cluster}: {' '.join(str(error).split())}") from None
-    waiting = {executor.submit(run_job, job): (job, identify_record(job.folder)) for job in jobs}
+    waiting = {executor.submit(run_job, job, False, time_limit): (job, identify_record(job.folder)) for job in jobs}
     try:
         while waiting:
             for submitted in [submitted for submitted in waiting if submitted.done()]:
@@ -95,6 +92,12 @@ def run_on_cluster(jobs: Iterable[Job], cluster: str, options: Mapping[str, Any]
     finally:
         for submitted in waiting:
             submitted.cancel(check=False)
+
+
+def scheduler_limit(options: Mapping[str, Any], time_limit: float) -> dict[str, int]:
+    """Return submitit's limit of a job (5 minutes where none is given); nothing where `options` have one."""
+    named = any(name.endswith(("timeout_min", "_time")) for name in options)
+    return {} if named or time_limit == inf else {"timeout_min": ceil(time_limit / 60) + SCHEDULER_MINUTES}
 
 
 def read_submitted(submitted: Any, job: Job, record_before: RecordIdentity) -> Ending:

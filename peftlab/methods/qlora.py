@@ -83,6 +83,14 @@ class QLoRA(LoRA):
                 parameter.data = trained[name].detach().clone()
         return twin.merge_and_unload()
 
+    def notes(self, shape: ModelShape) -> list[str]:
+        heads = {site.name for site in shape.linears if site.role == "head"}
+        kept = [site.name for site in shape.linears if site.name in shape.passage.read - heads]
+        if not kept:
+            return super().notes(shape)
+        line = f"method.quantization: {len(kept)} dense layers keep model.dtype, because the model reads their weights"
+        return [*super().notes(shape), f"{line} without calling them: {kept[0]}{', ...' if len(kept) > 1 else ''}"]
+
     def _fate_of_experts(self, count: int, share: float) -> str:
         return (
             f"the experts' {count:,} parameters ({share:.0%} of the model) are no dense layers: they stay in "
@@ -109,7 +117,8 @@ class QLoRA(LoRA):
             # bitsandbytes 0.50 unpacks such rows wrongly on the CPU, and PEFT takes the norms from them.
             message = f"needs inputs in multiples of {BLOCK}, and {uneven[0].name} has {uneven[0].n_in}; leave it off"
             problems.append(("dora", message))
-        quantised = [f"{site.name}.weight" for site in shape.linears if site.role != "head"]
+        plain = shape.passage.read
+        quantised = [f"{one.name}.weight" for one in shape.linears if one.role != "head" and one.name not in plain]
         for pattern in self.unfreeze:
             stuck = matching([pattern], quantised)
             if stuck:

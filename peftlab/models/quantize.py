@@ -11,6 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from peftlab.errors import MethodError, MissingRequirementError
 from peftlab.models.build import head_names
+from peftlab.parameters.passage import pass_text
 from peftlab.parameters.shape import computes_otherwise
 from peftlab.parameters.trainable import is_quantized
 
@@ -101,18 +102,22 @@ def _require_bitsandbytes() -> None:
 def dense_names(model: nn.Module) -> list[str]:
     """Return the names of the dense layers that are quantised; names, because references would keep replaced layers.
 
-    The head stays plain, and what transformers too keeps so: T5's `wo`, whose input T5 casts to the weight's type.
+    The head stays plain, what transformers too keeps so (T5's `wo`, whose input T5 casts to the weight's type), and
+    layers whose packed weight a model would read without calling the layer: a table of positions (LayoutLMv3), the
+    steps of Mamba, a type that an input is cast to (DeepSeek's indexer).
     """
     heads = {name.rpartition(".")[0] for name in head_names(model)}
     # An output head that is tied to the embedding has no parameter of its own: recognise it by its weight.
     kept = set(getattr(model, "_keep_in_fp32_modules", None) or ())
     embedded = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    read = pass_text(model).read
     return [
         name
         for name, module in model.named_modules()
         if (isinstance(module, Conv1D) or isinstance(module, nn.Linear) and not computes_otherwise(module))
         and name not in heads
         and id(module.weight) not in embedded
+        and name not in read
         and not kept.intersection(name.split("."))
     ]
 

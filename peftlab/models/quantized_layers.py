@@ -46,7 +46,10 @@ class UnalignedFourBitLinear(FourBitLinear):
 
 
 class EightBitLinear(Linear8bitLt):
-    """A `Linear8bitLt`, which computes in its input's type."""
+    """A `Linear8bitLt`, which computes in its input's type.
+
+    bitsandbytes 0.50 takes rows, or rows of rows, and fails on more dimensions (each head's, in latent attention).
+    """
 
     weight: Int8Params
 
@@ -54,7 +57,9 @@ class EightBitLinear(Linear8bitLt):
         self.state.is_training = self.training
         if self.weight.CB is not None:
             self.init_8bit_state()
-        return bitsandbytes.matmul(x, self.weight, bias=cast_bias(self.bias, x.dtype), state=self.state)
+        rows = x.flatten(0, -2)
+        output = bitsandbytes.matmul(rows, self.weight, bias=cast_bias(self.bias, x.dtype), state=self.state)
+        return output.view(*x.shape[:-1], -1)
 
 
 def cast_bias(bias: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import Cache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
@@ -37,20 +38,26 @@ _SEEN: dict[tuple[type[PreTrainedModel], str], Passage] = {}
 
 
 def _try_passage(base: PreTrainedModel) -> Passage:
-    refused = _refused_by_signature(base)
+    refused, read = _refused_by_signature(base), set[str]()
     for attention in ATTENTIONS:
         with contextlib.suppress(Exception):  # a model that reads weights while it is built, or lacks this attention
             twin = _without_weights(type(base), base.config, attention)
+            readers = _note_reads(twin)
             seen = _calls(twin), _outputs(twin.base_model)
             with seen[0] as called, seen[1] as outputs, _routed_everywhere(), contextlib.suppress(Exception):
                 # A path that depends on values cannot be taken without weights: a classifier's head often has one.
                 outputs.append(_run(twin))
             if outputs:
-                return _describe(twin, called, outputs, refused)
-    return Passage(no_prefix=refused)
+                return _describe(twin, called, readers, outputs, refused)
+            with _AnyPath(), contextlib.suppress(Exception):
+                _run(twin)
+            read |= _names_of(readers, twin)
+    return Passage(no_prefix=refused, read=frozenset(read))
 
 
-def _describe(twin: PreTrainedModel, called: set[nn.Module], outputs: list[Any], refused: str) -> Passage:
+def _describe(
+    twin: PreTrainedModel, called: set[nn.Module], read: set[nn.Module], outputs: list[Any], refused: str
+) -> Passage:
     """Return what was seen: of the whole model if it returned something, else of its body."""
     body = "" if twin.base_model is twin or len(outputs) > 1 else f"{twin.base_model_prefix}."
     idle = frozenset(name for name, one in _own_parameters(twin) if one not in called and name.startswith(body))
@@ -59,6 +66,7 @@ def _describe(twin: PreTrainedModel, called: set[nn.Module], outputs: list[Any],
         known=True,
         idle=idle,
         towers=tuple(_towers(twin, idle)),
+        read=frozenset(_names_of(read, twin)),
         key_values=key_values,
         no_prefix=refused or reason,
     )
@@ -108,6 +116,36 @@ def _calls(model: nn.Module) -> Iterator[set[nn.Module]]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _note_reads(model: nn.Module) -> set[nn.Module]:
+    """Return a set that gets each dense layer whose weight is read from outside the layer, from now on."""
+    inside: set[nn.Module] = set()
+    read: set[nn.Module] = set()
+
+    def weight(layer: nn.Module) -> torch.Tensor | None:
+        if layer not in inside:
+            read.add(layer)
+        return layer._parameters["weight"]
+
+    for layer in [one for one in model.modules() if isinstance(one, nn.Linear)]:
+        layer.register_forward_pre_hook(lambda one, _: inside.add(one))
+        layer.register_forward_hook(lambda one, inputs, output: inside.discard(one))
+        layer.__class__ = type(type(layer).__name__, (type(layer),), {"weight": property(weight)})
+    return read
+
+
+def _names_of(modules: set[nn.Module], model: nn.Module) -> set[str]:
+    return {name for name, one in model.named_modules() if one in modules}
+
+
+class _AnyPath(TorchDispatchMode):
+    """Answers what a model asks of values that it has not, so that it takes a path: masks are full, numbers are 1."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default:
+            return args[0].dtype == torch.bool or 1
+        return func(*args, **(kwargs or {}))
 
 
 @contextmanager

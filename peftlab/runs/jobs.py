@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
+from math import inf
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import ModuleType
@@ -23,6 +24,8 @@ from peftlab.runs.outcomes import ERROR_PREFIX, RecordIdentity, identify_record,
 from peftlab.runs.resumption import can_resume
 
 GRACE_SECONDS = 60.0
+# Time for a run at its limit to save a checkpoint; other runs are not looked after meanwhile.
+LATE_GRACE_SECONDS = 20.0
 PR_SET_PDEATHSIG = 1
 
 # Modules of a run that are slow to import: a warm job is forked from a server that has imported them.
@@ -110,16 +113,21 @@ class Running:
         return Ending(self.job, status, error, time.monotonic() - self.started)
 
 
-def run_job(job: Job, warm: bool = False) -> Ending:
-    """Run a job and return how it ended."""
+def run_job(job: Job, warm: bool = False, time_limit: float = inf) -> Ending:
+    """Run a job, for `time_limit` seconds at most, and return how it ended."""
     running = start(job, warm)
     try:
-        ending = running.wait()
+        return running.wait(None if time_limit == inf else time_limit) or end_at_limit(running, time_limit)
     except BaseException:
         end_all([running])
         raise
-    assert ending is not None, "waiting has no limit"
-    return ending
+
+
+def end_at_limit(one: Running, time_limit: float) -> Ending:
+    """End a job that has run for `time_limit` seconds: it is terminated, and killed if that does not end it."""
+    seconds = time.monotonic() - one.started
+    end_all([one], LATE_GRACE_SECONDS)
+    return Ending(one.job, "failed", f"ended at its time limit of {time_limit:g} s (--time-limit)", seconds)
 
 
 def start(job: Job, warm: bool = False) -> Running:

@@ -55,12 +55,18 @@ class Rotation(torch.autograd.Function):
         return found, None, None
 
 
-def _rotate(plain: Callable[..., Any], q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, **kwargs: Any) -> Any:
-    """Return what `plain`, a model's own function, returns; by that where nothing trains or the case is not ours."""
-    own = not kwargs and torch.is_grad_enabled() and q.dtype == k.dtype == cos.dtype == sin.dtype
+def _rotate(plain: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Return what `plain`, a model's own function, returns; by that where nothing trains or the case is not ours.
+
+    An indexer rotates its queries alone, by name.
+    """
+    if kwargs or len(args) != 4 or not all(isinstance(one, Tensor) for one in args):
+        return plain(*args, **kwargs)
+    q, k, cos, sin = args
+    own = torch.is_grad_enabled() and q.dtype == k.dtype == cos.dtype == sin.dtype
     whole = q.dim() == k.dim() == 4 and cos.dim() == 3 and q.shape[-1] == k.shape[-1] == cos.shape[-1]
     if not own or not whole or cos.requires_grad or sin.requires_grad:
-        return plain(q, k, cos, sin, **kwargs)
+        return plain(q, k, cos, sin)
     return _rotate_both(q, k, cos, sin)
 
 

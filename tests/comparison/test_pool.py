@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from peftlab.comparison.pool import run_locally, run_on_cluster
+from peftlab.comparison.pool import SCHEDULER_MINUTES, run_locally, run_on_cluster, scheduler_limit
 from peftlab.errors import UsageError
 from peftlab.recipe.dump import dump_recipe
 from peftlab.runs.jobs import Job
@@ -79,7 +79,7 @@ def test_a_job_that_crashes_is_named_by_its_signal_and_not_by_its_log(stand_in, 
 
 
 def test_a_job_over_its_time_limit_is_ended_and_costs_itself_alone(stand_in, tmp_path, monkeypatch):
-    monkeypatch.setattr("peftlab.comparison.pool.LATE_GRACE_SECONDS", 0.5)
+    monkeypatch.setattr("peftlab.runs.jobs.LATE_GRACE_SECONDS", 0.5)
     jobs = [make_job(tmp_path, name) for name in ("hangs", "sleeps", "good")]
     endings = {one.job.name: one for one in run_locally(jobs, 1, time_limit=1.0)}
     for name in ("hangs", "sleeps"):
@@ -130,11 +130,19 @@ def wait_for(condition, seconds: float = 20) -> None:
         time.sleep(0.05)
 
 
-def test_a_cluster_of_local_workers_runs_the_same_jobs(stand_in, tmp_path):
+def test_a_cluster_of_local_workers_runs_the_same_jobs_and_ends_one_at_its_time_limit(stand_in, tmp_path):
     pytest.importorskip("submitit", reason="needs the package submitit")
-    names = ("good", "fails")  # each worker is a process that imports torch
-    found = run_on_cluster([make_job(tmp_path, name) for name in names], "local", {"timeout_min": 5}, tmp_path / "jobs")
-    assert {one.job.name: (one.status, one.error) for one in found} == {name: ENDINGS[name] for name in names}
+    names = ("good", "sleeps")  # each worker is a process that imports torch
+    jobs = [make_job(tmp_path, name) for name in names]
+    found = run_on_cluster(jobs, "local", {}, tmp_path / "submitted", time_limit=3.0)
+    late = ("failed", "ended at its time limit of 3 s (--time-limit)")
+    assert {one.job.name: (one.status, one.error) for one in found} == {"good": ENDINGS["good"], "sleeps": late}
+    assert log_of(tmp_path, "sleeps")[-1] == "saved"
+
+
+def test_a_scheduler_gives_a_run_its_time_limit_and_some_minutes_more_unless_it_is_told_a_limit():
+    assert scheduler_limit({"slurm_partition": "gpu"}, 2 * 3600) == {"timeout_min": 120 + SCHEDULER_MINUTES}
+    assert scheduler_limit({"timeout_min": 60}, 2 * 3600) == scheduler_limit({"slurm_time": 60}, 2 * 3600) == {}
 
 
 def test_an_unknown_cluster_or_parameter_is_one_line(tmp_path):

@@ -35,6 +35,8 @@ from tests.gauntlet.small import VOCABULARY
 
 LOSS_TOLERANCE = 5e-4
 MERGED_TOLERANCE = 2e-3
+# LLM.int8() rounds a layer's inputs to 8 bits as well, which a merged model does not.
+INT8_TOLERANCE = 5e-2
 SCORES_TOLERANCE = 2e-3
 # Plans take seconds; the other methods' are made by the same trace.
 PLANNED = ("lora", "prefix")
@@ -303,5 +305,6 @@ def compare_merged(recipe: Recipe, bench: Any, folder: Path) -> None:
     scores = recipe.task.loss(trained).scores, recipe.task.loss(merged.eval()).scores
     batch = collate(bench.dataset.evaluation[:1], bench.dataset.pad_id)
     one, other = scores[0](trained, batch), scores[1](merged, batch)
-    if not torch.allclose(one, other, atol=MERGED_TOLERANCE * float(one.abs().max()), rtol=0):
+    tolerance = INT8_TOLERANCE if recipe.method.base_format == "int8" else MERGED_TOLERANCE
+    if not torch.allclose(one, other, atol=tolerance * float(one.abs().max()), rtol=0):
         raise StageError(f"merged logits differ by {float((one - other).abs().max()):.2g}")

@@ -6,6 +6,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
+from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from peftlab.errors import MethodError
@@ -13,6 +14,7 @@ from peftlab.models.load import load_model
 from peftlab.models.quantize import quantize_
 from peftlab.parameters.trainable import is_quantized, named_parameters
 from peftlab.recipe.schema import Model
+from tests.gauntlet.small import small_config
 from tests.parameters.families import FAMILIES, build
 
 FORMATS = ["nf4", "fp4", "int8"]
@@ -54,6 +56,26 @@ def test_quantised_layers_compute_nearly_what_the_plain_ones_do(family, base_for
             layer = model.get_submodule(name)
             error = (layer(torch.eye(layer.in_features)) - outputs).norm() / weight_norm
             assert error < CLOSENESS[base_format], (name, float(error))
+
+
+@pytest.mark.parametrize("base_format", FORMATS)
+def test_inputs_of_any_number_of_dimensions_give_the_same_rows(base_format):
+    """Latent attention passes each head's rows: four dimensions."""
+    model = nn.ModuleDict({"body": nn.ModuleList([nn.Linear(16, 24)]), "out": nn.Linear(24, 2)})
+    layer, rows = quantize_(model, base_format)["body"][0], torch.randn(2, 3, 5, 16)
+    expected = layer(rows.view(30, 16)).view(2, 3, 5, 24)
+    torch.testing.assert_close(layer(rows), expected)
+    torch.testing.assert_close(layer(rows[0]), expected[0], rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(layer(rows[0, 0, 0]), expected[0, 0, 0], rtol=1e-2, atol=1e-2)
+
+
+def test_a_layer_whose_weight_the_model_reads_stays_plain():
+    model = AutoModelForCausalLM.from_config(small_config("mamba"))
+    quantize_(model, "nf4")
+    names = {name.rpartition(".")[2] for name, one in model.named_modules() if isinstance(one, nn.Linear)}
+    plain = {n.rpartition(".")[2] for n, one in model.named_modules() if type(one) is nn.Linear}
+    assert plain == {"dt_proj", "lm_head"} and names == plain | {"in_proj", "x_proj", "out_proj"}
+    assert torch.isfinite(model(torch.arange(5)[None]).logits).all()
 
 
 @pytest.mark.parametrize("base_format", ["nf4", "fp4"])

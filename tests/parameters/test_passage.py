@@ -82,3 +82,18 @@ def test_no_weight_is_read_or_changed():
     pass_text(model)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert torch.get_default_dtype() == torch.float32
+
+
+READ = {
+    "mamba": (CAUSAL, {"dt_proj"}),
+    "deepseek_v32": (CAUSAL, {"weights_proj"}),
+    "layoutlmv3": (CLASSIFY, {"rel_pos_bias", "rel_pos_x_bias", "rel_pos_y_bias"}),
+    "llama": (CAUSAL, set()),
+}
+
+
+@pytest.mark.parametrize("model_type", READ)
+def test_dense_layers_whose_weights_others_read_are_found_also_where_the_pass_cannot_end(model_type):
+    auto, names = READ[model_type]
+    found = {name.rpartition(".")[2] for name in pass_text(build(model_type, auto)).read}
+    assert found - {"lm_head"} == names

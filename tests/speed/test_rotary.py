@@ -89,3 +89,14 @@ def test_a_restored_layer_is_plain():
     assert len(layers) == 2
     Rotations().remove(model)
     assert not any("forward" in one.__dict__ for one in model.modules())
+
+
+def test_a_call_for_queries_alone_or_by_name_is_the_models_own():
+    """Qwen4's indexer rotates its queries alone."""
+
+    def plain(q, k=None, cos=None, sin=None, unsqueeze_dim=1):
+        return q, k, unsqueeze_dim
+
+    q, cos = torch.randn(2, 4, 5, 8), torch.randn(2, 5, 8)
+    assert rotary._rotate(plain, q, cos=cos, sin=cos, unsqueeze_dim=2) == (q, None, 2)
+    assert rotary._rotate(plain, q, None, cos, cos) == (q, None, 1)
