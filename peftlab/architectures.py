@@ -265,7 +265,7 @@ ENCODERS = PREFIX_ENCODERS | {
 }
 """Families that read a token's neighbours on both sides, unless their configuration says `is_decoder`."""
 
-MIXES_ROWS = frozenset({"convbert", "fnet", "funnel", "nystromformer", "prophetnet"})
+MIXES_ROWS = frozenset({"convbert", "fnet", "funnel", "nystromformer", "prophetnet", "xlnet"})
 """Families whose results change with the padding behind a row, whatever the attention mask says."""
 
 MIXES_LAST = frozenset({"t5_gemma_module", "t5gemma2_decoder"})
@@ -283,10 +283,15 @@ NEEDS_MORE = MappingProxyType(
         "nemo_speechlm": "speech",
         "perceiver": "bytes",
         "reformer": "rows of whole chunks",
+        "vibevoice_asr": "speech",
+        "voxtral_realtime": "speech",
     }
 )
 """Families that cannot read rows of token ids, and what they read instead."""
 
+
+CHOOSERS = frozenset({"indexer"})
+"""Modules that choose which keys a query reads (DeepSeek V3.2, GLM-5, Qwen4): no gradient passes through a choice."""
 
 OWN_EMBEDDING_SIZE = frozenset({"moshi"})
 """Families whose embedding has other rows than their vocabulary: PEFT's prompt tuning looks for it by their number."""
@@ -302,6 +307,11 @@ ANSWERS_ALONE = frozenset({"fsmt", "rwkv"})
 
 LOOKUPS_NOT_ACTIVE = frozenset({"gpt_oss"})
 """Families whose published active parameters leave out the input embedding; Mixtral's and Qwen3's include it."""
+
+
+def learns(name: str) -> bool:
+    """Whether a gradient of the loss reaches a parameter or a module of this name."""
+    return CHOOSERS.isdisjoint(name.split("."))
 
 
 def architecture_of(model_type: str) -> Architecture:

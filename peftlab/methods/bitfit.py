@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from peftlab.architectures import learns
 from peftlab.methods.base import Method, Problems, Sizes, note_idle
 from peftlab.shapes import LinearSite, ModelShape, ParameterSite
 
@@ -69,10 +70,12 @@ class BitFit(Method):
             if site.role != "head"
             and (roles is None or site.role in roles)
             and f"{site.name}.weight" not in shape.idle_parameters
+            and learns(site.name)
         ]
 
     def _biases(self, shape: ModelShape) -> set[str]:
-        biases = {site.name for site in shape.parameters if site.name.endswith("bias")} - shape.idle_parameters
+        biases = {site.name for site in shape.parameters if site.name.endswith("bias") and learns(site.name)}
+        biases -= shape.idle_parameters
         if self.terms == "all":
             return biases
         return biases & {f"{site.name}.bias" for site in self._projections(shape)}

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, cast
 
 from pydantic import Field
 
+from peftlab.architectures import learns
 from peftlab.errors import MethodError
 from peftlab.methods.base import Method, Problems, Sizes
 from peftlab.methods.candidates import describe_candidates
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 IDLE = "no text reaches them"
+CHOICE = "they choose keys, and no gradient passes through a choice"
 TAKEN = "PEFT takes their names for the fused weights of experts"
 REFUSED = "PEFT trains no such projection of this family"
 # peft 0.21, tuners_utils: the fused kernels of these families read these weights without calling the layers.
@@ -92,8 +94,9 @@ class LoRA(Method):
         narrow = [site for site in named if site.role == "other" and min(site.n_in, site.n_out) < self.rank]
         narrow = narrow if len(narrow) < len(named) else []  # then the rank is wrong, not some gates
         refused = [site for site in named if shape.model_type in MAMBA and site.name.endswith(MAMBA_REFUSED)]
+        choosers = [site for site in named if not learns(site.name)]
         narrower = f"fewer inputs or outputs than rank {self.rank}"
-        return {IDLE: idle, narrower: narrow, REFUSED: refused, TAKEN: taken}
+        return {IDLE: idle, CHOICE: choosers, narrower: narrow, REFUSED: refused, TAKEN: taken}
 
     def notes(self, shape: ModelShape) -> list[str]:
         """Return what gets no update: projections that are left out, and the fused weights of experts."""

@@ -157,6 +157,20 @@ OWN: dict[str, dict[str, Any]] = {
         "pronunciation_vocab_size": VOCABULARY,
         "pronunciation_embed_dim": WIDTH,
     },
+    "xlstm": {"chunk_size": 64},
+    "xmod": {"default_language": "en_XX"},
+    "zamba": {
+        "layer_types": ["linear_attention", "hybrid"],
+        "attention_hidden_size": 2 * WIDTH,
+        "attention_head_dim": 2 * HEAD,
+    },
+    "zamba2": {
+        "layer_types": ["linear_attention", "hybrid"],
+        "attention_head_dim": 2 * HEAD,
+        "num_key_value_heads": HEADS,
+        "mamba_headdim": 2 * HEAD,
+        "adapter_rank": 4,
+    },
     "zaya": {"num_experts_per_tok": 1},
 }
 """What a type needs beside `SIZES`."""

@@ -188,3 +188,18 @@ def test_magnitudes_do_not_decay():
     model = method.apply(build("llama"))
     kept = {name: method.decays(name, tuple(p.shape)) for name, p in trainable_parameters(model).items()}
     assert {name for name, decays in kept.items() if not decays} == {name for name in kept if "magnitude" in name}
+
+
+def test_what_chooses_keys_gets_no_update_and_no_biases_are_left_to_bitfit():
+    """An indexer of sparse attention chooses the keys that a query reads: no gradient passes."""
+    sizes = shape("glm_moe_dsa")
+    assert any(".indexer." in site.name for site in sizes.linears)
+    assert not [site.name for site in LoRA(rank=2).targets_of(sizes) if ".indexer." in site.name]
+    assert any("choose keys" in line for line in LoRA(rank=2).notes(sizes))
+    ((field, message),) = BitFit().check(sizes)
+    assert field == "terms" and "no biases to train" in message
+
+
+def test_what_qlora_leaves_plain_is_said():
+    (line,) = (one for one in QLoRA(rank=2).notes(shape("mamba")) if "quantization" in one)
+    assert "2 dense layers keep model.dtype" in line and "dt_proj" in line
