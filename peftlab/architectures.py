@@ -296,11 +296,17 @@ CHOOSERS = frozenset({"indexer"})
 OWN_EMBEDDING_SIZE = frozenset({"moshi"})
 """Families whose embedding has other rows than their vocabulary: PEFT's prompt tuning looks for it by their number."""
 
-POSITIONS_BY_MASK = frozenset({"bloom", "mpt"})
-"""Decoders that are given no positions and count them by the attention mask, or need none."""
+POSITIONS_BY_MASK = frozenset({"bloom"})
+"""Decoders that are given no positions and count them by the attention mask.
 
-READS_PADDING = frozenset({"deepseek_v4", "recurrent_gemma"})
-"""Decoders that count positions by the mask, yet take padding before a prompt into compressed keys or a state."""
+MPT needs none, but behind a prefix its distances count padding as well.
+"""
+
+READS_PADDING = frozenset({"deepseek_v4", "git", "recurrent_gemma"})
+"""Decoders that count positions by the mask, yet take padding before a prompt into compressed keys or a state.
+
+GIT does so behind a prefix alone, where it counts from the batch's first column.
+"""
 
 ANSWERS_ALONE = frozenset({"fsmt", "rwkv"})
 """Decoders whose answers change with the other rows of a batch (measured with transformers 5.23)."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -21,8 +24,10 @@ def read_keys_and_values(model: nn.Module, ids: torch.Tensor, projections: list[
     was_training = model.training
     body = getattr(model.eval(), "base_model", model)
     device = next(model.parameters()).device
+    # MPT's configuration says that it keeps none.
+    more: dict[str, Any] = {"use_cache": True} if "use_cache" in inspect.signature(body.forward).parameters else {}
     try:
-        cache = getattr(body(input_ids=ids[None].to(device)), "past_key_values", None)
+        cache = getattr(body(input_ids=ids[None].to(device), **more), "past_key_values", None)
     finally:
         model.train(was_training)
         for hook in hooks:

@@ -30,6 +30,7 @@ WORKS = {
     "Conv1D": ("gpt2", "causal-lm", "qlora-int8"),
     "learned positions": ("opt", "causal-lm", "prompt"),
     "ALiBi": ("bloom", "causal-lm", "lora"),
+    "distances that count padding, no cache by default": ("mpt", "causal-lm", "prefix"),
     "a decoder of an encoder-decoder": ("bart", "causal-lm", "lora"),
     "a vision tower": ("gemma3", "causal-lm", "lora"),
     "shared layers": ("albert", CLASSIFY, "lora"),
