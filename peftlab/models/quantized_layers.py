@@ -57,7 +57,7 @@ class EightBitLinear(Linear8bitLt):
         self.state.is_training = self.training
         if self.weight.CB is not None:
             self.init_8bit_state()
-        rows = x.flatten(0, -2)
+        rows = x.reshape(-1, x.shape[-1])
         output = bitsandbytes.matmul(rows, self.weight, bias=cast_bias(self.bias, x.dtype), state=self.state)
         return output.view(*x.shape[:-1], -1)
 
