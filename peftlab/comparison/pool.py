@@ -41,13 +41,17 @@ def run_locally(jobs: Iterable[Job], at_once: int, time_limit: float = inf, warm
                             replace(waiting.pop(0), environment=share_of_machine(place, at_once)), warm
                         )
                 for place, one in list(running.items()):
-                    late = time.monotonic() - one.started > time_limit
-                    if ending := one.ending() or (end_at_limit(one, time_limit) if late else None):
+                    if ending := one.ending() or end_late(one, time_limit):
                         del running[place]
                         yield ending
                 time.sleep(POLL_SECONDS)
         finally:
             end_all(list(running.values()))
+
+
+def end_late(one: Running, time_limit: float) -> Ending | None:
+    """End a job that has run for longer than `time_limit` seconds and return how; None before that."""
+    return end_at_limit(one, time_limit) if time.monotonic() - one.started > time_limit else None
 
 
 @contextlib.contextmanager
