@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from math import floor, isfinite, log10
 
 from peftlab.comparison.findings import Findings
+from peftlab.comparison.groups import short_letters
 from peftlab.comparison.rows import Row, Table
 from peftlab.comparison.statistics import Estimate
 from peftlab.quantities import format_bytes, format_count, format_seconds, format_share
@@ -47,7 +48,9 @@ def _statistics(metric: str, findings: Findings) -> list[Column]:
         Column("variant", "variant", lambda row: row.name, lambda row: row.name, False, _size_text),
         Column("budget", "budget", lambda row: row.budget, _budget_text, False),
         _interval_column("quality", metric, quality),
-        Column("group", "group", lambda row: letters.get(row.label), lambda row: letters[row.label], False),
+        Column(
+            "group", "group", lambda row: letters.get(row.label), lambda row: short_letters(letters[row.label]), False
+        ),
         _interval_column("change", f"{metric}, change", findings.change, "+"),
         _interval_column("general", "general loss, change", findings.general_change, "+"),
     ]

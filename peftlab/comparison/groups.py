@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, count
@@ -10,6 +11,8 @@ from string import ascii_lowercase
 import networkx
 
 from peftlab.comparison.statistics import Difference, Estimate, Name
+
+MOST_LETTERS = 5
 
 
 def best_first(estimates: Mapping[Name, Estimate], higher_is_better: bool) -> list[Name]:
@@ -42,6 +45,12 @@ def letters_of(groups: Mapping[str, Sequence[Name]]) -> dict[Name, str]:
     """Return the letters of every variant, such as `ab`."""
     names = dict.fromkeys(name for members in groups.values() for name in members)
     return {name: "".join(letter for letter, members in groups.items() if name in members) for name in names}
+
+
+def short_letters(letters: str) -> str:
+    """Return letters that a table has room for: of a variant in many groups the first few, and how many there are."""
+    found = re.findall(r"[a-z]\d*", letters)
+    return letters if len(found) <= MOST_LETTERS else f"{' '.join(found[: MOST_LETTERS - 1])} … ({len(found)})"
 
 
 @dataclass(frozen=True)

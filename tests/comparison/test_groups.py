@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from peftlab.comparison.groups import Cost, beaten_by, best_first, letter_groups, letters_of, point_front
+from peftlab.comparison.groups import Cost, beaten_by, best_first, letter_groups, letters_of, point_front, short_letters
 from peftlab.comparison.statistics import Difference, Estimate
 
 
@@ -78,3 +78,9 @@ def test_best_first_follows_the_metrics_direction():
     estimates = {name: Estimate(mean, 0, 0, None, 1, True, False) for name, mean in (("a", 1.0), ("b", 2.0))}
     assert best_first(estimates, higher_is_better=True) == ["b", "a"]
     assert best_first(estimates, higher_is_better=False) == ["a", "b"]
+
+
+def test_many_letters_are_shown_by_the_first_few_and_their_number():
+    assert short_letters("abcde") == "abcde"
+    assert short_letters("abz" + "a2b2c2") == "a b z a2 … (6)"
+    assert short_letters("") == ""

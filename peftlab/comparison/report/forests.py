@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from peftlab.comparison.findings import Findings
+from peftlab.comparison.groups import short_letters
 from peftlab.comparison.report.scatters import direction, marker_of
 from peftlab.comparison.report.style import FAINT, INK, Look, drawing, looks_of, plain, save, write_heading
 from peftlab.comparison.rows import Table
@@ -34,8 +35,9 @@ def draw_quality(table: Table, findings: Findings) -> tuple[str, bytes] | None:
         axes.plot(seeds[label], [row + 0.28] * len(seeds[label]), "|", color=INK, markersize=5)
         axes.plot(found.mean, row, **marker_of(look))
         axes.text(
-            1.02, row, findings.letters.get(label, ""), transform=axes.get_yaxis_transform(), va="center", ha="left"
-        )
+            1.02, row, short_letters(findings.letters.get(label, "")), transform=axes.get_yaxis_transform(),
+            va="center", ha="left",
+        )  # fmt: skip
 
     return _draw_rows(table, findings, draw, direction(table, findings)) if quality else None
 

@@ -27,6 +27,7 @@ from peftlab.quantities import format_bytes, format_change, format_count, format
 from peftlab.reports import SearchReport
 
 EXAMPLE_PROMPTS = 5
+SHOWN_SENTENCES = 14  # of each budget; the others are behind a click
 TEXT_CHARACTERS = 1200
 
 
@@ -63,6 +64,7 @@ def render_page(
         facts=_facts(table, findings),
         answers=[(family.budget, answer(table, findings, family)) for family in findings.families],
         groups=[(family.budget, describe_groups(table, family)) for family in findings.families],
+        shown_sentences=SHOWN_SENTENCES,
         can=can,
         cannot=cannot,
         columns=columns,

@@ -19,6 +19,7 @@ COST_TITLES = {
 }  # fmt: skip
 UNITS = {"trainable": 1, "memory": 2**20, "seconds": 1}
 FADED = 0.4
+MOST_IN_LEGEND = 14
 
 
 def direction(table: Table, findings: Findings) -> str:
@@ -93,12 +94,17 @@ def marker_of(look: Look, size: float = 7.5) -> dict[str, Any]:
 
 
 def legend(table: Table, labels: Sequence[str]) -> list[Any]:
-    """Return a handle for each name among the labels and, where there are several, for each budget."""
+    """Return a handle for each name among the labels and, where there are several, for each budget.
+
+    Many names have no room under a picture: that of the quality has each name beside its marker.
+    """
     from matplotlib.lines import Line2D
 
     looks = looks_of(table.rows)
     shown = [row for row in table.rows if row.label in labels]
     names = {row.name: looks[row.label] for row in reversed(shown)}
+    if len(names) > MOST_IN_LEGEND:
+        return [Line2D([], [], linestyle="none", label=f"{len(names)} variants: markers as in the quality's picture")]
     handles = [
         Line2D([], [], label=plain(name), **marker_of(Look(look.colour, look.marker, "full", "-")))
         for name, look in reversed(names.items())
