@@ -94,7 +94,7 @@ class Clock:
     def watch_buckets(self, model: Any) -> None:
         """Time the exchange of DDP's buckets, which its reducer makes without Python otherwise."""
 
-        def exchange(_: Any, bucket: distributed.GradBucket) -> torch.futures.Future[torch.Tensor]:
+        def exchange(_, bucket):  # without annotations: DDP compares them with its types, and these would be texts
             buffer = bucket.buffer().div_(self.world.processes)
             self.timed(lambda: distributed.all_reduce(buffer), buffer.nbytes, parts=2)
             done: torch.futures.Future[torch.Tensor] = torch.futures.Future()
