@@ -18,6 +18,8 @@ def render_memory(report: MemoryReport) -> RenderableType:
     facts.add_row("source", f"{report.source}, {report.device}")
     for name, value in report.maximized.items():
         facts.add_row(f"largest {name}", f"{value:,}")
+    if report.checkpointing is not None:
+        facts.add_row("checkpointing", report.checkpointing.describe())
     facts.add_row("needed", f"{format_bytes(report.needed_bytes)} ({report.needed_bytes:,} bytes)")
     if report.capacity_bytes is not None:
         facts.add_row("available", format_bytes(report.capacity_bytes))

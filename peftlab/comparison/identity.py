@@ -50,6 +50,8 @@ FIRST_FIELDS = {
 ROWS_VERSION = 2
 # What a field without a value meant before None meant it: the format that rows of that time were recognised as.
 FORMER_DEFAULTS = {"data.format": "completion"}
+# What the plan decides where a field leaves it open was once the field's default: it changes no result.
+LEFT_OPEN = {"training.gradient_checkpointing": ("auto", False)}
 FIRST = {*FIRST_FIELDS, *(f"{section}.{name}" for section, names in FIRST_FIELDS.items() for name in names.split())}
 
 
@@ -119,6 +121,8 @@ def describe_section(section: BaseModel, path: str = "") -> dict[str, Any]:
             described[name] = describe_section(value, key) if isinstance(value, BaseModel) else dumped[name]
             if value is None:
                 described[name] = FORMER_DEFAULTS.get(key)
+            if key in LEFT_OPEN and value == LEFT_OPEN[key][0]:
+                described[name] = LEFT_OPEN[key][1]
     return described
 
 

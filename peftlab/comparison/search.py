@@ -200,7 +200,9 @@ class VariantSearch:
         if every := self.compared_every:
             overrides.append(f"evaluation.every={every}")
         fitted = any(trial.user_attrs["status"] == "finished" for trial in self.trials)
-        if fitted and all(map(is_free_of_cost, self.space)):
+        # Without a plan nothing is recomputed, so that a trial that had to may not fit.
+        recomputed = any(trial.user_attrs.get("recomputed") for trial in self.trials)
+        if fitted and not recomputed and all(map(is_free_of_cost, self.space)):
             overrides.append('run.plan="off"')  # the memory is that of the trial that finished
         return overrides
 
@@ -249,7 +251,8 @@ class VariantSearch:
         attributes = {"run": attempt.job.name, "status": status, "error": ending.error, "point": attempt.point.settings}
         self._kept.add_trial(optuna.trial.create_trial(
             state=state, value=value, params=self._labels_of(attempt.point), distributions=self._distributions(),
-            user_attrs=attributes | self._cost(result, attempt.job.name), system_attrs=frozen.system_attrs,
+            user_attrs=attributes | {"recomputed": result is not None and result.checkpointing is not None}
+            | self._cost(result, attempt.job.name), system_attrs=frozen.system_attrs,
             intermediate_values=frozen.intermediate_values,
         ))  # fmt: skip
         self.trials, self.attempt = self._kept.get_trials(deepcopy=False), None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -11,8 +12,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from peftlab.data.batches import EndToEnd
-from peftlab.memory.depth import find_layers
-from peftlab.memory.fakes import FakeModel
+from peftlab.memory.fakes import FakeModel, nowhere
 from peftlab.memory.generation import Answers
 from peftlab.memory.private import BLOCK
 from peftlab.memory.strategies import Weight
@@ -20,10 +20,12 @@ from peftlab.memory.trace import Workload
 from peftlab.metrics import names_that_need
 from peftlab.models.build import build_meta
 from peftlab.models.quantize import dense_names
-from peftlab.models.recompute import recompute_activations
+from peftlab.models.recompute import are_separate, recompute_activations
 from peftlab.optimization.dropout import disable_dropout
+from peftlab.parameters.layers import all_layers, reached_layers
 from peftlab.parameters.shape import shape_of
 from peftlab.recipe.schema import Model, Recipe
+from peftlab.reports import CheckpointingReport
 from peftlab.shapes import ModelShape
 from peftlab.speed.apply import speed_up
 from peftlab.speed.packing import training_layout
@@ -41,6 +43,13 @@ class LoadBytes:
     plain: int
     largest: int
     in_place: int
+
+
+class LayersToRecompute(NamedTuple):
+    """How many layers can be recomputed, and whether some of them can be without the others."""
+
+    number: int
+    separate: bool
 
 
 @dataclass(frozen=True)
@@ -76,6 +85,18 @@ class Blueprint:
     def for_recipe(self, recipe: Recipe) -> Blueprint:
         """Return the same model for a recipe that differs in its batches only."""
         return replace(self, recipe=recipe)
+
+    @property
+    def layers(self) -> LayersToRecompute:
+        """The layers that can be recomputed in the backward pass."""
+        reached = reached_layers(self.fake.model)
+        return LayersToRecompute(len(reached), are_separate(reached))
+
+    def recompute(self) -> CheckpointingReport | None:
+        """Let the model recompute as many layers as the recipe says; None if none. Raises MethodError for too many."""
+        wanted = self.recipe.training.gradient_checkpointing
+        found = recompute_activations(self.fake.model, wanted, keep=nowhere)
+        return found if found.layers else None
 
     def workload(self) -> Workload:
         """Return the largest batches that the recipe allows: every row as long as `data.max_length`."""
@@ -129,8 +150,6 @@ def build_blueprint(recipe: Recipe, device: torch.device, labels: list[str] | No
     if recipe.training.frozen_dropout == "off":
         disable_dropout(model)
     model = recipe.method.apply(model, fresh)
-    if recipe.training.gradient_checkpointing:
-        recompute_activations(model)
     speed_up(model, recipe)
     fake = FakeModel(model)
     return Blueprint(recipe, device, shape, fake, load, _weights(model), plain.config.num_labels or 1)
@@ -188,7 +207,7 @@ def _packed_bytes(n_in: int, n_out: int, base_format: str) -> int:
 
 
 def _weights(model: nn.Module) -> tuple[Weight, ...]:
-    layers = [layer for one in find_layers(model) for layer in one.layers]
+    layers = all_layers(model)
     layer_of = {id(p): number for number, layer in enumerate(layers) for p in layer.parameters()}
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     return tuple(

@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 from peftlab.memory.private import layer_types
-from peftlab.parameters.kinds import layer_lists
+from peftlab.models.recompute import is_recomputed
+from peftlab.parameters.layers import LayerList, all_layers, find_layers
 from peftlab.parameters.trainable import find_base
 
 # The first and last two layers of a kind have places of their own in a step: three and four of them differ in one.
@@ -41,21 +42,12 @@ class LayerPlace:
         return self.run == 0 and 0 in self.places
 
 
-@dataclass(frozen=True)
-class LayerList:
-    """A list of layers, and where it is in a model."""
-
-    parent: nn.Module
-    name: str
-    layers: nn.ModuleList
-
-
 class Stack:
     """A model's layers, an encoder's before a decoder's, and the numbers of those of each kind: its runs."""
 
     def __init__(self, model: nn.Module):
         self.lists = find_layers(model)
-        self.layers = [layer for one in self.lists for layer in one.layers]
+        self.layers = all_layers(model)
         types = layer_types(find_base(model)[1])
         self.types = types if len(types) == len(self.layers) else ("",) * len(self.layers)
         kinds: dict[tuple, list[int]] = {}
@@ -124,30 +116,14 @@ class _Skipped(nn.Module):
         return hidden_states
 
 
-def find_layers(model: nn.Module) -> list[LayerList]:
-    """Return the lists of an encoder and its decoder; of other models the list with most parameters, if any."""
-    paths = layer_lists(model)
-    if getattr(getattr(find_base(model)[1], "config", None), "is_encoder_decoder", False):
-        return [_list_at(model, path) for path in paths]
-    found = [_list_at(model, path) for path, module in model.named_modules() if isinstance(module, nn.ModuleList)]
-    return [max(found, key=lambda one: sum(p.numel() for p in one.layers.parameters()))] if found else []
-
-
-def _list_at(model: nn.Module, path: str) -> LayerList:
-    parent, _, name = path.rpartition(".")
-    layers = model.get_submodule(path)
-    assert isinstance(layers, nn.ModuleList)
-    return LayerList(model.get_submodule(parent), name, layers)
-
-
 def _kinds(layers: list[nn.Module]) -> list[tuple]:
-    """Return for each layer what its memory depends on: parameters, and whether gradients reach it."""
+    """Return for each layer what its memory depends on: parameters, whether gradients reach it, what it keeps."""
     reached, found = False, []
     for layer in layers:
         named = list(layer.named_parameters())
         reached = reached or any(p.requires_grad for _, p in named)
         parameters = ((name, tuple(p.shape), p.dtype, p.requires_grad) for name, p in named)
-        found.append((reached, *parameters))
+        found.append((reached, is_recomputed(layer), *parameters))
     return found
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
 from torch import nn
+from torch.autograd.graph import saved_tensors_hooks
 
 from peftlab.errors import ModelError, PeftlabError
 from peftlab.memory.private import (
@@ -61,6 +62,13 @@ class FakeModel:
         """
         with refuse_untraceable(), masks_as_for_real_tensors(), self._mode, _Answers(padded):
             yield
+
+
+def nowhere() -> AbstractContextManager:
+    """Return a context in which what is saved for the backward pass takes no memory of the planned device."""
+    return saved_tensors_hooks(
+        lambda tensor: (tensor.shape, tensor.dtype), lambda kept: torch.empty(kept[0], dtype=kept[1])
+    )
 
 
 class _Answers(TorchDispatchMode):

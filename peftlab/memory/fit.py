@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from peftlab.errors import MethodError, UsageError, nearest
+from peftlab.errors import MethodError, ModelError, UsageError, nearest
+from peftlab.memory.blueprint import LayersToRecompute
 from peftlab.methods import METHODS
 from peftlab.quantities import format_bytes
+from peftlab.recipe.checkpointing import OFFLOAD, Checkpointing
 from peftlab.recipe.schema import Recipe
 from peftlab.reports import MemoryReport
 
@@ -21,6 +24,7 @@ MAXIMIZED = {
 SMALLEST_LENGTH = 128
 LENGTH_STEP = 32
 LARGEST = 1 << 16
+CHECKPOINTING = "training.gradient_checkpointing"
 
 Predict = Callable[[Recipe], MemoryReport]
 
@@ -121,8 +125,8 @@ def _changes(recipe: Recipe, capacity_bytes: int, predict: Predict) -> Iterator[
         if report.needed_bytes <= capacity_bytes:
             yield Change(settings, report)
 
-    checkpointing = {"training.gradient_checkpointing": True}
-    can_checkpoint = recipe.method.supports_gradient_checkpointing and not recipe.training.gradient_checkpointing
+    checkpointing = {CHECKPOINTING: True}
+    can_checkpoint = recipe.method.supports_gradient_checkpointing and not recomputes_all(recipe)
     equal = list(fitting(checkpointing)) if can_checkpoint else []
     yield from equal
     split = largest_split(recipe, capacity_bytes, predict)
@@ -151,6 +155,47 @@ def _shorter(recipe: Recipe, capacity_bytes: int, predict: Predict) -> Iterator[
         return
     count, report = largest_fitting(lambda extra: trial(least - 1 + extra), smallest, capacity_bytes, most - least + 1)
     yield Change({"data.max_length": (least - 1 + count) * LENGTH_STEP}, report)
+
+
+def recomputes_all(recipe: Recipe) -> bool:
+    """Return whether every layer is recomputed already."""
+    wanted = recipe.training.gradient_checkpointing
+    return wanted is True or wanted == OFFLOAD
+
+
+def fewest_recomputed(
+    recipe: Recipe, report: MemoryReport, capacity_bytes: int, predict: Predict, layers: LayersToRecompute
+) -> Change | None:
+    """Return the smallest number of recomputed layers that fits; the last resort on CUDA are inputs on the host.
+
+    `report` is the plan of none, which does not fit. None where not even that fits, or the method has no layers to
+    recompute. Memory falls nearly linearly with each further layer, so each guess is where the line through the
+    nearest numbers that do not and do fit meets the capacity.
+    """
+    if not recipe.method.supports_gradient_checkpointing or layers.number == 0:
+        return None
+
+    def change(wanted: Checkpointing) -> Change:
+        return Change({CHECKPOINTING: wanted}, predict(with_settings(recipe, {CHECKPOINTING: wanted})))
+
+    try:
+        best = change(True)
+    except (MethodError, ModelError):  # it has no checkpointing, or cannot be traced with it
+        return None
+    if best.report.needed_bytes > capacity_bytes:
+        offloaded = change(OFFLOAD) if report.device == "cuda" else best
+        return offloaded if offloaded.report.needed_bytes <= capacity_bytes else None
+    low, too_much, high = 0, report, layers.number
+    while layers.separate and high - low > 1:
+        slope = (too_much.needed_bytes - best.report.needed_bytes) / (high - low)
+        guess = low + math.ceil((too_much.needed_bytes - capacity_bytes) / max(slope, 1.0))
+        found = change(min(max(guess, low + 1), high - 1))
+        number = found.settings[CHECKPOINTING]
+        if found.report.needed_bytes <= capacity_bytes:
+            high, best = number, found
+        else:
+            low, too_much = number, found.report
+    return best
 
 
 def largest_split(recipe: Recipe, capacity_bytes: int, predict: Predict) -> Change | None:

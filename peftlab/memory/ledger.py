@@ -180,15 +180,28 @@ class Ledger(TorchDispatchMode):
         )
 
     def held(self) -> dict[str, int]:
-        """Return the bytes allocated now, by category; during a forward pass everything counts as saved."""
+        """Return the bytes allocated now, by category; during a forward pass everything of it counts as saved."""
         if self._optimizer is not None:
             self._adopt_gradients(self._optimizer)
-        found = dict.fromkeys(CATEGORIES, 0)
+        found, start = dict.fromkeys(CATEGORIES, 0), self._forward_start()
         for number, size in enumerate(self._sizes):
             if self._deaths[number] == ALIVE:
-                forward = self._regions[number] == "forward" and number not in self._tags
-                found["saved_activations" if forward else self._category(number)] += size
+                saved = start <= self._births[number] and self._is_of_forward(number)
+                found["saved_activations" if saved else self._category(number)] += size
         return found
+
+    def _forward_start(self) -> int:
+        """Return when the forward pass that runs now may have begun, a time to come if none runs.
+
+        It runs where something was recorded after the last backward pass, and in this segment.
+        """
+        began = max(self._backward_starts[-1:] + [time for time, _ in self._marks[-1:]], default=0)
+        numbers = reversed(range(len(self._births)))
+        recorded = next((self._births[number] for number in numbers if self._regions[number] == "forward"), -1)
+        return began if recorded >= began and not self._in_backward else self._now
+
+    def _is_of_forward(self, number: int) -> bool:
+        return self._regions[number] in ("forward", "unrecorded") and number not in self._tags
 
     def events(self) -> list[tuple[int, int]]:
         """Return (storage number, bytes) in order, bytes negative where a storage is freed."""

@@ -36,6 +36,7 @@ def predict(
     be traced is omitted, with a note. Raises UnpredictableError for a model that cannot be traced at all.
     """
     work = work or blueprint.workload()
+    checkpointing = blueprint.recompute()
     trace, notes = _trace(blueprint, work)
     segments = alone = trace.segments
     saving, communication = 0, None
@@ -67,6 +68,7 @@ def predict(
         overheads=overheads,
         capacity_bytes=capacity_bytes,
         communication=communication,
+        checkpointing=checkpointing,
         notes=notes + _notes(work, strategy, devices) + blueprint.recipe.method.notes(blueprint.shape),
     )
 

@@ -12,6 +12,7 @@ from peftlab.metrics import METRICS, RENAMED
 from peftlab.metrics.match import Normalisation
 from peftlab.optimizers import AdamW, AnyOptimizer
 from peftlab.recipe.average import Average
+from peftlab.recipe.checkpointing import AUTO, Checkpointing
 from peftlab.recipe.choices import OneOf
 from peftlab.recipe.section import Section
 from peftlab.recipe.speed import Speed
@@ -166,8 +167,9 @@ class Training(Section):
     """Optimiser and its settings; or a name alone: adamw, sgd, adamw_8bit, paged_adamw, paged_adamw_8bit."""
     clip: Annotated[float, Field(gt=0)] | None = 1.0
     """Maximum gradient norm; null disables clipping."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass, which saves memory and costs time."""
+    gradient_checkpointing: Checkpointing = AUTO
+    """Layers whose activations are recomputed in the backward pass, which saves memory and costs time: all (true), so
+    many, as few as the plan says will fit (auto), or all with their inputs in the host's memory (offload, CUDA)."""
     fit: bool = False
     """If the plan says that a micro-batch does not fit, use smaller and more micro-batches for the same step."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from peftlab.errors import UsageError
 from peftlab.recipe.check import Check, Found, checks_into
+from peftlab.recipe.checkpointing import OFFLOAD, asks_for_checkpointing
 from peftlab.recipe.schema import Recipe
 from peftlab.sizes import parse_budget
 
@@ -44,8 +45,15 @@ def warmup_within_steps(recipe: Recipe) -> Found:
 
 @reads("training.gradient_checkpointing", "method")
 def checkpointing_suits_the_method(recipe: Recipe) -> Found:
-    if recipe.training.gradient_checkpointing and not recipe.method.supports_gradient_checkpointing:
+    asked = asks_for_checkpointing(recipe.training.gradient_checkpointing)
+    if asked and not recipe.method.supports_gradient_checkpointing:
         yield "training.gradient_checkpointing", f"does not work with {recipe.method.title}; set it to false"
+
+
+@reads("training.gradient_checkpointing", "run.device")
+def offload_needs_cuda(recipe: Recipe) -> Found:
+    if recipe.training.gradient_checkpointing == OFFLOAD and recipe.run.device == "cpu":
+        yield "training.gradient_checkpointing", "offload needs CUDA, and run.device is cpu; set it to true"
 
 
 @reads("training.precision", "model.dtype")

@@ -12,6 +12,7 @@ from peftlab.reports.comparison import (
 from peftlab.reports.data import DataReport, LengthBin, RowReport, RowView, Span, StepsReport
 from peftlab.reports.memory import (
     PHASES,
+    CheckpointingReport,
     CommunicationReport,
     DevicePhase,
     MemoryReport,
@@ -40,6 +41,7 @@ __all__ = [
     "AuditReport",
     "BudgetReport",
     "CallbackReport",
+    "CheckpointingReport",
     "CommunicationReport",
     "ComparisonReport",
     "CountRow",

@@ -55,12 +55,30 @@ class CommunicationReport(Report):
         return None if self.bandwidth_bytes is None else self.total_bytes / self.bandwidth_bytes
 
 
+class CheckpointingReport(Report):
+    """How many layers are recomputed in the backward pass, of those that gradients reach, the first of them.
+
+    `on_host` says that their inputs wait in the host's memory.
+    """
+
+    layers: int
+    of: int
+    on_host: bool = False
+
+    def describe(self) -> str:
+        """Return one line: `the first 12 of 32 layers are recomputed in the backward pass`."""
+        what = "all" if self.layers >= self.of else f"the first {self.layers} of"
+        kept = ", from inputs that wait in the host's memory" if self.on_host else ""
+        return f"{what} {self.of} layers are recomputed in the backward pass{kept}"
+
+
 class MemoryReport(Report):
     """Peak memory in bytes, predicted or measured, by category (at the peak) and by phase (its own peak).
 
     `peak_bytes` is what tensors take; `overheads` is what the device loses besides (the allocator's slack, the
     CUDA context), `capacity_bytes` what it has. A measurement on CUDA has the allocator's own numbers in
-    `device_phases`. A plan also says what it maximised and what would make it fit.
+    `device_phases`. A plan also says how many layers are recomputed, what it
+    maximised and what would make it fit.
     """
 
     source: Literal["measured", "predicted"]
@@ -72,6 +90,7 @@ class MemoryReport(Report):
     overheads: dict[str, int] = Field(default_factory=dict)
     capacity_bytes: int | None = None
     communication: CommunicationReport | None = None
+    checkpointing: CheckpointingReport | None = None
     maximized: dict[str, int] = Field(default_factory=dict)
     remedies: list[str] = Field(default_factory=list)
     notes: list[str] = Field(default_factory=list)

@@ -8,7 +8,7 @@ from pydantic import Field, computed_field
 
 from peftlab.reports.base import Report
 from peftlab.reports.data import RowView
-from peftlab.reports.memory import MemoryReport
+from peftlab.reports.memory import CheckpointingReport, MemoryReport
 from peftlab.reports.parameters import ParameterReport
 
 
@@ -157,6 +157,7 @@ class RunResult(Report):
     parameters: ParameterReport | None = None
     memory: dict[str, MemoryReport] = Field(default_factory=dict)
     split: SplitReport | None = None
+    checkpointing: CheckpointingReport | None = None
     speed: SpeedReport | None = None
     audit: AuditReport | None = None
     data: dict[str, Any] = Field(default_factory=dict)

@@ -15,7 +15,7 @@ from peftlab.data.cached import TRAIN_EXAMPLES, TokenOrigin, read_data
 from peftlab.data.dataset import Dataset, Part, tokenise
 from peftlab.data.splits import Examples
 from peftlab.data.token_arrays import sizes_of
-from peftlab.errors import DataError, MethodError, ModelError, Problem, RecipeError
+from peftlab.errors import DataError, MethodError, MissingRequirementError, ModelError, Problem, RecipeError
 from peftlab.evaluation.evaluate import Evaluated, evaluate
 from peftlab.evaluation.generate import add_stop_ids, generate_examples
 from peftlab.memory.probe import Probe
@@ -23,9 +23,10 @@ from peftlab.models.load import LoadedModel, fit_tokenizer, load_tokenizer
 from peftlab.models.recompute import recompute_activations
 from peftlab.optimization.dropout import disable_dropout
 from peftlab.parameters.shape import count_positions
+from peftlab.recipe.checkpointing import OFFLOAD
 from peftlab.recipe.checks import find_contradictions
 from peftlab.recipe.schema import Recipe
-from peftlab.reports import MemoryReport, ParameterReport, SpeedReport
+from peftlab.reports import CheckpointingReport, MemoryReport, ParameterReport, SpeedReport
 from peftlab.runs.loading import apply_method, check_method, load_base, read_shape
 from peftlab.shapes import ModelShape
 from peftlab.speed.apply import speed_up
@@ -38,11 +39,12 @@ from peftlab.world.dtypes import Types, resolve_types
 
 
 class Applied(NamedTuple):
-    """A model with its method, what trains, and which speed-ups its steps use."""
+    """A model with its method, what trains, which speed-ups its steps use, and which layers are recomputed."""
 
     model: nn.Module
     parameters: ParameterReport
     speed: SpeedReport
+    checkpointing: CheckpointingReport | None
 
 
 @dataclass
@@ -86,13 +88,23 @@ class Bench:
             disable_dropout(self.base.model)
         self.world.seed(recipe.run.seed)
         model, report = apply_method(recipe.method, self.base.model, recipe.task.name, self.base.fresh)
-        if recipe.training.gradient_checkpointing:
-            recompute_activations(model)
+        recomputed = self.recompute(model)
         model = model.to(self.device)
         speed = speed_up(model, recipe, self.world.divided)
         if self.tokens is not None:
             speed = speed.with_switch(report_tokens(self.tokens, recipe.training.speed))
-        return Applied(model, report, speed)
+        return Applied(model, report, speed, recomputed if recomputed.layers else None)
+
+    def recompute(self, model: nn.Module) -> CheckpointingReport:
+        """Let a model with its method recompute as many layers as the recipe says.
+
+        Raises MissingRequirementError for inputs in the host's memory where the device is the host.
+        """
+        wanted = self.recipe.training.gradient_checkpointing
+        if wanted == OFFLOAD and self.device.type != "cuda":
+            fault = f"offload needs CUDA, and the device is {self.device.type}"
+            raise MissingRequirementError(f"training.gradient_checkpointing: {fault}; set it to true")
+        return recompute_activations(model, wanted)
 
     def evaluate(self, model: nn.Module, part: Part = "evaluation") -> Evaluated:
         """Return the recipe's metrics of `model` on a part of the data, divided among all processes, and by row.

@@ -48,8 +48,9 @@ def dry_run(recipe: Recipe, *, rows: int = 3, display: Any = None) -> DryRunRepo
         bench = prepare(recipe, world, plan)
         for line in note_data(recipe, bench.dataset.report, world.processes):
             display.note(line)
-        watch.model, parameters, speed = bench.apply()
-        display.note(speed.describe())
+        applied = bench.apply()
+        watch.model = applied.model
+        display.note(applied.speed.describe())
         setup = build_setup(bench, watch.model, Stop())
         watch.probe, watch.optimizer = Probe(world.device), setup.optimizer
         measured = measure_longest(setup, watch.model, held_out(bench, watch.model), watch.probe)
@@ -64,6 +65,6 @@ def dry_run(recipe: Recipe, *, rows: int = 3, display: Any = None) -> DryRunRepo
         steps=setup.steps,
         data=bench.dataset.report,
         rows=[view_row(row, bench.tokenizer, bench.dataset.labels) for row in bench.dataset.train[:rows]],
-        parameters=parameters,
+        parameters=applied.parameters,
         memory=watch.memory | {"measured": join_reports([bench.load, measured])},
     )

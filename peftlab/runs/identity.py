@@ -26,6 +26,7 @@ MAY_CHANGE = (
     "training.steps",
     "training.epochs",
     "training.speed",
+    "training.gradient_checkpointing",  # no bit of a result depends on it
     "evaluation",
     *(f"run.{field}" for field in FREE_OF_RUN),
 )
@@ -164,7 +165,7 @@ def why_inexact(saved: dict[str, Any], here: dict[str, Any]) -> list[str]:
     """Return every reason why the resumed run may differ from one that never stopped."""
     changes = environment_changes(saved["environment"], here["environment"])
     old, new = (present_form(one["recipe"]) for one in (saved, here))
-    changes |= differences(old["training"], new["training"], "training.")
+    changes |= differences(_computing(old), _computing(new), "training.")
     changes |= differences(old["run"]["deterministic"], new["run"]["deterministic"], "run.deterministic")
     changes |= differences(_choosing(old), _choosing(new))
     reasons = [f"{key}: {before} -> {now}" for key, (before, now) in changes.items()]
@@ -183,6 +184,11 @@ def environment_changes(saved: dict[str, Any], here: dict[str, Any]) -> dict[str
     usual = ["ddp" if one["processes"] > 1 else "single" for one in (saved, here)]
     found = [one.get("strategy", name) for one, name in zip((saved, here), usual, strict=True)]
     return changes if found == usual or found[0] == found[1] else changes | {"strategy": (found[0], found[1])}
+
+
+def _computing(recipe: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of training that bits of the result depend on: layers are recomputed to the same bits."""
+    return {name: value for name, value in recipe["training"].items() if name != "gradient_checkpointing"}
 
 
 def _choosing(recipe: dict[str, Any]) -> dict[str, Any]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from peftlab.errors import MethodError, UsageError
-from peftlab.memory.fit import maximize, remedies
+from peftlab.memory.fit import fewest_recomputed, maximize, remedies
 from peftlab.memory.strategies import STRATEGIES
 from peftlab.methods import METHODS, Method
+from peftlab.recipe.checkpointing import AUTO
 from peftlab.recipe.schema import Recipe
 from peftlab.reports import MemoryReport, MethodPlan, StrategyPlan
 from peftlab.runs.planner import open_planner
@@ -46,6 +47,10 @@ def plan(
         longest = planner.blueprint(recipe).positions
         value, report = maximize(recipe, maximized, planner.usable_bytes, planner, longest)
         report = report.model_copy(update={"maximized": {maximized: value}})
+    if report.fits is False and maximized is None and recipe.training.gradient_checkpointing == AUTO:
+        layers = planner.blueprint(recipe).layers
+        change = fewest_recomputed(recipe, report, planner.usable_bytes, planner, layers)
+        report = report if change is None else change.report
     if report.fits is False and report.capacity_bytes is not None:
         changes = remedies(recipe, report.capacity_bytes, planner)
         report = report.model_copy(update={"remedies": [change.describe() for change in changes]})

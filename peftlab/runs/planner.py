@@ -24,7 +24,7 @@ from peftlab.world.hardware import available_host_bytes, has_cuda, total_bytes
 BUILT_FROM: dict[str, Any] = {
     "model": True,
     "method": True,
-    "training": {"gradient_checkpointing", "frozen_dropout", "precision", "speed"},
+    "training": {"frozen_dropout", "precision", "speed"},
 }
 
 

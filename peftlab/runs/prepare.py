@@ -46,7 +46,7 @@ def apply_method(record: RunRecord, bench: Bench, resumed: bool = False) -> nn.M
 
     It has the weights of `method.from`, unless the run is `resumed` from a checkpoint, which has later ones.
     """
-    model, record.result.parameters, record.result.speed = bench.apply()
+    model, record.result.parameters, record.result.speed, record.result.checkpointing = bench.apply()
     record.watch.model = model
     if record.recipe.method.from_ is not None and not resumed:
         record.note(fill_start(record.recipe, model, bench.base.source))
@@ -54,7 +54,11 @@ def apply_method(record: RunRecord, bench: Bench, resumed: bool = False) -> nn.M
     for line in (*record.result.parameters.notes, record.result.speed.describe()):
         record.note(line)
     if record.watch.planner is not None and not record.result.speed.uses("packing"):
-        replan_padded(record.recipe, record.watch.planner, record.result.memory, record.note)
+        recipe = replan_padded(record.recipe, record.watch.planner, record.result.memory, record.note)
+        if recipe != record.recipe:
+            record.continue_with(recipe)
+            bench.recipe = recipe
+            record.result.checkpointing = bench.recompute(model)
     return model
 
 

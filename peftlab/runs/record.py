@@ -101,8 +101,8 @@ class RunRecord:
         self.display.note(f"first step done after {format_seconds(seconds)} s")
 
     def split(self, recipe: Recipe) -> None:
-        """Continue with a recipe whose steps are split into other micro-batches."""
-        if recipe != self.recipe:
+        """Continue with a recipe whose steps may be split into other micro-batches."""
+        if recipe.training.batch_size != self.recipe.training.batch_size:
             self.result.split = SplitReport.of(self.recipe, recipe)
         self.continue_with(recipe)
 

@@ -9,12 +9,14 @@ import torch
 
 from peftlab.errors import OutOfMemoryError
 from peftlab.memory.constants import cuda_constants
-from peftlab.methods import METHODS
+from peftlab.methods import METHODS, Full
+from peftlab.models.recompute import recompute_activations
 from peftlab.recipe.schema import Recipe
 from peftlab.runs.directory import RunDirectory
 from peftlab.runs.display import NoDisplay
 from peftlab.runs.run import train
 from tests.runs.recipes import short_sections
+from tests.training.small import tiny_llama
 
 pytestmark = pytest.mark.gpu
 
@@ -39,6 +41,26 @@ def test_every_phase_has_the_allocators_peaks_and_the_plan_is_near_them(tmp_path
     assert abs(measured.residual_bytes - workspaces) < 0.1 * measured.peak_bytes
     assert predicted.phases["steady_step"] == pytest.approx(measured.phases["steady_step"], rel=0.05)
     assert memory["process"].device_phases["training"].allocated_bytes > 0
+
+
+def test_layers_inputs_that_wait_on_the_host_free_the_device_and_change_no_gradient():
+    """Between the passes, the device keeps none of eight layers' inputs. Attention's sums have no fixed order on CUDA;
+    tests/models/test_recompute.py compares bits."""
+    sizes = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 8, "max_position_embeddings": 1024}
+    model = Full().apply(tiny_llama(**sizes)).cuda().train()
+    ids = torch.randint(1, 60, (8, 512), generator=torch.Generator().manual_seed(0)).cuda()
+    kept, gradients = [], []
+    for wanted in (True, "offload"):
+        assert recompute_activations(model, wanted).layers == 8
+        model.zero_grad(set_to_none=True)
+        before = torch.cuda.memory_allocated()
+        loss = model(input_ids=ids, labels=ids).loss
+        kept.append(torch.cuda.memory_allocated() - before)
+        loss.backward()
+        gradients.append([parameter.grad.cpu() for parameter in model.parameters()])
+        del loss
+    assert kept[0] - kept[1] == pytest.approx(8 * ids.numel() * 256 * 4, rel=0.05)
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-4, atol=1e-6)
 
 
 def test_a_snapshot_opens_in_pytorchs_viewer(tmp_path):

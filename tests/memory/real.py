@@ -130,8 +130,7 @@ def prepare(recipe: Recipe, rows: list[TokenRow]) -> Setup:
     loaded = load_model(recipe.model, precision=precision, device=CPU, labels=labels, **recipe.method.base_storage)
     model = recipe.method.apply(loaded.model, loaded.fresh)
     training = recipe.training
-    if training.gradient_checkpointing:
-        recompute_activations(model)
+    recompute_activations(model, training.gradient_checkpointing)
     speed_up(model, recipe)
     optimizer = build_optimizer(model, recipe, CPU)
     settings = {"batch_size": training.batch_size, "gradient_accumulation": training.gradient_accumulation}

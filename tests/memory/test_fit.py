@@ -33,7 +33,7 @@ def test_the_largest_that_fits_is_found_on_any_rising_curve(base, slope, bend, a
 
 def by_sizes(recipe: Recipe) -> MemoryReport:
     """A stand-in for a prediction: a state, and bytes for every token of a micro-batch."""
-    token = 10 if recipe.training.gradient_checkpointing else 100
+    token = 10 if recipe.training.gradient_checkpointing is True else 100
     return report(1000 + token * recipe.training.batch_size * recipe.data.max_length)
 
 

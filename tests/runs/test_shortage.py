@@ -20,8 +20,13 @@ MORE_THAN_ANY_MACHINE_HAS = 2**60
 PREFLIGHT_CALLS = 2
 
 
-def exhausted(folder, monkeypatch, calls: int, fail, plan: str) -> tuple[OutOfMemoryError, RunDirectory]:
-    """Run out of memory at the loss after so many calls; return the error and the run's directory."""
+def exhausted(
+    folder, monkeypatch, calls: int, fail, plan: str, method: str = "bitfit", **switches: str
+) -> tuple[OutOfMemoryError, RunDirectory]:
+    """Run out of memory at the loss after so many calls; return the error and the run's directory.
+
+    Steps are computed as transformers and peft do, but for the switches.
+    """
     seen = []
 
     total = PositionCrossEntropy.total
@@ -36,8 +41,8 @@ def exhausted(folder, monkeypatch, calls: int, fail, plan: str) -> tuple[OutOfMe
         return result
 
     monkeypatch.setattr(PositionCrossEntropy, "total", loss)
-    # As transformers computes it: what a speed-up has at this place would be workspace or made already.
-    sections = short_sections("bitfit", folder / "run", steps=3, batch_size=8, speed=PLAIN_STEP["training.speed"])
+    speed = PLAIN_STEP["training.speed"] | switches
+    sections = short_sections(method, folder / "run", steps=3, batch_size=8, speed=speed)
     sections["run"]["plan"] = plan
     sections["data"]["evaluation"] = sections["data"]["evaluation_rows"] = None
     with pytest.raises(OutOfMemoryError) as error:
@@ -63,6 +68,20 @@ def test_the_ledger_phase_and_remedies_are_reported_where_the_probe_measured(tmp
     # At the end of the forward pass all that the backward pass needs lives.
     assert memory.categories["saved_activations"] == pytest.approx(predicted.categories["saved_activations"], rel=0.05)
     assert len(memory.remedies) >= 2
+
+
+@pytest.mark.parametrize("method", ["lora", pytest.param("full", marks=pytest.mark.slow)])
+def test_what_speed_ups_save_counts_as_saved_as_in_the_plan(tmp_path, monkeypatch, method):
+    monkeypatch.setattr("peftlab.runs.shortage.remedies", lambda *_: [])  # they take a plan each
+    own = ("packing", "linear", "feed_forward", "activation", "norm", "rotary")
+    switches = dict.fromkeys(own, "auto")
+    fail = lambda: torch.empty(MORE_THAN_ANY_MACHINE_HAS)  # noqa: E731
+    _, directory = exhausted(tmp_path, monkeypatch, 1, fail, "refuse", method, **switches)
+    result = directory.read_result()
+    assert {one.name for one in result.speed.switches if one.used} >= {"packing", "feed_forward", "norm", "rotary"}
+    memory, predicted = result.memory["out_of_memory"].categories, result.memory["predicted"].categories
+    assert memory["saved_activations"] == pytest.approx(predicted["saved_activations"], rel=0.05)
+    assert memory["workspace"] < 0.05 * memory["saved_activations"]
 
 
 def test_in_training_the_state_and_the_rest_of_the_process_are_reported(tmp_path, monkeypatch):

@@ -25,7 +25,7 @@ PADDED = Padded(0)
 def tiny_llama(**changes) -> LlamaForCausalLM:
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-    return LlamaForCausalLM(LlamaConfig(**sizes, vocab_size=64, pad_token_id=0, **changes))
+    return LlamaForCausalLM(LlamaConfig(**{**sizes, "vocab_size": 64, "pad_token_id": 0, **changes}))
 
 
 def ragged_rows(count: int = 12, seed: int = 0) -> list[TextRow]:

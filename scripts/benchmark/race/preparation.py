@@ -59,7 +59,7 @@ def make_job(
         device=device,
         precision=precision,
         threads=threads,
-        checkpointing=loaded.training.gradient_checkpointing,
+        checkpointing=loaded.training.gradient_checkpointing is True,
         learning_rate=loaded.training.learning_rate,
         fields=json.loads(loaded.method.model_dump_json()),
     )
