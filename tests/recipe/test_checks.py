@@ -22,6 +22,12 @@ CASES = [
         "training.steps=11",
     ),
     (
+        ["training.gradient_checkpointing=offload", "run.device=cpu"],
+        "training.gradient_checkpointing",
+        "offload needs CUDA",
+        "training.gradient_checkpointing=true",
+    ),
+    (
         ["method={type: prefix}", "training.gradient_checkpointing=true"],
         "training.gradient_checkpointing",
         "does not work with prefix tuning",
