@@ -122,8 +122,8 @@ def _split(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, groups: 
     sizes = [length * rows for length, rows in groups]
     ahead = key.shape[2] - query.shape[2]
     prefix = [part[:, :, :ahead] for part in (key, value)]
-    queries = query.split(sizes, 2)
-    keys, values = (part[:, :, ahead:].split(sizes, 2) for part in (key, value))
+    queries = _pieces(query, sizes)
+    keys, values = (_pieces(part[:, :, ahead:], sizes) for part in (key, value))
     for (_, rows), q, k, v in zip(groups, queries, keys, values, strict=True):
         stacked = [_stack(part, rows) for part in (q, k, v)]
         if ahead:
@@ -134,9 +134,14 @@ def _split(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, groups: 
         yield stacked[0], stacked[1], stacked[2]
 
 
+def _pieces(part: torch.Tensor, sizes: Sequence[int]) -> Sequence[torch.Tensor]:
+    """Return the tokens of each group; all of them as they are for one group, whose gradient then needs no copy."""
+    return part.split(list(sizes), 2) if len(sizes) > 1 else (part,)
+
+
 def _stack(part: torch.Tensor, rows: int) -> torch.Tensor:
-    """Return (rows, heads, length, width) of (1, heads, rows · length, width)."""
-    return part[0].unflatten(1, (rows, -1)).transpose(0, 1)
+    """Return (rows, heads, length, width) of (1, heads, rows · length, width), as a view whose gradient is one too."""
+    return part.unflatten(2, (rows, -1)).squeeze(0).transpose(0, 1)
 
 
 def _join(parts: Iterator[torch.Tensor]) -> torch.Tensor:
