@@ -56,9 +56,9 @@ def job(script, tmp_path):
     (tmp_path / "model" / "config.json").write_text(json.dumps(config))
     row = {"input_ids": [1, 2, 3, 4], "labels": [-100, -100, 3, 4]}
     (tmp_path / "rows.json").write_text(json.dumps({"steps": [[row], [row]], "pad_id": 0}))
-    save_file({"a": torch.zeros(2, 8), "b": torch.zeros(8, 2), "bias": torch.zeros(5)}, tmp_path / "start")
 
     def make(method: str):
+        save_file({name: torch.zeros(size) for name, size in TRAINED[method].items()}, tmp_path / "start")
         return jobs.Job(
             str(tmp_path / "model"),
             method,
@@ -70,16 +70,39 @@ def job(script, tmp_path):
             1,
             "cpu",
             "float32",
+            fields={"length": 3},
         )
 
     return make
 
 
-@pytest.mark.parametrize(("method", "factor", "own"), [("full", 6, 0), ("lora", 4, 32), ("bitfit", 4, 0)])
-def test_the_floor_counts_the_operations_of_the_formulas(script, job, method, factor, own):
-    # Two layers: query and output 8·8, key and value 8·4, three matrices 8·16 each. Attention: 2 · 4 tokens · 8 · 2.
-    body, head, attention = 2 * (2 * 64 + 2 * 32 + 3 * 128), 80, 2 * 4 * 8 * 2
-    by_hand = 4 * (factor * body + 6 * own + 3 * attention) + 2 * factor * head
+LAYER = "model.layers.0."
+TRAINED = {
+    "full": {"model.embed_tokens.weight": (10, 8)},
+    "lora": {
+        f"{LAYER}self_attn.q_proj.lora_A.default.weight": (2, 8),
+        f"{LAYER}mlp.down_proj.lora_B.default.weight": (8, 2),
+    },
+    "adapters": {f"{LAYER}self_attn.adapter.down.weight": (2, 8), f"{LAYER}self_attn.adapter.up.weight": (8, 2)},
+    "bitfit": {f"{LAYER}self_attn.q_proj.bias": (8,)},
+    "prefix": {"prompt_encoder.default.embedding.weight": (3, 32)},
+}
+# Two layers: query and output 8·8, key and value 8·4, three matrices 8·16 each. Attention: 2 · 4 tokens · 8 · 2.
+QKV, OUT, GATED, HEAD, ATTENTION = 64 + 2 * 32, 64, 3 * 128, 80, 2 * 4 * 8 * 2
+BODY = 2 * (QKV + OUT + GATED)
+
+
+@pytest.mark.parametrize(
+    ("method", "by_hand"),
+    [
+        ("full", 4 * (6 * BODY + 3 * ATTENTION) + 2 * 6 * HEAD),
+        ("lora", 4 * (4 * BODY - 2 * QKV + 6 * 32 + 3 * ATTENTION) + 2 * 4 * HEAD),
+        ("adapters", 4 * (4 * BODY - 2 * (QKV + OUT) + 6 * 32 + 3 * ATTENTION) + 2 * 4 * HEAD),
+        ("bitfit", 4 * (4 * BODY - 2 * QKV + 3 * ATTENTION) + 2 * 4 * HEAD),
+        ("prefix", 4 * (4 * BODY - 2 * QKV + 3 * (ATTENTION + 4 * 3 * 8 * 2)) + 2 * 4 * HEAD),
+    ],
+)
+def test_the_floor_counts_the_operations_of_the_formulas(script, job, method, by_hand):
     assert script("race.floor").step_flops(job(method)) == by_hand
 
 
