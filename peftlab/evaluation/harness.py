@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from peftlab.data.chat import ChatTemplate
+from peftlab.data.chat.template import Messages
 from peftlab.errors import DataError, MissingRequirementError, UsageError, listed, nearest, one_line
 from peftlab.reports import Metrics
 from peftlab.world.quiet import quiet_libraries
@@ -82,13 +84,12 @@ def run_tasks(
     precision: torch.dtype = torch.float32,
     limit: int | None = None,
     shots: int | None = None,
-    chat: Mapping[str, Any] | None = None,
+    chat: ChatTemplate | None = None,
 ) -> dict[str, Metrics]:
     """Return the harness's metrics of `model` by task, with their standard errors (`acc_stderr`).
 
-    `limit` is the number of rows of each task, `shots` of examples in a prompt. With `chat` (the arguments of the chat
-    template) prompts are rendered as chats. `max_length` is in tokens. Raises DataError for a task that cannot load
-    its data.
+    `limit` is the number of rows of each task, `shots` of examples in a prompt. With `chat` prompts are rendered as
+    chats by this template. `max_length` is in tokens. Raises DataError for a task that cannot load its data.
     """
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
@@ -99,8 +100,9 @@ def run_tasks(
         batch_size=batch_size,
         max_length=max_length,
         mixed_precision_dtype=None if precision == torch.float32 else precision,
-        chat_template_args=dict(chat or {}),
     )
+    if chat is not None:
+        languages.apply_chat_template = _renderer(chat)
     try:
         found = simple_evaluate(
             languages,
@@ -116,6 +118,20 @@ def run_tasks(
         raise DataError(f"--tasks {listed(tasks.names)}: {type(error).__name__}: {one_line(error)}") from None
     assert found is not None, "only other processes of a launch have no result"
     return {task: _values(values) for task, values in sorted(found["results"].items())}
+
+
+def _renderer(template: ChatTemplate) -> Callable[..., str]:
+    """Return what renders chats as the run does, in place of the harness's own call of the tokenizer.
+
+    That would write today's date where the run has another, and no beginning of an answer in a template without one.
+    """
+
+    def render(messages: Messages, add_generation_prompt: bool = True) -> str:
+        if add_generation_prompt:
+            return template.write_prompt(messages)
+        return template.write(messages, unfinished=True)
+
+    return render
 
 
 def _values(found: Mapping[str, Any]) -> Metrics:

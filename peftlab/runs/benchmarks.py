@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from peftlab.data.chat import ChatTemplate
 from peftlab.errors import UsageError
 from peftlab.evaluation.generate import add_stop_ids
 from peftlab.evaluation.harness import find_tasks, quiet_harness, refuse_missing_harness, run_tasks
@@ -62,14 +63,15 @@ def evaluate_tasks(
     model = LOADERS[weights](recipe, directory, world.device)
     add_stop_ids(model, directory.read_result().data.get("train", {}).get("stop_ids", ()))
     positions = count_positions(model.config)  # type: ignore[arg-type]  # every transformers model has one
+    tokenizer, data = load_saved_tokenizer(directory.weights, recipe.model), recipe.data
     return run_tasks(
         model,
-        load_saved_tokenizer(directory.weights, recipe.model),
+        tokenizer,
         wanted,
         batch_size=batch_size if prompting.padded and prompting.batched else 1,
         max_length=positions - prompting.reserved if positions else None,
         precision=resolve_types(recipe.model.dtype, recipe.training.precision, world.device).computation,
         limit=limit,
         shots=shots,
-        chat=recipe.data.template_kwargs if takes_chats(recipe) else None,
+        chat=ChatTemplate(tokenizer, data.template_kwargs, data.date) if takes_chats(recipe) else None,
     )

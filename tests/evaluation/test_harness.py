@@ -7,6 +7,7 @@ import json
 import math
 
 import pytest
+from transformers import AutoTokenizer
 
 from peftlab.cli.app import run as run_command
 from peftlab.errors import MissingRequirementError, UsageError
@@ -15,7 +16,7 @@ from peftlab.recipe.schema import Recipe
 from peftlab.runs.benchmarks import evaluate_tasks
 from peftlab.runs.display import NoDisplay
 from peftlab.runs.run import train
-from tests.runs.chats import WORDS, chat_sections
+from tests.runs.chats import TEMPLATE, WORDS, chat_sections
 from tests.runs.recipes import shallow_recipe
 
 needs_harness = pytest.mark.skipif(
@@ -79,6 +80,25 @@ def test_chats_learned_by_heart_are_answered_as_chats(tmp_path, tasks):
     assert found["own_answers"]["exact_match"] == 1.0 and found["own_choices"]["acc"] == 1.0
     base = evaluate_tasks(tmp_path / "run", [tasks["answers"]], weights="base", limit=2)
     assert base["own_answers"]["exact_match"] == 0.0
+
+
+@needs_harness
+@quiet
+def test_a_prompt_has_the_date_of_the_run(tmp_path, tasks, monkeypatch):
+    from lm_eval.models.huggingface import HFLM
+
+    sections = chat_sections(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "base")
+    tokenizer.chat_template = "{{ strftime_now('%d.%m.%Y') }}\n" + TEMPLATE
+    tokenizer.save_pretrained(tmp_path / "base")
+    sections["data"]["date"], sections["training"]["steps"] = "1999-12-31", 1
+    train(Recipe.model_validate(sections), display=NoDisplay())
+    prompts = []
+    monkeypatch.setattr(
+        HFLM, "generate_until", lambda _, asked, **__: [prompts.append(one.args[0]) or "" for one in asked]
+    )
+    evaluate_tasks(tmp_path / "run", [tasks["answers"]])
+    assert prompts == [f"31.12.1999\n[|user|]\nwalk {word}<|turn|>\n[|assistant|]\n" for word in WORDS]
 
 
 @needs_harness

@@ -56,20 +56,26 @@ class ChatTemplate:
         tools: list[Any] | None = None,
         *,
         prompt: bool = False,
+        unfinished: bool = False,
         source: str | None = None,
     ) -> str:
         """Return the text of a chat; with `prompt`, ended by what begins an answer. `source` is another template.
 
+        With `unfinished` the text ends where the content of the last message does, without an end marker.
         Raises DataError with the beginning of the chat where the template refuses it or fails.
         """
         if any(message.get("tool_calls") for message in messages):
             messages = self._call_form(bool(tools)).fit(messages)
-        return self._write(messages, tools, prompt, source)
+        return self._write(messages, tools, prompt, source, unfinished)
 
-    def _write(self, messages: Messages, tools: list[Any] | None, prompt: bool, source: str | None) -> str:
+    def _write(
+        self, messages: Messages, tools: list[Any] | None, prompt: bool, source: str | None, unfinished: bool = False
+    ) -> str:
         if self.clock:
             source = self.clock + (self.source(tools) if source is None else source)
         options: dict[str, Any] = {"chat_template": source} if source is not None else {}
+        if unfinished:
+            options["continue_final_message"] = True
         try:
             return self.tokenizer.apply_chat_template(
                 list(messages), tools=tools, tokenize=False, add_generation_prompt=prompt, **self.arguments, **options
@@ -79,6 +85,19 @@ class ChatTemplate:
         except Exception as error:  # a template is a program of somebody else's and can raise anything
             fault = f"{type(error).__name__}: {one_line(error)}"
             raise DataError(f"{_place(messages)}: the model's chat template fails on it: {fault}") from None
+
+    def write_prompt(self, messages: Messages, tools: list[Any] | None = None) -> str:
+        """Return messages as text that ends where the assistant's answer begins.
+
+        Where the template has no generation prompt, the text ends where it would write the content of an answer.
+        """
+        prompt = self.write(messages, tools, prompt=True)
+        if self.has_prompt:
+            return prompt
+        sentinel = unused_word(prompt)
+        answered = self.try_write([*messages, {"role": "assistant", "content": sentinel}], tools)
+        header, found, _ = (answered or "").partition(sentinel)
+        return header if found and header.startswith(prompt) else prompt
 
     def try_write(self, messages: Messages, tools: list[Any] | None = None, **options: Any) -> str | None:
         """Return the text of a chat that was altered to ask the template something; None where it refuses that."""
@@ -171,18 +190,8 @@ def render_prompt(
     tools: list[Any] | None = None,
     day: str | None = None,
 ) -> str:
-    """Return messages as text that ends where the assistant's answer begins.
-
-    Where the template has no generation prompt, the text ends where it would write the content of an answer.
-    """
-    template = ChatTemplate(tokenizer, arguments, day)
-    prompt = template.write(messages, tools, prompt=True)
-    if template.has_prompt:
-        return prompt
-    sentinel = unused_word(prompt)
-    answered = template.try_write([*messages, {"role": "assistant", "content": sentinel}], tools)
-    header, found, _ = (answered or "").partition(sentinel)
-    return header if found and header.startswith(prompt) else prompt
+    """Return what `ChatTemplate.write_prompt` does."""
+    return ChatTemplate(tokenizer, arguments, day).write_prompt(messages, tools)
 
 
 def stopped_clock(day: date) -> str:
