@@ -165,7 +165,8 @@ def test_three_lines_of_the_card_load_the_trained_model(method, tmp_path, reques
     exec(code, names)
     ids = torch.arange(10).view(1, 10)
     with torch.no_grad():
-        found = names["model"].eval()(ids).logits
+        # On some CPUs bitsandbytes computes in bfloat16 outside of training. Nothing here drops out.
+        found = names["model"].train(method == "qlora")(ids).logits
         wanted = load_trained(recipe, weights, torch.device("cpu")).eval()(ids).logits
     torch.testing.assert_close(found.float(), wanted.float(), rtol=1e-4, atol=1e-4)
     assert names["tokenizer"]("a")["input_ids"]
