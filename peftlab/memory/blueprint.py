@@ -122,6 +122,7 @@ class Blueprint:
             cuda=self.device.type == "cuda",
             answers=self.answers,
             speed=training.speed,
+            in_backward=training.optimizer_in_backward,
             packed=isinstance(training_layout(self.fake.model, recipe, pad_id=0), EndToEnd),
         )
 

@@ -20,6 +20,7 @@ from peftlab.memory.generation import Answers, write_last_token
 from peftlab.memory.ledger import Ledger
 from peftlab.memory.private import active_mode, cuda_scratch, in_backward, tensors_in
 from peftlab.optimization.average import keep_average
+from peftlab.optimization.in_backward import InBackward
 from peftlab.optimization.step import Stepper, optimizer_step
 from peftlab.optimizers import AdamW, Optimizer
 from peftlab.parameters.trainable import find_base, find_body
@@ -61,6 +62,7 @@ class Workload:
     cuda: bool = False
     answers: Answers | None = None
     speed: Speed = Speed()
+    in_backward: bool = False
 
     @property
     def evaluation_share(self) -> float:
@@ -131,7 +133,7 @@ def _trace(model: nn.Module, work: Workload, stack: Stack, longer: int | None) -
     kept = stack.keep(longer)
     ledger = Ledger(ALLOCATION_ROUNDING, scratch=cuda_scratch) if work.cuda else Ledger()
     parts = _stepper(model, work)
-    with ledger.watch(model, parts.optimizer), _marking(model, kept, ledger) as marker, ledger:
+    with ledger.watch(model, parts.optimizer), _marking(model, kept, ledger) as marker, _updates(parts), ledger:
         ledger.mark(("state",))
         ledger.adopt(model)
         for phase in ("first_step", "steady_step"):
@@ -148,6 +150,16 @@ def _trace(model: nn.Module, work: Workload, stack: Stack, longer: int | None) -
     return _by_place(ledger.segments()), ledger
 
 
+@contextlib.contextmanager
+def _updates(parts: Stepper) -> Iterator[None]:
+    """Leave the model's parameters without the hooks of updates in the backward pass."""
+    try:
+        yield
+    finally:
+        if parts.in_backward is not None:
+            parts.in_backward.remove()
+
+
 class TracedWorld(Single):
     """One process on the CPU, where fake tensors are."""
 
@@ -160,14 +172,16 @@ def _stepper(model: nn.Module, work: Workload) -> Stepper:
     trained = [p for p in model.parameters() if p.requires_grad]
     # Two groups, as in training: with and without weight decay.
     groups = [[p for p in trained if p.ndim >= 2], [p for p in trained if p.ndim < 2]]
-    optimizer = work.optimizer.plan([{"params": group} for group in groups if group], "cuda" if work.cuda else "cpu")
+    device = "cuda" if work.cuda else "cpu"
+    optimizer = work.optimizer.plan([{"params": group} for group in groups if group], device)
     if work.average is not None:
         keep_average(optimizer, work.average)
     return Stepper(
         world=TracedWorld(),
         model=model,
-        loss=loss_of(work.task, work.speed, model, "cuda" if work.cuda else "cpu"),
+        loss=loss_of(work.task, work.speed, model, device),
         optimizer=optimizer,
+        in_backward=InBackward(optimizer, checks=False) if work.in_backward else None,
         precision=work.precision,
         clip=1.0,
         scaler=torch.amp.GradScaler("cpu", enabled=False),

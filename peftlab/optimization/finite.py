@@ -75,8 +75,17 @@ class FiniteGuard:
         return DivergedError(
             f"step {step}: the {what} is not finite (loss {total.item():g}, gradient norm {result.norm.item():g}); "
             f"training rows {', '.join(map(str, sorted(i for rows in bad for i in rows)))}. "
-            f"No weight was changed by this step; {remedy}"
+            f"{self._changed(total)}; {remedy}"
         )
+
+    def _changed(self, total: torch.Tensor) -> str:
+        """Return what this step changed before it was stopped."""
+        updates = self.parts.in_backward
+        if updates is None or not updates.can_skip and not updates.changed:
+            return "No weight was changed by this step"
+        if updates.can_skip:
+            return "Weights whose gradients were complete before may be changed; resume from a checkpoint before it"
+        return f"{updates.changed} tensors were updated in the backward pass before; resume from a checkpoint before it"
 
 
 def can_skip_updates(parts: Stepper) -> bool:

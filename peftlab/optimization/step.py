@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -12,6 +12,7 @@ from torch import nn
 
 from peftlab.data.batches import PackedBatch
 from peftlab.losses.base import Loss
+from peftlab.optimization.in_backward import InBackward
 from peftlab.parameters.divided import whole
 from peftlab.speed.attention import attention_of_rows
 from peftlab.world.base import World
@@ -34,6 +35,8 @@ class Stepper:
     clip: float | None
     scaler: torch.amp.GradScaler
     foreach: bool | None
+    in_backward: InBackward | None = field(default=None, kw_only=True)
+    """What steps the optimizer inside the backward pass; None where it steps after that."""
 
 
 class StepResult(NamedTuple):
@@ -55,7 +58,8 @@ def optimizer_step(
 
     The loss is the sum over all targets, divided by `targets`, the number on all processes and micro-batches, so
     that neither accumulation nor the number of processes changes the gradients. `before_update` sees the clipped
-    gradients and may raise; `mark` is called at the places `loss`, `clip` and `step`. Does not wait for the device.
+    gradients and may raise; where updates are made in the backward pass, it comes after them. `mark` is called at the
+    places `loss`, `clip` and `step`. Does not wait for the device.
     """
     losses: list[torch.Tensor] = []
     for batch in batches:
@@ -63,6 +67,11 @@ def optimizer_step(
         with contextlib.nullcontext() if last else parts.world.accumulating(parts.model):
             losses.append(_backward(parts, parts.world.move(batch), targets, mark))
     mark("clip")
+    if parts.in_backward is not None:
+        result = StepResult(torch.stack(losses), parts.in_backward.take_norm())
+        before_update(result)
+        mark("step")
+        return result
     result = StepResult(torch.stack(losses), clip_gradients(parts))
     before_update(result)
     mark("step")

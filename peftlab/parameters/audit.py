@@ -36,10 +36,15 @@ class Audit:
         """Record which trainable tensors have a gradient; call it after the backward pass, before the step."""
         self.steps += 1
         for name, parameter in trainable_parameters(model).items():
-            if parameter.grad is not None:
-                nonzero = torch.linalg.vector_norm(whole(parameter.grad), ord=torch.inf) != 0
-                seen = self._has_gradient.get(name)
-                self._has_gradient[name] = nonzero if seen is None else seen | nonzero
+            self.observe(name, parameter)
+
+    def observe(self, name: str, parameter: torch.Tensor) -> None:
+        """Record whether one trainable parameter has a gradient, if it is there now."""
+        if parameter.grad is None:
+            return
+        nonzero = torch.linalg.vector_norm(whole(parameter.grad), ord=torch.inf) != 0
+        seen = self._has_gradient.get(name)
+        self._has_gradient[name] = nonzero if seen is None else seen | nonzero
 
     def state(self) -> dict[str, Any] | None:
         """Return which gradients were seen in how many steps, for a resumed run; None after `finish`."""

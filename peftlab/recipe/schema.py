@@ -167,6 +167,9 @@ class Training(Section):
     """Optimiser and its settings; or a name alone: adamw, sgd, adamw_8bit, paged_adamw, paged_adamw_8bit."""
     clip: Annotated[float, Field(gt=0)] | None = 1.0
     """Maximum gradient norm; null disables clipping."""
+    optimizer_in_backward: bool = False
+    """Update each weight as soon as its gradient is complete, and free the gradient: for full fine-tuning without
+    clipping, with one micro-batch a step and one process."""
     gradient_checkpointing: Checkpointing = AUTO
     """Layers whose activations are recomputed in the backward pass, which saves memory and costs time: all (true), so
     many, as few as the plan says will fit (auto), or all with their inputs in the host's memory (offload, CUDA)."""

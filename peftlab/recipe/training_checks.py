@@ -56,6 +56,27 @@ def offload_needs_cuda(recipe: Recipe) -> Found:
         yield "training.gradient_checkpointing", "offload needs CUDA, and run.device is cpu; set it to true"
 
 
+@reads(
+    "training.optimizer_in_backward",
+    "training.clip",
+    "training.gradient_accumulation",
+    "training.fit",
+    "training.precision",
+)
+def updates_in_the_backward_pass(recipe: Recipe) -> Found:
+    training, field = recipe.training, "training.optimizer_in_backward"
+    if not training.optimizer_in_backward:
+        return
+    if training.clip is not None:
+        yield field, "updates before all gradients are there, so no norm can be clipped; set training.clip to null"
+    if training.gradient_accumulation > 1:
+        yield field, "a micro-batch's gradients are used at once; set training.gradient_accumulation to 1"
+    if training.fit:
+        yield field, "training.fit may split a step into micro-batches; set one of the two to false"
+    if training.precision == "float16":
+        yield field, "float16's scaler looks at all gradients before any update; set training.precision to bfloat16"
+
+
 @reads("training.precision", "model.dtype")
 def precision_below_weights(recipe: Recipe) -> Found:
     if recipe.training.precision == "float32" and recipe.model.dtype in ("bfloat16", "float16"):

@@ -39,6 +39,7 @@ TRAINING = {
     "frozen_dropout",
     "speed",
     "weight_decay",
+    "optimizer_in_backward",
 }
 ENVIRONMENT = ("python", "versions", "commit", "device", "threads", "processes")
 

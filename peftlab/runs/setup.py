@@ -12,6 +12,7 @@ from peftlab.data.batches import Layout
 from peftlab.data.rows import Rows, ShuffledRows
 from peftlab.data.stream import StreamedRows
 from peftlab.errors import UsageError
+from peftlab.optimization.in_backward import InBackward
 from peftlab.optimization.schedule import build_optimizer, build_schedule
 from peftlab.optimization.step import open_scaler
 from peftlab.recipe.schema import Training
@@ -28,6 +29,8 @@ def build_setup(bench: Bench, model: nn.Module, stop: Stop, saver: Saver | None 
     steps = count_steps(training, bench.dataset.order(recipe.run.seed).epoch_rows, world.processes)
     refuse_endless_warmup(training, steps)
     prepared = world.prepare(model)
+    scaler = open_scaler(bench.precision, world.device)
+    refuse_scaled_updates(training, scaler)
     optimizer = build_optimizer(prepared, recipe, world.device)
     # Dropout must differ between processes, while data order and initialisation must not.
     torch.manual_seed(recipe.run.seed + world.process)
@@ -41,8 +44,9 @@ def build_setup(bench: Bench, model: nn.Module, stop: Stop, saver: Saver | None 
         rows=build_rows(bench, training_layout(model, recipe, bench.dataset.pad_id)),
         precision=bench.precision,
         clip=training.clip,
-        scaler=open_scaler(bench.precision, world.device),
+        scaler=scaler,
         foreach=None,
+        in_backward=InBackward(optimizer) if training.optimizer_in_backward else None,
         steps=steps,
         stop=stop,
         evaluate=lambda: bench.evaluate(model).metrics,
@@ -68,10 +72,22 @@ def refuse_endless_warmup(training: Training, steps: int) -> None:
         )
 
 
+def refuse_scaled_updates(training: Training, scaler: torch.amp.GradScaler) -> None:
+    """Raise UsageError for updates in the backward pass in float16, which a model's own type may ask for."""
+    if training.optimizer_in_backward and scaler.is_enabled():
+        raise UsageError(
+            "training.optimizer_in_backward: float16's scaler looks at all gradients before any update; "
+            "set training.precision=bfloat16"
+        )
+
+
 def renew_optimizer(setup: Setup) -> None:
     """Replace the optimiser and the schedule of `setup` with new ones."""
     former, setup.optimizer = setup.optimizer, build_optimizer(setup.model, setup.recipe, setup.world.device)
     setup.recipe.training.optimizer.reuse(setup.optimizer, former)
+    if setup.in_backward is not None:
+        setup.in_backward.remove()
+        setup.in_backward = InBackward(setup.optimizer)
     setup.schedule = build_schedule(setup.optimizer, setup.recipe.training, setup.steps)
 
 

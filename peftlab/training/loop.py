@@ -12,6 +12,7 @@ from peftlab.metrics import METRICS
 from peftlab.optimization.average import averaged
 from peftlab.optimization.finite import FiniteGuard
 from peftlab.optimization.step import StepResult, optimizer_step
+from peftlab.parameters.trainable import trainable_parameters
 from peftlab.recipe.schema import Evaluation, Recipe
 from peftlab.reports import AuditReport, Metrics, Progress
 from peftlab.training.setup import Setup
@@ -40,6 +41,9 @@ def train(setup: Setup, recorder: Recorder, audit: Audit, audited: Callable[[Aud
             audit.observe_gradients(setup.model)
         guard.observe(step, result)
 
+    if setup.in_backward is not None:  # afterwards the gradients are freed
+        names = {id(parameter): name for name, parameter in trainable_parameters(setup.model).items()}
+        setup.in_backward.before = lambda one: progress.step < last_audited and audit.observe(names[id(one)], one)
     if setup.world.highest(int(was_interrupted(setup, recorder))):
         evaluate(setup, recorder)
     progress.ended_early = has_waited(progress, recipe.evaluation)  # a run that resumes may have other patience

@@ -45,6 +45,8 @@ def measure_longest(setup: Setup, model: nn.Module, held_out: HeldOut, probe: Pr
     trial = replace(setup, rows=setup.rows.longest(), scaler=scaler)
     for group in trial.optimizer.param_groups:  # decay moves weights without any gradient
         group["weight_decay"] = 0.0
+    if trial.in_backward is not None:
+        trial.in_backward.before = clear_gradient
     with probe.steps(model, trial.optimizer):
         for phase in ("first_step", "steady_step"):
             with probe.phase(phase):
@@ -56,9 +58,17 @@ def measure_longest(setup: Setup, model: nn.Module, held_out: HeldOut, probe: Pr
         if held_out.answers is not None:
             with probe.phase("generation"):
                 _generate(trial, model, held_out, held_out.answers)
+    if trial.in_backward is not None:
+        trial.in_backward.before = lambda parameter: None
     restore_random_state(random)
     set_buffers(model, buffers)
     return probe.report()
+
+
+def clear_gradient(parameter: torch.Tensor) -> None:
+    """Make a parameter's gradient zero."""
+    if parameter.grad is not None:
+        parameter.grad.zero_()
 
 
 def _step(setup: Setup) -> None:
@@ -66,7 +76,8 @@ def _step(setup: Setup) -> None:
 
     def zero_gradients(result: StepResult) -> None:
         parameters = (p for group in setup.optimizer.param_groups for p in group["params"])
-        torch._foreach_zero_([p.grad for p in parameters if p.grad is not None])
+        if gradients := [p.grad for p in parameters if p.grad is not None]:
+            torch._foreach_zero_(gradients)
 
     optimizer_step(setup, setup.rows.batches(1), setup.rows.count(1).targets, before_update=zero_gradients)
 

@@ -27,6 +27,11 @@ ALONE = (
 
 UNDIVIDED = "FSDP 2 was asked for, but the launch has one process: its device has the whole model"
 
+UPDATES_ALONE = (
+    "training.optimizer_in_backward: processes exchange gradients after the backward pass; set it to false, or use one "
+    "process"
+)
+
 
 def open_world(device: str, deterministic: bool = False) -> World:
     """Return this process's world for `auto`, `cpu` or `cuda`; joins the other processes of the launch.
@@ -73,7 +78,8 @@ def unsupported(title: str, place: str) -> str:
 
 def refuse_recipe(world: World, recipe: Recipe) -> None:
     """Raise UsageError for a recipe that the launch's strategy cannot train, before anything is loaded."""
-    if reason := world.why_not(recipe, world.device):
+    exchanged = UPDATES_ALONE if world.processes > 1 and recipe.training.optimizer_in_backward else ""
+    if reason := world.why_not(recipe, world.device) or exchanged:
         world.close()
         raise UsageError(reason)
 

@@ -18,6 +18,7 @@ from peftlab.memory.private import cuda_scratch
 from peftlab.memory.trace import Workload
 from peftlab.models.load import load_model
 from peftlab.models.recompute import recompute_activations
+from peftlab.optimization.in_backward import InBackward
 from peftlab.optimization.schedule import build_optimizer
 from peftlab.optimization.step import optimizer_step
 from peftlab.recipe.schema import Recipe
@@ -133,11 +134,17 @@ def prepare(recipe: Recipe, rows: list[TokenRow]) -> Setup:
     recompute_activations(model, training.gradient_checkpointing)
     speed_up(model, recipe)
     optimizer = build_optimizer(model, recipe, CPU)
+    updates = InBackward(optimizer) if training.optimizer_in_backward else None
     settings = {"batch_size": training.batch_size, "gradient_accumulation": training.gradient_accumulation}
     loss = loss_of(recipe.task, training.speed, model)
     layout = training_layout(model, recipe, 0)
     return replace(
-        small_setup(rows=rows, layout=layout, **settings), recipe=recipe, model=model, loss=loss, optimizer=optimizer
+        small_setup(rows=rows, layout=layout, **settings),
+        recipe=recipe,
+        model=model,
+        loss=loss,
+        optimizer=optimizer,
+        in_backward=updates,
     )
 
 
