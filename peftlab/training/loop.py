@@ -19,6 +19,8 @@ from peftlab.training.setup import Setup
 from peftlab.training.stop import Interruption
 
 if TYPE_CHECKING:
+    import torch
+
     from peftlab.parameters.audit import Audit
     from peftlab.training.recorder import Recorder
 
@@ -43,7 +45,12 @@ def train(setup: Setup, recorder: Recorder, audit: Audit, audited: Callable[[Aud
 
     if setup.in_backward is not None:  # afterwards the gradients are freed
         names = {id(parameter): name for name, parameter in trainable_parameters(setup.model).items()}
-        setup.in_backward.before = lambda one: progress.step < last_audited and audit.observe(names[id(one)], one)
+
+        def observe(parameter: torch.Tensor) -> None:
+            if progress.step < last_audited:
+                audit.observe(names[id(parameter)], parameter)
+
+        setup.in_backward.before = observe
     if setup.world.highest(int(was_interrupted(setup, recorder))):
         evaluate(setup, recorder)
     progress.ended_early = has_waited(progress, recipe.evaluation)  # a run that resumes may have other patience
