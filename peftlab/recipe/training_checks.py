@@ -62,6 +62,7 @@ def offload_needs_cuda(recipe: Recipe) -> Found:
     "training.gradient_accumulation",
     "training.fit",
     "training.precision",
+    "training.average",
 )
 def updates_in_the_backward_pass(recipe: Recipe) -> Found:
     training, field = recipe.training, "training.optimizer_in_backward"
@@ -75,6 +76,8 @@ def updates_in_the_backward_pass(recipe: Recipe) -> Found:
         yield field, "training.fit may split a step into micro-batches; set one of the two to false"
     if training.precision == "float16":
         yield field, "float16's scaler looks at all gradients before any update; set training.precision to bfloat16"
+    if training.average.ema is not None:
+        yield field, "training.average.ema is one update a step, and here each weight has its own; set it to null"
 
 
 @reads("training.precision", "model.dtype")

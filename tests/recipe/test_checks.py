@@ -70,6 +70,18 @@ CASES = [
     (["run.memory=plenty"], "run.memory", "neither a size such as 24GiB nor a known GPU", "run.memory=24GiB"),
     (["run.memory=24"], "run.memory", "has no unit", "run.memory=24GiB"),
     (["training.fit=true", "run.plan=off"], "training.fit", "splits by the memory plan", "run.plan=refuse"),
+    (
+        ["training.optimizer_in_backward=true", "training.clip=1"],
+        "training.optimizer_in_backward",
+        "no norm can be clipped",
+        "training.clip=null",
+    ),
+    (
+        ["training.optimizer_in_backward=true", "training.clip=null", "training.average.ema=0.9"],
+        "training.optimizer_in_backward",
+        "one update a step",
+        "training.average.ema=null",
+    ),
     (["method.targets=[]"], "method.targets", "adapts nothing", "method.targets=[q_proj]"),
     (["method.targets=['']"], "method.targets", "an empty pattern", "method.targets=[q_proj]"),
     (
