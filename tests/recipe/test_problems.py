@@ -106,7 +106,8 @@ def test_a_missing_section_and_a_missing_field_are_reported():
     assert lines == [
         "r.yaml:1: model.name: is required: text that is not empty",
         "r.yaml:1: training: is required: a mapping with the keys steps, epochs, batch_size, gradient_accumulation, "
-        "learning_rate, schedule, warmup, weight_decay, optimizer, clip, optimizer_in_backward, gradient_checkpointing, fit, precision, "
+        "learning_rate, schedule, warmup, weight_decay, optimizer, clip, optimizer_in_backward, "
+        "gradient_checkpointing, fit, precision, "
         "average, frozen_dropout, speed",
     ]
 
