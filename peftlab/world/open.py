@@ -78,7 +78,7 @@ def unsupported(title: str, place: str) -> str:
 
 def refuse_recipe(world: World, recipe: Recipe) -> None:
     """Raise UsageError for a recipe that the launch's strategy cannot train, before anything is loaded."""
-    exchanged = UPDATES_ALONE if world.processes > 1 and recipe.training.optimizer_in_backward else ""
+    exchanged = UPDATES_ALONE if recipe.training.optimizer_in_backward and world.processes > 1 else ""
     if reason := world.why_not(recipe, world.device) or exchanged:
         world.close()
         raise UsageError(reason)

@@ -105,7 +105,8 @@ def test_the_plan_has_the_state_of_one_process(pair):
     planned = Planner(torch.device("cpu"), processes=2, strategy="fsdp2")(recipe)
     measured = RunDirectory.open(pair[1]).read_result().memory["process"].categories
     for name in ("frozen_weights", "trainable_weights", "optimiser_state"):
-        assert planned.categories[name] == pytest.approx(measured[name], rel=0.02)
+        # A buffer of 256 bytes, that of rotary frequencies, is all that full fine-tuning freezes.
+        assert planned.categories[name] == pytest.approx(measured[name], rel=0.02, abs=256)
 
 
 def test_the_peaks_of_a_process_are_as_planned(pair):

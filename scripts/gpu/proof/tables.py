@@ -151,17 +151,23 @@ def savings_row(found: Found, group: Sequence[Found]) -> tuple[str, ...]:
     where = f"measured on {source}" if "measured_bytes" in case else PLANNED
     full = [one.case for one in group if one.case["shape"] == case["shape"] and one.case["method"] == "full"]
     share = f"{peak(case) / peak(full[0]):.2f}" if full else ""
-    sizes = (f"{gib(size(case))} {where}" for size in (state, peak))
-    return (shape_title(case["shape"]), method_title(case["method"]), *sizes, share)
+    held = state(case)
+    cell = "-" if held is None else f"{gib(held)} {where}"
+    return (shape_title(case["shape"]), method_title(case["method"]), cell, f"{gib(peak(case))} {where}", share)
 
 
 def peak(case: dict[str, Any]) -> int:
     return case.get("measured_bytes", case["predicted_bytes"])
 
 
-def state(case: dict[str, Any]) -> int:
-    """Return the bytes that do not depend on the batch, at the peak."""
+def state(case: dict[str, Any]) -> int | None:
+    """Return the bytes that do not depend on the batch, at the peak; None where that is not a step's.
+
+    Random weights are made at once, which takes more than a step of a large quantised model.
+    """
     report = case["measured"] if "measured_bytes" in case else case["predicted"]
+    if report["peak_bytes"] > peak(case):
+        return None
     return sum(report["categories"][kind] for kind in STATE)
 
 
