@@ -166,7 +166,7 @@ def state(case: dict[str, Any]) -> int | None:
     Random weights are made at once, which takes more than a step of a large quantised model.
     """
     report = case["measured"] if "measured_bytes" in case else case["predicted"]
-    if report["peak_bytes"] > peak(case):
+    if sum(report["categories"].values()) > peak(case):
         return None
     return sum(report["categories"][kind] for kind in STATE)
 
