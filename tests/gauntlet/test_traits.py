@@ -58,6 +58,8 @@ SLOW = [
     "an unused head",
     "keys compressed over several tokens",
     "an answer that only the loss shifts, routed states",
+    "a start that the decoder's configuration names",
+    "an indexer that rotates queries alone",
 ]
 REFUSED = {
     "no cache": ("modernbert", CLASSIFY, "prefix", "kind: prompt"),

@@ -205,6 +205,7 @@ def test_puzzle_one_lora_in_float32_copies_what_its_targets_read(tmp_path):
     assert saved["float32"] - saved["bfloat16"] > 15
 
 
+@pytest.mark.slow
 def test_puzzle_two_training_the_last_layers_saves_what_training_the_first_does_not(tmp_path):
     """Nothing below the first trained layer is kept for the backward pass; all that lies above it is."""
     folder = write_model(tmp_path, "llama", num_hidden_layers=8)

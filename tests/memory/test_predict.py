@@ -88,7 +88,7 @@ def test_predicted_peaks_are_those_of_a_real_step(tmp_path, family, name, checkp
     ("family", "method"),
     [
         pytest.param("llama", {"type": "full"}, marks=pytest.mark.slow),
-        ("llama", {"type": "full", "layers": 4}),
+        pytest.param("llama", {"type": "full", "layers": 4}, marks=pytest.mark.slow),
         ("llama", {"type": "lora", "targets": ["layers.6.self_attn.q_proj", "layers.7"]}),
         pytest.param("gpt2", {"type": "adapters", "bottleneck": 8}, marks=pytest.mark.slow),
         ("qwen2", {"type": "prefix", "length": 5}),

@@ -255,6 +255,7 @@ def test_peft_0_21_repeats_a_prefix_in_a_decoder_beside_an_encoder(folder):
     torch.testing.assert_close(cache.layers[0].keys, cache.layers[1].keys)
 
 
+@pytest.mark.slow
 def test_the_commands_check_count_and_plan_the_recipe(folder):
     path = folder / "recipe.yaml"
     path.write_text(dump_recipe(answering_recipe(folder, "t5", METHODS["lora"], "planned")))
