@@ -37,8 +37,8 @@ def test_a_light_command_loads_nothing_heavy_and_is_quick(arguments):
     runs = [probe(*arguments) for _ in range(3)]
     assert {code for code, _, _ in runs} == {0}
     assert not runs[0][2] & HEAVY
-    # 0.1 to 0.25 s on a quiet core; a busy neighbour doubles the processor's time, torch alone would add seconds.
-    assert min(seconds for _, seconds, _ in runs) < 0.7
+    # 0.1 to 0.4 s on a quiet core; a busy neighbour doubles the processor's time, torch alone would add seconds.
+    assert min(seconds for _, seconds, _ in runs) < 0.9
 
 
 def test_importing_the_package_loads_no_torch():
