@@ -9,11 +9,21 @@ import torch
 from accelerate.utils import gather_object
 from torch import distributed, nn
 
+from peftlab.recipe.schema import Recipe
 from peftlab.world.base import Item, World
+
+UPDATES_ALONE = (
+    "training.optimizer_in_backward: processes exchange gradients after the backward pass; set it to false, or use one "
+    "process"
+)
 
 
 class Ddp(World):
     strategy = "ddp"
+
+    @classmethod
+    def why_not(cls, recipe: Recipe, device: torch.device) -> str:
+        return UPDATES_ALONE if recipe.training.optimizer_in_backward else ""
 
     @property
     def gradient_factor(self) -> float:

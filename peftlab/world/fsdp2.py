@@ -58,7 +58,7 @@ class Fsdp2(Ddp):
             SCALED: types.computation == torch.float16,
             CHECKPOINTED: is_on(os.environ, "FSDP_ACTIVATION_CHECKPOINTING"),
         }
-        return next((reason for reason, applies in refusals.items() if applies), "")
+        return next((reason for reason, applies in refusals.items() if applies), super().why_not(recipe, device))
 
     def prepare(self, model: nn.Module) -> nn.Module:
         """Divide a model's weights, layer by layer, in place, and return it."""

@@ -27,11 +27,6 @@ ALONE = (
 
 UNDIVIDED = "FSDP 2 was asked for, but the launch has one process: its device has the whole model"
 
-UPDATES_ALONE = (
-    "training.optimizer_in_backward: processes exchange gradients after the backward pass; set it to false, or use one "
-    "process"
-)
-
 
 def open_world(device: str, deterministic: bool = False) -> World:
     """Return this process's world for `auto`, `cpu` or `cuda`; joins the other processes of the launch.
@@ -78,8 +73,7 @@ def unsupported(title: str, place: str) -> str:
 
 def refuse_recipe(world: World, recipe: Recipe) -> None:
     """Raise UsageError for a recipe that the launch's strategy cannot train, before anything is loaded."""
-    exchanged = UPDATES_ALONE if recipe.training.optimizer_in_backward and world.processes > 1 else ""
-    if reason := world.why_not(recipe, world.device) or exchanged:
+    if reason := world.why_not(recipe, world.device):
         world.close()
         raise UsageError(reason)
 

@@ -282,5 +282,10 @@ def test_a_plan_refuses_what_the_strategy_cannot_train(tmp_path):
     recipe = tiny_recipe(write_model(tmp_path, "llama"), {"type": "prefix", "kind": "prompt"}, batch_size=2)
     with pytest.raises(UsageError, match="launch with DDP"):
         plan(recipe, devices=2, strategy="fsdp2")
+    updates = {"optimizer_in_backward": True, "clip": None}
+    updating = tiny_recipe(write_model(tmp_path, "llama"), {"type": "full"}, batch_size=2, **updates)
+    for strategy in ("ddp", "fsdp2", "fsdp2-offload"):
+        with pytest.raises(UsageError, match="set it to false, or use one process"):
+            plan(updating, devices=2, strategy=strategy)
     with pytest.raises(UsageError, match="give --memory"):
         plan_strategies(recipe, devices=2)

@@ -169,6 +169,7 @@ def test_a_run_whose_process_was_killed_resumes_to_the_same_bytes_and_in_one_pro
         ("method", METHODS["prefix"] | {"projection": True}, "set method.projection=false or launch with DDP"),
         ("training", {"optimizer": "adamw_8bit"}, "set training.optimizer=adamw"),
         ("training", {"precision": "float16"}, "set training.precision=bfloat16"),
+        ("training", {"optimizer_in_backward": True, "clip": None}, "set it to false, or use one process"),
     ],
 )
 def test_what_cannot_work_is_refused_in_one_line_before_anything_is_loaded(tmp_path, section, settings, reason):
