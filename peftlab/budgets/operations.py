@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from math import floor
+from math import ceil
 
 from peftlab.budgets.budget import Budget
+from peftlab.budgets.search import nearest_size
 from peftlab.budgets.size import TOLERANCE
 from peftlab.errors import UsageError
 from peftlab.quantities import format_count
@@ -22,12 +23,9 @@ def solve_operations(recipe: Recipe, budget: Budget, shape: ModelShape) -> Budge
     A step has as many tokens as the recipe's own rows, padding not counted; evaluations are not counted either.
     """
     one = operations_per_step(recipe, shape)
-    steps = max(1, floor(budget.amount / one * (1 + 1e-9)))
-    if (steps + 1) * one <= budget.amount * (1 + TOLERANCE) and (steps + 1) * one - budget.amount < (
-        budget.amount - steps * one
-    ):
-        steps += 1
-    reached = steps * one
+    enough = range(1, ceil(budget.amount / one) + 2)
+    choice = nearest_size(enough, lambda steps: steps * one, budget.amount, TOLERANCE)
+    steps, reached = choice.size, choice.cost
     exact = abs(reached / budget.amount - 1) <= TOLERANCE
     return BudgetReport(
         kind="operations",
