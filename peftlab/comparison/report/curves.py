@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from peftlab.comparison.report.scatters import legend
-from peftlab.comparison.report.style import Look, drawing, label_learning_rates, legend_below, looks_of, save
+from peftlab.comparison.report.style import Look, drawing, label_learning_rates, legend_below, line_of, looks_of, save
 from peftlab.comparison.rows import Row, Table
 from peftlab.reports import STOPPED
 from peftlab.runs.record import PROCESSOR
@@ -29,11 +29,8 @@ def draw_losses(table: Table, event: str) -> tuple[str, bytes] | None:
     looks = looks_of(table.rows)
     with drawing(2.8) as (figure, axes):
         for label, curve in curves.items():
-            look = looks[label]
-            axes.plot(
-                list(curve), list(curve.values()), color=look.colour, linestyle=look.dash, linewidth=1.5,
-                marker=look.marker, fillstyle=look.fill, markersize=4, markevery=max(1, len(curve) // 6),
-            )  # fmt: skip
+            style = line_of(looks[label])
+            axes.plot(list(curve), list(curve.values()), markevery=max(1, len(curve) // 6), **style)
         axes.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 2.5, 5, 10], integer=True))
         axes.set(xlabel="optimiser step", ylabel=f"{EVENTS[event]} (nats)")
         legend_below(figure, legend(table, list(curves)))
@@ -97,11 +94,7 @@ def draw_search(table: Table) -> tuple[str, bytes] | None:
     looks = looks_of(table.rows)
     with drawing(2.8) as (figure, axes):
         for label, curve in curves.items():
-            look = looks[label]
-            axes.plot(
-                *zip(*curve, strict=True), color=look.colour, linestyle=look.dash, linewidth=1.5,
-                drawstyle="steps-post", marker=look.marker, fillstyle=look.fill, markersize=4,
-            )  # fmt: skip
+            axes.plot(*zip(*curve, strict=True), drawstyle="steps-post", **line_of(looks[label]))
         axes.set(xlabel="processor seconds of all trials", ylabel=f"best {table.metric} so far, evaluation rows")
         legend_below(figure, legend(table, list(curves)))
         return save(figure, "what the searches found for their cost")

@@ -24,7 +24,6 @@ AXES = {
     "memory": ("planned peak memory (MiB)", 2.0**20),
     "seconds": ("seconds of training", 1.0),
     "operations": ("floating-point operations of training", 1.0),
-    "latency": ("time of a forward pass, times the base's", 1.0),
 }
 BAND = 0.16
 Curve = list[tuple[float, str]]

@@ -58,6 +58,14 @@ class Look:
     dash: str
 
 
+def line_of(look: Look) -> dict[str, Any]:
+    """Return the keywords that draw one variant's curve, with its markers."""
+    return {
+        "color": look.colour, "linestyle": look.dash, "linewidth": 1.5, "marker": look.marker, "fillstyle": look.fill,
+        "markersize": 4,
+    }  # fmt: skip
+
+
 def looks_of(rows: Sequence[Row]) -> dict[str, Look]:
     """Return the look of every row by its label."""
     names = list(dict.fromkeys(row.name for row in rows))
