@@ -117,6 +117,11 @@ def test_bleu_of_texts_too_short_for_four_tokens_is_undefined_and_each_row_has_e
     assert score("bleu", [""], [["Oslo is far away"]])[0] == 0
 
 
+def test_bleu_of_nothing_against_nothing_is_undefined():
+    value, rows, _ = score("bleu", [""], [[""]])
+    assert math.isnan(value) and rows == [None]
+
+
 def test_bleu_equals_its_formula():
     # 6 words; matching n-grams 5/6, 3/5, 2/4, 1/3; as long as the reference, so no brevity penalty
     by_hand = 100 * (5 / 6 * 3 / 5 * 2 / 4 * 1 / 3) ** (1 / 4)
@@ -150,6 +155,17 @@ def test_exact_match_takes_any_reference_and_what_normalise_ignores():
 )
 def test_numbers_are_compared_however_they_are_written(written, plain):
     assert score("exact_match", [written], [[plain]], normalise=("numbers",))[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "equal"),
+    [
+        ("1,2,3", "123", 0), ("10,12", "1012", 0), ("(1,200)", "(1200)", 1), ("12,00,000", "1200000", 1),
+        ("7,", "7", 1), ("1,200, 3", "1200 3", 1), ("1,200,30", "120030", 0), ("x=4,5", "x=4,5", 1),
+    ],
+)  # fmt: skip
+def test_commas_of_a_list_are_not_those_of_thousands(one, other, equal):
+    assert score("exact_match", [one], [[other]], normalise=("numbers",))[0] == equal
 
 
 def test_what_is_extracted_is_compared():

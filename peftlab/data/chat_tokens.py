@@ -22,8 +22,8 @@ def encode_chat_rows(examples: Sequence[Chat], how: Tokenising) -> Iterator[Enco
     answer and what it answers remain. `how.counts` gains carried (rows with special tokens in their own text), each
     `STOP`, each `MARKER`, unclear (rows whose answers are not certain, each with its `REASON`), unended (answers
     without an end marker), unprompted (rows whose last answer does not follow the template's generation prompt),
-    unwritten_tools and unwritten_reasoning (rows of which the template leaves these out) and cut_turns (messages
-    removed).
+    unwritten_tools, unwritten_messages and unwritten_reasoning (rows of which the template leaves these out) and
+    cut_turns (messages removed).
     """
     section, counts = how.section, how.counts
     settings = ChatSettings(section.supervise, section.thinking, section.template_kwargs, section.date)

@@ -80,6 +80,12 @@ def _note_part(name: str, part: dict[str, Any], recipe: Recipe) -> Iterator[str]
             f"{name}: {part['unwritten_tools']} of {whole} rows have tools, which the model's chat template does not"
             " write: the model does not see them; choose a model whose template does"
         )
+    if part.get("unwritten_messages"):
+        yield (
+            f"{name}: in {part['unwritten_messages']} of {whole} rows the model's chat template leaves out a message"
+            " that is not the assistant's, such as the system text: the model does not see it; write it into a message"
+            " that the template writes"
+        )
     if part.get("unwritten_reasoning"):
         yield (
             f"{name}: in {part['unwritten_reasoning']} of {whole} rows the last answer has reasoning in a field of its"

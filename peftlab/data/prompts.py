@@ -22,10 +22,13 @@ class Prompt:
 
 
 def merge_prompts(prompts: Iterable[Prompt]) -> list[Prompt]:
-    """Return the distinct prompts in their order, each with all its references."""
-    merged: dict[tuple[int, ...], Prompt] = {}
+    """Return the distinct prompts in their order, each with all its references.
+
+    Prompts that are equal only because they were cut are different ones, with references of their own.
+    """
+    merged: dict[tuple[tuple[int, ...], str], Prompt] = {}
     for prompt in prompts:
-        key = tuple(prompt.input_ids)
+        key = tuple(prompt.input_ids), prompt.text if prompt.cut else ""
         known = merged[key].references if key in merged else ()
         merged[key] = replace(merged.get(key, prompt), references=known + prompt.references)
     return list(merged.values())

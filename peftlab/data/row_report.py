@@ -23,6 +23,7 @@ FAULTS = {
     "unended": "an answer ends without a supervised end marker",
     "unprompted": "the last answer does not begin as the template's generation prompt has it",
     "unwritten_tools": "the chat template does not write the row's tools",
+    "unwritten_messages": "the chat template leaves out a message that is not the assistant's",
     "unwritten_reasoning": "the chat template does not write the reasoning of the last answer",
     "straddling": "a token crosses from the prompt into the completion and is not supervised",
     "carried": "the text contains special tokens",

@@ -27,7 +27,7 @@ ALWAYS = ("truncated", "lost_supervised", "straddling", "unaligned", "dropped")
 EXAMPLES_AT_ONCE = 4096
 WHERE_ANY = (
     "cut_tokens cut_text lost_tokens cut_turns chunked skipped unclear carried unended unprompted prompts_cut"
-    " unwritten_tools unwritten_reasoning".split()
+    " unwritten_tools unwritten_messages unwritten_reasoning".split()
 )
 
 

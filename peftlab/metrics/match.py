@@ -15,7 +15,9 @@ from peftlab.metrics.words import split_words
 
 Normalisation = Literal["case", "punctuation", "articles", "numbers"]
 ARTICLES = re.compile(r"\b(?:a|an|the)\b", re.IGNORECASE)
-NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d*)?|[-+]?\.\d+")
+# Commas belong to a number before groups of two or three digits of which the last has three (1,200; 12,00,000), and at
+# its end (7,). Those of a list (1,2,3) do not.
+NUMBER = re.compile(r"[-+]?(?:(?:\d{1,3}(?:,\d{2,3})*,\d{3}(?![\d,]*\d)|\d+)(?:\.\d*)?(?:,(?!\d))?|\.\d+)")
 Score = Callable[[str, Sequence[str]], float]
 
 

@@ -86,17 +86,20 @@ def _bleu(outputs: Texts, references: References, settings: TextSettings) -> Tex
     bleu = BLEU(tokenize=choose_tokenizer(references) if chosen == "auto" else chosen, force=True)
     statistics = _statistics(bleu, outputs, references)
     bleu.corpus_score(outputs, _streams(references))  # fills in the number of references in the signature
-    rows: list[float | None] = [_bleu_of(row, effective_order=True) for row in statistics]
+    rows = [_or_none(_bleu_of(row, effective_order=True)) for row in statistics]
     return TextScores(_columns(BLEU_COLUMNS, statistics), rows, str(bleu.get_signature()))
 
 
 def _bleu_of(sums: Sequence[float], effective_order: bool = False) -> float:
-    """Return sacreBLEU's score of sums. NaN where some n-grams are found, and no text is long enough for four."""
+    """Return sacreBLEU's score of sums. NaN where some n-grams are found, and no text is long enough for four.
+
+    NaN too where neither texts nor references have a token: they are equal.
+    """
     from sacrebleu.metrics.bleu import BLEU
 
     length, reference_length, *counts = (int(value) for value in sums)
     hits, totals = counts[:4], counts[4:]
-    if any(hits) and not totals[-1] and not effective_order:
+    if not (length or reference_length) or (any(hits) and not totals[-1] and not effective_order):
         return nan
     return BLEU.compute_bleu(
         hits, totals, length, reference_length, smooth_method="exp", effective_order=effective_order

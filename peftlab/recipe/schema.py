@@ -110,7 +110,7 @@ class Data(Section):
     supervise: Literal["all", "last"] = "all"
     """Assistant turns of a chat that are supervised; turns with `weight: 0` or `train: false` never are."""
     thinking: bool = True
-    """Whether the thinking part of a chat's answers is supervised."""
+    """Whether the thinking part of a chat's answers is supervised; else it is read as part of the prompt."""
     template_kwargs: dict[str, Any] = Field(default_factory=dict)
     """Arguments of the model's chat template, the same at training, evaluation and generation."""
     date: Day | None = None
@@ -204,9 +204,11 @@ class Generation(Section):
 
 class Texts(Section):
     normalise: tuple[Normalisation, ...] = ()
-    """What `exact_match` and `token_f1` ignore: case, punctuation, English articles, the way numbers are written."""
+    """What `exact_match`, `token_f1` and error rates ignore: case, punctuation, English articles, how numbers are
+    written."""
     extract: str | None = Field(None, min_length=1)
-    """Regular expression for what `exact_match` and `token_f1` compare: its first group, or all that it matches."""
+    """Regular expression for what `exact_match`, `token_f1` and error rates compare: its first group, or all that it
+    matches."""
     bleu_tokenizer: Literal["auto", "13a", "intl", "zh", "ja-mecab", "ko-mecab", "char", "none"] = "auto"
     """Tokenizer of sacreBLEU; auto chooses it for the script of the references."""
 

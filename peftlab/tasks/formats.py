@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from peftlab.errors import one_line
-from peftlab.tasks.layouts import ALPACA, ALPACA_CHAT, CONVERSATIONS, PROMPT_AND_ANSWER_MESSAGES, Layout
+from peftlab.tasks.layouts import ALPACA, ALPACA_CHAT, CONVERSATIONS, PROMPT_AND_ANSWER_MESSAGES, Layout, parse_list
 
 DEEPEST_MESSAGE = 32
 # Who speaks in a turn of ShareGPT, as a role of chat templates.
@@ -106,7 +106,7 @@ def as_messages(value: Any) -> list[dict[str, Any]]:
 
     The cell may be JSON text, as in CSV files, and its messages `from` and `value`, as ShareGPT writes them.
     """
-    value = _parse_list(value)
+    value = parse_list(value)
     if not isinstance(value, list):
         raise ValueError(f"needs a list of messages {{role, content}}, not {type(value).__name__}")
     messages = [as_role_and_content(message) for message in value]
@@ -144,16 +144,6 @@ def _as_calls(value: Any) -> list[dict[str, Any]]:
     if not calls or not all(isinstance(call, dict) and isinstance(call.get("name"), str) for call in calls):
         raise ValueError(f"a function_call needs JSON {{name, arguments}}, not {one_line(value, 60)}")
     return [{"type": "function", "function": call} for call in calls]
-
-
-def _parse_list(value: Any) -> Any:
-    """Return what a text that is a JSON list says; anything else unchanged."""
-    if isinstance(value, str) and value.lstrip().startswith("["):
-        try:
-            return json.loads(value)
-        except (ValueError, RecursionError):
-            return value
-    return value
 
 
 def as_tools(value: Any) -> list[dict[str, Any]] | None:
@@ -203,7 +193,7 @@ def _part_text(part: Any, role: str) -> str:
 
 def as_texts(value: Any) -> list[str]:
     """Return a cell as a list of texts; it may be JSON text, as in CSV files. Raises ValueError."""
-    value = _parse_list(value)
+    value = parse_list(value)
     if not isinstance(value, list):
         raise ValueError(f"needs a list of texts, not {type(value).__name__}")
     return [as_text(item) for item in value]

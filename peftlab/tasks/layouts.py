@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeGuard
@@ -25,13 +26,23 @@ class Layout:
     suits: Callable[[Cells], bool] = lambda cells: True
 
 
+def parse_list(value: Any) -> Any:
+    """Return what a text that is a JSON list says, as in CSV files; anything else unchanged."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            return json.loads(value)
+        except (ValueError, RecursionError):
+            return value
+    return value
+
+
 def _filled(value: Any) -> bool:
     return value is not None and bool(str(value).strip())
 
 
 def _read_alpaca(cells: Cells) -> dict[str, Any]:
     """Write the prompt of Alpaca; a row without an input has no part about it."""
-    if cells.get("history") or _filled(cells.get("system")):
+    if parse_list(cells.get("history")) or _filled(cells.get("system")):
         raise ValueError(
             "has a history or a system text, for which Alpaca's prompt has no place; set data.format: chat"
         )
@@ -69,6 +80,7 @@ def _read_alpaca_chat(cells: Cells) -> dict[str, Any]:
 
 
 def _earlier_turns(history: Any) -> list[tuple[Any, Any]]:
+    history = parse_list(history)
     if history in (None, ""):
         return []
     if not isinstance(history, list) or not all(isinstance(turn, list) and len(turn) == 2 for turn in history):
@@ -78,7 +90,7 @@ def _earlier_turns(history: Any) -> list[tuple[Any, Any]]:
 
 def _read_conversations(cells: Cells) -> dict[str, Any]:
     """Take the turns as messages, after the row's own system text where the turns have none."""
-    turns = cells.get("conversations")
+    turns = parse_list(cells.get("conversations"))
     if _filled(cells.get("system")) and isinstance(turns, list):
         first = turns[0] if turns else None
         if not (isinstance(first, dict) and "system" in (first.get("from"), first.get("role"))):
@@ -88,15 +100,23 @@ def _read_conversations(cells: Cells) -> dict[str, Any]:
 
 def _read_prompt_and_answer(cells: Cells) -> dict[str, Any]:
     """Join the messages of the prompt and of the completion; only the completion is supervised."""
-    prompt, answer = cells.get("prompt"), cells.get("completion")
+    prompt, answer = (parse_list(cells.get(name)) for name in ("prompt", "completion"))
     if not (_are_messages(prompt) and _are_messages(answer)):
         raise ValueError("prompt and completion must both be lists of messages {role, content}, as in the first row")
-    earlier = [{**message, "weight": 0} if message.get("role") == "assistant" else message for message in prompt]
+    # A turn of ShareGPT says who speaks in other words; a weight has no meaning in a question.
+    earlier = [
+        {**message, "weight": 0} if message.get("role") == "assistant" or "from" in message else message
+        for message in prompt
+    ]
     return {"messages": [*earlier, *answer], "tools": cells.get("tools")}
 
 
 def _are_messages(value: Any) -> TypeGuard[list[dict[str, Any]]]:
-    return isinstance(value, list) and bool(value) and all(isinstance(message, dict) for message in value)
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(message, dict) and ("role" in message or "from" in message) for message in value)
+    )
 
 
 # Files of Alpaca have `text` too, the whole of the row as it was written for one model.
@@ -111,5 +131,5 @@ PROMPT_AND_ANSWER_MESSAGES = Layout(
     ("prompt", "completion"),
     _read_prompt_and_answer,
     frozenset({"tools"}),
-    suits=lambda cells: _are_messages(cells.get("prompt")),
+    suits=lambda cells: _are_messages(parse_list(cells.get("prompt"))),
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from peftlab.tasks.base import LIKELY, Loss, Prediction, Task, Tokenised, Tokenising, TokenRow
@@ -13,6 +14,9 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 OUTSIDE = "O"
+# What a tag says of its word's place in a span, as its first letter: begin, inside, end, single; last and unit are
+# BILOU's names of the last two.
+PLACES = {"B": "B", "I": "I", "E": "E", "L": "E", "S": "S", "U": "S"}
 Span = tuple[str, int, int]
 
 
@@ -100,24 +104,46 @@ class TokenClassification(Task):
         self, row: TokenRow, predictions: Sequence[float], labels: Sequence[str] | None, threshold: float = LIKELY
     ) -> tuple[int, ...]:
         assert labels is not None, "a task with labels lists them"
-        true = find_spans([labels[number] for number in row.labels[row.supervised_tokens]])
-        predicted = find_spans([labels[int(number)] for number in predictions])
+        placed = are_placed(tuple(labels))
+        true = find_spans([labels[number] for number in row.labels[row.supervised_tokens]], placed=placed)
+        predicted = find_spans([labels[int(number)] for number in predictions], placed=placed)
         return len(true & predicted), len(predicted), len(true)
 
 
-def find_spans(tags: Sequence[str]) -> set[Span]:
-    """Return (kind, first word, word after the last) of every span in a row of BIO tags.
+@lru_cache(maxsize=4)
+def are_placed(labels: tuple[str, ...]) -> bool:
+    """Return whether every tag but `O` begins with its place in a span, so that ends and single words are marked too.
+
+    Some sets have no kinds: `B`, `I`, `O`.
+    """
+    return all(tag == OUTSIDE or tag.partition("-")[0] in PLACES for tag in labels)
+
+
+def find_spans(tags: Sequence[str], *, placed: bool = False) -> set[Span]:
+    """Return (kind, first word, word after the last) of every span in a row of tags.
 
     A span begins at `B-kind`, and at an `I-kind` that continues no span of its kind, as in CoNLL-2000's evaluation.
-    A tag without a prefix, other than `O`, is a span of its own kind together with equal neighbours.
+    Where tags are `placed` (BIOES, BILOU), it ends after `E` or `L`, and `S` or `U` is one by itself. A tag without a
+    place, other than `O`, is a span of its own kind together with equal neighbours.
     """
     spans: set[Span] = set()
     begun: tuple[str, int] | None = None
-    for place, tag in enumerate([*tags, OUTSIDE]):
-        prefix, _, kind = tag.partition("-") if tag[:2] in ("B-", "I-") else ("I", "", tag)
-        if begun is not None and (prefix == "B" or kind != begun[0]):
-            spans.add((*begun, place))
+    for word, tag in enumerate([*tags, OUTSIDE]):
+        place, kind = _split_tag(tag, placed)
+        if begun is not None and (place in "BS" or kind != begun[0]):
+            spans.add((*begun, word))
             begun = None
         if begun is None and tag != OUTSIDE:
-            begun = kind, place
+            begun = kind, word
+        if begun is not None and place in "ES":
+            spans.add((*begun, word + 1))
+            begun = None
     return spans
+
+
+def _split_tag(tag: str, placed: bool) -> tuple[str, str]:
+    """Return a tag's place in a span, `I` where it has none, and its kind."""
+    place, hyphen, kind = tag.partition("-")
+    if placed and place in PLACES:
+        return PLACES[place], kind
+    return (place, kind) if hyphen and place in ("B", "I") else ("I", tag)

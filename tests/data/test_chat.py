@@ -270,6 +270,14 @@ def test_a_turn_that_ends_otherwise_in_the_last_place_has_both_ends_supervised_a
     assert sorted(load(QUESTIONS, tokenizer=tokenizer).stop_ids) == sorted(ids)
 
 
+def test_both_ends_are_found_behind_a_system_text_that_ends_as_turns_do(load, bpe):
+    last = "{% if loop.last and not add_generation_prompt %}<|system|>{% else %}<|end|>{% endif %}"
+    system = "<|system|>be kind<|end|>\n"
+    tokenizer = with_template(bpe, system + bpe.chat_template.replace("<|end|>", last))
+    (row,) = load(QUESTIONS, tokenizer=tokenizer).train
+    assert supervised_parts(row, bpe) == ["sat<|end|>", "is two<|system|>"]
+
+
 def test_a_special_token_at_the_end_of_an_answers_own_text_is_not_an_end_marker(load, bpe):
     messages = [QUESTIONS[0], {"role": "assistant", "content": "sat <|system|>"}]
     dataset = load(messages, tokenizer=with_template(bpe, UNENDED))
@@ -322,6 +330,16 @@ def test_what_a_template_makes_uncertain_is_noted(load, bpe):
     assert "1 of 1 rows have tools, which the model's chat template does not write" in notes(tools)
     thinking = [QUESTIONS[0], {"role": "assistant", "content": "sat", "reasoning_content": "two"}]
     assert "in 1 of 1 rows the last answer has reasoning in a field of its own" in notes(thinking)
+    # Writes the system text only into a last question, so that no row with an answer has it.
+    late = with_template(
+        bpe,
+        "{% set head = messages[0].content if messages[0].role == 'system' else '' %}{% for m in messages %}"
+        "{% if m.role == 'user' %}<|user|>{{ head if loop.last }}{{ m.content }}<|end|><|assistant|>"
+        "{% elif m.role == 'assistant' %}{{ m.content }}<|end|>{% endif %}{% endfor %}",
+    )
+    found = notes([{"role": "system", "content": "on the mat"}, *QUESTIONS], tokenizer=late)
+    assert "in 1 of 1 rows the model's chat template leaves out a message" in found and "another prompt" in found
+    assert notes(QUESTIONS, tokenizer=late) == notes(QUESTIONS)
     counting = with_template(bpe, "{{ messages | length }} turns\n" + bpe.chat_template)
     assert "another prompt" in notes(QUESTIONS, tokenizer=counting)
 

@@ -101,6 +101,13 @@ def test_prompts_are_distinct_and_know_all_their_references(rows, section, bpe):
     assert bpe.decode(prompts[1].input_ids) == "<|bos|>b:"
 
 
+def test_prompts_that_are_equal_only_after_a_cut_keep_their_own_references(rows, section, bpe):
+    path = rows("e.jsonl", [{"prompt": f"{word} " * 9 + "the cat:", "completion": word} for word in ("one", "two")])
+    prompts = load_data(section(train=path, evaluation=path, max_length=6), bpe, CAUSAL, 0).prompts
+    assert len({tuple(prompt.input_ids) for prompt in prompts}) == 1 and prompts[0].cut
+    assert [prompt.references for prompt in prompts] == [("one",), ("two",)]
+
+
 def test_prompt_of_a_chat_ends_where_its_last_answer_begins(rows, section, bpe):
     messages = [{"role": r, "content": c} for r, c in (("user", "a"), ("assistant", "b"), ("user", "c"))]
     path = rows("c.jsonl", [{"messages": [*messages, {"role": "assistant", "content": "d"}]}])

@@ -84,6 +84,38 @@ def test_messages_may_be_json_text_as_in_a_csv_file():
     assert read([{"messages": json.dumps(OPEN_AI["messages"])}]) == read([OPEN_AI])
 
 
+def as_csv(row):
+    """Return a row with its lists as JSON text, as in a CSV file."""
+    return {name: json.dumps(cell) if isinstance(cell, list) else cell for name, cell in row.items()}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        SHARE_GPT | {"system": "s"},
+        {"prompt": [user("a"), assistant("b"), user("c")], "completion": [assistant("d")]},
+    ],
+)
+def test_layouts_of_messages_are_read_from_json_text_too(row):
+    assert read([as_csv(row)]) == read([row])
+
+
+def test_turns_before_an_instruction_may_be_json_text():
+    row = {"instruction": "c", "input": "", "output": "d", "history": [["a", "b"]]}
+    assert read([as_csv(row)], format="chat") == read([row], format="chat")
+    assert read([as_csv(row | {"history": []})]) == read([row | {"history": []}])
+
+
+def test_a_prompt_that_is_a_json_list_of_other_objects_stays_a_text():
+    assert read([{"prompt": '[{"a": 1}]', "completion": "b"}]) == [Completion('[{"a": 1}]', "b")]
+
+
+def test_an_earlier_answer_of_a_sharegpt_prompt_is_not_supervised():
+    turns = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}, {"from": "human", "value": "c"}]
+    (found,) = read([{"prompt": turns, "completion": [assistant("d")]}])
+    assert [message.get("weight") for message in found.messages if message["role"] == "assistant"] == [0, None]
+
+
 def test_keys_that_parquet_adds_to_messages_are_left_out():
     message = assistant("yo", tool_calls=None, name=None)
     assert read([{"messages": [user("hi"), message]}]) == read([OPEN_AI])

@@ -10,7 +10,7 @@ import numpy as np
 
 from peftlab.data.chat.align import Offsets, encode_texts
 from peftlab.data.chat.settings import ChatSettings
-from peftlab.data.chat.template import REASONING, ChatTemplate
+from peftlab.data.chat.template import REASONING, ChatTemplate, unused_word
 from peftlab.data.chat.turns import Turn, Unclear, find_turns
 from peftlab.tasks.formats import Chat
 
@@ -41,7 +41,7 @@ class EncodedChat:
 
     `lead` is the number of tokens that a cut keeps: the opening token and the system text. `carried` says that a
     message contains the text of a special token. `unwritten` names what the template leaves out of the chat: its
-    `tools`, the `reasoning` of its last answer that is a field of its own.
+    `tools`, `messages` of others than the assistant, the `reasoning` of its last answer that is a field of its own.
     """
 
     offsets: Offsets
@@ -91,7 +91,9 @@ def encode_chats(examples: Sequence[Chat], tokenizer: Any, settings: ChatSetting
             turns, fault = _place_turns(template, example, ids, offsets, settings)
             carried = any(token in str(message.get("content")) for message in example.messages for token in special)
             lead = _lead(template, example, ids, offsets)
-            yield EncodedChat(offsets, ids, turns, lead, carried, fault, tuple(_unwritten(template, example)))
+            yield EncodedChat(
+                offsets, ids, turns, lead, carried, fault, tuple(_unwritten(template, example, offsets.text))
+            )
 
 
 def encode_prompt_text(tokenizer: Any, text: str) -> np.ndarray:
@@ -128,14 +130,28 @@ def _place_turn(turn: Turn, ids: np.ndarray, offsets: Offsets, lowest: int) -> T
     return TokenTurn(turn.message, first, last, int(ids[final]) if ended else None, turn.marker or "", turn.prompted)
 
 
-def _unwritten(template: ChatTemplate, example: Chat) -> Iterator[str]:
+def _unwritten(template: ChatTemplate, example: Chat, text: str) -> Iterator[str]:
     if example.tools and not template.writes_tools:
         yield "tools"
+    if any(_is_left_out(template, example, i, text) for i in range(len(example.messages))):
+        yield "messages"
     answers = [message for message in example.messages if message["role"] == "assistant"]
     last = answers[-1] if answers else {}
     thoughts = [key for key in REASONING if isinstance(last.get(key), str) and last[key].strip()]
     if thoughts and not template.reasoning_fields & set(thoughts):
         yield "reasoning"
+
+
+def _is_left_out(template: ChatTemplate, example: Chat, i: int, text: str) -> bool:
+    """Return whether the template writes nothing of a message that is not the assistant's."""
+    message = example.messages[i]
+    content = str(message.get("content") or "").strip()
+    if message["role"] == "assistant" or not content or content in text:
+        return False
+    word = unused_word(text)
+    altered = [*example.messages[:i], {**message, "content": word}, *example.messages[i + 1 :]]
+    written = template.try_write(altered, example.tools)
+    return written is not None and word not in written
 
 
 def _lead(template: ChatTemplate, example: Chat, ids: np.ndarray, offsets: Offsets) -> int:

@@ -154,7 +154,9 @@ class Rendering:
             raise Unclear("the template leaves out an answer")
         if not self.text.startswith(before):
             raise Unclear("the template rewrites earlier turns, so that an answer's beginning is not certain")
-        return len(before), not asked
+        # Without a generation prompt, what the template writes before the answer is what it is asked with.
+        asks_so = i != self.answers[-1] or prompt is None or self.text.startswith(prompt)
+        return len(before), not asked and asks_so
 
     def _start_after(self, i: int) -> int | None:
         """Return the end of the generation prompt from what the template writes after the message before it."""
@@ -199,8 +201,8 @@ class Rendering:
             return shared
         if i == len(self.messages) - 1:
             return ended.rstrip()
-        between = self._between(turns) if ended.strip() else ""
-        return between if after.startswith(between) else ""
+        found = (self._between(turns), self._end_of_questions(turns)) if ended.strip() else ()
+        return next((marker for marker in found if marker and after.startswith(marker)), "")
 
     def _between(self, turns: Sequence[Mapping[str, Any]]) -> str:
         """Return what the template writes between the end of these turns and the header of a question after them."""
@@ -210,6 +212,19 @@ class Rendering:
             return ""
         header, before = (text.rpartition(question["content"])[0] for text in (first, later))
         return self.template.without_end(before.rpartition(self.sentinel)[2], header)
+
+    def _end_of_questions(self, turns: Sequence[Mapping[str, Any]]) -> str:
+        """Return what ends a question at a chat's end, if a text of the template's own may have hidden it before.
+
+        A template that begins with a system text ends that as it ends turns, so that all that is between an answer and
+        the next question stands before a first question too.
+        """
+        place = max((i for i, turn in enumerate(turns) if turn["role"] == "user"), default=None)
+        if place is None:
+            return ""
+        ended = self._write_after([*turns[:place], {"role": "user", "content": self.sentinel}], prompt=False)
+        continued = self._write_after(turns, prompt=True)
+        return self.template.common_beginning([ended, continued]).rstrip() if ended and continued else ""
 
     def _write_after(self, turns: Sequence[Mapping[str, Any]], *, prompt: bool) -> str | None:
         written = self.template.try_write(turns, self.tools, prompt=prompt)
