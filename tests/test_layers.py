@@ -33,7 +33,7 @@ LAYERS = [
     | {"speed"}
     | {"checkpoint", "builtin", "docs"},
     {"training"},
-    {"runs", "budgets", "comparison", "export"},
+    {"runs", "budgets", "comparison", "export", "studies"},
     {"cli", "__main__"},
 ]
 # Rooms of layer 0 that import the torch parts inside functions, so only when those run.

@@ -32,6 +32,7 @@ from peftlab.cli.push import push
 from peftlab.cli.report import report
 from peftlab.cli.reproduce import reproduce
 from peftlab.cli.runs import runs
+from peftlab.cli.study import study
 from peftlab.cli.training import train, verify_resume
 from peftlab.cli.use import evaluate, generate
 from peftlab.cli.verification import verify
@@ -71,6 +72,7 @@ for command in (
     push,
     compare,
     report,
+    study,
     verify,
     verify_resume,
     reproduce,

@@ -34,6 +34,7 @@ from peftlab.reports.runs import (
     Status,
     SwitchReport,
 )
+from peftlab.reports.study import ExpectationReport, StudyReport, TableReport
 from peftlab.reports.weights import AgreementReport, ExportReport, MergeReport
 
 __all__ = [
@@ -48,6 +49,7 @@ __all__ = [
     "DataReport",
     "DevicePhase",
     "DryRunReport",
+    "ExpectationReport",
     "ExportReport",
     "InferenceReport",
     "LengthBin",
@@ -71,7 +73,9 @@ __all__ = [
     "Status",
     "StepsReport",
     "StrategyPlan",
+    "StudyReport",
     "SwitchReport",
+    "TableReport",
     "TrialReport",
     "VariantReport",
 ]
