@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from peftlab.data.token_arrays import sizes_of
-from peftlab.data.token_rows import TokenRow
+from peftlab.data.token_rows import LINE, LINE_POSITIONS, TokenRow
 
 EPOCH_ORDER = 4
 
@@ -100,7 +100,7 @@ def group_rows(lengths: Iterable[int]) -> tuple[RowGroup, ...]:
 
 
 class PackedBatch(dict[str, torch.Tensor]):
-    """A batch whose rows lie end to end in one line, (1, tokens), in these groups."""
+    """A batch whose rows lie end to end in one line, (1, tokens), in these groups: its inputs, or those of layers."""
 
     groups: tuple[RowGroup, ...] = ()
 
@@ -139,20 +139,34 @@ class Padded(Layout):
 class EndToEnd(Layout):
     """All rows are one line without padding, with position ids that begin again in each row.
 
+    Rows that the model's head takes as a whole are padded with `pad_id` above its layers.
+
     They count from `first`. A model that gives tokens of the id `unplaced` no position of their own numbers the others
     alone, as RoBERTa does with its padding token.
     """
 
     first: int = 0
     unplaced: int | None = None
+    pad_id: int = 0
 
     def batch(self, rows: Sequence[TokenRow]) -> PackedBatch:
-        """Return `input_ids` and `position_ids`, (1, tokens), and the targets.
+        """Return `input_ids` and `position_ids`, (1, tokens), and the targets; for pooled rows `collate`'s and `LINE`.
 
         Rows of one length are neighbours, so that attention takes them together.
         """
         rows = sorted(rows, key=lambda row: len(row.input_ids))
         lengths = [len(row.input_ids) for row in rows]
+        packed = self._below_head(rows) if rows[0].pooled else self._as_input(rows, lengths)
+        packed.groups = group_rows(lengths)
+        return packed
+
+    def _below_head(self, rows: Sequence[TokenRow]) -> PackedBatch:
+        packed = PackedBatch(collate(rows, self.pad_id))
+        packed[LINE] = packed["attention_mask"].flatten().nonzero().flatten()
+        packed[LINE_POSITIONS] = _line([self._positions(row.input_ids) for row in rows])
+        return packed
+
+    def _as_input(self, rows: Sequence[TokenRow], lengths: Sequence[int]) -> PackedBatch:
         packed = PackedBatch(
             input_ids=_line([row.input_ids for row in rows]),
             position_ids=_line([self._positions(row.input_ids) for row in rows]),
@@ -162,7 +176,6 @@ class EndToEnd(Layout):
             packed["token_type_ids"] = _line(types)
         starts = np.cumsum([0, *lengths[:-1]]).tolist()
         packed.update({name: torch.from_numpy(values) for name, values in rows[0].stack(rows, starts).items()})
-        packed.groups = group_rows(lengths)
         return packed
 
     def _positions(self, ids: np.ndarray) -> np.ndarray:

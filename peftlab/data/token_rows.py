@@ -12,6 +12,9 @@ import numpy as np
 IGNORED = -100
 # The names in a batch of what is predicted: flat positions in (rows, length), and the class at each.
 POSITIONS, TARGETS = "positions", "targets"
+# Where rows lie end to end below the head alone: the flat place in (rows, length) of each token of their line, and its
+# position in its row, (1, tokens).
+LINE, LINE_POSITIONS = "line", "line_positions"
 # The tokens of the answers that a decoder writes, (rows, longest answer), -100 after each.
 ANSWERS = "answers"
 
@@ -42,6 +45,9 @@ class TokenRow(ABC):
     """The type of `TARGETS`; everything else in a batch is int64."""
     why_padded: ClassVar[str] = ""
     """Why such rows cannot be laid end to end as one; empty where they can."""
+
+    pooled: ClassVar[bool] = False
+    """Whether the model's head takes whole rows, so that they lie end to end only below it."""
 
     @property
     def tokens(self) -> np.ndarray:
@@ -197,7 +203,7 @@ class WholeRow(TokenRow):
     """A row with targets of its own, which no token of it is."""
 
     __slots__ = ()
-    why_padded: ClassVar[str] = "the model's head takes one token of each line of its input"
+    pooled: ClassVar[bool] = True
 
     @property
     def supervised(self) -> int:

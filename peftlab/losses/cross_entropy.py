@@ -8,8 +8,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from peftlab.data.token_rows import POSITIONS, TARGETS
+from peftlab.data.token_rows import LINE, LINE_POSITIONS, POSITIONS, TARGETS
 from peftlab.losses.base import Batch, Loss, RowLosses
+from peftlab.losses.one_line import one_line_below_head
 from peftlab.losses.selection import selected_before, take_positions
 
 
@@ -32,7 +33,7 @@ class RowCrossEntropy(CrossEntropy):
     """One target a row, as in sequence classification."""
 
     def scores(self, model: nn.Module, batch: Batch) -> torch.Tensor:
-        return model(**inputs_of(batch)).logits
+        return score_rows(model, batch)
 
 
 class PositionCrossEntropy(CrossEntropy):
@@ -60,6 +61,12 @@ class PositionCrossEntropy(CrossEntropy):
         return logits if logits.dim() == 2 else take_positions(logits, positions, length)
 
 
+def score_rows(model: nn.Module, batch: Batch) -> torch.Tensor:
+    """Return the outputs of a head that takes whole rows, (rows, outputs)."""
+    with one_line_below_head(model, batch):
+        return model(**inputs_of(batch)).logits
+
+
 def inputs_of(batch: Batch) -> dict[str, torch.Tensor]:
     """Return what of a batch goes into the model."""
-    return {name: value for name, value in batch.items() if name not in (POSITIONS, TARGETS)}
+    return {name: value for name, value in batch.items() if name not in (POSITIONS, TARGETS, LINE, LINE_POSITIONS)}

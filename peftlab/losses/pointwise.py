@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from peftlab.data.token_rows import TARGETS
 from peftlab.losses.base import Batch, Loss, RowLosses
-from peftlab.losses.cross_entropy import inputs_of
+from peftlab.losses.cross_entropy import score_rows
 
 
 class PointwiseLoss(Loss):
@@ -26,7 +26,7 @@ class PointwiseLoss(Loss):
         """Return what the model predicts for each target."""
 
     def scores(self, model: nn.Module, batch: Batch) -> torch.Tensor:
-        return model(**inputs_of(batch)).logits
+        return score_rows(model, batch)
 
     def total(self, model: nn.Module, batch: Batch) -> torch.Tensor:
         return self.compare(self.scores(model, batch).flatten().float(), batch[TARGETS]).sum()

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from peftlab.data.batches import PackedBatch, RowGroup
-from peftlab.data.token_rows import TARGETS, BatchSize
+from peftlab.data.token_rows import LINE, LINE_POSITIONS, TARGETS, BatchSize
 from peftlab.memory.allocator import slack_bytes
 from peftlab.memory.constants import ALLOCATION_ROUNDING
 from peftlab.memory.depth import LayerPlace, Segments, Stack
@@ -72,8 +72,15 @@ class Workload:
         if not self.packed:
             return self._batch(BatchSize(self.rows, self.length, self.supervised, self.outputs, self.answer_length))
         groups = self.groups or (RowGroup(self.length, self.rows),)
-        size = BatchSize(1, sum(length * rows for length, rows in groups), self.supervised, self.outputs)
-        packed = PackedBatch(self._batch(size, ("input_ids", "position_ids")))
+        tokens = sum(length * rows for length, rows in groups)
+        if self.task.row_class.pooled:
+            rows, longest = sum(one.rows for one in groups), max(one.length for one in groups)
+            packed = PackedBatch(self._batch(BatchSize(rows, longest, self.supervised, self.outputs)))
+            packed |= {LINE: torch.empty(tokens, dtype=torch.int64)}
+            packed |= {LINE_POSITIONS: torch.empty(1, tokens, dtype=torch.int64)}
+        else:
+            size = BatchSize(1, tokens, self.supervised, self.outputs)
+            packed = PackedBatch(self._batch(size, ("input_ids", "position_ids")))
         packed.groups = groups
         return packed
 

@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 from peftlab.data.batches import EndToEnd, Layout, Padded
-from peftlab.data.token_rows import TextRow
+from peftlab.data.token_rows import LINE_POSITIONS, ClassRow, TextRow, TokenRow
 from peftlab.errors import one_line
-from peftlab.parameters.trainable import find_base
+from peftlab.losses.cross_entropy import score_rows
+from peftlab.parameters.trainable import find_base, find_body
 from peftlab.recipe.schema import Recipe
 from peftlab.speed.attention import Window, attention_of_rows, watch_windows
 from peftlab.speed.base import Decline, SpeedUp
@@ -60,7 +61,7 @@ def training_layout(model: nn.Module, recipe: Recipe, pad_id: int) -> Layout:
     """Return how the rows of training become batches for a model with its method."""
     if recipe.training.speed.packing == "off":
         return Padded(pad_id)
-    return Padded(pad_id, by_length=True) if why_padded(model, recipe) else layout_of(model)
+    return Padded(pad_id, by_length=True) if why_padded(model, recipe) else layout_of(model, pad_id)
 
 
 def why_padded(model: nn.Module, recipe: Recipe) -> str:
@@ -68,28 +69,38 @@ def why_padded(model: nn.Module, recipe: Recipe) -> str:
 
     A model with weights has to prove that this is right, once. One without, in a plan, is judged by its architecture.
     """
+    row_class = recipe.task.row_class
     if any(parameter.is_meta for parameter in model.parameters()):
-        _reasons[model] = judge(model)  # kept for when the plan's tensors are fake, which no longer shows in them
+        _reasons[model] = judge(
+            model, row_class.pooled
+        )  # kept for when the plan's tensors are fake, which no longer shows in them
     if recipe.training.batch_size == 1:
         return ONE_ROW
-    reason = recipe.task.row_class.why_padded or recipe.method.why_padded
-    if not reason and model not in _reasons:
+    unsuited = row_class.why_padded or recipe.method.why_padded
+    if not unsuited and model not in _reasons:
         device = next(model.parameters()).device
         types = resolve_types(recipe.model.dtype, recipe.training.precision, device)
         with autocast(types.computation, device):
-            _reasons[model] = judge(model) or probe(model, layout_of(model))
-    return reason or _reasons[model]
+            reason = judge(model, row_class.pooled)
+            _reasons[model] = reason or probe(model, layout_of(model, _padding_of(model)), row_class.pooled)
+    return unsuited or _reasons[model]
 
 
-def judge(model: nn.Module) -> str:
-    """Return why rows cannot be laid end to end for a model of this architecture; empty where they can."""
+def judge(model: nn.Module, pooled: bool = False) -> str:
+    """Return why rows cannot be laid end to end for a model of this architecture; empty where they can.
+
+    `pooled` says that they would be below its head alone.
+    """
     base: Any = find_base(model)[1]
     kind = getattr(getattr(base, "config", None), "model_type", type(base).__name__)
     if not (getattr(base, "_supports_flash_attn", False) and getattr(base, "_supports_attention_backend", False)):
         return f"the attention of {kind} cannot learn where rows begin"
     if getattr(base, "_is_stateful", False) or any(isinstance(module, nn.Conv1d) for module in base.modules()):
         return f"{kind} has states or convolutions that pass from row to row"
-    if "position_ids" not in inspect.signature(base.forward).parameters:
+    reader = find_body(model) if pooled else base
+    if reader is None:
+        return f"the layers of {kind} are not apart from its head"
+    if "position_ids" not in inspect.signature(reader.forward).parameters:
         return f"{kind} takes no position ids"
     config = base.config.get_text_config()
     if kind in WINDOW_IN_MASK_ONLY and getattr(config, "sliding_window", None):
@@ -98,28 +109,29 @@ def judge(model: nn.Module) -> str:
     return f"{kind} has layers of another kind than attention ({', '.join(odd)})" if odd else ""
 
 
-def layout_of(model: nn.Module) -> EndToEnd:
+def layout_of(model: nn.Module, pad_id: int = 0) -> EndToEnd:
     """Return how rows are laid end to end for a model: where its position ids begin."""
     for module in find_base(model)[1].modules():
         padding = getattr(module, "padding_idx", None)
         if hasattr(module, "create_position_ids_from_input_ids") and isinstance(padding, int):
-            return EndToEnd(padding + 1, padding)
-    return EndToEnd()
+            return EndToEnd(padding + 1, padding, pad_id)
+    return EndToEnd(pad_id=pad_id)
 
 
 @torch.no_grad()
-def probe(model: nn.Module, layout: EndToEnd) -> str:
+def probe(model: nn.Module, layout: EndToEnd, pooled: bool = False) -> str:
     """Return why this model's outputs for packed rows are not those for separate ones; empty where they are.
 
-    Rows of random tokens go through it one by one and packed, in evaluation mode. The difference must be within
-    rounding, and far below what it is when rows see each other.
+    Rows of random tokens go through it one by one and packed, in evaluation mode; below its head alone where that
+    takes whole rows (`pooled`). The difference must be within rounding, and far below what it is when rows see each
+    other.
     """
     was_training = model.training
     model.eval()
     try:
         reason = ""
         for seed in range(DRAWS):
-            reason = _compare(model, layout, seed)
+            reason = _compare(model, layout, pooled, seed)
             if not reason:
                 break
         return reason
@@ -129,16 +141,17 @@ def probe(model: nn.Module, layout: EndToEnd) -> str:
         model.train(was_training)
 
 
-def _compare(model: nn.Module, layout: EndToEnd, seed: int) -> str:
-    rows = _random_rows(model, layout, seed)
+def _compare(model: nn.Module, layout: EndToEnd, pooled: bool, seed: int) -> str:
+    rows: list[TokenRow] = list(_random_rows(model, layout, seed))
+    if pooled:
+        rows = [ClassRow(row.input_ids, 0) for row in rows]
     device = next(model.parameters()).device
     packed = layout.batch(rows)
-    inputs = {name: packed[name].to(device) for name in ("input_ids", "position_ids")}
+    batch = {name: value.to(device) for name, value in packed.items()}
     with attention_of_rows(model, packed.groups), watch_windows() as windows:
-        found = _outputs(model, inputs)
-    ids = [torch.from_numpy(row.input_ids).long()[None].to(device) for row in rows]
-    right = torch.cat([_outputs(model, _plain(one)) for one in ids])
-    mixed = _outputs(model, _plain(torch.cat(ids, 1)))
+        found = _outputs(model, batch)
+    right = torch.cat([_outputs(model, _plain(row.input_ids, device)) for row in rows])
+    mixed = _outputs(model, _as_one_row(batch))
     difference, leak = (float((other - right).norm() / right.norm()) for other in (found, mixed))
     if not difference <= ROUNDING.get(right.dtype, ROUNDING[torch.bfloat16]):
         return f"packed rows change the model's outputs by {difference:.0e}"
@@ -175,10 +188,25 @@ def _random_rows(model: nn.Module, layout: EndToEnd, seed: int) -> list[TextRow]
     return [TextRow(ids, ids) for ids in drawn]
 
 
-def _outputs(model: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Return the logits of all tokens, (tokens, outputs)."""
-    return model(**inputs).logits[0]
+def _outputs(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Return the logits of all tokens, (tokens, outputs), or of all rows, (rows, outputs)."""
+    return score_rows(model, batch).flatten(0, -2)
 
 
-def _plain(ids: torch.Tensor) -> dict[str, torch.Tensor]:
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+def _plain(ids: np.ndarray, device: torch.device) -> dict[str, torch.Tensor]:
+    one = torch.from_numpy(ids).long()[None].to(device)
+    return {"input_ids": one, "attention_mask": torch.ones_like(one)}
+
+
+def _as_one_row(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the batch with positions that do not begin again, for attention in which all of its rows are one."""
+    if LINE_POSITIONS not in batch:
+        return {"input_ids": batch["input_ids"], "attention_mask": torch.ones_like(batch["input_ids"])}
+    positions = batch[LINE_POSITIONS]
+    return batch | {LINE_POSITIONS: positions.min() + torch.arange(positions.shape[1], device=positions.device)[None]}
+
+
+def _padding_of(model: nn.Module) -> int:
+    """Return the token by which the model's head knows padding."""
+    base: Any = find_base(model)[1]
+    return base.config.get_text_config().pad_token_id or 0

@@ -116,6 +116,16 @@ def test_padded_rows_are_predicted_too(tmp_path, name):
     assert_alike(predicted(recipe, ragged=True), recipe, ragged=True)
 
 
+@pytest.mark.parametrize(("family", "architecture"), [("llama", "Llama"), ("bert", "Bert")])
+@pytest.mark.parametrize("name", ["lora", "full"])
+def test_rows_packed_below_a_classifiers_head_are_predicted(tmp_path, family, architecture, name):
+    folder = write_model(tmp_path, family, architectures=[f"{architecture}ForSequenceClassification"])
+    method = {"type": name, **METHODS[name]}
+    recipe = tiny_recipe(folder, method, 40, "sequence-classification", batch_size=4)
+    assert build_blueprint(recipe, CPU, LABELS).workload().packed
+    assert_alike(predicted(recipe, ragged=True), recipe, ragged=True)
+
+
 def test_a_plan_counts_packed_rows_without_their_padding(tmp_path):
     """One row of 40 tokens and three of 4: 52 tokens in place of 160, whatever a step keeps of each."""
     recipe = recipe_for(write_model(tmp_path, "llama"), "llama", "lora", {"batch_size": 4, "length": 40})

@@ -97,7 +97,7 @@ def test_the_measured_peak_is_the_most_that_a_step_can_take_whatever_the_seed(tm
 
 def test_a_plan_for_packed_rows_is_made_again_where_the_model_declines_them(tmp_path, monkeypatch):
     packed = train(planned("lora", tmp_path / "packed"), display=NoDisplay()).memory["predicted"]
-    monkeypatch.setattr("peftlab.speed.packing.probe", lambda model, layout: "packed rows change the model's outputs")
+    monkeypatch.setattr("peftlab.speed.packing.probe", lambda *_: "packed rows change the model's outputs")
     result = train(planned("lora", tmp_path / "padded"), display=NoDisplay())
     predicted, measured = (result.memory[name].phases for name in ("predicted", "measured"))
     assert predicted == pytest.approx(measured, rel=0.02) and predicted != packed.phases

@@ -5,10 +5,16 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForTokenClassification
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
 
 from peftlab.data.batches import Layout, PackedBatch
 from peftlab.data.token_rows import IGNORED, TagRow, TextRow, TokenRow
+from peftlab.losses.base import Loss
 from peftlab.losses.cross_entropy import PositionCrossEntropy
 from peftlab.losses.selection import find_head
 from peftlab.methods import BitFit, Full, LoRA, Prefix, QLoRA
@@ -39,6 +45,12 @@ PADDED = {
     "mamba": {"hidden_size": 32, "num_hidden_layers": 2, "vocab_size": 67},
     "gptj": {"n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": 67, "rotary_dim": 4},
 }
+# Encoders whose heads of whole rows are made in other ways: a pooler for one token, a mean.
+POOLED = {
+    "albert": {**SIZES, "intermediate_size": 48, "embedding_size": 16},
+    "electra": {**SIZES, "intermediate_size": 48, "embedding_size": 16},
+    "xlm-roberta": {**SIZES, "intermediate_size": 48},
+}
 MIXTURES = ("mixtral", "gpt_oss")
 ENCODERS = ("bert", "roberta", "distilbert", "modernbert")
 METHODS = {
@@ -51,11 +63,15 @@ METHODS = {
 }
 
 
-def small_model(family: str, seed: int = 0, scale: float = 2.0, **changes) -> nn.Module:
-    """Return a random model whose attention matters: weights are larger than a fresh model's, dropout is off."""
+def small_model(family: str, seed: int = 0, scale: float = 2.0, pooled: bool = False, **changes) -> nn.Module:
+    """Return a random model whose attention matters: weights are larger than a fresh model's, dropout is off.
+
+    `pooled` gives it a head that takes whole rows.
+    """
     torch.manual_seed(seed)
-    sizes = {**(FAMILIES | PADDED)[family], "pad_token_id": 0, "num_labels": 3, **changes}
+    sizes = {**(FAMILIES | PADDED | POOLED)[family], "pad_token_id": 0, "num_labels": 3, **changes}
     auto = AutoModelForTokenClassification if family in ENCODERS else AutoModelForCausalLM
+    auto = AutoModelForSequenceClassification if pooled else auto
     model = auto.from_config(AutoConfig.for_model(family, **sizes)).eval()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -63,13 +79,13 @@ def small_model(family: str, seed: int = 0, scale: float = 2.0, **changes) -> nn
     return model
 
 
-def with_method(family: str, name: str, **changes) -> nn.Module:
+def with_method(family: str, name: str, pooled: bool = False, **changes) -> nn.Module:
     method = METHODS[name]
-    model = small_model(family, scale=1.0 if name == "qlora" else 2.0, **changes)
+    model = small_model(family, scale=1.0 if name == "qlora" else 2.0, pooled=pooled, **changes)
     if method.base_format != "plain":
         quantize_(model, method.base_format, compute_dtype=torch.float32)
     head = frozenset(n for n, _ in model.named_parameters() if n.startswith(("score.", "classifier.", "head.")))
-    model = method.apply(model, head if family in ENCODERS else frozenset()).eval()
+    model = method.apply(model, head if pooled or family in ENCODERS else frozenset()).eval()
     with torch.no_grad():  # LoRA's B and an adapter's last layer are zero at first
         for parameter in model.parameters():
             if parameter.requires_grad and not parameter.any():
@@ -96,10 +112,10 @@ def random_rows(family: str, lengths, seed: int = 0) -> list[TokenRow]:
 
 
 def total_and_gradients(
-    model: nn.Module, family: str, layout: Layout, batches
+    model: nn.Module, family: str, layout: Layout, batches, loss: Loss | None = None
 ) -> tuple[float, dict[str, torch.Tensor]]:
     """Return the loss summed over batches of rows, and its gradients by name."""
-    loss = PositionCrossEntropy(None if family in ENCODERS else find_head(model))
+    loss = loss or PositionCrossEntropy(None if family in ENCODERS else find_head(model))
     model.zero_grad()
     total = 0.0
     for rows in batches:
