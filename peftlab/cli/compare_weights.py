@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from peftlab.cli.answer import answers
-from peftlab.cli.options import AsJson, Debug, NoVerify
+from peftlab.cli.options import AsJson, Debug, NoVerify, Overrides
 
 Weights = "A run, `base`, a folder of transformers, or a GGUF file."
 
@@ -18,6 +18,7 @@ Weights = "A run, `base`, a folder of transformers, or a GGUF file."
 def compare_weights(
     first: Annotated[str, typer.Argument(metavar="A", help=Weights)],
     second: Annotated[str, typer.Argument(metavar="B", help=Weights)],
+    overrides: Overrides = None,
     run: Annotated[
         Path | None, typer.Option("--run", metavar="RUN", help="Run whose rows to use, where neither names one.")
     ] = None,
@@ -29,7 +30,7 @@ def compare_weights(
     """Compare the outputs of two models on held-out rows of a run: logits, KL divergence, loss."""
     from peftlab.export.weights import compare_weights as compare
 
-    found = compare(first, second, run=run, rows=rows, verify=not no_verify)
+    found = compare(first, second, run=run, rows=rows, verify=not no_verify, overrides=overrides or ())
     answer = {**asdict(found), "agreement": found.agreement.model_dump()}
     return answer, lambda: show_comparison(found), 0
 

@@ -8,7 +8,18 @@ from typing import Annotated, Any
 import typer
 
 from peftlab.cli.answer import answers
-from peftlab.cli.options import AsJson, Base, ComparedRows, Debug, MergeBase, NoVerify, Overwrite, RunPath, Tolerance
+from peftlab.cli.options import (
+    AsJson,
+    Base,
+    ComparedRows,
+    Debug,
+    MergeBase,
+    NoVerify,
+    Overrides,
+    Overwrite,
+    RunPath,
+    Tolerance,
+)
 
 
 @answers
@@ -16,6 +27,7 @@ def export(
     run: RunPath,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write.", show_default=False)],
     to: Annotated[str, typer.Option("--to", metavar="FORMAT", help="Format; see `peftlab docs using`.")],
+    overrides: Overrides = None,
     base: MergeBase = Base.auto,
     dtype: Annotated[
         str,
@@ -32,7 +44,8 @@ def export(
     from peftlab.export.formats import export as export_run
     from peftlab.runs.merge import MergeOptions
 
-    options = MergeOptions(base.value, dtype, rows, tolerance, not no_verify, overwrite)
+    changes = tuple(overrides or ())
+    options = MergeOptions(base.value, dtype, rows, tolerance, not no_verify, overwrite, overrides=changes)
     report = export_run(run, out, to, options)
     return report.model_dump(), lambda: show_export(report), 0
 

@@ -9,7 +9,18 @@ from typing import Annotated, Any
 import typer
 
 from peftlab.cli.answer import answers
-from peftlab.cli.options import AsJson, Base, ComparedRows, Debug, MergeBase, NoVerify, Overwrite, RunPath, Tolerance
+from peftlab.cli.options import (
+    AsJson,
+    Base,
+    ComparedRows,
+    Debug,
+    MergeBase,
+    NoVerify,
+    Overrides,
+    Overwrite,
+    RunPath,
+    Tolerance,
+)
 
 
 class Type(StrEnum):
@@ -28,6 +39,7 @@ class Quantized(StrEnum):
 def merge(
     run: RunPath,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the merged model.", show_default=False)],
+    overrides: Overrides = None,
     base: MergeBase = Base.auto,
     dtype: Annotated[Type, typer.Option("--dtype", help="Type of the weights; auto is the base's.")] = Type.auto,
     quantize: Annotated[
@@ -48,7 +60,14 @@ def merge(
     from peftlab.runs.merge import merge as merge_run
 
     options = MergeOptions(
-        base.value, dtype.value, rows, tolerance, not no_verify, overwrite, quantize and quantize.value
+        base.value,
+        dtype.value,
+        rows,
+        tolerance,
+        not no_verify,
+        overwrite,
+        quantize and quantize.value,
+        tuple(overrides or ()),
     )
     report = merge_run(run, out, options)
     return report.model_dump(), lambda: show_merge(report), 0

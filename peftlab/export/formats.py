@@ -23,6 +23,8 @@ from peftlab.runs.use import open_run
 from peftlab.world.quiet import quiet_libraries
 
 RECORD = "export.json"
+# The options of merging that a format may have no use for.
+CHOICES = ("base", "dtype", "tolerance")
 
 
 @dataclass(frozen=True)
@@ -30,26 +32,30 @@ class Export:
     """A format: what it is, the function that writes it, and the commands of servers that take it, by name.
 
     `{folder}` and `{file}` in a command are the folder and its largest file. `loads` is how its card says to load it.
+    `reads` are the options of merging that its function reads; others are refused.
     """
 
     title: str
     write: Callable[[Job], ExportReport]
     serve: dict[str, str]
     loads: str = "gguf"
+    reads: tuple[str, ...] = ()
 
 
 FORMATS = {
-    "gguf": Export("the merged model as one GGUF file", export_model, {"llama.cpp": "llama-server -m {file}"}),
+    "gguf": Export(
+        "the merged model as one GGUF file", export_model, {"llama.cpp": "llama-server -m {file}"}, reads=CHOICES
+    ),
     "gguf-adapter": Export(
         "the LoRA as a GGUF adapter",
         export_adapter,
         {"llama.cpp": "llama-server -m BASE.gguf --lora {file}"},
         "gguf-adapter",
     ),
-    "peft": Export("the adapter as a folder of PEFT", export_peft, {}, "peft"),
+    "peft": Export("the adapter as a folder of PEFT", export_peft, {}, "peft", ("tolerance",)),
     "adapters": Export("the bottlenecks as a folder of AdapterHub's library", export_adapters, {}, "adapters"),
     "sentence-transformers": Export(
-        "the encoder with its pooling, for vectors of texts", export_sentences, {}, "sentence-transformers"
+        "the encoder with its pooling, for vectors of texts", export_sentences, {}, "sentence-transformers", CHOICES
     ),
 }
 
@@ -61,9 +67,12 @@ def export(run: Path, out: Path, to: str, options: MergeOptions = DEFAULTS) -> E
     """
     if to not in FORMATS:
         raise UsageError(f"--to {to}: no such format{nearest(to, FORMATS)}; there are {', '.join(FORMATS)}")
+    for name in CHOICES:
+        if name not in FORMATS[to].reads and getattr(options, name) != getattr(DEFAULTS, name):
+            raise UsageError(f"--{name}: it changes nothing of {FORMATS[to].title}; remove it")
     quiet_libraries()
     refuse_output(out, run, options.overwrite, RECORD, "an export")
-    directory, recipe = open_run(run, (), options.verify)
+    directory, recipe = open_run(run, options.overrides, options.verify)
     with temporary_folder(out) as temporary:
         job = Job(run, directory, recipe, temporary, options)
         report = FORMATS[to].write(job)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from peft import PeftModel
@@ -68,8 +69,13 @@ def refusals(config: dict[str, Any], folder: Path) -> list[str]:
 
 def _vllm(config: dict[str, Any], job: Job) -> str:
     rank = next((one for one in RANKS if one >= config["r"]), config["r"])
-    base = config["base_model_name_or_path"]
-    return f"vllm serve {base} --enable-lora --max-lora-rank {rank} --lora-modules {job.name}={{folder}}"
+    base, name = (_quote(text) for text in (config["base_model_name_or_path"], job.name))
+    return f"vllm serve {base} --enable-lora --max-lora-rank {rank} --lora-modules {name}={{folder}}"
+
+
+def _quote(text: str) -> str:
+    """Return a word of a command of the shell, in which braces are no places to fill."""
+    return quote(text).replace("{", "{{").replace("}", "}}")
 
 
 def _compare(report: ExportReport, job: Job) -> ExportReport:

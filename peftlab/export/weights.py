@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,18 +49,25 @@ class Compared:
 
 
 def compare_weights(
-    first: str, second: str, *, run: Path | None = None, rows: int = ROWS, verify: bool = True
+    first: str,
+    second: str,
+    *,
+    run: Path | None = None,
+    rows: int = ROWS,
+    verify: bool = True,
+    overrides: Sequence[str] = (),
 ) -> Compared:
     """Return how far two models are from each other on the held-out rows of a run, in float32.
 
     Each is the directory of a run, `base` (that of the run), a folder of transformers, or a GGUF file. The run whose
-    rows are used is `run`, or the first that they name or were made of. Raises UsageError where there is none.
+    rows are used is `run`, or the first that they name or were made of; `overrides` change its recipe. Raises
+    UsageError where there is none.
     """
     quiet_libraries()
     found = run or find_run(first) or find_run(second)
     if found is None:
         raise UsageError("neither is a run nor was made of one by peftlab; name the run whose rows to use with --run")
-    directory, recipe = open_run(found, (), verify)
+    directory, recipe = open_run(found, overrides, verify)
     world = open_world(recipe.run.device)
     with launched(world):
         observer = Observer(open_bench(directory, recipe, world, rows), rows)
@@ -93,7 +100,7 @@ def open_weights(name: str, directory: RunDirectory, bench: Bench) -> nn.Module:
     if name == BASE and not path.exists():
         return load_base(bench.recipe, bench.device, bench.dataset.labels).model
     openers: list[tuple[bool, Callable[[], nn.Module]]] = [
-        ((path / MARKER).is_file(), lambda: _open_run(path, bench)),
+        ((path / MARKER).is_file(), lambda: _open_run(path, directory, bench)),
         (path.suffix == ".gguf" and path.is_file(), lambda: open_gguf(path, bench)),
         (path.is_dir() and any(path.glob("*.gguf")), lambda: open_gguf(next(iter(sorted(path.glob("*.gguf")))), bench)),
         ((path / "config.json").is_file(), lambda: _open_folder(path, bench)),
@@ -104,8 +111,10 @@ def open_weights(name: str, directory: RunDirectory, bench: Bench) -> nn.Module:
     raise UsageError(f"{name} is not a run, a folder of transformers or a .gguf file; `base` is the run's base")
 
 
-def _open_run(path: Path, bench: Bench) -> nn.Module:
+def _open_run(path: Path, rows_of: RunDirectory, bench: Bench) -> nn.Module:
     directory, recipe = open_run(path, ())
+    if path.resolve() == rows_of.path.resolve():
+        recipe = bench.recipe  # with the overrides
     labels = run_labels(directory.weights, directory.read_result())
     return load_trained(recipe, directory.weights, bench.device, labels)
 

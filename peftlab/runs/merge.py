@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from peftlab.errors import ModelError, UsageError
 from peftlab.files import write_atomically
 from peftlab.methods.storage import read_manifest
 from peftlab.reports import MergeReport
@@ -42,7 +43,8 @@ class MergeOptions:
     the type of the weights; `auto` is the base's, or the format's own. `rows` are the held-out rows on which the
     result is compared (0: not compared), `tolerance` the part of what training changed that may differ (None: by
     the type). `verify` compares the run's files with its digests first; `overwrite` replaces an earlier result.
-    `quantize` (nf4, int8) quantises a merged folder again; exports have formats of their own.
+    `quantize` (nf4, int8) quantises a merged folder again; exports have formats of their own. `overrides` are
+    KEY=VALUE changes of the run's recipe, such as another place of its base or of its held-out rows.
     """
 
     base: str = "auto"
@@ -52,6 +54,7 @@ class MergeOptions:
     verify: bool = True
     overwrite: bool = False
     quantize: str | None = None
+    overrides: tuple[str, ...] = ()
 
 
 DEFAULTS = MergeOptions()
@@ -112,8 +115,15 @@ class Merged:
 def merged_beside(folder: Path, out: Path, options: MergeOptions = DEFAULTS) -> Iterator[Merged]:
     """Yield a run's trained model, merged and compared, in a temporary folder beside `out`."""
     quiet_libraries()
-    directory, recipe = open_run(folder, (), options.verify)
+    if options.dtype not in ("auto", *DTYPES):
+        raise UsageError(f"--dtype {options.dtype}: there are auto, {', '.join(DTYPES)}")
+    directory, recipe = open_run(folder, options.overrides, options.verify)
     recipe.method.refuse_merge()
+    if recipe.model.trust_remote_code:
+        raise ModelError(
+            f"{recipe.model.name} ships code of its own, which no merged folder has; use the run's folder `weights` "
+            "with peftlab"
+        )
     bases = list_bases(recipe.method, options.base, compared=options.rows > 0)
     world = open_world(recipe.run.device)
     types = resolve_types(recipe.model.dtype, recipe.training.precision, world.device)

@@ -8,8 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import mkdtemp
 
+from safetensors import SafetensorError
+
 from peftlab.errors import StorageError, UsageError
-from peftlab.files import sync_files
+from peftlab.files import sync_files, why
 
 
 def refuse_output(out: Path, run: Path, overwrite: bool, record: str, what: str) -> None:
@@ -34,11 +36,11 @@ def temporary_folder(out: Path) -> Iterator[Path]:
         temporary = Path(mkdtemp(dir=out.parent, prefix=f".{out.name}."))
         temporary.chmod(0o755)
     except OSError as error:
-        raise StorageError(f"{out}: cannot be written: {error.strerror or error}") from None
+        raise StorageError(f"{out}: cannot be written: {why(error)}") from None
     try:
         yield temporary
-    except OSError as error:
-        raise StorageError(f"{out}: cannot be written: {error.strerror or error}; free some space") from None
+    except (OSError, SafetensorError) as error:
+        raise StorageError(f"{out}: cannot be written: {why(error)}") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

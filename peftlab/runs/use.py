@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from peftlab.checkpoint.store import list_steps
 from peftlab.data.dataset import Part
 from peftlab.errors import StorageError, UsageError
 from peftlab.evaluation.evaluate import Evaluated
@@ -77,7 +78,8 @@ def open_run(folder: Path, overrides: Sequence[str], verify: bool = True) -> tup
     if verify:
         refuse_changed(folder, (*RECORD, WEIGHTS, HELD_OUT))
     if not directory.has_weights():
-        raise StorageError(f"{folder} has no trained weights (the run's status is {status!r})")
+        remedy = "train its recipe with --resume" if list_steps(directory.checkpoints) else "train its recipe again"
+        raise StorageError(f"{folder} has no trained weights (the run's status is {status!r}); {remedy}")
     recipe = load_run_recipe(directory, overrides)
     if recipe.model.trust_remote_code and "model.trust_remote_code=true" not in overrides:
         raise UsageError(

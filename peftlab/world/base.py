@@ -24,6 +24,7 @@ from peftlab.recipe.schema import Recipe
 from peftlab.world import hardware
 from peftlab.world.determinism import is_repeatable
 from peftlab.world.dtypes import autocast
+from peftlab.world.tracker_texts import accept_texts
 
 Item = TypeVar("Item")
 Batch = TypeVar("Batch", bound=dict[str, torch.Tensor])
@@ -203,7 +204,7 @@ class World(ABC):
             cpu=self.device.type == "cpu", mixed_precision="no", log_with=list(names), project_dir=str(folder)
         )
         opener.init_trackers(project)
-        return list(opener.trackers)
+        return [accept_texts(tracker) for tracker in opener.trackers]
 
     @property
     def repeatable(self) -> bool:

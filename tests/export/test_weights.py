@@ -13,9 +13,10 @@ from transformers import AutoModelForCausalLM
 from peftlab.cli.app import run as run_command
 from peftlab.errors import MethodError, UsageError
 from peftlab.export.formats import export
+from peftlab.export.gguf_model import write_model
 from peftlab.export.weights import compare_weights
 from peftlab.runs.merge import MergeOptions, merge
-from tests.export.test_gguf import trained
+from tests.export.test_gguf import small, trained
 from tests.runs.recipes import METHODS, shallow_model
 
 IDS = torch.arange(5, 45)[None]
@@ -87,6 +88,18 @@ def test_peft_alone_reads_the_export(folders, tmp_path):
 def test_what_a_server_of_adapters_refuses_is_said(method, reason, tmp_path):
     report = export(trained(tmp_path, method, training={"steps": 1}), tmp_path / "out", "peft", MergeOptions(rows=4))
     assert report.serve == {} and reason in report.notes[0] and "peftlab merge" in report.notes[0]
+
+
+def test_an_adapter_of_a_base_in_one_file_says_that_vllm_serves_none_beside_it(tmp_path):
+    write_model(small(tmp_path / "base", "llama"), tmp_path / "base.gguf", "float32", "base")
+    run = trained(tmp_path, METHODS["lora"], model={"name": str(tmp_path / "base.gguf")}, training={"steps": 1})
+    report = export(run, tmp_path / "out", "peft", MergeOptions(rows=4))
+    assert (
+        report.notes == ["the base is one file (base.gguf), beside which vLLM serves no adapter: merge the run"]
+        and report.serve == {}
+    )
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str((tmp_path / "base.gguf").resolve())
 
 
 def test_what_has_no_form_in_peft_and_names_of_nothing_are_refused(folders, tmp_path, capsys):

@@ -17,7 +17,9 @@ from peftlab.runs.directory import RunDirectory
 from peftlab.runs.display import NoDisplay
 from peftlab.runs.run import train
 from peftlab.runs.use import evaluate
+from tests.runs.pairs import Pair
 from tests.runs.recipes import shallow_sections
+from tests.world.test_fsdp2 import FSDP2
 
 
 def stepped(optimizer: torch.optim.Optimizer, weight: torch.Tensor, gradients: list[float]) -> list[float]:
@@ -83,10 +85,16 @@ def ema(tmp_path_factory) -> Path:
     return folder / "straight"
 
 
-def test_a_run_saves_and_evaluates_the_average_of_its_steps(ema):
-    expected = weights_after(ema, 1)
+def halved(folder: Path) -> dict[str, torch.Tensor]:
+    """Return the average with decay 0.5 of the weights after each of six steps, from their checkpoints."""
+    expected = weights_after(folder, 1)
     for step in range(2, 7):
-        expected = {name: (one + weights_after(ema, step)[name]) / 2 for name, one in expected.items()}
+        expected = {name: (one + weights_after(folder, step)[name]) / 2 for name, one in expected.items()}
+    return expected
+
+
+def test_a_run_saves_and_evaluates_the_average_of_its_steps(ema):
+    expected = halved(ema)
     for name, one in saved(ema).items():
         torch.testing.assert_close(one, expected[name], rtol=1e-5, atol=1e-7)
     result = RunDirectory.open(ema).read_result()
@@ -119,13 +127,32 @@ def test_the_plan_counts_the_copy(ema, tmp_path):
         assert states[1] - states[0] == pytest.approx(extra, rel=0.02)
 
 
+def mean_of_three(folder: Path) -> dict[str, torch.Tensor]:
+    return {name: sum(weights_after(folder, step)[name] for step in (4, 5, 6)) / 3 for name in weights_after(folder, 6)}
+
+
 def test_the_mean_of_the_last_checkpoints_is_the_result(tmp_path):
     folder = tmp_path / "last"
     result = train(recipe(folder, {"last": 3}), display=NoDisplay())
+    expected = mean_of_three(folder)
     for name, one in saved(folder).items():
-        expected = sum(weights_after(folder, step)[name] for step in (4, 5, 6)) / 3
-        torch.testing.assert_close(one, expected, rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(one, expected[name], rtol=1e-5, atol=1e-7)
     assert any("mean of the weights of steps 4, 5, 6" in note for note in result.notes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("average", "by_hand"), [({"ema": 0.5}, halved), ({"last": 3}, mean_of_three)])
+def test_two_processes_that_divide_the_weights_save_and_evaluate_the_average(average, by_hand, tmp_path):
+    """Checkpoints have whole weights; under FSDP 2 each process averages its half of them."""
+    two = Pair(recipe(tmp_path / "two", average), tmp_path, environment=FSDP2)
+    assert two.wait() == [0, 0], two.outputs()
+    found, expected = saved(tmp_path / "two"), by_hand(tmp_path / "two")
+    assert found and not all(torch.equal(one, weights_after(tmp_path / "two", 6)[name]) for name, one in found.items())
+    for name, one in found.items():
+        torch.testing.assert_close(one, expected[name], rtol=1e-5, atol=1e-7)
+    result = RunDirectory.open(tmp_path / "two").read_result()
+    assert result.environment["strategy"] == "fsdp2"
+    assert result.metrics["after"]["loss"] == pytest.approx(evaluate(tmp_path / "two")["loss"], rel=1e-6)
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import constants
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
@@ -22,7 +24,7 @@ from peftlab.runs.merge import MergeOptions, merge
 from peftlab.runs.run import train
 
 from ..export.test_gguf import small
-from .recipes import METHODS, shallow_sections
+from .recipes import METHODS, shallow_model, shallow_sections
 
 IDS = torch.arange(5, 25)[None]
 CASES: dict[str, dict[str, Any]] = {
@@ -77,20 +79,40 @@ def test_the_folder_has_the_trained_models_outputs(method, tmp_path, monkeypatch
     torch.testing.assert_close(by_shards, load_file(tmp_path / "whole" / "model.safetensors"))
 
 
-def test_every_updated_weight_is_the_base_plus_its_update(run, tmp_path):
-    """The oracle is the paper's equation on the stored tensors: W + alpha/rank·B·A."""
-    report = merge(run, tmp_path / "out", MergeOptions(rows=0))
-    base = AutoModelForCausalLM.from_pretrained(shallow_sections("lora", tmp_path)["model"]["name"]).state_dict()
-    merged, adapter = (
-        load_file(tmp_path / "out" / "model.safetensors"),
-        load_file(run / "weights/adapter_model.safetensors"),
-    )
-    names = [name for name in adapter if "lora_B" in name]
-    for name in names:
+def updated_by_hand(run: Path) -> dict[str, torch.Tensor]:
+    """Return each updated weight by the paper's equation on the stored tensors: W + alpha/rank·B·A."""
+    base = AutoModelForCausalLM.from_pretrained(shallow_model()).state_dict()
+    adapter = load_file(run / "weights/adapter_model.safetensors")
+    found = {}
+    for name in (name for name in adapter if "lora_B" in name):
         target = name.removeprefix("base_model.model.").replace("lora_B.weight", "weight")
-        update = 16 / 4 * adapter[name] @ adapter[name.replace("lora_B", "lora_A")]
-        torch.testing.assert_close(merged[target], base[target] + update)
-    assert report.tensors["merged"] == len(names) and report.agreements == {}
+        found[target] = base[target] + 16 / 4 * adapter[name] @ adapter[name.replace("lora_B", "lora_A")]
+    return found
+
+
+def test_every_updated_weight_is_the_base_plus_its_update(run, tmp_path):
+    report = merge(run, tmp_path / "out", MergeOptions(rows=0))
+    merged, wanted = load_file(tmp_path / "out" / "model.safetensors"), updated_by_hand(run)
+    torch.testing.assert_close({name: merged[name] for name in wanted}, wanted)
+    assert report.tensors["merged"] == len(wanted) == 14 and report.agreements == {}
+
+
+def test_a_hub_s_model_in_the_cache_is_merged_by_shards(tmp_path, monkeypatch):
+    """In the cache a model is a folder of links to blobs, as the hub's own client writes it."""
+    repository = tmp_path / "cache" / "models--owner--tiny"
+    snapshot = repository / "snapshots" / ("0" * 40)
+    for folder in (repository / "refs", repository / "blobs", snapshot):
+        folder.mkdir(parents=True)
+    (repository / "refs" / "main").write_text(snapshot.name)
+    for file in shallow_model().iterdir():
+        shutil.copy(file, repository / "blobs" / file.name)
+        (snapshot / file.name).symlink_to(Path("../../blobs", file.name))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(repository.parent))
+    run = trained(tmp_path, METHODS["lora"], model={"name": "owner/tiny"}, training={"steps": 1})
+    monkeypatch.setattr("peftlab.runs.merge_bases.Merging.load", None)  # no model is built for it
+    merge(run, tmp_path / "out", MergeOptions(rows=0))
+    merged, wanted = load_file(tmp_path / "out" / "model.safetensors"), updated_by_hand(run)
+    torch.testing.assert_close({name: merged[name] for name in wanted}, wanted)
 
 
 def test_a_process_without_peftlab_and_peft_reads_the_folder(run, tmp_path):

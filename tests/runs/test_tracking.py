@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import os
+import subprocess
+import sys
 
 import pytest
 from accelerate.tracking import GeneralTracker
@@ -10,6 +14,7 @@ from accelerate.tracking import GeneralTracker
 from peftlab.recipe.schema import Recipe
 from peftlab.runs.display import NoDisplay
 from peftlab.runs.run import train
+from tests.export.peers import FOLDER, python_of
 from tests.runs.recipes import shallow_sections
 
 TOLD: dict[str, list] = {"described": [], "logged": []}
@@ -71,18 +76,35 @@ def test_a_tracker_gets_curves_final_figures_and_examples(told):
     assert "- trainable: " in numbers["summary"]
 
 
+RUN = """
+import json, sys
+from pathlib import Path
+from tests.runs.test_tracking import run
+result = run(Path(sys.argv[1]), sys.argv[2])
+print("FOUND", json.dumps([result.status, *result.notes]))
+"""
+
+
+def python_with(library: str) -> str:
+    """Return a Python that has a tracker's library: this one, or that of an environment of the peers."""
+    if importlib.util.find_spec(library) is not None:
+        return sys.executable
+    if not (FOLDER / library / ".complete").exists():
+        pytest.skip(f"{library} is not installed (scripts/fetch_peers has an environment for aim)")
+    return python_of(library)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["tensorboard", "wandb", "mlflow", "trackio"])
-def test_the_real_library_writes_without_a_network(name, tmp_path, monkeypatch):
-    if importlib.util.find_spec(name) is None:
-        pytest.skip(f"{name} is not installed")
-    monkeypatch.chdir(tmp_path)
-    settings = {"WANDB_MODE": "offline", "TRACKIO_DIR": str(tmp_path)}
+@pytest.mark.parametrize("name", ["tensorboard", "wandb", "mlflow", "trackio", "aim"])
+def test_the_real_library_writes_without_a_network(name, tmp_path):
+    settings = {"WANDB_MODE": "offline", "TRACKIO_DIR": str(tmp_path), "PYTHONPATH": str(FOLDER.parent)}
     settings |= {"MLFLOW_TRACKING_URI": (tmp_path / "mlruns").as_uri(), "MLFLOW_ALLOW_FILE_STORE": "true"}
-    for variable, value in settings.items():
-        monkeypatch.setenv(variable, value)
-    before = set(tmp_path.rglob("*"))
-    result = run(tmp_path / "run", name)
-    assert result.status == "finished"
-    assert not [note for note in result.notes if "run.trackers" in note and "no longer used" in note], result.notes
-    assert set(tmp_path.rglob("*")) - before
+    found = subprocess.run(
+        [python_with(name), "-c", RUN, str(tmp_path / "run"), name],
+        capture_output=True, text=True, cwd=tmp_path, env=os.environ | settings, check=False,
+    )  # fmt: skip
+    assert found.returncode == 0, found.stderr
+    status, *notes = json.loads(found.stdout.partition("FOUND ")[2])
+    assert status == "finished" and not [note for note in notes if "run.trackers" in note], notes
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert any(b"- trainable: " in path.read_bytes() for path in written), "the summary is in no file of the library"
