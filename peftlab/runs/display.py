@@ -24,7 +24,7 @@ def format_line(line: dict[str, Any], steps: int) -> str:
         return f"{when}  held out: {numbers}"
     return (
         f"step {line['step']:>5}/{steps}  loss {line['loss']:.4f}  lr {line['learning_rate']:.1e}  "
-        f"{line['tokens_per_second']:.0f} tok/s  {line['memory_bytes'] / 2**30:.2f} GiB  "
+        f"{line['tokens_per_second']:.0f} tok/s  mem {line['memory_bytes'] / 2**30:.2f} GiB  "
         f"left {format_duration(line['seconds_left'])}"
     )
 

@@ -26,7 +26,7 @@ def test_durations_read_as_clocks(seconds, text):
 
 def test_a_line_shows_step_loss_learning_rate_speed_memory_and_time_left():
     line = format_line(TRAIN | {"step": 7, "memory_bytes": 2**30, "seconds_left": 65}, 20)
-    assert line == "step     7/20  loss 12.3457  lr 1.5e-04  123457 tok/s  1.00 GiB  left 1:05"
+    assert line == "step     7/20  loss 12.3457  lr 1.5e-04  123457 tok/s  mem 1.00 GiB  left 1:05"
 
 
 def test_evaluations_name_their_metrics():
