@@ -16,7 +16,9 @@ TINY = ROOT / "peftlab" / "builtin" / "tiny"
 
 
 def run(wall: list[float], losses: list[float], peak: int = 100) -> dict:
-    return {"wall": wall, "processor": [2 * one for one in wall], "losses": losses, "peak_bytes": peak}
+    operations = {"products": 1.5, "attention": 0.6, "all": 2.5}
+    found = {"wall": wall, "processor": [2 * one for one in wall], "losses": losses, "peak_bytes": peak}
+    return found | {"operations": operations}
 
 
 def a_race(**stamps) -> dict:
@@ -37,25 +39,26 @@ def test_medians_leave_out_the_warm_up_and_ratios_are_against_ours(script):
     lines = pages.describe("uniform:lora", {"title": "t", "precision": "float32"} | found | a_race()).splitlines()
     assert max(map(len, lines)) <= 80
     assert lines[-1].split()[:3] == ["loop", "3", "2.00"]
+    assert lines[-1].split()[-2] == "35%"  # 2.1 of 6 seconds
 
 
 def test_a_peer_that_fails_is_named_with_its_error(script):
     pages = script("race.pages")
     found = pages.summarise(a_race(peftlab=[run([1.0, 2.0, 3.0], [1.0] * 3)], trl=[{"error": "no\nsuch option"}]), 1.0)
     assert found["medians"]["trl"] == {"error": "no\nsuch option"}
-    assert "trl       failed: such option" in pages.describe("x", {"title": "", "precision": ""} | found)
+    assert "trl      failed: such option" in pages.describe("x", {"title": "", "precision": ""} | found)
 
 
 @pytest.fixture
 def job(script, tmp_path):
-    """Return a maker of jobs of two steps with one row of four tokens, two of them supervised."""
+    """Return a maker of jobs of three steps, one of them timed, with one row of four tokens, two of them supervised."""
     jobs = script("race.job")
     (tmp_path / "model").mkdir()
     config = {"model_type": "llama", "hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 2}
     config |= {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 4, "vocab_size": 10}
     (tmp_path / "model" / "config.json").write_text(json.dumps(config))
     row = {"input_ids": [1, 2, 3, 4], "labels": [-100, -100, 3, 4]}
-    (tmp_path / "rows.json").write_text(json.dumps({"steps": [[row], [row]], "pad_id": 0}))
+    (tmp_path / "rows.json").write_text(json.dumps({"steps": [[row]] * 3, "pad_id": 0}))
 
     def make(method: str):
         save_file({name: torch.zeros(size) for name, size in TRAINED[method].items()}, tmp_path / "start")
@@ -66,7 +69,7 @@ def job(script, tmp_path):
             [],
             str(tmp_path / "rows.json"),
             str(tmp_path / "start"),
-            2,
+            3,
             1,
             "cpu",
             "float32",
@@ -104,6 +107,21 @@ BODY = 2 * (QKV + OUT + GATED)
 )
 def test_the_floor_counts_the_operations_of_the_formulas(script, job, method, by_hand):
     assert script("race.floor").step_flops(job(method)) == by_hand
+
+
+def test_the_step_after_the_timed_ones_is_profiled_and_not_stamped(script):
+    clock = script("race.clock").Clock(0.0, timed=2)
+    matrix = torch.randn(64, 64)
+    for loss in (3.0, 2.0, 1.0):
+        matrix.exp() @ matrix
+        clock.step(loss)
+    found = clock.report()
+    assert found["losses"] == [3.0, 2.0]
+    assert len(found["wall"]) == len(found["processor"]) == 2
+    assert found["peak_bytes"] > 0
+    operations = found["operations"]
+    assert 0 < operations["products"] < operations["all"]
+    assert operations["attention"] == 0
 
 
 def test_a_peer_that_trains_other_parameters_is_refused(script, job):

@@ -51,14 +51,14 @@ def main() -> None:
 
     if job.threads:
         torch.set_num_threads(job.threads)
-    clock = Clock(float(born))
+    clock = Clock(float(born), job.timed, job.device)
     if peer == "start":
         from race.ours import write_start
 
         write_start(job)
         return
     more = PEERS[peer](job, clock)
-    Path(output).write_text(json.dumps(clock.report(job.device) | more | {"torch": torch.__version__}), "utf-8")
+    Path(output).write_text(json.dumps(clock.report() | more | {"torch": torch.__version__}), "utf-8")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a run is measured by: one stamp after each optimiser step."""
+"""What a run is measured by: one stamp after each optimiser step, and one more step under torch's profiler."""
 
 from __future__ import annotations
 
@@ -8,30 +8,78 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+PRODUCTS = ("aten::mm", "aten::addmm", "aten::addmm_", "aten::bmm", "aten::baddbmm", "aten::linear")
+ATTENTION = "scaled_dot_product"
+
 
 @dataclass
 class Clock:
-    """Wall and processor seconds since the process was started, and the loss, after each step."""
+    """Wall and processor seconds since the process was started, and the loss, after each step.
+
+    The step after the `timed` ones is profiled: where its time goes does not cost the others any.
+    """
 
     born: float
     """`time.time()` just before the process was started."""
+    timed: int
+    """Steps that are stamped."""
+    device: str = "cpu"
     wall: list[float] = field(default_factory=list)
     processor: list[float] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
+    operations: dict[str, float] = field(default_factory=dict)
+    """Seconds of the profiled step: of matrix products, of attention, and of all operations."""
+    peak: int = 0
+    _profile: Any = None
 
     def step(self, loss: float) -> None:
         """Note the end of a step; `loss` is read from the device already."""
+        if self._profile is not None:
+            self._end_profile()
+        if len(self.wall) == self.timed:
+            return
         used = resource.getrusage(resource.RUSAGE_SELF)
         self.wall.append(time.time() - self.born)
         self.processor.append(used.ru_utime + used.ru_stime)
         self.losses.append(loss)
+        if len(self.wall) == self.timed:
+            self.peak = self.peak_bytes()
+            self._begin_profile()
 
-    def report(self, device: str) -> dict[str, Any]:
-        """Return the stamps and the most memory so far: of the device, else resident."""
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        if device == "cuda":
+    def _begin_profile(self) -> None:
+        from torch.profiler import ProfilerActivity, profile
+
+        self._profile = profile(activities=[ProfilerActivity.CUDA if self.device == "cuda" else ProfilerActivity.CPU])
+        self._profile.__enter__()
+
+    def _end_profile(self) -> None:
+        self._profile.__exit__(None, None, None)
+        self.operations = add_up(self._profile.key_averages(), self.device)
+        self._profile = None
+
+    def peak_bytes(self) -> int:
+        """Return the most memory so far: of the device, else resident."""
+        if self.device == "cuda":
             import torch
 
-            peak = torch.cuda.max_memory_allocated()
+            return torch.cuda.max_memory_allocated()
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+    def report(self) -> dict[str, Any]:
+        """Return the stamps, the most memory up to the last of them, and where the profiled step's time went."""
         stamps = {"wall": self.wall, "processor": self.processor, "losses": self.losses}
-        return stamps | {"peak_bytes": peak, "threads": len(os.sched_getaffinity(0))}
+        found = {"peak_bytes": self.peak, "operations": self.operations, "threads": len(os.sched_getaffinity(0))}
+        return stamps | found
+
+
+def add_up(events: Any, device: str) -> dict[str, float]:
+    """Return the seconds of matrix products, of attention and of all operations, from a profile's averages by name."""
+    found = {"products": 0.0, "attention": 0.0, "all": 0.0}
+    for event in events:
+        seconds = (event.self_device_time_total if device == "cuda" else event.self_cpu_time_total) / 1e6
+        found["all"] += seconds
+        if event.key in PRODUCTS:
+            found["products"] += seconds
+        elif ATTENTION in event.key:
+            found["attention"] += seconds
+    return found

@@ -55,7 +55,7 @@ def step_flops(job: Job) -> float:
     below = 0 if job.method == "full" else 2 * sum(shape.matrices[name] for name in frozen_below(list(trains)))
     body = factor * shape.layers * sum(shape.matrices.values()) - below
     total = 0.0
-    steps = job.steps_of_rows()[job.warm_up :]
+    steps = job.steps_of_rows()[job.warm_up : job.timed]
     for row in (row for rows in steps for row in rows):
         tokens = len(row["input_ids"])
         targets = sum(label != -100 for label in row["labels"][1:])

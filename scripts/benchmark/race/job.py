@@ -10,7 +10,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Job:
-    """A training of `steps` optimiser steps, of which the first `warm_up` are not timed.
+    """A training of `steps` optimiser steps, of which the first `warm_up` are not timed, and the last is profiled.
 
     `rows` is a file with the rows of every step (ids and labels), `start` one with the trained weights before the
     first step. `recipe` and `settings` are peftlab's own words for the same.
@@ -31,6 +31,11 @@ class Job:
     learning_rate: float = 1e-3
     fields: dict[str, Any] = field(default_factory=dict)
     """The method's own fields, as the recipe has them."""
+
+    @property
+    def timed(self) -> int:
+        """The steps that are stamped, with the first ones."""
+        return self.steps - 1
 
     def write(self, path: Path) -> None:
         path.write_text(json.dumps(asdict(self)), encoding="utf-8")

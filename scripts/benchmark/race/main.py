@@ -112,7 +112,7 @@ def prepare(options: argparse.Namespace, case_name: str, method: str, model: Pat
     case = cases(options.device == "cuda")[case_name]
     file = options.file.resolve() if options.file else None
     data = case.data(folder, file, tuple(options.columns.split(",")))
-    steps = options.steps + options.warm_up
+    steps = options.warm_up + options.steps + 1  # the last one is profiled
     job = make_job(
         case,
         method,
@@ -142,7 +142,7 @@ def race(options: argparse.Namespace, job: Job, pythons: dict[str, str], title: 
             shutil.rmtree(folder / "run", ignore_errors=True)
     from race.floor import step_flops
 
-    rows = job.steps_of_rows()[job.warm_up :]
+    rows = job.steps_of_rows()[job.warm_up : job.timed]
     tokens = sum(len(row["input_ids"]) for step in rows for row in step)
     targets = sum(label != -100 for step in rows for row in step for label in row["labels"][1:])
     return {
