@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, fields
 from functools import partial
@@ -69,22 +69,28 @@ class TokenData:
 
 
 def read_data(
-    section: Data, task: Task, seed: int, tokenizer: Any, store: TokenStore | None, check: Check = lambda examples: None
+    section: Data,
+    task: Task,
+    seed: int,
+    tokenizer: Any,
+    store: TokenStore | None,
+    check: Check = lambda examples: None,
+    known_labels: Sequence[str] = (),
 ) -> TokenData:
     """Return a recipe's data as tokens, from `store` where they are, else made, and kept there where they can be.
 
-    Raises DataError, and what `check` raises.
+    `known_labels` are those of `load_examples`. Raises DataError, and what `check` raises.
     """
     began = time.monotonic()
-    key = OFF if store is None else try_key(section, task, seed, tokenizer)
+    key = OFF if store is None else try_key(section, task, seed, tokenizer, known_labels)
     reason, notes = key if isinstance(key, str) else None, list[str]()
     if store is not None and isinstance(key, TokenKey):
         try:
-            return _Keeper(store, key, section, task, seed, tokenizer, check, notes, began).read()
+            return _Keeper(store, key, section, task, seed, tokenizer, check, notes, began, known_labels).read()
         except _Unkept as failed:
             reason = str(failed)
             notes.append(f"tokens are not kept for the next start: {reason}")
-    examples = load_examples(section, task, seed)
+    examples = load_examples(section, task, seed, known_labels=known_labels)
     dataset = tokenise(examples, tokenizer, check(examples))
     origin = TokenOrigin("not kept", time.monotonic() - began, reason=reason, notes=tuple(notes))
     return TokenData(examples, dataset, origin)
@@ -124,6 +130,7 @@ class _Keeper:
     check: Check
     notes: list[str]
     began: float
+    known_labels: Sequence[str] = ()
 
     def read(self) -> TokenData:
         entry = self._find()
@@ -150,7 +157,7 @@ class _Keeper:
     def _make(self, folder: Path) -> TokenData:
         """Read and tokenise the rows and keep them, but for files that changed meanwhile: then for this start alone."""
         with closing(_Spools(folder)) as spools:
-            examples = load_examples(self.section, self.task, self.seed, spools.open, self.key.open)
+            examples = load_examples(self.section, self.task, self.seed, spools.open, self.key.open, self.known_labels)
             vocabulary = self.check(examples)
             content = _write_entry(folder, examples, self.tokenizer)
         about = {"sources": list(self.key.sources), "task": self.task.name}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Literal, NamedTuple
@@ -22,6 +22,9 @@ from peftlab.tasks.base import Task
 from peftlab.tasks.formats import Example
 
 LISTED_FAULTS = 3
+# In the report of a part: the columns that its rows may lack and all have.
+OPTIONAL_ROLES = "optional"
+TRAINED_ON = "the file that the run was trained on"
 FIRST_ROWS = 100
 # Smaller files fit; to ask for the free memory loads torch.
 LARGE_BYTES = 2**30
@@ -88,6 +91,17 @@ class DataReader:
         self.facts: dict[str, dict[str, Any]] = {}
         self._optional_roles: tuple[frozenset[str], str] | None = None
 
+    def expect_roles(self, roles: Iterable[str] | None) -> None:
+        """Take the optional roles that the training rows of an earlier run had; None where that is not known."""
+        if roles is not None:
+            self._optional_roles = frozenset(roles), TRAINED_ON
+
+    def describe_roles(self) -> dict[str, Any]:
+        """Return for a report which roles that rows of the task may lack are in every row; nothing for other tasks."""
+        if self._optional_roles is None or not any(one.optional - one.nullable for one in self.task.formats):
+            return {}
+        return {OPTIONAL_ROLES: sorted(self._optional_roles[0])}
+
     def read_part(
         self, part: Literal["train", "evaluation", "test"], column: str | None = None, split_default: str | None = None
     ) -> Part:
@@ -114,7 +128,7 @@ class DataReader:
         self.judge(tally)
         if not len(examples):
             raise DataError(f"{describe_sources(sources)}: all of {tally.rows} rows are empty")
-        self.facts[part] = tally.describe()
+        self.facts[part] = tally.describe() | self.describe_roles()
         return Part(examples, values, sizes)
 
     def read(
@@ -166,16 +180,7 @@ class DataReader:
         """Raise DataError where a file has an optional column that another lacks, as the second of two texts."""
         roles, first = self._optional_roles or (reader.optional_roles, name)
         self._optional_roles = roles, first
-        if roles == reader.optional_roles:
-            return
-        missing, extra = roles - reader.optional_roles, reader.optional_roles - roles
-        what = (
-            f"has no column for {listed(sorted(missing))!r}"
-            if missing
-            else f"has a column for {listed(sorted(extra))!r}"
-        )
-        other = "has one" if missing else "has none"
-        raise DataError(f"{name}: {what}, and {first} {other}; all files of a recipe need it, or none of them")
+        refuse_other_roles(roles, first, reader.optional_roles, name)
 
     def judge(self, tally: Tally, judged_rows: int = 0) -> None:
         """Raise DataError for bad rows; where they are skipped, for too many of `judged_rows` or more."""
@@ -189,6 +194,16 @@ class DataReader:
                 f"{tally.faults[0]}; {tally.bad:,} of {tally.rows:,} rows are bad, more than data.allow_dropped"
                 f" ({self.section.allow_dropped:g})"
             )
+
+
+def refuse_other_roles(roles: frozenset[str], first: str, found: frozenset[str], name: str) -> None:
+    """Raise DataError where the file `name` has `found` as optional columns, and `first` has `roles`."""
+    if roles == found:
+        return
+    missing, extra = roles - found, found - roles
+    what = f"has {'no' if missing else 'a'} column for {listed(sorted(missing or extra))!r}"
+    other = "has one" if missing else "has none"
+    raise DataError(f"{name}: {what}, and {first} {other}; all files of a recipe need it, or none of them")
 
 
 def refuse_too_large(source: Source) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,9 +49,11 @@ class RowReader:
         if made is not None and wanted.template is not None:
             self._template = parse_template(wanted.template, header.columns, header.first, header.name)
             self._made = made
-        self.columns = _map_roles(layout, header, named, made)
+        taken = {column.head for column in self._template.columns} if self._template else set()
+        self.columns = _map_roles(layout, header, named, made, taken)
         # Later rows of a file may have a key that its first rows lack.
-        self._absent = {named.get(role, role): role for role in layout.optional if role not in self.columns}
+        absent = {named.get(role, role): role for role in layout.optional if role not in self.columns}
+        self._absent = {column: role for column, role in absent.items() if column not in taken}
 
     @property
     def optional_roles(self) -> frozenset[str]:
@@ -128,13 +130,18 @@ def convert(converter: Callable[[Any], Any], value: Any, before: str) -> Any:
         raise ValueError(f"{before}{error}") from None
 
 
-def _map_roles(layout: Format, header: Header, named: Mapping[str, str], made: str | None) -> dict[str, Column]:
-    """Return the column of every role that is read as it is; the template makes the role `made`."""
+def _map_roles(
+    layout: Format, header: Header, named: Mapping[str, str], made: str | None, taken: Collection[str]
+) -> dict[str, Column]:
+    """Return the column of every role that is read as it is; the template makes the role `made`.
+
+    Columns `taken` into the template are no optional role too, unless a recipe says so.
+    """
     roles = {}
     for role in layout.roles:
         name = named.get(role, role)
         column = find_column(name, header.columns, header.first)
-        if role == made or (role in layout.optional and role not in named and column is None):
+        if role == made or (role in layout.optional and role not in named and (column is None or name in taken)):
             continue
         if column is None:
             raise DataError(missing_column(header, role, name))

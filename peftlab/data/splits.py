@@ -135,9 +135,11 @@ def load_examples(
     seed: int,
     keep: Callable[[], Kept] = list,
     open_source: Callable[[str, str], Source] = read_source,
+    known_labels: Sequence[str] = (),
 ) -> Examples:
     """Read a recipe's rows, hold out and draw by `seed`, and list the labels of the whole training source.
 
+    Labels have the order of `known_labels`, those of a head that is trained already, where they are the same ones.
     `keep` returns where the rows of a part are kept; those of a list are in lists. `open_source` opens sources.
     """
     reader = DataReader(section, task, keep, open_source)
@@ -146,6 +148,7 @@ def load_examples(
     section, rows = reader.section, train.examples
     labels = task.list_labels(rows) if streamed is None else streamed.labels(rows)
     _check_labels_suffice(labels, task, section)
+    labels = labels and in_order_of(known_labels, labels)
     from_train = any(isinstance(one, int | float) for one in (section.evaluation, section.test))
     pool = Pool.of(rows, _groups(train, section, needed=from_train))
     repeated = pool.repeated if from_train else 0
@@ -172,6 +175,15 @@ def load_examples(
     )
 
 
+def in_order_of(known: Sequence[str], labels: list[str]) -> list[str]:
+    """Return labels in the order of `known` ones where both are the same, but for their case; else as they are."""
+    places = {one.casefold(): place for place, one in enumerate(known)}
+    keys = {label.casefold() for label in labels}
+    if keys != places.keys() or not len(keys) == len(labels) == len(known):
+        return labels
+    return sorted(labels, key=lambda label: places[label.casefold()])
+
+
 def _check_labels_suffice(labels: list[str] | None, task: Task, section: Data) -> None:
     if labels is not None and len(labels) < task.fewest_labels:
         found = f"{one_line(labels[0], 60)!r} is the only label" if labels else "no row has a label"
@@ -182,7 +194,7 @@ def _check_labels_suffice(labels: list[str] | None, task: Task, section: Data) -
 def _read_sample(reader: DataReader, streamed: StreamedSources) -> Part:
     tally = Tally()
     examples = streamed.sample(tally)
-    reader.facts["train"] = tally.describe() | {"streamed": True}
+    reader.facts["train"] = tally.describe() | {"streamed": True} | reader.describe_roles()
     return Part(examples, None, [len(examples)])
 
 
@@ -199,10 +211,17 @@ def _by_source(pool: Pool, read: Part, section: Data) -> tuple[Pool, Mixture | N
     return pool.take(np.argsort(owners, kind="stable")), mixture
 
 
-def read_part(section: Data, task: Task, part: HeldOutPart, seed: int) -> list[Example]:
-    """Return the evaluation or test rows of a recipe that has a source of their own for them."""
+def read_part(
+    section: Data, task: Task, part: HeldOutPart, seed: int, roles: Sequence[str] | None = None
+) -> list[Example]:
+    """Return the evaluation or test rows of a recipe that has a source of their own for them.
+
+    `roles` are the optional ones that the training rows had, where that is known. Raises DataError for others.
+    """
     purpose = {"evaluation": EVALUATION_ROWS, "test": TEST_ROWS}[part]
-    pool = _read_own(DataReader(section, task), part)
+    reader = DataReader(section, task)
+    reader.expect_roles(roles)
+    pool = _read_own(reader, part)
     return list(_draw(pool, getattr(section, f"{part}_rows"), seed, purpose).rows)
 
 

@@ -8,7 +8,7 @@ import platform
 import re
 import shutil
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from functools import lru_cache
@@ -61,7 +61,7 @@ class TokenKey:
             return False
 
 
-def find_key(section: Data, task: Task, seed: int, tokenizer: Any) -> TokenKey:
+def find_key(section: Data, task: Task, seed: int, tokenizer: Any, known_labels: Sequence[str] = ()) -> TokenKey:
     """Return the key of a recipe's tokens; every file of its sources is read for it, at the speed of the disk.
 
     Raises Uncacheable where the same key could mean other tokens, and DataError for sources that are not there.
@@ -76,6 +76,7 @@ def find_key(section: Data, task: Task, seed: int, tokenizer: Any) -> TokenKey:
         "section": section.model_dump(mode="json"),
         "task": task.name,
         "seed": seed,
+        "known_labels": list(known_labels),
         "sources": [[list(place), _describe_source(source)] for place, source in opened.items()],
         "tokenizer": _describe_tokenizer(tokenizer),
         "code": [_digest_of_code(), *_foreign_code(type(task)), *_foreign_code(type(tokenizer))],
@@ -195,10 +196,10 @@ def _version(name: str) -> str:
         return "-"
 
 
-def try_key(section: Data, task: Task, seed: int, tokenizer: Any) -> TokenKey | str:
+def try_key(section: Data, task: Task, seed: int, tokenizer: Any, known_labels: Sequence[str] = ()) -> TokenKey | str:
     """Return the key, or the reason why there is none; what is wrong with the sources is left to who reads them."""
     try:
-        return find_key(section, task, seed, tokenizer)
+        return find_key(section, task, seed, tokenizer, known_labels)
     except Uncacheable as reason:
         return str(reason)
     except (PeftlabError, OSError, ValueError):

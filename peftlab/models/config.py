@@ -18,7 +18,7 @@ from peftlab.architectures import NEEDS_MORE
 from peftlab.errors import MissingRequirementError, ModelError, PeftlabError
 from peftlab.models.gguf import parsed_once
 from peftlab.models.hub import must_stay_local
-from peftlab.models.reference import Reference
+from peftlab.models.reference import Reference, resolve
 from peftlab.recipe.schema import Model
 from peftlab.tasks import TASKS, Task
 
@@ -66,11 +66,7 @@ def read_config(section: Model, reference: Reference, labels: Sequence[str] | No
     arguments = hub_arguments(reference, section)
     with one_line_errors(reference, "read"):
         _refuse_adapter(reference, arguments["local_files_only"])
-        if reference.gguf_file and reference.folder:
-            file = reference.folder / reference.gguf_file
-            config = copy.deepcopy(_read_gguf(file, file.stat().st_mtime_ns))
-        else:
-            config = AutoConfig.from_pretrained(reference.source, **arguments)
+        config = _read_plain(section, reference)
     task = TASKS[section.task]
     if type(config) not in auto_class(task)._model_mapping and not section.trust_remote_code:
         raise ModelError(
@@ -82,6 +78,29 @@ def read_config(section: Model, reference: Reference, labels: Sequence[str] | No
             "peftlab trains models that read rows of token ids"
         )
     task.fit_config(config, labels)
+    return config
+
+
+def read_own_classes(section: Model) -> tuple[str, ...]:
+    """Return the classes that a model's own head was trained on, in the order of its outputs; empty without names.
+
+    Names such as LABEL_0 say nothing. Raises ModelError.
+    """
+    if section.init == "random":
+        return ()
+    reference = resolve(section.name, section.revision)
+    with one_line_errors(reference, "read"):
+        names: dict[Any, str] = dict(_read_plain(section, reference).id2label or {})
+    ordered = tuple(str(names[number]) for number in range(len(names)) if number in names)
+    unnamed = all(name == f"LABEL_{number}" for number, name in enumerate(ordered))
+    return () if unnamed or len(ordered) != len(names) else ordered
+
+
+def _read_plain(section: Model, reference: Reference) -> PreTrainedConfig:
+    if reference.gguf_file and reference.folder:
+        file = reference.folder / reference.gguf_file
+        return copy.deepcopy(_read_gguf(file, file.stat().st_mtime_ns))
+    config: PreTrainedConfig = AutoConfig.from_pretrained(reference.source, **hub_arguments(reference, section))
     return config
 
 

@@ -27,6 +27,7 @@ from peftlab.recipe.checkpointing import OFFLOAD
 from peftlab.recipe.checks import find_contradictions
 from peftlab.recipe.schema import Recipe
 from peftlab.reports import CheckpointingReport, MemoryReport, ParameterReport, SpeedReport
+from peftlab.runs.classes import known_classes
 from peftlab.runs.loading import apply_method, check_method, load_base, read_shape
 from peftlab.shapes import ModelShape
 from peftlab.speed.apply import speed_up
@@ -182,15 +183,22 @@ def check_batches(recipe: Recipe, shape: ModelShape) -> None:
     )
 
 
-def prepare(recipe: Recipe, world: World, before_load: Callable[[Dataset], Recipe] | None = None) -> Bench:
+def prepare(
+    recipe: Recipe,
+    world: World,
+    before_load: Callable[[Dataset], Recipe] | None = None,
+    known_labels: Sequence[str] | None = None,
+) -> Bench:
     """Read the data, check the method against the model's sizes, and only then load weights.
 
+    Labels have the order of `known_labels`, by default those that the head knows already.
     `before_load` is called with the data just before the weights are loaded. It returns the recipe to use, and may
     raise to refuse the run.
     """
     tokenizer = load_tokenizer(recipe.model)
     store = token_store(recipe.training.speed)
-    data = read_data(recipe.data, recipe.task, recipe.data_seed, tokenizer, store, partial(check_rows, recipe))
+    known = known_classes(recipe) if known_labels is None else known_labels
+    data = read_data(recipe.data, recipe.task, recipe.data_seed, tokenizer, store, partial(check_rows, recipe), known)
     bench = load_bench(recipe, world, data.examples, data.dataset, tokenizer, before_load)
     bench.tokens = data.origin
     return bench

@@ -19,6 +19,7 @@ from peftlab.errors import DataError, UsageError
 from peftlab.models.load import load_tokenizer
 from peftlab.recipe.schema import Recipe
 from peftlab.reports import DataReport, LengthBin, RowReport, StepsReport
+from peftlab.runs.classes import known_classes
 from peftlab.runs.loading import read_shape
 from peftlab.runs.setup import count_steps
 
@@ -41,7 +42,7 @@ def report_data(
     `worst` takes the oddest rows first, instead of the first ones. Raises DataError for data that cannot be read,
     UsageError for a part without rows or an index that it does not have.
     """
-    examples = load_examples(recipe.data, recipe.task, recipe.data_seed)
+    examples = load_examples(recipe.data, recipe.task, recipe.data_seed, known_labels=known_classes(recipe))
     _check_choice(part, len(getattr(examples, part)), indices)
     shape = read_shape(recipe, examples.labels)
     tokenizer = load_tokenizer(recipe.model)

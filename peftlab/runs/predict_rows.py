@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from peftlab.data.batches import collate, evaluation_batches
+from peftlab.data.parts import TRAINED_ON, refuse_other_roles
 from peftlab.data.recognise import open_reader, recognise
 from peftlab.data.row_reader import Header, Reader, Wanted
 from peftlab.data.token_rows import TokenRow
@@ -23,7 +24,7 @@ from peftlab.recipe.schema import Recipe
 from peftlab.runs.directory import RunDirectory
 from peftlab.runs.loaded import LoadedRun, as_loaded
 from peftlab.runs.loading import load_trained
-from peftlab.runs.reopen import run_labels
+from peftlab.runs.reopen import optional_roles, run_labels
 from peftlab.runs.requests import requests_of
 from peftlab.tables.files import Table
 from peftlab.tasks import possible_formats
@@ -62,7 +63,8 @@ class HeadPredictor(Predictor):
 
     def __init__(self, directory: RunDirectory, recipe: Recipe, world: World) -> None:
         self.recipe, self.task, self.world = recipe, recipe.task, world
-        self.labels = run_labels(directory.weights, directory.read_result()) or []
+        result = directory.read_result()
+        self.labels, self.roles = run_labels(directory.weights, result) or [], optional_roles(result)
         self.tokenizer = load_saved_tokenizer(directory.weights, recipe.model)
         self.model = load_trained(recipe, directory.weights, world.device, self.labels)
         plain: Any = find_base(self.model)[1]
@@ -77,7 +79,10 @@ class HeadPredictor(Predictor):
         formats = [_inputs_of(one, self.task.answer_roles) for one in possible_formats(self.task, section.format)]
         named = {role: name for role, name in section.columns.items() if role not in self.task.answer_roles}
         wanted = Wanted(named, section.template)
-        self._reader = open_reader(recognise(formats, section.format, header, wanted), header, wanted)
+        reader = open_reader(recognise(formats, section.format, header, wanted), header, wanted)
+        if self.roles is not None:
+            refuse_other_roles(frozenset(self.roles), TRAINED_ON, reader.optional_roles, header.name)
+        self._reader = reader
 
     def predict(self, rows: Sequence[Row]) -> list[Predicted]:
         found: list[Predicted | tuple[TokenRow, Row]] = [self._tokenise(row) for row in rows]

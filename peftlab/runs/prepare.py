@@ -7,8 +7,9 @@ from torch import nn
 from peftlab.data.dataset import Dataset
 from peftlab.data.notes import note_data
 from peftlab.recipe.schema import Recipe
-from peftlab.reports import ParameterReport
+from peftlab.reports import ParameterReport, RunResult
 from peftlab.runs.bench import Bench, prepare, with_format
+from peftlab.runs.classes import known_classes, note_other_classes
 from peftlab.runs.loading import fill_trained
 from peftlab.runs.longest import note_cut_prompts
 from peftlab.runs.prediction import open_run_planner, plan_run, replan_padded
@@ -17,8 +18,11 @@ from peftlab.runs.reopen import save_held_out
 from peftlab.runs.start import fill_start
 
 
-def prepare_bench(record: RunRecord) -> Bench:
-    """Read the data, plan the run's memory on its own rows, load the base; add all to the record."""
+def prepare_bench(record: RunRecord, former: RunResult | None = None) -> Bench:
+    """Read the data, plan the run's memory on its own rows, load the base; add all to the record.
+
+    A run that continues a `former` attempt keeps the order of its labels.
+    """
 
     def plan(dataset: Dataset) -> Recipe:
         record.continue_with(with_format(record.recipe, dataset.report["format"]))
@@ -26,7 +30,8 @@ def prepare_bench(record: RunRecord) -> Bench:
         record.split(plan_run(record.recipe, planner, record.result.memory, record.note))
         return record.recipe
 
-    bench = prepare(record.recipe, record.world, plan)
+    known = tuple(former.data.get("labels") or ()) if former is not None else known_classes(record.recipe)
+    bench = prepare(record.recipe, record.world, plan, known)
     record.watch.model = bench.base.model
     record.result.environment["types"] = bench.types.describe()
     record.result.data = bench.dataset.report
@@ -36,6 +41,8 @@ def prepare_bench(record: RunRecord) -> Bench:
         record.note(line)
     for line in note_data(record.recipe, bench.dataset.report, record.world.processes):
         record.note(line)
+    if (other := note_other_classes(known, bench.dataset.labels, bench.base)) is not None:
+        record.note(other)
     for line in note_cut_prompts(record.recipe, bench.dataset, bench.base.model):
         record.note(line)
     return bench

@@ -8,7 +8,7 @@ from typing import Any
 
 from peftlab.data.examples import fingerprint
 from peftlab.data.held_out import read_held_out, write_held_out
-from peftlab.data.parts import describe_sources
+from peftlab.data.parts import OPTIONAL_ROLES, describe_sources
 from peftlab.data.splits import Examples, HeldOutPart, check_labels, load_examples, read_general, read_part
 from peftlab.errors import DataError, StorageError
 from peftlab.methods.storage import read_context
@@ -60,6 +60,12 @@ def read_examples(directory: RunDirectory, recipe: Recipe, result: RunResult) ->
     return Examples(recipe.data, recipe.task, sample, parts["evaluation"], labels, parts["test"], general)
 
 
+def optional_roles(result: RunResult) -> list[str] | None:
+    """Return the optional columns that a run's training rows had; None where an earlier version did not note it."""
+    found: list[str] | None = result.data.get("train", {}).get(OPTIONAL_ROLES)
+    return found
+
+
 def run_labels(weights: Path, result: RunResult) -> list[str] | None:
     """Return the classes that a run's head was trained with, in the order of its outputs."""
     return read_context(weights).get("labels") or result.data.get("labels")
@@ -86,7 +92,7 @@ def _read_part(directory: RunDirectory, recipe: Recipe, part: HeldOutPart, resul
     if wanted is None:
         return []
     if isinstance(wanted, str | tuple):
-        return read_part(recipe.data, recipe.task, part, seed)
+        return read_part(recipe.data, recipe.task, part, seed, optional_roles(result))
     unchanged = _choice(recipe, part) == _choice(load_run_recipe(directory), part)
     if unchanged and (kept := read_held_out(directory.held_out, part, find_format(recipe.data.format))) is not None:
         return kept

@@ -25,12 +25,14 @@ PLACE = "method.from"
 class Start:
     """A folder of trained weights, and the settings beside them that decide what its model computes.
 
-    `base` is what identifies the base that they were trained on, empty where the folder does not say.
+    `base` is what identifies the base that they were trained on, `labels` are the classes of their head in the order of
+    its outputs; both are empty where the folder does not say.
     """
 
     folder: Path
     settings: dict[str, Any]
     base: dict[str, Any]
+    labels: tuple[str, ...] = ()
 
 
 def find_start(wanted: str) -> Start:
@@ -45,7 +47,8 @@ def _read_start(folder: Path) -> Start:
     if (folder / MANIFEST).is_file():
         saved = read_saved(folder)
         method: Method = METHODS[saved.method["type"]].model_validate(saved.method)
-        return Start(folder, method.outputs_depend_on(), saved.context.get("base_model") or {})
+        labels = tuple(saved.context.get("labels") or ())
+        return Start(folder, method.outputs_depend_on(), saved.context.get("base_model") or {}, labels)
     if has_adapter_config(folder):
         return Start(folder, read_adapter_config(folder).method, {})
     return Start(folder, {}, {})

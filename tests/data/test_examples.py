@@ -61,6 +61,15 @@ def test_pairs_and_labels_are_read_as_text(section):
     assert read_examples(table, data) == [Labelled("x", "u", "1"), Labelled("y", "v", "0")]
 
 
+def test_a_column_of_the_template_is_not_the_second_text_too(section):
+    table = Table("t", {"text": ["x"], "text_pair": ["u"], "label": ["1"]})
+    joined = section(format="classification", template="{text} / {text_pair}")
+    assert read_examples(table, joined) == [Labelled("x / u", None, "1")]
+    both = section(format="classification", template="{text} / {text_pair}", columns={"text_pair": "text_pair"})
+    assert read_examples(table, both) == [Labelled("x / u", "u", "1")]
+    assert read_examples(table, section(format="classification", template="{text}!")) == [Labelled("x!", "u", "1")]
+
+
 def listed(examples):
     return TASKS["sequence-classification"].list_labels(examples)
 
