@@ -7,6 +7,7 @@ from torch import nn
 
 from peftlab.data.rows import Rows
 from peftlab.errors import DivergedError
+from peftlab.optimization.skipping import skips_by_flag
 from peftlab.optimization.step import Stepper, StepResult
 from peftlab.parameters.divided import whole
 from peftlab.parameters.trainable import trainable_parameters
@@ -17,10 +18,10 @@ SMALLEST_SCALE = 1.0
 class FiniteGuard:
     """Watches the losses and gradients of steps.
 
-    Where the optimiser can skip an update by a flag on its device (torch's fused ones), `observe` sets that flag
-    from the first step that is not finite onwards, and `check` reads it: the weights stay as they were before that
-    step, and nobody waits until the next log line. Other optimisers, and float16 with its scaler, are checked
-    at every step.
+    Where the optimiser can skip an update by a flag on its device (torch's fused ones on a GPU), `observe` sets that
+    flag from the first step that is not finite onwards, and `check` reads it: the weights stay as they were before
+    that step, and nobody waits until the next log line. Other optimisers, float16 with its scaler, and steps on the
+    CPU are checked at every step.
     """
 
     def __init__(self, parts: Stepper, rows: Rows):
@@ -90,8 +91,7 @@ class FiniteGuard:
 
 def can_skip_updates(parts: Stepper) -> bool:
     """Whether the optimiser skips an update by a flag on the device that nobody has to read."""
-    fused = all(group.get("fused") for group in parts.optimizer.param_groups)
-    return fused and not parts.scaler.is_enabled()
+    return skips_by_flag(parts.optimizer) and not parts.scaler.is_enabled()
 
 
 def check_weights(model: nn.Module, step: int) -> None:

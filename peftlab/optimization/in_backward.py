@@ -10,6 +10,8 @@ from collections.abc import Callable
 
 import torch
 
+from peftlab.optimization.skipping import skips_by_flag
+
 
 class InBackward:
     """Steps the parameters of an optimizer one by one, in the backward pass, and frees their gradients.
@@ -30,7 +32,7 @@ class InBackward:
     @property
     def can_skip(self) -> bool:
         """Whether the optimizer skips an update by a flag on the device that nobody has to read."""
-        return all(group.get("fused") for group in self.optimizer.param_groups)
+        return skips_by_flag(self.optimizer)
 
     def take_norm(self) -> torch.Tensor:
         """Return the norm of all gradients since the last time."""

@@ -41,7 +41,7 @@ class AdamW(Optimizer):
 
         settings: dict[str, Any] = {"lr": learning_rate, "betas": self.betas, "eps": self.eps}
         if not self.needs_cuda:
-            return torch.optim.AdamW(groups, **settings, fused=device.type == "cuda")
+            return torch.optim.AdamW(groups, **settings, fused=True)
         if device.type != "cuda":
             raise MissingRequirementError(
                 f"training.optimizer: {self.variant} needs CUDA; on {device.type} use bits: 32 and paged: false"
@@ -95,5 +95,4 @@ class AdamW(Optimizer):
 
         if self.needs_cuda:
             return PlannedStates(groups, self)
-        # CUDA's fused step needs no scratch space; the CPU's own is foreach's or a loop's.
-        return torch.optim.AdamW(groups, fused=device_type == "cuda" or None)
+        return torch.optim.AdamW(groups, fused=True)  # no scratch space

@@ -118,3 +118,41 @@ def test_frozen_dropout_can_be_switched_off():
     disable_dropout(model)
     assert model.extra.p == 0.0
     torch.testing.assert_close(model(input_ids=ids).logits, model(input_ids=ids).logits, rtol=0, atol=0)
+
+
+def steps_of(optimizer: torch.optim.Optimizer, seeds: range) -> list[torch.Tensor]:
+    """Take a step on random gradients for each seed, and return the weights."""
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    for seed in seeds:
+        chance = torch.Generator().manual_seed(seed)
+        for weight in weights:
+            weight.grad = torch.randn(weight.shape, generator=chance)
+        optimizer.step()
+    return [weight.detach().clone() for weight in weights]
+
+
+def two_groups(seed: int = 0) -> list[dict]:
+    chance = torch.Generator().manual_seed(seed)
+    weights = [nn.Parameter(torch.randn(size, generator=chance)) for size in ((33, 7), (5,))]
+    return [{"params": [weight], "weight_decay": decay} for weight, decay in zip(weights, (0.1, 0.0), strict=True)]
+
+
+def test_the_update_on_the_cpu_is_that_of_torchs_own_loop():
+    found = steps_of(AdamW().build(two_groups(), 0.01, CPU), range(5))
+    right = steps_of(torch.optim.AdamW(two_groups(), lr=0.01, foreach=False), range(5))
+    for one, other in zip(found, right, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_a_state_of_an_earlier_version_resumes_with_the_update_that_it_had():
+    """Version 0.2.0 wrote states of torch's loop: its rounding goes on, to the bit."""
+    earlier = torch.optim.AdamW(two_groups(), lr=0.01, fused=False)
+    begun = steps_of(earlier, range(3))
+    groups = two_groups()
+    with torch.no_grad():
+        for group, weight in zip(groups, begun, strict=True):
+            group["params"][0].copy_(weight)
+    resumed = AdamW().build(groups, 0.01, CPU)
+    resumed.load_state_dict(earlier.state_dict())
+    for one, other in zip(steps_of(resumed, range(3, 6)), steps_of(earlier, range(3, 6)), strict=True):
+        assert torch.equal(one, other)

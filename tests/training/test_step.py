@@ -107,8 +107,9 @@ def test_clipping_scales_to_the_limit_and_reports_the_norm_before():
 
 
 @pytest.fixture
-def broken_from_the_third_step():
-    """A setup with a fused optimiser, whose third step's rows make the loss not finite."""
+def broken_from_the_third_step(monkeypatch):
+    """A setup with a fused optimiser as on a GPU, whose third step's rows make the loss not finite."""
+    monkeypatch.setattr("peftlab.optimization.skipping.READ_AT_ONCE", ())
     setup = small_setup(batch_size=2)
     parameters = list(setup.model.parameters())
     setup.optimizer = torch.optim.AdamW([{"params": parameters}], lr=1e-2, fused=True)
@@ -145,6 +146,17 @@ def test_a_bad_step_is_read_later_and_neither_it_nor_any_after_it_changes_a_weig
     rows = ", ".join(map(str, sorted(setup.rows.numbers(3)[0])))
     with pytest.raises(DivergedError, match=f"step 3: the loss is not finite .*rows {rows}\\. No weight was changed"):
         guard.check()
+
+
+def test_a_bad_step_on_the_cpu_ends_the_run_at_once_and_changes_no_weight():
+    setup = small_setup(batch_size=2)
+    assert all(group["fused"] for group in setup.optimizer.param_groups)
+    before = [parameter.detach().clone() for parameter in setup.model.parameters()]
+    guard, total = FiniteGuard(setup, setup.rows), setup.loss.total
+    setup.loss.total = lambda model, batch: total(model, batch) * float("nan")
+    with pytest.raises(DivergedError, match="step 1: the loss is not finite"):
+        optimizer_step(setup, setup.rows.batches(1), 1, before_update=lambda result: guard.observe(1, result))
+    assert all(torch.equal(one, other) for one, other in zip(setup.model.parameters(), before, strict=True))
 
 
 def test_batches_collated_ahead_are_those_of_their_step():
