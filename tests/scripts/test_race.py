@@ -49,6 +49,31 @@ def test_a_peer_that_fails_is_named_with_its_error(script):
     assert "trl      failed: such option" in pages.describe("x", {"title": "", "precision": ""} | found)
 
 
+def test_all_methods_of_a_case_are_raced_by_one_name(script):
+    assert script("race.cases").expand(["half:all", "ragged:lora"]) == [
+        *(f"half:{method}" for method in ("lora", "full", "qlora", "adapters", "prefix", "bitfit")),
+        "ragged:lora",
+    ]
+
+
+def test_no_turn_starts_that_would_end_too_late_but_the_first(script):
+    """A turn takes 10 seconds: of 35 seconds three fit, of 5 none would."""
+    turns = script("race.turns").Turns
+    for until, expected in ((35.0, 3), (5.0, 1), (float("inf"), 4)):
+        passed = 0.0
+        found = []
+        for turn in turns(4, until, lambda: passed):  # noqa: B023
+            found.append(turn)
+            passed += 10
+        assert found == list(range(expected))
+
+
+def test_trl_takes_no_part_where_no_library_has_the_method(script):
+    have = script("race.turns").peers_that_have
+    assert have("bitfit", ["peftlab", "loop", "trainer", "trl"]) == ["peftlab", "loop", "trainer"]
+    assert have("prefix", ["peftlab", "trl"]) == ["peftlab", "trl"]
+
+
 @pytest.fixture
 def job(script, tmp_path):
     """Return a maker of jobs of three steps, one of them timed, with one row of four tokens, two of them supervised."""

@@ -53,6 +53,14 @@ def cases(cuda: bool) -> dict[str, Case]:
     return {case.name: case for case in found}
 
 
+def expand(races: list[str]) -> list[str]:
+    """Return the races of which `CASE:all` stands for one of each method."""
+    found = [
+        [f"{race.removesuffix('all')}{one}" for one in METHODS] if race.endswith(":all") else [race] for race in races
+    ]
+    return [race for several in found for race in several]
+
+
 def long_text() -> str:
     """Return some hundred thousand characters of running text that come with peftlab."""
     import peftlab

@@ -13,10 +13,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from race.cases import METHODS, SMOLLM2, cases
+from race.cases import METHODS, SMOLLM2, cases, expand
 from race.environments import python_of
 from race.job import Job
 from race.pages import describe, summarise
+from race.turns import Turns, peers_that_have
 
 HERE = Path(__file__).resolve().parents[1]
 PEERS = ("peftlab", "loop", "trainer", "trl")
@@ -35,10 +36,12 @@ def main() -> int:
         model = folder / "model"
         prepare_model(options, model, precision)
         found["peak_flops"] = peak_flops(device, precision, options.threads)
-        for wanted in options.races:
+        started = time.monotonic()
+        for number, wanted in enumerate(options.races):
+            turns = Turns.of_race(options.rounds, options.minutes, started, len(options.races) - number)
             case_name, _, method = wanted.partition(":")
             job = prepare(options, case_name, method or "lora", model, folder / wanted.replace(":", "-"), precision)
-            found["runs"][wanted] = race(options, job, pythons, cases(device == "cuda")[case_name].title)
+            found["runs"][wanted] = race(options, job, pythons, cases(device == "cuda")[case_name].title, turns)
             found["runs"][wanted] |= summarise(found["runs"][wanted], found["peak_flops"])
             print(describe(wanted, found["runs"][wanted]), flush=True)
             if options.output:
@@ -58,11 +61,12 @@ def parse() -> argparse.Namespace:
         nargs="*",
         default=["uniform:lora"],
         metavar="CASE:METHOD",
-        help=f"cases: {known}; methods: {', '.join(METHODS)} (default: uniform:lora)",
+        help=f"cases: {known}; methods: {', '.join(METHODS)} (default: uniform:lora); CASE:all is all methods",
     )
     parser.add_argument("--peers", type=lambda text: text.split(","), default=list(PEERS), help=",".join(PEERS))
     parser.add_argument("--model", default=None, help="model for all (default: SmolLM2-135M; on CUDA llama-3.2-1b)")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each peer, in turns")
+    parser.add_argument("--minutes", type=float, help="start no turn that would end later, but one for each race")
     parser.add_argument("--steps", type=int, default=6, help="timed steps of a run")
     parser.add_argument("--warm-up", type=int, default=2, help="steps before the timed ones")
     parser.add_argument("--file", type=Path, help="rows of the case `ragged`")
@@ -76,6 +80,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, help="JSON of all that was measured")
     options = parser.parse_args()
     options.model = options.model or ("llama-3.2-1b" if options.device == "cuda" else SMOLLM2)
+    options.races = expand(options.races)
     for race_name in options.races:
         case, _, method = race_name.partition(":")
         if case not in cases(False) or (method or "lora") not in METHODS:
@@ -131,12 +136,12 @@ def prepare(options: argparse.Namespace, case_name: str, method: str, model: Pat
     return job
 
 
-def race(options: argparse.Namespace, job: Job, pythons: dict[str, str], title: str) -> dict[str, Any]:
-    """Run every peer so many times, in turns that begin with another peer each, and return all stamps."""
+def race(options: argparse.Namespace, job: Job, pythons: dict[str, str], title: str, turns: Turns) -> dict[str, Any]:
+    """Run every peer that has the method in turns that begin with another peer each, and return all stamps."""
     folder = Path(job.rows).parent
-    runs: dict[str, list[Any]] = {peer: [] for peer in pythons}
-    names = list(pythons)
-    for turn in range(options.rounds):
+    names = peers_that_have(job.method, pythons)
+    runs: dict[str, list[Any]] = {peer: [] for peer in names}
+    for turn in turns:
         for peer in names[turn % len(names) :] + names[: turn % len(names)]:
             runs[peer].append(start(pythons[peer], peer, folder))
             shutil.rmtree(folder / "run", ignore_errors=True)
