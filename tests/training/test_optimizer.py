@@ -145,7 +145,7 @@ def test_the_update_on_the_cpu_is_that_of_torchs_own_loop():
 
 
 def test_a_state_of_an_earlier_version_resumes_with_the_update_that_it_had():
-    """Version 0.2.0 wrote states of torch's loop: its rounding goes on, to the bit."""
+    """Its states are those of torch's loop, whose rounding stays, to the bit."""
     earlier = torch.optim.AdamW(two_groups(), lr=0.01, fused=False)
     begun = steps_of(earlier, range(3))
     groups = two_groups()
