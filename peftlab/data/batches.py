@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby, islice
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -108,6 +108,9 @@ class PackedBatch(dict[str, torch.Tensor]):
 class Layout(ABC):
     """How the rows of a micro-batch become tensors."""
 
+    pads: ClassVar[bool] = False
+    """Whether rows of other lengths are padded to one."""
+
     @abstractmethod
     def batch(self, rows: Sequence[TokenRow]) -> dict[str, torch.Tensor]:
         """Return the batch of these rows, on the CPU."""
@@ -121,6 +124,7 @@ class Layout(ABC):
 class Padded(Layout):
     """Each row is a line, padded at the right to the longest one."""
 
+    pads: ClassVar[bool] = True
     pad_id: int
     by_length: bool = False
     """Whether rows of like length share a micro-batch, so that less is padded."""

@@ -108,7 +108,8 @@ class ShuffledRows:
 
     def longest(self) -> LongestRows:
         micro_batches = min(self.accumulation, 2)
-        chosen = longest_rows(self.rows, self.batch_size * micro_batches)
+        padded = self.batch_size if self.layout.pads else 0
+        chosen = longest_rows(self.rows, self.batch_size * micro_batches, padded)
         return LongestRows(chosen, self.layout, self.batch_size, self.processes)
 
     def state(self, step: int = 0) -> dict[str, Any]:
@@ -158,12 +159,38 @@ class LongestRows:
             raise StorageError(f"the checkpoint was written with another order of rows: {state}, here {self.state()}")
 
 
-def longest_rows(rows: Sequence[TokenRow], count: int) -> list[TokenRow]:
-    """Return the `count` longest rows, those with most targets first, repeated from the first where there are fewer."""
+def longest_rows(rows: Sequence[TokenRow], count: int, padded: int = 0) -> list[TokenRow]:
+    """Return `count` rows that need at least what any `count` of `rows` do, repeated from the first if there are fewer.
+
+    The first is as long as any, has as long an answer and as many targets as any, though no row may have all of it; the
+    second has what comes second of each, and so on. With `padded`, so many rows are a batch with one width: where rows
+    differ in length, each has padding, as its mask costs more than a token.
+    """
     sizes = sizes_of(rows)
-    ordered = np.lexsort((-sizes.supervised, -sizes.tokens))[:count]
-    chosen = [rows[i] for i in ordered.tolist()]
-    return [chosen[i % len(chosen)] for i in range(count)]
+    ordered = np.lexsort((-sizes.supervised, -sizes.tokens))[:count].tolist()
+    largest = (np.sort(-one)[:count].tolist() for one in (sizes.inputs, sizes.answers, sizes.supervised))
+    chosen = [_resized(rows[i], *(-size for size in own)) for i, *own in zip(ordered, *largest, strict=True)]
+    repeated = [chosen[i % len(chosen)] for i in range(count)]
+    differ = len(sizes.inputs) > 0 and sizes.inputs.min() < sizes.inputs.max()
+    return _with_padding(repeated, padded) if padded > 1 and differ else repeated
+
+
+def _resized(row: TokenRow, inputs: int, answer: int, supervised: int) -> TokenRow:
+    if (len(row.input_ids), row.answer) != (inputs, answer):
+        row = row.lengthened(inputs, answer)
+    return row if row.supervised == supervised else row.with_targets(supervised)
+
+
+def _with_padding(rows: list[TokenRow], size: int) -> list[TokenRow]:
+    """Return the rows of batches of `size`, of which one that has rows of one length has its last a token shorter."""
+    found: list[TokenRow] = []
+    for start in range(0, len(rows), size):
+        batch = rows[start : start + size]
+        last = batch[-1]
+        if len(batch) > 1 and {len(row.input_ids) for row in batch} == {len(last.input_ids)}:
+            batch[-1] = _resized(last, len(last.input_ids) - 1, last.answer, last.supervised)
+        found += batch
+    return found
 
 
 class BatchesAhead:

@@ -84,6 +84,10 @@ class TokenRow(ABC):
         types = None if self.token_type_ids is None else np.resize(self.token_type_ids, length)
         return replace(self, input_ids=np.resize(self.input_ids, length), token_type_ids=types)
 
+    def with_targets(self, count: int) -> TokenRow:
+        """Return a row with so many targets, at most as many as it has room for; itself where their number is fixed."""
+        return self
+
     @classmethod
     @abstractmethod
     def stack(cls, rows: Sequence[Any], starts: Sequence[int]) -> dict[str, np.ndarray]:
@@ -115,6 +119,12 @@ class PositionRow(TokenRow):
 
     def lengthened(self, length: int, answer: int) -> TokenRow:
         return replace(super().lengthened(length, answer), labels=np.resize(self.labels, length))
+
+    def with_targets(self, count: int) -> TokenRow:
+        count = min(count, len(self.labels) - self.shift)
+        labels = np.full_like(self.labels, IGNORED)
+        labels[len(labels) - count :] = np.resize(self.labels[self.labels != IGNORED], count)
+        return replace(self, labels=labels)
 
     @property
     def supervised(self) -> int:

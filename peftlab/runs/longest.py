@@ -25,7 +25,7 @@ MOST_REPEATS = 10
 
 def longest_work(work: Workload, dataset: Dataset) -> Workload:
     """Return `work` with the lengths of the longest rows in the data."""
-    rows = longest_mix(dataset.longest_train, work.rows)  # of the micro-batch that needs most
+    rows = longest_mix(dataset.longest_train, work.rows, work.packed)  # of the micro-batch that needs most
     held_out = longest_mix(dataset.all_held_out, work.evaluation_rows) if dataset.all_held_out else rows
     return replace(
         work,
@@ -41,12 +41,13 @@ def longest_work(work: Workload, dataset: Dataset) -> Workload:
     )
 
 
-def longest_mix(rows: Sequence[TokenRow], count: int) -> list[TokenRow]:
+def longest_mix(rows: Sequence[TokenRow], count: int, packed: bool = False) -> list[TokenRow]:
     """Return the `count` longest rows, or all rows once where each would be repeated more than `MOST_REPEATS` times.
 
     A mistyped batch size must not build a list of its length, and the share of targets is the same.
     """
-    return longest_rows(rows, count if count <= MOST_REPEATS * len(rows) else len(rows))
+    count = count if count <= MOST_REPEATS * len(rows) else len(rows)
+    return longest_rows(rows, count, padded=0 if packed else count)
 
 
 def groups_of(rows: Sequence[TokenRow], count: int) -> tuple[RowGroup, ...]:

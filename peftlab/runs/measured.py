@@ -54,13 +54,13 @@ def has_room(bench: Bench, predicted: MemoryReport | None) -> bool:
 def describe_trial(setup: Setup, bench: Bench, held_out: HeldOut, environment: dict[str, Any]) -> str:
     """Return the name of all that the memory of the trial steps depends on."""
     recipe = bench.recipe.model_dump(mode="json", include={"model": True, "method": True, "training": TRAINING})
-    batches = setup.rows.longest().batches(1)
+    batches, size = setup.rows.longest().batches(1), held_out.batch_size
     depends = {
         "recipe": recipe,
         "base": bench.base.source.get("fingerprint"),
         "types": bench.types.describe(),
         "batches": [{name: _describe(value) for name, value in batch.items()} for batch in batches],
-        "evaluation": _sizes(longest_rows(held_out.rows, held_out.batch_size)) if held_out.rows else [],
+        "evaluation": _sizes(longest_rows(held_out.rows, size, padded=size)) if held_out.rows else [],
         "prompts": [len(prompt) for prompt in held_out.prompts],
         "answers": repr(held_out.answers),
         "environment": {name: environment[name] for name in ENVIRONMENT},

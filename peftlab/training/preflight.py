@@ -83,7 +83,7 @@ def _step(setup: Setup) -> None:
 
 
 def _evaluate(setup: Setup, model: nn.Module, held_out: HeldOut) -> None:
-    rows = longest_rows(held_out.rows, held_out.batch_size)
+    rows = longest_rows(held_out.rows, held_out.batch_size, padded=held_out.batch_size)
     batch, counts = setup.world.move(collate(rows, held_out.pad_id)), [row.supervised for row in rows]
     with torch.no_grad(), setup.world.autocast(setup.precision):
         for _ in range(2):  # as in an evaluation, a batch's losses live while the next one's are computed
