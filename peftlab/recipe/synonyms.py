@@ -58,9 +58,26 @@ NAMES = {
     "run.trackers": "report_to loggers log_with",
     "run.max_seconds": "max_time time_limit",
 }  # fmt: skip
+ABSENT = {
+    "rank_pattern alpha_pattern": "every projection has the same rank and alpha; method.targets leaves projections out",
+    "layers_to_transform layers_pattern": "name the layers in method.targets, as in `layers.3`",
+    "exclude_modules": "method.targets names what gets an update",
+    "target_parameters": "the fused weights of experts get no update",
+    "lora_bias": "LoRA's own layers have no biases; method.bias trains those of the base",
+    "trainable_token_indices": "no single embeddings of the base train; model.add_tokens adds tokens, which do",
+    "layer_replication": "no layers are repeated",
+    "loftq_config": "a quantised base keeps its error; use method.init=default or gaussian",
+}
+"""What other libraries have and recipes do not, and what recipes have instead."""
+
 PATHS = {name: path for path, names in NAMES.items() for name in names.split()}
 
 
 def path_of(name: str) -> str | None:
     """Return the key path of the field that other libraries call `name`, None if it is not known."""
     return PATHS.get(name.lower().replace("-", "_").lstrip("_"))
+
+
+def explain_absent(name: str) -> str | None:
+    """Return what recipes have instead of something that other libraries call `name`; None if nothing is known."""
+    return next((instead for names, instead in ABSENT.items() if name in names.split()), None)

@@ -16,7 +16,7 @@ from peftlab.methods import METHODS
 from peftlab.metrics import METRICS
 from peftlab.optimizers import OPTIMIZERS
 from peftlab.recipe.schema import Recipe
-from peftlab.recipe.synonyms import path_of
+from peftlab.recipe.synonyms import explain_absent, path_of
 from peftlab.recipe.yaml_source import KeyPath, parse_scalar
 from peftlab.tasks import TASKS
 
@@ -174,6 +174,8 @@ def explain_unknown(path: KeyPath, values: Any) -> str:
     known = known_keys(section, values)
     if section and (owners := [tag for tag, one in members_at(section).items() if key in one["properties"]]):
         return f"not a field of {section[-1]} {tag_at(section, values)}, only of {', '.join(owners)}"
+    if instead := explain_absent(key):
+        return f"not supported: {instead}"
     if called := path_of(key):
         *place, field = called.split(".")
         if tuple(place) != section:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,8 @@ from peftlab.errors import RecipeError
 from peftlab.recipe.field_search import find_fields
 from peftlab.recipe.load import model_recipe, parse_recipe
 from peftlab.recipe.reference import list_fields
-from peftlab.recipe.synonyms import NAMES, PATHS
+from peftlab.recipe.synonyms import ABSENT, NAMES, PATHS
+from peftlab.runs.loading import read_shape
 
 TINY = Path(__file__).resolve().parents[2] / "peftlab" / "builtin" / "tiny"
 BASE = """\
@@ -36,11 +38,35 @@ def test_a_name_of_another_library_is_answered_with_the_fields(override, name):
         parse_recipe(BASE, [override])
 
 
+@pytest.mark.parametrize(
+    ("override", "instead"),
+    [
+        (
+            "method.rank_pattern={q_proj: 4}",
+            "not supported: every projection has the same rank and alpha; method.targets",
+        ),
+        ("method.alpha_pattern={q_proj: 4}", "not supported: every projection has the same rank and alpha"),
+        ("method.layers_to_transform=[0]", "not supported: name the layers in method.targets, as in `layers.3`"),
+        ("method.lora_bias=true", "not supported: LoRA's own layers have no biases"),
+    ],
+)
+def test_what_recipes_do_not_have_is_answered_with_what_they_have_instead(override, instead):
+    with pytest.raises(RecipeError, match=f"{override.partition('=')[0]}: {re.escape(instead)}"):
+        parse_recipe(BASE, [override])
+
+
+def test_layers_are_named_among_the_targets():
+    recipe = parse_recipe(BASE, ["method.targets=[layers.1]"])
+    names = {site.name for site in recipe.method.targets_of(read_shape(recipe, None))}
+    assert len(names) == 7 and all(name.startswith("model.layers.1.") for name in names)
+
+
 def test_every_synonym_names_a_field_and_is_not_one_itself_there():
     fields = {field.path for field in list_fields()}
     assert set(NAMES) <= {path for field in fields for path in (field, field.rpartition(".")[0])}  # or a section
     assert not {f"{path.rpartition('.')[0]}.{name}" for name, path in PATHS.items()} & fields
     assert sum(len(names.split()) for names in NAMES.values()) == len(PATHS)
+    assert PATHS.keys().isdisjoint(name for names in ABSENT for name in names.split())
 
 
 def test_the_documentation_explains_a_synonym():
