@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 from math import inf
+from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import ModuleType
@@ -165,13 +166,22 @@ def die_with_parent() -> None:
 
 def fork(job: Job) -> BaseProcess:
     """Run the job in a process forked from a server that has only imported peftlab."""
-    context = multiprocessing.get_context("forkserver")
-    # Where there is a CUDA device, importing bitsandbytes opens it, and an open one does not survive a fork.
-    context.set_forkserver_preload([] if list_cuda_devices() else [__name__, *WARM_MODULES])
-    process = context.Process(target=_train, args=(job, job.resumes))
+    process = multiprocessing.get_context("forkserver").Process(target=_train, args=(job, job.resumes))
     with _hidden_main():
+        start_server()
         process.start()
     return process
+
+
+def start_server() -> None:
+    """Start the server of warm jobs, unless it runs. Ctrl-C does not reach it, or it would show where it was."""
+    # Where there is a CUDA device, importing bitsandbytes opens it, and an open one does not survive a fork.
+    forkserver.set_forkserver_preload([] if list_cuda_devices() else [__name__, *WARM_MODULES])
+    former = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, former)
 
 
 @contextlib.contextmanager
@@ -189,6 +199,7 @@ def _train(job: Job, resume: bool) -> None:
     """Do in this process what the job's command line does."""
     os.environ.update(job.environment)
     os.setpgid(0, 0)  # as for a command line: Ctrl-C is for the process that started this one
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])  # the server does not take it
     if sys.platform == "linux":
         die_with_parent()  # the server, which ends with the process that started it
     if threads := job.environment.get("OMP_NUM_THREADS"):

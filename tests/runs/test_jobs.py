@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -91,3 +92,18 @@ def test_a_job_resumes_from_a_checkpoint_unless_asked_otherwise(job):
     (checkpoint / "MANIFEST.json").touch()
     assert job.command[-1] == "--resume"
     assert Job(job.recipe, (), job.folder, job.log, resume=False).command[-1] == "--overwrite"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_ctrl_c_does_not_reach_the_server_of_warm_jobs():
+    """While it imports modules it would print a traceback, into a terminal where the command has ended in one line."""
+    program = (
+        "from multiprocessing import forkserver\n"
+        "from peftlab.runs import jobs\n"
+        "jobs.WARM_MODULES.clear()\n"
+        "jobs.start_server()\n"
+        "print(open(f'/proc/{forkserver._forkserver._forkserver_pid}/status').read())\n"
+    )
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    blocked = next(line for line in found.stdout.splitlines() if line.startswith("SigBlk:"))
+    assert int(blocked.split()[1], 16) >> (signal.SIGINT - 1) & 1
