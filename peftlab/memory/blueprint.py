@@ -11,8 +11,10 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from peftlab.architectures import READS_FIRST_GLOBALLY
 from peftlab.data.batches import EndToEnd
-from peftlab.memory.fakes import FakeModel, nowhere
+from peftlab.data.token_rows import WholeRow
+from peftlab.memory.fakes import FakeModel, UnpredictableError, nowhere
 from peftlab.memory.generation import Answers
 from peftlab.memory.private import BLOCK
 from peftlab.memory.strategies import Weight
@@ -38,7 +40,7 @@ SUBSTITUTES = {"flash_attention_2": "sdpa"}
 
 @dataclass(frozen=True)
 class LoadBytes:
-    """Bytes of the plain model as read from its file, of its largest dense weight, and the peak of quantising it."""
+    """Bytes of the plain model as read or drawn, of its largest dense weight, and the peak of quantising it."""
 
     plain: int
     largest: int
@@ -140,12 +142,14 @@ def count_answers(recipe: Recipe) -> int:
 def build_blueprint(recipe: Recipe, device: torch.device, labels: list[str] | None = None) -> Blueprint:
     """Return the recipe's model, built for `device` without weights and without the device.
 
-    Raises ModelError and MethodError as a run would.
+    Raises ModelError and MethodError as a run would, UnpredictableError where memory depends on values.
     """
     plain, fresh = build_meta(_for_device(recipe.model, types_of(recipe, device)), labels)
     model: nn.Module = plain
     shape = shape_of(model, fresh, recipe.model.task)
-    load = _load_bytes(plain, shape, recipe.method.base_format)
+    if shape.model_type in READS_FIRST_GLOBALLY and issubclass(recipe.task.row_class, WholeRow):
+        raise UnpredictableError(f"which tokens of {shape.model_type} read all others depends on values")
+    load = _load_bytes(plain, shape, recipe.method.base_format, recipe.model.init == "random")
     if recipe.method.base_format != "plain":
         _quantize_meta(model, recipe, device)
     if recipe.training.frozen_dropout == "off":
@@ -184,12 +188,13 @@ def _quantize_meta(model: nn.Module, recipe: Recipe, device: torch.device) -> No
             module.__class__ = UnalignedFourBitLinear
 
 
-def _load_bytes(model: PreTrainedModel, shape: ModelShape, base_format: str) -> LoadBytes:
-    plain = sum(p.numel() * p.itemsize for p in model.parameters())
+def _load_bytes(model: PreTrainedModel, shape: ModelShape, base_format: str, drawn: bool) -> LoadBytes:
+    plain = sum(p.numel() * p.itemsize for p in (*model.parameters(), *model.buffers()))
+    made = plain + (_bytes_to_tie(model) if drawn else 0)
     names = set(dense_names(model))
     sites = [site for site in shape.linears if site.name in names]
     largest = max((site.n_in * site.n_out for site in sites), default=0) * model.dtype.itemsize
-    present = highest = plain
+    present, highest = plain, made
     for site in sites if base_format != "plain" else []:
         dense = site.n_in * site.n_out * model.dtype.itemsize
         packed = _packed_bytes(site.n_in, site.n_out, base_format)
@@ -198,7 +203,14 @@ def _load_bytes(model: PreTrainedModel, shape: ModelShape, base_format: str) -> 
         passing += 2 * site.n_in * site.n_out if base_format == "int8" else 0
         highest = max(highest, present + passing + packed)
         present += packed - dense
-    return LoadBytes(plain, largest, highest)
+    return LoadBytes(made, largest, highest)
+
+
+def _bytes_to_tie(model: nn.Module) -> int:
+    """Return the bytes of weights that modules draw for themselves before they are tied to those of others."""
+    own = [p for module in model.modules() for p in module.parameters(recurse=False)]
+    distinct = {id(p): p for p in own}.values()
+    return sum(p.numel() * p.itemsize for p in own) - sum(p.numel() * p.itemsize for p in distinct)
 
 
 def _packed_bytes(n_in: int, n_out: int, base_format: str) -> int:

@@ -12,16 +12,22 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from peftlab.errors import ModelError, PeftlabError
 from peftlab.memory.private import (
+    COUNTS_KINDS,
     FORMULAS,
     READS_VALUE,
+    TAKES,
     FakeTensor,
     FakeTensorMode,
     TorchDispatchMode,
+    computes_numbers,
     explain_failure,
     fake_parameter,
+    first_of_rows,
     masks_as_for_real_tensors,
+    one_kind,
     quiet_fake_tensors,
     tensor_tables,
+    without_modes,
 )
 
 
@@ -72,17 +78,30 @@ def nowhere() -> AbstractContextManager:
 
 
 class _Answers(TorchDispatchMode):
-    """Answers what a program asks of a tensor's values: `padded` decides all(), numbers are 1, no outliers."""
+    """Answers what a program asks of a tensor's values: `padded` decides all(), numbers are 1, no outliers.
+
+    What it computes of its own numbers alone, such as how many chunks a row has, is computed. A program that asks
+    whether all rows have as many marked tokens (BART's classifiers: ends) gets one marked token a row.
+    """
 
     def __init__(self, padded: bool):
         super().__init__()
         self.padded = padded
+        self._marks_one_a_row = False
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if computes_numbers(func, args):
+            with without_modes():
+                return func(*args, **(kwargs or {}))
         if func is READS_VALUE:
             return not self.padded if args[0].dtype == torch.bool else 1
         if func.name() in FORMULAS:
             return FORMULAS[func.name()](*args, **(kwargs or {}))
+        if func is COUNTS_KINDS:
+            self._marks_one_a_row = True
+            return one_kind(args[0])
+        if self._marks_one_a_row and func is TAKES and args[1][0].dtype == torch.bool:
+            return first_of_rows(args[0], args[1][0])
         return func(*args, **(kwargs or {}))
 
 

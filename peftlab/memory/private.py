@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import importlib.metadata
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from itertools import accumulate
 from math import prod
 from typing import Any
 from unittest import mock
@@ -21,7 +22,7 @@ from torch._subclasses.fake_tensor import (
     FakeTensor,
     FakeTensorMode,
 )
-from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes, _get_current_dispatch_mode
 from torch.utils._pytree import tree_iter
 
 from peftlab.errors import ModelError, PeftlabError, one_line
@@ -56,6 +57,7 @@ def untried_versions() -> list[str]:
 BLOCK, SCALE_BLOCK = 64, 256
 CODES, SCALE_CODES = 16, 256
 READS_VALUE = torch.ops.aten._local_scalar_dense.default
+COUNTS_KINDS, TAKES = torch.ops.aten.unique_consecutive.default, torch.ops.aten.index.Tensor
 
 
 def in_backward() -> bool:
@@ -66,6 +68,21 @@ def in_backward() -> bool:
 def active_mode() -> TorchDispatchMode | None:
     """Return the innermost dispatch mode; None inside an operation's own handling."""
     return _get_current_dispatch_mode()
+
+
+def computes_numbers(func: Any, args: tuple) -> bool:
+    """Whether an operation on tensors has only numbers that a program gave it, or computed of such."""
+    if not args or func is torch.ops.aten.lift_fresh.default:  # what makes a fake tensor of a real one
+        return False
+    tensors = list(tensors_in(args))
+    if tensors:
+        return all(one.dim() == 0 and not isinstance(one, FakeTensor) for one in tensors)
+    return isinstance(args[0], int | float) and str(func._schema.arguments[0].type) == "Tensor"
+
+
+def without_modes() -> AbstractContextManager:
+    """Return a context in which operations compute, whatever dispatch modes are entered."""
+    return _disable_current_modes()
 
 
 def tensors_in(result: Any) -> Iterator[torch.Tensor]:
@@ -226,6 +243,25 @@ def grouped_mm(
     return left.new_empty(shape, dtype=out_dtype or left.dtype)
 
 
+def split_with_sizes(whole: torch.Tensor, sizes: Sequence[int], dim: int = 0) -> tuple[torch.Tensor, ...]:
+    """Return a tensor's parts of these sizes, of equal ones where the sizes were read from values (experts' tokens)."""
+    length = whole.shape[dim]
+    if sum(sizes) != length:
+        sizes = [length // len(sizes) + (number < length % len(sizes)) for number in range(len(sizes))]
+    ends = list(accumulate(sizes))
+    return tuple(whole.narrow(dim, end - size, size) for end, size in zip(ends, sizes, strict=True))
+
+
+def one_kind(counts: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Return what `unique_consecutive` does where all values are equal."""
+    return counts.new_empty(1), counts.new_empty(0), counts.new_empty(0)
+
+
+def first_of_rows(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Return what `values[mask]` does where each row of the mask, (rows, tokens), has one True."""
+    return values.new_empty(mask.shape[0], *values.shape[mask.dim() :])
+
+
 def _int8_quant(rows: torch.Tensor, *_) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     scales = rows.new_empty(rows.shape[:-1].numel(), dtype=torch.float32)
     return torch.empty_like(rows, dtype=torch.int8), scales, rows.new_empty(0, dtype=torch.int64)
@@ -238,6 +274,7 @@ def _int8_mixed_mm(rows: torch.Tensor, _, weight: torch.Tensor, *__) -> tuple[to
 # bitsandbytes' results depend on how many columns contain outliers: here none.
 FORMULAS: dict[str, Callable[..., Any]] = {
     "aten::_grouped_mm": grouped_mm,
+    "aten::split_with_sizes": split_with_sizes,
     "bitsandbytes::int8_vectorwise_quant": _int8_quant,
     "bitsandbytes::int8_mixed_scaled_mm": _int8_mixed_mm,
 }

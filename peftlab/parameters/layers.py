@@ -20,11 +20,14 @@ class LayerList:
 
 
 def find_layers(model: nn.Module) -> list[LayerList]:
-    """Return the lists of an encoder and its decoder; of other models the list with most parameters, if any."""
+    """Return the lists of an encoder and its decoder; of other models the list with most parameters, if any.
+
+    A list of single tables or dense layers (MarkupLM has an embedding for each level of a page) has no layers in it.
+    """
     paths = layer_lists(model)
     if getattr(getattr(find_base(model)[1], "config", None), "is_encoder_decoder", False):
         return [_list_at(model, path) for path in paths]
-    found = [_list_at(model, path) for path, module in model.named_modules() if isinstance(module, nn.ModuleList)]
+    found = [_list_at(model, path) for path, module in model.named_modules() if _has_layers(module)]
     return [max(found, key=lambda one: sum(p.numel() for p in one.layers.parameters()))] if found else []
 
 
@@ -44,6 +47,10 @@ def reached_layers(model: nn.Module) -> list[nn.Module]:
         return layers
     trains = [any(parameter.requires_grad for parameter in layer.parameters()) for layer in layers]
     return layers[trains.index(True) :] if any(trains) else []
+
+
+def _has_layers(module: nn.Module) -> bool:
+    return isinstance(module, nn.ModuleList) and all(any(True for _ in one.children()) for one in module)
 
 
 def _list_at(model: nn.Module, path: str) -> LayerList:

@@ -17,7 +17,9 @@ from peftlab.runs.display import NoDisplay
 from peftlab.runs.dry_run import dry_run
 from peftlab.runs.prediction import usable_bytes
 from peftlab.runs.run import train
+from tests.runs.pairs import Pair
 from tests.runs.recipes import shallow_recipe, shallow_sections
+from tests.sampling import sampled
 
 
 def test_on_cuda_a_runs_own_context_is_not_missing_twice():
@@ -93,6 +95,59 @@ def test_the_measured_peak_is_the_most_that_a_step_can_take_whatever_the_seed(tm
     sections["training"] |= {"gradient_accumulation": 1}
     alone = dry_run(Recipe.model_validate(sections), display=NoDisplay()).memory["measured"]
     assert peaks[0] > alone.peak_bytes  # without earlier gradients
+
+
+RAGGED = [90, 3, 5, 40, 2, 60, 4, 7, 11, 30, 2, 80]
+STEPS = {
+    "packed": {"batch_size": 2, "gradient_accumulation": 3},
+    "padded": {"batch_size": 2, "gradient_accumulation": 3, "speed": {"packing": "off"}},
+    "by length": {"batch_size": 3, "gradient_accumulation": 2, "gradient_checkpointing": True},
+    "one row": {"batch_size": 1, "gradient_accumulation": 4},
+}
+
+
+def ragged_recipe(folder, method: str, steps: str, init: str, seed: int = 0) -> Recipe:
+    """A run of ragged rows with accumulation; few targets in its longest row, many in another."""
+    rows = [{"prompt": "f", "completion": " x" * length} for length in RAGGED]
+    rows.append({"prompt": "f" + " y" * 100, "completion": " x"})
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sections = shallow_sections(method, folder / "run", steps=1, **STEPS[steps])
+    sections["model"] |= {"init": init}
+    part = {"train": str(folder / "rows.jsonl"), "evaluation": str(folder / "rows.jsonl"), "max_length": 128}
+    sections["data"] = part
+    sections["run"] |= {"seed": seed, "plan": "report"}
+    return Recipe.model_validate(sections)
+
+
+def assert_planned(memory: dict[str, MemoryReport]) -> None:
+    planned, measured = (memory[source].phases for source in ("predicted", "measured"))
+    assert tuple(planned) == tuple(measured) == PHASES
+    for phase in PHASES:
+        assert planned[phase] == pytest.approx(measured[phase], rel=0.02), phase
+
+
+EVERY = [
+    (method, steps, init)
+    for method in METHODS
+    for steps in STEPS
+    for init in ("pretrained", "random")
+    if METHODS[method]().supports_gradient_checkpointing or "gradient_checkpointing" not in STEPS[steps]
+]
+
+
+@pytest.mark.parametrize(
+    ("method", "steps", "init"), sampled(EVERY, [("full", "packed", "random"), ("lora", "padded", "pretrained")])
+)
+def test_every_phase_of_ragged_rows_with_accumulation_is_as_planned(tmp_path, method, steps, init):
+    assert_planned(train(ragged_recipe(tmp_path, method, steps, init), display=NoDisplay()).memory)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("method", "steps", "init"), EVERY)
+def test_every_phase_of_two_processes_is_as_planned(tmp_path, method, steps, init):
+    pair = Pair(ragged_recipe(tmp_path, method, steps, init), tmp_path)
+    assert pair.wait() == [0, 0], pair.outputs()
+    assert_planned(RunDirectory.open(tmp_path / "run").read_result().memory)
 
 
 def test_a_plan_for_packed_rows_is_made_again_where_the_model_declines_them(tmp_path, monkeypatch):
