@@ -265,7 +265,7 @@ ENCODERS = PREFIX_ENCODERS | {
 }
 """Families that read a token's neighbours on both sides, unless their configuration says `is_decoder`."""
 
-MIXES_ROWS = frozenset({"convbert", "fnet", "funnel", "nystromformer", "prophetnet", "xlnet"})
+MIXES_ROWS = frozenset({"convbert", "fnet", "funnel", "nystromformer", "prophetnet", "xlnet", "yoso"})
 """Families whose results change with the padding behind a row, whatever the attention mask says."""
 
 MIXES_LAST = frozenset({"t5_gemma_module", "t5gemma2_decoder"})
@@ -290,8 +290,17 @@ NEEDS_MORE = MappingProxyType(
 """Families that cannot read rows of token ids, and what they read instead."""
 
 
-CHOOSERS = frozenset({"indexer"})
-"""Modules that choose which keys a query reads (DeepSeek V3.2, GLM-5, Qwen4): no gradient passes through a choice."""
+READS_FIRST_GLOBALLY = frozenset({"longformer"})
+"""Families whose classifiers let the first token of a row read all others, which depends on values, not on shapes."""
+
+CHOOSERS = frozenset({"indexer", "e_score_correction_bias", "expert_bias"})
+"""Parts that choose which keys a query reads (DeepSeek V3.2, GLM-5, Qwen4), or a token's experts (ERNIE 4.5, AFMoE).
+
+No gradient passes through a choice.
+"""
+
+READS_IDS = frozenset({"fsmt", "longformer"})
+"""Families that read token ids even where they are given embeddings, as prompt tuning gives them."""
 
 OWN_EMBEDDING_SIZE = frozenset({"moshi"})
 """Families whose embedding has other rows than their vocabulary: PEFT's prompt tuning looks for it by their number."""

@@ -24,7 +24,7 @@ SIZES: dict[str, Any] = {
     **dict.fromkeys(("vocab_size", "decoder_vocab_size", "text_vocab_size"), VOCABULARY),
     **dict.fromkeys(("hidden_size", "d_model", "n_embd", "dim", "embed_dim", "emb_dim", "true_hidden_size"), WIDTH),
     **dict.fromkeys(("embedding_size", "word_embed_proj_dim", "attention_hidden_size", "embedding_dim"), WIDTH),
-    **dict.fromkeys(("input_embedding_size", "lru_width", "hidden_size_per_layer_input"), WIDTH),
+    **dict.fromkeys(("input_embedding_size", "hidden_size_global", "lru_width", "hidden_size_per_layer_input"), WIDTH),
     **dict.fromkeys(("intermediate_size", "ffn_dim", "d_ff", "n_inner", "hidden_dim", "ffn_hidden_size"), 2 * WIDTH),
     **dict.fromkeys(("encoder_ffn_dim", "decoder_ffn_dim", "d_inner", "dff", "intermediate_size_mlp"), 2 * WIDTH),
     **dict.fromkeys(("expert_ffn_hidden_size", "moe_intermediate_size", "shared_expert_intermediate_size"), WIDTH),
@@ -88,7 +88,7 @@ OWN: dict[str, dict[str, Any]] = {
     },
     "recurrent_gemma": {"block_types": ["recurrent", "attention"]},
     "t5": {"decoder_start_token_id": 0},
-    "blt": {"encoder_hash_byte_group_vocab": 64},
+    "blt": {"encoder_hash_byte_group_vocab": 64, "num_hidden_layers": LAYERS},  # its cache asks for them
     "codegen": {"rotary_dim": HEAD},
     "gptj": {"rotary_dim": HEAD},
     "dots3_note_audio_encoder": {
@@ -157,15 +157,18 @@ OWN: dict[str, dict[str, Any]] = {
         "pronunciation_vocab_size": VOCABULARY,
         "pronunciation_embed_dim": WIDTH,
     },
-    "xlstm": {"chunk_size": 64},
+    # Its heads are as wide as its width allows in whole 64s.
+    "xlstm": {"hidden_size": 128, "embedding_dim": 128, "chunk_size": 64},
     "xmod": {"default_language": "en_XX"},
-    "zamba": {
-        "layer_types": ["linear_attention", "hybrid"],
+    "zamba": {  # the attention of one hybrid layer is shared with another
+        "layer_types": ["linear_attention", "hybrid", "linear_attention", "hybrid"],
+        "num_hidden_layers": 4,
         "attention_hidden_size": 2 * WIDTH,
         "attention_head_dim": 2 * HEAD,
     },
     "zamba2": {
         "layer_types": ["linear_attention", "hybrid"],
+        **dict.fromkeys(("attention_hidden_size", "intermediate_size"), 2 * WIDTH),
         "attention_head_dim": 2 * HEAD,
         "num_key_value_heads": HEADS,
         "mamba_headdim": 2 * HEAD,

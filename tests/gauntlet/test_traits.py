@@ -35,6 +35,7 @@ WORKS = {
     "a vision tower": ("gemma3", "causal-lm", "lora"),
     "shared layers": ("albert", CLASSIFY, "lora"),
     "latent attention, inputs of four dimensions": ("axk1", "causal-lm", "qlora-int8"),
+    "norms that magnify what int8 rounds": ("gemma4_text", "causal-lm", "qlora-int8"),
     "an indexer that rotates queries alone": ("qwen4_exp_text", "causal-lm", "lora"),
     "a table of positions that is a dense layer": ("layoutlmv3", TAG, "qlora-nf4"),
     "an encoder with keys from outside": ("bert", CLASSIFY, "prefix"),
@@ -60,6 +61,7 @@ SLOW = [
     "an answer that only the loss shifts, routed states",
     "a start that the decoder's configuration names",
     "an indexer that rotates queries alone",
+    "norms that magnify what int8 rounds",
 ]
 REFUSED = {
     "no cache": ("modernbert", CLASSIFY, "prefix", "kind: prompt"),
@@ -73,6 +75,9 @@ REFUSED = {
     "padding that moves the classified token": ("t5gemma", CLASSIFY, "lora", "batch_size=1"),
     "keys of a latent, as a classifier": ("axk1", CLASSIFY, "prefix", "kind: prompt"),
     "keys of a latent behind a router": ("longcat_flash", "causal-lm", "prefix", "kind: prompt"),
+    "biases that only choose experts": ("ernie4_5_moe", "causal-lm", "bitfit", "add_missing"),
+    "token ids alone": ("fsmt", ANSWER, "prompt", "use lora"),
+    "padding that a kernel reads": ("yoso", TAG, "prompt", "batch_size=1"),
     "speech": ("qwen2_audio", ANSWER, "lora", "use task: causal-lm"),
     "boxes": ("bros", TAG, "lora", "reads the boxes"),
 }

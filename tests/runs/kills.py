@@ -74,6 +74,8 @@ CASES = [
     *(Case(method, processes=2, strategy="fsdp2") for method in ("lora", "qlora", "full")),
 ]
 LOST = LaunchError.exit_code
+# A process whose first one was killed before they met waits in torch for the meeting, until its launcher ends it.
+UNMET, MEETING_SECONDS = -signal.SIGTERM, 30.0
 
 
 @dataclass
@@ -146,11 +148,11 @@ def finish_one(folder: Path, case: Case, seconds: float, instants: random.Random
             processes[0].join(instants.uniform(0, WRITING_SECONDS))
         instants.choice(processes).kill()  # the others end by themselves
         killed_at = time.monotonic()
-        codes = end(processes)
+        codes = end(processes, MEETING_SECONDS)
         if codes == [0] * case.processes:
             break
         figures.longest_end_seconds = max(figures.longest_end_seconds, time.monotonic() - killed_at)
-        if wrong := [number for number, code in enumerate(codes) if code not in (0, -signal.SIGKILL, LOST)]:
+        if wrong := [number for number, code in enumerate(codes) if code not in (0, -signal.SIGKILL, LOST, UNMET)]:
             log = (folder / f"log-{wrong[0]}").read_text().strip() or "no output"
             figures.faults.append(f"{case.name}, exit codes {codes}: {log.splitlines()[-1]}")
             return
@@ -197,10 +199,17 @@ def begin(folder: Path, output: Path, case: Case, resume: bool) -> list[BaseProc
     return processes
 
 
-def end(processes: Sequence[BaseProcess]) -> list[int]:
-    """Wait for the processes of a run, and return their exit codes."""
-    for process in processes:
-        process.join()
+def end(processes: Sequence[BaseProcess], seconds: float | None = None) -> list[int]:
+    """Wait for the processes of a run, and return their exit codes.
+
+    Those that have not ended so many seconds after another did get SIGTERM, as a launcher sends it. One that has met
+    the others handles it, and has another exit code than `UNMET`.
+    """
+    for process in sorted(processes, key=lambda one: one.is_alive()):
+        process.join(seconds if any(not one.is_alive() for one in processes) else None)
+        if process.is_alive():
+            process.terminate()
+            process.join()
     return [process.exitcode or 0 for process in processes]
 
 
