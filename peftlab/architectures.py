@@ -299,6 +299,9 @@ CHOOSERS = frozenset({"indexer", "e_score_correction_bias", "expert_bias"})
 No gradient passes through a choice.
 """
 
+CASTS_LAYERS = MappingProxyType({"switch_transformers": "router"})
+"""Families that convert dense layers themselves to another type, and the part of these layers' names."""
+
 READS_IDS = frozenset({"fsmt", "longformer"})
 """Families that read token ids even where they are given embeddings, as prompt tuning gives them."""
 

@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import Cache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from peftlab.architectures import CASTS_LAYERS
 from peftlab.shapes import UNKNOWN_PASSAGE, KeyValues, Passage
 
 TOKENS = 8
@@ -43,6 +44,7 @@ def _try_passage(base: PreTrainedModel) -> Passage:
         with contextlib.suppress(Exception):  # a model that reads weights while it is built, or lacks this attention
             twin = _without_weights(type(base), base.config, attention)
             readers = _note_reads(twin)
+            readers |= _cast_layers(twin)
             seen = _calls(twin), _outputs(twin.base_model)
             with seen[0] as called, seen[1] as outputs, _routed_everywhere(), contextlib.suppress(Exception):
                 # A path that depends on values cannot be taken without weights: a classifier's head often has one.
@@ -133,6 +135,12 @@ def _note_reads(model: nn.Module) -> set[nn.Module]:
         layer.register_forward_hook(lambda one, inputs, output: inside.discard(one))
         layer.__class__ = type(type(layer).__name__, (type(layer),), {"weight": property(weight)})
     return read
+
+
+def _cast_layers(model: PreTrainedModel) -> set[nn.Module]:
+    """Return the dense layers that the model converts to another type, which a packed weight does not have."""
+    part = CASTS_LAYERS.get(model.config.model_type)
+    return {one for name, one in model.named_modules() if isinstance(one, nn.Linear) and part in name.split(".")}
 
 
 def _names_of(modules: set[nn.Module], model: nn.Module) -> set[str]:

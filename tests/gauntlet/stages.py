@@ -38,6 +38,8 @@ from tests.gauntlet.cases import STOP, Case, Outcome, recipe_of, write_rows
 from tests.gauntlet.small import VOCABULARY
 
 LOSS_TOLERANCE = 5e-4
+# LLM.int8() computes in 16 bits the input columns that are large in any row of a batch: measured up to 1e-3.
+INT8_LOSS_TOLERANCE = 5e-3
 MERGED_TOLERANCE = 2e-3
 SCORES_TOLERANCE = 2e-3
 # Plans take seconds; the other methods' are made by the same trace.
@@ -208,11 +210,12 @@ def compare_losses(model: nn.Module, bench: Any, folder: Path) -> None:
     """Raise StageError unless the reloaded model gives every held-out row, alone, the loss that the run wrote down."""
     written = json.loads((folder / "scores.json").read_text(encoding="utf-8"))["after"]["loss"]
     loss = bench.recipe.task.loss(model)
+    tolerance = LOSS_TOLERANCE if bench.recipe.method.batches_prompts else INT8_LOSS_TOLERANCE
     with evaluation_mode(model):
         for number, row in enumerate(bench.dataset.evaluation):
             batch = collate([row], bench.dataset.pad_id)
             alone = float(loss.rows(model, batch, [row.supervised]).losses)
-            if abs(alone - written[number]) > LOSS_TOLERANCE * max(1.0, abs(alone)):
+            if abs(alone - written[number]) > tolerance * max(1.0, abs(alone)):
                 raise StageError(f"row {number} alone: loss {alone:.6f}, in the run's batch {written[number]:.6f}")
 
 
@@ -238,7 +241,9 @@ def forward(model: nn.Module, bench: Any, ids: torch.Tensor) -> Any:
 @torch.no_grad()
 def compare_scores(model: Any, bench: Any) -> None:
     """Raise StageError unless the scores of each next token in a padded batch are those of the prompt alone."""
-    padded = bench.recipe.task.encodes_prompt or bench.recipe.method.pads_prompts and takes_padding(model)
+    method = bench.recipe.method
+    padded = bench.recipe.task.encodes_prompt or method.pads_prompts and takes_padding(model)
+    padded = padded and method.batches_prompts
     prompts = [list(prompt.input_ids) for prompt in bench.dataset.prompts]
     if not padded or bench.base.model.config.model_type in ANSWERS_ALONE:
         return
