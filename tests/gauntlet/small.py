@@ -115,6 +115,7 @@ OWN: dict[str, dict[str, Any]] = {
     },
     "gemma3n_text": {"activation_sparsity_pattern": [0.0, 0.0], "num_kv_shared_layers": 0, "altup_num_inputs": 2},
     "gemma4_unified": {"image_token_id": 4095, "video_token_id": 4094, "audio_token_id": 4093},
+    "gpt_bigcode": {"num_key_value_heads": 1},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]], "num_layers": 2, "window_size": 8},
     "granitemoehybrid": {
         "layer_types": ["mamba", "attention"],
