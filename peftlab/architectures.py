@@ -302,8 +302,16 @@ No gradient passes through a choice.
 CASTS_LAYERS = MappingProxyType({"switch_transformers": "router"})
 """Families that convert dense layers themselves to another type, and the part of these layers' names."""
 
-READS_IDS = frozenset({"fsmt", "longformer"})
-"""Families that read token ids even where they are given embeddings, as prompt tuning gives them."""
+NO_PROMPTS = MappingProxyType(
+    {
+        "fsmt": "reads token ids, and takes no embeddings in their place",
+        "xlstm": "takes no attention mask, which PEFT gives it with a prompt",
+    }
+)
+"""Families that prompt tuning cannot give embeddings, and why (transformers 5.23)."""
+
+CLASSIFIES_IDS = frozenset({"longformer", "t5gemma"})
+"""Families whose classifiers read token ids even where they are given embeddings."""
 
 OWN_EMBEDDING_SIZE = frozenset({"moshi"})
 """Families whose embedding has other rows than their vocabulary: PEFT's prompt tuning looks for it by their number."""

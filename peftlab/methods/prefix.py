@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 from pydantic import Field
 
-from peftlab.architectures import ENCODERS, OWN_EMBEDDING_SIZE, PREFIX_ENCODERS, READS_IDS
+from peftlab.architectures import CLASSIFIES_IDS, ENCODERS, NO_PROMPTS, OWN_EMBEDDING_SIZE, PREFIX_ENCODERS
 from peftlab.errors import MethodError
 from peftlab.methods.base import Method, Problems, Sizes
 from peftlab.methods.peft_folder import WEIGHTS, base_tensors, stored_head, unwrap_heads, write_config
@@ -240,8 +240,10 @@ def _why_no_prompt(shape: ModelShape) -> str:
     """Return why this model can take no embeddings before its own; empty if it can."""
     if shape.model_type in OWN_EMBEDDING_SIZE:
         return f"PEFT does not find the embedding of a {shape.model_type} model; set `kind: prefix` or use lora"
-    if shape.model_type in READS_IDS:
-        return f"{shape.model_type} reads token ids, and takes no embeddings in their place; use lora"
+    if shape.model_type in NO_PROMPTS:
+        return f"{shape.model_type} {NO_PROMPTS[shape.model_type]}; use lora"
+    if shape.model_type in CLASSIFIES_IDS and not TASKS[shape.task].generates:
+        return f"a classifier of {shape.model_type} reads token ids, and takes no embeddings in their place; use lora"
     if not TASKS[shape.task].reads_last_token or shape.model_type in ENCODERS:
         return ""
     return "a decoder's classifier cannot find the last token after a prompt; set `kind: prefix` or use lora"
