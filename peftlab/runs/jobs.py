@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 from math import inf
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import ModuleType
@@ -177,6 +177,7 @@ def start_server() -> None:
     """Start the server of warm jobs, unless it runs. Ctrl-C does not reach it, or it would show where it was."""
     # Where there is a CUDA device, importing bitsandbytes opens it, and an open one does not survive a fork.
     forkserver.set_forkserver_preload([] if list_cuda_devices() else [__name__, *WARM_MODULES])
+    resource_tracker.ensure_running()  # which the server's start would start, and which unblocks signals
     former = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         forkserver.ensure_running()

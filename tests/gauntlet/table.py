@@ -64,8 +64,8 @@ def make_page(table: dict[str, Any]) -> str:
             "stage agrees with its oracle; one that cannot work is refused in a line before weights are loaded.",
             "",
             f"Run until {run['date']} with {versions}: {run['types']} types; {counts}.",
-            "A method that is in neither column was not run: full fine-tuning and LoRA ran on all types but the last",
-            "of the alphabet; of adapters, BitFit, prefixes, prompts and QLoRA's formats one to three ran on a type.",
+            f"{sum(run['outcomes'].values()):,} of {count_cases(table):,} cases of these types were run; a method that",
+            "is in neither column was not.",
             "",
             "| type and task | works | refused |",
             "|---|---|---|",
@@ -83,10 +83,15 @@ def make_page(table: dict[str, Any]) -> str:
             "",
             "Types of which no small model could be built from the configuration alone:",
             "",
-            ", ".join(dict.fromkeys(key.split()[0] for key in table["unbuilt"])) + ".",
+            *_unbuilt(table),
             "",
         ]
     )
+
+
+def count_cases(table: dict[str, Any]) -> int:
+    """Return the number of cases that the table's types and tasks have."""
+    return sum(len(tasks) for tasks in table["types"].values()) * len(method_variants())
 
 
 def _works(entry: dict[str, Any]) -> str:
@@ -99,6 +104,12 @@ def _refused(entry: dict[str, Any]) -> str:
 
 def _fails(entry: dict[str, Any]) -> str:
     return f"; fails: {', '.join(entry['fails'])}" if entry["fails"] else ""
+
+
+def _unbuilt(table: dict[str, Any]) -> list[str]:
+    """Return a line for each type that could not be built, and why; one that was built with a task is none."""
+    reasons = {key.split()[0]: reason for key, reason in table["unbuilt"].items()}
+    return [f"- {name}: {reason[:150]}" for name, reason in reasons.items() if name not in table["types"]] or ["None."]
 
 
 def _reasons(table: dict[str, Any]) -> dict[str, list[str]]:
