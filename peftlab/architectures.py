@@ -322,8 +322,8 @@ POSITIONS_BY_MASK = frozenset({"bloom"})
 MPT needs none, but behind a prefix its distances count padding as well.
 """
 
-READS_PADDING = frozenset({"deepseek_v4", "git", "recurrent_gemma"})
-"""Decoders that count positions by the mask, yet take padding before a prompt into compressed keys or a state.
+READS_PADDING = frozenset({"blt", "deepseek_v4", "git", "recurrent_gemma"})
+"""Decoders that count positions by the mask, yet take padding before a prompt into patches, keys or a state.
 
 GIT does so behind a prefix alone, where it counts from the batch's first column.
 """
