@@ -16,7 +16,11 @@ Processes = Annotated[
     int, typer.Option("--processes", min=1, metavar="N", help="Processes, each on a device of its own.")
 ]
 Strategy = Annotated[
-    str, typer.Option("--strategy", help="How they share the work: ddp, fsdp2 (divided weights), or fsdp2-offload.")
+    str,
+    typer.Option(
+        "--strategy",
+        help="How they share the work: ddp, zero2 (divided states), fsdp2 (divided weights), or fsdp2-offload.",
+    ),
 ]
 
 

@@ -70,11 +70,18 @@ def bytes_by_category(model: nn.Module, optimizer: torch.optim.Optimizer | None)
     """Return the bytes of weights, gradients and optimiser states, each gradient counted as large as its weight."""
     parameters = list(model.parameters())
     trainable = [p for p in parameters if p.requires_grad]
+    copies = [] if optimizer is None else copies_of_weights(optimizer, trainable)
     states = [] if optimizer is None else [v for state in optimizer.state.values() for v in state.values()]
     return {
         "frozen_weights": tensor_bytes(p for p in parameters if not p.requires_grad),
         "quantisation_state": tensor_bytes(quantisation_tensors(parameters)),
-        "trainable_weights": tensor_bytes(trainable),
+        "trainable_weights": tensor_bytes([*trainable, *copies]),
         "gradients": tensor_bytes(trainable) if optimizer is not None else 0,
         "optimiser_state": tensor_bytes(v for v in states if torch.is_tensor(v)),
     }
+
+
+def copies_of_weights(optimizer: torch.optim.Optimizer, trainable: list[nn.Parameter]) -> list[torch.Tensor]:
+    """Return what an optimizer updates in place of a model's parameters, where a strategy divides its states alone."""
+    known = {id(parameter) for parameter in trainable}
+    return [one for group in optimizer.param_groups for one in group["params"] if id(one) not in known]

@@ -80,6 +80,11 @@ class Division:
         return max(self._by_layer(one for one in self.weights if one.trains), default=0)
 
     @cached_property
+    def largest_trained(self) -> int:
+        """The bytes of the largest parameter that trains."""
+        return max((one.whole for one in self.weights if one.trains), default=0)
+
+    @cached_property
     def outside(self) -> int:
         """The bytes of the gathered weights that are in no layer: embeddings, last norm and head."""
         return sum(self.gathered(one) for one in self.weights if one.layer is None)
@@ -176,6 +181,36 @@ class Ddp(Strategy):
         return {"gradients": 2 * division.all_but_one(division.whole(True))}
 
 
+class Zero2(Strategy):
+    """Weights are whole; a device has its part of the states, and a second copy of its part of what trains.
+
+    In a backward pass all gradients are in one bucket beside the newest one, which from the second pass on counts as
+    workspace already, and in the step a device has its part of them twice.
+    """
+
+    def share(self, part: np.ndarray, key: tuple, division: Division) -> np.ndarray:
+        shared = part.copy()
+        own, whole = division.part(True), max(division.whole(True), 1)
+        shared[TRAINABLE] += own
+        for row in (STATES, GRADIENTS):
+            shared[row] = part[row] * own // whole
+        if key == ("state",):
+            return shared
+        if "backward" in key[2]:
+            shared[GRADIENTS] = whole + (own if key[1] > 1 else division.largest_trained)
+        shared[WORKSPACE] += own if key[2] == "step" else 0
+        return shared
+
+    def saving_bytes(self, division: Division, everything: bool) -> int:
+        """What trains is copied out of DeepSpeed's buffer."""
+        return division.whole(True)
+
+    def sent_bytes(self, division: Division, micro_batches: int) -> dict[str, int]:
+        """Gradients are divided after every micro-batch, and weights gathered after the update."""
+        own = division.all_but_one(division.whole(True))
+        return {"weights": own, "gradients": micro_batches * own}
+
+
 class Fsdp2(Strategy):
     def added_bytes(self, part: np.ndarray, number: int, place: tuple, division: Division) -> np.ndarray | int:
         """What is gathered: weights into one buffer, then into tensors of their own; gradients until they are sent.
@@ -250,6 +285,7 @@ STRATEGIES: dict[str, Strategy] = {
     strategy.name: strategy
     for strategy in (
         Ddp("ddp", measured=True),
+        Zero2("zero2", measured=True),
         Fsdp2("fsdp2", divides=True, measured=True),
         Fsdp2Offload("fsdp2-offload", divides=True, trained_by="fsdp2"),
     )

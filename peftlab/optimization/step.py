@@ -13,7 +13,6 @@ from torch import nn
 from peftlab.data.batches import PackedBatch
 from peftlab.losses.base import Loss
 from peftlab.optimization.in_backward import InBackward
-from peftlab.parameters.divided import whole
 from peftlab.speed.attention import attention_of_rows
 from peftlab.world.base import World
 
@@ -75,9 +74,7 @@ def optimizer_step(
     result = StepResult(torch.stack(losses), clip_gradients(parts))
     before_update(result)
     mark("step")
-    parts.scaler.step(parts.optimizer)
-    parts.scaler.update()
-    parts.optimizer.zero_grad(set_to_none=True)
+    parts.world.update(parts.optimizer, parts.scaler)
     return result
 
 
@@ -88,19 +85,14 @@ def _backward(parts: Stepper, batch: Batch, targets: int, mark: Callable[[str], 
             total = parts.loss.total(parts.model, batch)
         share = total / targets
         mark("loss")
-        parts.scaler.scale(share * parts.world.gradient_factor).backward()
+        parts.world.backward(parts.scaler.scale(share * parts.world.gradient_factor))
     return share.detach()
 
 
 def clip_gradients(parts: Stepper) -> torch.Tensor:
     """Clip to the norm `clip`, if any, and return the norm before that."""
     parts.scaler.unscale_(parts.optimizer)
-    parameters = [p for group in parts.optimizer.param_groups for p in group["params"]]
-    limit = float("inf") if parts.clip is None else parts.clip
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    norm = whole(torch.nn.utils.get_total_norm(gradients, foreach=parts.foreach)).to(parts.world.device)
-    torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm, foreach=parts.foreach)
-    return norm
+    return parts.world.clip(parts.optimizer, float("inf") if parts.clip is None else parts.clip, parts.foreach)
 
 
 def open_scaler(precision: torch.dtype, device: torch.device) -> torch.amp.GradScaler:

@@ -35,6 +35,10 @@ class AdamW(Optimizer):
     def needs_cuda(self) -> bool:
         return self.bits == 8 or self.paged
 
+    @property
+    def elementwise(self) -> bool:
+        return not self.needs_cuda
+
     def build(self, groups: Groups, learning_rate: float, device: torch.device) -> torch.optim.Optimizer:
         """Return the optimiser. Raises MissingRequirementError for bitsandbytes' away from CUDA."""
         import torch

@@ -31,6 +31,11 @@ class Optimizer(BaseModel):
     def needs_cuda(self) -> bool:
         return False
 
+    @property
+    def elementwise(self) -> bool:
+        """Whether the update of a number depends on its own gradients alone: parts of tensors can be updated then."""
+        return False
+
     def build(self, groups: Groups, learning_rate: float, device: torch.device) -> torch.optim.Optimizer:
         """Return the optimiser over parameter groups that have their own `weight_decay`."""
         raise NotImplementedError

@@ -27,6 +27,10 @@ class SGD(Optimizer):
             raise ValueError("nesterov needs a momentum above 0")
         return self
 
+    @property
+    def elementwise(self) -> bool:
+        return True
+
     def build(self, groups: Groups, learning_rate: float, device: torch.device) -> torch.optim.Optimizer:
         import torch
 

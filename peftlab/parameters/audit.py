@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import nn
 
-from peftlab.parameters.divided import whole
+from peftlab.parameters.divided import whole, whole_gradient
 from peftlab.parameters.trainable import is_quantized, named_parameters, trainable_parameters
 from peftlab.reports import AuditReport
+
+GradientOf = Callable[[torch.Tensor], torch.Tensor | None]
 
 
 class Audit:
@@ -32,17 +34,21 @@ class Audit:
         """Return the fingerprint of every frozen tensor before training. Waits for the device."""
         return {name: tuple(value.tolist()) for name, value in self._before.items() if name not in self._has_gradient}
 
-    def observe_gradients(self, model: nn.Module) -> None:
-        """Record which trainable tensors have a gradient; call it after the backward pass, before the step."""
+    def observe_gradients(self, model: nn.Module, gradient_of: GradientOf = whole_gradient) -> None:
+        """Record which trainable tensors have a gradient; call it after the backward pass, before the step.
+
+        `gradient_of` returns a parameter's whole gradient where it is elsewhere.
+        """
         self.steps += 1
         for name, parameter in trainable_parameters(model).items():
-            self.observe(name, parameter)
+            self.observe(name, parameter, gradient_of)
 
-    def observe(self, name: str, parameter: torch.Tensor) -> None:
+    def observe(self, name: str, parameter: torch.Tensor, gradient_of: GradientOf = whole_gradient) -> None:
         """Record whether one trainable parameter has a gradient, if it is there now."""
-        if parameter.grad is None:
+        gradient = gradient_of(parameter)
+        if gradient is None:
             return
-        nonzero = torch.linalg.vector_norm(whole(parameter.grad), ord=torch.inf) != 0
+        nonzero = torch.linalg.vector_norm(gradient, ord=torch.inf) != 0
         seen = self._has_gradient.get(name)
         self._has_gradient[name] = nonzero if seen is None else seen | nonzero
 

@@ -21,6 +21,11 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def whole_gradient(parameter: torch.Tensor) -> torch.Tensor | None:
+    """Return all of a parameter's gradient, None without one, as `whole` does."""
+    return None if parameter.grad is None else whole(parameter.grad)
+
+
 def own_part(tensor: torch.Tensor) -> torch.Tensor:
     """Return what this process has of a tensor, in the same memory: all of one that is not divided."""
     return tensor._local_tensor if isinstance(tensor, DTensor) else tensor

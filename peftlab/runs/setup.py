@@ -31,7 +31,7 @@ def build_setup(bench: Bench, model: nn.Module, stop: Stop, saver: Saver | None 
     prepared = world.prepare(model)
     scaler = open_scaler(bench.precision, world.device)
     refuse_scaled_updates(training, scaler)
-    optimizer = build_optimizer(prepared, recipe, world.device)
+    optimizer = world.join(prepared, build_optimizer(prepared, recipe, world.device))
     # Dropout must differ between processes, while data order and initialisation must not.
     torch.manual_seed(recipe.run.seed + world.process)
     return Setup(
@@ -83,7 +83,8 @@ def refuse_scaled_updates(training: Training, scaler: torch.amp.GradScaler) -> N
 
 def renew_optimizer(setup: Setup) -> None:
     """Replace the optimiser and the schedule of `setup` with new ones."""
-    former, setup.optimizer = setup.optimizer, build_optimizer(setup.model, setup.recipe, setup.world.device)
+    former, new = setup.optimizer, build_optimizer(setup.model, setup.recipe, setup.world.device)
+    setup.optimizer = setup.world.join(setup.model, new)
     setup.recipe.training.optimizer.reuse(setup.optimizer, former)
     if setup.in_backward is not None:
         setup.in_backward.remove()

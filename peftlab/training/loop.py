@@ -40,7 +40,7 @@ def train(setup: Setup, recorder: Recorder, audit: Audit, audited: Callable[[Aud
 
     def inspect(step: int, result: StepResult) -> None:
         if step <= last_audited:
-            audit.observe_gradients(setup.model)
+            audit.observe_gradients(setup.model, setup.world.gradient_of)
         guard.observe(step, result)
 
     if setup.in_backward is not None:  # afterwards the gradients are freed

@@ -75,8 +75,7 @@ def _step(setup: Setup) -> None:
     setup.model.train()
 
     def zero_gradients(result: StepResult) -> None:
-        parameters = (p for group in setup.optimizer.param_groups for p in group["params"])
-        if gradients := [p.grad for p in parameters if p.grad is not None]:
+        if gradients := setup.world.gradients(setup.optimizer):
             torch._foreach_zero_(gradients)
 
     optimizer_step(setup, setup.rows.batches(1), setup.rows.count(1).targets, before_update=zero_gradients)

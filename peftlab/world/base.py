@@ -18,7 +18,7 @@ from accelerate.utils import set_seed
 from torch import nn
 
 from peftlab.errors import StorageError
-from peftlab.parameters.divided import divided_as
+from peftlab.parameters.divided import divided_as, whole, whole_gradient
 from peftlab.parameters.trainable import kept_buffers, set_buffers, trainable_parameters
 from peftlab.recipe.schema import Recipe
 from peftlab.world import hardware
@@ -52,6 +52,12 @@ class World(ABC):
     strategy: ClassVar[str]
     divided: ClassVar[bool] = False
     """Whether each process has a part of every weight, so that all must make the same forward passes together."""
+    alone: ClassVar[str] = ""
+    """What to tell a user whose launch has one process, where that trains as without a launch."""
+    hidden_variables: ClassVar[tuple[str, ...]] = ()
+    """A launcher's variables that accelerate must not see: it would divide the work itself, or refuse to."""
+    package: ClassVar[str] = ""
+    """A package that this strategy needs, which is also the name of peftlab's extra for it."""
     undo_settings: Callable[[], None] = staticmethod(lambda: None)
     """Restores what was set in this process for the run; called when the world is left."""
 
@@ -66,11 +72,6 @@ class World(ABC):
     def is_main(self) -> bool:
         """Whether this process writes the run's files."""
         return self.process == 0
-
-    @classmethod
-    def open_accelerator(cls, **options: Any) -> Accelerator:
-        """Return accelerate's view of this process and of the others of the launch."""
-        return Accelerator(**options)
 
     @property
     def takes_part(self) -> bool:
@@ -101,6 +102,36 @@ class World(ABC):
     @abstractmethod
     def prepare(self, model: nn.Module) -> nn.Module:
         """Return `model` on this process's device, wrapped for training by this strategy."""
+
+    def join(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+        """Return the new optimizer of a prepared model; a strategy that divides states alone gives it parts here."""
+        return optimizer
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Compute the gradients of a loss, and exchange them unless they are accumulated."""
+        loss.backward()
+
+    def gradients(self, optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+        """Return the gradients with which this process will update, after a step's last backward pass."""
+        parameters = (one for group in optimizer.param_groups for one in group["params"])
+        return [one.grad for one in parameters if one.grad is not None]
+
+    def gradient_of(self, parameter: torch.Tensor) -> torch.Tensor | None:
+        """Return the whole gradient of a parameter of the prepared model, if it has one; all processes call it."""
+        return whole_gradient(parameter)
+
+    def clip(self, optimizer: torch.optim.Optimizer, limit: float, foreach: bool | None) -> torch.Tensor:
+        """Clip the gradients of all processes to the norm `limit`, and return the norm before that."""
+        parameters = [one for group in optimizer.param_groups for one in group["params"]]
+        norm = whole(torch.nn.utils.get_total_norm(self.gradients(optimizer), foreach=foreach)).to(self.device)
+        torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm, foreach=foreach)
+        return norm
+
+    def update(self, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> None:
+        """Update the weights, and drop the gradients."""
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad(set_to_none=True)
 
     @abstractmethod
     def accumulating(self, model: nn.Module) -> AbstractContextManager[None]:
@@ -151,7 +182,11 @@ class World(ABC):
         self.fill(model, weights)
         with torch.no_grad():
             set_buffers(model, state.get("buffers", {}))
-        optimizer.load_state_dict(state["optimizer"])
+        self.set_states(optimizer, state["optimizer"])
+
+    def set_states(self, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+        """Set an optimizer's state to a captured one."""
+        optimizer.load_state_dict(state)
 
     def fill(self, model: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
         """Set what trains in `model` to whole weights by canonical name, in place."""

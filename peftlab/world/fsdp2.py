@@ -12,7 +12,6 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, ClassVar
 
 import torch
-from accelerate import Accelerator
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
@@ -41,12 +40,8 @@ CHECKPOINTED = (
 class Fsdp2(Ddp):
     strategy = "fsdp2"
     divided: ClassVar[bool] = True
-
-    @classmethod
-    def open_accelerator(cls, **options: Any) -> Accelerator:
-        """Return accelerate's view of the processes, without its own FSDP."""
-        with _without("ACCELERATE_USE_FSDP", "ACCELERATE_USE_PARALLELISM_CONFIG"):
-            return Accelerator(**options)
+    alone: ClassVar[str] = "FSDP 2 was asked for, but the launch has one process: its device has the whole model"
+    hidden_variables: ClassVar[tuple[str, ...]] = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_PARALLELISM_CONFIG")
 
     @classmethod
     def why_not(cls, recipe: Recipe, device: torch.device) -> str:
@@ -98,13 +93,13 @@ class Fsdp2(Ddp):
         found = whole(value)
         return found.cpu() if self.is_main else None  # all whole tensors together may not fit into a device
 
-    def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    def set_states(self, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         moments = {
             number: {name: _like(value, parameters[number]) for name, value in kept.items()}
-            for number, kept in state["optimizer"]["state"].items()
+            for number, kept in state["state"].items()
         }
-        super().restore(model, optimizer, {**state, "optimizer": {**state["optimizer"], "state": moments}})
+        super().set_states(optimizer, {**state, "state": moments})
 
     @contextmanager
     def whole(self, model: nn.Module, everything: bool) -> Iterator[None]:
@@ -137,13 +132,3 @@ def _like(value: Any, parameter: torch.Tensor) -> Any:
     if not isinstance(value, torch.Tensor) or value.shape != parameter.shape:
         return value
     return divided_as(value.to(parameter.device), parameter)
-
-
-@contextmanager
-def _without(*names: str) -> Iterator[None]:
-    """Keep variables out of this process's environment for as long as the context is open."""
-    kept = {name: os.environ.pop(name) for name in names if name in os.environ}
-    try:
-        yield
-    finally:
-        os.environ.update(kept)

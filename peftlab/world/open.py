@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 
-from accelerate import PartialState
+from accelerate import Accelerator, PartialState
 from accelerate.tracking import filter_trackers
 
 from peftlab.errors import MissingRequirementError, UsageError
@@ -17,15 +19,17 @@ from peftlab.world.fsdp2 import Fsdp2
 from peftlab.world.hardware import pick_device
 from peftlab.world.request import is_alone_in_a_launch, requested_strategy
 from peftlab.world.single import Single
+from peftlab.world.zero2 import Zero2
 
-STRATEGIES: dict[str, type[World]] = {world.strategy: world for world in (Single, Ddp, Fsdp2)}
+STRATEGIES: dict[str, type[World]] = {world.strategy: world for world in (Single, Ddp, Fsdp2, Zero2)}
 
+NOT_INSTALLED = (
+    "the launch's strategy needs {0}, which is not installed; pip install 'peftlab[{0}]', or launch with DDP"
+)
 ALONE = (
     "the launcher was asked for several processes and started one (accelerate does that with --cpu); "
     "for several on the CPU give it distributed_type MULTI_GPU and use_cpu true in a configuration file"
 )
-
-UNDIVIDED = "FSDP 2 was asked for, but the launch has one process: its device has the whole model"
 
 
 def open_world(device: str, deterministic: bool = False) -> World:
@@ -37,17 +41,20 @@ def open_world(device: str, deterministic: bool = False) -> World:
     refuse_unsupported(os.environ)
     undo_settings = use_deterministic_algorithms() if deterministic else None
     request = requested_strategy(os.environ)
-    state = PartialState(cpu=pick_device(device).type == "cpu")
-    kind = str(state.distributed_type.value)
-    if request is None and kind not in ("NO", "MULTI_CPU", "MULTI_GPU"):
-        raise UsageError(unsupported(kind, "this machine"))
+    wanted = STRATEGIES[request.strategy] if request else Ddp
+    if wanted.package and importlib.util.find_spec(wanted.package) is None:
+        raise MissingRequirementError(NOT_INSTALLED.format(wanted.package))
     notes = [ALONE] if is_alone_in_a_launch(os.environ) else []
-    kind_of_world = STRATEGIES[request.strategy if request else "ddp" if state.num_processes > 1 else "single"]
-    if kind_of_world.divided and state.num_processes == 1:
-        kind_of_world, notes = Single, [*notes, UNDIVIDED]
-    # The training step does its own autocast, so that logits are not copied to float32.
-    accelerator = kind_of_world.open_accelerator(cpu=pick_device(device).type == "cpu", mixed_precision="no")
-    world = kind_of_world(accelerator, notes)
+    on_cpu = pick_device(device).type == "cpu"
+    with _without(*wanted.hidden_variables):
+        state = PartialState(cpu=on_cpu)
+        kind = str(state.distributed_type.value)
+        if request is None and kind not in ("NO", "MULTI_CPU", "MULTI_GPU"):
+            raise UsageError(unsupported(kind, "this machine"))
+        if state.num_processes == 1 and (request is None or wanted.alone):
+            wanted, notes = Single, [*notes, wanted.alone] if request else notes
+        # The training step does its own autocast, so that logits are not copied to float32.
+        world = wanted(Accelerator(cpu=on_cpu, mixed_precision="no"), notes)
     if undo_settings is not None:
         world.undo_settings = undo_settings
     return world
@@ -67,7 +74,8 @@ def unsupported(title: str, place: str) -> str:
     """Return the line that refuses a strategy asked for by `place`."""
     return (
         f"{place} asks for {title}, which peftlab does not support; it trains on one device, or on several with "
-        "DDP or FSDP 2: use a launcher configuration with distributed_type NO, MULTI_GPU or FSDP (fsdp_version: 2)"
+        "DDP, FSDP 2 or ZeRO-2: use a launcher configuration with distributed_type NO, MULTI_GPU, FSDP "
+        "(fsdp_version: 2) or DEEPSPEED (zero_stage: 2)"
     )
 
 
@@ -86,3 +94,13 @@ def refuse_missing_trackers(names: Collection[str]) -> None:
         raise MissingRequirementError(f"run.trackers: {error}") from None
     if missing := sorted(set(names) - {str(tracker) for tracker in found}):
         raise MissingRequirementError(f"run.trackers: {', '.join(missing)} is not installed; pip install it")
+
+
+@contextmanager
+def _without(*names: str) -> Iterator[None]:
+    """Keep variables out of this process's environment for as long as the context is open."""
+    kept = {name: os.environ.pop(name) for name in names if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(kept)

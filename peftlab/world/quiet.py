@@ -27,4 +27,4 @@ def quiet_libraries() -> None:
     if datasets is not None:
         datasets.logging.set_verbosity_error()
         datasets.disable_progress_bars()
-    warnings.filterwarnings("ignore", module=r"(transformers|peft|bitsandbytes|datasets|accelerate|torch)\b")
+    warnings.filterwarnings("ignore", module=r"(transformers|peft|bitsandbytes|datasets|accelerate|deepspeed|torch)\b")

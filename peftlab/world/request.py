@@ -71,6 +71,7 @@ def count(environment: Mapping[str, str], name: str) -> int:
 VARIABLES = {
     "ddp": {"ACCELERATE_USE_FSDP": "false"},
     "fsdp2": {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"},
+    "zero2": {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"},
     "fsdp2-offload": {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_OFFLOAD_PARAMS": "true"},
 }
 

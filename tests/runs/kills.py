@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import importlib.util
 import itertools
 import json
 import os
@@ -73,6 +74,8 @@ CASES = [
     Case("bitfit", "sequence-classification", 2),
     *(Case(method, processes=2, strategy="fsdp2") for method in ("lora", "qlora", "full")),
 ]
+if importlib.util.find_spec("deepspeed"):
+    CASES += [Case(method, processes=2, strategy="zero2") for method in ("lora", "qlora", "full")]
 LOST = LaunchError.exit_code
 # A process whose first one was killed before they met waits in torch for the meeting, until its launcher ends it.
 UNMET, MEETING_SECONDS = -signal.SIGTERM, 30.0

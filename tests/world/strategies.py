@@ -6,6 +6,7 @@ Run it with `scripts/verify_strategies`. It adds a line of JSON for each pair th
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import tempfile
 import time
@@ -19,11 +20,14 @@ from peftlab.reports import RunResult
 from peftlab.runs.directory import RunDirectory
 from peftlab.runs.display import NoDisplay
 from peftlab.runs.run import train
+from peftlab.world.request import variables_of
 from tests.runs.pairs import Pair
 from tests.runs.recipes import METHODS, shallow_sections
 
-FSDP2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
-STRATEGIES = {"ddp": {}, "fsdp2": FSDP2, "fsdp2 + offload": FSDP2 | {"FSDP_OFFLOAD_PARAMS": "true"}}
+# As the committed results name them; ZeRO-2 where DeepSpeed is installed.
+STRATEGIES = {name.replace("-", " + "): variables_of(name) for name in ("ddp", "fsdp2", "fsdp2-offload")}
+if importlib.util.find_spec("deepspeed"):
+    STRATEGIES["zero2"] = variables_of("zero2")
 CASES = METHODS | {"fp4": METHODS["qlora"] | {"quantization": "fp4"}}
 LEARNING_RATE = 1e-3
 

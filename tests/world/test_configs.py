@@ -5,15 +5,17 @@ from __future__ import annotations
 import subprocess
 
 import pytest
+import torch
 import yaml
 from accelerate.commands.config import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
-from accelerate.utils.launch import prepare_multi_gpu_env
+from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 
-from peftlab.world.fsdp2 import Fsdp2
+from peftlab.recipe.schema import Recipe
 from peftlab.world.open import STRATEGIES
 from peftlab.world.request import is_on, requested_strategy
 from tests.conftest import REPOSITORY
+from tests.runs.recipes import shallow_sections
 
 CONFIGS = sorted((REPOSITORY / "configs").glob("*.yaml"))
 CLUSTER = REPOSITORY / "scripts" / "cluster"
@@ -29,7 +31,7 @@ def test_a_configuration_is_parsed_by_accelerate_and_explained_at_its_top(path):
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_a_launch_asks_for_the_strategy_of_its_configuration(path, monkeypatch):
+def test_a_launch_asks_for_the_strategy_of_its_configuration(path, monkeypatch, tmp_path):
     """Read from the environment in which accelerate would start the processes."""
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 8)
@@ -38,10 +40,18 @@ def test_a_launch_asks_for_the_strategy_of_its_configuration(path, monkeypatch):
     )
     if config.num_processes == 1:
         return
-    environment = prepare_multi_gpu_env(arguments)
+    # As `launch_command` chooses. Every file for the CPU has use_cpu and not cpu, so that its strategy is kept.
+    environment = (
+        prepare_deepspeed_cmd_env(arguments)[1] if arguments.use_deepspeed else prepare_multi_gpu_env(arguments)
+    )
     request = requested_strategy(environment)
-    assert (request.strategy if request else "ddp") == ("fsdp2" if "fsdp2" in path.stem else "ddp")
-    assert request is None or STRATEGIES[request.strategy] is Fsdp2
+    named = [strategy for strategy in STRATEGIES if strategy in path.stem]
+    assert [request.strategy] == named if request else named == []
+    recipe = Recipe.model_validate(shallow_sections("lora", tmp_path, steps=1))
+    with monkeypatch.context() as launched:
+        for name, value in environment.items():
+            launched.setenv(name, value)
+        assert not request or not STRATEGIES[request.strategy].why_not(recipe, torch.device("cpu"))
     assert is_on(environment, "FSDP_OFFLOAD_PARAMS") == ("offload" in path.stem)
 
 

@@ -16,7 +16,7 @@ from tests.conftest import REPOSITORY
 TINY = REPOSITORY / "recipes" / "tiny" / "lora.yaml"
 UNSUPPORTED = [
     ({"ACCELERATE_USE_FSDP": "true"}, "FSDP 1"),
-    ({"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"}, "DeepSpeed ZeRO-2"),
+    ({"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}, "DeepSpeed ZeRO-3"),
     ({"ACCELERATE_USE_MEGATRON_LM": "true"}, "Megatron-LM"),
     ({"ACCELERATE_USE_PARALLELISM_CONFIG": "true", "PARALLELISM_CONFIG_TP_SIZE": "2"}, "tensor parallel"),
 ]
@@ -71,11 +71,13 @@ def test_evaluate_refuses_an_unsupported_strategy(launched_as, tmp_path, capfd):
     assert "ACCELERATE_USE_DEEPSPEED asks for DeepSpeed" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["zero2", "zero3"])
+@pytest.mark.parametrize("name", ["zero1", "zero3"])
 def test_a_plan_offers_only_what_training_supports(name, capfd):
     assert run(["plan", str(TINY), "--devices", "4", "--strategy", name]) == 2
     errors = capfd.readouterr().err.splitlines()
-    assert len(errors) == 1 and f"unknown strategy '{name}'" in errors[0] and "supported: ddp, fsdp2" in errors[0]
+    assert (
+        len(errors) == 1 and f"unknown strategy '{name}'" in errors[0] and "supported: ddp, zero2, fsdp2" in errors[0]
+    )
 
 
 def test_a_strategy_is_one_class_and_one_entry(monkeypatch):

@@ -1,0 +1,211 @@
+"""ZeRO-2 of DeepSpeed: every process has the whole model and its own rows, and a part of gradients and states.
+
+Source: arXiv 1910.02054; `deepspeed.initialize`, tried with DeepSpeed 0.19.8. DeepSpeed reduces the gradients of a
+backward pass into each process's part, updates that part with torch's own optimizer, and gathers the weights.
+Clipping, the norm, and what a checkpoint contains are peftlab's, so that they are those of one process.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import torch
+from torch import distributed, nn
+
+from peftlab.parameters.trainable import trainable_parameters
+from peftlab.recipe.schema import Recipe
+from peftlab.world.ddp import Ddp
+from peftlab.world.dtypes import resolve_types
+
+DIVIDES = "ZeRO-2 divides the optimizer's states among processes"
+OWN_STATES = f"{DIVIDES}, whatever tensors they belong to; set training.optimizer=adamw or sgd, or launch with DDP"
+SCALED = f"{DIVIDES}, and float16's gradient scaler is untried there; set training.precision=bfloat16"
+AVERAGED = f"{DIVIDES}, and with them training.average.ema, which evaluations need whole; remove it or launch with DDP"
+# Settings of a launcher that change what is computed where, and that are not read.
+UNREAD = {
+    "ACCELERATE_DEEPSPEED_CONFIG_FILE": "deepspeed_config_file",
+    "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "offload_optimizer_device",
+    "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": "offload_param_device",
+}
+# Numbers in the buffer in which gradients are reduced, at most; DeepSpeed's own default.
+LARGEST_BUCKET = 500_000_000
+
+
+class Zero2(Ddp):
+    strategy = "zero2"
+    alone: ClassVar[str] = "ZeRO-2 was asked for, but the launch has one process: its device has all states"
+    hidden_variables: ClassVar[tuple[str, ...]] = ("ACCELERATE_USE_DEEPSPEED",)
+    package: ClassVar[str] = "deepspeed"
+    _engine: Any = None
+
+    @classmethod
+    def why_not(cls, recipe: Recipe, device: torch.device) -> str:
+        types = resolve_types(recipe.model.dtype, recipe.training.precision, device)
+        refusals = {
+            OWN_STATES: not recipe.training.optimizer.elementwise,
+            SCALED: types.computation == torch.float16,
+            AVERAGED: recipe.training.average.ema is not None,
+        }
+        for variable, setting in UNREAD.items():
+            refusals[f"{setting} is not read; remove it from the launcher's configuration"] = os.environ.get(
+                variable, "none"
+            ) not in ("none", "")
+        return next((reason for reason, applies in refusals.items() if applies), super().why_not(recipe, device))
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        """Return `model` on this process's device; `join` gives it to DeepSpeed."""
+        return model.to(self.device)
+
+    def join(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+        """Return the optimizer, of which DeepSpeed from now on divides what it updates and keeps.
+
+        The model is called as it is, not through DeepSpeed's engine: that would switch off the autocast around it, and
+        watch its outputs, of which a loss without logits uses none.
+        """
+        deepspeed = _import_deepspeed(self.device)
+        if self._engine is not None:
+            self._engine.destroy()
+        for group in optimizer.param_groups:
+            group["fused"] = None  # it would skip bad steps by a flag that DeepSpeed does not pass on
+        count = sum(parameter.numel() for group in optimizer.param_groups for parameter in group["params"])
+        self._engine = deepspeed.initialize(model=model, optimizer=optimizer, config=_config(count))[0]
+        return optimizer
+
+    def backward(self, loss: torch.Tensor) -> None:
+        self._engine.optimizer.clear_backward_seen_flag()
+        self._engine.optimizer.enter_backward()
+        self._engine.backward(loss, scale_wrt_gas=False)
+
+    @contextmanager
+    def accumulating(self, model: nn.Module) -> Iterator[None]:
+        self._engine.set_gradient_accumulation_boundary(False)
+        try:
+            yield
+        finally:
+            self._engine.set_gradient_accumulation_boundary(True)
+
+    def gradients(self, optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+        parts = self._engine.optimizer.averaged_gradients.values()
+        return [gradient for part in parts for gradient in part or ()]
+
+    def gradient_of(self, parameter: torch.Tensor) -> torch.Tensor | None:
+        from deepspeed.utils import safe_get_full_grad
+
+        return safe_get_full_grad(parameter)
+
+    @torch.no_grad()
+    def clip(self, optimizer: torch.optim.Optimizer, limit: float, foreach: bool | None) -> torch.Tensor:
+        own = self.gradients(optimizer)
+        squared = torch.nn.utils.get_total_norm(own, foreach=foreach).double().square().to(self.device)
+        norm = self.sum(squared).sqrt().float()
+        torch._foreach_mul_(own, torch.clamp(limit / (norm + 1e-6), max=1.0))  # as torch.nn.utils.clip_grad_norm_ does
+        return norm
+
+    def update(self, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> None:
+        self._engine.step()
+
+    def capture(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        return super().capture(model, optimizer) | {"optimizer": self._whole_states(optimizer)}
+
+    def _whole_states(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        """Return the state of an optimizer of whole parameters; the tensors on the main process alone."""
+        states: dict[int, dict[str, Any]] = {}
+        groups = []
+        for saved, own, parameters in self._groups(optimizer):
+            numbers = list(range(len(states), len(states) + len(parameters)))
+            groups.append(saved | {"params": numbers})
+            states |= {number: {} for number in numbers}
+            for name, value in optimizer.state.get(own, {}).items():
+                divided = isinstance(value, torch.Tensor) and value.shape == own.shape
+                values = self._slices(value, parameters) if divided else [_copied(value)] * len(parameters)
+                for number, one in zip(numbers, values, strict=True):
+                    states[number][name] = one if divided else _copied(one)
+        return {"state": {number: state for number, state in states.items() if state}, "param_groups": groups}
+
+    def _slices(self, own: torch.Tensor, parameters: list[nn.Parameter]) -> list[torch.Tensor | None]:
+        """Return the part of each parameter in the whole of what processes have of a flat tensor."""
+        parts = [torch.empty_like(own) for _ in range(self.processes)] if self.is_main else None
+        distributed.gather(own.contiguous(), parts)
+        if parts is None:
+            return [None] * len(parameters)
+        flat = torch.cat([part.cpu() for part in parts])
+        sizes = [parameter.numel() for parameter in parameters]
+        whole = flat[: sum(sizes)].split(sizes)
+        return [one.view(parameter.shape) for one, parameter in zip(whole, parameters, strict=True)]
+
+    @torch.no_grad()
+    def set_states(self, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+        """Set this process's parts of weights and states to those of a whole optimizer's state."""
+        self._engine.optimizer.refresh_fp32_params()
+        number = 0
+        for (_, own, parameters), saved, group in zip(
+            self._groups(optimizer), state["param_groups"], optimizer.param_groups, strict=True
+        ):
+            group.update({name: value for name, value in saved.items() if name not in ("params", "fused")})
+            states = [state["state"].get(number + index, {}) for index in range(len(parameters))]
+            number += len(parameters)
+            kept = optimizer.state[own]
+            kept.clear()
+            for name, value in states[0].items():
+                if not isinstance(value, torch.Tensor) or value.shape != parameters[0].shape:
+                    kept[name] = _copied(value)
+                    continue
+                flat = torch.cat([one[name].flatten() for one in states])
+                start = self.process * own.numel()
+                part = flat[start : start + own.numel()]
+                kept[name] = torch.zeros_like(own)
+                kept[name][: part.numel()] = part.to(own.device)
+
+    def _groups(self, optimizer: torch.optim.Optimizer) -> Iterator[tuple[dict[str, Any], torch.Tensor, list]]:
+        """Yield each group's settings, this process's part of its flat parameters, and the parameters themselves."""
+        for group, parameters in zip(optimizer.param_groups, self._engine.optimizer.bit16_groups, strict=True):
+            settings = {name: value for name, value in group.items() if name != "params"}
+            yield settings, group["params"][0], parameters
+
+    @contextmanager
+    def whole(self, model: nn.Module, everything: bool) -> Iterator[None]:
+        """While the context is open, what trains has memory of its own, not parts of one buffer."""
+        kept = {parameter: parameter.data for parameter in trainable_parameters(model).values()}
+        for parameter in kept:
+            parameter.data = parameter.data.clone()
+        yield
+        for parameter, data in kept.items():
+            parameter.data = data
+
+
+def _import_deepspeed(device: torch.device) -> Any:
+    """Return the library, quiet, for a device's type."""
+    os.environ.setdefault("DS_ACCELERATOR", device.type)
+    import deepspeed
+
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    if device.type == "cpu":
+        # Shared memory in place of gloo: an extension that it would compile for minutes, on every machine anew.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed
+
+
+def _config(count: int) -> dict[str, Any]:
+    """Return DeepSpeed's settings for `count` trained numbers: no scaling, clipping or accumulation of its own."""
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": 0.0,
+        "zero_allow_untested_optimizer": True,
+        "zero_optimization": {
+            "stage": 2,
+            "compute_grad_norm": False,
+            "reduce_bucket_size": min(count, LARGEST_BUCKET),
+            "allgather_bucket_size": 2 * min(count, LARGEST_BUCKET),
+            "round_robin_gradients": False,
+            "parameter_alignment": False,
+        },
+    }
+
+
+def _copied(value: Any) -> Any:
+    return value.clone() if isinstance(value, torch.Tensor) else value
