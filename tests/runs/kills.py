@@ -73,6 +73,7 @@ CASES = [
     Case("lora", processes=2),
     Case("bitfit", "sequence-classification", 2),
     *(Case(method, processes=2, strategy="fsdp2") for method in ("lora", "qlora", "full")),
+    Case("lora", processes=2, strategy="fsdp2-offload"),
 ]
 if importlib.util.find_spec("deepspeed"):
     CASES += [Case(method, processes=2, strategy="zero2") for method in ("lora", "qlora", "full")]
