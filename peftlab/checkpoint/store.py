@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,17 +18,21 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from peftlab.checkpoint.manifest import NAME, Manifest, record_file, render, verify, walk_files
+from peftlab.checkpoint.manifest import NAME, FileRecord, Manifest, record_file, render, verify, walk_files
 from peftlab.errors import StorageError
 from peftlab.files import sync, sync_folders, why
 
 WHOLE = re.compile(r"step-(\d{6,})")
+PARTS = re.compile(r"\.step-\d{6,}\.parts")
 UNFINISHED = re.compile(r"\.step-\d{6,}\.\d+\.partial")
 REPLACED = re.compile(r"\.(step-\d{6,})\.\d+\.former")
 
 # Space for what `disk_usage` does not show: file-system blocks, the manifest, other writers of a shared disk.
 SPARE_BYTES = 8 * 1024**2
 SPARE_FRACTION = 0.02
+
+
+Records = Mapping[str, FileRecord]
 
 
 @dataclass(frozen=True)
@@ -41,21 +45,22 @@ class Checkpoint:
 
 
 def write_checkpoint(
-    root: Path, step: int, write: Callable[[Path], None], facts: dict[str, Any], needed_bytes: int = 0
+    root: Path, step: int, write: Callable[[Path], Records | None], facts: dict[str, Any], needed_bytes: int = 0
 ) -> Path:
     """Write the checkpoint of `step` with the files that `write(folder)` makes; return its folder.
 
-    `facts` is JSON for the manifest. On return the checkpoint is on the disk; an earlier one of the same step is
-    replaced. Raises StorageError if `needed_bytes` do not fit or writing fails; after that, as after any other
-    exception, the folder is unchanged.
+    `write` may return the records of files that others have hashed and synced already. `facts` is JSON for the
+    manifest. On return the checkpoint is on the disk; an earlier one of the same step is replaced. Raises StorageError
+    if `needed_bytes` do not fit or writing fails; after that, as after any other exception, the folder is unchanged.
     """
     target = root / name_of(step)
     with _storage_errors(target), _partial(root, step) as partial:
         _make_root(root)
         refuse_full_disk(root, needed_bytes)
         partial.mkdir()
-        write(partial)
-        files = {path.relative_to(partial).as_posix(): record_file(path, sync=True) for path in walk_files(partial)}
+        known = write(partial) or {}
+        paths = {path.relative_to(partial).as_posix(): path for path in walk_files(partial)}
+        files = {name: known.get(name) or record_file(path, sync=True) for name, path in paths.items()}
         manifest = Manifest(step=step, files=files, facts=facts)
         _write_synced(partial / NAME, render(manifest))
         sync_folders(partial)
@@ -113,7 +118,7 @@ def clean_leftovers(root: Path) -> None:
                 os.rename(root / match[0], root / match[1])
             else:
                 shutil.rmtree(root / match[0])
-        for match in _matches(root, UNFINISHED):
+        for match in (*_matches(root, UNFINISHED), *_matches(root, PARTS)):
             shutil.rmtree(root / match[0])
 
 
@@ -131,6 +136,11 @@ def refuse_full_disk(root: Path, needed_bytes: int) -> None:
 
 def name_of(step: int) -> str:
     return f"step-{step:06}"
+
+
+def parts_folder(root: Path, step: int) -> Path:
+    """Return the folder in which processes leave their parts of a step's checkpoint, before it is complete."""
+    return root / f".{name_of(step)}.parts"
 
 
 def _matches(root: Path, pattern: re.Pattern) -> list[re.Match]:

@@ -31,12 +31,37 @@ def own_part(tensor: torch.Tensor) -> torch.Tensor:
     return tensor._local_tensor if isinstance(tensor, DTensor) else tensor
 
 
-def divided_as(tensor: torch.Tensor, divided: torch.Tensor) -> torch.Tensor:
-    """Return `tensor`, which is whole on every process, divided as another one is; nothing is exchanged."""
+def part_of(tensor: torch.Tensor) -> torch.Tensor | dict[str, Any]:
+    """Return what a checkpoint keeps of a tensor on this process: its own rows and the whole shape, or all of it."""
+    if not isinstance(tensor, DTensor):
+        return tensor
+    return {"part": tensor._local_tensor, "shape": tuple(tensor.shape)}
+
+
+def is_part(value: Any) -> bool:
+    """Return whether a value is what `part_of` returned for a divided tensor."""
+    return isinstance(value, dict) and value.keys() == {"part", "shape"}
+
+
+def whole_shape(value: Any) -> tuple[int, ...]:
+    """Return the shape of a whole tensor, from it or from a part of it."""
+    return tuple(value["shape"] if is_part(value) else value.shape)
+
+
+def divided_as(tensor: Any, divided: torch.Tensor) -> torch.Tensor:
+    """Return `tensor`, whole on every process or a part of it on each, divided as another one is.
+
+    Nothing is exchanged.
+    """
     if not isinstance(divided, DTensor):
         return tensor
     mesh, placements = divided.device_mesh, divided.placements
-    return distribute_tensor(tensor.to(divided.dtype), mesh, placements, src_data_rank=None)
+    if is_part(tensor):
+        local = tensor["part"].to(divided._local_tensor.device, divided.dtype)
+        return DTensor.from_local(
+            local, mesh, placements, run_check=False, shape=divided.shape, stride=divided.stride()
+        )
+    return distribute_tensor(tensor.to(divided.device, divided.dtype), mesh, placements, src_data_rank=None)
 
 
 @contextmanager

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from peftlab.checkpoint.manifest import FileRecord
+from peftlab.checkpoint.parts import Parts, load_own
 from peftlab.checkpoint.store import Checkpoint, refuse_full_disk, rotate, write_checkpoint
 from peftlab.checkpoint.tensors import EncodedState, encode_state, load_state, save_state, write_state
 from peftlab.checkpoint.writer import CheckpointWriter
@@ -33,6 +36,8 @@ if TYPE_CHECKING:
     from peftlab.training.stop import Stop
 
 
+# Of the state, what processes have parts of where they divide weights.
+DIVIDED = ("weights", "optimizer", "buffers")
 NOT_REPEATABLE = "CUDA's kernels need not give the same bytes twice; run.deterministic=true makes them"
 
 
@@ -50,12 +55,15 @@ class CheckpointSaver:
         self.writer = CheckpointWriter()
         record.settle = self.writer.finish
         self._saved = 0
+        self._given_up = threading.Event()
         self._resumed: set[int] = set()
 
     def __enter__(self) -> CheckpointSaver:
         return self
 
     def __exit__(self, kind, *_) -> None:
+        if kind is not None:
+            self._given_up.set()
         with self._timed("checkpoints_stalled"):
             self.writer.close(quietly=kind is not None)
         if kind is None:
@@ -80,7 +88,7 @@ class CheckpointSaver:
             # The main process writes only after all have captured their states, at the same step.
             processes = self.record.world.gather([capture_process_state(self.recorder, self.audit)])
             state = capture_shared_state(setup)
-            if setup.world.is_main:
+            if setup.world.is_main or setup.world.divided:
                 self._begin(setup, state, processes)
         self._saved = setup.progress.step
         self.stop.saving_seconds = self.writer.longest_seconds
@@ -90,21 +98,44 @@ class CheckpointSaver:
     def _begin(self, setup: Setup, state: dict[str, Any], processes: list[Any]) -> None:
         self.writer.wait()  # frees the memory of the earlier copy
         copied = 2 * state_bytes(setup) < free_host_bytes()
+        own = {name: state.pop(name) for name in DIVIDED if name in state} if setup.world.divided else None
         encoded = encode_state(state, "state", copy=copied)
-        progress = setup.progress
-        protected = {*self._resumed, progress.step, progress.best_step or progress.step}
-        self.writer.start(partial(self._write, progress.step, encoded, processes, protected))
+        part = None if own is None else encode_state(own, "part", copy=copied)
+        if setup.world.is_main:
+            write = partial(self._write, self._protected(setup), encoded, processes, part)
+        else:
+            assert part is not None, "other processes write parts alone"
+            write = partial(self._parts(setup.progress.step).write, setup.world.process, part)
+        self.writer.start(write)
         if not copied:
             self.writer.wait()
 
-    def _write(self, step: int, encoded: EncodedState, processes: list[Any], protected: set[int]) -> None:
-        def write(folder: Path) -> None:
+    def _protected(self, setup: Setup) -> tuple[int, set[int]]:
+        """Return the step that is saved, and the steps whose checkpoints stay."""
+        progress = setup.progress
+        return progress.step, {*self._resumed, progress.step, progress.best_step or progress.step}
+
+    def _parts(self, step: int) -> Parts:
+        return Parts(self.record.directory.checkpoints, step, self.record.world.processes, self._given_up)
+
+    def _write(
+        self, what: tuple[int, set[int]], encoded: EncodedState, processes: list[Any], part: EncodedState | None
+    ) -> None:
+        step, protected = what
+        parts, count = self._parts(step), 1 if part is None else self.record.world.processes
+
+        def write(folder: Path) -> dict[str, FileRecord]:
             write_state(folder, "state", encoded)
             for number, state in enumerate(processes):
                 save_state(folder, f"process-{number:05}", state)
+            if part is None:
+                return {}
+            parts.write(self.record.world.process, part)
+            return parts.collect(folder)
 
         root = self.record.directory.checkpoints
-        write_checkpoint(root, step, write, self.identity, needed_bytes=encoded.size_bytes)
+        needed = encoded.size_bytes + count * (part.size_bytes if part else 0)
+        write_checkpoint(root, step, write, self.identity, needed_bytes=needed)
         self.record.directory.forget_former()
         rotate(root, self.record.recipe.run.keep_checkpoints, protected)
 
@@ -141,7 +172,7 @@ def restore(
             f"set training.steps to {checkpoint.step} or more, or start a new run with another run.output"
         )
     reasons = why_inexact(saved, identity)
-    restore_shared_state(setup, load_state(checkpoint.path, "state"))
+    restore_shared_state(setup, load_own(checkpoint.path, setup.world.process, setup.world.processes))
     own = checkpoint.path / f"process-{setup.world.process:05}.json"
     if own.exists():
         reasons += restore_process_state(recorder, audit, load_state(checkpoint.path, own.stem))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
+from peftlab.checkpoint.parts import load_own, load_whole
 from peftlab.checkpoint.store import find_step, list_steps
-from peftlab.checkpoint.tensors import load_state
 from peftlab.errors import StorageError
 from peftlab.metrics import METRICS
 from peftlab.optimization.average import mean_of, take_average
@@ -51,7 +51,7 @@ def take_mean(record: RunRecord, model: nn.Module, step: int) -> None:
     record.world.wait()  # the main process has written them
     root = record.directory.checkpoints
     steps = [number for number in sorted(list_steps(root)) if number <= step][-wanted:]
-    states = (load_state(found.path, "state")["weights"] for number in steps if (found := find_step(root, number)))
+    states = (load_whole(found.path)["weights"] for number in steps if (found := find_step(root, number)))
     record.world.fill(model, mean_of(states))
     fewer = "" if len(steps) == wanted else f", of {wanted} that training.average.last asks for"
     record.note(f"the result is the mean of the weights of steps {', '.join(map(str, steps))}{fewer}")
@@ -66,7 +66,7 @@ def restore_weights(record: RunRecord, model: nn.Module, setup: Setup, step: int
             f"{record.directory.checkpoints}: the checkpoint of step {step}, whose weights are the best, is missing; "
             "restore it and use --resume, or start again with --overwrite"
         )
-    state = load_state(best.path, "state")
+    state = load_own(best.path, record.world.process, record.world.processes)
     if record.recipe.training.average.ema is None:
         record.world.fill(model, state["weights"])
     else:

@@ -273,6 +273,14 @@ def _remove_whole(folder: Path) -> None:
     shutil.rmtree(renamed)
 
 
+def written_at(path: Path) -> float | None:
+    """Return when the record of the run in a folder was last written, in seconds of the clock; None without one."""
+    try:
+        return RunDirectory(path).result.stat().st_mtime
+    except OSError:
+        return None
+
+
 @contextlib.contextmanager
 def open_directory(path: Path, main: bool, overwrite: bool, resume: bool) -> Iterator[RunDirectory]:
     """Yield the run directory, locked by the main process, and emptied unless its run resumes."""

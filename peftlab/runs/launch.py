@@ -23,6 +23,22 @@ STUCK_SECONDS = 5.0
 POLL_SECONDS = 0.5
 
 
+RESTARTS = "TORCHELASTIC_RESTART_COUNT"
+
+
+def is_restarted(world: World, written: float | None) -> bool:
+    """Return whether torchrun has started the processes of a launch again, after they had begun the run of its folder.
+
+    `written` is when the record of that run was last written, None without one. A record from before the launch is of
+    another one: its user says whether it resumes.
+    """
+    if not world.highest(int(os.environ.get(RESTARTS, "0"))):
+        return False
+    launcher = psutil.Process().parent()
+    started = min(world.gather([launcher.create_time() if launcher else time.time()]))  # of any machine's launcher
+    return world.gather([written is not None and written >= started])[0]
+
+
 class Launch:
     """This process and the others of its launch that run on the same machine.
 

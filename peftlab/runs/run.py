@@ -16,13 +16,13 @@ from peftlab.reports import RunResult
 from peftlab.runs.bench import Bench
 from peftlab.runs.choice import choose_weights
 from peftlab.runs.digests import SCORES, WEIGHTS, remove_digests
-from peftlab.runs.directory import open_directory
+from peftlab.runs.directory import open_directory, written_at
 from peftlab.runs.display import open_display
 from peftlab.runs.ending import record_failure, refuse_unfinished
 from peftlab.runs.evaluation import evaluate_parts, is_evaluated
 from peftlab.runs.identity import as_recorded
 from peftlab.runs.inference import try_inference
-from peftlab.runs.launch import launched
+from peftlab.runs.launch import is_restarted, launched
 from peftlab.runs.prepare import apply_method, prepare_bench, restore_trained
 from peftlab.runs.record import RunDisplay, RunRecord
 from peftlab.runs.resumption import Resumption, find_resumption
@@ -56,8 +56,9 @@ def train(
 
     The directory is the recipe's `run.output` or `runs/NAME`. With `resume` the run resumes from its latest
     intact checkpoint, or does what follows training where its weights are saved; one that is complete is returned
-    unchanged. What it keeps is verified first, unless `verify` is false. Whatever ends it, `result.json` is written
-    with its status. Expected errors are PeftlabErrors; a run that is stopped early raises StoppedError.
+    unchanged. Where torchrun starts the processes of a launch again, its run resumes by itself. What it keeps is
+    verified first, unless `verify` is false. Whatever ends it, `result.json` is written with its status. Expected
+    errors are PeftlabErrors; a run that is stopped early raises StoppedError.
     """
     quiet_libraries()
     path = run_path(recipe, name)
@@ -66,6 +67,7 @@ def train(
         find_start(recipe.method.from_)
     world = open_world(recipe.run.device, recipe.run.deterministic)
     refuse_recipe(world, recipe)
+    resume = resume or is_restarted(world, written_at(path))
     with (
         open_stop(recipe.run, world.processes) as stop,
         launched(world) as launch,

@@ -18,7 +18,7 @@ from accelerate.utils import set_seed
 from torch import nn
 
 from peftlab.errors import StorageError
-from peftlab.parameters.divided import divided_as, whole, whole_gradient
+from peftlab.parameters.divided import divided_as, whole, whole_gradient, whole_shape
 from peftlab.parameters.trainable import kept_buffers, set_buffers, trainable_parameters
 from peftlab.recipe.schema import Recipe
 from peftlab.world import hardware
@@ -161,9 +161,9 @@ class World(ABC):
     def capture(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         """Return the trained weights and the buffers of a prepared model, by canonical name, and the optimizer's state.
 
-        All processes must call this together; only what the main one gets is used. The tensors are the live ones: copy
-        them before the next step. A strategy that gives each process a part of a weight gathers the whole weights
-        here, so that any strategy can restore what another has captured.
+        All processes must call this together. The tensors are the live ones: copy them before the next step. Where
+        weights are divided, each process returns its own parts; otherwise only what the main one returns is used.
+        Any strategy can restore what another has captured, when the parts are joined.
         """
         weights = {name: parameter.detach() for name, parameter in trainable_parameters(model).items()}
         buffers = kept_buffers(model)
@@ -175,7 +175,11 @@ class World(ABC):
         Raises StorageError, with nothing changed, unless the weights have the names and shapes of what trains here.
         """
         parameters, weights = trainable_parameters(model), state["weights"]
-        odd = [name for name in parameters if name not in weights or weights[name].shape != parameters[name].shape]
+        odd = [
+            name
+            for name, parameter in parameters.items()
+            if name not in weights or whole_shape(weights[name]) != tuple(parameter.shape)
+        ]
         odd += sorted(weights.keys() - parameters.keys())
         if odd:
             raise StorageError(f"the checkpoint's trained weights are not those of this run ({odd[0]}, ...)")
@@ -189,10 +193,10 @@ class World(ABC):
         optimizer.load_state_dict(state)
 
     def fill(self, model: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
-        """Set what trains in `model` to whole weights by canonical name, in place."""
+        """Set what trains in `model` to weights by canonical name, whole ones or this process's parts, in place."""
         with torch.no_grad():
             for name, parameter in trainable_parameters(model).items():
-                parameter.copy_(divided_as(weights[name].to(parameter.device), parameter))
+                parameter.copy_(divided_as(weights[name], parameter))
 
     @contextmanager
     def whole(self, model: nn.Module, everything: bool) -> Iterator[None]:

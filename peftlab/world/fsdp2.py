@@ -16,7 +16,7 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
 
-from peftlab.parameters.divided import divided_as, packed_as_plain, whole
+from peftlab.parameters.divided import divided_as, is_part, packed_as_plain, part_of, whole
 from peftlab.parameters.kinds import layer_lists
 from peftlab.parameters.trainable import find_base
 from peftlab.recipe.schema import Recipe
@@ -80,18 +80,7 @@ class Fsdp2(Ddp):
         return nullcontext()
 
     def capture(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-        return self._collect(super().capture(model, optimizer))
-
-    def _collect(self, value: Any) -> Any:
-        """Return a tree with whole tensors, on the main process alone: the others pass theirs on and keep nothing."""
-        if isinstance(value, dict):
-            return {key: self._collect(item) for key, item in value.items()}
-        if isinstance(value, list):
-            return [self._collect(item) for item in value]
-        if not isinstance(value, torch.Tensor):
-            return value
-        found = whole(value)
-        return found.cpu() if self.is_main else None  # all whole tensors together may not fit into a device
+        return _parts(super().capture(model, optimizer))
 
     def set_states(self, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -127,8 +116,15 @@ def _beside(model: nn.Module, plain: nn.Module) -> Iterator[nn.Module]:
             yield module
 
 
+def _parts(value: Any) -> Any:
+    """Return a tree with this process's parts of divided tensors."""
+    if isinstance(value, dict):
+        return {key: _parts(item) for key, item in value.items()}
+    return part_of(value) if isinstance(value, torch.Tensor) else value
+
+
 def _like(value: Any, parameter: torch.Tensor) -> Any:
     """Return an optimiser's tensor of a parameter, divided as the parameter is; numbers and counts as they are."""
-    if not isinstance(value, torch.Tensor) or value.shape != parameter.shape:
-        return value
-    return divided_as(value.to(parameter.device), parameter)
+    if is_part(value) or isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+        return divided_as(value, parameter)
+    return value

@@ -1,6 +1,6 @@
 #!/bin/bash
 # One recipe on the GPUs of one or several Slurm nodes; it saves when it is preempted, is queued again, and resumes.
-# Edit: the lines of #SBATCH, RECIPE, and how the environment is activated. Submit it with: sbatch slurm.sh
+# Edit: the lines of #SBATCH, RECIPE, RUN (its run.output, if it has one), and how the environment is activated. Submit it with: sbatch slurm.sh
 #SBATCH --job-name=peftlab
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
@@ -16,18 +16,19 @@ RECIPE=${RECIPE:-recipe.yaml}
 # source /path/to/venv/bin/activate
 
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+run=${RUN:-runs/$(basename "$RECIPE" .yaml)}
 resume=""
-[ "${SLURM_RESTART_COUNT:-0}" -gt 0 ] && resume="--resume"
+[ "${SLURM_RESTART_COUNT:-0}" -gt 0 ] && [ -e "$run/result.json" ] && resume="--resume"
 
 # Slurm sends SIGTERM to the step five minutes before the end, and at a preemption: each process finishes its step,
 # saves and ends with 143. The run needs run.save_every for what a crash would lose.
 srun --kill-on-bad-exit=1 torchrun \
     --nnodes "$SLURM_JOB_NUM_NODES" --nproc-per-node "$SLURM_GPUS_ON_NODE" \
-    --rdzv-backend c10d --rdzv-endpoint "$head:29500" --rdzv-id "$SLURM_JOB_ID" \
+    --rdzv-backend c10d --rdzv-endpoint "$head:${PORT:-29500}" --rdzv-id "$SLURM_JOB_ID" \
     -m peftlab train "$RECIPE" $resume
 code=$?
 
 # A run that a signal ended is queued again; one that failed by itself is not.
-[ "$code" -eq 0 ] || ! grep -q '"status": "interrupted"' "${RUN:-runs/$(basename "$RECIPE" .yaml)}/result.json" ||
+[ "$code" -eq 0 ] || ! grep -q '"status": "interrupted"' "$run/result.json" ||
     scontrol requeue "$SLURM_JOB_ID"
 exit "$code"

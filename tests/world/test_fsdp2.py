@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from peftlab.checkpoint.manifest import read_manifest
-from peftlab.checkpoint.tensors import load_state
+from peftlab.checkpoint.parts import count_parts, load_whole
 from peftlab.errors import UsageError
 from peftlab.recipe.schema import Recipe
 from peftlab.runs.directory import RunDirectory
@@ -57,7 +57,7 @@ def losses_of(run: Path) -> list[float]:
 
 def gradients_of(run: Path) -> list[torch.Tensor]:
     """Return each parameter's gradient in the first step, times a tenth: Adam's first average of it."""
-    state = load_state(run / "checkpoints" / "step-000001", "state")["optimizer"]["state"]
+    state = load_whole(run / "checkpoints" / "step-000001")["optimizer"]["state"]
     return [moments["exp_avg"] for moments in state.values()]
 
 
@@ -125,6 +125,15 @@ def test_the_audit_and_the_fingerprints_see_the_scales_of_packed_weights(pair):
     """A run on one process and one on two have the same frozen bytes, scales included."""
     manifests = [read_manifest(folder / "checkpoints" / "step-000003").facts for folder in pair]
     assert manifests[0]["frozen"] == manifests[1]["frozen"]
+
+
+def test_a_checkpoint_has_half_of_the_trained_state_from_each_process(pair):
+    folder = pair[1] / "checkpoints" / "step-000003"
+    assert count_parts(folder) == 2 and count_parts(pair[0] / "checkpoints" / "step-000003") == 0
+    sizes = [(folder / f"part-0000{number}.safetensors").stat().st_size for number in range(2)]
+    whole = (pair[0] / "checkpoints" / "step-000003" / "state.safetensors").stat().st_size
+    assert sizes[0] == pytest.approx(sizes[1], rel=0.1) and sum(sizes) == pytest.approx(whole, rel=0.1)
+    assert {f"part-0000{number}.safetensors" for number in range(2)} < read_manifest(folder).files.keys()
 
 
 def test_what_is_saved_is_the_same_folder_as_from_one_process(pair):
