@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -77,6 +78,10 @@ TimeLimit = Annotated[
     typer.Option("--time-limit", metavar="SECONDS", help="End a run that takes longer; it counts as failed."),
 ]
 Jobs = Annotated[int, typer.Option("--jobs", min=1, help="How many runs at once on this machine.")]
+Devices = Annotated[
+    str | None,
+    typer.Option("--devices", metavar="LIST", help="Run on these CUDA devices, one run on each at a time: 0-7, 0,2."),
+]
 Cluster = Annotated[
     str | None, typer.Option("--cluster", metavar="NAME", help="Submit runs through submitit: slurm, or local.")
 ]
@@ -116,6 +121,7 @@ def compare(
     metric: MetricName = None,
     time_limit: TimeLimit = None,
     jobs: Jobs = 1,
+    devices: Devices = None,
     cluster: Cluster = None,
     cluster_options: ClusterOptions = None,
     power: PowerOf = None,
@@ -131,6 +137,10 @@ def compare(
         raise UsageError("--frontier names the budgets itself; leave out --budget")
     if time_limit is not None and not 0 < time_limit < float("inf"):
         raise UsageError(f"--time-limit {time_limit:g}: must be a number of seconds greater than 0")
+    if devices is not None:
+        if jobs > 1 or cluster:
+            raise UsageError("--devices runs one at a time on each device here; leave out --jobs and --cluster")
+        jobs = use_devices(devices)
     if spread is not None and power is None:
         raise UsageError("--spread is used with --power only")
     file, variants, folder = read_sources(sources)
@@ -181,6 +191,15 @@ def compare(
     }
     lines = [*groups, f"all files are in {output}", where]
     return answer, lambda: show_comparison(table, answers, lines), 0 if good else ComparisonError.exit_code
+
+
+def use_devices(text: str) -> int:
+    """Let this process and its runs see the named CUDA devices alone, and return how many they are."""
+    from peftlab.runs.jobs import choose_devices
+
+    chosen = choose_devices(text)
+    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(chosen)
+    return len(chosen)
 
 
 def read_sources(arguments: list[str]) -> tuple[Comparison | None, list[Variant], Path]:

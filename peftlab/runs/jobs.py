@@ -19,7 +19,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import ModuleType
 
-from peftlab.errors import PeftlabError, StorageError
+from peftlab.errors import PeftlabError, StorageError, UsageError
 from peftlab.files import why
 from peftlab.runs.outcomes import ERROR_PREFIX, RecordIdentity, identify_record, read_outcome
 from peftlab.runs.resumption import can_resume
@@ -258,3 +258,18 @@ def list_cuda_devices() -> list[str]:
         return [str(number) for number, _ in enumerate(Path("/dev").glob("nvidia[0-9]*"))]
     # CUDA ignores what comes after an invalid device, such as -1.
     return list(takewhile(lambda name: name and name != "-1", (name.strip() for name in visible.split(","))))
+
+
+def choose_devices(text: str) -> list[str]:
+    """Return the CUDA devices that `0-3,6` names among those that this process may use. Raises UsageError."""
+    here, found = list_cuda_devices(), []
+    for part in text.split(","):
+        first, _, last = part.strip().partition("-")
+        numbers = [first, last or first]
+        if not all(number.isdecimal() for number in numbers) or int(numbers[0]) > int(numbers[1]):
+            raise UsageError(f"--devices {text}: {part.strip()!r} is no number or range of devices, such as 0-3,6")
+        found += range(int(numbers[0]), int(numbers[1]) + 1)
+    if max(found) >= len(here):
+        have = f"has the CUDA devices 0 to {len(here) - 1}" if here else "has no CUDA device; use --jobs for the CPU"
+        raise UsageError(f"--devices {text}: this machine {have}")
+    return [here[number] for number in dict.fromkeys(found)]

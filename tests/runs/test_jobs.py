@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from peftlab.cli.compare import use_devices
+from peftlab.errors import UsageError
 from peftlab.reports import RunResult
 from peftlab.runs.directory import RunDirectory
-from peftlab.runs.jobs import Job, run_job
+from peftlab.runs.jobs import Job, choose_devices, run_job, share_of_machine
 from peftlab.runs.outcomes import identify_record, name_signal, read_outcome
 
 # Takes the place of Python: writes a record that is still running and a line of progress, then ends by a signal.
@@ -107,3 +109,34 @@ def test_ctrl_c_does_not_reach_the_server_of_warm_jobs():
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
     blocked = next(line for line in found.stdout.splitlines() if line.startswith("SigBlk:"))
     assert int(blocked.split()[1], 16) >> (signal.SIGINT - 1) & 1
+
+
+@pytest.mark.parametrize(
+    ("text", "devices"), [("0-2", ["4", "5", "6"]), ("3,0,0", ["7", "4"]), ("1-2, 0", ["5", "6", "4"])]
+)
+def test_devices_are_chosen_among_those_that_are_visible(monkeypatch, text, devices):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
+    assert choose_devices(text) == devices
+
+
+@pytest.mark.parametrize(
+    ("visible", "text", "reason"),
+    [
+        ("0,1", "0-2", "has the CUDA devices 0 to 1"),
+        ("", "0", "has no CUDA device; use --jobs for the CPU"),
+        ("0,1", "1-0", "is no number or range"),
+        ("0,1", "a", "is no number or range"),
+        ("0,1", "", "is no number or range"),
+    ],
+)
+def test_devices_that_are_not_here_are_one_line(monkeypatch, visible, text, reason):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    with pytest.raises(UsageError, match=reason) as error:
+        choose_devices(text)
+    assert "\n" not in str(error.value)
+
+
+def test_a_comparison_on_devices_runs_one_at_a_time_on_each(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6")
+    assert use_devices("1-2") == 2
+    assert [share_of_machine(place, 2)["CUDA_VISIBLE_DEVICES"] for place in range(2)] == ["5", "6"]
