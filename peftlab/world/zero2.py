@@ -73,6 +73,9 @@ class Zero2(Ddp):
             group["fused"] = None  # it would skip bad steps by a flag that DeepSpeed does not pass on
         count = sum(parameter.numel() for group in optimizer.param_groups for parameter in group["params"])
         self._engine = deepspeed.initialize(model=model, optimizer=optimizer, config=_config(count))[0]
+        # Its hooks on the model time forward passes, and would keep an engine that is replaced, with all its buffers.
+        self._engine.module_forward_pre_hook.remove()
+        self._engine.module_forward_post_hook.remove()
         return optimizer
 
     def backward(self, loss: torch.Tensor) -> None:
