@@ -184,8 +184,8 @@ class Ddp(Strategy):
 class Zero2(Strategy):
     """Weights are whole; a device has its part of the states, and a second copy of its part of what trains.
 
-    In a backward pass all gradients are in one bucket beside the newest one, which from the second pass on counts as
-    workspace already, and in the step a device has its part of them twice.
+    In a backward pass all gradients are in one bucket, beside the newest one and its part of those of former passes; in
+    the step it has that part twice.
     """
 
     def share(self, part: np.ndarray, key: tuple, division: Division) -> np.ndarray:
@@ -197,7 +197,7 @@ class Zero2(Strategy):
         if key == ("state",):
             return shared
         if "backward" in key[2]:
-            shared[GRADIENTS] = whole + (own if key[1] > 1 else division.largest_trained)
+            shared[GRADIENTS] = whole + division.largest_trained + (own if key[1] > 1 else 0)
         shared[WORKSPACE] += own if key[2] == "step" else 0
         return shared
 
