@@ -40,6 +40,7 @@ def test_a_launch_asks_for_the_strategy_of_its_configuration(path, monkeypatch, 
     )
     if config.num_processes == 1:
         return
+    arguments.deepspeed_fields_from_accelerate_config = ""
     # As `launch_command` chooses. Every file for the CPU has use_cpu and not cpu, so that its strategy is kept.
     environment = (
         prepare_deepspeed_cmd_env(arguments)[1] if arguments.use_deepspeed else prepare_multi_gpu_env(arguments)
