@@ -262,7 +262,8 @@ def list_cuda_devices() -> list[str]:
 
 def choose_devices(text: str) -> list[str]:
     """Return the CUDA devices that `0-3,6` names among those that this process may use. Raises UsageError."""
-    here, found = list_cuda_devices(), []
+    here = list_cuda_devices()
+    found: list[int] = []
     for part in text.split(","):
         first, _, last = part.strip().partition("-")
         numbers = [first, last or first]
