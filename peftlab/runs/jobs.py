@@ -268,7 +268,7 @@ def choose_devices(text: str) -> list[str]:
         first, _, last = part.strip().partition("-")
         numbers = [first, last or first]
         if not all(number.isdecimal() for number in numbers) or int(numbers[0]) > int(numbers[1]):
-            raise UsageError(f"--devices {text}: {part.strip()!r} is no number or range of devices, such as 0-3,6")
+            raise UsageError(f"--devices {text}: {part.strip()!r} is not a number or a range of devices, such as 0-3,6")
         found += range(int(numbers[0]), int(numbers[1]) + 1)
     if max(found) >= len(here):
         have = f"has the CUDA devices 0 to {len(here) - 1}" if here else "has no CUDA device; use --jobs for the CPU"

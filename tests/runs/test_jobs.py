@@ -124,9 +124,9 @@ def test_devices_are_chosen_among_those_that_are_visible(monkeypatch, text, devi
     [
         ("0,1", "0-2", "has the CUDA devices 0 to 1"),
         ("", "0", "has no CUDA device; use --jobs for the CPU"),
-        ("0,1", "1-0", "is no number or range"),
-        ("0,1", "a", "is no number or range"),
-        ("0,1", "", "is no number or range"),
+        ("0,1", "1-0", "is not a number or a range"),
+        ("0,1", "a", "is not a number or a range"),
+        ("0,1", "", "is not a number or a range"),
     ],
 )
 def test_devices_that_are_not_here_are_one_line(monkeypatch, visible, text, reason):
