@@ -310,6 +310,9 @@ NO_PROMPTS = MappingProxyType(
 )
 """Families that prompt tuning cannot give embeddings, and why (transformers 5.23)."""
 
+SEEKS_TOKENS = MappingProxyType(dict.fromkeys(("gemma4", "gemma4_text"), "embed_tokens_per_layer"))
+"""Families that look for the token of each embedding, and the table for which they do; models without it do not."""
+
 CLASSIFIES_IDS = frozenset({"longformer", "t5gemma"})
 """Families whose classifiers read token ids even where they are given embeddings."""
 

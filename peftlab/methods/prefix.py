@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 from pydantic import Field
 
-from peftlab.architectures import CLASSIFIES_IDS, ENCODERS, NO_PROMPTS, OWN_EMBEDDING_SIZE, PREFIX_ENCODERS
+from peftlab.architectures import (
+    CLASSIFIES_IDS,
+    ENCODERS,
+    NO_PROMPTS,
+    OWN_EMBEDDING_SIZE,
+    PREFIX_ENCODERS,
+    SEEKS_TOKENS,
+)
 from peftlab.errors import MethodError
 from peftlab.methods.base import Method, Problems, Sizes
 from peftlab.methods.peft_folder import WEIGHTS, base_tensors, stored_head, unwrap_heads, write_config
@@ -242,6 +249,9 @@ def _why_no_prompt(shape: ModelShape) -> str:
         return f"PEFT does not find the embedding of a {shape.model_type} model; set `kind: prefix` or use lora"
     if shape.model_type in NO_PROMPTS:
         return f"{shape.model_type} {NO_PROMPTS[shape.model_type]}; use lora"
+    table = SEEKS_TOKENS.get(shape.model_type)
+    if table and any(table in site.name.split(".") for site in shape.parameters):
+        return f"{shape.model_type} looks for the token of each embedding, and those of a prompt have none; use lora"
     if shape.model_type in CLASSIFIES_IDS and not TASKS[shape.task].generates:
         return f"a classifier of {shape.model_type} reads token ids, and takes no embeddings in their place; use lora"
     if not TASKS[shape.task].reads_last_token or shape.model_type in ENCODERS:
