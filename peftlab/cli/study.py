@@ -68,7 +68,8 @@ def study(
     if dry_run:
         announced = announce(found, setting)
         return announced.model_dump(), lambda: show_announced(announced), 0
-    show_before(announce(found, setting))
+    if found.missing(setting) is None:
+        show_before(announce(found, setting))
     ran = run_study(found, setting, jobs=jobs)
     answer = ran.report.model_dump() | {"page": None if ran.page is None else str(ran.page)}
     return answer, lambda: show_ran(ran), ComparisonError.exit_code if ran.report.failures else 0
@@ -108,18 +109,20 @@ def show_announced(report: StudyReport) -> None:
     from peftlab.cli.render import show
 
     lines = [*announce_lines(report), "", f"about {report.minutes:g} minutes on one core, at size {report.size}:"]
-    show("\n".join([*lines, *report.runs]))
+    show("\n".join([*lines, *report.runs, *(f"note: {note}" for note in report.notes)]))
 
 
 def show_ran(ran: Ran) -> None:
     from peftlab.cli.render import show
 
     report = ran.report
+    if ran.page is None:
+        show("\n".join([f"The study is {report.verdict}.", *(f"note: {note}" for note in report.notes)]))
+        return
     show(expectation_table(report))
-    show("\n".join(["", f"The claim is {report.verdict}.", *(f"note: {note}" for note in report.notes)]))
-    show("\n".join(f"failed: {failure}" for failure in report.failures))
-    if ran.page is not None:
-        print(f"page: {ran.page}")  # unwrapped, to be copied
+    lines = ["", f"The claim is {report.verdict}.", *(f"note: {note}" for note in report.notes)]
+    show("\n".join([*lines, *(f"failed: {failure}" for failure in report.failures)]))
+    print(f"page: {ran.page}")  # unwrapped, to be copied
 
 
 def expectation_table(report: StudyReport) -> Table:

@@ -41,7 +41,7 @@ class Scale:
 
 SCALES = {
     "trial": Scale(32, 2, (1088,), 10, 2),
-    "small": Scale(64, 2, (4352, 8704), 300, 3),
+    "small": Scale(64, 2, (2176, 4352), 200, 3),
     "large": Scale(128, 4, (17408, 34816, 69632), 2000, 5),
 }
 # Methods that can be sized, with the lower of the learning rates that are tried.
@@ -134,12 +134,13 @@ def parts(setting: Setting) -> list[Comparing]:
 
 
 def compare_at(folder: Path, scale: Scale, count: int) -> Comparing:
-    """Return the comparison of the methods that can be sized, each to `count` trainable parameters."""
+    """Return the comparison of the methods that can be sized, each to `count` trainable parameters.
+
+    At counts below the largest only LoRA is run, to see how its capacity grows.
+    """
     rows = count_strings(count)
-    recipes = {
-        name: recipe(folder, f"model-{scale.hidden}", str(count), method, learning_rate, scale, rows)
-        for name, (method, learning_rate) in SIZED.items()
-    }
+    names = SIZED if count == max(scale.counts) else [REFERENCE]
+    recipes = {name: recipe(folder, f"model-{scale.hidden}", str(count), *SIZED[name], scale, rows) for name in names}
 
     def prepare(folder: Path) -> None:
         write_model(folder / f"model-{scale.hidden}", scale.hidden, scale.layers)
@@ -164,8 +165,11 @@ def compare_alone(folder: Path, scale: Scale, name: str, width: int, count: int)
 
 
 def full_width(scale: Scale) -> int:
-    """Return the width at which a whole model has about as many parameters as the largest count."""
-    widths = range(8, scale.hidden + 1, 4)
+    """Return the width, 16 or more, at which a whole model has about as many parameters as the largest count.
+
+    A narrower model could not tell the symbols from one another.
+    """
+    widths = range(16, scale.hidden + 1, 4)
     return min(widths, key=lambda width: abs(count_full(width, scale.layers) - max(scale.counts)))
 
 
@@ -282,7 +286,7 @@ CAPACITY = Study(
     "bits in each, twice as many for twice the parameters.",
     source="Physics of Language Models 3.3 (arXiv 2404.05405: 2 bits of knowledge a parameter); How much do language "
     "models memorize? (arXiv 2505.24832: 3.6 bits of random strings); LoRA Without Regret (Thinking Machines, 2025)",
-    minutes={"trial": 1, "small": 15, "large": 240},
+    minutes={"trial": 1, "small": 5, "large": 240},
     expectations=expectations,
     parts=parts,
     measure=measure,

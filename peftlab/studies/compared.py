@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from peftlab.comparison.folder import SUMMARY
 from peftlab.comparison.rows import Row, read_table
 from peftlab.comparison.statistics import Chance, split
 from peftlab.comparison.trials import Trial
@@ -106,8 +107,11 @@ def read_compared(folder: Path) -> Compared:
         arms={row.label: _arm(row) for row in table.rows},
         targets=_count_targets(finished, f"{part}after"),
         seconds=sum(trial.result.seconds.get("total", 0.0) for trial in every if trial.result),
-        failures=[f"{row.label}: {trial.report.error}" for row, trial, use in table.trials()
-                  if use == "seed" and not trial.finished],
+        failures=[
+            *(f"{row.label}: {trial.report.error}" for row, trial, use in table.trials()
+              if use == "seed" and not trial.finished),
+            *(f"{row.label}: was not run; {SUMMARY} says why" for row in table.rows if not row.trials),
+        ],
     )  # fmt: skip
 
 

@@ -108,7 +108,7 @@ def expectations(size: str) -> list[Expectation]:
     seven = [
         Expectation("float32", f"weights of {SEVEN} in float32", 28 * 0.95, 28 * 1.05, "GB"),
         Expectation("16 bits", f"weights of {SEVEN} in 16 bits", 14 * 0.95, 14 * 1.05, "GB"),
-        Expectation("4 bits", f"weights of {SEVEN} in 4 bits (NF4), embedding and head in 16", 3.5 * 0.95, 4.2, "GB"),
+        Expectation("4 bits", f"weights of {SEVEN} in 4 bits (NF4), embedding and head in 16", 3.3, 4.2, "GB"),
     ]
     planned = [
         one

@@ -15,6 +15,7 @@ from peftlab.comparison.report.style import inline_svg
 from peftlab.files import write_atomically
 from peftlab.reports import ExpectationReport, StudyReport
 from peftlab.studies.charts import Chart
+from peftlab.studies.quantity import number_text
 
 STYLES = "comparison/report/templates/report.css"
 
@@ -50,6 +51,7 @@ def render_page(report: StudyReport, charts: Sequence[Drawn]) -> str:
             charts=[(chart, Markup(chart.vector)) for chart in charts],
             found=found_text,
             facts=facts_of(report),
+            uncertain=any(one.low != one.high for one in report.expectations),
             style=Markup((files("peftlab") / STYLES).read_text(encoding="utf-8")),
         )
     )
@@ -73,12 +75,6 @@ def found_text(one: ExpectationReport) -> str:
     if one.low == one.high:
         return f"{number_text(one.value)}{unit}"
     return f"{number_text(one.value)} [{number_text(one.low)}, {number_text(one.high)}]{unit}"
-
-
-def number_text(value: float) -> str:
-    """Return a number with three or four digits that count, and a true minus sign."""
-    text = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
-    return text.replace("-", "\u2212", 1) if text.startswith("-") else text
 
 
 def facts_of(report: StudyReport) -> list[str]:

@@ -41,8 +41,8 @@ class Part(ABC):
 class Comparing(Part):
     """Recipes by variant that are compared; `prepare` writes the files that they need into the study's folder.
 
-    `learning_rates` are tried with every variant, multiples of each recipe's own with `factors`; a single factor of 1
-    tries none. `budgets` resize every variant.
+    With several `factors` their multiples of each recipe's own learning rate are tried, and up to `extensions` more
+    where the best is at an end. `budgets` resize every variant.
     """
 
     name: str
@@ -55,13 +55,13 @@ class Comparing(Part):
     prepare: Callable[[Path], None] | None = None
 
     def lines(self) -> list[str]:
-        each = f"{len(self.factors)} learning rates and {self.seeds} seeds" if len(self.factors) > 1 else (
-            f"{self.seeds} seeds" if self.seeds > 1 else "1 seed"
-        )  # fmt: skip
-        under = f" under {', '.join(self.budgets)}" if self.budgets else ""
         count = len(self.recipes) * max(1, len(self.budgets))
-        runs = count * (self.seeds + (len(self.factors) if len(self.factors) > 1 else 0))
-        head = f"{self.name}: {len(self.recipes)} variants{under}, each with {each}: {runs} runs"
+        tries = len(self.factors) if len(self.factors) > 1 else 0
+        each = [f"{tries} learning rates (and up to {self.extensions} more)"] if tries else []
+        each += [f"{self.seeds} seed{'s' if self.seeds > 1 else ''}"]
+        under = f" under {', '.join(self.budgets)}" if self.budgets else ""
+        runs = f"{count * (self.seeds + tries)}{' or more' if tries and self.extensions else ''} runs"
+        head = f"{self.name}: {len(self.recipes)} variants{under}, each with {' and '.join(each)}: {runs}"
         return [head, *(f"  {label}: {describe(values)}" for label, values in self.recipes.items())]
 
     def run(self, study: Path, jobs: int) -> Compared:

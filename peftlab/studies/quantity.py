@@ -45,3 +45,9 @@ class Quantity:
     def known(self) -> bool:
         """Whether it has an interval."""
         return isfinite(self.low) and isfinite(self.high)
+
+
+def number_text(value: float) -> str:
+    """Return a number with three or four digits that count, and a true minus sign."""
+    text = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}" if abs(value) >= 100 else f"{value:.3g}"
+    return text.replace("-", "\u2212", 1) if text.startswith("-") else text

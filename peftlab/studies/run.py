@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import platform
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from peftlab.errors import StorageError
 from peftlab.files import read_json, why, write_atomically
 from peftlab.reports import ExpectationReport, StudyReport, TableReport
 from peftlab.studies.page import write_page
+from peftlab.studies.parts import Part
 from peftlab.studies.quantity import Quantity
 from peftlab.studies.study import TRIAL, Expectation, Found, Setting, Study, conclude
 
@@ -44,6 +46,7 @@ def announce(study: Study, setting: Setting) -> StudyReport:
         confidence=study.confidence(setting.size),
         expectations=[expectation_report(one) for one in study.expectations(setting.size)],
         runs=[line for part in study.parts(setting) for line in part.lines()],
+        notes=[f"cannot run here: it {reason}"] if (reason := study.missing(setting)) else [],
     )
 
 
@@ -53,11 +56,11 @@ def run_study(study: Study, setting: Setting, *, jobs: int = 1) -> Ran:
     A study that cannot run here is skipped, with the reason. Raises StorageError for the folder.
     """
     announced = announce(study, setting)
-    if reason := study.missing(setting):
-        return Ran(announced.model_copy(update={"verdict": "skipped", "notes": [reason]}), None)
+    if study.missing(setting):
+        return Ran(announced.model_copy(update={"verdict": "skipped"}), None)
     try:
         with claimed(study, setting):
-            results = {part.name: part.run(setting.folder, jobs) for part in study.parts(setting)}
+            results = {part.name: run_part(part, setting.folder, jobs) for part in study.parts(setting)}
             found = study.measure(results, announced.confidence)
             report = judge(announced, study.expectations(setting.size), found, results)
             write_atomically(setting.folder / SUMMARY, report.model_dump_json(indent=1) + "\n")
@@ -65,6 +68,11 @@ def run_study(study: Study, setting: Setting, *, jobs: int = 1) -> Ran:
     except OSError as error:
         place = error.filename or setting.folder
         raise StorageError(f"{place}: {why(error)}; the same command continues the study") from None
+
+
+def run_part(part: Part, folder: Path, jobs: int) -> Any:
+    print(part.lines()[0], file=sys.stderr, flush=True)
+    return part.run(folder, jobs)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from peftlab.studies.charts import Chart
 from peftlab.studies.parts import Part
-from peftlab.studies.quantity import Quantity
+from peftlab.studies.quantity import Quantity, number_text
 
 TRIAL = "trial"
 SIZES = (TRIAL, "small", "large")
@@ -60,7 +60,7 @@ class Expectation:
             return f"at most {self._number(self.most)}"
         if self.most == inf:
             return f"at least {self._number(self.least)}"
-        return f"{self.least:,.4g} to {self._number(self.most)}"
+        return f"{number_text(self.least)} to {self._number(self.most)}"
 
     @property
     def refuted_where(self) -> str:
@@ -70,7 +70,7 @@ class Expectation:
         return f"its whole interval is {' or '.join(filter(None, [below, above]))}"
 
     def _number(self, value: float) -> str:
-        return f"{value:,.4g}{f' {self.unit}' if self.unit else ''}"
+        return f"{number_text(value)}{f' {self.unit}' if self.unit else ''}"
 
 
 @dataclass(frozen=True)

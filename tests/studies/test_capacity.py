@@ -55,7 +55,7 @@ def results(**bits: float):
         return invent({"loss": losses}, {label: Arm(trainable, 10_000) for label in labels}, targets)
 
     return {
-        "trained-4352": one(SIZED, 4352), "trained-8704": one(SIZED, 8704), BITFIT: one([BITFIT], 1152),
+        "trained-2176": one(["lora"], 2176), "trained-4352": one(SIZED, 4352), BITFIT: one([BITFIT], 1152),
         FULL: one([FULL], 9000),
     }  # fmt: skip
 

@@ -118,7 +118,11 @@ def test_a_folder_of_another_size_is_refused(tmp_path):
 
 def test_a_study_that_cannot_run_here_is_skipped_with_the_reason(tmp_path):
     ran = run_study(Toy(reason="needs the data of E2E").study, setting(tmp_path))
-    assert (ran.report.verdict, ran.report.notes, ran.page) == ("skipped", ["needs the data of E2E"], None)
+    assert (ran.report.verdict, ran.report.notes, ran.page) == (
+        "skipped",
+        ["cannot run here: it needs the data of E2E"],
+        None,
+    )
     assert not (tmp_path / "study").exists()
 
 
