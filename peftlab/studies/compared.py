@@ -39,7 +39,7 @@ class Compared:
     """The finished runs of a comparison: each one's variant, a sample of every metric, and each variant's costs.
 
     `targets` is how many supervised tokens (or rows) a run was scored on. `seconds` are those of all runs, also of
-    those that only chose a learning rate; `failures` name the runs that did not finish.
+    those that only chose a learning rate; `failures` name the runs that did not finish, `notes` what limits the others.
     """
 
     owners: Sequence[str]
@@ -48,6 +48,7 @@ class Compared:
     targets: float = nan
     seconds: float = 0.0
     failures: Sequence[str] = ()
+    notes: Sequence[str] = ()
 
     def values(self, metric: str, label: str) -> Floats:
         """Return the metric of each seed of a variant; nothing of one without a finished run."""
@@ -100,6 +101,8 @@ def read_compared(folder: Path) -> Compared:
     general = [_samples(finished, f"general_{when}").get("loss") for when in ("after", "before")]
     if general[0] is not None and general[1] is not None:
         samples[FORGETTING] = general[0] - general[1]
+    edges = [row.label for row in table.rows if row.variant.at_edge]
+    beyond = "did best at the lowest or highest learning rate tried, so that a better one may be beyond it"
     every = {trial.report.run: trial for _, trial, _ in table.trials()}.values()
     return Compared(
         owners=[label for label, _ in runs],
@@ -112,6 +115,7 @@ def read_compared(folder: Path) -> Compared:
               if use == "seed" and not trial.finished),
             *(f"{row.label}: was not run; {SUMMARY} says why" for row in table.rows if not row.trials),
         ],
+        notes=[*table.report.notes, *([f"{', '.join(edges)}: {beyond}"] if edges else [])],
     )  # fmt: skip
 
 

@@ -34,7 +34,7 @@ class Part(ABC):
 
     @abstractmethod
     def run(self, study: Path, jobs: int) -> Any:
-        """Run what has not run yet, and return the results, which have `seconds` and `failures`."""
+        """Run what has not run yet, and return the results, which have `seconds`, `failures` and `notes`."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +102,7 @@ class Planned:
     total: Mapping[str, int]
     seconds: float = 0.0
     failures: Sequence[str] = field(default=())
+    notes: Sequence[str] = field(default=())
 
 
 @dataclass(frozen=True)

@@ -116,13 +116,18 @@ def judge(
                 TableReport(title=one.title, columns=[*one.columns], rows=[[*row] for row in one.rows], note=one.note)
                 for one in found.tables
             ],
-            "notes": [*([TRIED] if announced.size == TRIAL else []), *found.notes],
+            "notes": [*([TRIED] if announced.size == TRIAL else []), *found.notes, *notes_of(results)],
             "failures": [line for result in results.values() for line in result.failures],
             "seconds": sum(result.seconds for result in results.values()),
             "date": datetime.date.today().isoformat(),
             "environment": describe_machine(),
         }
     )
+
+
+def notes_of(results: Mapping[str, Any]) -> list[str]:
+    """Return what limits the parts' results, each with its part where there are several."""
+    return [f"{name}: {note}" if len(results) > 1 else note for name, one in results.items() for note in one.notes]
 
 
 def figures(found: Quantity | None) -> dict[str, float | None]:

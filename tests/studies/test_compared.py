@@ -37,7 +37,9 @@ def test_costs_are_read_and_nothing_failed(folder):
     assert {label: arm.trainable for label, arm in compared.arms.items()} == {
         name: TRAINABLE[name] for name in ("full", "lora")
     }
-    assert compared.failures == [] and len(compared.values("loss", "lora")) == 3
+    assert (
+        compared.failures == [] and compared.notes == ["invented numbers"] and len(compared.values("loss", "lora")) == 3
+    )
 
 
 def test_a_failed_run_is_named(tmp_path):

@@ -23,6 +23,7 @@ class Result:
     value: float
     seconds: float = 60.0
     failures: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 class Kept(Part):
