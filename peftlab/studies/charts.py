@@ -51,9 +51,10 @@ class Curves(Chart):
 
         with drawing(CURVE_INCHES) as (figure, axes):
             handles = [self._draw_one(axes, place, name) for place, name in enumerate(self.series)]
-            if self.log_x:
+            drawn = any(len(line.get_xdata()) for line in handles)  # a scale without a value has no logarithm
+            if self.log_x and drawn:
                 make_logarithmic(axes, "x")
-            if self.log_y:
+            if self.log_y and drawn:
                 make_logarithmic(axes, "y")
             axes.set_xlabel(self.x_title)
             axes.set_ylabel(self.y_title)

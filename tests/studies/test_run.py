@@ -89,6 +89,11 @@ def test_a_study_writes_its_verdict_with_figures_and_a_page(tmp_path):
     assert page.count("<svg") == 2 and (tmp_path / "study" / "bars.png").exists()
 
 
+def test_a_picture_whose_values_have_no_logarithm_is_drawn_without_them(recwarn):
+    vector, pixels = Curves("c", "C", "", "x", "y", {"a": [Point(1, -2, -3, -1)]}, log_x=True, log_y=True).draw()
+    assert "<svg" in vector and pixels.startswith(b"\x89PNG") and not recwarn.list
+
+
 def test_a_claim_whose_quantity_is_outside_is_refuted(tmp_path):
     assert run_study(Toy(second=2.0).study, setting(tmp_path)).report.verdict == "refuted"
 
