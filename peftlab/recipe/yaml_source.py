@@ -164,7 +164,7 @@ class Parser:
 
     def read_alias(self, event: AliasEvent) -> Any:
         if event.anchor not in self.anchors:
-            raise fatal(f"alias *{event.anchor} has no anchor before it", self.file, line_of(event))
+            raise fatal(f"alias *{one_line(event.anchor)} has no anchor before it", self.file, line_of(event))
         value, nodes = self.anchors[event.anchor]
         self.count_nodes(nodes, event)
         return value

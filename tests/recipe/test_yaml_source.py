@@ -77,6 +77,7 @@ def test_a_duplicate_section_is_reported_and_the_first_one_is_checked():
         ),
         ("a: 1\n---\nb: 2\n", "r.yaml:2: contains a second YAML document; write one recipe per file"),
         ("a: *nothing\n", "r.yaml:1: alias *nothing has no anchor before it"),
+        ("a: *b\u2028c\n", "r.yaml:1: alias *'b\\u2028c' has no anchor before it"),
         ("? [a, b]\n: 1\n", "r.yaml:1: a key must be a plain name"),
         ("- model\n", "r.yaml:1: is not a mapping; a recipe starts with sections such as `model:`"),
         ("just text", "r.yaml:1: is not a mapping; "),
