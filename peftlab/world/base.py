@@ -56,6 +56,8 @@ class World(ABC):
     """What to tell a user whose launch has one process, where that trains as without a launch."""
     hidden_variables: ClassVar[tuple[str, ...]] = ()
     """A launcher's variables that accelerate must not see: it would divide the work itself, or refuse to."""
+    dropped_variables: ClassVar[tuple[str, ...]] = ()
+    """A launcher's variables by which libraries would give weights to some processes alone: each reads its own."""
     package: ClassVar[str] = ""
     """A package that this strategy needs, which is also the name of peftlab's extra for it."""
     undo_settings: Callable[[], None] = staticmethod(lambda: None)

@@ -44,6 +44,8 @@ def open_world(device: str, deterministic: bool = False) -> World:
     wanted = STRATEGIES[request.strategy] if request else Ddp
     if wanted.package and importlib.util.find_spec(wanted.package) is None:
         raise MissingRequirementError(NOT_INSTALLED.format(wanted.package))
+    for name in wanted.dropped_variables:
+        os.environ.pop(name, None)
     notes = [ALONE] if is_alone_in_a_launch(os.environ) else []
     on_cpu = pick_device(device).type == "cpu"
     with _without(*wanted.hidden_variables):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 
@@ -88,6 +90,15 @@ def test_a_strategy_is_one_class_and_one_entry(monkeypatch):
     # Accelerate reads its own settings of FSDP, of which a process alone has none.
     monkeypatch.setenv("PARALLELISM_CONFIG_DP_SHARD_SIZE", "2")
     assert type(open_world("cpu")) is Sharded
+
+
+def test_no_process_leaves_weights_for_another_one_to_load(monkeypatch):
+    """The default of accelerate's launcher, which transformers reads wherever a model is loaded."""
+    for name, value in {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "true")
+    open_world("cpu")
+    assert "FSDP_CPU_RAM_EFFICIENT_LOADING" not in os.environ
 
 
 def test_a_launcher_that_started_fewer_processes_than_asked_is_noted(monkeypatch):
