@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from copy import deepcopy
+
 import pytest
 import torch
 from torch import nn
@@ -142,3 +144,17 @@ def test_the_update_on_the_cpu_is_that_of_torchs_own_loop():
     right = steps_of(torch.optim.AdamW(two_groups(), lr=0.01, foreach=False), range(5))
     for one, other in zip(found, right, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_a_state_of_an_earlier_version_resumes_with_the_update_that_it_had():
+    """Its states are those of torch's loop, whose rounding stays, to the bit."""
+    earlier = torch.optim.AdamW(two_groups(), lr=0.01, fused=False)
+    begun = steps_of(earlier, range(3))
+    groups = two_groups()
+    with torch.no_grad():
+        for group, weight in zip(groups, begun, strict=True):
+            group["params"][0].copy_(weight)
+    resumed = AdamW().build(groups, 0.01, CPU)
+    resumed.load_state_dict(deepcopy(earlier.state_dict()))
+    for one, other in zip(steps_of(resumed, range(3, 6)), steps_of(earlier, range(3, 6)), strict=True):
+        assert torch.equal(one, other)
