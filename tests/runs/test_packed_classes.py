@@ -36,6 +36,7 @@ def losses(folder) -> list[float]:
     return [line["loss"] for line in lines if line["event"] == "train"]
 
 
+@pytest.mark.slow
 def test_a_packed_classifier_resumes_exactly_and_has_the_losses_of_padded_rows(source):
     straight = train(recipe(source, "straight"), display=NoDisplay())
     assert straight.speed.uses("packing")
