@@ -57,7 +57,7 @@ class World(ABC):
     hidden_variables: ClassVar[tuple[str, ...]] = ()
     """A launcher's variables that accelerate must not see: it would divide the work itself, or refuse to."""
     dropped_variables: ClassVar[tuple[str, ...]] = ()
-    """A launcher's variables by which libraries would give weights to some processes alone: each reads its own."""
+    """A launcher's variables by which libraries would make weights in some processes alone: each has its own."""
     package: ClassVar[str] = ""
     """A package that this strategy needs, which is also the name of peftlab's extra for it."""
     undo_settings: Callable[[], None] = staticmethod(lambda: None)

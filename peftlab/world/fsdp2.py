@@ -41,7 +41,7 @@ class Fsdp2(Ddp):
     strategy = "fsdp2"
     divided: ClassVar[bool] = True
     alone: ClassVar[str] = "FSDP 2 was asked for, but the launch has one process: its device has the whole model"
-    # transformers would leave the weights of all but one process empty, for accelerate's own FSDP to fill.
+    # transformers 5.23 would leave what no checkpoint has empty in all but one process, for accelerate's FSDP to fill.
     dropped_variables: ClassVar[tuple[str, ...]] = ("FSDP_CPU_RAM_EFFICIENT_LOADING",)
     hidden_variables: ClassVar[tuple[str, ...]] = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_PARALLELISM_CONFIG")
 

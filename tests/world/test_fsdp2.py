@@ -25,7 +25,7 @@ from peftlab.world.open import open_world, refuse_recipe
 from tests.runs.pairs import Pair
 from tests.runs.recipes import METHODS, shallow_sections
 
-# As accelerate's launcher sets them: by its default transformers would leave weights of the second process empty.
+# As accelerate's launcher sets them, its default of loading too.
 FSDP2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}
 OFFLOADED = FSDP2 | {"FSDP_OFFLOAD_PARAMS": "true"}
 # LoRA: both factors start off zero, so that each has a gradient.
