@@ -63,10 +63,14 @@ def encode_source(tokenizer: Any, text: str, max_length: int | None = None) -> l
 
 
 def encode_answers(texts: Sequence[str], tokenizer: Any) -> Iterator[list[int]]:
-    """Yield the ids of answers as the tokenizer encodes targets, each with one end token at its end."""
-    end = tokenizer.eos_token_id
+    """Yield the ids of answers as the tokenizer encodes targets, each with one end token at its end.
+
+    mBART's have the language behind it, which its decoder begins with.
+    """
+    end, special = tokenizer.eos_token_id, {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
     for ids in tokenizer(text_target=list(texts), verbose=False)["input_ids"]:
-        yield ids if end is None or ids[-1:] == [end] else [*ids, end]
+        closed = ids[-1:] == [end] or (ids[-2:-1] == [end] and ids[-1] in special)
+        yield ids if end is None or closed else [*ids, end]
 
 
 def _encode_sources(texts: Sequence[str], tokenizer: Any, max_length: int) -> Iterator[tuple[list[int], bool]]:

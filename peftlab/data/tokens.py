@@ -70,10 +70,18 @@ def tokenise_labelled(
             how.counts["truncated"] += bool(encoded.encodings[i].overflowing)
             ids, (keep, carried) = np.array(encoded["input_ids"][i], np.int32), _once(encoded.encodings[i], special)
             how.counts["carried"] += carried
-            has_types = paired and "token_type_ids" in encoded
-            types = np.array(encoded["token_type_ids"][i], np.int32)[keep] if has_types else None
-            rows.append(row_class(ids[keep], target_of(example), types))
+            types = _types(encoded.encodings[i], tokenizer, paired=paired)
+            rows.append(row_class(ids[keep], target_of(example), None if types is None else types[keep]))
     return rows
+
+
+def _types(encoding: Any, tokenizer: Any, *, paired: bool = False) -> np.ndarray | None:
+    """Return the segments of a text's tokens; None where the model has none, or where all are the first.
+
+    The class token of XLNet and Funnel has a segment of its own, in rows of one text too.
+    """
+    types = np.array(encoding.type_ids, np.int32)
+    return types if "token_type_ids" in tokenizer.model_input_names and (paired or types.any()) else None
 
 
 def _once(encoding: Any, special: Sequence[int]) -> tuple[np.ndarray, bool]:
@@ -106,7 +114,8 @@ def tokenise_tagged(examples: Sequence[Example], how: Tokenising) -> list[TokenR
         for example, kept, encoding in zip(chunk, words, encoded.encodings, strict=True):
             if _is_skipped(encoding, how):
                 continue
-            row = _tag_row(kept, [number[tag] for tag in example.tags[: len(kept)]], encoding, how.counts)
+            tags = [number[tag] for tag in example.tags[: len(kept)]]
+            row = _tag_row(kept, tags, encoding, how.counts, _types(encoding, tokenizer))
             if row.supervised:
                 rows.append(row)
             else:
@@ -139,7 +148,9 @@ def _longest_token(tokenizer: Any) -> int:
     return max(map(len, tokenizer.get_vocab()))
 
 
-def _tag_row(words: Sequence[str], tags: Sequence[int], encoding: Any, counts: Counter) -> TagRow:
+def _tag_row(
+    words: Sequence[str], tags: Sequence[int], encoding: Any, counts: Counter, types: np.ndarray | None
+) -> TagRow:
     """Return the row of one encoded text; `counts` gains all but `dropped`."""
     tokens = _first_tokens(words, encoding)
     missing = {word for word, token in enumerate(tokens) if token is None}
@@ -156,7 +167,7 @@ def _tag_row(words: Sequence[str], tags: Sequence[int], encoding: Any, counts: C
     for token, tag in zip(tokens, tags, strict=True):
         if token is not None:
             classes[token] = tag
-    return TagRow(np.array(encoding.ids, np.int32), classes)
+    return TagRow(np.array(encoding.ids, np.int32), classes, types)
 
 
 def _first_tokens(words: Sequence[str], encoding: Any) -> list[int | None]:

@@ -25,11 +25,11 @@ from peftlab.runs.directory import RunDirectory
 from peftlab.runs.loaded import LoadedRun, as_loaded
 from peftlab.runs.loading import load_trained
 from peftlab.runs.reopen import optional_roles, run_labels
-from peftlab.runs.requests import requests_of
+from peftlab.runs.requests import requests_of, takes_chats
 from peftlab.tables.files import Table
 from peftlab.tasks import possible_formats
 from peftlab.tasks.base import Tokenising
-from peftlab.tasks.formats import CHAT, Format
+from peftlab.tasks.formats import Format, without_answers
 from peftlab.world.base import World
 from peftlab.world.dtypes import resolve_types
 
@@ -158,13 +158,7 @@ class TextPredictor(Predictor):
     def _without_answer(self, row: Row) -> Row:
         """Return a row of chats without the answers at its end, which are what is to be predicted."""
         name = self.recipe.data.columns.get("messages", "messages")
-        messages = row.get(name)
-        if self.recipe.data.format != CHAT.name or not isinstance(messages, list):
-            return row
-        kept = len(messages)
-        while kept and isinstance(messages[kept - 1], dict) and messages[kept - 1].get("role") == "assistant":
-            kept -= 1
-        return {**row, name: messages[:kept]}
+        return {**row, name: without_answers(row[name])} if takes_chats(self.recipe) and name in row else row
 
 
 def open_predictor(directory: RunDirectory, recipe: Recipe, world: World) -> Predictor:

@@ -16,7 +16,8 @@ from peftlab.evaluation.generate import opening_tokens
 from peftlab.recipe.schema import Recipe
 from peftlab.tables.files import Table, file_kind
 from peftlab.tasks import possible_formats
-from peftlab.tasks.formats import CHAT, Chat, as_messages, as_text, as_tools
+from peftlab.tasks.formats import CHAT, Chat, as_messages, as_text, as_tools, without_answers
+from peftlab.tasks.layouts import Cells, Layout
 
 PROMPT = "prompt"
 
@@ -109,12 +110,34 @@ def requests_of(table: Table, recipe: Recipe, path: str, system: str | None = No
             _chat_request(chat.messages, chat.tools, system, f"{path}: row {row}")
             for row, chat in enumerate(read_examples(table, section), start=1)
         ]
+    if (layout := _find_layout(table, recipe)) is not None:
+        return [_layout_request(layout, row.cells, recipe, system, f"{path}: row {row.number}") for row in table.rows()]
     if any(one.prompts for one in layouts) and section.template is not None:
         return [ask(recipe, one.prompt, system) for one in read_examples(_with_answers(table, recipe), section)]
     column = section.columns.get(PROMPT, PROMPT)
     if column not in table.cells:
         raise DataError(f"{path}: has no column {column!r}; its columns: {', '.join(table.cells)}")
     return [_row_request(recipe, value, system, f"{path}: row {i}") for i, value in enumerate(table.cells[column], 1)]
+
+
+def _find_layout(table: Table, recipe: Recipe) -> Layout | None:
+    """Return the layout of public data that the rows ask in; None where the recipe names columns of its own."""
+    section, first = recipe.data, {name: values[0] for name, values in table.cells.items()}
+    if section.template is not None or section.columns:
+        return None
+    known = [layout for one in possible_formats(recipe.task, section.format) for layout in one.layouts]
+    able = [layout for layout in known if PROMPT not in first or PROMPT in layout.columns]
+    return next((layout for layout in able if layout.asks(first)), None)
+
+
+def _layout_request(layout: Layout, cells: Cells, recipe: Recipe, system: str | None, place: str) -> Request:
+    try:
+        found = layout.read({**cells, **layout.answered})
+    except ValueError as error:
+        raise DataError(f"{place}: {error}") from None
+    if PROMPT in found:
+        return _row_request(recipe, found[PROMPT], system, place)
+    return _chat_request(without_answers(found["messages"]), found.get("tools"), system, place)
 
 
 def _row_request(recipe: Recipe, value: Any, system: str | None, place: str) -> Request:

@@ -119,6 +119,22 @@ def as_messages(value: Any) -> list[dict[str, Any]]:
     return [_as_message(_without_nulls(message)) for message in messages]
 
 
+def without_answers(value: Any) -> Any:
+    """Return the messages of a cell without the assistant's at their end; anything else unchanged."""
+    messages = parse_list(value)
+    if not isinstance(messages, list):
+        return value
+    kept = len(messages)
+    while kept and _is_answer(messages[kept - 1]):
+        kept -= 1
+    return messages[:kept]
+
+
+def _is_answer(message: Any) -> bool:
+    speaker = message.get("role") or message.get("from") if isinstance(message, dict) else None
+    return isinstance(speaker, str) and SPEAKERS.get(speaker.strip().lower()) == "assistant"
+
+
 def as_role_and_content(message: Any) -> Any:
     """Return a turn of ShareGPT as a message of role and content; anything else unchanged. Raises ValueError."""
     if not isinstance(message, dict) or message.get("role") is not None or not isinstance(message.get("from"), str):

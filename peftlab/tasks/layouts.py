@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeGuard
 
 Cells = Mapping[str, Any]
@@ -15,7 +15,8 @@ class Layout:
     """A way of writing rows. `columns` are those by which it is recognised, `also` others that such files have.
 
     `read` returns the cells of the format's roles, made of a row's cells, or raises ValueError. `suits` looks at the
-    cells of a file's first row. One that is not `recognised` is used only where a recipe names its format.
+    cells of a file's first row. One that is not `recognised` is used only where a recipe names its format. `answered`
+    are the cells of a row that asks for an answer, in place of those that have it.
     """
 
     title: str
@@ -24,6 +25,11 @@ class Layout:
     also: frozenset[str] = frozenset()
     recognised: bool = True
     suits: Callable[[Cells], bool] = lambda cells: True
+    answered: Mapping[str, Any] = field(default_factory=dict)
+
+    def asks(self, cells: Cells) -> bool:
+        """Return whether a row has what an answer is given to."""
+        return set(self.columns) <= cells.keys() | self.answered.keys() and self.suits({**cells, **self.answered})
 
 
 def parse_list(value: Any) -> Any:
@@ -121,8 +127,14 @@ def _are_messages(value: Any) -> TypeGuard[list[dict[str, Any]]]:
 
 # Files of Alpaca have `text` too, the whole of the row as it was written for one model.
 ALPACA_ALSO = frozenset({"input", "text", "system", "history"})
-ALPACA = Layout("Alpaca: instruction, input, output", ("instruction", "output"), _read_alpaca, ALPACA_ALSO)
-ALPACA_CHAT = Layout(ALPACA.title, ALPACA.columns, _read_alpaca_chat, ALPACA_ALSO, recognised=False)
+ALPACA = Layout(
+    "Alpaca: instruction, input, output",
+    ("instruction", "output"),
+    _read_alpaca,
+    ALPACA_ALSO,
+    answered={"output": "-"},
+)
+ALPACA_CHAT = replace(ALPACA, read=_read_alpaca_chat, recognised=False)
 CONVERSATIONS = Layout(
     "ShareGPT: conversations", ("conversations",), _read_conversations, frozenset({"system", "tools"})
 )
@@ -132,4 +144,5 @@ PROMPT_AND_ANSWER_MESSAGES = Layout(
     _read_prompt_and_answer,
     frozenset({"tools"}),
     suits=lambda cells: _are_messages(parse_list(cells.get("prompt"))),
+    answered={"completion": [{"role": "assistant", "content": "-"}]},
 )

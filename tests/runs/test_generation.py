@@ -17,6 +17,7 @@ from peftlab.runs.display import NoDisplay
 from peftlab.runs.generation import generate, generate_all
 from peftlab.runs.requests import ask, encode, read_chat, read_prompts
 from peftlab.runs.run import train
+from peftlab.tasks.formats import without_answers
 from tests.apart import call_apart
 from tests.runs.chats import WORDS, chat_sections
 from tests.runs.recipes import shallow_recipe
@@ -154,6 +155,41 @@ def test_prompts_of_a_template_are_made_of_its_columns(tmp_path):
         ask(recipe, "x", system="y")
     with pytest.raises(DataError, match="has no column 'prompt'; its columns: name, what"):
         read_prompts(recipe, tmp_path / "rows.jsonl")
+
+
+HUMAN, GPT = {"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}
+QUESTION = {"role": "user", "content": "a"}
+
+
+@pytest.mark.parametrize(
+    ("layout", "row"),
+    [
+        ("chat", {"conversations": [HUMAN]}),
+        ("chat", {"conversations": [HUMAN, GPT]}),
+        ("chat", {"conversations": json.dumps([HUMAN, GPT]), "id": 7}),
+        ("chat", {"prompt": [QUESTION]}),
+        ("chat", {"prompt": json.dumps([QUESTION]), "completion": json.dumps([{"role": "assistant", "content": "b"}])}),
+        ("chat", {"instruction": "a"}),
+        ("chat", {"prompt": "a", "instruction": "b"}),
+        ("completion", {"instruction": "a", "output": "b"}),
+    ],
+)
+def test_rows_of_public_layouts_are_asked_without_their_answers(tmp_path, layout, row):
+    recipe = with_format(shallow_recipe("lora", tmp_path / "run"), layout)
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    (request,) = read_prompts(recipe, tmp_path / "rows.jsonl")
+    if layout == "chat":
+        assert [(m["role"], m["content"]) for m in request.chat.messages] == [("user", "a")]
+    else:
+        assert request.text.endswith("### Instruction:\na\n\n### Response:\n") and "b" not in request.text[-20:]
+
+
+def test_answers_at_the_end_of_messages_are_left_out_however_they_are_written():
+    assistant = {"role": "assistant", "content": "b"}
+    for written in ([QUESTION, assistant], json.dumps([QUESTION, assistant, assistant])):
+        assert without_answers(written) == [QUESTION]
+    assert without_answers([HUMAN, GPT, HUMAN]) == [HUMAN, GPT, HUMAN]
+    assert without_answers("plain") == "plain"
 
 
 def test_bleu_before_and_after_is_sacrebleus_on_the_saved_texts(tmp_path):
