@@ -64,13 +64,18 @@ def tokenise_labelled(
         texts = [example.text[:enough] for example in chunk]
         pairs = [example.text_pair[:enough] for example in chunk] if paired else None
         encoded = tokenizer(texts, pairs, truncation=True, max_length=limit, verbose=False)
-        for i, example in enumerate(chunk):
-            if _is_skipped(encoded.encodings[i], how):
+        for example, encoding in zip(chunk, encoded.encodings, strict=True):
+            if not encoding.overflowing and max(len(example.text), len(example.text_pair or "")) > enough:
+                # What was read is mostly white space, or other text that has no tokens.
+                encoding = tokenizer(
+                    example.text, example.text_pair, truncation=True, max_length=limit, verbose=False
+                ).encodings[0]
+            if _is_skipped(encoding, how):
                 continue
-            how.counts["truncated"] += bool(encoded.encodings[i].overflowing)
-            ids, (keep, carried) = np.array(encoded["input_ids"][i], np.int32), _once(encoded.encodings[i], special)
+            how.counts["truncated"] += bool(encoding.overflowing)
+            ids, (keep, carried) = np.array(encoding.ids, np.int32), _once(encoding, special)
             how.counts["carried"] += carried
-            types = _types(encoded.encodings[i], tokenizer, paired=paired)
+            types = _types(encoding, tokenizer, paired=paired)
             rows.append(row_class(ids[keep], target_of(example), None if types is None else types[keep]))
     return rows
 
@@ -112,6 +117,9 @@ def tokenise_tagged(examples: Sequence[Example], how: Tokenising) -> list[TokenR
         words = [example.words[: _count_words(example.words, enough)] for example in chunk]
         encoded = tokenizer([" ".join(one) for one in words], truncation=True, max_length=limit, verbose=False)
         for example, kept, encoding in zip(chunk, words, encoded.encodings, strict=True):
+            if len(kept) < len(example.words) and not encoding.overflowing:
+                kept = example.words
+                encoding = tokenizer(" ".join(kept), truncation=True, max_length=limit, verbose=False).encodings[0]
             if _is_skipped(encoding, how):
                 continue
             tags = [number[tag] for tag in example.tags[: len(kept)]]

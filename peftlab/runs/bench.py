@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from peftlab.architectures import MIXES_LAST, MIXES_ROWS
 from peftlab.data.cached import TRAIN_EXAMPLES, TokenOrigin, read_data
@@ -156,6 +157,25 @@ def check_positions(recipe: Recipe, dataset: Dataset, model: nn.Module) -> None:
         )
 
 
+def check_ends(dataset: Dataset, model: PreTrainedModel) -> None:
+    """Raise DataError for texts with an end token of their own, where a classifier reads that token (BART, T5).
+
+    Such a class of transformers refuses a batch whose rows have different numbers of them.
+    """
+    end = model.config.get_text_config().eos_token_id
+    if not (dataset.task.reads_last_token and model.config.is_encoder_decoder) or not isinstance(end, int):
+        return
+    parts = {"train": dataset.train, "evaluation": dataset.evaluation, "test": dataset.test}
+    counts = {name: [int((row.input_ids == end).sum()) for row in rows] for name, rows in parts.items()}
+    usual = min((count for found in counts.values() for count in found), default=0)
+    for name, found in counts.items():
+        if others := sum(count != usual for count in found):
+            raise DataError(
+                f"data.{name}: {others} of {len(found)} rows contain the model's end token in their own text, which a "
+                f"{model.config.model_type} classifier takes for the end; remove it from these texts"
+            )
+
+
 def with_format(recipe: Recipe, name: str | None) -> Recipe:
     """Return the recipe with the format that its rows were recognised as.
 
@@ -247,6 +267,7 @@ def load_bench(
     with probe.alone("load"):
         base = load_base(recipe, world.device, examples.labels, seen=probe.ledger.adopt_base)
     check_positions(recipe, dataset, base.model)
+    check_ends(dataset, base.model)
     fit_tokenizer(base.model, tokenizer)
     add_stop_ids(base.model, dataset.stop_ids)
     held_out = {"evaluation": examples.evaluation, "test": examples.test, "train": examples.train[:TRAIN_EXAMPLES]}

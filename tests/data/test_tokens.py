@@ -15,7 +15,9 @@ from peftlab.data.tokens import encode_prompt
 from peftlab.errors import DataError
 from peftlab.tasks.formats import Completion, Text
 from peftlab.tasks.sequence_classification import Labelled
+from peftlab.tasks.token_classification import Tagged
 from tests.data.tokenising import tokenise
+from tests.tasks.tokenizers_of_words import train_wordpiece
 
 WORDS = st.text(alphabet="ab \n.é猫", min_size=1, max_size=12)
 
@@ -183,3 +185,15 @@ def test_both_texts_of_a_pair_lose_the_tokens_that_they_repeat(bpe):
         return found.input_ids.tolist(), None if found.token_type_ids is None else found.token_type_ids.tolist()
 
     assert row("<|bos|>the", "<|bos|>cat") == row("the", "cat")
+
+
+@pytest.mark.parametrize("blanks", [0, 20_000])
+def test_text_behind_blanks_that_have_no_tokens_is_read(blanks):
+    """Of a text that is to be cut only its beginning is tokenised, which may be white space alone."""
+    wordpiece = train_wordpiece()
+    example = Labelled(" " * blanks + "open the file", None, "a")
+    (row,) = tokenise([example], wordpiece, max_length=8, labels=["a", "b"]).rows
+    assert row.input_ids.tolist() == wordpiece("open the file", truncation=True, max_length=8)["input_ids"]
+    tagged = Tagged([*[" "] * (blanks // 2), "open", "the"], [*["a"] * (blanks // 2), "b", "a"])
+    (row,) = tokenise([tagged], wordpiece, max_length=8, labels=["a", "b"]).rows
+    assert row.labels[row.labels != IGNORED].tolist() == [1, 0]

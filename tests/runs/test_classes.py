@@ -20,6 +20,7 @@ from peftlab.runs.run import train
 from peftlab.runs.use import evaluate
 from peftlab.tasks import TASKS
 from peftlab.world.open import open_world
+from tests.tasks.answering import write_family
 from tests.tasks.tagging import write_model
 
 TEXTS = ["the open file", "a Path", "returns OSError or a file", "is the", "file file open", "parse_args returns the"]
@@ -140,3 +141,18 @@ def test_a_second_text_is_refused_where_there_was_none(tmp_path):
     assert len(read_part(section, TASKS["regression"], "evaluation", 0, ["text_pair"])) == 1
     with pytest.raises(DataError, match=r"pairs\.jsonl: has a column for 'text_pair', and .* trained on has none"):
         read_part(section, TASKS["regression"], "evaluation", 0, [])
+
+
+def test_an_end_token_in_a_text_is_refused_where_a_classifier_reads_it(tmp_path):
+    write_family(tmp_path / "bart", "bart")
+    texts = ["one two", "one", "two </s> three", "four"]
+    recipe = recipe_of(tmp_path / "bart", "sequence-classification", "classification", "-")
+
+    def prepared(chosen: list[str]):
+        rows = write(tmp_path / "x.jsonl", [{"text": text, "label": i % 2} for i, text in enumerate(chosen)])
+        data = recipe.data.model_copy(update={"train": rows, "evaluation": None})
+        return prepare(recipe.model_copy(update={"data": data}), open_world("cpu"))
+
+    with pytest.raises(DataError, match=r"data\.train: 1 of 4 rows contain the model's end token in their own text"):
+        prepared(texts)
+    assert len(prepared([text for text in texts if "</s>" not in text]).dataset.train) == 3
