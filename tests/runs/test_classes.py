@@ -146,12 +146,11 @@ def test_a_second_text_is_refused_where_there_was_none(tmp_path):
 def test_an_end_token_in_a_text_is_refused_where_a_classifier_reads_it(tmp_path):
     write_family(tmp_path / "bart", "bart")
     texts = ["one two", "one", "two </s> three", "four"]
-    recipe = recipe_of(tmp_path / "bart", "sequence-classification", "classification", "-")
 
     def prepared(chosen: list[str]):
         rows = write(tmp_path / "x.jsonl", [{"text": text, "label": i % 2} for i, text in enumerate(chosen)])
-        data = recipe.data.model_copy(update={"train": rows, "evaluation": None})
-        return prepare(recipe.model_copy(update={"data": data}), open_world("cpu"))
+        task = "sequence-classification"
+        return prepare(recipe_of(tmp_path / "bart", task, "classification", rows, evaluation=None), open_world("cpu"))
 
     with pytest.raises(DataError, match=r"data\.train: 1 of 4 rows contain the model's end token in their own text"):
         prepared(texts)
