@@ -44,7 +44,7 @@ def rows_of(example, task: str, layout, labels, tokenizer):
 def test_a_classifier_reads_what_its_own_tokenizer_gives(last):
     torch.manual_seed(0)
     config = XLNetConfig(
-        vocab_size=len(last), d_model=32, n_layer=2, n_head=2, d_inner=64, num_labels=2, initializer_range=1
+        vocab_size=len(last), d_model=32, n_layer=2, n_head=2, d_inner=64, num_labels=2, initializer_range=1.0
     )
     model = XLNetForSequenceClassification(config).eval()
     (row,) = rows_of(Labelled(TEXT, None, "a"), "sequence-classification", CLASSIFICATION, ["a", "b"], last)
