@@ -6,10 +6,11 @@ import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import floor
+from math import ceil
 from pathlib import Path
 
 from peftlab.budgets.budget import Budget
+from peftlab.budgets.search import nearest_size
 from peftlab.budgets.size import TOLERANCE
 from peftlab.errors import UsageError
 from peftlab.memory.fit import with_settings
@@ -21,7 +22,6 @@ from peftlab.runs.jobs import Job, run_job
 from peftlab.training.loop import AUDITED_STEPS
 
 MEASURED_STEPS = 20
-ROUNDING = 1e-9  # a number of steps that is whole but for rounding is whole
 # Time for loading, in addition to the budget, before the measuring run is stopped.
 LOADING_SECONDS = 60.0
 
@@ -43,12 +43,8 @@ class Pace:
 
     def steps(self, seconds: float) -> int:
         """Return the steps, at least one, of the nearest time; more than 2 % off, the most that take no more."""
-        if seconds <= self.first_seconds:
-            below = max(1, floor(self.first_steps * seconds / self.first_seconds * (1 + ROUNDING)))
-        else:
-            below = self.first_steps + floor((seconds - self.first_seconds) / self.step_seconds * (1 + ROUNDING))
-        above = self.seconds(below + 1) - seconds
-        return below + (above <= TOLERANCE * seconds and above < seconds - self.seconds(below))
+        later = max(0.0, seconds - self.first_seconds) / self.step_seconds
+        return nearest_size(range(1, self.first_steps + ceil(later) + 2), self.seconds, seconds, TOLERANCE).size
 
 
 def solve_seconds(recipe: Recipe, budget: Budget, environment: Mapping[str, str]) -> BudgetReport:

@@ -16,7 +16,9 @@ from peftlab.comparison.folder import LOGS, PICTURE, RUNS, SEARCHES, SUMMARY, cl
 from peftlab.comparison.identity import hash_run
 from peftlab.comparison.points import LEARNING_RATE, Point
 from peftlab.comparison.pool import run_locally, run_on_cluster
-from peftlab.comparison.search import Attempt, VariantSearch, require_optuna, run_searches
+from peftlab.comparison.proposals import require_optuna
+from peftlab.comparison.search import Attempt, VariantSearch
+from peftlab.comparison.search_pool import run_searches
 from peftlab.comparison.variants import (
     Settings,
     best_of,

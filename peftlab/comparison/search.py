@@ -1,30 +1,29 @@
-"""Searches: each variant tries points of its space one after another, those that do worse are stopped early.
+"""The search of one variant: which points it tries, which trials are stopped early, what it chose and what it cost.
 
-Optuna proposes points and decides what to stop. A search is a function of its space and of the trials that have ended,
-which are kept in the comparison's folder: one that is killed and resumed tries the same points.
+A search is a function of its space and of the trials that have ended, which are kept in the comparison's folder: one
+that is killed and resumed tries the same points.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from hashlib import sha256
 from math import ceil, isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peftlab.comparison.points import LEARNING_RATE, Point
-from peftlab.comparison.pool import POLL_SECONDS, end_late, exit_on_sigterm
-from peftlab.comparison.variants import is_free_of_cost, spare_trial
-from peftlab.errors import MissingRequirementError, StorageError
-from peftlab.recipe.comparison import Variant
+from peftlab.comparison.proposals import Proposals, build_pruner
+from peftlab.comparison.variants import is_free_of_cost, learning_rate_beyond, spare_trial
+from peftlab.errors import StorageError
+from peftlab.recipe.comparison import DEFAULT_RATE_EXTENSIONS, Variant
 from peftlab.recipe.space import Dimension, Range, Search, describe, value_at
 from peftlab.reports import STOPPED, RunResult, SearchReport, TrialReport
 from peftlab.runs.directory import RunDirectory
-from peftlab.runs.jobs import Ending, Job, Running, end_all, share_of_machine, start
+from peftlab.runs.jobs import Ending, Job
 from peftlab.runs.outcomes import read_record
 from peftlab.runs.record import PHASES, PROCESSOR
 from peftlab.training.recorder import read_lines
@@ -34,18 +33,9 @@ if TYPE_CHECKING:
 
 # Trials are compared after a sixth and after half of their steps: the best third continues each time.
 PARTS, REDUCTION = 6, 3
-FIRST_TRIALS = 8  # drawn at random, before the others follow what was good
-STOP_GRACE_SECONDS = 20.0
-DIGITS = 3  # of a number that is tried
-
-
-def require_optuna() -> None:
-    """Raise MissingRequirementError where a search cannot be made."""
-    try:
-        import optuna
-    except ImportError:
-        raise MissingRequirementError("a search needs the package optuna: pip install 'peftlab[search]'") from None
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+# What the recipe's learning rate is multiplied by in the first trials, before anything else is changed.
+FIRST_FACTORS = (1.0, 3.0, 0.3)
+FIRST_TRIALS = 8  # drawn at random where no learning rate is searched, before the others follow what was good
 
 
 @dataclass(frozen=True)
@@ -59,10 +49,7 @@ class Attempt:
 
 @dataclass
 class VariantSearch:
-    """The search of one variant. `plan` makes the job of a point, `find` the settled ending of one from before.
-
-    `trials` are those that have ended, in their order.
-    """
+    """The search of one variant. `plan` makes the job of a point, `find` the settled ending of one from before."""
 
     variant: Variant
     settings: Search
@@ -73,7 +60,7 @@ class VariantSearch:
     plan: Callable[[Point, Sequence[str]], Job]
     find: Callable[[Job], Ending | None]
     space: dict[str, Dimension] = field(init=False)
-    trials: list[optuna.trial.FrozenTrial] = field(init=False)
+    proposals: Proposals = field(init=False)
     attempt: Attempt | None = None
     seen: int = 0
 
@@ -85,21 +72,14 @@ class VariantSearch:
         described = json.dumps(
             [self.identity, self.metric, self.settings.stopping, sorted(map(str, self.space.items()))]
         )
-        self.name = f"{self.variant.title} {sha256(described.encode()).hexdigest()[:12]}"
-        self._kept = self._open()
-        self.trials = self._kept.get_trials(deepcopy=False)
+        name = f"{self.variant.title} {sha256(described.encode()).hexdigest()[:12]}"
+        pruner = build_pruner(self.settings.stopping, self.compared_every, self.steps, REDUCTION)
+        self.proposals = Proposals(name, self.storage, self.space, self.higher_is_better, pruner, self._drawn)
 
-    def _open(self) -> optuna.Study:
-        import optuna
-
-        try:
-            return optuna.create_study(
-                storage=f"sqlite:///{self.storage.resolve()}", study_name=self.name, load_if_exists=True,
-                direction="maximize" if self.higher_is_better else "minimize",
-            )  # fmt: skip
-        except Exception as error:  # whatever a damaged database raises
-            line = " ".join(str(error).split())[:200]
-            raise StorageError(f"{self.storage}: cannot be read: {line}; remove it to search again") from None
+    @property
+    def trials(self) -> list[optuna.trial.FrozenTrial]:
+        """The trials that have ended, in their order."""
+        return self.proposals.trials
 
     @property
     def own(self) -> Point:
@@ -140,59 +120,54 @@ class VariantSearch:
         """Return the job of the next trial; None where a cap is reached."""
         if self.ended_by:
             return None
-        trial, number = self._ask(), len(self.trials)
-        point = self.own if number == 0 and self._has_own() else Point.of(self._settings_of(trial.params))
+        trial, point = self.proposals.ask(self._first_point())
         job = self.plan(point, self.trial_overrides())
         self.attempt, self.seen = Attempt(trial, point, job), 0
         return job
 
-    def _ask(self) -> optuna.Trial:
-        """Return a trial that follows those that have ended; it is kept in memory until it has ended too."""
-        import optuna
-
-        ended = self.trials
-        study = optuna.create_study(
-            study_name=self.name, sampler=self._sampler(len(ended)), pruner=self._pruner(),
-            direction="maximize" if self.higher_is_better else "minimize",
-        )  # fmt: skip
-        study.add_trials(ended)
-        if not ended and self._has_own():
-            study.enqueue_trial(self._labels_of(self.own))
-        return study.ask(self._distributions())
-
-    def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
-        """Return a sampler whose draws depend on the search and the trial's number alone."""
-        import optuna
-
-        seed = int.from_bytes(sha256(f"{self.name}\0{number}".encode()).digest()[:4], "big")
-        return optuna.samplers.TPESampler(seed=seed, n_startup_trials=FIRST_TRIALS)
-
-    def _pruner(self) -> optuna.pruners.BasePruner:
-        import optuna
-
-        every = self.compared_every
-        if every is None:
-            return optuna.pruners.NopPruner()
-        if self.settings.stopping == "hyperband" and self.steps is not None:
-            return optuna.pruners.HyperbandPruner(every, max_resource=self.steps, reduction_factor=REDUCTION)
-        return optuna.pruners.SuccessiveHalvingPruner(every, reduction_factor=REDUCTION)
-
-    def _distributions(self) -> dict[str, Any]:
-        return {key: _distribution(dimension) for key, dimension in self.space.items()}
-
-    def _settings_of(self, params: dict[str, Any]) -> dict[str, Any]:
-        """Return what is tried: numbers rounded to what people read, choices as they were written."""
-        return {key: _value(self.space[key], drawn) for key, drawn in params.items()}
-
-    def _labels_of(self, point: Point) -> dict[str, Any]:
-        """Return a point as optuna keeps it: choices by their JSON."""
-        ranges = {key for key, dimension in self.space.items() if isinstance(dimension, Range)}
-        return {key: value if key in ranges else json.dumps(value) for key, value in point.settings.items()}
-
+    @property
     def _has_own(self) -> bool:
-        """Return whether the recipe's own settings are in the space: then they are the first trial."""
-        own = self.own.settings
-        return all(_contains(dimension, own[key]) for key, dimension in self.space.items())
+        """Whether the recipe's own settings are in the space: then they are the first trial."""
+        return self.proposals.contains(self.own)
+
+    @property
+    def _first_rates(self) -> list[float]:
+        """The learning rates to begin with: the recipe's own, and multiples of it that are in the space."""
+        dimension, own = self.space.get(LEARNING_RATE), self.variant.recipe.training.learning_rate
+        if not isinstance(dimension, Range):
+            return []
+        rates = [own, *(float(f"{own * factor:.3g}") for factor in FIRST_FACTORS[1:])]
+        return [rate for rate in rates if dimension.contains(rate)]
+
+    @property
+    def _drawn(self) -> int:
+        return len(self._first_rates) or FIRST_TRIALS
+
+    def _first_point(self) -> Point | None:
+        """Return what is tried next of the points to begin with; None after them.
+
+        The learning rate decides most: others of it alone come first, also beyond the best at an end, as without a
+        search.
+        """
+        rates, number = self._first_rates, len(self.trials)
+        if not self._has_own:
+            return None
+        if number == 0:
+            return self.own
+        if number < len(rates):
+            return self._at(rates[number])
+        if not rates or number >= len(rates) + DEFAULT_RATE_EXTENSIONS:
+            return None
+        tried = [trial.user_attrs["point"] for trial in self.trials]
+        if any(Point.of(point) != self._at(point[LEARNING_RATE]) for point in tried):
+            return None
+        beyond = learning_rate_beyond(sorted(point[LEARNING_RATE] for point in tried), self.best().settings[LEARNING_RATE])
+        point = None if beyond is None else self._at(float(f"{beyond:.3g}"))
+        return point if point is not None and self.proposals.contains(point) else None
+
+    def _at(self, learning_rate: float) -> Point:
+        """Return the recipe's own settings at another learning rate."""
+        return Point.of({**self.own.settings, LEARNING_RATE: learning_rate})
 
     def trial_overrides(self) -> list[str]:
         """Return what is different in a trial: the evaluation rows alone are measured, also during training."""
@@ -247,15 +222,11 @@ class VariantSearch:
         status = STOPPED if stopped else ending.status
         if stopped:  # nobody resumes it
             shutil.rmtree(RunDirectory(attempt.job.folder).checkpoints, ignore_errors=True)
-        frozen = attempt.trial.study.get_trials(deepcopy=False)[-1]
         attributes = {"run": attempt.job.name, "status": status, "error": ending.error, "point": attempt.point.settings}
-        self._kept.add_trial(optuna.trial.create_trial(
-            state=state, value=value, params=self._labels_of(attempt.point), distributions=self._distributions(),
-            user_attrs=attributes | {"recomputed": result is not None and result.checkpointing is not None}
-            | self._cost(result, attempt.job.name), system_attrs=frozen.system_attrs,
-            intermediate_values=frozen.intermediate_values,
-        ))  # fmt: skip
-        self.trials, self.attempt = self._kept.get_trials(deepcopy=False), None
+        attributes |= {"recomputed": result is not None and result.checkpointing is not None}
+        attributes |= self._cost(result, attempt.job.name)
+        self.proposals.keep(attempt.trial, attempt.point, state, value, attributes)
+        self.attempt = None
         return attempt, status
 
     def _cost(self, result: RunResult | None, run: str) -> dict[str, float]:
@@ -316,7 +287,7 @@ class VariantSearch:
     def _notes(self) -> Iterator[str]:
         if self.settings.stopping != "none" and not self.compared_every:
             yield "no trial was stopped early: set training.steps or evaluation.every"
-        if not self._has_own():
+        if not self._has_own:
             yield "the recipe's own settings are outside the space and were not tried"
         at_end = [key for key, value in self.best().settings.items() if self._is_end(key, value)]
         if at_end and self.trials:
@@ -336,80 +307,9 @@ class VariantSearch:
         return value < dimension.low + width or value > dimension.high - width
 
 
-def _distribution(dimension: Dimension) -> Any:
-    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-
-    if not isinstance(dimension, Range):
-        return CategoricalDistribution([json.dumps(value) for value in dimension])
-    if isinstance(dimension.low, int) and isinstance(dimension.high, int):
-        return IntDistribution(dimension.low, dimension.high, log=dimension.log)
-    return FloatDistribution(float(dimension.low), float(dimension.high), log=dimension.log)
-
-
-def _value(dimension: Dimension, drawn: Any) -> Any:
-    if not isinstance(dimension, Range):
-        return json.loads(drawn)
-    if isinstance(drawn, int):
-        return drawn
-    return min(max(float(f"{drawn:.{DIGITS}g}"), float(dimension.low)), float(dimension.high))
-
-
-def _contains(dimension: Dimension, value: Any) -> bool:
-    return dimension.contains(value) if isinstance(dimension, Range) else value in dimension
-
-
 def _final(result: RunResult | None, metric: str) -> float | None:
     """Return the metric of a finished run on the evaluation rows, None where it has no finite value."""
     if result is None or result.status != "finished":
         return None
     value = result.metrics.get("after", {}).get(metric)
     return value if value is not None and isfinite(value) else None
-
-
-def run_searches(
-    searches: Iterable[VariantSearch],
-    at_once: int,
-    time_limit: float,
-    warm: bool,
-    ended: Callable[[VariantSearch, Attempt, str, Ending], None],
-) -> None:
-    """Make the searches, `at_once` side by side: each tries one point after another.
-
-    `ended` is called after each trial, with its status.
-    """
-    waiting, running = list(searches), dict[int, tuple[VariantSearch, Running]]()
-    with exit_on_sigterm():
-        try:
-            while waiting or running:
-                for place in range(at_once):
-                    while waiting and place not in running:
-                        if one := _begin(waiting, share_of_machine(place, at_once), warm, ended):
-                            running[place] = one
-                for place, (search, process) in list(running.items()):
-                    ending, stopped = process.ending() or end_late(process, time_limit), False
-                    if ending is None and (stopped := search.should_stop()):
-                        end_all([process], STOP_GRACE_SECONDS)
-                        ending = process.ending()
-                    if ending:
-                        del running[place]
-                        ended(search, *search.settle(ending, stopped), ending)
-                        waiting.insert(0, search)
-                time.sleep(POLL_SECONDS)
-        finally:
-            end_all([process for _, process in running.values()])
-
-
-def _begin(
-    waiting: list[VariantSearch], environment: dict[str, str], warm: bool,
-    ended: Callable[[VariantSearch, Attempt, str, Ending], None],
-) -> tuple[VariantSearch, Running] | None:  # fmt: skip
-    """Start the next trial of the first search that waits; None where it has ended, or knew the trial's outcome."""
-    search = waiting[0]
-    job = search.next()
-    if job is None:
-        waiting.pop(0)
-        return None
-    if known := search.find(job):
-        ended(search, *search.settle(known, stopped=False), known)
-        return None
-    return waiting.pop(0), start(replace(job, environment=environment), warm)

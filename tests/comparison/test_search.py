@@ -37,10 +37,10 @@ class Machine:
     """Stands in for the processes: a run writes its evaluations one after another, as far as it is let."""
 
     def __init__(self):
-        self.started, self.done, self.stop_after, self.failing = [], [], None, set()
+        self.started, self.done, self.stop_after, self.optimum = [], [], None, 2e-3
 
     def loss(self, recipe: Recipe, step: int) -> float:
-        distance = abs(recipe.training.learning_rate / 2e-3 - 1) + 0.1 * (recipe.training.schedule == "linear")
+        distance = abs(recipe.training.learning_rate / self.optimum - 1) + 0.1 * (recipe.training.schedule == "linear")
         return 2 + distance + 1.5 * (1 - step / STEPS)
 
     def start(self, job, warm):
@@ -102,9 +102,9 @@ class Process:
 def machine(monkeypatch):
     machine = Machine()
     monkeypatch.setattr("peftlab.comparison.lab.run_locally", machine.run)
-    monkeypatch.setattr("peftlab.comparison.search.start", machine.start)
-    monkeypatch.setattr("peftlab.comparison.search.end_all", lambda running, *_: [one.end() for one in running])
-    monkeypatch.setattr("peftlab.comparison.search.POLL_SECONDS", 0)
+    monkeypatch.setattr("peftlab.comparison.search_pool.start", machine.start)
+    monkeypatch.setattr("peftlab.comparison.search_pool.end_all", lambda running, *_: [one.end() for one in running])
+    monkeypatch.setattr("peftlab.comparison.search_pool.POLL_SECONDS", 0)
     return machine
 
 
@@ -136,6 +136,35 @@ def test_a_search_tries_the_recipes_own_settings_first_and_chooses_the_best_that
         assert all(1e-4 <= trial.learning_rate <= 1e-2 for trial in variant.sweep)
     chosen = [variant.learning_rate for variant in report.variants]
     assert machine.done == [(rate, seed) for seed in (0, 1) for rate in chosen]
+
+
+@pytest.mark.parametrize(
+    ("optimum", "first"),
+    [
+        (1e-3, [1e-3, 3e-3, 3e-4]),
+        (3e-3, [1e-3, 3e-3, 3e-4, 9e-3]),
+        (1e-4, [1e-3, 3e-3, 3e-4]),  # 9e-5 is outside the space
+        (9e-3, [1e-3, 3e-3, 3e-4, 9e-3]),  # 2.7e-2 is outside too
+    ],
+)
+def test_a_search_begins_with_other_learning_rates_alone_beyond_the_best_at_an_end(
+    machine, variants, tmp_path, optimum, first
+):
+    machine.optimum = optimum
+    (variant,) = run(variants[:1], tmp_path / "out", Search(space=SPACE, trials=7)).variants
+    alone = [trial.learning_rate for trial in variant.sweep[: len(first)]]
+    assert alone == first and {trial.settings["training.schedule"] for trial in variant.sweep[: len(first)]} == {"linear"}
+    assert variant.sweep[len(first)].learning_rate not in (*first, 9e-5, 2.7e-2)
+
+
+def test_learning_rates_outside_the_space_are_left_out_and_own_settings_outside_it_draw_all(machine, variants, tmp_path):
+    space = SPACE | {"training.learning_rate": Range(low=0.5, high=20, log=True, relative=True)}
+    machine.optimum = 1e-3
+    (variant,) = run(variants[:1], tmp_path / "out", Search(space=space, trials=4)).variants
+    assert [trial.learning_rate for trial in variant.sweep[:2]] == [1e-3, 3e-3] != variant.sweep[2].learning_rate
+    space |= {"training.schedule": ("cosine", "constant")}
+    (variant,) = run(variants[:1], tmp_path / "drawn", Search(space=space, trials=4)).variants
+    assert not {trial.learning_rate for trial in variant.sweep} & {1e-3, 3e-3, 3e-4}
 
 
 def test_a_trial_is_stopped_exactly_where_it_is_not_among_the_best_third_so_far(machine, variants, tmp_path):
@@ -289,7 +318,7 @@ def test_real_runs_are_stopped_and_the_search_killed_and_resumed_is_the_same(tmp
     search = Search(space=SPACE, trials=6, stopping=stopping)
     variants = list_variants([file], [])
     straight = run(variants, tmp_path / "straight", search)
-    from peftlab.comparison import search as room
+    from peftlab.comparison import search_pool as room
 
     begun: list[str] = []
 
