@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from peftlab.comparison.points import Point
 from peftlab.errors import MissingRequirementError, StorageError
@@ -60,7 +60,7 @@ class Proposals:
         self.trials = self._kept.get_trials(deepcopy=False)
 
     @property
-    def _direction(self) -> str:
+    def _direction(self) -> Literal["minimize", "maximize"]:
         return "maximize" if self.higher_is_better else "minimize"
 
     def _open(self) -> optuna.Study:

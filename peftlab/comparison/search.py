@@ -161,7 +161,9 @@ class VariantSearch:
         tried = [trial.user_attrs["point"] for trial in self.trials]
         if any(Point.of(point) != self._at(point[LEARNING_RATE]) for point in tried):
             return None
-        beyond = learning_rate_beyond(sorted(point[LEARNING_RATE] for point in tried), self.best().settings[LEARNING_RATE])
+        beyond = learning_rate_beyond(
+            sorted(point[LEARNING_RATE] for point in tried), self.best().settings[LEARNING_RATE]
+        )
         point = None if beyond is None else self._at(float(f"{beyond:.3g}"))
         return point if point is not None and self.proposals.contains(point) else None
 
@@ -222,9 +224,14 @@ class VariantSearch:
         status = STOPPED if stopped else ending.status
         if stopped:  # nobody resumes it
             shutil.rmtree(RunDirectory(attempt.job.folder).checkpoints, ignore_errors=True)
-        attributes = {"run": attempt.job.name, "status": status, "error": ending.error, "point": attempt.point.settings}
-        attributes |= {"recomputed": result is not None and result.checkpointing is not None}
-        attributes |= self._cost(result, attempt.job.name)
+        attributes: dict[str, Any] = {
+            "run": attempt.job.name,
+            "status": status,
+            "error": ending.error,
+            "point": attempt.point.settings,
+            "recomputed": result is not None and result.checkpointing is not None,
+            **self._cost(result, attempt.job.name),
+        }
         self.proposals.keep(attempt.trial, attempt.point, state, value, attributes)
         self.attempt = None
         return attempt, status

@@ -15,9 +15,7 @@ STOP_GRACE_SECONDS = 20.0
 Ended = Callable[[VariantSearch, Attempt, str, Ending], None]
 
 
-def run_searches(
-    searches: Iterable[VariantSearch], at_once: int, time_limit: float, warm: bool, ended: Ended
-) -> None:
+def run_searches(searches: Iterable[VariantSearch], at_once: int, time_limit: float, warm: bool, ended: Ended) -> None:
     """Make the searches, `at_once` side by side: each tries one point after another.
 
     `ended` is called after each trial, with its status.

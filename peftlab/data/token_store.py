@@ -68,6 +68,11 @@ def measured_folder() -> Path:
     return cache_folder() / "memory"
 
 
+def base_figures_folder() -> Path:
+    """Return the folder with a file for each evaluation of a base that is kept, changed when it was used last."""
+    return cache_folder() / "evaluations"
+
+
 class TokenStore:
     """The entries of one folder."""
 

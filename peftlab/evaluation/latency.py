@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from math import ceil, floor, sqrt
 from statistics import median
 
 import torch
@@ -15,10 +16,12 @@ from peftlab.evaluation.generate import evaluation_mode
 from peftlab.world.hardware import synchronize
 
 WARM_UP_ROUNDS = 3
-ROUNDS = 101
-# A slow model gets fewer rounds, though never fewer than this.
+ROUNDS = 41
+# A slow model gets fewer rounds, and so do models whose ratios are known well enough, though never fewer than this.
 LEAST_ROUNDS = 11
 LONGEST_SECONDS = 30.0
+PRECISION = 0.02
+"""Half of the interval of a median ratio, as a part of it, at which more rounds tell nothing new."""
 
 
 def measure_latency(
@@ -31,7 +34,7 @@ def measure_latency(
     """Return the seconds of forward passes of `batch` through each of `models`, which keep their modes.
 
     One number a round: in every round each model passes once, another one first each time, after `WARM_UP_ROUNDS`
-    that do not count.
+    that do not count. There are rounds until the ratios to the first model are known within `PRECISION`.
     """
     names = list(models)
     seconds: dict[str, list[float]] = {name: [] for name in models}
@@ -45,11 +48,26 @@ def measure_latency(
                 time_pass(models[name], batch, device)
         started = time.perf_counter()
         for turn in range(ROUNDS):
-            if turn >= LEAST_ROUNDS and time.perf_counter() - started > LONGEST_SECONDS:
+            late = time.perf_counter() - started > LONGEST_SECONDS
+            if turn >= LEAST_ROUNDS and (late or is_settled(seconds[names[0]], [seconds[one] for one in names[1:]])):
                 break
             for name in names[turn % len(names) :] + names[: turn % len(names)]:
                 seconds[name].append(time_pass(models[name], batch, device))
     return seconds
+
+
+def is_settled(base: Sequence[float], others: Sequence[Sequence[float]]) -> bool:
+    """Return whether the 95 % interval of each model's median ratio to `base` is within `PRECISION` of it.
+
+    The interval is between two of the ratios themselves, by their order, whatever their distribution. False before
+    there are ratios enough for one.
+    """
+    reach = 0.98 * sqrt(len(base))  # of the ranks around the middle one
+    low, high = floor(len(base) / 2 - reach), ceil(len(base) / 2 + reach)
+    if low < 0 or high >= len(base):
+        return False
+    ratios = [sorted(own / other for own, other in zip(seconds, base, strict=True)) for seconds in others]
+    return all(one[high] - one[low] <= 2 * PRECISION * median(one) for one in ratios)
 
 
 def relative_to(base: Sequence[float], seconds: Sequence[float]) -> float:

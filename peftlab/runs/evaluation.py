@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
-from typing import Literal
+from dataclasses import dataclass
+from typing import Literal, Protocol
 
 from torch import nn
 
@@ -12,6 +13,7 @@ from peftlab.data.dataset import Part
 from peftlab.errors import DivergedError
 from peftlab.evaluation.evaluate import Evaluated
 from peftlab.reports import Metrics
+from peftlab.runs.base_figures import open_base_figures
 from peftlab.runs.bench import Bench
 from peftlab.runs.directory import text_scores
 from peftlab.runs.record import RunRecord
@@ -23,15 +25,44 @@ When = Literal["before", "after"]
 PARTS: dict[Part, str] = {"evaluation": "", "test": "test_", "general": "general_"}
 
 
-def evaluate_parts(
-    record: RunRecord, recorder: Recorder, bench: Bench, model: nn.Module, when: When, step: int
-) -> None:
+class Source(Protocol):
+    """Where the figures of an evaluation are from."""
+
+    def evaluate(self, part: Part) -> Evaluated: ...
+
+    def generate(self) -> list[dict[str, str]]: ...
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """Evaluates a model on the data of a bench."""
+
+    bench: Bench
+    model: nn.Module
+
+    def evaluate(self, part: Part) -> Evaluated:
+        return self.bench.evaluate(self.model, part)
+
+    def generate(self) -> list[dict[str, str]]:
+        return self.bench.generate_examples(self.model)
+
+
+def evaluate_base(record: RunRecord, recorder: Recorder, bench: Bench) -> None:
+    """Evaluate the base, or take its figures from an earlier run that measured the same."""
+    figures = open_base_figures(bench, record.result.environment)
+    if figures.found:
+        record.note("the base's figures are those of an earlier run with the same base, rows and settings")
+    evaluate_parts(record, recorder, bench, figures, "before", 0)
+    figures.keep()
+
+
+def evaluate_parts(record: RunRecord, recorder: Recorder, bench: Bench, source: Source, when: When, step: int) -> None:
     """Evaluate every part of the held-out data; add its metrics, scores and examples to the record.
 
     Raises DivergedError for a loss that is not finite.
     """
     for part, prefix in PARTS.items():
-        found = bench.evaluate(model, part)
+        found = source.evaluate(part)
         if found.scores is None:
             continue
         keep_metrics(record, found, prefix + when)
@@ -41,7 +72,7 @@ def evaluate_parts(
         if record.world.is_main:
             write_scores(record, found, prefix + when)
     if bench.dataset.prompts and record.world.takes_part:
-        keep_examples(record, bench.generate_examples(model), when)
+        keep_examples(record, source.generate(), when)
 
 
 def keep_metrics(record: RunRecord, found: Evaluated, when: str) -> None:

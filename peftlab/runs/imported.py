@@ -24,7 +24,7 @@ from peftlab.reports import Progress, RunResult
 from peftlab.runs.bench import Bench, check_rows, load_bench, with_format
 from peftlab.runs.directory import open_directory
 from peftlab.runs.display import open_display
-from peftlab.runs.evaluation import evaluate_parts
+from peftlab.runs.evaluation import Measuring, evaluate_parts
 from peftlab.runs.foreign import (
     Foreign,
     adapt_method,
@@ -96,7 +96,7 @@ def _import(record: RunRecord, foreign: Foreign, labels: list[str] | None) -> No
     _describe(record, foreign, bench, tokenizer)
     if bench:
         with record.in_phase("evaluation_before"):
-            evaluate_parts(record, recorder, bench, base.model, "before", 0)
+            evaluate_parts(record, recorder, bench, Measuring(bench, base.model), "before", 0)
     with record.in_phase("apply"):
         model = _apply(record, foreign, base, labels)
     with record.in_phase("save"):
@@ -105,7 +105,7 @@ def _import(record: RunRecord, foreign: Foreign, labels: list[str] | None) -> No
         record.result.saved_step = record.result.progress.step
     if bench:
         with record.in_phase("evaluation_after"):
-            evaluate_parts(record, recorder, bench, model, "after", record.kept_step)
+            evaluate_parts(record, recorder, bench, Measuring(bench, model), "after", record.kept_step)
     draw_curve(record, recorder)
     record.finish()
 

@@ -19,7 +19,7 @@ from peftlab.runs.digests import SCORES, WEIGHTS, remove_digests
 from peftlab.runs.directory import open_directory, written_at
 from peftlab.runs.display import open_display
 from peftlab.runs.ending import record_failure, refuse_unfinished
-from peftlab.runs.evaluation import evaluate_parts, is_evaluated
+from peftlab.runs.evaluation import Measuring, evaluate_base, evaluate_parts, is_evaluated
 from peftlab.runs.identity import as_recorded
 from peftlab.runs.inference import try_inference
 from peftlab.runs.launch import is_restarted, launched
@@ -111,12 +111,15 @@ def execute(record: RunRecord, recorder: Recorder, stop: Stop, start: Resumption
                 with record.in_phase("apply"):
                     begun = apply_method(record, bench)
             with record.in_phase("evaluation_before"):
-                evaluate_parts(record, recorder, bench, begun or bench.base.model, "before", 0)
+                if begun is None:
+                    evaluate_base(record, recorder, bench)
+                else:
+                    evaluate_parts(record, recorder, bench, Measuring(bench, begun), "before", 0)
     model, optimizer = obtain_trained(record, recorder, stop, bench, start, begun)
     with stop.at_once():
         if not is_evaluated(record, bench, "after", start.scored if start and start.trained else ()):
             with record.in_phase("evaluation_after"):
-                evaluate_parts(record, recorder, bench, model, "after", record.kept_step)
+                evaluate_parts(record, recorder, bench, Measuring(bench, model), "after", record.kept_step)
         if optimizer is not None or "process" not in record.result.memory:
             record.result.memory["process"] = record.meter.report(model, optimizer)
         if record.recipe.evaluation.latency and record.world.divided:

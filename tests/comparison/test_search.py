@@ -153,11 +153,15 @@ def test_a_search_begins_with_other_learning_rates_alone_beyond_the_best_at_an_e
     machine.optimum = optimum
     (variant,) = run(variants[:1], tmp_path / "out", Search(space=SPACE, trials=7)).variants
     alone = [trial.learning_rate for trial in variant.sweep[: len(first)]]
-    assert alone == first and {trial.settings["training.schedule"] for trial in variant.sweep[: len(first)]} == {"linear"}
+    assert alone == first and {trial.settings["training.schedule"] for trial in variant.sweep[: len(first)]} == {
+        "linear"
+    }
     assert variant.sweep[len(first)].learning_rate not in (*first, 9e-5, 2.7e-2)
 
 
-def test_learning_rates_outside_the_space_are_left_out_and_own_settings_outside_it_draw_all(machine, variants, tmp_path):
+def test_learning_rates_outside_the_space_are_left_out_and_own_settings_outside_it_draw_all(
+    machine, variants, tmp_path
+):
     space = SPACE | {"training.learning_rate": Range(low=0.5, high=20, log=True, relative=True)}
     machine.optimum = 1e-3
     (variant,) = run(variants[:1], tmp_path / "out", Search(space=space, trials=4)).variants

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from peftlab.evaluation import latency
-from peftlab.evaluation.latency import latency_batch, measure_latency, relative_to
+from peftlab.evaluation.latency import is_settled, latency_batch, measure_latency, relative_to
 
 CPU = torch.device("cpu")
 
@@ -53,6 +53,26 @@ def test_models_take_turns_and_another_one_is_first_each_round(few_rounds):
 def test_slow_models_get_fewer_rounds_but_some(few_rounds, monkeypatch):
     monkeypatch.setattr(latency, "LONGEST_SECONDS", 0.0)
     assert len(measure([])["a"]) == 2
+
+
+def test_models_whose_ratio_is_known_get_no_more_rounds(monkeypatch):
+    turns = iter(range(10_000))
+
+    def steady(model, batch, device):
+        return model.milliseconds * (1 + next(turns) // 2 % 3)  # a slow round falls on both
+
+    monkeypatch.setattr(latency, "time_pass", steady)
+    assert len(measure([])["a"]) == latency.LEAST_ROUNDS
+
+
+def test_a_ratio_is_settled_by_the_order_of_its_rounds_alone():
+    # 40 rounds: ranks 13 to 27 of 0 to 39 bound the median of 20 at 95 % (binomial: 13.8 and 26.2).
+    def found(width: float) -> list[float]:
+        return [0.1] * 13 + [1.0 + width * place / 14 for place in range(15)] + [9.0] * 12
+
+    assert is_settled([1.0] * 40, [found(0.039)])
+    assert not is_settled([1.0] * 40, [found(0.042)]) and not is_settled([1.0] * 40, [found(0.0), found(0.042)])
+    assert not is_settled([1.0] * 3, [[1.0] * 3])
 
 
 def test_a_slow_round_falls_on_both():
