@@ -27,7 +27,7 @@ def cache(
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> Any:
-    """List the tokens and measurements of memory that are kept between runs, or delete them. Runs make them again."""
+    """List what is kept between runs (tokens, measurements, evaluations of bases), or delete it. Runs make it again."""
     from peftlab.runs.cache import clear_cache, list_cache
 
     if unused is not None and not clear:
@@ -43,9 +43,9 @@ def show_cache(found: dict[str, Any]) -> None:
     total = f"{found['folder']}: {format_bytes(found['bytes'])} in {len(found['entries'])} entries"
     deleted = " are deleted" if found["deleted"] else ""
     print(f"{total}{deleted}")  # unwrapped, to be copied
-    if (measured := found["measurements"])["count"]:
-        size = format_bytes(measured["bytes"])
-        print(f"{measured['folder']}: {size} in {measured['count']} measurements of memory{deleted}")
+    for kind, title in (("measurements", "measurements of memory"), ("base_figures", "evaluations of a base")):
+        if (kept := found[kind])["count"]:
+            print(f"{kept['folder']}: {format_bytes(kept['bytes'])} in {kept['count']} {title}{deleted}")
     if found["deleted"] or not found["entries"]:
         return
     table = plain_table("tokens of", "rows", "size", "days unused")

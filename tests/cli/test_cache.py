@@ -113,6 +113,15 @@ def test_measurements_of_memory_are_listed_and_deleted_with_the_tokens(answer, f
     assert find_measured("new") is None
 
 
+def test_evaluations_of_a_base_are_listed_and_deleted_too(answer, folder):
+    kept = folder.parent / "evaluations"
+    kept.mkdir()
+    (kept / "one.json").write_text("{}")
+    assert json.loads(answer("cache", "--json")[1])["base_figures"] == {"folder": str(kept), "bytes": 2, "count": 1}
+    assert f"{kept}: 2 B in 1 evaluations of a base" in answer("cache")[1]
+    assert "in 1 evaluations of a base are deleted" in answer("cache", "--clear")[1] and not list(kept.iterdir())
+
+
 def test_the_cache_is_listed_without_torch():
     code = "import sys, peftlab.runs.cache; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
