@@ -18,6 +18,11 @@ NUMBER = re.compile(r"([0-9][0-9_]*(?:\.[0-9]+)?(?:e\+?[0-9]+)?)\s*([A-Za-z%]*)"
 COUNTS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
 TIMES = {"": 1, "s": 1, "min": 60, "h": 3600}
 OPERATIONS = {"": 1, "g": 10**9, "t": 10**12, "p": 10**15, "e": 10**18, "z": 10**21}
+# What is measured of every variant of a comparison, and cannot be sized for.
+NOT_SIZED = {
+    "latency": "merged into the base, any size is as fast as the base, and unmerged, a size changes it less than "
+    "measurements vary; `peftlab compare` shows each variant's latency",
+}
 FRONTIER_POINTS = 5
 FRONTIER_EXAMPLES = "trainable=10k..10M, stored=1MB..100MB or trainable=10k..10M:7 (points)"
 
@@ -91,6 +96,8 @@ def _parse_one(text: str) -> Budget:
     kind, equals, value = (part.strip() for part in text.partition("="))
     if not equals:
         raise UsageError(f"{text!r} is not a valid budget; write {EXAMPLES}")
+    if kind in NOT_SIZED:
+        raise UsageError(f"{text!r} is not a valid budget: {NOT_SIZED[kind]}; write {EXAMPLES}")
     if kind not in KINDS:
         raise UsageError(f"unknown budget {kind!r}{nearest(kind, KINDS)}; write {EXAMPLES}")
     text = f"{kind}={value}"

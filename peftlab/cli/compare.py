@@ -170,11 +170,13 @@ def compare(
         "cluster": cluster,
         "cluster_options": parse_options(cluster_options or []),
     }
+    output = output or folder
+    if cluster is None and (overwrite or not output.exists()):
+        prepare_runs()
     settings = make_settings(file, given)
     from peftlab.comparison.lab import compare as run_comparison
     from peftlab.comparison.rows import read_table
 
-    output = output or folder
     report = run_comparison(variants, settings, output, name=output.name, overwrite=overwrite)
     table = read_table(output)
     good = all(trial.status == "finished" for variant in report.variants for trial in variant.trials)
@@ -200,6 +202,14 @@ def use_devices(text: str) -> int:
     chosen = choose_devices(text)
     os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(chosen)
     return len(chosen)
+
+
+def prepare_runs() -> None:
+    """Start what runs are forked from: it imports their libraries beside this process's own imports."""
+    from peftlab.runs.jobs import list_cuda_devices, open_server
+
+    if not list_cuda_devices():
+        open_server()
 
 
 def read_sources(arguments: list[str]) -> tuple[Comparison | None, list[Variant], Path]:

@@ -1,7 +1,8 @@
 """What a comparison's statistics say: sentences, each made from the figures that it speaks of and kept with them.
 
-A claim never says more than its figures do: of methods where several seeds were tried, of the weights of one seed on
-such rows where only the rows' chance is known, and of nothing where neither is.
+A claim never says more than its figures do: of methods where several seeds were tried, of methods on these rows where
+only the seeds' chance is known, of the weights of one seed on such rows where only the rows' chance is known, and of
+nothing where neither is.
 """
 
 from __future__ import annotations
@@ -29,7 +30,13 @@ from peftlab.comparison.words import (
 )
 
 Kind = Literal["best", "not different", "better", "worse", "counted", "moved", "open", "limit"]
-WITH_SEED = {"methods": "", "weights": " with these weights", "nothing": ""}
+WITH_SEED = {"methods": "", "rows": " on these rows", "weights": " with these weights", "nothing": ""}
+MOVED_BY: dict[Scope, str] = {
+    "methods": "by the 95 % interval of each",
+    "rows": "on these rows, by the 95 % interval over the seeds",
+    "weights": "with the one seed tried, by the 95 % interval over the rows",
+}
+NOT_TESTED = {"weights": "Another seed", "rows": "Other rows"}
 
 
 @dataclass(frozen=True)
@@ -61,8 +68,8 @@ def describe_groups(table: Table, family: Family) -> list[Claim]:
         return [_best(table, family), Claim("limit", reason)]
     parts = [*([_best(table, family)] if family.scope == "weights" else []), *_groups(table, family)]
     parts += _worse(table, family)
-    if family.scope == "weights":
-        parts.append(Claim("limit", "Another seed may order the variants otherwise (not tested)."))
+    if other := NOT_TESTED.get(family.scope):
+        parts.append(Claim("limit", f"{other} may order the variants otherwise (not tested)."))
     return parts
 
 
@@ -133,7 +140,7 @@ def _can(table: Table, findings: Findings) -> Iterator[Claim]:
     for scope in SCOPES:
         if own := [pair for pair in pairs if pair.scope == scope]:
             yield _counted(table, own, scope)
-    if any(pair.significant for pair in pairs):
+    if any(pair.significant for pair in pairs) and not any(pair.scope == "rows" for pair in pairs):
         each = " in each budget" if len(table.budgets) > 1 else ""
         text = f"Were all variants equal, the chance of calling even one pair different would be at most 5 %{each}."
         yield Claim("limit", text)
@@ -152,20 +159,22 @@ def _counted(table: Table, pairs: Sequence[Difference[str]], scope: Scope) -> Cl
 
 
 def _moved(changes: Mapping[str, Estimate], upwards: bool, what: str) -> Iterator[Claim]:
-    """Yield how many changes have an interval on one side of 0: over seeds, and over the rows alone."""
-    several = {name: change for name, change in changes.items() if change.of_seeds}
-    single = {name: change for name, change in changes.items() if not change.of_seeds and change.of_rows}
-    of_scope: dict[Scope, dict[str, Estimate]] = {"methods": several, "weights": single}
-    for scope, known in of_scope.items():
+    """Yield how many changes have an interval on one side of 0: over seeds and rows, and over one of them alone."""
+    for scope, by in MOVED_BY.items():
+        known = {name: change for name, change in changes.items() if _scope_of(change) == scope}
         if not known:
             continue
         moved = [name for name, change in known.items() if (change.low > 0 if upwards else change.high < 0)]
-        by = "by the 95 % interval of each"
-        if scope == "weights":
-            by = "with the one seed tried, by the 95 % interval over the rows"
         rest = tuple(name for name in known if name not in moved)
         figures = tuple(known[name] for name in (*moved, *rest))
         yield Claim("moved", f"{part_of(moved, len(known))} {what} ({by}).", tuple(moved), rest, figures, scope)
+
+
+def _scope_of(found: Estimate) -> Scope:
+    """Return what an interval speaks of, by the sources of chance that it covers."""
+    if found.of_seeds:
+        return "methods" if found.of_rows else "rows"
+    return "weights" if found.of_rows else "nothing"
 
 
 def _cannot(table: Table, findings: Findings) -> Iterator[Claim]:

@@ -18,7 +18,7 @@ from peftlab.metrics import METRICS, RowScores
 from peftlab.runs.directory import text_scores
 
 # From the narrowest claim to the widest: that of a family is the narrowest among its tested pairs.
-SCOPES: tuple[Scope, ...] = ("weights", "methods")
+SCOPES: tuple[Scope, ...] = ("weights", "rows", "methods")
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Family:
 
     @property
     def scope(self) -> Scope:
-        """What all tested pairs together speak of: methods only where every variant has several seeds."""
+        """What all tested pairs together speak of: methods only where every variant has several seeds, and rows."""
         scopes = {pair.scope for pair in self.differences}
         return next((scope for scope in SCOPES if scope in scopes), "nothing")
 

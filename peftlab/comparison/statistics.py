@@ -16,7 +16,8 @@ bootstrap over rows and seeds called two equal methods different in a fifth of 1
 How often this one does is simulated in `tests/comparison/test_statistics.py`. Seeds count as independent between
 variants, though they order the data alike: if that makes them move together, the intervals are too wide, not too
 narrow. One seed says nothing about others: where a variant has one, its interval is of the rows alone, and a difference
-is one of these trained weights on such rows (`Scope`), not of the methods.
+is one of these trained weights on such rows (`Scope`), not of the methods. Without scores of single rows, it is one of
+the methods on these rows: equal methods differ by the rows that were drawn, which more seeds do not average out.
 
 A difference's interval and its verdict are one statement: the interval is as much wider than one of 95 % as Holm's
 correction asks of that pair, so that it excludes 0 exactly where the difference is significant.
@@ -43,8 +44,9 @@ from peftlab.evaluation.resampling import Floats, Sample
 LEVEL = 0.95
 ROUNDING = 1e-12  # equal runs whose means were summed in another order differ by less
 Name = TypeVar("Name", bound=Hashable)
-Scope = Literal["methods", "weights", "nothing"]
-"""What a difference speaks of: methods (several seeds), the weights of one seed (rows alone), or nothing (neither)."""
+Scope = Literal["methods", "rows", "weights", "nothing"]
+"""What a difference speaks of: methods (several seeds, rows drawn anew), methods on these `rows` (seeds alone), the
+weights of one seed (rows alone), or nothing (neither)."""
 
 
 @dataclass(frozen=True)
@@ -202,9 +204,10 @@ class _Pair(Generic[Name]):
 
     @property
     def scope(self) -> Scope:
+        drawn = self.one.replicates is not None and self.other.replicates is not None
         if min(self.one.seeds, self.other.seeds) > 1:
-            return "methods"
-        return "nothing" if self.one.replicates is None or self.other.replicates is None else "weights"
+            return "methods" if drawn else "rows"
+        return "weights" if drawn else "nothing"
 
     @cached_property
     def chance(self) -> Chance:

@@ -28,6 +28,7 @@ BAD = [
     ("300k", "is not a valid budget; write trainable=300k"),
     ("trainble=300k", "unknown budget 'trainble'; did you mean 'trainable'?"),
     ("method.rank=4", "unknown budget 'method.rank'"),
+    ("latency=10ms", "'latency=10ms' is not a valid budget: merged into the base, any size is as fast as the base"),
     ("trainable=", "trainable '' is not a valid amount; write 300k"),
     ("trainable=many", "trainable 'many' is not a valid amount"),
     ("trainable=-3k", "trainable '-3k' is not a valid amount"),
