@@ -103,6 +103,9 @@ Spread = Annotated[
     ),
 ]
 
+# The options that set a field of `Search` of another name.
+OPTION_OF = {"seconds": "search-seconds", "processor_seconds": "search-processor-seconds"}
+
 
 @answers
 def compare(
@@ -274,7 +277,8 @@ def make_search(
         return Search(**shared | caps, space={**(known.space if known else {}), **given})
     except ValidationError as error:
         first = error.errors()[0]
-        raise UsageError(f"--{first['loc'][0]}: {first['msg'].lower()}, got {first['input']!r}") from None
+        option = OPTION_OF.get(str(first["loc"][0]), first["loc"][0])
+        raise UsageError(f"--{option}: {first['msg'].lower()}, got {first['input']!r}") from None
 
 
 def parse_rates(text: str) -> tuple[float, ...]:

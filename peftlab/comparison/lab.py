@@ -12,7 +12,18 @@ from pathlib import Path
 
 from peftlab.checkpoint.lock import RunLock
 from peftlab.comparison.columns import missed_text
-from peftlab.comparison.folder import LOGS, PICTURE, RUNS, SEARCHES, SUMMARY, claim, clean, clear, wait_until_free
+from peftlab.comparison.folder import (
+    LOGS,
+    PICTURE,
+    RUNS,
+    SEARCHES,
+    SUMMARY,
+    claim,
+    clean,
+    clear,
+    read_comparison,
+    wait_until_free,
+)
 from peftlab.comparison.identity import hash_run
 from peftlab.comparison.points import LEARNING_RATE, Point
 from peftlab.comparison.pool import run_locally, run_on_cluster
@@ -30,6 +41,7 @@ from peftlab.comparison.variants import (
     round_learning_rates,
     spare_trial,
 )
+from peftlab.comparison.words import some
 from peftlab.errors import StorageError, UsageError
 from peftlab.files import why, write_atomically
 from peftlab.metrics import METRICS
@@ -318,6 +330,7 @@ def compare(
             clean(folder)
             if overwrite:
                 clear(folder)
+            refuse_another(folder, variants)
             metric = choose_metric([variant.recipe for variant in variants], settings.metric)
             opened = open_variants(variants, settings, metric, folder)
             refuse_costly(opened, settings.search)
@@ -325,6 +338,18 @@ def compare(
     except OSError as error:
         place = error.filename or folder
         raise StorageError(f"{place}: {why(error)}; the same command continues the comparison") from None
+
+
+def refuse_another(folder: Path, variants: Sequence[Variant]) -> None:
+    """Raise StorageError where the folder has a comparison of other variants alone, whose report would be replaced."""
+    try:
+        former = [variant.name for variant in read_comparison(folder).variants]
+    except StorageError:  # there is none, or its report is damaged and is written again
+        return
+    if former and not {variant.name for variant in variants} & set(former):
+        raise StorageError(
+            f"{folder} is the comparison of {some(former)}; name another --output, or replace it with --overwrite"
+        )
 
 
 def find_fault_of(folder: Path) -> str | None:

@@ -247,6 +247,19 @@ def test_budgets_are_solved_once_and_equal_recipes_run_once(machine, variants, t
     assert any("bitfit trainable=2%" in note for note in report.notes), "a budget that is not met is told"
 
 
+def test_a_comparison_of_other_variants_is_not_replaced_and_one_that_grows_continues(machine, variants, tmp_path):
+    run(variants[:1], tmp_path / "out")
+    whole, done = (tmp_path / "out" / "comparison.json").read_bytes(), len(machine.done)
+    with pytest.raises(StorageError, match="is the comparison of lora; name another --output, or replace it with"):
+        run(variants[1:], tmp_path / "out")
+    assert (tmp_path / "out" / "comparison.json").read_bytes() == whole and len(machine.done) == done
+    run(variants, tmp_path / "out")
+    assert {method for method, *_ in machine.done[done:]} == {"bitfit"}
+    compare(variants[1:], Settings(rates=RATES), tmp_path / "out", name="c")
+    (tmp_path / "out" / "comparison.json").write_text("damaged")
+    run(variants, tmp_path / "out")
+
+
 def test_nothing_of_anybody_else_is_touched(variants, tmp_path):
     other = tmp_path / "other"
     other.mkdir()

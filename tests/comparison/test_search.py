@@ -312,6 +312,8 @@ def test_caps_without_a_search_and_wrong_caps_are_one_line(variants):
         make_search(None, [], {"trials": 3}, variants)
     with pytest.raises(UsageError, match="--stopping: input should be 'asha', 'hyperband' or 'none', got 'median'"):
         make_search(None, ["training.warmup=0.0..0.3"], {"stopping": "median"}, variants)
+    with pytest.raises(UsageError, match=r"^--search-processor-seconds: input should be greater than 0, got 0.0$"):
+        make_search(None, ["training.warmup=0.0..0.3"], {"processor_seconds": 0.0}, variants)
 
 
 @pytest.mark.slow
