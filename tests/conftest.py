@@ -102,6 +102,14 @@ def quiet():
     quiet_libraries()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def unknown_code():
+    """Runs of this process make every evaluation and plan themselves: a test may make one fail, or count it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("peftlab.runs.environment.source_commit", lambda: "a checkout with changes")
+        yield
+
+
 @pytest.fixture(scope="session")
 def data_folder() -> Path:
     """The folder with E2E and GSM8K: $PEFTLAB_DATA, or `shared/data` beside the repository."""

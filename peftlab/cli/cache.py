@@ -43,7 +43,8 @@ def show_cache(found: dict[str, Any]) -> None:
     total = f"{found['folder']}: {format_bytes(found['bytes'])} in {len(found['entries'])} entries"
     deleted = " are deleted" if found["deleted"] else ""
     print(f"{total}{deleted}")  # unwrapped, to be copied
-    for kind, title in (("measurements", "measurements of memory"), ("base_figures", "evaluations of a base")):
+    titles = {"measurements": "measurements of memory", "base_figures": "evaluations of a base", "plans": "plans"}
+    for kind, title in titles.items():
         if (kept := found[kind])["count"]:
             print(f"{kept['folder']}: {format_bytes(kept['bytes'])} in {kept['count']} {title}{deleted}")
     if found["deleted"] or not found["entries"]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from peftlab.comparison.points import LEARNING_RATE, Point
 from peftlab.comparison.proposals import Proposals, build_pruner
-from peftlab.comparison.variants import is_free_of_cost, learning_rate_beyond, spare_trial
+from peftlab.comparison.variants import learning_rate_beyond, spare_trial
 from peftlab.errors import StorageError
 from peftlab.recipe.comparison import DEFAULT_RATE_EXTENSIONS, Variant
 from peftlab.recipe.space import Dimension, Range, Search, describe, value_at
@@ -176,11 +176,6 @@ class VariantSearch:
         overrides = spare_trial(self.variant.recipe)
         if every := self.compared_every:
             overrides.append(f"evaluation.every={every}")
-        fitted = any(trial.user_attrs["status"] == "finished" for trial in self.trials)
-        # Without a plan nothing is recomputed, so that a trial that had to may not fit.
-        recomputed = any(trial.user_attrs.get("recomputed") for trial in self.trials)
-        if fitted and not recomputed and all(map(is_free_of_cost, self.space)):
-            overrides.append('run.plan="off"')  # the memory is that of the trial that finished
         return overrides
 
     def should_stop(self) -> bool:
@@ -229,7 +224,6 @@ class VariantSearch:
             "status": status,
             "error": ending.error,
             "point": attempt.point.settings,
-            "recomputed": result is not None and result.checkpointing is not None,
             **self._cost(result, attempt.job.name),
         }
         self.proposals.keep(attempt.trial, attempt.point, state, value, attributes)

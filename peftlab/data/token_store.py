@@ -73,6 +73,11 @@ def base_figures_folder() -> Path:
     return cache_folder() / "evaluations"
 
 
+def plans_folder() -> Path:
+    """Return the folder with a file for each plan of memory that is kept, changed when it was used last."""
+    return cache_folder() / "plans"
+
+
 class TokenStore:
     """The entries of one folder."""
 

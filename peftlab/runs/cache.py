@@ -6,13 +6,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from peftlab.data.token_store import Entry, TokenStore, base_figures_folder, measured_folder
+from peftlab.data.token_store import Entry, TokenStore, base_figures_folder, measured_folder, plans_folder
 from peftlab.errors import StorageError
 from peftlab.files import why
 
 DAY = 24 * 3600
 # What is kept beside the tokens, a file each, by its name in reports.
-MEASURED = {"measurements": measured_folder, "base_figures": base_figures_folder}
+MEASURED = {"measurements": measured_folder, "base_figures": base_figures_folder, "plans": plans_folder}
 
 
 def list_cache() -> dict[str, Any]:

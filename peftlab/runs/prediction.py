@@ -14,6 +14,7 @@ from peftlab.quantities import format_bytes
 from peftlab.recipe.checkpointing import AUTO
 from peftlab.recipe.schema import Recipe
 from peftlab.reports import MemoryReport
+from peftlab.runs.kept_plans import KeptPlan
 from peftlab.runs.planner import Planner
 from peftlab.sizes import DEFAULT_CAPABILITY, parse_budget
 from peftlab.world.base import World
@@ -35,17 +36,19 @@ def open_run_planner(recipe: Recipe, dataset: Dataset, world: World) -> Planner:
     )
 
 
-def plan_run(recipe: Recipe, planner: Planner, memory: dict[str, MemoryReport], note: Note) -> Recipe:
+def plan_run(
+    recipe: Recipe, planner: Planner, memory: dict[str, MemoryReport], note: Note, kept: KeptPlan | None = None
+) -> Recipe:
     """Return the recipe to run, after adding its predicted memory to `memory` or noting why there is none.
 
     It differs from `recipe`, with a note, only where that makes it fit: where `training.fit` asks for smaller
     micro-batches, or `training.gradient_checkpointing` leaves the number of recomputed layers open. Raises
-    OutOfMemoryError for a run that will not fit, unless `run.plan` is `report`.
+    OutOfMemoryError for a run that will not fit, unless `run.plan` is `report`. `kept` has the plan of an earlier run.
     """
     if recipe.run.plan == "off":
         return recipe
     try:
-        memory["predicted"] = planner(recipe)
+        memory["predicted"] = make_plan(recipe, planner, note, kept)
     except Exception as error:  # a model that cannot be traced may still train: a plan never ends a run
         reason = error.reason if isinstance(error, UnpredictableError) else explain_failure(error)
         unsplit = "; training.fit changes nothing" if recipe.training.fit else ""
@@ -56,6 +59,17 @@ def plan_run(recipe: Recipe, planner: Planner, memory: dict[str, MemoryReport], 
     if memory["predicted"].fits is False and recipe.run.plan == "refuse":
         refuse_too_large(recipe, memory["predicted"], planner)
     return recipe
+
+
+def make_plan(recipe: Recipe, planner: Planner, note: Note, kept: KeptPlan | None) -> MemoryReport:
+    """Return the plan that an earlier run made, with a note, else a new one, which is kept."""
+    if kept is not None and (found := kept.find(planner.capacity_bytes)) is not None:
+        note("the memory plan is that of an earlier run with the same model, method, settings and rows")
+        return found
+    report = planner(recipe)
+    if kept is not None:
+        kept.keep(report)
+    return report
 
 
 def replan_padded(recipe: Recipe, planner: Planner, memory: dict[str, MemoryReport], note: Note) -> Recipe:

@@ -10,6 +10,7 @@ from peftlab.recipe.schema import Recipe
 from peftlab.reports import ParameterReport, RunResult
 from peftlab.runs.bench import Bench, prepare, with_format
 from peftlab.runs.classes import known_classes, note_other_classes
+from peftlab.runs.kept_plans import KeptPlan
 from peftlab.runs.loading import fill_trained
 from peftlab.runs.longest import note_cut_prompts
 from peftlab.runs.prediction import open_run_planner, plan_run, replan_padded
@@ -27,7 +28,10 @@ def prepare_bench(record: RunRecord, former: RunResult | None = None) -> Bench:
     def plan(dataset: Dataset) -> Recipe:
         record.continue_with(with_format(record.recipe, dataset.report["format"]))
         record.watch.planner = planner = open_run_planner(record.recipe, dataset, record.world)
-        record.split(plan_run(record.recipe, planner, record.result.memory, record.note))
+        kept = KeptPlan(
+            record.recipe, dataset, record.result.environment, device=str(planner.device), capability=planner.capability
+        )
+        record.split(plan_run(record.recipe, planner, record.result.memory, record.note, kept))
         return record.recipe
 
     known = tuple(former.data.get("labels") or ()) if former is not None else known_classes(record.recipe)
