@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 PARTS, REDUCTION = 6, 3
 # What the recipe's learning rate is multiplied by in the first trials, before anything else is changed.
 FIRST_FACTORS = (1.0, 3.0, 0.3)
-FIRST_TRIALS = 8  # drawn at random where no learning rate is searched, before the others follow what was good
+FIRST_TRIALS = 8  # before the others follow what was good; drawn at random where no learning rate is searched
 
 
 @dataclass(frozen=True)
@@ -146,26 +146,42 @@ class VariantSearch:
     def _first_point(self) -> Point | None:
         """Return what is tried next of the points to begin with; None after them.
 
-        The learning rate decides most: others of it alone come first, also beyond the best at an end, as without a
-        search.
+        The recipe's own settings come first. The learning rate decides most: others of it alone follow, also beyond the
+        best at an end, as without a search. Then each value of each list is tried once, with the best settings so far.
         """
-        rates, number = self._first_rates, len(self.trials)
         if not self._has_own:
             return None
-        if number == 0:
+        if not self.trials:
             return self.own
+        rate = self._next_rate()
+        return self._at(rate) if rate is not None else self._untried_choice()
+
+    def _next_rate(self) -> float | None:
+        """Return the learning rate to try next with the recipe's own settings; None where enough were tried."""
+        rates, number = self._first_rates, len(self.trials)
         if number < len(rates):
-            return self._at(rates[number])
-        if not rates or number >= len(rates) + DEFAULT_RATE_EXTENSIONS:
-            return None
+            return rates[number]
         tried = [trial.user_attrs["point"] for trial in self.trials]
-        if any(Point.of(point) != self._at(point[LEARNING_RATE]) for point in tried):
+        alone = rates and all(Point.of(point) == self._at(point[LEARNING_RATE]) for point in tried)
+        if not alone or number >= len(rates) + DEFAULT_RATE_EXTENSIONS:
             return None
         beyond = learning_rate_beyond(
             sorted(point[LEARNING_RATE] for point in tried), self.best().settings[LEARNING_RATE]
         )
-        point = None if beyond is None else self._at(float(f"{beyond:.3g}"))
-        return point if point is not None and self.proposals.contains(point) else None
+        rounded = None if beyond is None else float(f"{beyond:.3g}")
+        return rounded if rounded is not None and self.proposals.contains(self._at(rounded)) else None
+
+    def _untried_choice(self) -> Point | None:
+        """Return the best settings so far with a value of a list that no trial had; None where all were tried."""
+        if len(self.trials) >= FIRST_TRIALS:
+            return None
+        tried = [trial.user_attrs["point"] for trial in self.trials]
+        lists = {key: one for key, one in self.space.items() if not isinstance(one, Range)}
+        for key, values in lists.items():
+            for value in values:
+                if not any(point[key] == value for point in tried):
+                    return Point.of({**self.best().settings, key: value})
+        return None
 
     def _at(self, learning_rate: float) -> Point:
         """Return the recipe's own settings at another learning rate."""

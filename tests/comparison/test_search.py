@@ -40,8 +40,11 @@ class Machine:
         self.started, self.done, self.stop_after, self.optimum = [], [], None, 2e-3
 
     def loss(self, recipe: Recipe, step: int) -> float:
-        distance = abs(recipe.training.learning_rate / self.optimum - 1) + 0.1 * (recipe.training.schedule == "linear")
+        distance = self.loss_of(recipe.training.learning_rate) + 0.1 * (recipe.training.schedule == "linear")
         return 2 + distance + 1.5 * (1 - step / STEPS)
+
+    def loss_of(self, learning_rate: float) -> float:
+        return abs(learning_rate / self.optimum - 1)
 
     def start(self, job, warm):
         if self.stop_after is not None and len(self.started) >= self.stop_after:
@@ -152,11 +155,13 @@ def test_a_search_begins_with_other_learning_rates_alone_beyond_the_best_at_an_e
 ):
     machine.optimum = optimum
     (variant,) = run(variants[:1], tmp_path / "out", Search(space=SPACE, trials=7)).variants
-    alone = [trial.learning_rate for trial in variant.sweep[: len(first)]]
-    assert alone == first and {trial.settings["training.schedule"] for trial in variant.sweep[: len(first)]} == {
-        "linear"
-    }
-    assert variant.sweep[len(first)].learning_rate not in (*first, 9e-5, 2.7e-2)
+    alone = variant.sweep[: len(first)]
+    assert [trial.learning_rate for trial in alone] == first
+    assert {trial.settings["training.schedule"] for trial in alone} == {"linear"}
+    values = {trial.learning_rate: machine.loss_of(trial.learning_rate) for trial in alone}
+    following = variant.sweep[len(first)].settings
+    assert following == {"training.learning_rate": min(values, key=values.get), "training.schedule": "cosine"}
+    assert variant.sweep[len(first) + 1].learning_rate not in (*first, 9e-5, 2.7e-2)
 
 
 def test_learning_rates_outside_the_space_are_left_out_and_own_settings_outside_it_draw_all(
@@ -165,7 +170,7 @@ def test_learning_rates_outside_the_space_are_left_out_and_own_settings_outside_
     space = SPACE | {"training.learning_rate": Range(low=0.5, high=20, log=True, relative=True)}
     machine.optimum = 1e-3
     (variant,) = run(variants[:1], tmp_path / "out", Search(space=space, trials=4)).variants
-    assert [trial.learning_rate for trial in variant.sweep[:2]] == [1e-3, 3e-3] != variant.sweep[2].learning_rate
+    assert [trial.learning_rate for trial in variant.sweep][:3] == [1e-3, 3e-3, 1e-3] != variant.sweep[3].learning_rate
     space |= {"training.schedule": ("cosine", "constant")}
     (variant,) = run(variants[:1], tmp_path / "drawn", Search(space=space, trials=4)).variants
     assert not {trial.learning_rate for trial in variant.sweep} & {1e-3, 3e-3, 3e-4}
