@@ -106,11 +106,6 @@ class Proposals:
         ranges = {key for key, dimension in self.space.items() if isinstance(dimension, Range)}
         return {key: value if key in ranges else json.dumps(value) for key, value in point.settings.items()}
 
-    def contains(self, point: Point) -> bool:
-        """Return whether a point is in the space."""
-        settings = point.settings
-        return all(_contains(dimension, settings[key]) for key, dimension in self.space.items())
-
     def keep(
         self,
         trial: optuna.Trial,
@@ -148,7 +143,3 @@ def _value(dimension: Dimension, drawn: Any) -> Any:
     if isinstance(drawn, int):
         return drawn
     return min(max(float(f"{drawn:.{DIGITS}g}"), float(dimension.low)), float(dimension.high))
-
-
-def _contains(dimension: Dimension, value: Any) -> bool:
-    return dimension.contains(value) if isinstance(dimension, Range) else value in dimension

@@ -15,11 +15,12 @@ from math import ceil, isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from peftlab.comparison.beginning import MOST_TRIALS, Beginning
 from peftlab.comparison.points import LEARNING_RATE, Point
 from peftlab.comparison.proposals import Proposals, build_pruner
-from peftlab.comparison.variants import learning_rate_beyond, spare_trial
+from peftlab.comparison.variants import spare_trial
 from peftlab.errors import StorageError
-from peftlab.recipe.comparison import DEFAULT_RATE_EXTENSIONS, Variant
+from peftlab.recipe.comparison import Variant
 from peftlab.recipe.space import Dimension, Range, Search, describe, value_at
 from peftlab.reports import STOPPED, RunResult, SearchReport, TrialReport
 from peftlab.runs.directory import RunDirectory
@@ -33,9 +34,6 @@ if TYPE_CHECKING:
 
 # Trials are compared after a sixth and after half of their steps: the best third continues each time.
 PARTS, REDUCTION = 6, 3
-# What the recipe's learning rate is multiplied by in the first trials, before anything else is changed.
-FIRST_FACTORS = (1.0, 3.0, 0.3)
-FIRST_TRIALS = 8  # before the others follow what was good; drawn at random where no learning rate is searched
 
 
 @dataclass(frozen=True)
@@ -60,6 +58,7 @@ class VariantSearch:
     plan: Callable[[Point, Sequence[str]], Job]
     find: Callable[[Job], Ending | None]
     space: dict[str, Dimension] = field(init=False)
+    beginning: Beginning = field(init=False)
     proposals: Proposals = field(init=False)
     attempt: Attempt | None = None
     seen: int = 0
@@ -73,8 +72,10 @@ class VariantSearch:
             [self.identity, self.metric, self.settings.stopping, sorted(map(str, self.space.items()))]
         )
         name = f"{self.variant.title} {sha256(described.encode()).hexdigest()[:12]}"
+        self.beginning = Beginning(self.own, self.space)
+        drawn = len(self.beginning.rates) or MOST_TRIALS
         pruner = build_pruner(self.settings.stopping, self.compared_every, self.steps, REDUCTION)
-        self.proposals = Proposals(name, self.storage, self.space, self.higher_is_better, pruner, self._drawn)
+        self.proposals = Proposals(name, self.storage, self.space, self.higher_is_better, pruner, drawn)
 
     @property
     def trials(self) -> list[optuna.trial.FrozenTrial]:
@@ -120,72 +121,11 @@ class VariantSearch:
         """Return the job of the next trial; None where a cap is reached."""
         if self.ended_by:
             return None
-        trial, point = self.proposals.ask(self._first_point())
+        tried = [trial.user_attrs["point"] for trial in self.trials]
+        trial, point = self.proposals.ask(self.beginning.next(tried, self.best()))
         job = self.plan(point, self.trial_overrides())
         self.attempt, self.seen = Attempt(trial, point, job), 0
         return job
-
-    @property
-    def _has_own(self) -> bool:
-        """Whether the recipe's own settings are in the space: then they are the first trial."""
-        return self.proposals.contains(self.own)
-
-    @property
-    def _first_rates(self) -> list[float]:
-        """The learning rates to begin with: the recipe's own, and multiples of it that are in the space."""
-        dimension, own = self.space.get(LEARNING_RATE), self.variant.recipe.training.learning_rate
-        if not isinstance(dimension, Range):
-            return []
-        rates = [own, *(float(f"{own * factor:.3g}") for factor in FIRST_FACTORS[1:])]
-        return [rate for rate in rates if dimension.contains(rate)]
-
-    @property
-    def _drawn(self) -> int:
-        return len(self._first_rates) or FIRST_TRIALS
-
-    def _first_point(self) -> Point | None:
-        """Return what is tried next of the points to begin with; None after them.
-
-        The recipe's own settings come first. The learning rate decides most: others of it alone follow, also beyond the
-        best at an end, as without a search. Then each value of each list is tried once, with the best settings so far.
-        """
-        if not self._has_own:
-            return None
-        if not self.trials:
-            return self.own
-        rate = self._next_rate()
-        return self._at(rate) if rate is not None else self._untried_choice()
-
-    def _next_rate(self) -> float | None:
-        """Return the learning rate to try next with the recipe's own settings; None where enough were tried."""
-        rates, number = self._first_rates, len(self.trials)
-        if number < len(rates):
-            return rates[number]
-        tried = [trial.user_attrs["point"] for trial in self.trials]
-        alone = rates and all(Point.of(point) == self._at(point[LEARNING_RATE]) for point in tried)
-        if not alone or number >= len(rates) + DEFAULT_RATE_EXTENSIONS:
-            return None
-        beyond = learning_rate_beyond(
-            sorted(point[LEARNING_RATE] for point in tried), self.best().settings[LEARNING_RATE]
-        )
-        rounded = None if beyond is None else float(f"{beyond:.3g}")
-        return rounded if rounded is not None and self.proposals.contains(self._at(rounded)) else None
-
-    def _untried_choice(self) -> Point | None:
-        """Return the best settings so far with a value of a list that no trial had; None where all were tried."""
-        if len(self.trials) >= FIRST_TRIALS:
-            return None
-        tried = [trial.user_attrs["point"] for trial in self.trials]
-        lists = {key: one for key, one in self.space.items() if not isinstance(one, Range)}
-        for key, values in lists.items():
-            for value in values:
-                if not any(point[key] == value for point in tried):
-                    return Point.of({**self.best().settings, key: value})
-        return None
-
-    def _at(self, learning_rate: float) -> Point:
-        """Return the recipe's own settings at another learning rate."""
-        return Point.of({**self.own.settings, LEARNING_RATE: learning_rate})
 
     def trial_overrides(self) -> list[str]:
         """Return what is different in a trial: the evaluation rows alone are measured, also during training."""
@@ -304,7 +244,7 @@ class VariantSearch:
     def _notes(self) -> Iterator[str]:
         if self.settings.stopping != "none" and not self.compared_every:
             yield "no trial was stopped early: set training.steps or evaluation.every"
-        if not self._has_own:
+        if not self.beginning.has_own:
             yield "the recipe's own settings are outside the space and were not tried"
         at_end = [key for key, value in self.best().settings.items() if self._is_end(key, value)]
         if at_end and self.trials:

@@ -130,6 +130,14 @@ def value_at(recipe: Recipe, key: str) -> Any:
     return value
 
 
+def has_point(space: Space, settings: Mapping[str, Any]) -> bool:
+    """Return whether settings by key path are in a space."""
+    return all(
+        dimension.contains(settings[key]) if isinstance(dimension, Range) else settings[key] in dimension
+        for key, dimension in space.items()
+    )
+
+
 def describe(dimension: Dimension) -> str:
     """Return a dimension as people read it."""
     if not isinstance(dimension, Range):
