@@ -115,7 +115,7 @@ def test_measurements_of_memory_are_listed_and_deleted_with_the_tokens(answer, f
 
 def test_evaluations_of_a_base_are_listed_and_deleted_too(answer, folder):
     kept = folder.parent / "evaluations"
-    kept.mkdir()
+    kept.mkdir(parents=True)
     (kept / "one.json").write_text("{}")
     assert json.loads(answer("cache", "--json")[1])["base_figures"] == {"folder": str(kept), "bytes": 2, "count": 1}
     assert f"{kept}: 2 B in 1 evaluations of a base" in answer("cache")[1]

@@ -47,17 +47,18 @@ def bench(cache, tmp_path_factory):
 
 def test_another_method_of_the_same_base_has_its_figures_without_an_evaluation(cache, tmp_path, monkeypatch):
     monkeypatch.setattr("peftlab.runs.environment.source_commit", lambda: "0123abcd")
-    of_base, evaluate = [], Bench.evaluate
+    evaluated, evaluate = [], Bench.evaluate
 
     def counting(bench, model, part="evaluation"):
-        of_base.append(model is bench.base.model)
+        evaluated.append(part)
         return evaluate(bench, model, part)
 
     monkeypatch.setattr(Bench, "evaluate", counting)
     first, second = (
         train(make_recipe(tmp_path / method, method), display=NoDisplay()) for method in ("bitfit", "adapters")
     )
-    assert of_base.count(True) == 3 and NOTE in second.notes and NOTE not in first.notes
+    assert len(evaluated) == 3 * 3, "each part before and after, and after alone"
+    assert NOTE in second.notes and NOTE not in first.notes
     assert second.metrics["before"] == first.metrics["before"] and second.signatures == first.signatures
     assert [one["before"] for one in second.examples] == [one["before"] for one in first.examples]
     stored = [read_stored(tmp_path / method / "scores.json") for method in ("bitfit", "adapters")]
@@ -115,9 +116,10 @@ def test_code_or_a_base_that_nothing_identifies_is_not_kept(bench):
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"parts": {"evaluation": {}}, "examples": []}', '{"parts": 1}'])
 def test_a_damaged_file_is_measured_anew(bench, text):
+    path = open_base_figures(bench, ENVIRONMENT).path
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text)
     figures = open_base_figures(bench, ENVIRONMENT)
-    figures.path.parent.mkdir(exist_ok=True)
-    figures.path.write_text(text)
-    assert not open_base_figures(bench, ENVIRONMENT).found
+    assert not figures.found and not figures.parts
     figures.keep()
     assert open_base_figures(bench, ENVIRONMENT).found
