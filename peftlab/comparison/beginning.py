@@ -33,13 +33,13 @@ class Beginning:
         return has_point(self.space, self.own.settings)
 
     @property
-    def rates(self) -> list[float]:
+    def learning_rates(self) -> list[float]:
         """The learning rates to begin with: the recipe's own, and multiples of it that are in the space."""
         dimension = self.space.get(LEARNING_RATE)
         if not isinstance(dimension, Range) or not self.has_own:
             return []
         own = self.own.settings[LEARNING_RATE]
-        return [own, *(rate for factor in FACTORS if dimension.contains(rate := round_rate(own * factor)))]
+        return [own, *filter(dimension.contains, (round_learning_rate(own * factor) for factor in FACTORS))]
 
     def next(self, tried: Sequence[Mapping[str, Any]], best: Point) -> Point | None:
         """Return what is tried after the settings of `tried`, of which `best` were the best; None after all."""
@@ -47,19 +47,19 @@ class Beginning:
             return None
         if not tried:
             return self.own
-        rate = self._next_rate(tried, best)
-        return self._at(rate) if rate is not None else self._untried_choice(tried, best)
+        following = self._next_learning_rate(tried, best)
+        return self._at(following) if following is not None else self._untried_choice(tried, best)
 
-    def _next_rate(self, tried: Sequence[Mapping[str, Any]], best: Point) -> float | None:
+    def _next_learning_rate(self, tried: Sequence[Mapping[str, Any]], best: Point) -> float | None:
         """Return the learning rate to try next with the recipe's own settings; None where enough were tried."""
-        rates, number = self.rates, len(tried)
-        if number < len(rates):
-            return rates[number]
-        alone = rates and all(Point.of(point) == self._at(point[LEARNING_RATE]) for point in tried)
-        if not alone or number >= len(rates) + DEFAULT_RATE_EXTENSIONS:
+        first, number = self.learning_rates, len(tried)
+        if number < len(first):
+            return first[number]
+        alone = first and all(Point.of(point) == self._at(point[LEARNING_RATE]) for point in tried)
+        if not alone or number >= len(first) + DEFAULT_RATE_EXTENSIONS:
             return None
         beyond = learning_rate_beyond(sorted(point[LEARNING_RATE] for point in tried), best.settings[LEARNING_RATE])
-        rounded = None if beyond is None else round_rate(beyond)
+        rounded = None if beyond is None else round_learning_rate(beyond)
         return rounded if rounded is not None and has_point(self.space, self._at(rounded).settings) else None
 
     def _untried_choice(self, tried: Sequence[Mapping[str, Any]], best: Point) -> Point | None:
@@ -81,5 +81,5 @@ class Beginning:
         return Point.of({**self.own.settings, LEARNING_RATE: learning_rate})
 
 
-def round_rate(learning_rate: float) -> float:
+def round_learning_rate(learning_rate: float) -> float:
     return float(f"{learning_rate:.3g}")

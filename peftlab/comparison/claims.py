@@ -146,7 +146,7 @@ def _can(table: Table, findings: Findings) -> Iterator[Claim]:
         yield Claim("limit", text)
     improved = f"improved {table.metric} over the model before training"
     yield from _moved(findings.change, table.report.higher_is_better, improved)
-    yield from _moved(findings.general_change, True, "forgot: the loss on general text rose")
+    yield from _moved(findings.general_change, True, "raised the loss on general text, a sign of forgetting")
 
 
 def _counted(table: Table, pairs: Sequence[Difference[str]], scope: Scope) -> Claim:
@@ -181,7 +181,7 @@ def _cannot(table: Table, findings: Findings) -> Iterator[Claim]:
     yield from _about_seeds(table, findings)
     yield from _open(table, findings)
     lines = []
-    if findings.part == "" and findings.quality:
+    if findings.part == "" and findings.quality and any(row.sweep for row in table.rows):
         lines.append(
             "There were no test rows: these numbers are of the rows that chose the learning rates, and so too "
             "optimistic, most of all for variants that tried many."

@@ -73,7 +73,7 @@ class VariantSearch:
         )
         name = f"{self.variant.title} {sha256(described.encode()).hexdigest()[:12]}"
         self.beginning = Beginning(self.own, self.space)
-        drawn = len(self.beginning.rates) or MOST_TRIALS
+        drawn = len(self.beginning.learning_rates) or MOST_TRIALS
         pruner = build_pruner(self.settings.stopping, self.compared_every, self.steps, REDUCTION)
         self.proposals = Proposals(name, self.storage, self.space, self.higher_is_better, pruner, drawn)
 

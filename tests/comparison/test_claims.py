@@ -77,7 +77,7 @@ def check_whole_claim(claim, higher):
             part = f"All {count}" if some == count else f"{some} of {count}" if some else f"None of the {count}"
         assert claim.text.startswith(part)
         for place, figure in enumerate(claim.figures):
-            moved = figure.low > 0 if higher or "rose" in claim.text else figure.high < 0
+            moved = figure.low > 0 if higher or "raised" in claim.text else figure.high < 0
             assert moved == (place < some)
         assert all(figure.of_seeds == (claim.scope != "weights") for figure in claim.figures)
         assert all(figure.of_rows == (claim.scope != "rows") for figure in claim.figures)

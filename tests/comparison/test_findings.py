@@ -230,6 +230,19 @@ def test_without_test_rows_the_evaluation_rows_are_mentioned(tmp_path):
     assert any(sentence.startswith("There were no test rows") for sentence in texts(conclude(table, findings)[1]))
 
 
+def test_without_a_choice_nothing_is_said_of_one(tmp_path):
+    """A run with each recipe's own learning rate chose nothing: its evaluation rows are as good as test rows."""
+    folder = Maker(tmp_path, methods=("lora", "bitfit"), rows=30, without=("sweep",)).write()
+    for path in (folder / "runs").glob("*/result.json"):
+        result = json.loads(path.read_text())
+        result["metrics"] = {k: v for k, v in result["metrics"].items() if not k.startswith("test_")}
+        path.write_text(json.dumps(result))
+    table = read_table(folder)
+    findings = find(table)
+    assert findings.part == "" and findings.quality["loss"]
+    assert not any("chose the learning rates" in sentence for sentence in texts(conclude(table, findings)[1]))
+
+
 def test_a_chosen_learning_rate_at_the_end_of_those_tried_is_reported(tmp_path):
     folder = Maker(tmp_path, methods=("lora", "bitfit"), rows=30).write()
     report = json.loads((folder / "comparison.json").read_text())

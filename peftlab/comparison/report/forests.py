@@ -39,7 +39,7 @@ def draw_quality(table: Table, findings: Findings) -> tuple[str, bytes] | None:
             va="center", ha="left",
         )  # fmt: skip
 
-    return _draw_rows(table, findings, draw, direction(table, findings)) if quality else None
+    return _draw_rows(table, findings, draw, direction(table, findings).replace("\n", " ")) if quality else None
 
 
 def draw_differences(table: Table, findings: Findings) -> tuple[str, bytes] | None:
@@ -78,7 +78,8 @@ def draw_change(table: Table, findings: Findings) -> tuple[str, bytes] | None:
             axes.plot(before, row, "|", color=INK, markersize=8, markeredgewidth=1.6)
         axes.plot(after, row, **marker_of(look))
 
-    return _draw_rows(table, findings, draw, f"{direction(table, findings)}: | before, marker after")
+    label = direction(table, findings).replace("\n", " ")
+    return _draw_rows(table, findings, draw, f"{label}\n| before, marker after")
 
 
 def _draw_rows(table: Table, findings: Findings, draw: Draw, label: str, *, zero: bool = False) -> tuple[str, bytes]:

@@ -75,6 +75,7 @@ def render_page(
         memory=_memory(table),
         searches=_searches(table),
         imported=[_imported(one) for one in imported],
+        chosen=any(row.sweep for row in table.rows),
         settings="settings" if any(row.variant.search for row in table.rows) else "learning rate",
         examples=examples_of(table),
         failures=[(row, trial) for row, trial, _ in table.trials() if not trial.finished and not trial.stopped],
@@ -158,7 +159,7 @@ def _facts(table: Table, findings: Findings) -> list[str]:
     """Return the comparison in figures: variants, seeds, rows, model and data."""
     runs = {trial.report.run: trial for _, trial, _ in table.trials()}.values()  # budgets may share a run
     facts = [
-        f"{len(table.rows)} variants",
+        f"{len(table.rows)} variant{'s' if len(table.rows) != 1 else ''}",
         f"{len(table.report.seeds)} seed{'s' if len(table.report.seeds) != 1 else ''}",
         f"{len(runs)} runs, {sum(trial.finished for trial in runs)} finished"
         + (f", {stopped} stopped early" if (stopped := sum(trial.stopped for trial in runs)) else ""),

@@ -23,9 +23,9 @@ MOST_IN_LEGEND = 14
 
 
 def direction(table: Table, findings: Findings) -> str:
-    """Return the metric's name, the rows that it is of and which way is better."""
+    """Return the metric's name, the rows that it is of and which way is better, in two lines that fit an axis."""
     better = "higher" if table.report.higher_is_better else "lower"
-    return f"{table.metric} on {'test' if findings.part else 'evaluation'} rows ({better} is better)"
+    return f"{table.metric} on {'test' if findings.part else 'evaluation'} rows\n({better} is better)"
 
 
 def draw_pareto(table: Table, findings: Findings, cost: str) -> tuple[str, bytes] | None:
@@ -69,7 +69,7 @@ def draw_forgetting(table: Table, findings: Findings) -> tuple[str, bytes] | Non
             draw_point(axes, learned.mean, findings.general_change[label], looks[label], spread, 1.0)
         axes.set(
             xlabel=f"change of {table.metric} by training",
-            ylabel="change of loss on general text (up: forgot)",
+            ylabel="change of loss on general text\n(up: forgot)",
         )
         axes.margins(x=0.08)
         legend_below(figure, legend(table, both))
