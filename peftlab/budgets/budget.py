@@ -20,8 +20,8 @@ TIMES = {"": 1, "s": 1, "min": 60, "h": 3600}
 OPERATIONS = {"": 1, "g": 10**9, "t": 10**12, "p": 10**15, "e": 10**18, "z": 10**21}
 # What is measured of every variant of a comparison, and cannot be sized for.
 NOT_SIZED = {
-    "latency": "merged into the base, any size is as fast as the base, and unmerged, usual sizes change it less than two "
-    "measurements differ; `peftlab compare` shows each variant's latency",
+    "latency": "merged into the base, any size is as fast as the base, and unmerged, usual sizes change it less than "
+    "two measurements differ; `peftlab compare` shows each variant's latency",
 }
 FRONTIER_POINTS = 5
 FRONTIER_EXAMPLES = "trainable=10k..10M, stored=1MB..100MB or trainable=10k..10M:7 (points)"
