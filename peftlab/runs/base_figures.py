@@ -27,8 +27,11 @@ from peftlab.evaluation.texts import ScoredTexts
 from peftlab.files import write_atomically
 from peftlab.metrics import RowScores
 from peftlab.runs.bench import Bench
+from peftlab.runs.environment import library_version
 
 ENVIRONMENT = ("python", "platform", "versions", "commit", "device", "repeatable", "threads")
+# What compares generated texts with their references.
+TEXT_LIBRARIES = ("sacrebleu", "rouge-score", "nltk")
 # Of a recipe's evaluation, what does not change the figures of one evaluation.
 NOT_COUNTED = {"every", "best", "patience", "latency"}
 UNKNOWN_CODE = "with changes"
@@ -104,6 +107,8 @@ def _name(bench: Bench, environment: dict[str, Any]) -> str:
         "batch_size": bench.batch_size,
         "rows": {part: _digest(*dataset.held_out(part)) for part in ("evaluation", "test", "general")},
         "labels": dataset.labels,
+        "tokenizer": repr(bench.tokenizer),
+        "comparing": {name: library_version(name) for name in TEXT_LIBRARIES},
         "stops": [dataset.stop_ids, dataset.stop_texts, dataset.pad_id],
         "environment": {name: environment[name] for name in ENVIRONMENT},
     }
