@@ -209,10 +209,10 @@ def use_devices(text: str) -> int:
 
 def prepare_runs() -> None:
     """Start what runs are forked from: it imports their libraries beside this process's own imports."""
-    from peftlab.runs.jobs import list_cuda_devices, open_server
+    from peftlab.runs.jobs import list_cuda_devices, start_server
 
     if not list_cuda_devices():
-        open_server()
+        start_server()
 
 
 def read_sources(arguments: list[str]) -> tuple[Comparison | None, list[Variant], Path]:

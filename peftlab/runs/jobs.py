@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import multiprocessing
-import multiprocessing.context
 import os
 import signal
 import subprocess
@@ -15,11 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 from math import inf
-<<<<<<< HEAD
 from multiprocessing import forkserver, resource_tracker
-=======
-from multiprocessing import forkserver
->>>>>>> fba2c48 (Without scores of single rows a difference is one on these rows, with no rate of false ones; the server of runs starts beside the command's own imports; latency is refused as a budget with the reason)
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import ModuleType
@@ -170,30 +165,9 @@ def die_with_parent() -> None:
         _libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-<<<<<<< HEAD
 def fork(job: Job) -> BaseProcess:
     """Run the job in a process forked from a server that has only imported peftlab."""
     process = multiprocessing.get_context("forkserver").Process(target=_train, args=(job, job.resumes))
-=======
-def open_server() -> None:
-    """Start the server of warm jobs, which imports what they need while this process prepares the first one."""
-    _server_context()
-    forkserver.ensure_running()
-
-
-def _server_context() -> multiprocessing.context.ForkServerContext:
-    """Return how processes are forked from a server that has only imported peftlab."""
-    context = multiprocessing.get_context("forkserver")
-    # Where there is a CUDA device, importing bitsandbytes opens it, and an open one does not survive a fork.
-    context.set_forkserver_preload([] if list_cuda_devices() else [__name__, *WARM_MODULES])
-    return context
-
-
-def fork(job: Job) -> BaseProcess:
-    """Run the job in a process forked from the server."""
-    context = _server_context()
-    process = context.Process(target=_train, args=(job, job.resumes))
->>>>>>> fba2c48 (Without scores of single rows a difference is one on these rows, with no rate of false ones; the server of runs starts beside the command's own imports; latency is refused as a budget with the reason)
     with _hidden_main():
         start_server()
         process.start()
