@@ -14,12 +14,12 @@ import torch
 from torch import nn
 from transformers import AutoConfig
 
-from peftlab.errors import ModelError, StorageError, UsageError
+from peftlab.errors import ModelError, StorageError, UsageError, listed
 from peftlab.evaluation.agreement import compare_outputs
 from peftlab.export.gguf_families import find_family
-from peftlab.models.config import auto_class
+from peftlab.models.config import auto_class, one_line_errors
 from peftlab.models.load import fit_tokenizer
-from peftlab.models.reference import resolve
+from peftlab.models.reference import Reference, resolve
 from peftlab.reports import AgreementReport
 from peftlab.runs.bench import Bench
 from peftlab.runs.directory import MARKER, RunDirectory
@@ -120,7 +120,14 @@ def _open_run(path: Path, rows_of: RunDirectory, bench: Bench) -> nn.Module:
 
 
 def _open_folder(path: Path, bench: Bench) -> nn.Module:
-    model = auto_class(bench.recipe.task).from_pretrained(path, dtype=torch.float32, local_files_only=True)
+    """Return the model in a folder of transformers, which would make weights that the folder lacks at random."""
+    with one_line_errors(Reference(label=str(path), folder=path), "read"):
+        loaded: Any = auto_class(bench.recipe.task).from_pretrained(
+            path, dtype=torch.float32, local_files_only=True, output_loading_info=True
+        )
+    model, found = loaded
+    if found["missing_keys"]:
+        raise StorageError(f"{path}: it lacks {listed(sorted(found['missing_keys']), 3)}")
     fit_tokenizer(model, bench.tokenizer)
     return model.to(bench.device)
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from peftlab.cli.app import run as run_command
-from peftlab.errors import MethodError, UsageError
+from peftlab.errors import MethodError, StorageError, UsageError
 from peftlab.export.formats import export
 from peftlab.export.gguf_model import write_model
 from peftlab.export.weights import compare_weights
@@ -88,6 +90,15 @@ def test_peft_alone_reads_the_export(folders, tmp_path):
 def test_what_a_server_of_adapters_refuses_is_said(method, reason, tmp_path):
     report = export(trained(tmp_path, method, training={"steps": 1}), tmp_path / "out", "peft", MergeOptions(rows=4))
     assert report.serve == {} and reason in report.notes[0] and "peftlab merge" in report.notes[0]
+
+
+def test_a_folder_that_lacks_a_tensor_is_refused_and_gets_no_random_one(folders, tmp_path):
+    shutil.copytree(folders["merged"], less := tmp_path / "less")
+    tensors = load_file(less / "model.safetensors")
+    kept = {name: one for name, one in tensors.items() if "layers.1.mlp.up_proj.weight" not in name}
+    save_file(kept, less / "model.safetensors", {"format": "pt"})
+    with pytest.raises(StorageError, match="less: it lacks model.layers.1.mlp.up_proj.weight"):
+        compare_weights(str(less), "base", run=folders["run"], rows=2)
 
 
 def test_an_adapter_of_a_base_in_one_file_says_that_vllm_serves_none_beside_it(tmp_path):
