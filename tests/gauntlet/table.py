@@ -113,11 +113,11 @@ def _unbuilt(table: dict[str, Any]) -> list[str]:
 
 
 def _reasons(table: dict[str, Any]) -> dict[str, list[str]]:
-    """Return the types by the reason of their refusals, with the type's own name taken out of the reason."""
+    """Return the types by the reason of their refusals and failures, without the type's own name."""
     found: dict[str, list[str]] = {}
     for model_type, tasks in table["types"].items():
         for entry in tasks.values():
-            for reason in entry["refused"].values():
+            for reason in (entry["refused"] | entry["fails"]).values():
                 names = found.setdefault(_plain(reason, model_type), [])
                 if model_type not in names:
                     names.append(model_type)

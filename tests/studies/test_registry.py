@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+
 import pytest
 
 from peftlab.errors import UsageError
@@ -69,5 +71,5 @@ def restaurants(tmp_path):
 def test_a_trial_of_a_study_runs_to_its_end(study, tmp_path, restaurants):
     ran = run_study(study, Setting("trial", tmp_path / "study", restaurants))
     assert ran.report.verdict == "undecided" and ran.report.failures == []
-    assert ran.report.question in ran.page.read_text(encoding="utf-8")
+    assert ran.report.question in html.unescape(ran.page.read_text(encoding="utf-8"))
     assert ran.report.seconds > 0 and ran.report.tables
