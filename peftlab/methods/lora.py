@@ -13,7 +13,7 @@ from peftlab.errors import MethodError
 from peftlab.methods.base import Method, Problems, Sizes
 from peftlab.methods.candidates import describe_candidates
 from peftlab.methods.new_tokens import ROWS, copy_with_rows
-from peftlab.methods.peft_folder import WEIGHTS, base_tensors, names_of_experts, stored_head, write_config
+from peftlab.methods.peft_folder import WEIGHTS, base_tensors, is_renamed, names_of_experts, stored_head, write_config
 from peftlab.patterns import matching, unmatched
 from peftlab.shapes import LinearSite, ModelShape, ParameterSite
 from peftlab.tasks import task_of
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 IDLE = "no text reaches them"
 CHOICE = "they choose keys, and no gradient passes through a choice"
 TAKEN = "PEFT takes their names for the fused weights of experts"
+RENAMED = "PEFT renames their saved updates when it reads them, and loses them"
 REFUSED = "PEFT trains no such projection of this family"
 # peft 0.21, tuners_utils: the fused kernels of these families read these weights without calling the layers.
 MAMBA = ("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h")
@@ -88,15 +89,16 @@ class LoRA(Method):
         named = self._named(shape)
         idle = [site for site in named if site.name in shape.passage.idle]
         taken = [site for site in named if site.name.endswith(names_of_experts(shape.model_type))]
+        lost = [site for site in named if is_renamed(shape.model_type, site.name)]
         if not isinstance(self.targets, str):
             meant = {site.name for pattern in self.targets for site in _only_idle(pattern, named, idle)}
-            return {IDLE: [site for site in idle if site.name not in meant], TAKEN: taken}
+            return {IDLE: [site for site in idle if site.name not in meant], TAKEN: taken, RENAMED: lost}
         narrow = [site for site in named if site.role == "other" and min(site.n_in, site.n_out) < self.rank]
         narrow = narrow if len(narrow) < len(named) else []  # then the rank is wrong, not some gates
         refused = [site for site in named if shape.model_type in MAMBA and site.name.endswith(MAMBA_REFUSED)]
         choosers = [site for site in named if not learns(site.name)]
         narrower = f"fewer inputs or outputs than rank {self.rank}"
-        return {IDLE: idle, CHOICE: choosers, narrower: narrow, REFUSED: refused, TAKEN: taken}
+        return {IDLE: idle, CHOICE: choosers, narrower: narrow, REFUSED: refused, TAKEN: taken, RENAMED: lost}
 
     def notes(self, shape: ModelShape) -> list[str]:
         """Return what gets no update: projections that are left out, and the fused weights of experts."""

@@ -83,6 +83,38 @@ def names_of_experts(model_type: str) -> tuple[str, ...]:
     return tuple(f".{name}" for name in mapping.get(patterns.get(model_type), ()))
 
 
+def is_renamed(model_type: str, module: str) -> bool:
+    """Return whether PEFT renames the saved update of a module when it reads it, so that no module gets it.
+
+    peft 0.21 takes an adapter's names for those of a checkpoint that transformers converts, and some of transformers'
+    patterns match the names after the conversion too.
+    """
+    renamings, converters = _conversions(model_type)
+    if not renamings:
+        return False
+    from transformers.core_model_loading import rename_source_key
+
+    name = f"base_model.model.{module}.lora_A.weight"
+    renamed, converted = rename_source_key(name, renamings, converters)
+    return converted is None and not name.endswith(renamed.replace(".default", ""))
+
+
+@functools.cache
+def _conversions(model_type: str) -> tuple[list[Any], list[Any]]:
+    """Return the renamings and the other conversions by which PEFT reads an adapter of this family."""
+    from peft import LoraConfig
+    from peft.utils import transformers_weight_conversion as conversion
+    from transformers.core_model_loading import WeightConverter, WeightRenaming
+
+    if conversion.get_checkpoint_conversion_mapping(model_type) is None:
+        return [], []
+    found = conversion.build_peft_weight_mapping(
+        conversion.get_checkpoint_conversion_mapping(model_type), adapter_name="default", peft_config=LoraConfig()
+    )
+    renamings = [one for one in found if isinstance(one, WeightRenaming)]
+    return renamings, [one for one in found if isinstance(one, WeightConverter)]
+
+
 def unwrap_heads(wrapped: nn.Module) -> None:
     """Put the modules that PEFT set aside for saving back in place, so that they train there."""
     from peft.utils import ModulesToSaveWrapper

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from peft import PeftModel
 
 from peftlab.errors import MethodError, ModelError
 from peftlab.methods import Adapters, BitFit, Full, LoRA, Prefix, QLoRA
@@ -15,6 +16,7 @@ from peftlab.models.build import build_meta, describe_part
 from peftlab.parameters.report import parameter_report
 from peftlab.parameters.shape import shape_of
 from peftlab.parameters.trainable import trainable_parameters
+from peftlab.patterns import canonical_name
 from peftlab.recipe.schema import Model
 from tests.gauntlet.small import small_config
 
@@ -94,6 +96,21 @@ def test_dense_layers_that_peft_takes_for_experts_are_left_out_and_said():
     trained = trained_by(method, "glm4_moe")
     assert trained and not [name for name in trained if "mlp" in name or "expert" in name]
     assert any("takes their names for the fused weights" in line for line in method.notes(shape("glm4_moe")))
+
+
+@pytest.mark.parametrize(("model_type", "lost"), [("laguna", "shared_experts"), ("inkling2_text", "sconv.weight_proj")])
+def test_peft_reads_every_update_that_was_saved(model_type, lost, tmp_path):
+    """PEFT 0.21 renames these layers' updates when it reads them, and no layer gets them: they are left out."""
+    method = LoRA(rank=2)
+    model = method.apply(build(model_type))
+    for parameter in trainable_parameters(model).values():
+        torch.nn.init.normal_(parameter)
+    method.save(model, tmp_path, {})
+    read = PeftModel.from_pretrained(build(model_type), tmp_path).named_parameters()
+    trained, read = trainable_parameters(model), {canonical_name(name): one for name, one in read}
+    assert trained and all(torch.equal(read[name], one) for name, one in trained.items())
+    assert not [name for name in trained if lost in name]
+    assert any(f"{lost.partition('.')[0]}" in line and "loses them" in line for line in method.notes(shape(model_type)))
 
 
 def test_a_router_that_chooses_experts_is_no_projection():
