@@ -54,8 +54,8 @@ def test_a_method_with_its_defaults_contradicts_nothing(kind):
 
 
 PACKAGE = Path(peftlab.__file__).parent
-# Conversion writes recipes of what other trainers call by the same names.
-ROOMS = ("methods", "conversion")
+# Conversion writes recipes of what other trainers call by the same names; a study asks about methods that it names.
+ROOMS = ("methods", "conversion", "studies")
 OTHERS = [path for path in sorted(PACKAGE.rglob("*.py")) if path.relative_to(PACKAGE).parts[0] not in ROOMS]
 # A plot's marker is `full` as well; `__init__` offers the classes to Python users.
 NAMES = METHODS.keys() - {"full"}
