@@ -10,7 +10,7 @@ from tempfile import mkdtemp
 
 from safetensors import SafetensorError
 
-from peftlab.errors import StorageError, UsageError
+from peftlab.errors import StorageError, UsageError, one_line
 from peftlab.files import sync_files, why
 
 
@@ -39,8 +39,13 @@ def temporary_folder(out: Path) -> Iterator[Path]:
         raise StorageError(f"{out}: cannot be written: {why(error)}") from None
     try:
         yield temporary
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         raise StorageError(f"{out}: cannot be written: {why(error)}") from None
+    except SafetensorError as error:
+        if "os error" in str(error):  # of the system, while it writes
+            raise StorageError(f"{out}: cannot be written: {why(error)}") from None
+        fault = f"the weights that it is made of cannot be read: {one_line(str(error))}"
+        raise StorageError(f"{out}: not written: {fault}; `peftlab verify RUN` names the file that changed") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
