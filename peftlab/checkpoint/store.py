@@ -203,7 +203,7 @@ def _commit(partial: Path, target: Path) -> None:
 
 def _make_root(root: Path) -> None:
     if not root.is_dir():
-        root.mkdir(parents=True)
+        root.mkdir(parents=True, exist_ok=True)  # another process that writes its part may be faster
         sync(root.parent)
 
 

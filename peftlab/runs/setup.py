@@ -86,6 +86,8 @@ def renew_optimizer(setup: Setup) -> None:
     former, new = setup.optimizer, build_optimizer(setup.model, setup.recipe, setup.world.device)
     setup.optimizer = setup.world.join(setup.model, new)
     setup.recipe.training.optimizer.reuse(setup.optimizer, former)
+    # After trial steps it is part of a cycle of references, which Python collects late: its states would live on.
+    former.state.clear()
     if setup.in_backward is not None:
         setup.in_backward.remove()
         setup.in_backward = InBackward(setup.optimizer)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -65,6 +66,20 @@ def test_a_checkpoint_of_the_same_step_is_replaced(root):
     assert (latest.manifest.facts, faults) == ({"again": True}, [])
     assert b"21" in (latest.path / "optimizer.bin").read_bytes()
     assert sorted(path.name for path in root.iterdir()) == ["step-000010", "step-000020"]
+
+
+def test_a_root_that_another_process_makes_meanwhile_is_taken(tmp_path, monkeypatch):
+    root = tmp_path / "run" / "checkpoints"
+    is_dir = Path.is_dir
+
+    def made_just_after(path):
+        found = is_dir(path)
+        if path == root:
+            os.makedirs(path, exist_ok=True)
+        return found
+
+    monkeypatch.setattr(Path, "is_dir", made_just_after)
+    assert write_checkpoint(root, 1, write_files(1), {}) == root / "step-000001"
 
 
 def test_leftovers_are_cleaned_and_nothing_else(root, tmp_path):
