@@ -28,9 +28,10 @@ class Clock:
     processor: list[float] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
     operations: dict[str, float] = field(default_factory=dict)
-    """Seconds of the profiled step: of matrix products, of attention, and of all operations."""
+    """Seconds of the profiled step: of matrix products, of attention, of all operations, and by the clock."""
     peak: int = 0
     _profile: Any = None
+    _begun: float = 0.0
 
     def step(self, loss: float) -> None:
         """Note the end of a step; `loss` is read from the device already."""
@@ -51,10 +52,12 @@ class Clock:
 
         self._profile = profile(activities=[ProfilerActivity.CUDA if self.device == "cuda" else ProfilerActivity.CPU])
         self._profile.__enter__()
+        self._begun = time.perf_counter()
 
     def _end_profile(self) -> None:
+        seconds = time.perf_counter() - self._begun
         self._profile.__exit__(None, None, None)
-        self.operations = add_up(self._profile.key_averages(), self.device)
+        self.operations = add_up(self._profile.key_averages(), self.device) | {"step": seconds}
         self._profile = None
 
     def peak_bytes(self) -> int:

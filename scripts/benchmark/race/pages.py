@@ -28,9 +28,8 @@ def summarise(race: dict[str, Any], peak_flops: float) -> dict[str, Any]:
             "first_step_seconds": median(run["wall"][0] for run in whole),
             "processor_seconds": median(run["processor"][-1] for run in whole),
             "share_of_floor": floor / seconds,
-            "products_and_attention_seconds": median(
-                run["operations"]["products"] + run["operations"]["attention"] for run in whole
-            ),
+            "products_and_attention_seconds": median(map(seconds_that_remain, whole)),
+            "share_of_products": median(seconds_that_remain(run) / run["operations"]["step"] for run in whole),
             "loss_difference": difference(ours, whole[0]) if ours else None,
         }
     return {"floor_seconds": floor, "medians": table}
@@ -41,6 +40,11 @@ def step_seconds(run: dict[str, Any], clock: str, warm_up: int) -> float:
     stamps = run[clock]
     steps = [after - before for before, after in zip(stamps[warm_up - 1 :], stamps[warm_up:], strict=False)]
     return sum(steps) / len(steps)
+
+
+def seconds_that_remain(run: dict[str, Any]) -> float:
+    """Return the seconds of matrix products and attention of the profiled step, which has rows of its own."""
+    return run["operations"]["products"] + run["operations"]["attention"]
 
 
 def difference(one: dict[str, Any], other: dict[str, Any]) -> float:
@@ -64,9 +68,8 @@ def line_of(peer: str, row: dict[str, Any], ours: dict[str, Any]) -> str:
     if "error" in row:
         return f"{peer:<8} failed: {row['error'].splitlines()[-1][:60]}"
     ratio = ours["targets_per_second"] / row["targets_per_second"] if "targets_per_second" in ours else float("nan")
-    products = row["products_and_attention_seconds"] / row["step_seconds"]
     return (
         f"{peer:<8} {row['targets_per_second']:>12,.0f} {ratio:>5.2f} {row['step_processor_seconds']:>8.2f}"
         f" {row['peak_bytes'] / 2**20:>8,.0f} {row['first_step_seconds']:>7.1f} {row['share_of_floor']:>5.0%}"
-        f" {products:>8.0%} {row['loss_difference'] or 0:>10.1e}"
+        f" {row['share_of_products']:>8.0%} {row['loss_difference'] or 0:>10.1e}"
     )
