@@ -23,7 +23,7 @@ from peftlab.checkpoint.manifest import FileRecord, record_file
 from peftlab.checkpoint.store import parts_folder
 from peftlab.checkpoint.tensors import EncodedState, load_state, write_state
 from peftlab.errors import StorageError
-from peftlab.files import why
+from peftlab.files import why, write_atomically
 from peftlab.parameters.divided import is_part
 
 POLL_SECONDS = 0.02
@@ -61,10 +61,7 @@ class Parts:
             raise StorageError(fault) from None
 
     def _tell(self, process: int, content: dict[str, Any]) -> None:
-        path = self.folder / f"{name_of(process)}-complete"
-        temporary = path.with_suffix(".new")
-        temporary.write_text(json.dumps(content), encoding="utf-8")
-        os.replace(temporary, path)
+        write_atomically(self.folder / f"{name_of(process)}-complete", json.dumps(content))
 
     def collect(self, target: Path) -> dict[str, FileRecord]:
         """Move all parts into `target` as soon as they are complete, and return their records by name.

@@ -6,11 +6,9 @@ changes, whose code nothing identifies, a base whose content is not known, and s
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -24,10 +22,10 @@ from peftlab.data.token_rows import TokenRow
 from peftlab.data.token_store import base_figures_folder
 from peftlab.evaluation.evaluate import Evaluated
 from peftlab.evaluation.texts import ScoredTexts
-from peftlab.files import write_atomically
 from peftlab.metrics import RowScores
 from peftlab.runs.bench import Bench
 from peftlab.runs.environment import library_version
+from peftlab.runs.kept import keep, name_of, note_use
 
 ENVIRONMENT = ("python", "platform", "versions", "commit", "device", "repeatable", "threads")
 # What compares generated texts with their references.
@@ -67,9 +65,7 @@ class BaseFigures:
         if self.path is None or self.found:
             return
         dumped = {name: _dump(one) for name, one in self.parts.items()}
-        with contextlib.suppress(OSError):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.path, json.dumps({"parts": dumped, "examples": self.examples}) + "\n")
+        keep(self.path, json.dumps({"parts": dumped, "examples": self.examples}) + "\n")
 
 
 def open_base_figures(bench: Bench, environment: dict[str, Any]) -> BaseFigures:
@@ -85,8 +81,7 @@ def open_base_figures(bench: Bench, environment: dict[str, Any]) -> BaseFigures:
         figures = BaseFigures(bench, path, parts, kept["examples"], found=True)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return BaseFigures(bench, path)
-    with contextlib.suppress(OSError):
-        os.utime(path)  # when it was used last
+    note_use(path)
     return figures
 
 
@@ -112,7 +107,7 @@ def _name(bench: Bench, environment: dict[str, Any]) -> str:
         "stops": [dataset.stop_ids, dataset.stop_texts, dataset.pad_id],
         "environment": {name: environment[name] for name in ENVIRONMENT},
     }
-    return hashlib.sha256(json.dumps(depends, sort_keys=True, default=str).encode()).hexdigest()
+    return name_of(depends)
 
 
 def _digest(rows: Sequence[TokenRow], prompts: Sequence[Prompt]) -> str:

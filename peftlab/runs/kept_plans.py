@@ -6,22 +6,17 @@ with changes, whose code nothing identifies, and a model that is not in a folder
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import json
-import os
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from peftlab.data.dataset import Dataset
 from peftlab.data.token_store import plans_folder
-from peftlab.files import write_atomically
 from peftlab.models.reference import resolve
 from peftlab.recipe.schema import Recipe
 from peftlab.reports import MemoryReport
 from peftlab.runs.base_figures import UNKNOWN_CODE
+from peftlab.runs.kept import find_report, keep_report, name_of
 
 # What of a recipe leaves its plan as it is; a field that is added counts.
 NOT_COUNTED = {
@@ -51,29 +46,17 @@ class KeptPlan:
             "settings": settings,
             "environment": {name: environment[name] for name in ENVIRONMENT},
         }
-        name = hashlib.sha256(json.dumps(depends, sort_keys=True, default=str).encode()).hexdigest()
-        self._path = plans_folder() / f"{name}.json"
+        self._path = plans_folder() / f"{name_of(depends)}.json"
 
     def find(self, capacity_bytes: int | None) -> MemoryReport | None:
         """Return the plan for a device of this capacity; None where there is none, or it cannot be read."""
-        if self._path is None:
-            return None
-        try:
-            found = MemoryReport.model_validate_json(self._path.read_bytes())
-        except (OSError, ValidationError):
-            return None
-        with contextlib.suppress(OSError):
-            os.utime(self._path)  # when it was used last
-        return found.model_copy(update={"capacity_bytes": capacity_bytes})
+        found = None if self._path is None else find_report(self._path)
+        return None if found is None else found.model_copy(update={"capacity_bytes": capacity_bytes})
 
     def keep(self, report: MemoryReport) -> None:
         """Keep a plan for later runs; where that cannot be done they plan again."""
-        if self._path is None:
-            return
-        with contextlib.suppress(OSError):
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            # Computed fields are no input.
-            write_atomically(self._path, report.model_dump_json(include=set(MemoryReport.model_fields)))
+        if self._path is not None:
+            keep_report(self._path, report)
 
 
 def _counted(recipe: Recipe) -> dict[str, Any]:

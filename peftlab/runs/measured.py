@@ -6,23 +6,19 @@ settings and longest rows give the same numbers. A run whose memory is tight, an
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 
 from peftlab.data.rows import longest_rows
 from peftlab.data.token_rows import TokenRow
 from peftlab.data.token_store import measured_folder
-from peftlab.files import write_atomically
 from peftlab.reports import MemoryReport
 from peftlab.runs.bench import Bench
+from peftlab.runs.kept import find_report, keep_report, name_of
 from peftlab.training.preflight import HeldOut
 from peftlab.training.setup import Setup
 
@@ -55,36 +51,28 @@ def describe_trial(setup: Setup, bench: Bench, held_out: HeldOut, environment: d
     """Return the name of all that the memory of the trial steps depends on."""
     recipe = bench.recipe.model_dump(mode="json", include={"model": True, "method": True, "training": TRAINING})
     batches, size = setup.rows.longest().batches(1), held_out.batch_size
-    depends = {
-        "recipe": recipe,
-        "base": bench.base.source.get("fingerprint"),
-        "types": bench.types.describe(),
-        "batches": [{name: _describe(value) for name, value in batch.items()} for batch in batches],
-        "evaluation": _sizes(longest_rows(held_out.rows, size, padded=size)) if held_out.rows else [],
-        "prompts": [len(prompt) for prompt in held_out.prompts],
-        "answers": repr(held_out.answers),
-        "environment": {name: environment[name] for name in ENVIRONMENT},
-    }
-    return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
+    return name_of(
+        {
+            "recipe": recipe,
+            "base": bench.base.source.get("fingerprint"),
+            "types": bench.types.describe(),
+            "batches": [{name: _describe(value) for name, value in batch.items()} for batch in batches],
+            "evaluation": _sizes(longest_rows(held_out.rows, size, padded=size)) if held_out.rows else [],
+            "prompts": [len(prompt) for prompt in held_out.prompts],
+            "answers": repr(held_out.answers),
+            "environment": {name: environment[name] for name in ENVIRONMENT},
+        }
+    )
 
 
 def find_measured(name: str) -> MemoryReport | None:
     """Return what an earlier run measured; None where there is none, or it cannot be read."""
-    try:
-        found = MemoryReport.model_validate_json(_path(name).read_bytes())
-    except (OSError, ValidationError):
-        return None
-    with contextlib.suppress(OSError):
-        os.utime(_path(name))  # when it was used last
-    return found
+    return find_report(_path(name))
 
 
 def keep_measured(name: str, report: MemoryReport) -> None:
     """Keep a measurement for later runs; where that cannot be done they measure again."""
-    with contextlib.suppress(OSError):
-        _path(name).parent.mkdir(parents=True, exist_ok=True)
-        # Computed fields are no input.
-        write_atomically(_path(name), report.model_dump_json(include=set(MemoryReport.model_fields)))
+    keep_report(_path(name), report)
 
 
 def _describe(values: torch.Tensor) -> list[Any]:
