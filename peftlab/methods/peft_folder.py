@@ -83,6 +83,7 @@ def names_of_experts(model_type: str) -> tuple[str, ...]:
     return tuple(f".{name}" for name in mapping.get(patterns.get(model_type), ()))
 
 
+@functools.cache
 def is_renamed(model_type: str, module: str) -> bool:
     """Return whether PEFT renames the saved update of a module when it reads it, so that no module gets it.
 
@@ -106,11 +107,10 @@ def _conversions(model_type: str) -> tuple[list[Any], list[Any]]:
     from peft.utils import transformers_weight_conversion as conversion
     from transformers.core_model_loading import WeightConverter, WeightRenaming
 
-    if conversion.get_checkpoint_conversion_mapping(model_type) is None:
+    known = conversion.get_checkpoint_conversion_mapping(model_type)
+    if known is None:
         return [], []
-    found = conversion.build_peft_weight_mapping(
-        conversion.get_checkpoint_conversion_mapping(model_type), adapter_name="default", peft_config=LoraConfig()
-    )
+    found = conversion.build_peft_weight_mapping(known, adapter_name="default", peft_config=LoraConfig())
     renamings = [one for one in found if isinstance(one, WeightRenaming)]
     return renamings, [one for one in found if isinstance(one, WeightConverter)]
 

@@ -71,9 +71,8 @@ def why_padded(model: nn.Module, recipe: Recipe) -> str:
     """
     row_class = recipe.task.row_class
     if any(parameter.is_meta for parameter in model.parameters()):
-        _reasons[model] = judge(
-            model, row_class.pooled
-        )  # kept for when the plan's tensors are fake, which no longer shows in them
+        # Kept for when the plan's tensors are fake, which no longer shows in them.
+        _reasons[model] = judge(model, row_class.pooled)
     if recipe.training.batch_size == 1:
         return ONE_ROW
     unsuited = row_class.why_padded or recipe.method.why_padded
