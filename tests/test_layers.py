@@ -24,6 +24,7 @@ LAYERS = [
         "quantities",
         "reports",
         "architectures",
+        "family_traits",
         "registry",
         "families",
     }

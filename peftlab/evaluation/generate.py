@@ -13,13 +13,13 @@ import torch
 from torch import nn
 from transformers import GenerationConfig, LogitsProcessorList
 
-from peftlab.architectures import ANSWERS_ALONE, MIXES_ROWS, POSITIONS_BY_MASK, READS_PADDING
 from peftlab.data.dataset import Dataset
 from peftlab.data.prompts import Prompt
 from peftlab.errors import UsageError
 from peftlab.evaluation.likelihood import TokenLikelihoods
 from peftlab.evaluation.own_settings import without_own_settings
 from peftlab.evaluation.streaming import PieceStreamer
+from peftlab.family_traits import ANSWERS_ALONE, MIXES_ROWS, POSITIONS_BY_MASK, READS_PADDING
 from peftlab.methods import Prompting
 from peftlab.models.tokenizer import find_pad_id
 from peftlab.parameters.shape import count_positions, find_decoder_start

@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModel
 
-from peftlab.architectures import ENCODERS
 from peftlab.errors import ModelError, StorageError, listed
 from peftlab.export.gguf_model import read_tensors
 from peftlab.export.job import Job
+from peftlab.family_traits import ENCODERS
 from peftlab.models.reference import resolve
 from peftlab.reports import ExportReport
 from peftlab.runs.merge import merged_beside

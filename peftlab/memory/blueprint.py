@@ -11,9 +11,9 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from peftlab.architectures import READS_FIRST_GLOBALLY
 from peftlab.data.batches import EndToEnd
 from peftlab.data.token_rows import WholeRow
+from peftlab.family_traits import READS_FIRST_GLOBALLY
 from peftlab.memory.fakes import FakeModel, UnpredictableError, nowhere
 from peftlab.memory.generation import Answers
 from peftlab.memory.private import BLOCK

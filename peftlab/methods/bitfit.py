@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from peftlab.architectures import learns
+from peftlab.family_traits import learns
 from peftlab.methods.base import Method, Problems, Sizes, note_idle
 from peftlab.shapes import LinearSite, ModelShape, ParameterSite
 

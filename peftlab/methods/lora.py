@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, cast
 
 from pydantic import Field
 
-from peftlab.architectures import learns
 from peftlab.errors import MethodError
+from peftlab.family_traits import learns
 from peftlab.methods.base import Method, Problems, Sizes
 from peftlab.methods.candidates import describe_candidates
 from peftlab.methods.new_tokens import ROWS, copy_with_rows

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 from pydantic import Field
 
-from peftlab.architectures import (
+from peftlab.errors import MethodError
+from peftlab.family_traits import (
     CLASSIFIES_IDS,
     ENCODERS,
     NO_PROMPTS,
@@ -18,7 +19,6 @@ from peftlab.architectures import (
     PREFIX_ENCODERS,
     SEEKS_TOKENS,
 )
-from peftlab.errors import MethodError
 from peftlab.methods.base import Method, Problems, Sizes
 from peftlab.methods.peft_folder import WEIGHTS, base_tensors, stored_head, unwrap_heads, write_config
 from peftlab.shapes import KeyValues, ModelShape, ParameterSite

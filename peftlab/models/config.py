@@ -14,8 +14,8 @@ import transformers
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from peftlab.architectures import NEEDS_MORE
 from peftlab.errors import MissingRequirementError, ModelError, PeftlabError
+from peftlab.family_traits import NEEDS_MORE
 from peftlab.models.gguf import parsed_once
 from peftlab.models.hub import must_stay_local
 from peftlab.models.reference import Reference, resolve

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import Cache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from peftlab.architectures import CASTS_LAYERS
+from peftlab.family_traits import CASTS_LAYERS
 from peftlab.shapes import UNKNOWN_PASSAGE, KeyValues, Passage
 
 TOKENS = 8

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from peftlab.architectures import LOOKUPS_NOT_ACTIVE
+from peftlab.family_traits import LOOKUPS_NOT_ACTIVE
 from peftlab.parameters.kinds import layer_titles, parameter_sites
 from peftlab.parameters.trainable import find_base
 from peftlab.reports import CountRow, ParameterReport

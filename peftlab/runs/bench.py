@@ -11,7 +11,6 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from peftlab.architectures import MIXES_LAST, MIXES_ROWS
 from peftlab.data.cached import TRAIN_EXAMPLES, TokenOrigin, read_data
 from peftlab.data.dataset import Dataset, Part, tokenise
 from peftlab.data.splits import Examples
@@ -19,6 +18,7 @@ from peftlab.data.token_arrays import sizes_of
 from peftlab.errors import DataError, MethodError, MissingRequirementError, ModelError, Problem, RecipeError
 from peftlab.evaluation.evaluate import Evaluated, evaluate
 from peftlab.evaluation.generate import add_stop_ids, generate_examples
+from peftlab.family_traits import MIXES_LAST, MIXES_ROWS
 from peftlab.memory.probe import Probe
 from peftlab.models.load import LoadedModel, fit_tokenizer, load_tokenizer
 from peftlab.models.recompute import recompute_activations

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
-from peftlab.architectures import ENCODERS
 from peftlab.errors import ModelError
+from peftlab.family_traits import ENCODERS
 from peftlab.tasks.base import Loss, Task, Tokenised, Tokenising, TokenRow
 from peftlab.tasks.formats import CHAT, COMPLETION, TEXT, Example
 

@@ -11,7 +11,7 @@ import transformers
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
 
 import peftlab
-from peftlab.architectures import NEEDS_MORE
+from peftlab.family_traits import NEEDS_MORE
 from peftlab.tasks import TASKS
 
 VOCABULARY = 4096

@@ -19,10 +19,10 @@ from torch import nn
 from torch.nn import functional
 from transformers import GenerationConfig, PreTrainedModel
 
-from peftlab.architectures import ANSWERS_ALONE
 from peftlab.data.batches import collate
 from peftlab.errors import PeftlabError, StoppedError, one_line
 from peftlab.evaluation.generate import evaluation_mode, pad_prompts, takes_padding
+from peftlab.family_traits import ANSWERS_ALONE
 from peftlab.parameters.shape import find_decoder_start
 from peftlab.parameters.trainable import find_base
 from peftlab.recipe.schema import Recipe
