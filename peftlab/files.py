@@ -14,6 +14,7 @@ from peftlab.errors import StorageError, one_line
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
+MISPLACED = {errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG}
 
 
 def user_path(text: str) -> Path:
@@ -40,6 +41,8 @@ def why(error: Exception) -> str:
         return f"{reason}; free some space"
     if number in FORBIDDEN:
         return f"{reason}; check the permissions of the file and its folder"
+    if number in MISPLACED:
+        return f"{reason}; check the path"
     return f"{reason}; check the disk"
 
 

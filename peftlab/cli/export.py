@@ -8,18 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from peftlab.cli.answer import answers
-from peftlab.cli.options import (
-    AsJson,
-    Base,
-    ComparedRows,
-    Debug,
-    MergeBase,
-    NoVerify,
-    Overrides,
-    Overwrite,
-    RunPath,
-    Tolerance,
-)
+from peftlab.cli.merging import Base, ComparedRows, MergeBase, Tolerance, merge_options
+from peftlab.cli.options import AsJson, Debug, NoVerify, Overrides, Overwrite, RunPath
 
 
 @answers
@@ -42,10 +32,8 @@ def export(
 ) -> Any:
     """Write a run's result for another library or server, and compare it with the trained model."""
     from peftlab.export.formats import export as export_run
-    from peftlab.runs.merge import MergeOptions
 
-    changes = tuple(overrides or ())
-    options = MergeOptions(base.value, dtype, rows, tolerance, not no_verify, overwrite, overrides=changes)
+    options = merge_options(base, dtype, rows, tolerance, no_verify=no_verify, overwrite=overwrite, overrides=overrides)
     report = export_run(run, out, to, options)
     return report.model_dump(), lambda: show_export(report), 0
 

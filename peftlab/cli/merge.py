@@ -9,18 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from peftlab.cli.answer import answers
-from peftlab.cli.options import (
-    AsJson,
-    Base,
-    ComparedRows,
-    Debug,
-    MergeBase,
-    NoVerify,
-    Overrides,
-    Overwrite,
-    RunPath,
-    Tolerance,
-)
+from peftlab.cli.merging import Base, ComparedRows, MergeBase, Tolerance, merge_options
+from peftlab.cli.options import AsJson, Debug, NoVerify, Overrides, Overwrite, RunPath
 
 
 class Type(StrEnum):
@@ -56,18 +46,17 @@ def merge(
     debug: Debug = False,
 ) -> Any:
     """Merge a run's result into a plain transformers model, compare both, and keep it if they agree."""
-    from peftlab.runs.merge import MergeOptions
     from peftlab.runs.merge import merge as merge_run
 
-    options = MergeOptions(
-        base.value,
+    options = merge_options(
+        base,
         dtype.value,
         rows,
         tolerance,
-        not no_verify,
-        overwrite,
-        quantize and quantize.value,
-        tuple(overrides or ()),
+        no_verify=no_verify,
+        overwrite=overwrite,
+        overrides=overrides,
+        quantize=quantize and quantize.value,
     )
     report = merge_run(run, out, options)
     return report.model_dump(), lambda: show_merge(report), 0

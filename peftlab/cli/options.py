@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -20,30 +19,6 @@ NoVerify = Annotated[
     bool, typer.Option("--no-verify", help="Do not compare the run's files with the digests that it wrote.")
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is already there.")]
-
-
-class Base(StrEnum):
-    auto = "auto"
-    original = "original"
-    dequantised = "dequantised"
-
-
-MergeBase = Annotated[
-    Base,
-    typer.Option("--base", help="Weights that a QLoRA run's updates are added to; auto tries both, keeps the better."),
-]
-ComparedRows = Annotated[
-    int, typer.Option("--rows", min=0, help="Held-out rows on which the result is compared; 0 compares nothing.")
-]
-Tolerance = Annotated[
-    float | None,
-    typer.Option(
-        "--tolerance",
-        min=0,
-        help="Largest difference that is accepted, as a share of what training changed.",
-        show_default="by the type",
-    ),
-]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output instead of text.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 

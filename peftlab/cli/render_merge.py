@@ -10,7 +10,7 @@ from rich.text import Text
 
 from peftlab.cli.render import plain_table
 from peftlab.quantities import format_bytes, format_metric, format_share
-from peftlab.reports import AgreementReport, ExportReport, MergeReport
+from peftlab.reports import AgreementReport, ExportReport, MemoryReport, MergeReport, MetricChange
 
 
 def render_merge(report: MergeReport) -> RenderableType:
@@ -21,12 +21,21 @@ def render_merge(report: MergeReport) -> RenderableType:
     if report.quantize:
         facts.add_row("quantised", f"dense layers in {report.quantize}")
     facts.add_row("tensors", ", ".join(f"{count:,} {kind}" for kind, count in report.tensors.items()))
+    facts.add_row("memory", _memory(report.memory))
     if not report.agreements:
         return Group(facts, "", "not compared with the trained model (--rows 0)", *serving(report.serve))
     found = next(iter(report.agreements.values()))
     rows = f"compared with the trained model on {found.rows} {report.part} rows, {found.targets:,} targets:"
     parts = [facts, "", rows, agreement_table(report), "", conclusion(report), *_quantized(report)]
     return Group(*parts, *serving(report.serve))
+
+
+def _memory(found: Mapping[str, MemoryReport]) -> str:
+    """Return the peak, and what was planned."""
+    if "measured" not in found:
+        return "not measured"
+    planned = f" (planned {format_bytes(found['predicted'].peak_bytes)})" if "predicted" in found else ""
+    return f"{format_bytes(found['measured'].peak_bytes)} beside the loaded libraries{planned}"
 
 
 def _quantized(report: MergeReport) -> list[RenderableType]:
@@ -63,15 +72,21 @@ def compared(
         "same likeliest class": [format_share(one.same_top) for one in found.values()],
         f"loss, {models[0]}": [format_metric(one.loss_first) for one in found.values()],
         f"loss, {models[1]}": [format_metric(one.loss_second) for one in found.values()],
-        "change [95 %]": [_change(one) for one in found.values()],
+        "change [95 %]": [_change(one.loss_change) for one in found.values()],
     }
+    names = dict.fromkeys(name for one in found.values() for name in one.metrics)
+    lines |= {f"{name}, {models[1]}": [_metric(one.metrics.get(name)) for one in found.values()] for name in names}
     for name, cells in lines.items():
         table.add_row(name, *cells)
     return table
 
 
-def _change(one: AgreementReport) -> str:
-    value, low, high = one.loss_change
+def _metric(one: MetricChange | None) -> str:
+    return "-" if one is None else f"{format_metric(one.second)} ({_change(one.change)})"
+
+
+def _change(change: tuple[float, float, float]) -> str:
+    value, low, high = change
     return f"{value:+.2g} [{low:+.2g}, {high:+.2g}]"
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -12,25 +14,26 @@ from peftlab.data.batches import collate, evaluation_batches
 from peftlab.data.dataset import Dataset
 from peftlab.data.token_rows import TokenRow
 from peftlab.evaluation.generate import evaluation_mode
+from peftlab.evaluation.resampling import draw_metric
+from peftlab.evaluation.scores import Scored, join_scores, score_batch
 from peftlab.losses.base import Loss
-from peftlab.reports import AgreementReport
+from peftlab.metrics import METRICS, RowScores
+from peftlab.reports import AgreementReport, MetricChange
+from peftlab.tasks.base import LIKELY
 from peftlab.world.base import World
 
 # Logits of one model that are kept in memory, whatever the number of rows.
 MOST_BYTES = 512 * 2**20
+# Targets that are compared at once, so that what a comparison takes beside the logits does not grow with their number.
+BLOCK = 64
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """A model's logits at the targets of some rows, (targets, classes) in float32, and each row's loss and count."""
+    """A model's logits at the targets of some rows, (targets, classes) in float32, and the scores of these rows."""
 
     logits: torch.Tensor
-    losses: torch.Tensor
-    counts: torch.Tensor
-
-    @property
-    def loss(self) -> float:
-        return float(self.losses.sum() / self.counts.sum())
+    scores: RowScores
 
 
 def collect_outputs(
@@ -42,57 +45,87 @@ def collect_outputs(
     world: World,
     precision: torch.dtype,
     batch_size: int,
+    tokenizer: Any = None,
+    columns: Set[str] = frozenset(),
+    threshold: float = LIKELY,
 ) -> Outputs:
     """Return a model's outputs on `rows`, of which the last are left out where their logits would take too much.
 
-    Two models of one vocabulary get the same rows.
+    Two models of one vocabulary get the same rows. `tokenizer`, `columns` and `threshold` are those of `score_rows`.
     """
     logits: list[torch.Tensor] = []
-    losses: list[torch.Tensor] = []
-    counts: list[int] = []
+    scored: list[Scored] = []
     taken = 0
     with evaluation_mode(model), torch.no_grad(), world.autocast(precision):
         for _, numbers in evaluation_batches(rows, batch_size):
             batch = world.move(collate([rows[i] for i in numbers], dataset.pad_id))
             own = [rows[i].supervised for i in numbers]
             scores = loss.scores(model, batch)
-            losses.append(loss.rows_of(scores, batch, own).losses.float().cpu())
+            scored += score_batch(loss.rows_of(scores, batch, own), numbers, rows, dataset, threshold)
             logits.append(scores.float().cpu())
-            counts += own
             taken += logits[-1].numel() * logits[-1].element_size()
             if taken > MOST_BYTES:
                 break
-    return Outputs(torch.cat(logits), torch.cat(losses), torch.tensor(counts, dtype=torch.float32))
+    return Outputs(torch.cat(logits), join_scores(scored, rows, dataset, tokenizer=tokenizer, columns=columns))
 
 
-def compare_outputs(first: Outputs, second: Outputs) -> AgreementReport:
-    """Return how far `second` is from `first`; the interval of the loss is one of rows (95 %, normal).
+def compare_outputs(first: Outputs, second: Outputs, metrics: Sequence[str] = ()) -> AgreementReport:
+    """Return how far `second` is from `first`, with `metrics` of these rows.
 
-    `kl` is the mean Kullback-Leibler divergence of `second` from `first`, in nats a target.
+    `kl` is the mean Kullback-Leibler divergence of `second` from `first`, in nats a target. Intervals of changes are
+    95 % of drawings of the same rows for both (the paired bootstrap). A metric without a value here is left out.
     """
-    one, other = (outputs.logits.log_softmax(-1) for outputs in (first, second))
-    gap = second.logits - first.logits
-    rows, mean = len(first.counts), float(first.counts.mean())
-    changes = second.losses - first.losses
-    change = float(changes.sum() / first.counts.sum())
-    spread = float((changes - change * first.counts).std() / mean) / rows**0.5 if rows > 1 else 0.0
+    targets, classes = first.logits.shape
+    blocks = zip(first.logits.split(BLOCK), second.logits.split(BLOCK), strict=True)
+    found = torch.stack([_compare_block(*block) for block in blocks])
+    absolute, squares, kl, same = found[:, 1:].sum(0).tolist()
+    loss = compare_metric("loss", first.scores, second.scores)
+    assert loss is not None, "every row has a loss"
+    others = {name: compare_metric(name, first.scores, second.scores) for name in metrics if name != "loss"}
     return AgreementReport(
-        rows=rows,
-        targets=len(gap),
-        largest=float(gap.abs().max()),
-        mean=float(gap.abs().mean()),
-        rms=rms(gap),
-        kl=max(0.0, float((one.exp() * (one - other)).sum(-1).mean())),
-        same_top=float((one.argmax(-1) == other.argmax(-1)).float().mean()),
-        loss_first=first.loss,
-        loss_second=second.loss,
-        loss_change=(change, change - 1.96 * spread, change + 1.96 * spread),
+        rows=first.scores.rows,
+        targets=targets,
+        largest=float(found[:, 0].max()),
+        mean=absolute / (targets * classes),
+        rms=(squares / (targets * classes)) ** 0.5,
+        kl=max(0.0, kl / targets),
+        same_top=same / targets,
+        loss_first=loss.first,
+        loss_second=loss.second,
+        loss_change=loss.change,
+        metrics={name: found for name, found in others.items() if found is not None},
     )
 
 
-def rms(values: torch.Tensor) -> float:
-    """Return the root of the mean square."""
-    return float(values.double().square().mean().sqrt())
+def compare_metric(name: str, first: RowScores, second: RowScores) -> MetricChange | None:
+    """Return a metric of two models on the same rows, and its change; None where it has no value."""
+    if not METRICS[name].suits(first):
+        return None
+    drawn = draw_metric(name, [first, second])
+    one, other = drawn.values.tolist()
+    if name != "loss" and not np.isfinite(drawn.values).all():
+        return None
+    assert drawn.replicates is not None, "it is drawn from rows"
+    low, high = np.quantile(np.diff(drawn.replicates, axis=1), (0.025, 0.975)).tolist()
+    return MetricChange(first=one, second=other, change=(other - one, low, high))
+
+
+def _compare_block(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """Return of some targets' logits the largest difference and the sums of differences, squares, KL, equal classes."""
+    gap = (second - first).abs()
+    one, other = first.log_softmax(-1), second.log_softmax(-1)
+    kl = (one.exp() * (one - other)).sum()
+    same = (one.argmax(-1) == other.argmax(-1)).sum()
+    sums = (gap.sum(dtype=torch.float64), gap.double().square().sum(), kl, same)
+    return torch.stack([value.double() for value in (gap.max(), *sums)])
+
+
+def rms(logits: torch.Tensor, minus: torch.Tensor | None = None) -> float:
+    """Return the root of the mean square of logits (targets, classes), or of their difference from `minus`."""
+    blocks: Iterable[torch.Tensor] = logits.split(BLOCK)
+    if minus is not None:
+        blocks = (one - other for one, other in zip(blocks, minus.split(BLOCK), strict=True))
+    return float(sum(block.double().square().sum().item() for block in blocks) / logits.numel()) ** 0.5
 
 
 def first_rows(dataset: Dataset, count: int) -> tuple[str, Sequence[TokenRow]]:

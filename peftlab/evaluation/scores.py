@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence, Set
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -13,11 +13,19 @@ from peftlab.data.dataset import Dataset
 from peftlab.data.token_arrays import sizes_of
 from peftlab.data.token_rows import TokenRow
 from peftlab.evaluation.generate import evaluation_mode
-from peftlab.losses.base import Loss
+from peftlab.losses.base import Loss, RowLosses
 from peftlab.metrics import RowScores
 from peftlab.metrics.tokens import BYTES, WORDS, count_text
 from peftlab.tasks.base import LIKELY
 from peftlab.world.base import World
+
+
+class Scored(NamedTuple):
+    """A row's number, its loss summed over its targets, and what metrics sum of it."""
+
+    row: int
+    loss: float
+    values: tuple[float, ...]
 
 
 def score_rows(
@@ -49,20 +57,44 @@ def score_rows(
             shortest = rows[int(sizes_of(rows).tokens.argmin())]
             loss.rows(model, world.move(collate([shortest], dataset.pad_id)), [shortest.supervised])
     # Read only now, so that the device is not waited for after every batch.
-    mine: list[tuple[int, float, tuple[float, ...]]] = []
-    for (_, numbers), (losses, predictions) in zip(batches, measured, strict=True):
-        classes = iter([] if predictions is None else predictions.tolist())
-        for row, value in zip(numbers, losses.tolist(), strict=True):
-            own = [] if predictions is None else [next(classes) for _ in range(rows[row].supervised)]
-            mine.append((row, value, dataset.task.score_row(rows[row], own, dataset.labels, threshold)))
-    everyone = sorted(world.gather(mine))
-    found = zip(*(values for _, _, values in everyone), strict=True)
+    mine = [
+        one
+        for (_, numbers), losses in zip(batches, measured, strict=True)
+        for one in score_batch(losses, numbers, rows, dataset, threshold)
+    ]
+    return join_scores(world.gather(mine), rows, dataset, tokenizer=tokenizer, columns=columns)
+
+
+def score_batch(
+    losses: RowLosses, numbers: Sequence[int], rows: Sequence[TokenRow], dataset: Dataset, threshold: float = LIKELY
+) -> list[Scored]:
+    """Return the scores of a batch, which has the rows of these numbers; it waits for the device."""
+    classes = iter([] if losses.predictions is None else losses.predictions.tolist())
+    scored = []
+    for row, value in zip(numbers, losses.losses.tolist(), strict=True):
+        own = [] if losses.predictions is None else [next(classes) for _ in range(rows[row].supervised)]
+        scored.append(Scored(row, value, dataset.task.score_row(rows[row], own, dataset.labels, threshold)))
+    return scored
+
+
+def join_scores(
+    scored: Sequence[Scored],
+    rows: Sequence[TokenRow],
+    dataset: Dataset,
+    *,
+    tokenizer: Any = None,
+    columns: Set[str] = frozenset(),
+) -> RowScores:
+    """Return the scores of those of `rows` that were scored, in the order of their numbers, as columns."""
+    ordered = sorted(scored)
+    of_rows = [rows[one.row] for one in ordered]
+    found = zip(*(one.values for one in ordered), strict=True)
     known = {name: list(column) for name, column in zip(dataset.task.name_columns(dataset.labels), found, strict=True)}
     if columns & {WORDS, BYTES}:
-        known |= count_texts(rows, tokenizer)
+        known |= count_texts(of_rows, tokenizer)
     return RowScores(
-        [value for _, value, _ in everyone],
-        [row.supervised for row in rows],
+        [one.loss for one in ordered],
+        [row.supervised for row in of_rows],
         known.pop("prediction", None),
         known.pop("label", None),
         dict(known),

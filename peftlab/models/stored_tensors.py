@@ -24,9 +24,13 @@ ONE_TO_ONE = ("TensorProcessor", "LlamaTensorProcessor", "Gemma2TensorProcessor"
 
 
 class StoredTensors(Protocol):
-    """A checkpoint's tensors: their shapes by name, and the tensors, of which one is in memory at a time."""
+    """A checkpoint's tensors: their shapes by name, and the tensors, of which one is in memory at a time.
+
+    `mapped_bytes` are those of its largest file, which is mapped while its tensors are read.
+    """
 
     shapes: dict[str, tuple[int, ...]]
+    mapped_bytes: int
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]: ...
 
@@ -39,6 +43,7 @@ class Safetensors:
 
     def __post_init__(self) -> None:
         self.shapes = stored_shapes(Reference(label=str(self.folder), folder=self.folder)) or {}
+        self.mapped_bytes = max((file.stat().st_size for file in self.folder.glob("*.safetensors")), default=0)
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
         from safetensors import safe_open
@@ -61,6 +66,7 @@ class GgufTensors:
 
         parsed = reading.load_gguf_checkpoint(str(path))
         self._reader: Any = gguf.GGUFReader(path)
+        self.mapped_bytes = path.stat().st_size
         (architecture,) = reading.read_field(self._reader, "general.architecture")
         rule = reading.TENSOR_PROCESSORS.get(architecture, reading.TensorProcessor)
         self._rule = rule(config=parsed["config"])

@@ -5,13 +5,23 @@ from __future__ import annotations
 from pydantic import Field
 
 from peftlab.reports.base import Report
+from peftlab.reports.memory import MemoryReport
+
+
+class MetricChange(Report):
+    """A metric of two models on the same rows; `change` is the second's less the first's, with its 95 % interval."""
+
+    first: float
+    second: float
+    change: tuple[float, float, float]
 
 
 class AgreementReport(Report):
     """How far a second model's outputs are from a first one's, on the targets of the same rows.
 
     `largest`, `mean` and `rms` are of the absolute differences of logits, `kl` is in nats a target, `same_top` the
-    share of targets with the same likeliest class, `loss_change` the change of the loss with its 95 % interval.
+    share of targets with the same likeliest class, `loss_change` the change of the loss with its 95 % interval,
+    `metrics` the other metrics of the recipe that need no generated text.
     """
 
     rows: int
@@ -24,6 +34,7 @@ class AgreementReport(Report):
     loss_first: float
     loss_second: float
     loss_change: tuple[float, float, float]
+    metrics: dict[str, MetricChange] = Field(default_factory=dict)
 
 
 class MergeReport(Report):
@@ -32,7 +43,8 @@ class MergeReport(Report):
     `effect` is the `rms` of what training changed, `limit` the largest `rms` of the difference that passes.
     `agreements` are by the base that the updates were added to; `base` is the one that was chosen, `part` the rows
     that were compared. Both are empty where nothing was compared. `serve` has a command for each server that takes
-    the folder. `quantized` is the comparison of what was quantised after that (`quantize` says how).
+    the folder. `quantized` is the comparison of what was quantised after that (`quantize` says how). `memory` is what
+    the merge took of the host beside the loaded libraries, predicted (where it could be) and measured, without that.
     """
 
     run: str
@@ -47,6 +59,7 @@ class MergeReport(Report):
     quantize: str | None = None
     quantized: AgreementReport | None = None
     quantized_limit: float | None = None
+    memory: dict[str, MemoryReport] = Field(default_factory=dict)
     serve: dict[str, str] = Field(default_factory=dict)
 
 

@@ -236,14 +236,21 @@ def _costs(result: RunResult) -> str:
 def _gap(found: AgreementReport | None) -> str:
     if found is None:
         return ""
+    metrics = found.metrics
     rows = [
         ("logits, root mean square", f"{found.rms:.3g}"),
         ("KL divergence, nats", f"{found.kl:.3g}"),
         ("same likeliest class", format_share(found.same_top)),
-        ("loss, trained and here", f"{found.loss_first:.4f} and {found.loss_second:.4f}"),
+        ("loss, trained and here", _both(found.loss_first, found.loss_second, found.loss_change)),
+        *((f"{name}, trained and here", _both(one.first, one.second, one.change)) for name, one in metrics.items()),
     ]
     title = f"## Difference from the trained model\n\nOn {found.rows} held-out rows, {found.targets:,} targets."
     return f"{title}\n\n" + _table(("what", "value"), rows)
+
+
+def _both(first: float, second: float, change: tuple[float, float, float]) -> str:
+    """Return two values of a metric, and the interval of their difference."""
+    return f"{format_metric(first)} and {format_metric(second)}, change [{change[1]:+.2g}, {change[2]:+.2g}]"
 
 
 def _versions(result: RunResult) -> str:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from peftlab.errors import StorageError
-from peftlab.evaluation.agreement import Outputs, compare_outputs, rms
+from peftlab.evaluation.agreement import Outputs, rms
 from peftlab.recipe.schema import Recipe
 from peftlab.reports import AgreementReport
 from peftlab.runs.bench import Bench, prepare
@@ -45,16 +45,14 @@ TOLERANCES = {
 
 @dataclass(frozen=True)
 class Gate:
-    """A run's base and trained model, observed on held-out rows, to which other models are compared."""
+    """A run's trained model, observed on held-out rows, to which other models are compared.
+
+    `effect` is what training changed in its logits (root mean square).
+    """
 
     observer: Observer
-    base: Outputs
     trained: Outputs
-
-    @property
-    def effect(self) -> float:
-        """What training changed in the logits (root mean square)."""
-        return rms(self.trained.logits - self.base.logits)
+    effect: float
 
     @property
     def part(self) -> str:
@@ -63,7 +61,7 @@ class Gate:
 
     def compare(self, model: nn.Module) -> AgreementReport:
         """Return how far a model is from the trained one on the same rows."""
-        return compare_outputs(self.trained, self.observer.observe(model))
+        return self.observer.compare(self.trained, self.observer.observe(model))
 
     def limit(self, usual: Tolerance, wanted: float | None = None) -> float:
         """Return the largest difference of logits (root mean square) that passes.
@@ -91,7 +89,8 @@ def open_gate(bench: Bench, weights: Path, rows: int, precision: torch.dtype = t
     observer = Observer(bench, rows, precision)
     base = observer.observe(bench.base.model)
     model = fill_trained(bench.recipe, bench.base, weights, bench.device)
-    return Gate(observer, base, observer.observe(model)), model
+    trained = observer.observe(model)
+    return Gate(observer, trained, rms(trained.logits, base.logits)), model
 
 
 def open_bench(directory: RunDirectory, recipe: Recipe, world: World, rows: int) -> Bench:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,12 +13,13 @@ import torch
 from peftlab.errors import ModelError, UsageError
 from peftlab.files import write_atomically
 from peftlab.methods.storage import read_manifest
-from peftlab.reports import MergeReport
+from peftlab.reports import MemoryReport, MergeReport
 from peftlab.runs.card import write_card
 from peftlab.runs.directory import RunDirectory
 from peftlab.runs.gate import ROWS, Gate, open_bench
 from peftlab.runs.launch import launched
 from peftlab.runs.merge_bases import Merging, list_bases
+from peftlab.runs.merge_memory import MergeMeter, predict_merge
 from peftlab.runs.merge_quantize import quantize_merged
 from peftlab.runs.merge_shards import open_shards
 from peftlab.runs.output_folder import put_in_place, refuse_output, temporary_folder
@@ -44,7 +45,8 @@ class MergeOptions:
     result is compared (0: not compared), `tolerance` the part of what training changed that may differ (None: by
     the type). `verify` compares the run's files with its digests first; `overwrite` replaces an earlier result.
     `quantize` (nf4, int8) quantises a merged folder again; exports have formats of their own. `overrides` are
-    KEY=VALUE changes of the run's recipe, such as another place of its base or of its held-out rows.
+    KEY=VALUE changes of the run's recipe, such as another place of its base or of its held-out rows. `announce` is
+    called with the memory that a merge is expected to take, before it loads anything.
     """
 
     base: str = "auto"
@@ -55,6 +57,7 @@ class MergeOptions:
     overwrite: bool = False
     quantize: str | None = None
     overrides: tuple[str, ...] = ()
+    announce: Callable[[MemoryReport], None] = lambda planned: None
 
 
 DEFAULTS = MergeOptions()
@@ -129,9 +132,16 @@ def merged_beside(folder: Path, out: Path, options: MergeOptions = DEFAULTS) -> 
     types = resolve_types(recipe.model.dtype, recipe.training.precision, world.device)
     labels = read_manifest(directory.weights, recipe.method, None).context.get("labels")
     shards = {name: open_shards(recipe, directory.weights, name, labels) for name in bases}
-    work = Merging(recipe, directory.weights, DTYPES.get(options.dtype, types.weights), shards)
+    dtype = DTYPES.get(options.dtype, types.weights)
+    planned = predict_merge(recipe, directory.read_result(), shards, dtype, options.rows)
+    if planned is not None:
+        options.announce(planned)
+    meter = MergeMeter(held=sum(one.stored_bytes for one in shards.values() if one is not None))
+    work = Merging(recipe, directory.weights, dtype, shards, meter)
     with launched(world), temporary_folder(out) as temporary:
         if options.rows or not all(shards.values()):
-            work.load(open_bench(directory, recipe, world, options.rows), options.rows)
+            with meter.phase("load"):
+                work.load(open_bench(directory, recipe, world, options.rows), options.rows)
         report = work.write_best(temporary, options.tolerance)
-        yield Merged(directory, temporary, report.model_copy(update={"run": str(folder)}), work)
+        memory = {"measured": meter.report()} | ({} if planned is None else {"predicted": planned})
+        yield Merged(directory, temporary, report.model_copy(update={"run": str(folder), "memory": memory}), work)

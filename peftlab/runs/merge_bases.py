@@ -21,6 +21,7 @@ from peftlab.reports import AgreementReport, MergeReport
 from peftlab.runs.bench import Bench
 from peftlab.runs.gate import TOLERANCES, Gate, open_gate
 from peftlab.runs.loading import fill_trained
+from peftlab.runs.merge_memory import MergeMeter
 from peftlab.runs.merge_shards import Shards
 from peftlab.runs.merge_whole import write_whole
 from peftlab.runs.save import save_tokenizer
@@ -43,13 +44,14 @@ def list_bases(method: Method, base: str, *, compared: bool) -> list[str]:
 class Merging:
     """A run's merging, by shards where that is possible.
 
-    The bench is there where models are built, the gate where they are compared.
+    The bench is there where models are built, the gate where they are compared. `meter` measures each phase.
     """
 
     recipe: Recipe
     weights: Path
     dtype: torch.dtype
     shards: dict[str, Shards | None]
+    meter: MergeMeter
     bench: Bench | None = None
     gate: Gate | None = None
     model: nn.Module | None = None
@@ -65,15 +67,19 @@ class Merging:
             self.gate, self.model = open_gate(bench, self.weights, rows, bench.precision)
         else:
             self.model = fill_trained(self.recipe, bench.base, self.weights, bench.device)
+        if all(self.shards.values()):  # then nothing is made of the model itself
+            _free(self.model)
 
     def write_best(self, folder: Path, tolerance: float | None) -> MergeReport:
         """Write the merged model whose outputs are nearest to the trained one's, checked against its limit."""
         agreements: dict[str, AgreementReport] = {}
         tensors: dict[str, dict[str, int]] = {}
         for base in self.shards:
-            tensors[base] = self._write(base, folder / base)
+            with self.meter.phase("write"):
+                tensors[base] = self._write(base, folder / base)
             if self.gate:
-                agreements[base] = self.gate.compare(self.read(folder / base))
+                with self.meter.phase("compare"):
+                    agreements[base] = self.gate.compare(self.read(folder / base))
         best = min(agreements, key=lambda name: agreements[name].rms) if agreements else next(iter(self.shards))
         limit = self._check(agreements[best], tolerance) if agreements else None
         _keep(folder, best, list(self.shards))
@@ -128,6 +134,12 @@ class Merging:
             )
         assert self.bench is not None, "a folder is read to be observed"
         return model.to(self.bench.device)
+
+
+def _free(model: nn.Module) -> None:
+    """Free the memory of a model that nothing uses again, whatever still has a reference to it."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.data = tensor.data.new_empty(0)
 
 
 def _keep(folder: Path, best: str, bases: Sequence[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,9 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from peftlab.errors import StorageError, listed
+from peftlab.memory.merging import ShardBytes
 from peftlab.methods import Method
+from peftlab.methods.storage import read_saved
 from peftlab.models.build import build_meta
 from peftlab.models.reference import resolve
 from peftlab.models.stored_tensors import Safetensors, StoredTensors, open_tensors
@@ -25,13 +28,16 @@ from peftlab.recipe.schema import Recipe
 # Bytes of one written file, which are in memory while it is written, twice.
 SHARD_BYTES = 200 * 2**20
 INDEX = "model.safetensors.index.json"
+# float32 tensors of a weight's size while its update is added: the update, the scaled one, their sum with the weight.
+UPDATE_COPIES = 3
 
 
 @dataclass
 class Shards:
     """The tensors of a plain checkpoint, and those that a run stored, by the model's own names.
 
-    `added` are the stored tensors that the checkpoint does not have, `model` is without weights.
+    `added` are the stored tensors that the checkpoint does not have, `model` is without weights. `trained` are names
+    of tensors of the checkpoint that are trained ones already: those of a run that stores its whole model.
     """
 
     source: StoredTensors
@@ -39,6 +45,7 @@ class Shards:
     method: Method
     stored: dict[str, Tensor]
     added: list[str]
+    trained: frozenset[str] = frozenset()
     counts: Counter[str] = field(default_factory=Counter)
     unchanged: set[str] = field(default_factory=set)
 
@@ -68,6 +75,20 @@ class Shards:
         self.model.config.save_pretrained(folder)
         return dict(self.counts)
 
+    @property
+    def stored_bytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.stored.values())
+
+    def plan(self, dtype: torch.dtype) -> ShardBytes:
+        """Return what `write` has in memory."""
+        written, size = 0, 0
+        for shape in self.source.shapes.values():
+            size += math.prod(shape) * dtype.itemsize
+            written, size = max(written, size), 0 if size >= SHARD_BYTES else size
+        updated = self.method.updated_weights(self.stored) & self.source.shapes.keys()
+        largest = max((math.prod(self.source.shapes[name]) for name in updated), default=0)
+        return ShardBytes(self.stored_bytes, self.source.mapped_bytes, written, working=UPDATE_COPIES * 4 * largest)
+
     def _shards(self, dtype: torch.dtype) -> Iterator[tuple[dict[str, Tensor], int]]:
         """Yield the tensors of each file and their bytes."""
         tensors: dict[str, Tensor] = {}
@@ -93,7 +114,8 @@ class Shards:
         found = self.method.merge_tensor(name, weight, self.stored, transposed=isinstance(module, Conv1D))
         if found is None:
             self.unchanged.add(name)
-        self.counts["copied" if found is None else "trained" if name in self.stored else "merged"] += 1
+        trained = name in self.stored or name in self.trained
+        self.counts["trained" if trained else "copied" if found is None else "merged"] += 1
         return weight if found is None else found
 
     def _refuse_lost(self, written: set[str]) -> None:
@@ -128,4 +150,5 @@ def open_shards(recipe: Recipe, weights: Path, base: str, labels: Sequence[str] 
     lacking = wanted.keys() - source.shapes.keys() - own.keys() - tied
     if lacking or any(wanted.get(name) != shape for name, shape in (source.shapes | own).items()):
         return None
-    return Shards(source, model, method, stored, added=[name for name in own if name not in source.shapes])
+    trained = frozenset(read_saved(weights).trained) if whole else frozenset()
+    return Shards(source, model, method, stored, [name for name in own if name not in source.shapes], trained)

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from peftlab.evaluation.agreement import Outputs, collect_outputs, first_rows
+from peftlab.evaluation.agreement import Outputs, collect_outputs, compare_outputs, first_rows
+from peftlab.metrics import METRICS
+from peftlab.reports import AgreementReport
 from peftlab.runs.bench import Bench
 
 
@@ -35,4 +37,16 @@ class Observer:
             world=bench.world,
             precision=self.precision,
             batch_size=bench.batch_size,
+            tokenizer=bench.tokenizer,
+            columns={column for name in self.metrics for column in METRICS[name].columns},
+            threshold=bench.recipe.evaluation.threshold,
         )
+
+    @property
+    def metrics(self) -> list[str]:
+        """The recipe's metrics that need no generated text."""
+        return [name for name in self.bench.recipe.evaluation.metrics if METRICS[name].texts is None]
+
+    def compare(self, first: Outputs, second: Outputs) -> AgreementReport:
+        """Return how far the second model's outputs are from the first's."""
+        return compare_outputs(first, second, self.metrics)

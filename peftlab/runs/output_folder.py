@@ -20,6 +20,8 @@ def refuse_output(out: Path, run: Path, overwrite: bool, record: str, what: str)
         raise UsageError(f"{out} is inside the run; choose another folder")
     if out.is_symlink() or (out.exists() and not out.is_dir()):
         raise UsageError(f"{out} is not a folder; choose another one")
+    if (above := next((one for one in out.parents if one.exists()), None)) is not None and not above.is_dir():
+        raise UsageError(f"{out}: {above} is a file, not a folder; choose another place")
     if not out.exists() or not any(out.iterdir()):
         return
     if not (out / record).is_file():

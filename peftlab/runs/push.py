@@ -56,7 +56,7 @@ def push(source: Path, repo: str, *, public: bool = False, dry_run: bool = False
 def collect_files(source: Path, temporary: Path, repo: str, verify: bool) -> dict[str, Path]:
     """Return the files to upload by their names there; a card that the source lacks is written to `temporary`."""
     if (source / MARKER).is_file():
-        directory, recipe = open_run(source, (), verify)
+        directory, recipe = open_run(source, (), verify, needs_base=False)
         folder = directory.weights
         card = write_card(temporary, recipe, directory, loads=loads_of(recipe, folder), place=repo)
     elif (source / MERGED).is_file() or (source / EXPORTED).is_file():

@@ -9,8 +9,9 @@ from typing import Any
 
 from peftlab.checkpoint.store import list_steps
 from peftlab.data.dataset import Part
-from peftlab.errors import StorageError, UsageError
+from peftlab.errors import ModelError, StorageError, UsageError
 from peftlab.evaluation.evaluate import Evaluated
+from peftlab.models.reference import resolve
 from peftlab.recipe.schema import Recipe
 from peftlab.reports import Metrics
 from peftlab.runs.digests import HELD_OUT, RECORD, WEIGHTS, refuse_changed
@@ -70,8 +71,14 @@ def evaluate_run(folder: Path, overrides: Sequence[str] = (), *, verify: bool = 
         return RunEvaluation.join({prefix: bench.evaluate(model, part) for part, prefix in OWN_PARTS.items()})
 
 
-def open_run(folder: Path, overrides: Sequence[str], verify: bool = True) -> tuple[RunDirectory, Recipe]:
-    """Return a run's directory and its recipe. Raises StorageError unless it has trained weights, as it saved them."""
+def open_run(
+    folder: Path, overrides: Sequence[str], verify: bool = True, *, needs_base: bool = True
+) -> tuple[RunDirectory, Recipe]:
+    """Return a run's directory and its recipe.
+
+    Raises StorageError unless it has trained weights, as it saved them, and ModelError where its base is not found,
+    if it `needs_base`.
+    """
     refuse_unsupported()
     directory = RunDirectory.open(folder)
     status = directory.read_result().status
@@ -86,4 +93,13 @@ def open_run(folder: Path, overrides: Sequence[str], verify: bool = True) -> tup
             f"{folder}: its recipe runs the code that {recipe.model.name} ships; if you trust the run and that model, "
             "add model.trust_remote_code=true"
         )
+    if needs_base:
+        _refuse_moved(recipe)
     return directory, recipe
+
+
+def _refuse_moved(recipe: Recipe) -> None:
+    try:
+        resolve(recipe.model.name, recipe.model.revision)
+    except ModelError as error:
+        raise ModelError(f"{error}; if the run's base has moved, add model.name=PATH") from None

@@ -33,7 +33,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "full": ({"type": "full"}, {}),
     "full, last two layers": ({"type": "full", "layers": 2}, {}),
 }
-RATES = {"lora": 1e-3, "qlora": 1e-3, "bitfit": 1e-2, "full": 1e-4}
+RATES = {"lora": 1e-3, "qlora": 1e-3, "bitfit": 3e-3, "full": 1e-4}
 
 
 def recipe_of(name: str, output: Path, steps: int, base: str = SMOLLM2) -> Recipe:

@@ -75,8 +75,14 @@ def test_the_folder_has_the_trained_models_outputs(method, tmp_path, monkeypatch
     assert json.loads((tmp_path / "out" / "merge.json").read_text())["tensors"] == report.tensors
     by_shards = load_file(tmp_path / "out" / "model.safetensors")
     monkeypatch.setattr("peftlab.runs.merge.open_shards", lambda *_: None)
-    merge(run, tmp_path / "whole", MergeOptions(rows=0))
+    assert merge(run, tmp_path / "whole", MergeOptions(rows=0)).tensors == report.tensors
     torch.testing.assert_close(by_shards, load_file(tmp_path / "whole" / "model.safetensors"))
+
+
+def test_what_was_trained_of_a_whole_model_is_counted(tmp_path):
+    """A layer here has seven projections with biases and two norms; the other tensors are the base's."""
+    run = trained(tmp_path, CASES["last layer"], training={"steps": 1})
+    assert merge(run, tmp_path / "out", MergeOptions(rows=0)).tensors == {"trained": 16, "copied": 18}
 
 
 def updated_by_hand(run: Path) -> dict[str, torch.Tensor]:
@@ -308,3 +314,27 @@ def test_a_folder_of_others_is_never_replaced(run, tmp_path, capfd):
     assert run_command(["merge", str(run), str(tmp_path / "out"), "--overwrite"]) == 0
     shown = capfd.readouterr().out
     assert "passed: the difference of" in shown and max(map(len, shown.splitlines())) <= 80
+
+
+def test_the_memory_is_said_before_anything_is_loaded_and_a_merge_without_a_comparison_is_the_way_out(
+    run, tmp_path, capfd, monkeypatch
+):
+    assert run_command(["merge", str(run), str(tmp_path / "out"), "--json"]) == 0
+    shown = capfd.readouterr()
+    memory = json.loads(shown.out)["memory"]
+    assert list(memory["predicted"]["phases"]) == list(memory["measured"]["phases"]) == ["load", "write", "compare"]
+    assert shown.err.startswith("peftlab: merging takes about ") and shown.err.rstrip().endswith("of memory is free")
+    monkeypatch.setattr("peftlab.runs.merge_memory.free_host_bytes", lambda: 2**20)
+    assert run_command(["merge", str(run), str(tmp_path / "other"), "--rows", "2"]) == 0
+    shown = capfd.readouterr().err
+    assert "but only 1.0 MiB of memory is free; --rows 0 compares nothing and takes" in shown
+
+
+def test_a_base_that_is_gone_can_be_named(tmp_path, capsys):
+    shutil.copytree(shallow_model(), base := tmp_path / "base")
+    run = trained(tmp_path, METHODS["lora"], model={"name": str(base)}, training={"steps": 1})
+    base.rename(tmp_path / "moved")
+    assert run_command(["merge", str(run), str(tmp_path / "out"), "--rows", "2"]) == 3
+    assert "no such file or folder" in (shown := capsys.readouterr().err) and "add model.name=PATH" in shown
+    named = f"model.name={tmp_path / 'moved'}"
+    assert run_command(["merge", str(run), str(tmp_path / "out"), named, "--rows", "2"]) == 0

@@ -7,8 +7,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from peftlab.errors import StorageError
-from peftlab.runs.output_folder import temporary_folder
+from peftlab.errors import StorageError, UsageError
+from peftlab.runs.output_folder import refuse_output, temporary_folder
 
 
 def test_a_damaged_source_is_not_called_a_full_disk(tmp_path):
@@ -31,3 +31,12 @@ def test_a_disk_that_is_full_is_named(tmp_path):
     ):
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("place", ["file/out", "file/a/b/out"])
+def test_a_place_below_a_file_is_named_and_no_disk_is_blamed(place, tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UsageError, match="file is a file, not a folder; choose another place"):
+        refuse_output(tmp_path / place, tmp_path / "run", False, "merge.json", "a merged model")
+    with pytest.raises(StorageError, match="(Not a directory|File exists); check the path"):
+        temporary_folder(tmp_path / place).__enter__()

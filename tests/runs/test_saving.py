@@ -195,5 +195,5 @@ def test_metrics_that_cannot_be_written_are_one_line(tmp_path, monkeypatch):
         (folder / "metrics.jsonl").mkdir()
 
     monkeypatch.setattr("peftlab.runs.training.measure", take_place)
-    with pytest.raises(StorageError, match="metrics.jsonl: cannot be written: Is a directory; check the disk"):
+    with pytest.raises(StorageError, match="metrics.jsonl: cannot be written: Is a directory; check the path"):
         start(folder)
