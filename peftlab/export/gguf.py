@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from transformers import AutoConfig
 
 from peftlab.errors import MethodError, ModelError, StorageError, UsageError
-from peftlab.export.gguf_families import find_family
-from peftlab.export.gguf_model import TYPES, need_gguf, same_sizes, write_adapter, write_model
+from peftlab.export.converter import convert, find_converter
+from peftlab.export.gguf_families import as_read, find_family
+from peftlab.export.gguf_model import TYPES, need_gguf, other_sizes, write_adapter, write_model
 from peftlab.export.job import Job
 from peftlab.export.weights import read_gguf
 from peftlab.methods.storage import read_tensors
@@ -34,17 +35,36 @@ def export_model(job: Job) -> ExportReport:
         raise ModelError(
             f"--to gguf: llama.cpp serves language models, not {job.recipe.task.name}; use `peftlab merge`"
         )
+    if find_converter() is None:
+        find_family(_base_config(job))
     file = f"{job.name}-{dtype}.gguf"
     with merged_beside(job.run, job.out / "merged", replace(job.options, dtype="float32", tolerance=None)) as merged:
-        counts = write_model(merged.folder, job.out / file, dtype, job.name)
+        counts, notes = _write(merged.folder, job.out / file, dtype, job.name)
         config = AutoConfig.from_pretrained(merged.folder, local_files_only=True)
-        if wrong := same_sizes(job.out, file, config):
+        if wrong := other_sizes(job.out / file, config):
             raise StorageError(f"{file}: read back, {', '.join(wrong)} differ from the model's; nothing was written")
-        report = ExportReport(run=str(job.run), folder="", to="gguf", dtype=dtype, tensors=counts)
+        report = ExportReport(run=str(job.run), folder="", to="gguf", dtype=dtype, tensors=counts, notes=notes)
         if merged.gate is None:
             return report
-        model = read_gguf(job.out / file, find_family(config).read_as(config), job.recipe.task)
+        model = read_gguf(job.out / file, as_read(config), job.recipe.task)
         return report.model_copy(update=_compare(merged.gate, model, dtype, job.options.tolerance))
+
+
+def _write(folder: Path, path: Path, dtype: str, name: str) -> tuple[dict[str, int], list[str]]:
+    """Write a folder as GGUF, by llama.cpp's converter where that is needed and here; return its tensors and a note."""
+    program = find_converter()
+    try:
+        return write_model(folder, path, dtype, name), []
+    except ModelError:
+        if program is None:
+            raise
+    path.unlink(missing_ok=True)
+    return convert(program, folder, path, dtype), [f"written by llama.cpp's converter, {program}"]
+
+
+def _base_config(job: Job) -> Any:
+    reference = resolve(job.recipe.model.name, job.recipe.model.revision)
+    return AutoConfig.from_pretrained(reference.source, **reference.arguments)
 
 
 def _compare(gate: Gate, model: nn.Module, dtype: str, tolerance: float | None) -> dict[str, Any]:
@@ -59,8 +79,7 @@ def export_adapter(job: Job) -> ExportReport:
     """Write the run's LoRA as `NAME-lora.gguf`, for `llama-server --lora` beside the base in GGUF."""
     need_gguf()
     updates = read_updates(job.directory, job.recipe.method)
-    reference = resolve(job.recipe.model.name, job.recipe.model.revision)
-    config = AutoConfig.from_pretrained(reference.source, **reference.arguments)
+    config = _base_config(job)
     method: Any = job.recipe.method
     alpha = method.alpha * method.rank**0.5 if method.rslora else method.alpha
     file = job.out / f"{job.name}-lora.gguf"

@@ -106,17 +106,23 @@ def find_family(config: PreTrainedConfig) -> Family:
     family = FAMILIES.get(config.model_type)
     if family is None:
         raise ModelError(
-            f"GGUF: {config.model_type} models cannot be written; {listed(sorted(FAMILIES))} can. For others, merge "
-            "the run and give the folder to llama.cpp's convert_hf_to_gguf.py"
+            f"GGUF: {config.model_type} models cannot be written; {listed(sorted(FAMILIES))} can. For others, put "
+            "llama.cpp's convert_hf_to_gguf.py on the PATH, and it is used"
         )
     rope = getattr(config, "rope_parameters", None) or {}
     kind = rope.get("rope_type", "default")
     if reason := family.refuse(config) or (f"its rotary embedding is scaled ({kind})" if kind != "default" else None):
         raise ModelError(
-            f"GGUF: this {config.model_type} model cannot be written: {reason}; merge the run and give the folder to "
-            "llama.cpp's convert_hf_to_gguf.py"
+            f"GGUF: this {config.model_type} model cannot be written: {reason}; put llama.cpp's "
+            "convert_hf_to_gguf.py on the PATH, and it is used"
         )
     return family
+
+
+def as_read(config: PreTrainedConfig) -> PreTrainedConfig:
+    """Return the config with which transformers reads a GGUF file of a model."""
+    family = FAMILIES.get(config.model_type)
+    return config if family is None else family.read_as(config)
 
 
 def describe(config: PreTrainedConfig) -> dict[str, Any]:

@@ -17,6 +17,8 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrained
 from peftlab.errors import MissingRequirementError, ModelError
 from peftlab.export.gguf_families import Family, as_float, describe, find_family
 from peftlab.export.gguf_tokenizer import write_tokenizer
+from peftlab.models.config import one_line_errors
+from peftlab.models.reference import Reference
 
 SUFFIXES = (".weight", ".bias")
 # GGUF's types of matrices by the name of `--dtype`; what has one dimension stays in float32, as llama.cpp wants.
@@ -139,15 +141,22 @@ def write_adapter(
     return len(updates)
 
 
-def same_sizes(folder: Path, file: str, config: PreTrainedConfig) -> list[str]:
-    """Return the names of sizes that a reader of the GGUF file would get wrong, of those that transformers reads."""
+def other_sizes(path: Path, config: PreTrainedConfig) -> dict[str, tuple[Any, Any]]:
+    """Return the sizes that a reader of a GGUF file finds otherwise than `config` has them, by name: (there, here).
+
+    Raises ModelError for a file that cannot be read.
+    """
     from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
-    read = load_gguf_checkpoint(folder / file)["config"]
+    reference = Reference(label=str(path), folder=path.parent, gguf_file=path.name)
+    with one_line_errors(reference, "read"):
+        read = load_gguf_checkpoint(path)["config"]
     names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size")
-    wrong = [name for name in (*names, "vocab_size") if name in read and read[name] != getattr(config, name)]
-    eps = read.get("rms_norm_eps", config.rms_norm_eps)
-    return [*wrong, *(["rms_norm_eps"] if not np.isclose(eps, config.rms_norm_eps) else [])]
+    both = {name: (read[name], getattr(config, name, None)) for name in (*names, "vocab_size") if name in read}
+    wrong = {name: (there, here) for name, (there, here) in both.items() if there != here}
+    here = getattr(config, "rms_norm_eps", 0.0)
+    eps = read.get("rms_norm_eps", here)
+    return wrong | ({} if np.isclose(eps, here) else {"rms_norm_eps": (eps, here)})
 
 
 def default_type(dtype: torch.dtype) -> str:

