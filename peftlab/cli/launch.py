@@ -19,7 +19,8 @@ Strategy = Annotated[
     str,
     typer.Option(
         "--strategy",
-        help="How they share the work: ddp, zero2 (divided states), fsdp2 (divided weights), or fsdp2-offload.",
+        help="How they share the work: ddp, zero2 (divided states), zero3 or fsdp2 (divided weights), or "
+        "fsdp2-offload.",
     ),
 ]
 

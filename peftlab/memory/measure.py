@@ -84,4 +84,5 @@ def bytes_by_category(model: nn.Module, optimizer: torch.optim.Optimizer | None)
 def copies_of_weights(optimizer: torch.optim.Optimizer, trainable: list[nn.Parameter]) -> list[torch.Tensor]:
     """Return what an optimizer updates in place of a model's parameters, where a strategy divides its states alone."""
     known = {id(parameter) for parameter in trainable}
-    return [one for group in optimizer.param_groups for one in group["params"] if id(one) not in known]
+    updated = (*(one for group in optimizer.param_groups for one in group["params"]), *optimizer.state)
+    return [one for one in updated if id(one) not in known]

@@ -18,10 +18,13 @@ from peftlab.errors import UsageError, nearest
 from peftlab.memory.ledger import CATEGORIES
 from peftlab.recipe.schema import Recipe
 from peftlab.world.open import STRATEGIES as TRAINED
+from peftlab.world.zero3 import LARGEST_BUCKET
 
 FROZEN, TRAINABLE, GRADIENTS, STATES, WORKSPACE = map(
     CATEGORIES.index, ("frozen_weights", "trainable_weights", "gradients", "optimiser_state", "workspace")
 )
+# Of a gradient's number, which DeepSpeed exchanges in float32.
+FLOAT_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,10 @@ class Division:
     def largest_trained(self) -> int:
         """The bytes of the largest parameter that trains."""
         return max((one.whole for one in self.weights if one.trains), default=0)
+
+    def largest_of(self, inside: bool) -> int:
+        """Return the bytes of the largest gathered weight inside of layers, or outside of them."""
+        return max((self.gathered(one) for one in self.weights if (one.layer is not None) is inside), default=0)
 
     @cached_property
     def outside(self) -> int:
@@ -211,6 +218,41 @@ class Zero2(Strategy):
         return {"weights": own, "gradients": micro_batches * own}
 
 
+class Zero3(Strategy):
+    """A device has its part of all, a second copy of its part of what trains, and a buffer for that part's gradients.
+
+    Weights are gathered module by module. In a backward pass gradients remain until a bucket is full, and are laid in
+    one buffer then.
+    """
+
+    def share(self, part: np.ndarray, key: tuple, division: Division) -> np.ndarray:
+        shared = super().share(part, key, division)
+        own = division.part(True)
+        shared[TRAINABLE] += own
+        shared[GRADIENTS] = own
+        if key != ("state",) and "backward" in key[2]:
+            bucket = min(division.whole(True), FLOAT_BYTES * LARGEST_BUCKET + division.largest_trained)
+            shared[GRADIENTS] += 2 * bucket
+        return shared
+
+    def added_bytes(self, part: np.ndarray, number: int, place: tuple, division: Division) -> np.ndarray | int:
+        """The largest weight of those that are computed at a place; tied ones may remain from the embeddings on."""
+        name = place[0]
+        if name == "step":
+            return division.part(True)
+        if name in ("embedding", "head", "head_backward", "embedding_backward"):
+            return division.largest_of(inside=False)
+        return division.largest_of(inside=True) if name in ("forward", "backward", "last_backward") else 0
+
+    def saving_bytes(self, division: Division, everything: bool) -> int:
+        """What is saved is gathered."""
+        return division.all_gathered if everything else division.trained_gathered
+
+    def sent_bytes(self, division: Division, micro_batches: int) -> dict[str, int]:
+        """Weights are gathered for every pass, gradients divided after every backward pass."""
+        return FSDP2.sent_bytes(division, micro_batches)
+
+
 class Fsdp2(Strategy):
     def added_bytes(self, part: np.ndarray, number: int, place: tuple, division: Division) -> np.ndarray | int:
         """What is gathered: weights into one buffer, then into tensors of their own; gradients until they are sent.
@@ -281,12 +323,14 @@ class Fsdp2Offload(Fsdp2):
         return shared
 
 
+FSDP2 = Fsdp2("fsdp2", divides=True, measured=True)
 STRATEGIES: dict[str, Strategy] = {
     strategy.name: strategy
     for strategy in (
         Ddp("ddp", measured=True),
         Zero2("zero2", measured=True),
-        Fsdp2("fsdp2", divides=True, measured=True),
+        FSDP2,
+        Zero3("zero3", divides=True),
         Fsdp2Offload("fsdp2-offload", divides=True, trained_by="fsdp2"),
     )
 }

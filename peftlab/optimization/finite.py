@@ -9,7 +9,7 @@ from peftlab.data.rows import Rows
 from peftlab.errors import DivergedError
 from peftlab.optimization.skipping import skips_by_flag
 from peftlab.optimization.step import Stepper, StepResult
-from peftlab.parameters.divided import whole
+from peftlab.parameters.divided import are_finite
 from peftlab.parameters.trainable import trainable_parameters
 
 SMALLEST_SCALE = 1.0
@@ -97,7 +97,7 @@ def can_skip_updates(parts: Stepper) -> bool:
 def check_weights(model: nn.Module, step: int) -> None:
     """Raise DivergedError unless every trained weight is finite: the last step's own fault shows nowhere else."""
     weights = trainable_parameters(model)
-    finite = torch.stack([whole(torch.isfinite(weight.detach()).all()) for weight in weights.values()])
+    finite = are_finite(list(weights.values()))
     if bool(finite.all()):
         return
     name = list(weights)[int(finite.logical_not().nonzero()[0])]

@@ -9,6 +9,7 @@ from torch import nn
 from transformers import get_scheduler
 
 from peftlab.optimization.average import keep_average
+from peftlab.parameters.divided import whole_shape
 from peftlab.parameters.trainable import trainable_parameters
 
 if TYPE_CHECKING:
@@ -22,8 +23,8 @@ SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "
 def parameter_groups(model: nn.Module, method: Method, weight_decay: float) -> Groups:
     """Return what trains in up to two groups, with and without decay as the method says, in the model's order."""
     named = trainable_parameters(model)
-    decayed = [p for name, p in named.items() if method.decays(name, tuple(p.shape))]
-    plain = [p for name, p in named.items() if not method.decays(name, tuple(p.shape))]
+    decayed = [p for name, p in named.items() if method.decays(name, whole_shape(p))]
+    plain = [p for name, p in named.items() if not method.decays(name, whole_shape(p))]
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
 

@@ -1,24 +1,71 @@
-"""Tensors of which each process has a part: the whole of one, and this process's own part."""
+"""Tensors of which each process has a part: the whole of one, and this process's own part.
+
+FSDP 2 divides a tensor by rows (a `DTensor`). ZeRO-3 of DeepSpeed divides a parameter's numbers in their order, in
+equal parts of which the last one is padded: the parameter itself is empty unless it is gathered, and has its part in
+`ds_tensor`, its shape in `ds_shape` (deepspeed/runtime/zero/partition_parameters.py of 0.19.8).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from math import prod
 from typing import Any
 
 import torch
-from torch import nn
+from torch import distributed, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 def is_divided(tensor: torch.Tensor) -> bool:
     """Return whether each process has a part of a tensor."""
-    return isinstance(tensor, DTensor)
+    return isinstance(tensor, DTensor) or has_numbers(tensor)
+
+
+def has_numbers(tensor: torch.Tensor) -> bool:
+    """Return whether each process has some of a parameter's numbers, in their order, as ZeRO-3 divides it."""
+    return hasattr(tensor, "ds_tensor")
+
+
+def own_numbers(parameter: Any) -> torch.Tensor:
+    """Return this process's numbers of such a parameter, in the same memory, without padding."""
+    own = parameter.ds_tensor
+    return own[: max(parameter.ds_numel - parameter.ds_zero_partition_rank * own.numel(), 0)]
+
+
+def numbers_of(parameter: Any, tensor: torch.Tensor) -> torch.Tensor:
+    """Return of a whole tensor the numbers that this process has of such a parameter."""
+    size = parameter.ds_tensor.numel()
+    start = parameter.ds_zero_partition_rank * size
+    return tensor.reshape(-1)[start : start + size]
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
     """Return all of a tensor. All processes must call this together for one that is divided among them."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    if isinstance(tensor, DTensor):
+        return tensor.full_tensor()
+    return _joined(tensor) if has_numbers(tensor) else tensor
+
+
+def _joined(parameter: Any) -> torch.Tensor:
+    """Return all of a parameter whose numbers are divided, itself where it is gathered."""
+    if parameter.numel() == parameter.ds_numel:
+        return parameter
+    own = parameter.ds_tensor
+    parts = [torch.empty_like(own) for _ in range(distributed.get_world_size())]
+    distributed.all_gather(parts, own)
+    return torch.cat(parts)[: parameter.ds_numel].view(parameter.ds_shape)
+
+
+def are_finite(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return for each tensor whether all of it is finite. All processes must call this together for divided ones."""
+    own = [own_numbers(one) if has_numbers(one) else one.detach() for one in tensors]
+    found = torch.stack([whole(torch.isfinite(one).all()) for one in own])
+    if any(map(has_numbers, tensors)):
+        everywhere = found.int()
+        distributed.all_reduce(everywhere, distributed.ReduceOp.MIN)
+        return everywhere.bool()
+    return found
 
 
 def whole_gradient(parameter: torch.Tensor) -> torch.Tensor | None:
@@ -28,11 +75,15 @@ def whole_gradient(parameter: torch.Tensor) -> torch.Tensor | None:
 
 def own_part(tensor: torch.Tensor) -> torch.Tensor:
     """Return what this process has of a tensor, in the same memory: all of one that is not divided."""
-    return tensor._local_tensor if isinstance(tensor, DTensor) else tensor
+    if isinstance(tensor, DTensor):
+        return tensor._local_tensor
+    return getattr(tensor, "ds_tensor", tensor)
 
 
 def part_of(tensor: torch.Tensor) -> torch.Tensor | dict[str, Any]:
-    """Return what a checkpoint keeps of a tensor on this process: its own rows and the whole shape, or all of it."""
+    """Return what a checkpoint keeps of a tensor on this process: its own part and the whole shape, or all of it."""
+    if has_numbers(tensor):
+        return {"part": own_numbers(tensor), "shape": whole_shape(tensor)}
     if not isinstance(tensor, DTensor):
         return tensor
     return {"part": tensor._local_tensor, "shape": tuple(tensor.shape)}
@@ -45,7 +96,12 @@ def is_part(value: Any) -> bool:
 
 def whole_shape(value: Any) -> tuple[int, ...]:
     """Return the shape of a whole tensor, from it or from a part of it."""
-    return tuple(value["shape"] if is_part(value) else value.shape)
+    return tuple(value["shape"] if is_part(value) else getattr(value, "ds_shape", value.shape))
+
+
+def whole_count(tensor: torch.Tensor) -> int:
+    """Return how many numbers a whole tensor has."""
+    return prod(whole_shape(tensor))
 
 
 def divided_as(tensor: Any, divided: torch.Tensor) -> torch.Tensor:

@@ -8,6 +8,7 @@ from math import prod
 from torch import Tensor, nn
 
 from peftlab.errors import MethodError, nearest
+from peftlab.parameters.divided import whole_shape
 from peftlab.patterns import canonical_name
 
 
@@ -95,7 +96,7 @@ def is_quantized(parameter: nn.Parameter | None) -> bool:
 def logical_shape(parameter: nn.Parameter) -> tuple[int, ...]:
     """Return a parameter's unpacked shape; a packed 4-bit weight stores two values per byte."""
     state = getattr(parameter, "quant_state", None)
-    return tuple(state.shape if state is not None else parameter.shape)
+    return tuple(state.shape) if state is not None else whole_shape(parameter)
 
 
 def logical_count(parameter: nn.Parameter) -> int:

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peftlab.checkpoint.manifest import FileRecord
-from peftlab.checkpoint.parts import Parts, load_own
+from peftlab.checkpoint.parts import Parts, load_own, load_whole
 from peftlab.checkpoint.store import Checkpoint, refuse_full_disk, rotate, write_checkpoint
 from peftlab.checkpoint.tensors import EncodedState, encode_state, load_state, save_state, write_state
 from peftlab.checkpoint.writer import CheckpointWriter
 from peftlab.errors import StorageError
 from peftlab.optimization.finite import check_weights
 from peftlab.parameters.audit import Audit
+from peftlab.parameters.divided import whole_count
 from peftlab.parameters.trainable import trainable_parameters
 from peftlab.reports import ResumeReport
 from peftlab.runs.identity import refuse_changes, why_inexact
@@ -34,6 +35,7 @@ from peftlab.world.hardware import free_host_bytes
 if TYPE_CHECKING:
     from peftlab.training.setup import Setup
     from peftlab.training.stop import Stop
+    from peftlab.world.base import World
 
 
 # Of the state, what processes have parts of where they divide weights.
@@ -152,12 +154,20 @@ def state_bytes(setup: Setup) -> int:
     """Return the bytes of a checkpoint of `setup`, at most."""
     weights, optimizer = trainable_parameters(setup.model).values(), setup.recipe.training.optimizer
     copies = 1 if setup.recipe.training.average.ema is None else 2
-    return sum(copies * weight.nbytes + optimizer.count_saved_bytes(weight.numel()) for weight in weights)
+    counts = ((weight.itemsize, whole_count(weight)) for weight in weights)
+    return sum(copies * size * count + optimizer.count_saved_bytes(count) for size, count in counts)
 
 
 def refuse_no_room(root: Path, setup: Setup) -> None:
     """Raise StorageError if the disk has no room for one checkpoint."""
     refuse_full_disk(root, state_bytes(setup))
+
+
+def _load(checkpoint: Checkpoint, world: World) -> dict[str, Any]:
+    """Return a checkpoint's state: this process's parts of it where the same strategy wrote them, or all of it."""
+    if checkpoint.manifest.facts["environment"].get("strategy") != world.strategy:
+        return load_whole(checkpoint.path)
+    return load_own(checkpoint.path, world.process, world.processes)
 
 
 def restore(
@@ -172,7 +182,7 @@ def restore(
             f"set training.steps to {checkpoint.step} or more, or start a new run with another run.output"
         )
     reasons = why_inexact(saved, identity)
-    restore_shared_state(setup, load_own(checkpoint.path, setup.world.process, setup.world.processes))
+    restore_shared_state(setup, _load(checkpoint, setup.world))
     own = checkpoint.path / f"process-{setup.world.process:05}.json"
     if own.exists():
         reasons += restore_process_state(recorder, audit, load_state(checkpoint.path, own.stem))

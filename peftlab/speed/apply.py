@@ -30,7 +30,7 @@ SPEED_UPS: tuple[SpeedUp, ...] = (
 )
 """In the order in which they are applied, one for each field of `training.speed`."""
 
-DIVIDED = Decline("it reads whole weights, and the launch's strategy (FSDP 2) divides them among processes")
+DIVIDED = Decline("it reads whole weights, and the launch's strategy divides them among processes")
 
 
 def speed_up(model: nn.Module, recipe: Recipe, divided: bool = False) -> SpeedReport:

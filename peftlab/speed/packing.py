@@ -14,6 +14,7 @@ from peftlab.data.batches import EndToEnd, Layout, Padded
 from peftlab.data.token_rows import LINE_POSITIONS, ClassRow, TextRow, TokenRow
 from peftlab.errors import one_line
 from peftlab.losses.cross_entropy import score_rows
+from peftlab.parameters.divided import whole_shape
 from peftlab.parameters.trainable import find_base, find_body
 from peftlab.recipe.schema import Recipe
 from peftlab.speed.attention import Window, attention_of_rows, watch_windows
@@ -181,7 +182,7 @@ def _random_rows(model: nn.Module, layout: EndToEnd, seed: int) -> list[TextRow]
     config, chance = base.config.get_text_config(), np.random.default_rng(seed)
     window = getattr(config, "sliding_window", None) or 0
     longer = [window + 3] if 0 < window <= LARGEST_PROBED else []
-    tokens = base.get_input_embeddings().weight.shape[0]
+    tokens = whole_shape(base.get_input_embeddings().weight)[0]
     allowed = np.setdiff1d(np.arange(tokens, dtype=np.int32), [config.pad_token_id or 0, layout.unplaced or 0])
     drawn = [chance.choice(allowed, length) for length in sorted([*PROBED, *longer])]
     return [TextRow(ids, ids) for ids in drawn]

@@ -180,7 +180,7 @@ class World(ABC):
         odd = [
             name
             for name, parameter in parameters.items()
-            if name not in weights or whole_shape(weights[name]) != tuple(parameter.shape)
+            if name not in weights or whole_shape(weights[name]) != whole_shape(parameter)
         ]
         odd += sorted(weights.keys() - parameters.keys())
         if odd:

@@ -9,19 +9,20 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
 from torch import distributed, nn
 
+from peftlab.parameters.divided import is_part, whole_count, whole_shape
 from peftlab.parameters.trainable import trainable_parameters
 from peftlab.recipe.schema import Recipe
 from peftlab.world.ddp import Ddp
 from peftlab.world.dtypes import resolve_types
 
-DIVIDES = "ZeRO-2 divides the optimizer's states among processes"
+DIVIDES = "the optimizer's states among processes"
 OWN_STATES = f"{DIVIDES}, whatever tensors they belong to; set training.optimizer=adamw or sgd, or launch with DDP"
 SCALED = f"{DIVIDES}, and float16's gradient scaler is untried there; set training.precision=bfloat16"
 AVERAGED = f"{DIVIDES}, and with them training.average.ema, which evaluations need whole; remove it or launch with DDP"
@@ -40,15 +41,17 @@ class Zero2(Ddp):
     alone: ClassVar[str] = "ZeRO-2 was asked for, but the launch has one process: its device has all states"
     hidden_variables: ClassVar[tuple[str, ...]] = ("ACCELERATE_USE_DEEPSPEED",)
     package: ClassVar[str] = "deepspeed"
+    title: ClassVar[str] = "ZeRO-2"
     _engine: Any = None
 
     @classmethod
     def why_not(cls, recipe: Recipe, device: torch.device) -> str:
         types = resolve_types(recipe.model.dtype, recipe.training.precision, device)
+        divides = f"{cls.title} divides"
         refusals = {
-            OWN_STATES: not recipe.training.optimizer.elementwise,
-            SCALED: types.computation == torch.float16,
-            AVERAGED: recipe.training.average.ema is not None,
+            f"{divides} {OWN_STATES}": not recipe.training.optimizer.elementwise,
+            f"{divides} {SCALED}": types.computation == torch.float16,
+            f"{divides} {AVERAGED}": recipe.training.average.ema is not None,
         }
         for variable, setting in UNREAD.items():
             refusals[f"{setting} is not read; remove it from the launcher's configuration"] = os.environ.get(
@@ -67,16 +70,32 @@ class Zero2(Ddp):
         watch its outputs, of which a loss without logits uses none.
         """
         deepspeed = _import_deepspeed(self.device)
-        if self._engine is not None:
-            self._engine.destroy()
+        self._leave_engine(model)
         for group in optimizer.param_groups:
             group["fused"] = None  # it would skip bad steps by a flag that DeepSpeed does not pass on
-        count = sum(parameter.numel() for group in optimizer.param_groups for parameter in group["params"])
-        self._engine = deepspeed.initialize(model=model, optimizer=optimizer, config=_config(count))[0]
+        counts = [whole_count(parameter) for group in optimizer.param_groups for parameter in group["params"]]
+        self._engine = deepspeed.initialize(model=model, optimizer=optimizer, config=_config(self._division(counts)))[0]
         # Its hooks on the model time forward passes, and would keep an engine that is replaced, with all its buffers.
         self._engine.module_forward_pre_hook.remove()
         self._engine.module_forward_post_hook.remove()
         return optimizer
+
+    def _leave_engine(self, model: nn.Module) -> None:
+        """Remove what an engine that is replaced has left in the model."""
+        if self._engine is not None:
+            self._engine.destroy()
+
+    def _division(self, counts: Sequence[int]) -> dict[str, Any]:
+        """Return DeepSpeed's settings of what is divided, for trained parameters with so many numbers each."""
+        bucket = min(sum(counts), LARGEST_BUCKET)
+        return {
+            "stage": 2,
+            "compute_grad_norm": False,
+            "reduce_bucket_size": bucket,
+            "allgather_bucket_size": 2 * bucket,
+            "round_robin_gradients": False,
+            "parameter_alignment": False,
+        }
 
     def backward(self, loss: torch.Tensor) -> None:
         self._engine.optimizer.clear_backward_seen_flag()
@@ -112,10 +131,10 @@ class Zero2(Ddp):
         self._engine.step()
 
     def capture(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-        return super().capture(model, optimizer) | {"optimizer": self._whole_states(optimizer)}
+        return super().capture(model, optimizer) | {"optimizer": self._kept_states(optimizer)}
 
-    def _whole_states(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-        """Return the state of an optimizer of whole parameters; the tensors on the main process alone."""
+    def _kept_states(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        """Return the state of an optimizer of whole parameters; the tensors as `_slices` returns them."""
         states: dict[int, dict[str, Any]] = {}
         groups = []
         for saved, own, parameters in self._groups(optimizer):
@@ -124,13 +143,13 @@ class Zero2(Ddp):
             states |= {number: {} for number in numbers}
             for name, value in optimizer.state.get(own, {}).items():
                 divided = isinstance(value, torch.Tensor) and value.shape == own.shape
-                values = self._slices(value, parameters) if divided else [_copied(value)] * len(parameters)
+                values = self._slices(value, parameters) if divided else [value] * len(parameters)
                 for number, one in zip(numbers, values, strict=True):
                     states[number][name] = one if divided else _copied(one)
         return {"state": {number: state for number, state in states.items() if state}, "param_groups": groups}
 
-    def _slices(self, own: torch.Tensor, parameters: list[nn.Parameter]) -> list[torch.Tensor | None]:
-        """Return the part of each parameter in the whole of what processes have of a flat tensor."""
+    def _slices(self, own: torch.Tensor, parameters: list[nn.Parameter]) -> Sequence[Any]:
+        """Return on the main process each parameter's part of the whole of what processes have of a flat tensor."""
         parts = [torch.empty_like(own) for _ in range(self.processes)] if self.is_main else None
         distributed.gather(own.contiguous(), parts)
         if parts is None:
@@ -154,14 +173,19 @@ class Zero2(Ddp):
             kept = optimizer.state[own]
             kept.clear()
             for name, value in states[0].items():
-                if not isinstance(value, torch.Tensor) or value.shape != parameters[0].shape:
+                if not is_part(value) and (
+                    not isinstance(value, torch.Tensor) or value.shape != whole_shape(parameters[0])
+                ):
                     kept[name] = _copied(value)
                     continue
-                flat = torch.cat([one[name].flatten() for one in states])
-                start = self.process * own.numel()
-                part = flat[start : start + own.numel()]
                 kept[name] = torch.zeros_like(own)
-                kept[name][: part.numel()] = part.to(own.device)
+                self._fill_flat(kept[name], [one[name] for one in states], parameters)
+
+    def _fill_flat(self, flat: torch.Tensor, values: list[Any], parameters: list[nn.Parameter]) -> None:
+        """Set this process's part of a flat tensor to its part of values, one of each parameter."""
+        start = self.process * flat.numel()
+        part = torch.cat([value.flatten() for value in values])[start : start + flat.numel()]
+        flat[: part.numel()] = part.to(flat.device)
 
     def _groups(self, optimizer: torch.optim.Optimizer) -> Iterator[tuple[dict[str, Any], torch.Tensor, list]]:
         """Yield each group's settings, this process's part of its flat parameters, and the parameters themselves."""
@@ -192,21 +216,14 @@ def _import_deepspeed(device: torch.device) -> Any:
     return deepspeed
 
 
-def _config(count: int) -> dict[str, Any]:
-    """Return DeepSpeed's settings for `count` trained numbers: no scaling, clipping or accumulation of its own."""
+def _config(division: dict[str, Any]) -> dict[str, Any]:
+    """Return DeepSpeed's settings, with those of what is divided: no scaling, clipping or accumulation of its own."""
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": 0.0,
         "zero_allow_untested_optimizer": True,
-        "zero_optimization": {
-            "stage": 2,
-            "compute_grad_norm": False,
-            "reduce_bucket_size": min(count, LARGEST_BUCKET),
-            "allgather_bucket_size": 2 * min(count, LARGEST_BUCKET),
-            "round_robin_gradients": False,
-            "parameter_alignment": False,
-        },
+        "zero_optimization": division,
     }
 
 

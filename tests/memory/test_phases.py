@@ -181,7 +181,8 @@ def test_four_devices_hold_less_of_the_state_but_as_many_activations(tmp_path):
 
 def test_an_unknown_strategy_is_refused_with_the_supported_ones():
     with pytest.raises(
-        UsageError, match="unknown strategy 'dpp'; did you mean 'ddp'.; supported: ddp, zero2, fsdp2, fsdp2-offload"
+        UsageError,
+        match="unknown strategy 'dpp'; did you mean 'ddp'.; supported: ddp, zero2, fsdp2, zero3, fsdp2-offload",
     ):
         find_strategy("dpp")
 
@@ -272,7 +273,7 @@ def test_offload_leaves_a_cuda_device_its_activations_and_what_is_gathered():
 def test_the_first_strategy_that_fits_is_the_cheapest(tmp_path):
     recipe = tiny_recipe(write_model(tmp_path, "llama"), {"type": "lora"}, batch_size=2)
     rows = plan_strategies(recipe, "1TiB", devices=2, bandwidth="1GB")
-    assert [row.strategy for row in rows] == ["one device", "ddp", "zero2", "fsdp2", "fsdp2-offload"]
+    assert [row.strategy for row in rows] == ["one device", "ddp", "zero2", "fsdp2", "zero3", "fsdp2-offload"]
     assert all(row.fits for row in rows)
     sent = [row.memory.communication.total_bytes for row in rows[1:]]
     assert sent == sorted(sent) and rows[1].memory.communication.floor_seconds == sent[0] / 1e9
@@ -284,7 +285,7 @@ def test_a_plan_refuses_what_the_strategy_cannot_train(tmp_path):
         plan(recipe, devices=2, strategy="fsdp2")
     updates = {"optimizer_in_backward": True, "clip": None}
     updating = tiny_recipe(write_model(tmp_path, "llama"), {"type": "full"}, batch_size=2, **updates)
-    for strategy in ("ddp", "zero2", "fsdp2", "fsdp2-offload"):
+    for strategy in ("ddp", "zero2", "zero3", "fsdp2", "fsdp2-offload"):
         with pytest.raises(UsageError, match="set it to false, or use one process"):
             plan(updating, devices=2, strategy=strategy)
     with pytest.raises(UsageError, match="give --memory"):

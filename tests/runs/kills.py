@@ -22,6 +22,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from multiprocessing import connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,11 @@ CASES = [
     Case("lora", processes=2, strategy="fsdp2-offload"),
 ]
 if importlib.util.find_spec("deepspeed"):
-    CASES += [Case(method, processes=2, strategy="zero2") for method in ("lora", "qlora", "full")]
+    CASES += [
+        Case(method, processes=2, strategy=strategy)
+        for strategy in ("zero2", "zero3")
+        for method in ("lora", "qlora", "full")
+    ]
 LOST = LaunchError.exit_code
 # A process whose first one was killed before they met waits in torch for the meeting, until its launcher ends it.
 UNMET, MEETING_SECONDS = -signal.SIGTERM, 30.0
@@ -209,8 +214,9 @@ def end(processes: Sequence[BaseProcess], seconds: float | None = None) -> list[
     Those that have not ended so many seconds after another did get SIGTERM, as a launcher sends it. One that has met
     the others handles it, and has another exit code than `UNMET`.
     """
-    for process in sorted(processes, key=lambda one: one.is_alive()):
-        process.join(seconds if any(not one.is_alive() for one in processes) else None)
+    connection.wait([process.sentinel for process in processes])
+    for process in processes:
+        process.join(seconds)
         if process.is_alive():
             process.terminate()
             process.join()

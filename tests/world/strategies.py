@@ -24,10 +24,10 @@ from peftlab.world.request import variables_of
 from tests.runs.pairs import Pair
 from tests.runs.recipes import METHODS, shallow_sections
 
-# As the committed results name them; ZeRO-2 where DeepSpeed is installed.
+# As the committed results name them; ZeRO where DeepSpeed is installed.
 STRATEGIES = {name.replace("-", " + "): variables_of(name) for name in ("ddp", "fsdp2", "fsdp2-offload")}
 if importlib.util.find_spec("deepspeed"):
-    STRATEGIES["zero2"] = variables_of("zero2")
+    STRATEGIES |= {name: variables_of(name) for name in ("zero2", "zero3")}
 CASES = METHODS | {"fp4": METHODS["qlora"] | {"quantization": "fp4"}}
 LEARNING_RATE = 1e-3
 

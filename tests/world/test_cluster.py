@@ -115,7 +115,7 @@ def test_a_process_that_is_killed_is_restarted_by_torchrun_and_the_run_resumes_b
 @pytest.mark.slow
 def test_one_of_two_nodes_is_killed_and_started_again(tmp_path):
     """Two groups with addresses of their own; the second is gone with its launcher, and comes back."""
-    steps, run, endpoint = 60, tmp_path / "restarted", f"127.0.0.1:{free_port()}"
+    steps, run, endpoint = 30, tmp_path / "restarted", f"127.0.0.1:{free_port()}"
     recipe = write_recipe(tmp_path, "restarted", steps)
     nodes = [start_node(recipe, address, endpoint, 2, 1) for address in ("127.0.0.1", "127.0.0.2")]
     try:

@@ -73,12 +73,14 @@ def test_evaluate_refuses_an_unsupported_strategy(launched_as, tmp_path, capfd):
     assert "ACCELERATE_USE_DEEPSPEED asks for DeepSpeed" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["zero1", "zero3"])
+@pytest.mark.parametrize("name", ["zero1", "mesh"])
 def test_a_plan_offers_only_what_training_supports(name, capfd):
     assert run(["plan", str(TINY), "--devices", "4", "--strategy", name]) == 2
     errors = capfd.readouterr().err.splitlines()
     assert (
-        len(errors) == 1 and f"unknown strategy '{name}'" in errors[0] and "supported: ddp, zero2, fsdp2" in errors[0]
+        len(errors) == 1
+        and f"unknown strategy '{name}'" in errors[0]
+        and "supported: ddp, zero2, fsdp2, zero3" in errors[0]
     )
 
 
