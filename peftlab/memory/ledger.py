@@ -151,8 +151,9 @@ class Ledger(TorchDispatchMode):
         self.track_all((g for g in gradients if g is not None), "gradients")
 
     def _adopt_states(self, optimizer: torch.optim.Optimizer) -> None:
-        # Where a strategy divides states alone, an optimizer updates parts of weights in place of the model's.
+        # Where a strategy divides states, an optimizer updates parts of weights, or copies, in place of the model's.
         self.track_all((one for group in optimizer.param_groups for one in group["params"]), "trainable_weights")
+        self.track_all(optimizer.state, "trainable_weights")
         states = (value for state in optimizer.state.values() for value in state.values())
         self.track_all((value for value in states if torch.is_tensor(value)), "optimiser_state")
 

@@ -232,7 +232,7 @@ class Zero3(Strategy):
         shared[GRADIENTS] = own
         if key != ("state",) and "backward" in key[2]:
             bucket = min(division.whole(True), FLOAT_BYTES * LARGEST_BUCKET + division.largest_trained)
-            shared[GRADIENTS] += 2 * bucket
+            shared[GRADIENTS] += 2 * np.minimum(part[GRADIENTS], bucket)
         return shared
 
     def added_bytes(self, part: np.ndarray, number: int, place: tuple, division: Division) -> np.ndarray | int:

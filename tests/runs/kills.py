@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from multiprocessing import connection
 from multiprocessing.process import BaseProcess
@@ -122,10 +122,18 @@ def recipe_for(folder: Path, case: Case) -> Recipe:
     return Recipe.model_validate(sections)
 
 
-def kill_runs(folder: Path, kills: int, seed: int = 0, minutes: float = 60.0, cases: Sequence[Case] = CASES) -> Figures:
+def kill_runs(
+    folder: Path,
+    kills: int,
+    seed: int = 0,
+    minutes: float = 60.0,
+    cases: Sequence[Case] = CASES,
+    keep: Callable[[Figures], object] = lambda figures: None,
+) -> Figures:
     """Kill runs under `folder` so many times, or as long as there is time: half at any instant, half in a write.
 
-    Each resumes until it finishes and is compared with one that was never killed. The cases take turns.
+    Each resumes until it finishes and is compared with one that was never killed. The cases take turns. `keep` gets the
+    figures after each.
     """
     figures, instants, started = Figures(), random.Random(seed), time.monotonic()
     turns = itertools.cycle(cases)
@@ -137,8 +145,9 @@ def kill_runs(folder: Path, kills: int, seed: int = 0, minutes: float = 60.0, ca
             end(begin(place, place / "straight", case, resume=False))
         seconds = RunDirectory.open(place / "straight").read_result().seconds["total"]
         finish_one(place, case, seconds, instants, figures)
+        figures.seconds = time.monotonic() - started
         print(f"{figures.kills:>5} kills, {figures.finished} runs, {len(figures.mismatches)} differ", flush=True)
-    figures.seconds = time.monotonic() - started
+        keep(figures)
     return figures
 
 
@@ -286,9 +295,7 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=Path("runs/kills.json"))
     arguments = parser.parse_args()
     cases = [case for case in CASES if arguments.cases in case.name]
-    with tempfile.TemporaryDirectory(prefix="peftlab-kills-") as folder:
-        figures = kill_runs(Path(folder), arguments.kills, arguments.seed, arguments.minutes, cases)
-    record = vars(figures) | {
+    origin = {
         "machine": f"{device_name(torch.device('cpu'))}, torch {torch.__version__}",
         "date": time.strftime("%Y-%m-%d"),
         "steps": STEPS,
@@ -296,7 +303,12 @@ def main() -> int:
         "seed": arguments.seed,
     }
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(arguments.output, json.dumps(record, indent=2) + "\n")
+
+    def keep(figures: Figures) -> None:
+        write_atomically(arguments.output, json.dumps(vars(figures) | origin, indent=2) + "\n")
+
+    with tempfile.TemporaryDirectory(prefix="peftlab-kills-") as folder:
+        figures = kill_runs(Path(folder), arguments.kills, arguments.seed, arguments.minutes, cases, keep)
     for phase, count in figures.phases.most_common():
         print(f"{count:>6}  {phase}")
     print(
