@@ -20,6 +20,7 @@ EXIT_CODES = {
     11: "stopped early, as the recipe asked; train --resume resumes it",
     12: "another process of the launch died; train --resume resumes it",
     130: "interrupted from the keyboard (SIGINT)",
+    138: "asked to end by a cluster (SIGUSR1); train --resume resumes it",
     143: "terminated (SIGTERM)",
 }
 

@@ -11,8 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from peftlab.errors import LaunchError
 from peftlab.runs.jobs import die_with_parent
-
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+from peftlab.training.stop import SIGNALS
 
 
 def run_processes(command: Sequence[str], count: int, variables: Mapping[str, str]) -> int:

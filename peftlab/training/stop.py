@@ -10,7 +10,8 @@ from contextlib import AbstractContextManager
 from types import FrameType
 from typing import Any
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# Slurm's users have it send SIGUSR1 before a job's end, which would end a process that does not know it.
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 # Reasons to stop, as numbers that processes exchange: the highest counts; a signal is 100 plus its number.
 NO, STEP, TIME, SIGNALLED = 0, 1, 2, 100
 
@@ -26,7 +27,7 @@ class Interruption(KeyboardInterrupt):
 
 
 class Stop(AbstractContextManager):
-    """Turns SIGTERM and SIGINT into a request to stop after the present step; a second signal ends the process.
+    """Turns `SIGNALS` into a request to stop after the present step; a second signal ends the process.
 
     `max_seconds` counts from the creation of this object, at the start of the run; the request comes early enough
     for one more step and a checkpoint. A launcher repeats to its processes a signal that the terminal has sent them

@@ -126,14 +126,14 @@ class Zero3(Zero2):
             for name, parameter in trainable_parameters(model).items():
                 own_numbers(parameter).copy_(_numbers(weights[name], parameter))
 
-    def _slices(self, own: torch.Tensor, parameters: list[nn.Parameter]) -> Sequence[Any]:
+    def _slices(self, own: torch.Tensor, parameters: list[Any]) -> Sequence[Any]:
         parts = own.split([one.ds_tensor.numel() for one in parameters])
         return [
             {"part": part[: len(own_numbers(one))], "shape": whole_shape(one)}
             for part, one in zip(parts, parameters, strict=True)
         ]
 
-    def _fill_flat(self, flat: torch.Tensor, values: list[Any], parameters: list[nn.Parameter]) -> None:
+    def _fill_flat(self, flat: torch.Tensor, values: list[Any], parameters: list[Any]) -> None:
         parts = flat.split([one.ds_tensor.numel() for one in parameters])
         for part, value, parameter in zip(parts, values, parameters, strict=True):
             part[: len(own_numbers(parameter))] = _numbers(value, parameter).to(flat.device)

@@ -21,10 +21,12 @@ resume=""
 [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ] && [ -e "$run/result.json" ] && resume="--resume"
 
 # Slurm sends SIGTERM to the step five minutes before the end, and at a preemption: each process finishes its step,
-# saves and ends with 143. The run needs run.save_every for what a crash would lose.
+# saves and ends with 143. --signal=USR1@300 does the same, with 138. The run needs run.save_every for what a crash
+# would lose.
 srun --kill-on-bad-exit=1 torchrun \
     --nnodes "$SLURM_JOB_NUM_NODES" --nproc-per-node "$SLURM_GPUS_ON_NODE" \
     --rdzv-backend c10d --rdzv-endpoint "$head:${PORT:-29500}" --rdzv-id "$SLURM_JOB_ID" \
+    --signals-to-handle SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1 \
     -m peftlab train "$RECIPE" $resume
 code=$?
 

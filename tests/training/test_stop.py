@@ -34,7 +34,7 @@ def send(number: int, times: int, echo_seconds: float = 0.0, pause: float = 0.0)
     return work
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_the_first_signal_is_a_request_and_the_second_ends_at_once(number):
     assert end_of(send(number, 1)) == 100 + number
     assert end_of(send(number, 2)) == -number
@@ -55,10 +55,11 @@ def test_what_a_launcher_repeats_is_the_same_signal_and_a_later_one_is_not():
 
 
 def test_the_handlers_are_restored():
-    former = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+    former = [signal.getsignal(number) for number in numbers]
     with Stop():
         assert signal.getsignal(signal.SIGTERM) != former[0]
-    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == former
+    assert [signal.getsignal(number) for number in numbers] == former
 
 
 class Clock:

@@ -55,10 +55,12 @@ def line_of(model: str, method: str, machine: str) -> str:
 
 
 def main() -> None:
-    argparse.ArgumentParser(description=__doc__).parse_args()
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    options = parser.parse_args()
     print("| model | method | devices | frozen | load | step | sent a step | at least | fits |")
     print("|---|---|---|---|---|---|---|---|---|")
-    for model in MODELS:
+    for model in options.models:
         for method in METHODS:
             for machine in MACHINES:
                 print(line_of(model, method, machine), flush=True)

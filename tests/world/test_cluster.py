@@ -62,7 +62,8 @@ def environment(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_slurm_job_that_is_preempted_saves_is_queued_again_and_resumes(tmp_path, environment):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_slurm_job_that_is_preempted_saves_is_queued_again_and_resumes(tmp_path, environment, number):
     """The real script; as Slurm does, the signal goes to every process of the step."""
     steps, run = 40, tmp_path / "job"
     job = ["bash", str(REPOSITORY / "scripts" / "cluster" / "slurm.sh")]
@@ -71,7 +72,7 @@ def test_a_slurm_job_that_is_preempted_saves_is_queued_again_and_resumes(tmp_pat
     wait_for_step(run, 3, lambda: first.poll() is None)
     step = psutil.Process(int((tmp_path / "stubs" / "pid").read_text()))
     for process in [step, *step.children(recursive=True)]:
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(number)
     assert first.wait(120) != 0
     result = RunDirectory.open(run).read_result()
     assert result.status == "interrupted" and 3 <= result.progress.step < steps
@@ -84,9 +85,10 @@ def test_a_slurm_job_that_is_preempted_saves_is_queued_again_and_resumes(tmp_pat
 
 
 def start_node(recipe: Path, address: str, endpoint: str, nodes: int, processes: int) -> subprocess.Popen:
-    """Start a node's torchrun, which restarts what fails."""
+    """Start a node's torchrun, which restarts what fails. That of the endpoint's address has the place to meet."""
     command = [*TORCHRUN, "--nnodes", str(nodes), "--nproc-per-node", str(processes), "--max-restarts", "3"]
     command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", endpoint, "--rdzv-id", "run", "--local-addr", address]
+    command += ["--rdzv-conf", f"is_host={int(endpoint.startswith(f'{address}:'))}"]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen([*command, "-m", "peftlab", "train", str(recipe)], env=environment, cwd=recipe.parent)
 
