@@ -163,8 +163,11 @@ def refuse_no_room(root: Path, setup: Setup) -> None:
     refuse_full_disk(root, state_bytes(setup))
 
 
-def _load(checkpoint: Checkpoint, world: World) -> dict[str, Any]:
-    """Return a checkpoint's state: this process's parts of it where the same strategy wrote them, or all of it."""
+def load_for(checkpoint: Checkpoint, world: World) -> dict[str, Any]:
+    """Return a checkpoint's state: this process's parts of it where the same strategy wrote them, or all of it.
+
+    Raises StorageError if it is damaged.
+    """
     if checkpoint.manifest.facts["environment"].get("strategy") != world.strategy:
         return load_whole(checkpoint.path)
     return load_own(checkpoint.path, world.process, world.processes)
@@ -182,7 +185,7 @@ def restore(
             f"set training.steps to {checkpoint.step} or more, or start a new run with another run.output"
         )
     reasons = why_inexact(saved, identity)
-    restore_shared_state(setup, _load(checkpoint, setup.world))
+    restore_shared_state(setup, load_for(checkpoint, setup.world))
     own = checkpoint.path / f"process-{setup.world.process:05}.json"
     if own.exists():
         reasons += restore_process_state(recorder, audit, load_state(checkpoint.path, own.stem))

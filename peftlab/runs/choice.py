@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from torch import nn
 
-from peftlab.checkpoint.parts import load_own, load_whole
+from peftlab.checkpoint.parts import load_whole
 from peftlab.checkpoint.store import find_step, list_steps
 from peftlab.errors import StorageError
 from peftlab.metrics import METRICS
 from peftlab.optimization.average import mean_of, take_average
 from peftlab.runs.bench import Bench
+from peftlab.runs.checkpoints import load_for
 from peftlab.runs.record import RunRecord
 from peftlab.runs.save import write_weights
 from peftlab.training.setup import Setup
@@ -66,7 +67,7 @@ def restore_weights(record: RunRecord, model: nn.Module, setup: Setup, step: int
             f"{record.directory.checkpoints}: the checkpoint of step {step}, whose weights are the best, is missing; "
             "restore it and use --resume, or start again with --overwrite"
         )
-    state = load_own(best.path, record.world.process, record.world.processes)
+    state = load_for(best, record.world)
     if record.recipe.training.average.ema is None:
         record.world.fill(model, state["weights"])
     else:
