@@ -89,8 +89,17 @@ def start_node(recipe: Path, address: str, endpoint: str, nodes: int, processes:
     command = [*TORCHRUN, "--nnodes", str(nodes), "--nproc-per-node", str(processes), "--max-restarts", "3"]
     command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", endpoint, "--rdzv-id", "run", "--local-addr", address]
     command += ["--rdzv-conf", f"is_host={int(endpoint.startswith(f'{address}:'))}"]
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([*command, "-m", "peftlab", "train", str(recipe)], env=environment, cwd=recipe.parent)
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "LOGLEVEL": "INFO"}
+    command += ["-m", "peftlab", "train", str(recipe)]
+    with (recipe.parent / f"{address}.log").open("a") as log:
+        return subprocess.Popen(command, env=environment, cwd=recipe.parent, stdout=log, stderr=log)
+
+
+def end_nodes(nodes: list[subprocess.Popen], folder: Path, seconds: float) -> None:
+    """Wait for nodes that must end well; what they wrote is shown if one does not."""
+    for node in nodes:
+        code = node.wait(seconds)
+        assert code == 0, "\n".join(path.read_text() for path in sorted(folder.glob("*.log")))
 
 
 def check_restarted(folder: Path, steps: int) -> None:
@@ -99,7 +108,7 @@ def check_restarted(folder: Path, steps: int) -> None:
     assert result.status == "finished" and result.progress.step == steps
     assert result.resumes and result.resumes[0].exact and result.resumes[0].step > 0
     straight = start_node(write_recipe(folder, "straight", steps), "127.0.0.1", f"127.0.0.1:{free_port()}", 1, 2)
-    assert straight.wait(240) == 0
+    end_nodes([straight], folder, 240)
     same = differing(load_final(folder / "restarted"), load_final(folder / "straight"))
     assert len(same) > 50 and all(same.values())
 
@@ -110,7 +119,7 @@ def test_a_process_that_is_killed_is_restarted_by_torchrun_and_the_run_resumes_b
     node = start_node(write_recipe(tmp_path, "restarted", steps), "127.0.0.1", f"127.0.0.1:{free_port()}", 1, 2)
     wait_for_step(run, 5, lambda: node.poll() is None)
     psutil.Process(node.pid).children()[-1].kill()
-    assert node.wait(240) == 0
+    end_nodes([node], tmp_path, 240)
     check_restarted(tmp_path, steps)
 
 
@@ -127,7 +136,7 @@ def test_one_of_two_nodes_is_killed_and_started_again(tmp_path):
         nodes[1].wait()
         time.sleep(1)
         nodes.append(start_node(recipe, "127.0.0.2", endpoint, 2, 1))
-        assert nodes[0].wait(300) == 0 and nodes[2].wait(60) == 0
+        end_nodes([nodes[0], nodes[2]], tmp_path, 200)
     finally:
         for node in nodes:
             with suppress(psutil.NoSuchProcess):
