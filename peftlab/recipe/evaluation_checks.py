@@ -51,14 +51,14 @@ def extraction_is_a_pattern(recipe: Recipe) -> Found:
         yield "evaluation.texts.extract", f"not a regular expression: {error}"
 
 
-@reads("data.evaluation", "data.evaluation_rows", "data.test", "evaluation.every", "evaluation.metrics")
+@reads("model.task", "data.evaluation", "data.evaluation_rows", "data.test", "evaluation.every", "evaluation.metrics")
 def evaluation_has_rows(recipe: Recipe) -> Found:
     if recipe.data.evaluation is not None:
         return
     remedy = "there are no evaluation rows; set data.evaluation"
     if recipe.evaluation.every is not None:
         yield "evaluation.every", remedy
-    if recipe.evaluation.metrics not in ((), ("loss",)) and recipe.data.test is None:
+    if recipe.evaluation.metrics not in ((), ("loss",), recipe.task.usual_metrics) and recipe.data.test is None:
         yield "evaluation.metrics", remedy
     if recipe.data.evaluation_rows is not None:
         yield "data.evaluation_rows", remedy

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import date
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
 from peftlab.methods import AnyMethod
 from peftlab.metrics import METRICS, RENAMED
@@ -217,7 +217,8 @@ class Evaluation(Section):
     every: PositiveInt | None = None
     """Steps between evaluations; one before and one after training are always made."""
     metrics: tuple[Annotated[str, OneOf(lambda: METRICS, RENAMED)], ...] = ("loss",)
-    """Metrics of the evaluation rows."""
+    """Metrics of the evaluation rows. Where a recipe names none, the task's own comes beside the loss: accuracy,
+    span_f1, rmse or label_f1_micro."""
     best: Annotated[str, OneOf(lambda: METRICS, RENAMED)] = "loss"
     """Metric of the best step, for `patience` and `run.keep`; one of `metrics`."""
     patience: PositiveInt | None = None
@@ -265,6 +266,13 @@ class Run(Section):
     """Experiment trackers, by accelerate's names: tensorboard, wandb, mlflow, ..."""
 
 
+def list_given(section: Any) -> dict[str, Any] | None:
+    """Return what a section sets; None where it is no section."""
+    if isinstance(section, BaseModel):
+        return {name: getattr(section, name) for name in section.model_fields_set}
+    return section if isinstance(section, dict) else None
+
+
 class Recipe(Section):
     """One run: a model, a method, data, training, evaluation."""
 
@@ -280,6 +288,17 @@ class Recipe(Section):
     """Evaluation settings."""
     run: Run = Run()
     """Run directory, seed, checkpoints and logging."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def measure_task(cls, values: Any) -> Any:
+        """Return the values with the task's usual metrics where they name none."""
+        sections = values if isinstance(values, dict) else {}
+        model, evaluation = (list_given(sections.get(name, {})) for name in ("model", "evaluation"))
+        if model is None or evaluation is None or "metrics" in evaluation:
+            return values
+        task = next((one for name, one in TASKS.items() if name == model.get("task", DEFAULT_TASK)), None)
+        return {**sections, "evaluation": {**evaluation, "metrics": task.usual_metrics}} if task else values
 
     @property
     def data_seed(self) -> int:

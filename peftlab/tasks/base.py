@@ -81,6 +81,11 @@ class Task(ABC):
     row_columns: ClassVar[tuple[str, ...]] = ()
     answer_roles: ClassVar[tuple[str, ...]] = ()
 
+    @property
+    def usual_metrics(self) -> tuple[str, ...]:
+        """What is measured where a recipe names no metrics."""
+        return tuple(dict.fromkeys(("loss", self.default_metric)))
+
     def takes(self, format_name: str | None) -> bool:
         return any(one.name == format_name for one in self.formats)
 

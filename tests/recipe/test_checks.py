@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from peftlab.recipe import Recipe, parse_recipe
 from peftlab.recipe.checks import CHECKS
+from peftlab.recipe.schema import Evaluation
 
 from .texts import VALID, only_problem, problems_of
 
@@ -316,3 +318,30 @@ def test_a_contradiction_in_a_file_names_its_line():
 
 def test_qlora_takes_a_gguf_file():
     assert problems_of(VALID, ("method.type=qlora", "model.name=package:some_package/model.gguf")) == []
+
+
+@pytest.mark.parametrize(
+    ("overrides", "metrics"),
+    [
+        ([], ("loss",)),
+        (CLASSIFY, ("loss", "accuracy")),
+        (["model.task=regression", "data.format=regression"], ("loss", "rmse")),
+        (["model.task=token-classification", "data.format=tokens"], ("loss", "span_f1")),
+        ([*CLASSIFY, "evaluation.batch_size=4"], ("loss", "accuracy")),
+        ([*CLASSIFY, "evaluation.metrics=[loss]"], ("loss",)),
+        ([*CLASSIFY, "data.evaluation=null"], ("loss", "accuracy")),
+    ],
+)
+def test_a_recipe_without_metrics_measures_its_task(overrides, metrics):
+    assert parse_recipe(VALID, overrides).evaluation.metrics == metrics
+
+
+def test_a_recipe_made_in_python_measures_its_task_and_a_recorded_one_what_it_says():
+    recipe = parse_recipe(VALID, CLASSIFY)
+    sections = {name: getattr(recipe, name) for name in ("model", "method", "data", "training")}
+    assert Recipe(**sections).evaluation.metrics == ("loss", "accuracy")
+    assert Recipe(**sections, evaluation=Evaluation(every=2)).evaluation == Evaluation(
+        every=2, metrics=("loss", "accuracy")
+    )
+    recorded = recipe.model_dump(mode="json") | {"evaluation": {"metrics": ["loss"]}}
+    assert Recipe.model_validate(recorded).evaluation.metrics == ("loss",)
