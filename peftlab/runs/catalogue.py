@@ -19,7 +19,7 @@ from peftlab.errors import StorageError, UsageError, nearest
 from peftlab.files import parse_json, read_text, write_atomically
 from peftlab.nested import differences, flatten
 from peftlab.reports import RunResult
-from peftlab.runs.directory import MARKER, TAGS, RunDirectory
+from peftlab.runs.directory import FORMER, MARKER, TAGS, RunDirectory
 
 CONDITION = re.compile(r"\s*([\w.\-]+)\s*(<=|>=|!=|=|<|>)\s*(.*?)\s*")
 COMPARE: dict[str, Callable[[Any, Any], bool]] = {
@@ -220,7 +220,8 @@ def find_removable(entries: Sequence[Entry]) -> list[Removal]:
     found = []
     for entry in entries:
         directory = RunDirectory(entry.path)
-        if entry.in_use or entry.result is None:
+        # A run that was killed while it replaced another keeps that one until the next command restores it.
+        if entry.in_use or entry.result is None or (entry.path / FORMER).exists():
             continue
         if entry.state == "finished" and directory.has_weights() and directory.checkpoints.is_dir():
             found.append(Removal(directory.checkpoints, "checkpoints of a finished run"))

@@ -13,7 +13,7 @@ from peftlab.cli.runs import describe_value
 from peftlab.errors import StorageError, UsageError
 from peftlab.recipe.schema import Recipe
 from peftlab.runs import catalogue
-from peftlab.runs.directory import RunDirectory
+from peftlab.runs.directory import FORMER, RunDirectory
 from peftlab.runs.display import NoDisplay
 from peftlab.runs.reproduction import describe_run, different_environment, reproduce
 from peftlab.runs.run import train
@@ -150,6 +150,14 @@ def test_cleaning_lists_first_and_never_removes_what_is_needed(folder, command):
     assert kept <= set((folder / "group" / "lora").rglob("*"))
     assert (folder / "odd" / "weights").exists(), "what cannot be read is left alone"
     assert command("verify", str(folder / "group" / "lora"))[0] == 0
+
+
+def test_a_run_that_was_killed_while_it_replaced_another_is_not_removed_with_it(folder, command):
+    killed = folder / "killed"
+    shutil.copytree(folder / "group" / "lora", killed / FORMER)
+    assert command("runs", "clean", str(folder), "--yes")[0] == 0
+    assert (killed / FORMER / "weights").exists()
+    assert not (folder / "failed").exists()
 
 
 def test_a_linked_folder_of_checkpoints_is_not_followed(folder, tmp_path):
