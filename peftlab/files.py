@@ -7,10 +7,11 @@ import json
 import os
 import re
 import stat
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from peftlab.errors import StorageError, one_line
+from peftlab.errors import StorageError, UsageError, one_line
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
@@ -54,12 +55,18 @@ def read_json(path: Path) -> Any:
 def parse_json(path: Path, text: str) -> Any:
     """Return the value of a JSON text, which is the content of `path`. Raises StorageError."""
     try:
-        return json.loads(text)
-    except RecursionError:
-        raise StorageError(f"{path}: is damaged: it is nested too deeply") from None
+        return decode_json(text)
     except ValueError as error:
         reason = "it is empty" if not text.strip() else f"it is not JSON ({one_line(error, 80)})"
         raise StorageError(f"{path}: is damaged: {reason}") from None
+
+
+def decode_json(text: str | bytes) -> Any:
+    """Return the value of a JSON text from anywhere. Raises ValueError, also for one that is nested too deeply."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def read_text(path: Path) -> str:
@@ -74,6 +81,27 @@ def read_text(path: Path) -> str:
         raise StorageError(f"{path}: is missing") from None
     except OSError as error:
         raise StorageError(f"{path}: cannot be read: {why(error)}") from None
+
+
+def refuse_output_file(path: Path, reads: Iterable[Path] = ()) -> None:
+    """Raise StorageError for a file that a command could not write when its work is done.
+
+    Raises UsageError for one that the command `reads` itself.
+    """
+    parents = [one for one in path.parents if one.exists()]
+    fault = None
+    if not parents[0].is_dir():
+        fault = f"{parents[0]} is a file, not a folder"
+    elif path.is_dir():
+        fault = "it is a folder"
+    elif parents[0] != path.parent:
+        fault = f"there is no folder {path.parent}"
+    elif not os.access(path.parent, os.W_OK):
+        fault = f"the folder {path.parent} may not be written"
+    if fault is not None:
+        raise StorageError(f"{path}: cannot be written: {fault}; name another file")
+    if path.exists() and any(one.exists() and path.samefile(one) for one in reads):
+        raise UsageError(f"{path} is read by this command, and would be lost; name another file")
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:

@@ -51,6 +51,11 @@ def data(
     loaded = load_recipe(recipe, overrides or ())
     if loaded.data.train == "-":
         raise UsageError("this recipe has no data (data.train: -); set data.train")
+    if html is not None:
+        from peftlab.data.sources import files_of_recipe
+        from peftlab.files import refuse_output_file
+
+        refuse_output_file(html, [recipe, *files_of_recipe(loaded.data)])
     from peftlab.runs.data_report import report_data
 
     default = None if as_json else ROWS_ON_PAGE if html else ROWS_IN_TEXT

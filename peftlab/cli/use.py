@@ -15,6 +15,7 @@ import typer
 from peftlab.cli.answer import answers
 from peftlab.cli.options import AsJson, Debug, NoVerify, Overrides, RunPath
 from peftlab.errors import StorageError, UsageError
+from peftlab.quantities import number
 
 if TYPE_CHECKING:
     from peftlab.recipe.schema import Recipe
@@ -74,7 +75,7 @@ def evaluate(
         raise UsageError("--limit, --shots and --weights belong to --tasks")
     from peftlab.runs.use import evaluate_run
 
-    found = evaluate_run(run, overrides or (), verify=not no_verify)
+    found = evaluate_run(run, overrides or (), verify=not no_verify, output=output)
     if output is not None:
         write_rows(output, found.texts)
     answer = {"metrics": found.metrics, "undefined": found.undefined, "signatures": found.signatures}
@@ -152,6 +153,10 @@ def generate(
         prompt = None
     if sum(given is not None for given in (prompt, chat, prompts)) != 1:
         raise UsageError("give one of a PROMPT, --chat FILE and --prompts FILE; PROMPT comes right after RUN")
+    if output is not None:
+        from peftlab.files import refuse_output_file
+
+        refuse_output_file(output, [file for file in (chat, prompts) if file is not None])
     from peftlab.runs.generation import generate_all
     from peftlab.runs.requests import ask, read_chat, read_prompts, refuse_unreadable
 
@@ -184,7 +189,7 @@ def print_piece(text: str) -> None:
 def show_answers(rows: Sequence[dict[str, Any]], output: Path | None) -> None:
     """Print prompts and answers, or where they have been written."""
     if output is not None:
-        print(f"{len(rows)} answers in {output}")
+        print(f"{number(len(rows), 'answer')} in {output}")
         return
     from peftlab.cli.render import render_example, show
 

@@ -14,6 +14,7 @@ from peftlab.data.folders import read_folder
 from peftlab.data.hub import is_saved, load_hub, load_saved
 from peftlab.errors import DataError, nearest, one_line
 from peftlab.files import user_path
+from peftlab.recipe.schema import Data, list_sources
 from peftlab.tables.files import SUFFIXES, FilePiece, file_kind
 from peftlab.tables.packed import PACKINGS
 from peftlab.tables.row import Row
@@ -147,6 +148,14 @@ def local_files(text: str) -> list[Path] | None:
         return _match_files(place)
     path = Path(place).expanduser()
     return [path] if file_kind(place) and path.is_file() else None
+
+
+def files_of_recipe(data: Data) -> list[Path]:
+    """Return the files that a recipe names as sources of rows."""
+    named = [
+        one.source for part in (data.train, data.evaluation, data.test, data.general) for one in list_sources(part)
+    ]
+    return [file for source in named for file in local_files(source) or ()]
 
 
 def _find_pieces(source: str, split: str | None, split_default: str, streaming: bool) -> Sequence[Piece]:

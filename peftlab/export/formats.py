@@ -16,7 +16,7 @@ from peftlab.export.peft import export_peft
 from peftlab.export.sentences import export_sentences
 from peftlab.files import write_atomically
 from peftlab.reports import ExportReport
-from peftlab.runs.card import write_card
+from peftlab.runs.card import CARD_PARTS, write_card
 from peftlab.runs.merge import DEFAULTS, MergeOptions
 from peftlab.runs.output_folder import put_in_place, refuse_output, temporary_folder
 from peftlab.runs.use import open_run
@@ -72,7 +72,7 @@ def export(run: Path, out: Path, to: str, options: MergeOptions = DEFAULTS) -> E
             raise UsageError(f"--{name}: it changes nothing of {FORMATS[to].title}; remove it")
     quiet_libraries()
     refuse_output(out, run, options.overwrite, RECORD, "an export")
-    directory, recipe = open_run(run, options.overrides, options.verify)
+    directory, recipe = open_run(run, options.overrides, options.verify, CARD_PARTS)
     with temporary_folder(out) as temporary:
         job = Job(run, directory, recipe, temporary, options)
         report = FORMATS[to].write(job)

@@ -18,10 +18,13 @@ from peftlab.quantities import format_bytes, format_metric, format_share
 from peftlab.recipe.dump import dump_recipe
 from peftlab.recipe.schema import Recipe, list_sources
 from peftlab.reports import AgreementReport, RunResult
+from peftlab.runs.digests import SCORES
 from peftlab.runs.directory import RunDirectory, text_scores
 from peftlab.runs.scores import read_scores
 
 CARD = "README.md"
+CARD_PARTS = (SCORES,)
+"""What a card reads of a run besides its record."""
 UNKNOWN = "not known to peftlab; look at its source"
 # What ships with peftlab is made from Python's standard library; the packages name their licence themselves.
 OWN_LICENCES = {"builtin:": "psf-2.0"}

@@ -14,7 +14,7 @@ from peftlab.errors import ModelError, UsageError
 from peftlab.files import write_atomically
 from peftlab.methods.storage import read_manifest
 from peftlab.reports import MemoryReport, MergeReport
-from peftlab.runs.card import write_card
+from peftlab.runs.card import CARD_PARTS, write_card
 from peftlab.runs.directory import RunDirectory
 from peftlab.runs.gate import ROWS, Gate, open_bench
 from peftlab.runs.launch import launched
@@ -120,7 +120,7 @@ def merged_beside(folder: Path, out: Path, options: MergeOptions = DEFAULTS) -> 
     quiet_libraries()
     if options.dtype not in ("auto", *DTYPES):
         raise UsageError(f"--dtype {options.dtype}: there are auto, {', '.join(DTYPES)}")
-    directory, recipe = open_run(folder, options.overrides, options.verify)
+    directory, recipe = open_run(folder, options.overrides, options.verify, CARD_PARTS)
     recipe.method.refuse_merge()
     if recipe.model.trust_remote_code:
         raise ModelError(

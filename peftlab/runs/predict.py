@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -16,7 +17,7 @@ from peftlab.data.parts import read_header
 from peftlab.data.row_reader import Header
 from peftlab.data.sources import Piece, read_source
 from peftlab.errors import DataError, StorageError, UsageError
-from peftlab.files import why, write_atomically
+from peftlab.files import decode_json, refuse_output_file, why, write_atomically
 from peftlab.runs.digests import read_digests
 from peftlab.runs.launch import launched
 from peftlab.runs.predict_rows import Predicted, Predictor, open_predictor
@@ -35,7 +36,10 @@ NAME = "prediction"
 
 @dataclass(frozen=True)
 class PredictionReport:
-    """How many rows were predicted, of them before this call, and how many have an error instead; the first one."""
+    """How many rows were predicted, of them before this call, and how many have an error instead; the first one.
+
+    Rows and errors are those of the whole output, also where an earlier call wrote a part of it.
+    """
 
     rows: int
     resumed: int = 0
@@ -80,6 +84,8 @@ def predict(
     digests = read_digests(folder)
     weights = sorted(str(one) for path, one in digests.files.items() if path.startswith("weights/")) if digests else []
     facts = {"source": describe_source(source), "overrides": list(overrides), "name": name, "weights": weights}
+    if output is not None:
+        refuse_output_file(output, files_of(source))
     rows = read_rows(source)
     with launched(world), open_output(output, facts, resume, overwrite) as sink:
         predictor = open_predictor(directory, recipe, world)
@@ -87,7 +93,7 @@ def predict(
 
 
 def _write_all(rows: Iterator[Numbered], predictor: Predictor, sink: Sink, name: str) -> PredictionReport:
-    before, errors, first = sink.rows, 0, None
+    before = sink.rows
     opened: Piece | None = None
     while chunk := list(islice(rows, predictor.batch_size * BATCHES)):
         for run in _by_piece(chunk):
@@ -95,13 +101,11 @@ def _write_all(rows: Iterator[Numbered], predictor: Predictor, sink: Sink, name:
                 opened = run[0].piece
                 predictor.open(_header(opened, run[0].row))
             found = predict_chunk(run, predictor)
-            wrong = [(one, answer) for one, answer in zip(run, found, strict=True) if answer.error is not None]
-            errors += len(wrong)
-            first = first or next((f"{one.place}: {answer.error}" for one, answer in wrong), None)
-            sink.write([join(one.row, answer, name) for one, answer in zip(run, found, strict=True)])
+            wrong = [f"{one.place}: {answer.error}" for one, answer in zip(run, found, strict=True) if answer.error]
+            sink.write([join(one.row, answer, name) for one, answer in zip(run, found, strict=True)], wrong)
     if sink.rows == 0:
         raise DataError("no rows to predict")
-    return PredictionReport(sink.rows, before, errors, first)
+    return PredictionReport(sink.rows, before, sink.errors, sink.first_error)
 
 
 def predict_chunk(rows: Sequence[Numbered], predictor: Predictor) -> list[Predicted]:
@@ -175,19 +179,26 @@ def read_rows(source: str) -> Iterator[Numbered]:
     return chain([first], found)
 
 
+def files_of(source: str) -> list[Path]:
+    """Return the files of this machine in which the rows are."""
+    if source == STANDARD:
+        return []
+    pieces = read_source(source, "test").pieces
+    return [piece.path for piece in pieces if isinstance(piece, FilePiece) and piece.exists()]
+
+
 def describe_source(source: str) -> list[Any]:
     """Return what a source is known by when a call resumes: its name, and the sizes of its files."""
-    if source == STANDARD:
-        return [source]
-    pieces = read_source(source, "test").pieces
-    return [source, *(piece.path.stat().st_size for piece in pieces if isinstance(piece, FilePiece) and piece.exists())]
+    return [source, *(path.stat().st_size for path in files_of(source))]
 
 
 class Sink:
     """Where rows are written: standard output, or a file beside which `FILE.progress` says how much of it counts."""
 
-    def __init__(self, file: BinaryIO, progress: Path | None, facts: dict[str, Any], rows: int = 0) -> None:
-        self._file, self._progress, self._facts, self.rows = file, progress, facts, rows
+    def __init__(self, file: BinaryIO, progress: Path | None, facts: dict[str, Any]) -> None:
+        self._file, self._progress, self._facts = file, progress, facts
+        self.rows, self.errors = 0, 0
+        self.first_error: str | None = None
 
     def __enter__(self) -> Sink:
         return self
@@ -198,16 +209,39 @@ class Sink:
             if kind is None:
                 self._progress.unlink(missing_ok=True)
 
-    def write(self, rows: Sequence[dict[str, Any]]) -> None:
-        """Write rows, and then the note that they are there: what a killed call wrote after it is written again."""
+    def write(self, rows: Sequence[dict[str, Any]], wrong: Sequence[str] = ()) -> None:
+        """Write rows, and then the note that they are there: what a killed call wrote after it is written again.
+
+        `wrong` has a line for each of them that has an error.
+        """
         for row in rows:
-            self._file.write(json.dumps(row, ensure_ascii=False, default=str).encode(errors="backslashreplace") + b"\n")
+            self._file.write(encode_row(row) + b"\n")
         self._file.flush()
-        self.rows += len(rows)
+        self.rows, self.errors = self.rows + len(rows), self.errors + len(wrong)
+        self.first_error = self.first_error or next(iter(wrong), None)
         if self._progress is not None:
             os.fsync(self._file.fileno())
-            note = {"rows": self.rows, "bytes": self._file.tell(), **self._facts}
+            counts = {"rows": self.rows, "errors": self.errors, "first_error": self.first_error}
+            note = {**counts, "bytes": self._file.tell(), **self._facts}
             write_atomically(self._progress, json.dumps(note) + "\n")
+
+
+def encode_row(row: dict[str, Any]) -> bytes:
+    """Return a row as a line of JSON, which has no number that is not finite: it is null."""
+    try:
+        text = json.dumps(row, ensure_ascii=False, default=str, allow_nan=False)
+    except ValueError:
+        text = json.dumps(without_nan(row), ensure_ascii=False, default=str)
+    return text.encode(errors="backslashreplace")
+
+
+def without_nan(value: Any) -> Any:
+    """Return a value of JSON with null for every number that is not finite."""
+    if isinstance(value, dict):
+        return {key: without_nan(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def open_output(path: Path | None, facts: dict[str, Any], resume: bool, overwrite: bool) -> Any:
@@ -237,8 +271,9 @@ def _reopen(path: Path, progress: Path, facts: dict[str, Any]) -> Sink:
         state = "is complete" if path.exists() else "does not exist"
         raise StorageError(f"{path} {state}, so there is nothing to resume; remove --resume")
     try:
-        note = json.loads(progress.read_text(encoding="utf-8"))
+        note = decode_json(progress.read_bytes())
         rows, size = int(note.pop("rows")), int(note.pop("bytes"))
+        errors, first_error = int(note.pop("errors", 0)), note.pop("first_error", None)  # earlier versions wrote none
     except (ValueError, KeyError, TypeError, AttributeError):
         raise StorageError(f"{progress}: is damaged; --overwrite begins again") from None
     if changed := sorted(key for key in facts if note.get(key) != facts[key]):
@@ -248,4 +283,6 @@ def _reopen(path: Path, progress: Path, facts: dict[str, Any]) -> Sink:
     file = path.open("r+b")
     file.truncate(size)
     file.seek(size)
-    return Sink(file, progress, facts, rows)
+    sink = Sink(file, progress, facts)
+    sink.rows, sink.errors, sink.first_error = rows, errors, first_error
+    return sink

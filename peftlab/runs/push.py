@@ -12,7 +12,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from peftlab.errors import StorageError, UsageError, one_line
 from peftlab.recipe.schema import Recipe
-from peftlab.runs.card import CARD, write_card
+from peftlab.runs.card import CARD, CARD_PARTS, write_card
 from peftlab.runs.directory import MARKER
 from peftlab.runs.merge import RECORD as MERGED
 from peftlab.runs.use import open_run
@@ -56,7 +56,7 @@ def push(source: Path, repo: str, *, public: bool = False, dry_run: bool = False
 def collect_files(source: Path, temporary: Path, repo: str, verify: bool) -> dict[str, Path]:
     """Return the files to upload by their names there; a card that the source lacks is written to `temporary`."""
     if (source / MARKER).is_file():
-        directory, recipe = open_run(source, (), verify, needs_base=False)
+        directory, recipe = open_run(source, (), verify, CARD_PARTS, needs_base=False)
         folder = directory.weights
         card = write_card(temporary, recipe, directory, loads=loads_of(recipe, folder), place=repo)
     elif (source / MERGED).is_file() or (source / EXPORTED).is_file():

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from peftlab.checkpoint.store import list_steps
 from peftlab.data.dataset import Part
+from peftlab.data.sources import files_of_recipe
 from peftlab.errors import ModelError, StorageError, UsageError
 from peftlab.evaluation.evaluate import Evaluated
+from peftlab.files import refuse_output_file
 from peftlab.models.reference import resolve
 from peftlab.recipe.schema import Recipe
 from peftlab.reports import Metrics
@@ -55,13 +57,18 @@ class RunEvaluation:
         )  # fmt: skip
 
 
-def evaluate_run(folder: Path, overrides: Sequence[str] = (), *, verify: bool = True) -> RunEvaluation:
+def evaluate_run(
+    folder: Path, overrides: Sequence[str] = (), *, verify: bool = True, output: Path | None = None
+) -> RunEvaluation:
     """Return what a run's trained weights reach on its evaluation and test rows, or on others by `overrides`.
 
-    What it reads of the run is compared with the run's own digests first, unless `verify` is false.
+    What it reads of the run is compared with the run's own digests first, unless `verify` is false. `output` is a file
+    that the caller will write. Raises UsageError if it cannot be written, or has the rows.
     """
     quiet_libraries()
     directory, recipe = open_run(folder, overrides, verify)
+    if output is not None:
+        refuse_output_file(output, files_of_recipe(recipe.data))
     world = open_world(recipe.run.device)
     with launched(world):
         bench = reopen_bench(directory, recipe, world)
@@ -72,9 +79,9 @@ def evaluate_run(folder: Path, overrides: Sequence[str] = (), *, verify: bool = 
 
 
 def open_run(
-    folder: Path, overrides: Sequence[str], verify: bool = True, *, needs_base: bool = True
+    folder: Path, overrides: Sequence[str], verify: bool = True, also: Collection[str] = (), *, needs_base: bool = True
 ) -> tuple[RunDirectory, Recipe]:
-    """Return a run's directory and its recipe.
+    """Return a run's directory and its recipe; `also` names other parts of the run that the caller reads.
 
     Raises StorageError unless it has trained weights, as it saved them, and ModelError where its base is not found,
     if it `needs_base`.
@@ -83,7 +90,7 @@ def open_run(
     directory = RunDirectory.open(folder)
     status = directory.read_result().status
     if verify:
-        refuse_changed(folder, (*RECORD, WEIGHTS, HELD_OUT))
+        refuse_changed(folder, (*RECORD, WEIGHTS, HELD_OUT, *also))
     if not directory.has_weights():
         remedy = "train its recipe with --resume" if list_steps(directory.checkpoints) else "train its recipe again"
         raise StorageError(f"{folder} has no trained weights (the run's status is {status!r}); {remedy}")

@@ -152,9 +152,10 @@ def test_a_bad_row_keeps_its_place_with_its_reason(folder, tmp_path, capsys):
     )
     code = run_command(["predict", str(folder / "regression"), str(tmp_path / "in.jsonl"), "--name", "y"])
     out, errors = capsys.readouterr()
-    found = [json.loads(line) for line in out.splitlines()]
+    found = [json.loads(line, parse_constant=pytest.fail) for line in out.splitlines()]
     assert code == 0 and ["y_error" in row for row in found] == [False, True, True, True, False]
-    assert "3 rows have an error" in errors and "in.jsonl:2" in errors
+    assert found[1]["text"] is None, "JSON has no infinity"
+    assert "3 rows with an error" in errors and "in.jsonl:2" in errors
     assert found[0]["y"] == pytest.approx(
         predicted(folder / "regression", [{"text": "open"}], tmp_path)[0]["prediction"]
     )
@@ -177,6 +178,24 @@ def test_standard_input_is_read_and_a_column_is_never_replaced(folder, tmp_path,
         predicted(folder / "regression", [{"words": "open"}], tmp_path)
 
 
+def test_a_file_that_is_read_or_cannot_be_written_is_no_output(folder, tmp_path, capsys):
+    run, rows = folder / "regression", write(tmp_path / "rows.jsonl", [{"prompt": "a", "text": "open", "target": 1}])
+    before = rows.read_bytes()
+    for command in (["predict", run, rows], ["evaluate", run, f"data.evaluation={rows}"]):
+        for place, code, fault in (
+            (rows, 2, "is read by this command"),
+            (rows / "out", 8, f"{rows} is a file, not a folder"),
+            (tmp_path, 8, "it is a folder"),
+            (tmp_path / "none" / "out", 8, "there is no folder"),
+        ):
+            overwrite = ["--overwrite"] if command[0] == "predict" else []
+            assert run_command([str(one) for one in (*command, "--output", place, *overwrite)]) == code
+            assert fault in capsys.readouterr().err.replace("\n", " ")
+    assert run_command(["generate", str(run), "--prompts", str(rows), "--output", str(rows)]) == 2
+    assert "would be lost" in capsys.readouterr().err
+    assert rows.read_bytes() == before
+
+
 class Counting(Predictor):
     """Predicts how often it was asked; raises where a test says so, as a process that is killed."""
 
@@ -192,7 +211,10 @@ class Counting(Predictor):
         self.chunks += 1
         if self.chunks == self.dies_after:
             raise KeyboardInterrupt
-        return [Predicted({"": row["number"] * 2}) for row in rows]
+        wrong = [row["number"] in (5, 9000) for row in rows]
+        return [
+            Predicted({"": row["number"] * 2}, "odd" if bad else None) for row, bad in zip(rows, wrong, strict=True)
+        ]
 
 
 def test_ten_thousand_rows_killed_and_resumed_are_all_there_once_in_constant_memory(folder, tmp_path, monkeypatch):
@@ -215,7 +237,9 @@ def test_ten_thousand_rows_killed_and_resumed_are_all_there_once_in_constant_mem
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert report.rows == 10_000 and report.resumed == (29 + 1 + 39) * 128
-    assert [(row["number"], row["prediction"]) for row in lines(out)] == [(i, 2 * i) for i in range(10_000)]
+    assert report.errors == 2 and report.first_error == f"{source}:6: odd", "also that of an earlier call"
+    wanted = [(i, None if i in (5, 9000) else 2 * i) for i in range(10_000)]
+    assert [(row["number"], row["prediction"]) for row in lines(out)] == wanted
     assert peak < 3 * 2**20 < source.stat().st_size
     assert not (tmp_path / "out.jsonl.progress").exists()
     with pytest.raises(StorageError, match="is complete"):

@@ -11,7 +11,11 @@ import torch
 from huggingface_hub import ModelCard
 
 from peftlab.cli.app import run as run_command
+from peftlab.cli.render import render_result, show
 from peftlab.errors import StorageError, UsageError
+from peftlab.export.formats import export
+from peftlab.metrics import METRICS
+from peftlab.quantities import format_bytes, format_count, format_seconds, format_share
 from peftlab.runs.card import write_card
 from peftlab.runs.directory import RunDirectory
 from peftlab.runs.display import NoDisplay
@@ -172,9 +176,57 @@ def test_three_lines_of_the_card_load_the_trained_model(method, tmp_path, reques
     assert names["tokenizer"]("a")["input_ids"]
 
 
+def test_each_figure_is_the_same_wherever_it_stands(run, tmp_path, capsys):
+    result = RunDirectory.open(run).read_result()
+    show(render_result(result))
+    terminal = capsys.readouterr().out
+    assert run_command(["runs", "list", str(run), "--json"]) == 0
+    (listed,) = json.loads(capsys.readouterr().out)["runs"]
+    assert run_command(["runs", "list", str(run)]) == 0
+    table = " ".join(capsys.readouterr().out.split())
+    card = write(run, tmp_path)
+    events = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    evaluated = {line["step"]: line for line in events if line["event"] == "evaluation"}
+    rows = read_scores(run / "scores.json")
+    for name, after in result.metrics["after"].items():
+        before = result.metrics["before"][name]
+        shown = f"{before:.4f} +{after:.4f}"
+        assert re.search(rf"^{name} +{shown}$", terminal, re.M), terminal
+        assert re.search(rf"^\| {name} \| {before:.4f}.* \| {after:.4f}", card.text, re.M)
+        assert [evaluated[step][name] for step in (0, result.progress.step)] == [before, after]
+        assert [METRICS[name].of_rows(rows[when]) for when in ("before", "after")] == [before, after]
+        assert listed[f"after.{name}"] == after
+    assert f"loss {result.metrics['after']['loss']:.4f}" in table
+    peak, trained = result.memory["measured"].peak_bytes, result.parameters
+    counts = f"{trained.trainable:,} of {trained.total:,} ({format_share(trained.fraction)})"
+    assert counts in terminal and f"| trained parameters | {counts} |" in card.text
+    assert format_bytes(peak) in terminal and f"| peak memory, measured | {format_bytes(peak)} |" in card.text
+    assert format_bytes(peak) in table and format_count(trained.trainable) in table
+    assert (listed["peak_bytes"], listed["trainable"]) == (peak, trained.trainable)
+    seconds = result.seconds["total"]
+    assert f"seconds      {format_seconds(seconds)}," in terminal and f"| seconds, total | {seconds:.0f} |" in card.text
+    assert listed["seconds"] == seconds and format_seconds(seconds) in table
+
+
 def test_what_cannot_be_pushed_is_refused(run, tmp_path):
     with pytest.raises(UsageError, match="is not the name of a repository"):
         push(run, "a/b/c")
     with pytest.raises(UsageError, match="neither a run nor a folder"):
         push(tmp_path, "me/mine")
     assert json.loads((run / "result.json").read_text())["status"] == "finished"
+
+
+def test_scores_that_changed_are_in_no_card(run, tmp_path):
+    scores = run / "scores.json"
+    kept = scores.read_bytes()
+    scores.write_bytes(kept.replace(b"1", b"2", 1))
+    try:
+        for make in (
+            lambda: push(run, "me/mine", dry_run=True),
+            lambda: merge(run, tmp_path / "merged", MergeOptions(rows=0)),
+            lambda: export(run, tmp_path / "out", "peft"),
+        ):
+            with pytest.raises(StorageError, match=r"scores\.json: is damaged"):
+                make()
+    finally:
+        scores.write_bytes(kept)
