@@ -28,6 +28,11 @@ def format_metric(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
 
 
+def number(count: int, noun: str) -> str:
+    """Return a count of things: `1 row`, `2,000 rows`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def format_count(count: float) -> str:
     """Return a count with three significant digits: 12.3M."""
     for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):

@@ -10,6 +10,7 @@ import typer
 
 from peftlab.cli.answer import answers
 from peftlab.cli.options import Debug, NoVerify, Overrides, Overwrite, RunPath
+from peftlab.quantities import number
 
 
 @answers
@@ -35,6 +36,6 @@ def predict(
         run, file, output, overrides or (), name=name, resume=resume, overwrite=overwrite, verify=not no_verify
     )
     if found.errors:
-        print(f"peftlab: note: {found.errors:,} rows have an error; {found.first_error}", file=sys.stderr)
+        print(f"peftlab: note: {number(found.errors, 'row')} with an error; {found.first_error}", file=sys.stderr)
     before = f", {found.resumed:,} of them before" if found.resumed else ""
-    return {}, lambda: output and print(f"{found.rows:,} rows in {output}{before}"), 0
+    return {}, lambda: output and print(f"{number(found.rows, 'row')} in {output}{before}"), 0

@@ -10,6 +10,7 @@ import typer
 from peftlab.cli.answer import answers
 from peftlab.cli.options import AsJson, Debug
 from peftlab.errors import StorageError
+from peftlab.quantities import number
 
 Runs = Annotated[
     list[str], typer.Argument(metavar="RUN", help="Directories of runs, or folders of comparisons.", show_default=False)
@@ -39,7 +40,7 @@ def describe(one: dict[str, Any]) -> str:
     """Return what was compared in a run without faults."""
     checkpoints = sum(name.startswith("checkpoints/") for name in one["files"])
     files = len(one["files"]) - checkpoints
-    more = f", {checkpoints} checkpoints" if checkpoints else ""
+    more = f", {number(checkpoints, 'checkpoint')}" if checkpoints else ""
     if not one["digests"]:
         return f"no digests (an earlier version wrote it, or it was killed); what can be read agrees{more}"
-    return f"{files} files{more}"
+    return f"{number(files, 'file')}{more}"

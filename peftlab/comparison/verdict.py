@@ -13,8 +13,8 @@ from peftlab.comparison.groups import Cost
 from peftlab.comparison.power import MOST_SEEDS, Power
 from peftlab.comparison.rows import Table
 from peftlab.comparison.statistics import Difference, Estimate
-from peftlab.comparison.words import estimate_text, names_of, number, size_text, some
-from peftlab.quantities import format_bytes, format_count, format_seconds
+from peftlab.comparison.words import estimate_text, names_of, size_text, some
+from peftlab.quantities import format_bytes, format_count, format_seconds, number
 
 # What each cost is called where a variant has the least of it.
 LEAST: dict[str, tuple[str, Callable[[float], str]]] = {

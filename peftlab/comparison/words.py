@@ -8,6 +8,7 @@ from peftlab.comparison.columns import interval_text, missed_text, shared_decima
 from peftlab.comparison.points import Point
 from peftlab.comparison.rows import Row, Table
 from peftlab.comparison.statistics import Difference, Estimate
+from peftlab.quantities import number
 from peftlab.reports import VariantReport
 
 MOST_NAMED = 6
@@ -46,10 +47,6 @@ def some(names: Sequence[str]) -> str:
     if len(names) <= MOST_NAMED:
         return join(names)
     return join([*names[: MOST_NAMED - 1], f"{len(names) - MOST_NAMED + 1} more"])
-
-
-def number(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def part_of(found: Sequence[str], among: int) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from peftlab.quantities import number
 from peftlab.recipe.schema import Recipe
 
 
@@ -64,9 +65,10 @@ def _note_part(name: str, part: dict[str, Any], recipe: Recipe) -> Iterator[str]
         lost += f" ({part['lost_tokens']:,})" if part.get("lost_tokens") else ""
         yield f"{name}: {part['truncated']} of {whole} rows are longer than {limits}: cut{cut}{lost}"
     if part.get("chunked"):
-        yield f"{name}: {part['chunked']} texts are longer than data.max_length ({limit}): cut into several rows"
+        yield f"{name}: {number(part['chunked'], 'text')} longer than data.max_length ({limit}): cut into several rows"
     if part.get("skipped"):
-        yield f"{name}: {part['skipped']} rows are longer than data.max_length ({limit}): left out (data.long: skip)"
+        skipped = number(part["skipped"], "row")
+        yield f"{name}: {skipped} longer than data.max_length ({limit}): left out (data.long: skip)"
     if part["dropped"]:
         yield f"{name}: {part['dropped']} of {whole} rows are dropped: no token in them is supervised"
     for reason, rows in part.get("reasons", {}).items():
@@ -99,9 +101,10 @@ def _note_part(name: str, part: dict[str, Any], recipe: Recipe) -> Iterator[str]
             " data.template_kwargs"
         )
     if part.get("prompts_cut"):
+        prompts = number(part["prompts_cut"], "prompt")
         yield (
-            f"{name}: {part['prompts_cut']} prompts do not fit into data.max_length ({limit}): cut at generation,"
-            " after their opening token and system text"
+            f"{name}: {prompts} longer than data.max_length ({limit}) allows: cut at generation, after the opening"
+            " token and the system text"
         )
     if part["straddling"]:
         found = "a token crosses from the prompt into the completion and is not supervised"
@@ -128,4 +131,4 @@ def _note_ends(name: str, part: dict[str, Any]) -> Iterator[str]:
             " template that writes one after each answer, or set evaluation.generation.stop"
         )
     else:
-        yield f"{name}: {part['unended']} answers end without a supervised end marker"
+        yield f"{name}: {number(part['unended'], 'answer')} without a supervised end marker"

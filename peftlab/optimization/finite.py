@@ -11,6 +11,7 @@ from peftlab.optimization.skipping import skips_by_flag
 from peftlab.optimization.step import Stepper, StepResult
 from peftlab.parameters.divided import are_finite
 from peftlab.parameters.trainable import trainable_parameters
+from peftlab.quantities import number
 
 SMALLEST_SCALE = 1.0
 
@@ -86,7 +87,8 @@ class FiniteGuard:
             return "No weight was changed by this step"
         if updates.can_skip:
             return "Weights whose gradients were complete before may be changed; resume from a checkpoint before it"
-        return f"{updates.changed} tensors were updated in the backward pass before; resume from a checkpoint before it"
+        changed = number(updates.changed, "tensor")
+        return f"The backward pass had updated {changed} before; resume from a checkpoint before it"
 
 
 def can_skip_updates(parts: Stepper) -> bool:

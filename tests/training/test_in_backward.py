@@ -83,9 +83,7 @@ def test_a_gradient_that_is_not_finite_stops_all_further_updates_and_says_what_w
     before = {name: p.detach().clone() for name, p in setup.model.named_parameters()}
     bad = setup.model.model.layers[0].self_attn.q_proj.weight
     bad.register_hook(lambda gradient: gradient * float("nan"))
-    with pytest.raises(
-        DivergedError, match=r"gradient norm is not finite .* tensors were updated in the backward pass"
-    ):
+    with pytest.raises(DivergedError, match=r"gradient norm is not finite .* backward pass had updated"):
         optimizer_step(
             setup,
             setup.rows.batches(1),
