@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 
 from peftlab.errors import StorageError
+from peftlab.files import decode_json
 
 _held: set[int] = set()
 
@@ -83,7 +84,7 @@ def _describe_holder(descriptor: int) -> None:
 
 def _read_holder(descriptor: int) -> str:
     try:
-        holder = json.loads(os.pread(descriptor, 4096, 0))
+        holder = decode_json(os.pread(descriptor, 4096, 0))
         return f"process {holder['pid']} on {holder['host']}, started at {holder['started']}"
     except (OSError, ValueError, KeyError, TypeError):
         # The holder has locked the file but not yet written its name into it.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from peftlab.cli.answer import answers, problem_json
 from peftlab.cli.options import AsJson, Debug, RecipePaths, split_overrides
 from peftlab.errors import MethodError, PeftlabError, Problem, RecipeError, UsageError
+from peftlab.files import decode_json
 from peftlab.secrets import mask_secrets
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def read_model_type(name: str) -> str | None:
 
     try:
         folder = resolve(name).folder
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8")) if folder else {}
+        config = decode_json((folder / "config.json").read_bytes()) if folder else {}
     except (PeftlabError, OSError, ValueError):
         return None
     return config.get("model_type") if isinstance(config, dict) else None

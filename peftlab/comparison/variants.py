@@ -13,7 +13,7 @@ from typing import Any
 
 from peftlab.comparison.identity import may_write_day
 from peftlab.errors import PeftlabError, StorageError, UsageError, nearest
-from peftlab.files import read_text, write_atomically
+from peftlab.files import decode_json, read_text, write_atomically
 from peftlab.metrics import METRICS, RENAMED
 from peftlab.recipe.comparison import (
     DEFAULT_RATE_EXTENSIONS,
@@ -217,6 +217,15 @@ def note_differences(variants: Sequence[Variant]) -> list[str]:
     return [*notes, *(f"a chat template that writes today's date writes {day} in all runs" for day in days)]
 
 
+def read_solutions(cache: Path) -> dict[str, BudgetReport]:
+    """Return the solutions that were kept; none where the file is missing or damaged, since they can be made again."""
+    try:
+        kept = decode_json(cache.read_bytes())
+        return {key: BudgetReport.model_validate(value, extra="ignore") for key, value in kept.items()}
+    except (OSError, ValueError, AttributeError):
+        return {}
+
+
 def solve_variant(variant: Variant, cache: Path, jobs: int) -> Variant:
     """Return the variant in the size that meets its budget, as one of `jobs`; solutions are read from `cache`."""
     from peftlab.budgets.budget import parse_budget
@@ -225,14 +234,12 @@ def solve_variant(variant: Variant, cache: Path, jobs: int) -> Variant:
     assert variant.budget is not None
     recipe, budget = variant.recipe, parse_budget(variant.budget)
     key = sha256(f"{recipe.model_dump_json()}\0{budget}".encode()).hexdigest()[:16]
-    known = json.loads(cache.read_text(encoding="utf-8")) if cache.exists() else {}
+    known = read_solutions(cache)
     try:
-        if key in known:
-            solution = BudgetReport.model_validate(known[key], extra="ignore")
-        else:
-            solution = solve(recipe, budget, environment=share_of_machine(0, jobs))
+        solution = known.get(key) or solve(recipe, budget, environment=share_of_machine(0, jobs))
         solved = variant.with_overrides(f"{field}={json.dumps(value)}" for field, value in solution.solved.items())
     except PeftlabError as error:
         return replace(variant, error=f"{variant.title}: {str(error).splitlines()[0]}")
-    write_atomically(cache, json.dumps(known | {key: solution.model_dump()}, indent=2) + "\n")
+    kept = {name: one.model_dump() for name, one in (known | {key: solution}).items()}
+    write_atomically(cache, json.dumps(kept, indent=2) + "\n")
     return replace(solved, solution=solution)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from peftlab.errors import StorageError
+from peftlab.files import decode_json
 from peftlab.tasks.formats import Example, Format
 
 
@@ -26,8 +28,8 @@ def read_held_out(folder: Path, part: str, layout: Format) -> list[Example] | No
         return None
     try:
         with gzip.open(path, "rb") as file:
-            return [layout.example(**json.loads(line)) for line in file]
-    except (OSError, EOFError, ValueError, TypeError) as error:
+            return [layout.example(**decode_json(line)) for line in file]
+    except (OSError, EOFError, zlib.error, ValueError, TypeError) as error:
         raise StorageError(f"{path}: cannot be read ({type(error).__name__}); name rows by data.{part}=FILE") from None
 
 

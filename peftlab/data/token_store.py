@@ -22,6 +22,8 @@ from tempfile import mkdtemp
 from typing import Any
 from zlib import crc32
 
+from peftlab.files import decode_json
+
 ENTRY = "entry.json"
 BUILDING, LOCKS = "building", "locks"
 VERSION = 1
@@ -165,7 +167,7 @@ class TokenStore:
 def read_entry(folder: Path) -> Entry | None:
     """Return what was written of an entry, unchecked; None where there is none. Raises DamagedEntry and OSError."""
     try:
-        sealed = json.loads((folder / ENTRY).read_text(encoding="utf-8"))
+        sealed = decode_json((folder / ENTRY).read_bytes())
         content = sealed["content"]
         if sealed["sha256"] == _digest(content) and content["version"] == VERSION:
             return Entry(folder, content, sum(size for size, _ in content["files"].values()))

@@ -15,6 +15,7 @@ from peftlab.errors import ModelError, StorageError, listed
 from peftlab.export.gguf_model import read_tensors
 from peftlab.export.job import Job
 from peftlab.family_traits import ENCODERS
+from peftlab.files import read_json
 from peftlab.models.reference import resolve
 from peftlab.reports import ExportReport
 from peftlab.runs.merge import merged_beside
@@ -96,7 +97,11 @@ def _write_pooling(job: Job, config: Any) -> str:
 
 
 def _copy_pooling(base: Path, folder: Path) -> str:
-    modules = json.loads((base / MODULES).read_text(encoding="utf-8"))
+    modules = read_json(base / MODULES)
+    if not isinstance(modules, list) or not all(
+        isinstance(one, dict) and {"path", "type"} <= set(one) for one in modules
+    ):
+        raise StorageError(f"{base / MODULES}: is damaged: it is not a list of modules with path and type")
     for file in (MODULES, SETTINGS, LENGTH):
         if (base / file).is_file():
             shutil.copy(base / file, folder / file)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import nn
 from peftlab.errors import ModelError, StorageError, UsageError, listed
 from peftlab.export.gguf_families import as_read
 from peftlab.export.gguf_model import other_sizes
+from peftlab.files import decode_json
 from peftlab.models.config import auto_class, one_line_errors
 from peftlab.models.gguf import forget_parsed
 from peftlab.models.load import fit_tokenizer
@@ -84,7 +84,7 @@ def find_run(name: str) -> Path | None:
     folder = path if path.is_dir() else path.parent
     for record in (MERGED, EXPORTED):
         try:
-            made_of = Path(json.loads((folder / record).read_text(encoding="utf-8"))["run"])
+            made_of = Path(decode_json((folder / record).read_bytes())["run"])
         except (OSError, ValueError, KeyError, TypeError):
             continue
         if (made_of / MARKER).is_file():

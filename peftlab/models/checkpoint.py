@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import struct
 from pathlib import Path
 from typing import Any
 
+from peftlab.files import decode_json
 from peftlab.models.reference import Reference
 
 HASHED_WHOLE_BYTES = 2 * 1024**3
@@ -30,7 +30,7 @@ def _header(file: Path) -> dict[str, dict[str, Any]]:
     try:
         with file.open("rb") as stream:
             (size,) = struct.unpack("<Q", stream.read(8))
-            return json.loads(stream.read(min(size, HASHED_WHOLE_BYTES)))
+            return decode_json(stream.read(min(size, HASHED_WHOLE_BYTES)))
     except (struct.error, ValueError):
         return {}
 

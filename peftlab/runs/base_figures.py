@@ -22,6 +22,7 @@ from peftlab.data.token_rows import TokenRow
 from peftlab.data.token_store import base_figures_folder
 from peftlab.evaluation.evaluate import Evaluated
 from peftlab.evaluation.texts import ScoredTexts
+from peftlab.files import decode_json
 from peftlab.metrics import RowScores
 from peftlab.runs.bench import Bench
 from peftlab.runs.environment import library_version
@@ -76,7 +77,7 @@ def open_base_figures(bench: Bench, environment: dict[str, Any]) -> BaseFigures:
         return BaseFigures(bench, None)
     path = base_figures_folder() / f"{_name(bench, environment)}.json"
     try:
-        kept = json.loads(path.read_bytes())
+        kept = decode_json(path.read_bytes())
         parts = {name: _read(one) for name, one in kept["parts"].items()}
         figures = BaseFigures(bench, path, parts, kept["examples"], found=True)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

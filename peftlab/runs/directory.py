@@ -18,7 +18,7 @@ from peftlab.checkpoint.lock import RunLock
 from peftlab.checkpoint.manifest import NAME as MANIFEST
 from peftlab.checkpoint.store import clean_leftovers, list_steps
 from peftlab.errors import StorageError
-from peftlab.files import parse_json, read_text, sync, sync_files, why, write_atomically
+from peftlab.files import decode_json, parse_json, read_text, sync, sync_files, why, write_atomically
 from peftlab.reports import RunResult, Status
 
 MARKER = ".peftlab"
@@ -202,9 +202,9 @@ class RunDirectory:
     def read_ending(self, process: int) -> tuple[Status, str] | None:
         """Return the status and error that a process wrote; None if it wrote none."""
         try:
-            status, error = json.loads(self._ending(process).read_text(encoding="utf-8"))
+            status, error = decode_json(self._ending(process).read_bytes())
             return status, error
-        except (OSError, ValueError, TypeError, RecursionError):
+        except (OSError, ValueError, TypeError):
             return None
 
     def _ending(self, process: int) -> Path:
@@ -235,16 +235,16 @@ class RunDirectory:
 
     def add_generations(self, when: str, rows: Sequence[dict[str, Any]]) -> None:
         """Replace the generated texts of one evaluation, a line each, and keep those of the others."""
-        kept = [line for line in self._read_generations() if json.loads(line)["when"] != when]
+        kept = [line for line, other in self._read_generations() if other != when]
         lines = [json.dumps({"when": when, **row}, ensure_ascii=False) for row in rows]
         self._write(self.generations, "".join(f"{line}\n" for line in (*kept, *lines)))
 
-    def _read_generations(self) -> list[str]:
-        """Return the lines of generated texts; none where an interrupted run left a file that cannot be read."""
+    def _read_generations(self) -> list[tuple[str, str]]:
+        """Return the lines of generated texts and the evaluation of each; none where the file cannot be read."""
         try:
             lines = self.generations.read_text(encoding="utf-8").split("\n")[:-1]
-            return [line for line in lines if isinstance(json.loads(line), dict)]
-        except (OSError, ValueError, RecursionError):
+            return [(line, decode_json(line)["when"]) for line in lines]
+        except (OSError, ValueError, KeyError, TypeError):
             return []
 
     @contextlib.contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from peftlab.data.parts import read_examples, read_table
 from peftlab.data.tokens import encode_chat_prompt
 from peftlab.errors import DataError, UsageError, one_line
 from peftlab.evaluation.generate import opening_tokens
+from peftlab.files import decode_json
 from peftlab.recipe.schema import Recipe
 from peftlab.tables.files import Table, file_kind
 from peftlab.tasks import possible_formats
@@ -70,7 +70,7 @@ def read_chat(recipe: Recipe, path: Path, system: str | None = None) -> Request:
     if not takes_chats(recipe):
         raise UsageError(f"--chat: this run's data.format is {recipe.data.format}, not {CHAT.name}; use --prompts")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = decode_json(path.read_bytes())
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
     except ValueError as error:  # not JSON, or not UTF-8

@@ -5,13 +5,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from peftlab.errors import one_line
+from peftlab.files import decode_json
 from peftlab.tasks.layouts import ALPACA, ALPACA_CHAT, CONVERSATIONS, PROMPT_AND_ANSWER_MESSAGES, Layout, parse_list
 
 DEEPEST_MESSAGE = 32
@@ -153,8 +153,8 @@ def as_role_and_content(message: Any) -> Any:
 def _as_calls(value: Any) -> list[dict[str, Any]]:
     """Return the tool calls that JSON text {name, arguments}, or a list of such, says. Raises ValueError."""
     try:
-        found = json.loads(value) if isinstance(value, str) else value
-    except (ValueError, RecursionError):
+        found = decode_json(value) if isinstance(value, str) else value
+    except ValueError:
         found = None
     calls = found if isinstance(found, list) else [found]
     if not calls or not all(isinstance(call, dict) and isinstance(call.get("name"), str) for call in calls):
@@ -166,7 +166,7 @@ def as_tools(value: Any) -> list[dict[str, Any]] | None:
     """Return a cell as the tools that a chat may call (a list of objects, or that as JSON). Raises ValueError."""
     if isinstance(value, str):
         try:
-            value = json.loads(value)
+            value = decode_json(value)
         except ValueError as error:
             raise ValueError(f"tools are not valid JSON: {one_line(error)}") from None
     if value is None or value == []:

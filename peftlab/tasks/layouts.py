@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeGuard
+
+from peftlab.files import decode_json
 
 Cells = Mapping[str, Any]
 
@@ -36,8 +37,8 @@ def parse_list(value: Any) -> Any:
     """Return what a text that is a JSON list says, as in CSV files; anything else unchanged."""
     if isinstance(value, str) and value.lstrip().startswith("["):
         try:
-            return json.loads(value)
-        except (ValueError, RecursionError):
+            return decode_json(value)
+        except ValueError:
             return value
     return value
 

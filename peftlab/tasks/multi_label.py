@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from peftlab.errors import one_line
+from peftlab.files import decode_json
 from peftlab.tasks.base import LIKELY, Loss, Prediction, TokenRow
 from peftlab.tasks.formats import Example, Format, as_label, as_text
 from peftlab.tasks.sequence_classification import sort_labels
@@ -50,7 +50,7 @@ def as_labels(value: Any) -> list[str]:
 
 def _read_list(text: str) -> list[Any]:
     try:
-        found = json.loads(text)
+        found = decode_json(text)
     except ValueError:
         found = None
     if not isinstance(found, list):

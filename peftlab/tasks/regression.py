@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from peftlab.errors import one_line
@@ -29,7 +30,7 @@ class Measured:
 def as_number(value: Any) -> float:
     """Return a cell as a finite number. Raises ValueError."""
     try:
-        if isinstance(value, bool) or not isinstance(value, int | float | str):
+        if isinstance(value, bool) or not isinstance(value, int | float | str | Decimal):
             raise ValueError
         number = float(value)
     except (ValueError, OverflowError):

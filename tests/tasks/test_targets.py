@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from random import Random
 
 import numpy as np
@@ -43,7 +44,10 @@ class Fixed(nn.Module):
         return self
 
 
-@pytest.mark.parametrize(("cell", "number"), [(1, 1.0), (-2.5, -2.5), ("3.25", 3.25), (" 1e-3 ", 0.001), ("007", 7.0)])
+@pytest.mark.parametrize(
+    ("cell", "number"),
+    [(1, 1.0), (-2.5, -2.5), ("3.25", 3.25), (" 1e-3 ", 0.001), ("007", 7.0), (Decimal("1.50"), 1.5)],
+)
 def test_a_number_or_its_text_is_a_number(cell, number):
     assert as_number(cell) == number
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from peftlab.errors import DataError
+from peftlab.files import decode_json
 
 Messages = Sequence[Mapping[str, Any]]
 Write = Callable[[Messages], str]
@@ -80,7 +81,7 @@ def _takes(written: str | None) -> bool:
 def _parsed(arguments: str) -> Any:
     """Return the object that a JSON text is; any other text unchanged."""
     try:
-        found = json.loads(arguments)
-    except (ValueError, RecursionError):
+        found = decode_json(arguments)
+    except ValueError:
         return arguments
     return found if isinstance(found, dict) else arguments
