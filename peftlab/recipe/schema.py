@@ -267,7 +267,7 @@ class Run(Section):
 
 
 def list_given(section: Any) -> dict[str, Any] | None:
-    """Return what a section sets; None where it is no section."""
+    """Return what a section sets; None for anything else."""
     if isinstance(section, BaseModel):
         return {name: getattr(section, name) for name in section.model_fields_set}
     return section if isinstance(section, dict) else None
