@@ -115,13 +115,18 @@ def show_runs(entries: Sequence[Entry], folder: Path) -> None:
 
 
 def render_runs(entries: Sequence[Entry], folder: Path) -> RenderableType:
-    """Return one line for each run; the metric is its recipe's first. States are shown where one is not `finished`."""
+    """Return one line for each run; the metric is its recipe's first, and named once where all have the same one.
+
+    States are shown where one is not `finished`.
+    """
     from peftlab.cli.render import plain_table
     from peftlab.quantities import format_bytes, format_count, format_metric, format_seconds
 
     formats = {"trainable": format_count, "peak_bytes": format_bytes, "seconds": format_seconds}
     states = {entry.state for entry in entries} != {"finished"}
-    table = plain_table("run", "method", "trainable", "metric", "peak", "seconds", *(["state"] if states else []))
+    metrics = {entry.metric for entry in entries}
+    title = metrics.pop() if len(metrics) == 1 else "metric"
+    table = plain_table("run", "method", "trainable", title, "peak", "seconds", *(["state"] if states else []))
     table.padding = (0, 1, 0, 0)
     for column in table.columns[1:]:
         column.no_wrap = True
@@ -135,7 +140,8 @@ def render_runs(entries: Sequence[Entry], folder: Path) -> RenderableType:
         )
         name = entry.path.relative_to(folder).as_posix() if entry.path != folder else entry.path.name
         tagged = f"{name} ({', '.join(entry.tags)})" if entry.tags else name
-        metric = f"{entry.metric} {format_metric(values.get('metric'))}"
+        value = format_metric(values.get("metric"))
+        metric = value if title == entry.metric else f"{entry.metric} {value}"
         state = [entry.state.replace("_", " ")] if states else []
         table.add_row(tagged, str(values.get("method.type", "-")), trainable, metric, peak, seconds, *state)
     return table
@@ -144,25 +150,30 @@ def render_runs(entries: Sequence[Entry], folder: Path) -> RenderableType:
 def show_differences(
     entries: Sequence[Entry], recipes: dict[str, tuple[Any, Any]], results: dict[str, tuple[Any, Any]]
 ) -> None:
+    from rich.text import Text
+
     from peftlab.cli.render import plain_table, show
 
+    table = plain_table("recipe", *(entry.path.as_posix() for entry in entries), right=False)
     for title, found in (("recipe", recipes), ("result", results)):
-        if not found:
-            print(f"{title}: no difference")
-            continue
-        table = plain_table(title, *(entry.path.as_posix() for entry in entries), right=False)
+        if title == "result":
+            table.add_row()
+            table.add_row(Text(title, style="bold"))
         for key, pair in found.items():
             table.add_row(key, *(describe_value(key, value) for value in pair))
-        show(table)
-        print()
+        if not found:
+            table.add_row("no difference")
+    show(table)
 
 
 def describe_value(key: str, value: Any) -> str:
     """Return a value as a person reads it: bytes in units, numbers with separators, `true` as recipes write it."""
-    from peftlab.quantities import format_bytes
+    from peftlab.quantities import format_bytes, format_seconds
 
     if value is None:
         return "-"
+    if key == "seconds":
+        return format_seconds(value)
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, int):

@@ -176,6 +176,17 @@ def test_a_list_fits_into_80_columns(folder, command):
     assert max(map(len, text.split("note:")[0].splitlines())) <= 80
 
 
+def test_a_metric_that_all_runs_have_is_named_once(folder, command):
+    _, text = command("runs", "list", str(folder / "group"))
+    title, _, *lines = text.splitlines()
+    assert "  loss " in title and not any("loss" in line for line in lines)
+
+
+def test_two_runs_that_are_one_have_no_difference(folder, command):
+    code, text = command("runs", "diff", *[str(folder / "group" / "lora")] * 2)
+    assert code == 0 and text.count("no difference") == 2 and "method." not in text
+
+
 def test_a_run_made_again_is_equal_to_the_bit(folder):
     found = reproduce(folder / "group" / "lora")
     assert (found["equal"], found["files"], found["metrics"]) == (True, [], {})
