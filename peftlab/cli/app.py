@@ -114,7 +114,8 @@ def run(arguments: Sequence[str]) -> int:
         return code or 0
     except CommandLineError as error:
         advice = f"see `{error.ctx.command_path} --help`" if error.ctx else "see `peftlab --help`"
-        message = f"{error.format_message().rstrip('.')}; {advice}"
+        # pydantic checks the values of options, and begins so what a type of ours refuses
+        message = f"{error.format_message().replace('Value error, ', '').rstrip('.')}; {advice}"
         return print_error(UsageError(message), as_json="--json" in arguments, debug="--debug" in arguments)
     except typer.Abort:
         return INTERRUPTED

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from peftlab.errors import ModelError, nearest, one_line
-from peftlab.files import user_path
+from peftlab.files import user_path, why
+
+GGUF_MAGIC = b"GGUF"
 
 BUILTIN_ROOT = Path(__file__).resolve().parent.parent / "builtin"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(?:/[A-Za-z0-9][\w.-]{0,95})?")
@@ -103,6 +105,7 @@ def _local(path: Path, label: str) -> Reference:
     if path.is_file():
         if path.suffix != ".gguf":
             raise ModelError(f"model {label!r} is a file, but not a .gguf file; give its folder instead")
+        _refuse_other_file(path, label)
         return Reference(label=label, folder=path.parent, gguf_file=path.name)
     has_config = (path / "config.json").is_file()
     if (path / "adapter_config.json").is_file() or (path / "peftlab_adapter.json").is_file() and not has_config:
@@ -113,6 +116,17 @@ def _local(path: Path, label: str) -> Reference:
     if not has_config:
         raise ModelError(f"model {label!r}: the folder has no config.json; available: {_listing(path)}")
     return Reference(label=label, folder=path)
+
+
+def _refuse_other_file(path: Path, label: str) -> None:
+    """Raise ModelError for a `.gguf` file that is none, whose fault a library would tell in other words."""
+    try:
+        with path.open("rb") as file:
+            magic = file.read(len(GGUF_MAGIC))
+    except OSError as error:
+        raise ModelError(f"model {label!r} cannot be read: {why(error)}") from None
+    if magic != GGUF_MAGIC:
+        raise ModelError(f"model {label!r} is not a GGUF file: it does not begin with {GGUF_MAGIC.decode()}")
 
 
 def _looks_like_path(name: str) -> bool:

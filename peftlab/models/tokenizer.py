@@ -13,6 +13,9 @@ from peftlab.models.config import hub_arguments, one_line_errors
 from peftlab.models.reference import Reference, resolve
 from peftlab.recipe.schema import Model
 
+# Parts of the names that transformers' tokenizers give to their files.
+FILE_NAMES = ("token", "vocab", "spiece", "sentencepiece", "merges", "tekken", "spm", "bpe", "dict")
+
 
 def load_tokenizer(section: Model) -> PreTrainedTokenizerBase:
     """Return the recipe's tokenizer, which pads on the right and always has a padding token.
@@ -22,6 +25,7 @@ def load_tokenizer(section: Model) -> PreTrainedTokenizerBase:
     """
     reference = resolve(section.name, section.revision) if section.tokenizer is None else resolve(section.tokenizer)
     arguments = hub_arguments(reference, section)
+    _refuse_without_files(reference)
     with one_line_errors(reference, "given a tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(reference.source, **arguments)
     _add_tokens(tokenizer, section.add_tokens)
@@ -41,6 +45,17 @@ def load_saved_tokenizer(folder: Path, section: Model) -> PreTrainedTokenizerBas
             folder, local_files_only=True, trust_remote_code=section.trust_remote_code
         )
     return _with_padding(tokenizer, reference)
+
+
+def _refuse_without_files(reference: Reference) -> None:
+    """Raise ModelError for a folder without any file of a tokenizer."""
+    if reference.folder is None or reference.gguf_file:
+        return
+    if not any(part in path.name for path in reference.folder.iterdir() for part in FILE_NAMES):
+        raise ModelError(
+            f"model {reference.label!r}: the folder has no tokenizer (such as tokenizer.json); set model.tokenizer to "
+            "a model that has one"
+        )
 
 
 def _add_tokens(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> None:

@@ -87,7 +87,10 @@ class RunDirectory:
     def open(cls, path: Path) -> RunDirectory:
         """Find a run. Raises StorageError if there is none."""
         if not os.path.isfile(path / MARKER) or not os.path.isfile(path / "result.json"):
-            raise StorageError(f"{path} is not a run directory of peftlab (no {MARKER} and result.json in it)")
+            raise StorageError(
+                f"{path} is not a run directory of peftlab (no {MARKER} and result.json in it); "
+                "name the folder of a run"
+            )
         return cls(path)
 
     def _mark(self) -> None:

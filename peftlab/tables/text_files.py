@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from peftlab import quantities
 from peftlab.errors import DataError
 from peftlab.tables.row import Row
 
@@ -185,8 +186,8 @@ def _as_record(number: int, header: list[str], cells: list[str], separator: str)
     if separator == "\t" and any("\t" in cell and "\n" in cell for cell in cells):
         return Row(number, {}, "a quotation mark that opens a cell takes in more lines; write it twice, in quotes")
     if len(cells) != len(header):
-        name = "tabs" if separator == "\t" else "commas"
-        fault = f"has {len(cells)} cells, the header {len(header)}; quote cells that contain {name}"
+        name, found = "tabs" if separator == "\t" else "commas", quantities.number(len(cells), "cell")
+        fault = f"has {found}, the header {len(header)}; quote cells that contain {name}"
         return Row(number, {}, fault)
     return Row(number, dict(zip(header, cells, strict=True)))
 

@@ -9,8 +9,9 @@ from contextlib import contextmanager
 
 from accelerate import Accelerator, PartialState
 from accelerate.tracking import filter_trackers
+from accelerate.utils import LoggerType
 
-from peftlab.errors import MissingRequirementError, UsageError
+from peftlab.errors import MissingRequirementError, UsageError, nearest
 from peftlab.recipe.schema import Recipe
 from peftlab.world.base import World
 from peftlab.world.ddp import Ddp
@@ -91,10 +92,11 @@ def refuse_recipe(world: World, recipe: Recipe) -> None:
 
 def refuse_missing_trackers(names: Collection[str]) -> None:
     """Raise MissingRequirementError for a tracker that is unknown, or whose library is not installed."""
-    try:
-        found = filter_trackers(list(names), logging_dir="-")
-    except ValueError as error:
-        raise MissingRequirementError(f"run.trackers: {error}") from None
+    known = [name for name in LoggerType.list() if name != LoggerType.ALL]
+    if unknown := [name for name in names if name not in known]:
+        close = nearest(unknown[0], known)
+        raise MissingRequirementError(f"run.trackers: {unknown[0]!r} is unknown{close}; known: {', '.join(known)}")
+    found = filter_trackers(list(names), logging_dir="-")
     if missing := sorted(set(names) - {str(tracker) for tracker in found}):
         raise MissingRequirementError(f"run.trackers: {', '.join(missing)} is not installed; pip install it")
 

@@ -121,7 +121,7 @@ FAULTS = {
     "broken JSON list": ("x.json", b'[{"a": 1},\n{"a" 2}]', r"x\.json:2: is not JSON"),
     "JSON but no list": ("x.json", b'"text"', r"x\.json: must be a list of objects, not str"),
     "too many cells": ("x.csv", b"a,b\n1,2\n1,2,3\n", r"x\.csv:3: has 3 cells, the header 2; quote"),
-    "too few cells": ("x.csv", b"a,b\n1\n", r"x\.csv:2: has 1 cells, the header 2"),
+    "too few cells": ("x.csv", b"a,b\n1\n", r"x\.csv:2: has 1 cell, the header 2"),
     "unclosed quote": ("x.csv", b'a,b\n1,"2\n', r"x\.csv:2: is not CSV"),
     "header twice": ("x.csv", b"a,a\n1,2\n", r"x\.csv:1: the header names 'a' twice"),
     "not gzip": ("x.jsonl.gz", b'{"a": 1}', r"x\.jsonl\.gz: is not a whole gzip file"),

@@ -231,6 +231,13 @@ def test_gguf_model_saves_as_a_plain_folder(smollm2, tmp_path):
         assert torch.equal(parameter, named_parameters(again.model)[name])
 
 
+def test_a_file_of_another_kind_and_a_folder_without_a_tokenizer_are_named(tmp_path):
+    (tmp_path / "page.gguf").write_bytes(b"<html>not found</html>")
+    refuse(Model(name=str(tmp_path / "page.gguf")), "is not a GGUF file: it does not begin with GGUF")
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    refuse(Model(name=str(tmp_path)), "the folder has no tokenizer (such as tokenizer.json); set model.tokenizer")
+
+
 def test_damaged_gguf_is_one_line(tmp_path):
     (tmp_path / "broken.gguf").write_bytes(b"GGUF\x03\x00\x00\x00 and nothing more")
     refuse(Model(name=str(tmp_path / "broken.gguf")), "cannot be read")
