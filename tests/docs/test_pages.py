@@ -109,3 +109,19 @@ def test_the_version_stands_in_one_place():
     import peftlab
 
     assert f"## {peftlab.__version__}" in read(DOCS / "changelog.md")
+
+
+def tables_of(path: Path) -> list[list[str]]:
+    """Return the lines of each table on a page."""
+    text = re.sub(r"```.*?```", "", read(path), flags=re.DOTALL)
+    return [block.strip().split("\n") for block in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)]
+
+
+def test_a_table_that_stands_on_two_pages_has_the_same_figures():
+    seen: dict[tuple[str, ...], tuple[Path, list[str]]] = {}
+    for path in FILES:
+        for table in tables_of(path):
+            key = (table[0], *(line.split("|")[1] for line in table[2:]))
+            former, lines = seen.setdefault(key, (path, table))
+            assert former == path or lines == table, f"{former.name} and {path.name}"
+    assert len(seen) > 30
