@@ -199,6 +199,7 @@ def test_folder_without_a_tokenizer_is_one_line(decoder):
     with pytest.raises(ModelError) as caught:
         load_tokenizer(Model(name=str(decoder)))
     assert "\n" not in str(caught.value)
+    assert "the folder has no tokenizer (such as tokenizer.json); set model.tokenizer" in str(caught.value)
 
 
 def test_minilm_is_whole_but_for_its_classifier(minilm):
@@ -231,11 +232,9 @@ def test_gguf_model_saves_as_a_plain_folder(smollm2, tmp_path):
         assert torch.equal(parameter, named_parameters(again.model)[name])
 
 
-def test_a_file_of_another_kind_and_a_folder_without_a_tokenizer_are_named(tmp_path):
+def test_a_file_of_another_kind_is_named(tmp_path):
     (tmp_path / "page.gguf").write_bytes(b"<html>not found</html>")
     refuse(Model(name=str(tmp_path / "page.gguf")), "is not a GGUF file: it does not begin with GGUF")
-    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
-    refuse(Model(name=str(tmp_path)), "the folder has no tokenizer (such as tokenizer.json); set model.tokenizer")
 
 
 def test_damaged_gguf_is_one_line(tmp_path):
