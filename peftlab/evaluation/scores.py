@@ -12,10 +12,11 @@ from peftlab.data.batches import collate, evaluation_batches
 from peftlab.data.dataset import Dataset
 from peftlab.data.token_arrays import sizes_of
 from peftlab.data.token_rows import TokenRow
+from peftlab.evaluation.byte_counts import count_bytes
 from peftlab.evaluation.generate import evaluation_mode
 from peftlab.losses.base import Loss, RowLosses
 from peftlab.metrics import RowScores
-from peftlab.metrics.tokens import BYTES, WORDS, count_text
+from peftlab.metrics.tokens import BYTES, WORDS
 from peftlab.tasks.base import LIKELY
 from peftlab.world.base import World
 
@@ -109,9 +110,9 @@ def count_fillers(batches: int, world: World) -> int:
 
 def count_texts(rows: Sequence[TokenRow], tokenizer: Any) -> dict[str, list[int]]:
     """Return how many words and bytes the supervised text of each row has, without special tokens."""
-    counts = []
+    words = []
     for row in rows:
         ids = row.tokens[row.supervised_tokens].tolist()
         text = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        counts.append(count_text(text))
-    return {name: [count[name] for count in counts] for name in (WORDS, BYTES)}
+        words.append(len(text.split()))
+    return {WORDS: words, BYTES: [count_bytes(row, tokenizer) for row in rows]}

@@ -48,8 +48,3 @@ TOKEN_METRICS = (
     Metric("byte_perplexity", ("next_tokens",), False, (1.0, inf), loss_and(BYTES), _perplexity, ("loss", BYTES)),
     Metric("bits_per_byte", ("next_tokens",), False, (0.0, inf), loss_and(BYTES), _bits, ("loss", BYTES)),
 )
-
-
-def count_text(text: str) -> dict[str, int]:
-    """Return how many words and bytes a supervised text has."""
-    return {WORDS: len(text.split()), BYTES: len(text.encode())}

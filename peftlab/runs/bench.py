@@ -35,6 +35,7 @@ from peftlab.speed.apply import speed_up
 from peftlab.speed.loss import loss_of
 from peftlab.speed.token_cache import report_tokens, token_store
 from peftlab.tasks import TASKS
+from peftlab.tasks.base import Task
 from peftlab.tasks.formats import Example
 from peftlab.world.base import World
 from peftlab.world.dtypes import Types, resolve_types
@@ -162,8 +163,7 @@ def check_ends(dataset: Dataset, model: PreTrainedModel) -> None:
 
     Such a class of transformers refuses a batch whose rows have different numbers of them.
     """
-    end = model.config.get_text_config().eos_token_id
-    if not (dataset.task.reads_last_token and model.config.is_encoder_decoder) or not isinstance(end, int):
+    if (end := find_read_end(dataset.task, model)) is None:
         return
     parts = {"train": dataset.train, "evaluation": dataset.evaluation, "test": dataset.test}
     counts = {name: [int((row.input_ids == end).sum()) for row in rows] for name, rows in parts.items()}
@@ -174,6 +174,12 @@ def check_ends(dataset: Dataset, model: PreTrainedModel) -> None:
                 f"data.{name}: {others} of {len(found)} rows contain the model's end token in their own text, which a "
                 f"{model.config.model_type} classifier takes for the end; remove it from these texts"
             )
+
+
+def find_read_end(task: Task, model: PreTrainedModel) -> int | None:
+    """Return the end token at which a classifier reads a row's class (BART, T5); None where it reads another place."""
+    end = model.config.get_text_config().eos_token_id
+    return end if task.reads_last_token and model.config.is_encoder_decoder and isinstance(end, int) else None
 
 
 def with_format(recipe: Recipe, name: str | None) -> Recipe:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,6 +21,7 @@ from peftlab.evaluation.generate import evaluation_mode, find_pad_id
 from peftlab.models.load import fit_tokenizer, load_saved_tokenizer
 from peftlab.parameters.trainable import find_base
 from peftlab.recipe.schema import Recipe
+from peftlab.runs.bench import find_read_end
 from peftlab.runs.directory import RunDirectory
 from peftlab.runs.loaded import LoadedRun, as_loaded
 from peftlab.runs.loading import load_trained
@@ -70,6 +71,7 @@ class HeadPredictor(Predictor):
         plain: Any = find_base(self.model)[1]
         fit_tokenizer(plain, self.tokenizer)
         self.loss = self.task.loss(self.model)
+        self._read_end = find_read_end(self.task, plain)
         self.pad_id = find_pad_id(self.tokenizer)
         self.batch_size = recipe.evaluation.batch_size or recipe.training.batch_size
         self._reader: Reader | None = None
@@ -114,11 +116,23 @@ class HeadPredictor(Predictor):
         ).computation
         found = []
         with evaluation_mode(self.model), torch.no_grad(), self.world.autocast(precision):
-            for _, numbers in evaluation_batches(rows, self.batch_size) if rows else ():
+            for numbers in self._batches(rows):
                 batch = self.world.move(collate([rows[i] for i in numbers], self.pad_id))
                 scores = self.loss.scores(self.model, batch).float().cpu()
                 found.append((numbers, scores.split([rows[i].outputs for i in numbers])))
         return found
+
+    def _batches(self, rows: Sequence[TokenRow]) -> Iterator[list[int]]:
+        """Yield the numbers of each batch's rows.
+
+        A text may contain the end token at which BART's and T5's classifiers read its class. Those take the last one,
+        and refuse a batch whose rows have different numbers of them.
+        """
+        ends = [0 if self._read_end is None else int((row.input_ids == self._read_end).sum()) for row in rows]
+        for count in sorted(set(ends)):
+            numbers = [number for number, own in enumerate(ends) if own == count]
+            for _, batch in evaluation_batches([rows[number] for number in numbers], self.batch_size):
+                yield [numbers[place] for place in batch]
 
     def _describe(self, row: TokenRow, scores: torch.Tensor, inputs: Row) -> Predicted:
         threshold = self.recipe.evaluation.threshold

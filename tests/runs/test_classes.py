@@ -155,3 +155,21 @@ def test_an_end_token_in_a_text_is_refused_where_a_classifier_reads_it(tmp_path)
     with pytest.raises(DataError, match=r"data\.train: 1 of 4 rows contain the model's end token in their own text"):
         prepared(texts)
     assert len(prepared([text for text in texts if "</s>" not in text]).dataset.train) == 3
+
+
+def test_a_row_with_an_end_token_of_its_own_is_predicted_beside_others_as_transformers_does_alone(tmp_path):
+    write_family(tmp_path / "bart", "bart")
+    trained = write(tmp_path / "x.jsonl", [{"text": text, "label": text} for text in ("one", "two")])
+    recipe = recipe_of(tmp_path / "bart", "sequence-classification", "classification", trained)
+    sections = recipe.model_dump() | {"method": {"type": "full"}}
+    train(Recipe.model_validate(sections), display=NoDisplay())
+    texts = ["one two", "one </s> two </s> three", "four", "two </s> three", "one"]
+    asked = write(tmp_path / "asked.jsonl", [{"text": text} for text in texts])
+    assert predict(tmp_path / "run", asked, tmp_path / "out.jsonl").errors == 0
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "bart")
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "run" / "weights").eval()
+    for text, line in zip(texts, (tmp_path / "out.jsonl").read_text().splitlines(), strict=True):
+        found = json.loads(line)
+        wanted = model(**tokenizer(text, return_tensors="pt")).logits[0].softmax(-1)
+        assert found["text"] == text
+        assert list(found["prediction_probabilities"].values()) == pytest.approx(wanted.tolist(), abs=1e-5)
