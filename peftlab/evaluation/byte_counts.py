@@ -34,7 +34,9 @@ def _size_of(ids: list[int], tokenizer: Any) -> int:
     if REPLACEMENT not in text:
         return len(text.encode())
     added = tokenizer.added_tokens_decoder
-    tokens = tokenizer.convert_ids_to_tokens([number for number in ids if number not in added or not added[number].special])
+    tokens = tokenizer.convert_ids_to_tokens(
+        [number for number in ids if number not in added or not added[number].special]
+    )
     if "ByteLevel" in repr(tokenizer.backend_tokenizer.decoder):
         return sum(map(len, tokens))  # each character of such a token is a byte
     return len(text.encode()) - (len(REPLACEMENT.encode()) - 1) * _count_replaced(tokens)
