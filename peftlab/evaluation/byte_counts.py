@@ -44,8 +44,8 @@ def _size_of(ids: list[int], tokenizer: Any) -> int:
 
 def _count_replaced(tokens: list[str]) -> int:
     """Return how many single bytes are decoded as U+FFFD each: all those of a run that is no whole text."""
-    found = 0
-    for is_byte, run in groupby(map(BYTE.fullmatch, tokens), key=bool):
-        values = bytes(int(match[1], 16) for match in run) if is_byte else b""
-        found += len(values) * (values.decode(errors="ignore").encode() != values)
-    return found
+    values = [int(match[1], 16) if (match := BYTE.fullmatch(token)) else None for token in tokens]
+    runs = [
+        bytes(value for value in run if value is not None) for _, run in groupby(values, key=lambda one: one is None)
+    ]
+    return sum(len(run) for run in runs if run.decode(errors="ignore").encode() != run)

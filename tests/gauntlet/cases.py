@@ -109,7 +109,7 @@ def recipe_of(case: Case, base: Path, rows: tuple[Path, Path], output: Path, **r
             "format": TASKS[case.task].formats[0].name,
             "max_length": LONGEST,
         },
-        "training": {"steps": STEPS, "batch_size": 3, "learning_rate": 1e-2},
+        "training": {"steps": STEPS, "batch_size": 3, "learning_rate": 1e-2, "speed": {"token_cache": "off"}},
         "evaluation": {"generation": {"max_new_tokens": NEW_TOKENS, "examples": 3}},
         "run": {"output": str(output), "device": "cpu", "log_every": 1, **run},
     }

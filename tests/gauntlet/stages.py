@@ -29,8 +29,9 @@ from peftlab.recipe.schema import Recipe
 from peftlab.reports import RunResult
 from peftlab.runs.bench import Bench, check_batches, prepare
 from peftlab.runs.directory import RunDirectory
-from peftlab.runs.generation import generate
+from peftlab.runs.generation import generate_all
 from peftlab.runs.loading import check_method, fill_trained, load_base, read_labels, read_shape
+from peftlab.runs.requests import ask
 from peftlab.runs.run import train
 from peftlab.tasks import TASKS
 from peftlab.world.open import open_world
@@ -84,7 +85,8 @@ def run_case(case: Case, base: Path, folder: Path) -> Outcome:
     """Return the outcome of one case on the model saved in `base`; `folder` is empty and its own."""
     started, progress = time.perf_counter(), Progress()
     try:
-        run_stages(case, base, folder, progress)
+        with mock.patch("peftlab.runs.save.draw_losses"):  # a picture of three steps takes a tenth of a case's time
+            run_stages(case, base, folder, progress)
         outcome, reason, progress.stage = "works", "", ""
     except RefusedError as error:
         outcome, reason = "refused", str(error)
@@ -285,8 +287,13 @@ def generation_settings(bench: Any, **more: Any) -> GenerationConfig:
 
 def compare_answers(model: Any, bench: Any, result: RunResult, folder: Path) -> None:
     """Raise StageError unless an answer in a batch is the answer alone, and that of plain `generate`."""
-    for example, prompt in zip(result.examples, bench.dataset.prompts, strict=False):
-        alone = generate(folder, prompt.text)
+    examples = list(zip(result.examples, bench.dataset.prompts, strict=False))
+    answers = generate_all(
+        folder,
+        lambda recipe: [ask(recipe, prompt.text) for _, prompt in examples],
+        ["evaluation.batch_size=1"],
+    )
+    for (example, prompt), alone in zip(examples, (answer.text for answer in answers), strict=True):
         if alone != example["after"]:
             raise StageError(f"alone it writes {one_line(alone, 40)!r}, with others {one_line(example['after'], 40)!r}")
         plain = plain_answer(model, bench, prompt.input_ids)
