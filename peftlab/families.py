@@ -33,10 +33,10 @@ def find_family(model_type: str, task: str) -> Family | None:
 
 
 def known_refusal(model_type: str, task: str, form: str) -> tuple[str, str] | None:
-    """Return (key path, message) where a method's form is refused for every model of a type; else None."""
+    """Return (key path, message) where a method's form is refused for every model of a type; else None.
+
+    What is said of the model itself depends on its configuration (`is_decoder`) or on sizes of batches.
+    """
     family = find_family(model_type, task)
-    reason = family.refused.get(form) if family else None
-    if reason is None:
-        return None
-    place, _, message = reason.partition(": ")
-    return (place, message) if place.startswith("method.") else ("model.name", reason)
+    place, _, message = (family.refused.get(form, "") if family else "").partition(": ")
+    return (place, message) if place.startswith("method.") else None

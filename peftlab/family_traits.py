@@ -81,7 +81,10 @@ CASTS_LAYERS = MappingProxyType({"switch_transformers": "router"})
 
 NO_PROMPTS = MappingProxyType(
     {
+        "deepseek_v4": "chooses experts by token ids, and takes no embeddings in their place",
         "fsmt": "reads token ids, and takes no embeddings in their place",
+        "ibert": "has an embedding of its own kind, which PEFT cannot start a prompt from",
+        "layoutlmv3": "reads token ids, and takes no embeddings in their place",
         "xlstm": "takes no attention mask, which PEFT gives it with a prompt",
     }
 )

@@ -58,30 +58,33 @@ def examine(path: Path, overrides: Sequence[str]) -> tuple[list[Problem], int]:
 
 
 def find_refusals(recipe: Recipe, path: Path, overrides: Sequence[str]) -> list[Problem]:
-    """Return what a recipe's method cannot do on any model of the type that its local `config.json` names."""
+    """Return what a recipe's method cannot do on any model of the type that its local `config.json` names.
+
+    A type of mixed layers may have models of one kind alone (Granite 4), which are not judged here.
+    """
     from peftlab.families import known_refusal
     from peftlab.recipe.load import place_of
 
-    model_type = read_model_type(recipe.model.name)
-    if model_type is None or not recipe.method.refused_by_family:
+    config = read_local_config(recipe.model.name)
+    if not recipe.method.refused_by_family or len(set(config.get("layer_types") or ())) == 1:
         return []
-    refusal = known_refusal(model_type, recipe.model.task, recipe.method.form)
+    refusal = known_refusal(str(config.get("model_type")), recipe.model.task, recipe.method.form)
     if refusal is None:
         return []
     file, _, line = place_of(path, overrides, refusal[0]).rpartition(":")
     return [Problem(*refusal, file=file, line=int(line)) if line.isdigit() else Problem(*refusal, file=str(path))]
 
 
-def read_model_type(name: str) -> str | None:
-    """Return the type of a model in a local folder, from its `config.json`; None for any other model."""
+def read_local_config(name: str) -> dict[str, Any]:
+    """Return the `config.json` of a model in a local folder; empty for any other model."""
     from peftlab.models.reference import resolve
 
     try:
         folder = resolve(name).folder
         config = decode_json((folder / "config.json").read_bytes()) if folder else {}
     except (PeftlabError, OSError, ValueError):
-        return None
-    return config.get("model_type") if isinstance(config, dict) else None
+        return {}
+    return config if isinstance(config, dict) else {}
 
 
 def show_problems(found: dict[Path, list[Problem]]) -> None:

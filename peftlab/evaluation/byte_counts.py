@@ -43,7 +43,7 @@ def _size_of(ids: list[int], tokenizer: Any) -> int:
 
 
 def _count_replaced(tokens: list[str]) -> int:
-    """Return how many single bytes are decoded as U+FFFD each: all those of a run that is no whole text."""
+    """Return how many bytes are decoded as U+FFFD each: all of a run that does not make whole characters."""
     values = [int(match[1], 16) if (match := BYTE.fullmatch(token)) else None for token in tokens]
     runs = [
         bytes(value for value in run if value is not None) for _, run in groupby(values, key=lambda one: one is None)

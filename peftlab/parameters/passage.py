@@ -50,6 +50,8 @@ def _try_passage(base: PreTrainedModel) -> Passage:
                 # A path that depends on values cannot be taken without weights: a classifier's head often has one.
                 outputs.append(_run(twin))
             if outputs:
+                with _routed_everywhere(), contextlib.suppress(Exception):
+                    _run(twin.train())  # Gemma 3n reads (and clips) some weights in training alone
                 return _describe(twin, called, readers, outputs, refused)
             with _AnyPath(), contextlib.suppress(Exception):
                 _run(twin)

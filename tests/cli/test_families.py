@@ -20,8 +20,8 @@ training: {{steps: 2, learning_rate: 1e-3}}
 
 @pytest.fixture
 def check(tmp_path, capsys):
-    def call(model_type: str, kind: str = "prefix") -> tuple[int, str]:
-        (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+    def call(model_type: str, kind: str = "prefix", **config) -> tuple[int, str]:
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type, **config}))
         recipe = tmp_path / "recipe.yaml"
         recipe.write_text(RECIPE.format(model=tmp_path, kind=kind))
         return run(["check", str(recipe)]), capsys.readouterr().out
@@ -39,6 +39,15 @@ def test_a_prefix_that_a_family_cannot_take_is_refused_with_file_line_and_remedy
 def test_what_a_family_can_take_or_is_not_known_is_ok(check, model_type, kind):
     code, out = check(model_type, kind)
     assert code == 0 and out.startswith("ok")
+
+
+def test_what_depends_on_more_than_the_type_is_left_to_the_commands_that_build_the_model(check):
+    """FNet classifies with one row a batch; a model of a mixed type may have attention alone, as some Granite 4."""
+    assert check("fnet", "prompt")[0] == 0
+    assert known_refusal("bert", "causal-lm", "prefix") is None, "is_decoder"
+    mixed = {"layer_types": ["linear_attention", "full_attention"]}
+    assert check("qwen3_next")[0] == check("qwen3_next", **mixed)[0] == 5
+    assert check("qwen3_next", layer_types=["full_attention"] * 2)[0] == 0
 
 
 def test_the_table_names_its_date_and_versions_and_its_outcomes_are_works_or_refused():

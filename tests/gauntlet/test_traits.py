@@ -77,6 +77,7 @@ REFUSED = {
     "keys of a latent behind a router": ("longcat_flash", "causal-lm", "prefix", "kind: prompt"),
     "biases that only choose experts": ("ernie4_5_moe", "causal-lm", "bitfit", "add_missing"),
     "token ids alone": ("fsmt", ANSWER, "prompt", "use lora"),
+    "experts chosen by token ids": ("deepseek_v4", "causal-lm", "prompt", "use lora"),
     "inputs of each layer by tokens": ("gemma4_text", "causal-lm", "prompt", "use lora"),
     "padding that a kernel reads": ("yoso", TAG, "prompt", "batch_size=1"),
     "speech": ("qwen2_audio", ANSWER, "lora", "use task: causal-lm"),
