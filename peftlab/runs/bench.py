@@ -178,7 +178,7 @@ def check_ends(dataset: Dataset, model: PreTrainedModel) -> None:
 
 def find_read_end(task: Task, model: PreTrainedModel) -> int | None:
     """Return the end token at which a classifier reads a row's class (BART, T5); None where it reads another place."""
-    end = model.config.get_text_config().eos_token_id
+    end = getattr(model.config.get_text_config(), "eos_token_id", None)  # RoCBert's configuration has none
     return end if task.reads_last_token and model.config.is_encoder_decoder and isinstance(end, int) else None
 
 

@@ -39,6 +39,8 @@ WORKS = {
     "an indexer that rotates queries alone": ("qwen4_exp_text", "causal-lm", "lora"),
     "a table of positions that is a dense layer": ("layoutlmv3", TAG, "qlora-nf4"),
     "an encoder with keys from outside": ("bert", CLASSIFY, "prefix"),
+    "a configuration without an end token": ("roc_bert", CLASSIFY, "prompt"),
+    "a weight that training clips": ("gemma3n_text", "causal-lm", "qlora-nf4"),
     "an encoder without a cache": ("modernbert", CLASSIFY, "prompt"),
     "relative positions": ("deberta-v2", TAG, "lora"),
     "an unused head": ("esm", CLASSIFY, "full"),
@@ -62,6 +64,7 @@ SLOW = [
     "a start that the decoder's configuration names",
     "an indexer that rotates queries alone",
     "norms that magnify what int8 rounds",
+    "a weight that training clips",
 ]
 REFUSED = {
     "no cache": ("modernbert", CLASSIFY, "prefix", "kind: prompt"),
