@@ -87,7 +87,7 @@ def test_no_weight_is_read_or_changed():
 READ = {
     "mamba": (CAUSAL, {"dt_proj"}),
     "deepseek_v32": (CAUSAL, {"weights_proj"}),
-    "gemma3n_text": (CAUSAL, {"prediction_coefs"}),
+    "gemma3n_text": (CAUSAL, {"prediction_coefs", "correction_coefs"}),
     "layoutlmv3": (CLASSIFY, {"rel_pos_bias", "rel_pos_x_bias", "rel_pos_y_bias"}),
     "llama": (CAUSAL, set()),
 }
