@@ -13,6 +13,7 @@ from peftlab.comparison.groups import Cost, beaten_by, best_first, letter_groups
 from peftlab.comparison.rows import Row, Table
 from peftlab.comparison.statistics import Difference, Estimate, Scope, compare_pairs, estimate
 from peftlab.comparison.trials import Trial
+from peftlab.errors import listed
 from peftlab.evaluation.resampling import Sample, draw_metric, row_metrics
 from peftlab.metrics import METRICS, RowScores
 from peftlab.runs.directory import text_scores
@@ -101,6 +102,7 @@ def find(table: Table) -> Findings:
     main = after.get(table.metric)
     lost = set(owners) - set(_estimated(main, owners))
     notes += [f"{label} has no finite {table.metric}" for label in dict.fromkeys(owners) if label in lost]
+    notes += _left_out(runs, main, table.metric)
     pairs = compare_pairs(main, owners) if main else []
     costs = {kind: _costs(table.rows, measure) for kind, measure in COSTS.items()}
     return Findings(
@@ -116,6 +118,17 @@ def find(table: Table) -> Findings:
         beaten={kind: beaten_by(known, pairs, table.report.higher_is_better) for kind, known in costs.items()},
         notes=notes,
     )
+
+
+def _left_out(runs: Sequence[tuple[str, Trial]], main: Sample | None, metric: str) -> list[str]:
+    """Return a note on the seeds that count as having a value, and are in no mean because their rows give none."""
+    values = main.values if main else ()
+    lost = [
+        f"{label} (seed {trial.report.seed})"
+        for (label, trial), value in zip(runs, values, strict=False)
+        if not np.isfinite(value) and trial.has_value(metric)
+    ]
+    return [f"the rows of {listed(lost, 3)} give no finite {metric}; the means leave these seeds out"] if lost else []
 
 
 def _part(finished: Sequence[Trial]) -> str:

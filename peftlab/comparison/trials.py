@@ -9,10 +9,11 @@ from typing import Any
 
 from peftlab.errors import StorageError
 from peftlab.files import read_text
+from peftlab.metrics import METRICS as KNOWN
 from peftlab.metrics import RowScores
 from peftlab.reports import STOPPED, Metrics, ParameterReport, RunResult, TrialReport
 from peftlab.runs.digests import METRICS, RECORD, SCORES, TEXTS, WEIGHTS, find_faults
-from peftlab.runs.directory import RunDirectory
+from peftlab.runs.directory import RunDirectory, text_scores
 from peftlab.runs.figures import check_record, compare_figures
 from peftlab.runs.scores import read_scores
 from peftlab.training.recorder import read_lines
@@ -40,10 +41,14 @@ class Trial:
         return self.report.status == STOPPED
 
     def has_value(self, metric: str) -> bool:
-        """Return whether the metric that is reported is a finite number, or is known from the rows alone."""
-        found = self.metrics.get("test_after", self.metrics.get("after", {}))
-        value = found.get(metric, 0.0)
-        return value is not None and isfinite(value)
+        """Return whether the metric that is reported is a finite number, or its rows alone give one."""
+        part = "test_after" if "test_after" in self.metrics else "after"
+        found = self.metrics.get(part, {})
+        if metric in found:
+            return (value := found[metric]) is not None and isfinite(value)
+        rows = [self.scores[name] for name in (part, text_scores(part)) if name in self.scores]
+        known = KNOWN.get(metric)
+        return known is not None and any(known.suits(one) and isfinite(known.of_rows(one)) for one in rows)
 
     @property
     def metrics(self) -> dict[str, Metrics]:

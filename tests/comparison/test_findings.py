@@ -319,12 +319,14 @@ def test_rows_of_generated_texts_are_drawn_like_any_others(tmp_path):
     assert not findings.notes
 
 
-@pytest.mark.parametrize("value", [float("inf"), None])
+@pytest.mark.parametrize("value", [float("inf"), None, "missing"])
 def test_a_finished_seed_without_a_finite_value_is_counted_as_lost(tmp_path, value):
     folder = Maker(tmp_path, methods=("lora", "bitfit"), rows=30, without=("scores", "general")).write()
     for place, run in enumerate(sorted((folder / "runs").glob("*-0.001-*"))):
         result = json.loads((run / "result.json").read_text())
         result["metrics"]["test_after"]["perplexity"] = value if place == 0 else 20.0 + place
+        if place == 0 and value == "missing":
+            del result["metrics"]["test_after"]["perplexity"]
         (run / "result.json").write_text(json.dumps(result))
     report = json.loads((folder / "comparison.json").read_text()) | {"metric": "perplexity"}
     (folder / "comparison.json").write_text(json.dumps(report))
@@ -332,3 +334,14 @@ def test_a_finished_seed_without_a_finite_value_is_counted_as_lost(tmp_path, val
     lost = next(row for row in table.rows if row.name == "bitfit")  # its runs come first
     assert lost.status == "2 of 3 (not finite)" and find(table).quality["perplexity"]["bitfit"].seeds == 2
     assert any("gave no perplexity: bitfit (1 of 3)" in sentence for sentence in texts(conclude(table, find(table))[1]))
+
+
+def test_a_seed_whose_rows_give_no_value_is_named_in_a_note(tmp_path):
+    table = made(tmp_path, methods=("lora", "bitfit"), rows=30)
+    row = table.rows[0]
+    whole = row.trials[2].scores["test_after"]
+    bad = replace(row.trials[2], scores={"test_after": replace(whole, loss=[float("nan"), *whole.loss[1:]])})
+    table = replace(table, rows=[replace(row, trials=[*row.trials[:2], bad]), *table.rows[1:]])
+    findings = find(table)
+    assert findings.quality["loss"][row.label].seeds == 2
+    assert any(f"{row.label} (seed 2)" in note and "leave these seeds out" in note for note in findings.notes)
