@@ -13,7 +13,7 @@ from peftlab.memory.cuda import snapshot
 from peftlab.memory.probe import Probe, join_reports
 from peftlab.optimization.finite import check_weights
 from peftlab.parameters.audit import Audit
-from peftlab.quantities import format_change
+from peftlab.quantities import format_change, number
 from peftlab.reports import AuditReport, MemoryReport
 from peftlab.runs import checkpoints
 from peftlab.runs.bench import Bench
@@ -128,7 +128,8 @@ def keep_audit(record: RunRecord, audit: AuditReport) -> None:
             f"the audit found {len(audit.frozen_changed)} frozen tensors changed after {audit.steps} steps "
             f"({audit.frozen_changed[0]}, ...); this run cannot be trusted"
         )
-    steps = f"{audit.steps} step{'' if audit.steps == 1 else 's'}"
+    steps = number(audit.steps, "step")
     for what, names in (("got no gradient", audit.without_gradient), ("did not move", audit.unmoved)):
         if names:
-            record.note(f"audit: {len(names)} trainable tensors {what} in {steps}: {names[0]}, ...")
+            tensors, more = number(len(names), "trainable tensor"), ", ..." if len(names) > 1 else ""
+            record.note(f"audit: {tensors} {what} in {steps}: {names[0]}{more}")
