@@ -94,7 +94,7 @@ def export_adapter(job: Job) -> ExportReport:
 def read_updates(directory: RunDirectory, method: Any) -> dict[str, tuple[Tensor, Tensor]]:
     """Return A and B of every update by the name of its weight. Raises MethodError where the run trained more."""
     if not hasattr(method, "merge_tensor") or "rank" not in type(method).model_fields:
-        raise MethodError(f"a GGUF adapter is a LoRA, and {method.title} is none; use --to gguf if it can be merged")
+        raise MethodError(f"a GGUF adapter contains a LoRA only, not {method.title}; use --to gguf if it can be merged")
     if method.dora or not method.keeps_base:
         what = "DoRA" if method.dora else f"init: {method.init}"
         raise MethodError(f"llama.cpp's adapters have no {what}; use --to gguf, which merges")

@@ -64,7 +64,7 @@ def compare_weights(
     quiet_libraries()
     found = run or find_run(first) or find_run(second)
     if found is None:
-        raise UsageError("neither is a run nor was made of one by peftlab; name the run whose rows to use with --run")
+        raise UsageError("neither is a run or was made from one by peftlab; name the run whose rows to use with --run")
     directory, recipe = open_run(found, overrides, verify)
     world = open_world(recipe.run.device)
     with launched(world):

@@ -117,7 +117,7 @@ class LoRA(Method):
         return [f"method: {self._fate_of_experts(count, count / shape.total)}"]
 
     def _fate_of_experts(self, count: int, share: float) -> str:
-        return f"the experts' {count:,} parameters ({share:.0%} of the model) are no dense layers and get no update"
+        return f"the experts' {count:,} parameters ({share:.0%} of the model) are not dense layers: they get no update"
 
     def check_settings(self) -> Problems:
         problems = super().check_settings()

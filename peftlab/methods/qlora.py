@@ -93,7 +93,7 @@ class QLoRA(LoRA):
 
     def _fate_of_experts(self, count: int, share: float) -> str:
         return (
-            f"the experts' {count:,} parameters ({share:.0%} of the model) are no dense layers: they stay in "
+            f"the experts' {count:,} parameters ({share:.0%} of the model) are not dense layers: they stay in "
             "model.dtype, are not quantised and get no update"
         )
 
