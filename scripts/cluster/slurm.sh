@@ -23,6 +23,8 @@ resume=""
 # Slurm sends SIGTERM to the step five minutes before the end, and at a preemption: each process finishes its step,
 # saves and ends with 143. --signal=USR1@300 does the same, with 138. The run needs run.save_every for what a crash
 # would lose.
+# Without it a launcher that is started again is not told where processes meet (torch 2.13).
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 srun --kill-on-bad-exit=1 torchrun \
     --nnodes "$SLURM_JOB_NUM_NODES" --nproc-per-node "$SLURM_GPUS_ON_NODE" \
     --rdzv-backend c10d --rdzv-endpoint "$head:${PORT:-29500}" --rdzv-id "$SLURM_JOB_ID" \
