@@ -61,9 +61,14 @@ def _models(recipe: Recipe, result: RunResult, dtype: torch.dtype, rows: int, *,
     if measured is None or measured.device != "cpu" or result.parameters is None:
         return None
     trained = sum(measured.categories.get(name, 0) for name in WEIGHTS)
-    merged = result.parameters.total * dtype.itemsize
-    logits = _logits(recipe, result, rows) if rows else 0
-    return ModelBytes(trained, merged, measured.phases.get("load", 0), logits, needed)
+    return ModelBytes(
+        trained=trained,
+        merged=result.parameters.total * dtype.itemsize,
+        load=measured.phases.get("load", 0),
+        forward=max(measured.phases.get("evaluation", 0) - trained, 0),
+        logits=_logits(recipe, result, rows) if rows else 0,
+        needed=needed,
+    )
 
 
 def _logits(recipe: Recipe, result: RunResult, rows: int) -> int:
