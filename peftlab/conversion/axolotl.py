@@ -73,6 +73,7 @@ MISSED = {
     "cosine_constant_lr_ratio": "the learning rate falls until the end",
     "embedding_lr*": "embeddings have no learning rate of their own",
     "lr_groups": "all parameters have one learning rate",
+    "loss_watchdog_*": "only a loss that is not finite ends a run",
     "plugins": "no plugins are used; one that is only faster changes nothing",
     "curriculum_sampling": "rows are shuffled",
     "pretraining_dataset": "write it as data.train, with data.streaming and training.steps",

@@ -101,8 +101,10 @@ def take_records(sheet: Sheet) -> None:
     take_every(sheet, ("save_strategy",), "save_steps", "run.save_every", "steps")
     take_every(sheet, ("eval_strategy", "evaluation_strategy"), "eval_steps", "evaluation.every", "no")
     sheet.copy_number("save_total_limit", "run.keep_checkpoints")
-    if sheet.on("load_best_model_at_end"):
+    if sheet.on("load_best_model_at_end") and sheet.peek("evaluation.every"):
         sheet.take("load_best_model_at_end", "run.keep", "best")
+    elif sheet.on("load_best_model_at_end"):
+        sheet.miss("load_best_model_at_end", "the last step is kept; set evaluation.every, then run.keep = best")
     sheet.ignore_all({"load_best_model_at_end": "off", "greater_is_better": "known of every metric"})
     if sheet.get("metric_for_best_model") in ("loss", "eval_loss"):
         sheet.take("metric_for_best_model", "evaluation.best", "loss")
