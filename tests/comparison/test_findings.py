@@ -345,3 +345,74 @@ def test_a_seed_whose_rows_give_no_value_is_named_in_a_note(tmp_path):
     findings = find(table)
     assert findings.quality["loss"][row.label].seeds == 2
     assert any(f"{row.label} (seed 2)" in note and "leave these seeds out" in note for note in findings.notes)
+
+
+def with_metric(folder, metric, value_of, higher=False):
+    """Let every run at the chosen learning rate have a value of another metric, which the comparison then reports."""
+    for run in sorted((folder / "runs").glob("*-0.001-*")):
+        result = json.loads((run / "result.json").read_text())
+        method, seed = run.name.partition("-")[0], int(run.name.rpartition("-")[2])
+        for when in ("after", "test_after"):
+            result["metrics"][when][metric] = value_of(method, seed)
+        (run / "result.json").write_text(json.dumps(result))
+    report = json.loads((folder / "comparison.json").read_text()) | {"metric": metric, "higher_is_better": higher}
+    (folder / "comparison.json").write_text(json.dumps(report))
+    return read_table(folder)
+
+
+def test_a_seed_whose_perplexity_overflows_is_lost_although_the_scores_of_its_rows_are_finite(tmp_path):
+    folder = Maker(tmp_path, methods=("lora", "bitfit"), rows=30, without=("general",)).write()
+    run = folder / "runs" / "lora-0-0.001-1"
+    stored, result = json.loads((run / "scores.json").read_text()), json.loads((run / "result.json").read_text())
+    stored["test_after"]["loss"] = [800.0 * count for count in stored["test_after"]["count"]]
+    (run / "scores.json").write_text(json.dumps(stored))
+    result["metrics"]["test_after"]["loss"] = 800.0
+    (run / "result.json").write_text(json.dumps(result))
+    table = with_metric(folder, "perplexity", lambda method, seed: None if (method, seed) == ("lora", 1) else 30.0)
+    lora = next(row for row in table.rows if row.name == "lora")
+    assert lora.status == "2 of 3 (not finite)"
+    assert find(table).quality["perplexity"]["lora"].seeds == 2
+
+
+def test_a_variant_of_which_no_seed_is_finite_is_not_compared_and_is_named(tmp_path):
+    folder = Maker(tmp_path, methods=("lora", "bitfit", "full"), rows=30, without=("scores", "general")).write()
+    table = with_metric(folder, "perplexity", lambda method, seed: float("inf") if method == "lora" else 20.0 + seed)
+    found = find(table)
+    assert next(row for row in table.rows if row.name == "lora").status == "0 of 3 (not finite)"
+    assert set(found.families[0].ordered) == {"bitfit", "full"}
+    assert any("gave no perplexity: lora (3 of 3)" in sentence for sentence in texts(conclude(table, found)[1]))
+
+
+def test_a_seed_without_an_accuracy_is_lost_where_more_is_better_too(tmp_path):
+    folder = Maker(tmp_path, methods=("lora", "bitfit"), rows=30, without=("scores", "general")).write()
+    table = with_metric(
+        folder,
+        "accuracy",
+        lambda method, seed: None if (method, seed) == ("lora", 0) else 0.5 + 0.1 * seed,
+        higher=True,
+    )
+    found = find(table)
+    assert found.quality["accuracy"]["lora"].seeds == 2 and found.quality["accuracy"]["lora"].mean == pytest.approx(
+        0.65
+    )
+    assert any("gave no accuracy: lora (1 of 3)" in sentence for sentence in texts(conclude(table, found)[1]))
+
+
+@pytest.mark.parametrize("metric", ["rougeL", "exact_match", "token_f1"])
+def test_texts_scored_in_some_runs_only_are_compared_by_seeds_and_no_rate_of_false_ones_is_said(tmp_path, metric):
+    folder = Maker(tmp_path, methods=("lora", "bitfit"), rows=40, without=("general",)).write()
+    for run in (folder / "runs").glob("lora-*"):  # the others are of a version that kept no scores of texts
+        stored = json.loads((run / "scores.json").read_text())
+        stored["test_after_texts"] = {"sums": {metric: [0.5] * 40}}
+        (run / "scores.json").write_text(json.dumps(stored))
+    table = with_metric(
+        folder, metric, lambda method, seed: 0.5 if method == "lora" else 0.3 + 0.02 * seed, higher=True
+    )
+    found = find(table)
+    assert {pair.scope for pair in found.families[0].differences} == {"rows"}
+    said = [
+        *texts(describe_groups(table, found.families[0])),
+        *(one for part in conclude(table, found) for one in texts(part)),
+    ]
+    assert not any("5 %" in sentence for sentence in said)
+    assert any("on these rows" in sentence for sentence in said)
