@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 from datetime import date
 from functools import cache
@@ -12,15 +11,11 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from peftlab import __version__
-from peftlab.data.chat import ChatTemplate
 from peftlab.data.sources import BUILTIN, GRAMMAR, local_files
 from peftlab.files import user_path
-from peftlab.models.load import load_tokenizer
 from peftlab.models.reference import resolve
 from peftlab.recipe.schema import Data, Recipe, list_sources
-from peftlab.runs.environment import LIBRARIES
-from peftlab.runs.start import weights_folder
+from peftlab.runs.versions import describe_versions
 from peftlab.tasks import possible_formats
 from peftlab.tasks.formats import CHAT
 
@@ -66,7 +61,7 @@ def hash_run(recipe: Recipe) -> str:
         "general": fingerprint_source(recipe.data.general),
         "model": fingerprint_model(recipe.model.name, recipe.model.revision),
         **describe_start(recipe),
-        "versions": list_versions(),
+        "versions": describe_versions(),
         **describe_tokens(recipe),
     }
     return sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
@@ -75,7 +70,11 @@ def hash_run(recipe: Recipe) -> str:
 def describe_start(recipe: Recipe) -> dict[str, Any]:
     """Return the content of the weights that training starts from, where the recipe names some."""
     wanted = recipe.method.from_
-    return {} if wanted is None else {"start": hash_folder(weights_folder(user_path(wanted)), "*.safetensors")}
+    if wanted is None:
+        return {}
+    from peftlab.runs.start import weights_folder  # loads torch, which the hash of other recipes does not need
+
+    return {"start": hash_folder(weights_folder(user_path(wanted)), "*.safetensors")}
 
 
 def describe_tokens(recipe: Recipe) -> dict[str, Any]:
@@ -87,14 +86,23 @@ def describe_tokens(recipe: Recipe) -> dict[str, Any]:
     if recipe.model.tokenizer is not None:
         found["tokenizer"] = fingerprint_model(recipe.model.tokenizer, None)
     if CHAT in possible_formats(recipe.task, recipe.data.format):
-        tokenizer = load_tokenizer(recipe.model)
+        tokenizer = load_tokenizer(recipe)
         if is_dated(tokenizer, recipe.data):
             found["day"] = recipe.data.date or date.today().isoformat()
     return found
 
 
+def load_tokenizer(recipe: Recipe) -> Any:
+    """Return the tokenizer of a recipe's model."""
+    from peftlab.models.tokenizer import load_tokenizer  # loads transformers, which rows without chats do not need
+
+    return load_tokenizer(recipe.model)
+
+
 def is_dated(tokenizer: Any, data: Data) -> bool:
     """Whether the chat template writes today's date into a chat."""
+    from peftlab.data.chat import ChatTemplate
+
     probe = [{"role": "user", "content": "1"}, {"role": "assistant", "content": "2"}]
     return bool(tokenizer.chat_template) and ChatTemplate(tokenizer, data.template_kwargs).calls("strftime_now", probe)
 
@@ -103,7 +111,7 @@ def may_write_day(recipe: Recipe) -> bool:
     """Whether the chat template can write today's date into some chat, such as one with tools."""
     if CHAT not in possible_formats(recipe.task, recipe.data.format):
         return False
-    return "strftime_now" in str(load_tokenizer(recipe.model).chat_template)
+    return "strftime_now" in str(load_tokenizer(recipe).chat_template)
 
 
 def describe_section(section: BaseModel, path: str = "") -> dict[str, Any]:
@@ -124,18 +132,6 @@ def describe_section(section: BaseModel, path: str = "") -> dict[str, Any]:
             if key in LEFT_OPEN and value == LEFT_OPEN[key][0]:
                 described[name] = LEFT_OPEN[key][1]
     return described
-
-
-@cache
-def list_versions() -> dict[str, str | None]:
-    return {"peftlab": __version__} | {name: find_version(name) for name in LIBRARIES}
-
-
-def find_version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def fingerprint_source(source: Any) -> str | None:

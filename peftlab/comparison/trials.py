@@ -16,7 +16,7 @@ from peftlab.runs.digests import METRICS, RECORD, SCORES, TEXTS, WEIGHTS, find_f
 from peftlab.runs.directory import RunDirectory, text_scores
 from peftlab.runs.figures import check_record, compare_figures
 from peftlab.runs.scores import read_scores
-from peftlab.training.recorder import read_lines
+from peftlab.training.metrics_file import read_lines
 
 DAMAGED = "damaged"
 

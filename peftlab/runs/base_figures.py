@@ -25,8 +25,8 @@ from peftlab.evaluation.texts import ScoredTexts
 from peftlab.files import decode_json
 from peftlab.metrics import RowScores
 from peftlab.runs.bench import Bench
-from peftlab.runs.environment import library_version
 from peftlab.runs.kept import keep, name_of, note_use
+from peftlab.runs.versions import library_version
 
 ENVIRONMENT = ("python", "platform", "versions", "commit", "device", "repeatable", "threads")
 # What compares generated texts with their references.

@@ -18,7 +18,7 @@ from peftlab.parameters.audit import Audit
 from peftlab.parameters.report import parameter_report
 from peftlab.parameters.trainable import find_base
 from peftlab.reports import CallbackReport
-from peftlab.runs.environment import describe_versions
+from peftlab.runs.versions import describe_versions
 from peftlab.training.loop import AUDITED_STEPS
 
 RECORD = "peftlab.json"

@@ -13,8 +13,8 @@ from peftlab import __version__
 from peftlab.memory.private import untried_versions
 from peftlab.methods import METHODS, Method
 from peftlab.models.quantize import quantize_
-from peftlab.runs.environment import LIBRARIES, library_version
 from peftlab.runs.loading import apply_method
+from peftlab.runs.versions import LIBRARIES, library_version
 from peftlab.speed.apply import describe_speed_ups
 from peftlab.tasks import DEFAULT_TASK
 from peftlab.world.hardware import available_host_bytes, list_devices, pick_device, total_host_bytes

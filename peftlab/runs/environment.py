@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import platform
 import subprocess
 import sys
@@ -11,12 +10,10 @@ from typing import Any
 
 import torch
 
-from peftlab import __version__
+from peftlab.runs.versions import describe_versions
 from peftlab.secrets import mask_secrets
 from peftlab.world.base import World
 from peftlab.world.hardware import device_name
-
-LIBRARIES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "datasets", "safetensors")
 
 
 def describe_environment(world: World) -> dict[str, Any]:
@@ -33,18 +30,6 @@ def describe_environment(world: World) -> dict[str, Any]:
         "processes": world.processes,
         "command": [mask_secrets(argument) for argument in sys.argv],
     }
-
-
-def describe_versions() -> dict[str, str | None]:
-    """Return the versions of peftlab and of the libraries that a result depends on."""
-    return {"peftlab": __version__} | {name: library_version(name) for name in LIBRARIES}
-
-
-def library_version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def source_commit() -> str | None:

@@ -13,7 +13,7 @@ from peftlab.runs.digests import find_fault, read_digests
 from peftlab.runs.directory import RunDirectory
 from peftlab.runs.figures import check_record, compare_figures
 from peftlab.runs.scores import read_scores
-from peftlab.training.recorder import read_lines
+from peftlab.training.metrics_file import read_lines
 
 
 def examine(folder: Path) -> dict[str, Any]:

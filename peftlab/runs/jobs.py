@@ -58,7 +58,9 @@ class Job:
 
     @property
     def resumes(self) -> bool:
-        from peftlab.runs.resumption import can_resume  # loads torch, which the start of the server need not wait for
+        if self.resume is None and not self.folder.exists():
+            return False
+        from peftlab.runs.resumption import can_resume  # loads torch, which a first attempt need not wait for
 
         return can_resume(self.folder) if self.resume is None else self.resume
 

@@ -15,15 +15,11 @@ from peftlab.reports import RunResult, SplitReport
 from peftlab.runs.digests import KEPT, LAST, WEIGHTS, read_digests, write_digests
 from peftlab.runs.directory import RunDirectory
 from peftlab.runs.environment import describe_environment
+from peftlab.runs.phases import FIRST_STEP, PHASES, PROCESSOR
 from peftlab.runs.watch import Watch
 from peftlab.secrets import mask_secrets
 from peftlab.training.recorder import Display
 from peftlab.world.base import World
-
-FIRST_STEP = "first_step"
-# Seconds of processors that the main process used in all phases; on a busy machine they say more than the clock.
-PROCESSOR = "processor"
-PHASES = ("load", "evaluation_before", "apply", "training", "evaluation_after", "save", "latency")
 
 
 class RunDisplay(Display, Protocol):

@@ -14,7 +14,7 @@ from peftlab.runs.directory import RunDirectory
 from peftlab.runs.figures import check_record
 from peftlab.runs.identity import as_recorded, refuse_changed_recipe
 from peftlab.runs.scores import read_scores
-from peftlab.training.recorder import read_lines
+from peftlab.training.metrics_file import read_lines
 
 UNVERIFIED = "--no-verify uses what can be read of it"
 

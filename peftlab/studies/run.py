@@ -154,7 +154,8 @@ def expectation_report(one: Expectation) -> ExpectationReport:
 
 def describe_machine() -> dict[str, Any]:
     """Return the machine and the versions that the study ran on."""
-    from peftlab.runs.environment import describe_versions, source_commit
+    from peftlab.runs.environment import source_commit
+    from peftlab.runs.versions import describe_versions
     from peftlab.world.hardware import device_name, pick_device
 
     return {

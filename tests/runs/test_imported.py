@@ -28,7 +28,7 @@ from peftlab.runs.loading import load_trained
 from peftlab.runs.reopen import load_run_recipe
 from peftlab.runs.run import train
 from peftlab.runs.use import evaluate
-from peftlab.training.recorder import read_lines
+from peftlab.training.metrics_file import read_lines
 from tests.runs.recipes import shallow_model, shallow_sections
 from tests.tasks.answering import write_family
 from tests.tasks.tagging import write_model

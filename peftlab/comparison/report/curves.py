@@ -11,7 +11,7 @@ from peftlab.comparison.report.scatters import legend
 from peftlab.comparison.report.style import Look, drawing, label_learning_rates, legend_below, line_of, looks_of, save
 from peftlab.comparison.rows import Row, Table
 from peftlab.reports import STOPPED
-from peftlab.runs.record import PROCESSOR
+from peftlab.runs.phases import PROCESSOR
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
