@@ -4,28 +4,46 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import exp, inf, log
 from typing import Any
 
-from peftlab.comparison.points import LEARNING_RATE, Point
+from peftlab.comparison.parabola import least_between
+from peftlab.comparison.points import Point
 from peftlab.comparison.variants import learning_rate_beyond
-from peftlab.recipe.comparison import DEFAULT_RATE_EXTENSIONS
+from peftlab.recipe.comparison import DEFAULT_RATE_EXTENSIONS, LEARNING_RATE
 from peftlab.recipe.space import Dimension, Range, has_point
 
 # What the recipe's learning rate is multiplied by, before anything else is changed.
 FACTORS = (3.0, 0.3)
 MOST_TRIALS = 8
+# Learning rates that are tried between the best and its neighbours, and how far from those tried, as a factor.
+BETWEEN, NEAREST = 2, 1.15
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A point that was tried, and its loss at the end, None where it has none: lower is better, whatever the metric."""
+
+    point: Point
+    loss: float | None = None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return self.point.settings
 
 
 @dataclass(frozen=True)
 class Beginning:
     """How a search of `space` begins, where the recipe's own settings are `own`.
 
-    These come first. The learning rate decides most: others of it alone follow, also beyond the best at an end, as
-    without a search. Then each value of each list is tried once, with the best settings so far.
+    These come first, then the `suggested` learning rate, if there is one. The learning rate decides most: others of it
+    alone follow, beyond the best at an end, as without a search, and then between the best and its neighbours. Then
+    each value of each list is tried once, with the best settings so far.
     """
 
     own: Point
     space: Mapping[str, Dimension]
+    suggested: float | None = None
 
     @property
     def has_own(self) -> bool:
@@ -34,15 +52,20 @@ class Beginning:
 
     @property
     def learning_rates(self) -> list[float]:
-        """The learning rates to begin with: the recipe's own, and multiples of it that are in the space."""
+        """The learning rates to begin with: the recipe's own, the suggested one, and multiples, if in the space."""
         dimension = self.space.get(LEARNING_RATE)
         if not isinstance(dimension, Range) or not self.has_own:
             return []
         own = self.own.settings[LEARNING_RATE]
-        return [own, *filter(dimension.contains, (round_learning_rate(own * factor) for factor in FACTORS))]
+        others = [*([self.suggested] if self.suggested else []), *(round_learning_rate(own * one) for one in FACTORS)]
+        return list(dict.fromkeys([own, *filter(dimension.contains, others)]))
 
-    def next(self, tried: Sequence[Mapping[str, Any]], best: Point) -> Point | None:
-        """Return what is tried after the settings of `tried`, of which `best` were the best; None after all."""
+    def has_own_but_learning_rate(self, point: Point) -> bool:
+        """Whether a point is the recipe's own settings but for the learning rate."""
+        return self.has_own and LEARNING_RATE in self.space and point == self._at(point.settings[LEARNING_RATE])
+
+    def next(self, tried: Sequence[Tried], best: Point) -> Point | None:
+        """Return what is tried after `tried`, of which `best` was the best; None after all."""
         if not self.has_own:
             return None
         if not tried:
@@ -50,19 +73,29 @@ class Beginning:
         following = self._next_learning_rate(tried, best)
         return self._at(following) if following is not None else self._untried_choice(tried, best)
 
-    def _next_learning_rate(self, tried: Sequence[Mapping[str, Any]], best: Point) -> float | None:
+    def _next_learning_rate(self, tried: Sequence[Tried], best: Point) -> float | None:
         """Return the learning rate to try next with the recipe's own settings; None where enough were tried."""
         first, number = self.learning_rates, len(tried)
         if number < len(first):
             return first[number]
-        alone = first and all(Point.of(point) == self._at(point[LEARNING_RATE]) for point in tried)
-        if not alone or number >= len(first) + DEFAULT_RATE_EXTENSIONS:
+        if not first or not all(self.has_own_but_learning_rate(one.point) for one in tried):
             return None
-        beyond = learning_rate_beyond(sorted(point[LEARNING_RATE] for point in tried), best.settings[LEARNING_RATE])
-        rounded = None if beyond is None else round_learning_rate(beyond)
-        return rounded if rounded is not None and has_point(self.space, self._at(rounded).settings) else None
+        losses = {one.settings[LEARNING_RATE]: one.loss for one in tried}
+        rates, found = sorted(losses), best.settings[LEARNING_RATE]
+        following = self._beyond(rates, found) if number < len(first) + DEFAULT_RATE_EXTENSIONS else None
+        if following is None and number < len(first) + DEFAULT_RATE_EXTENSIONS + BETWEEN:
+            following = _between(rates, [losses[rate] for rate in rates], found)
+        return None if following is None else round_learning_rate(following)
 
-    def _untried_choice(self, tried: Sequence[Mapping[str, Any]], best: Point) -> Point | None:
+    def _beyond(self, rates: Sequence[float], best: float) -> float | None:
+        """Return one beyond the best at an end, at most the end of its range; None where that was tried."""
+        beyond, dimension = learning_rate_beyond(rates, best), self.space[LEARNING_RATE]
+        if beyond is None or not isinstance(dimension, Range):
+            return None
+        inside = min(max(beyond, float(dimension.low)), float(dimension.high))
+        return inside if abs(log(inside / best)) >= log(NEAREST) else None
+
+    def _untried_choice(self, tried: Sequence[Tried], best: Point) -> Point | None:
         """Return the best settings with a value of a list that no trial had; None where all were tried."""
         if len(tried) >= MOST_TRIALS:
             return None
@@ -71,7 +104,7 @@ class Beginning:
             (key, value)
             for key, values in lists.items()
             for value in values
-            if not any(point[key] == value for point in tried)
+            if not any(one.settings[key] == value for one in tried)
         )
         found = next(untried, None)
         return None if found is None else Point.of({**best.settings, found[0]: found[1]})
@@ -79,6 +112,25 @@ class Beginning:
     def _at(self, learning_rate: float) -> Point:
         """Return the recipe's own settings at another learning rate."""
         return Point.of({**self.own.settings, LEARNING_RATE: learning_rate})
+
+
+def _between(rates: Sequence[float], losses: Sequence[float | None], best: float) -> float | None:
+    """Return where the loss is least between the best learning rate's neighbours; None where that was tried.
+
+    Where that is the best itself, it is halfway to the better neighbour.
+    """
+    place = rates.index(best)
+    if not 0 < place < len(rates) - 1:
+        return None
+    near = slice(place - 1, place + 2)
+    places = [log(rate) for rate in rates[near]]
+    around = [inf if loss is None else loss for loss in losses[near]]
+    least = least_between(places, around)
+    if least is not None and abs(least - places[1]) < log(NEAREST):
+        least = (places[1] + places[0 if around[0] <= around[2] else 2]) / 2
+    if least is None or any(abs(least - log(rate)) < log(NEAREST) for rate in rates):
+        return None
+    return exp(least)
 
 
 def round_learning_rate(learning_rate: float) -> float:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-LEARNING_RATE = "training.learning_rate"
+from peftlab.recipe.comparison import LEARNING_RATE
 
 
 @dataclass(frozen=True)

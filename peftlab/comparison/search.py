@@ -15,34 +15,41 @@ from math import ceil, isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from peftlab.comparison.beginning import MOST_TRIALS, Beginning
-from peftlab.comparison.points import LEARNING_RATE, Point
+from peftlab.comparison.beginning import MOST_TRIALS, Beginning, Tried
+from peftlab.comparison.points import Point
 from peftlab.comparison.proposals import Proposals, build_pruner
 from peftlab.comparison.variants import spare_trial
 from peftlab.errors import StorageError
-from peftlab.recipe.comparison import Variant
+from peftlab.recipe.comparison import LEARNING_RATE, Variant
 from peftlab.recipe.space import Dimension, Range, Search, describe, value_at
 from peftlab.reports import STOPPED, RunResult, SearchReport, TrialReport
 from peftlab.runs.directory import RunDirectory
 from peftlab.runs.jobs import Ending, Job
 from peftlab.runs.outcomes import read_record
-from peftlab.runs.record import PHASES, PROCESSOR
-from peftlab.training.recorder import read_lines
+from peftlab.runs.phases import PHASES, PROCESSOR
+from peftlab.training.metrics_file import read_lines
 
 if TYPE_CHECKING:
     import optuna
 
-# Trials are compared after a sixth and after half of their steps: the best third continues each time.
-PARTS, REDUCTION = 6, 3
+# Trials are compared after a third and after two thirds of their steps: the better half continues each time. Earlier, a
+# trial with a long warm-up is behind that ends ahead.
+PARTS, REDUCTION = 3, 2
+# What these evaluations may take of a trial. A forward pass takes a third of a row's step.
+EVALUATION_SHARE, FORWARD = 0.2, 1 / 3
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """One trial while it runs: optuna's trial, which decides whether to stop it, its point and its job."""
+    """One trial while it runs: optuna's trial, which decides whether to stop it, its point and its job.
+
+    A `whole` one is not stopped: learning rates alone, as a higher one may be behind for long and end ahead.
+    """
 
     trial: optuna.Trial
     point: Point
     job: Job
+    whole: bool = False
 
 
 @dataclass
@@ -72,7 +79,7 @@ class VariantSearch:
             [self.identity, self.metric, self.settings.stopping, sorted(map(str, self.space.items()))]
         )
         name = f"{self.variant.title} {sha256(described.encode()).hexdigest()[:12]}"
-        self.beginning = Beginning(self.own, self.space)
+        self.beginning = Beginning(self.own, self.space, self.variant.suggested_learning_rate)
         drawn = len(self.beginning.learning_rates) or MOST_TRIALS
         pruner = build_pruner(self.settings.stopping, self.compared_every, self.steps, REDUCTION)
         self.proposals = Proposals(name, self.storage, self.space, self.higher_is_better, pruner, drawn)
@@ -94,10 +101,20 @@ class VariantSearch:
     @property
     def compared_every(self) -> int | None:
         """Steps between two evaluations that may stop a trial; None where none can."""
-        if self.settings.stopping == "none":
+        if self.settings.stopping == "none" or self.evaluation_share > EVALUATION_SHARE:
             return None
         own = self.variant.recipe.evaluation.every
         return own if self.steps is None else ceil(self.steps / PARTS)
+
+    @property
+    def evaluation_share(self) -> float:
+        """What comparisons cost as a share of a trial's training; 0 where the number of rows is not known before."""
+        data, training = self.variant.recipe.data, self.variant.recipe.training
+        rows = data.evaluation if isinstance(data.evaluation, int) else data.evaluation_rows
+        if rows is None or self.steps is None:
+            return 0.0
+        trained = self.steps * training.batch_size * training.gradient_accumulation
+        return (PARTS - 1) * rows * FORWARD / trained
 
     @property
     def spent(self) -> dict[str, float]:
@@ -121,10 +138,11 @@ class VariantSearch:
         """Return the job of the next trial; None where a cap is reached."""
         if self.ended_by:
             return None
-        tried = [trial.user_attrs["point"] for trial in self.trials]
-        trial, point = self.proposals.ask(self.beginning.next(tried, self.best()))
+        first = self.beginning.next(self.tried(), self.best())
+        trial, point = self.proposals.ask(first)
         job = self.plan(point, self.trial_overrides())
-        self.attempt, self.seen = Attempt(trial, point, job), 0
+        whole = first is not None and self.beginning.has_own_but_learning_rate(first)
+        self.attempt, self.seen = Attempt(trial, point, job, whole), 0
         return job
 
     def trial_overrides(self) -> list[str]:
@@ -144,7 +162,9 @@ class VariantSearch:
             if line["step"] == 0 or not isinstance(value, float | int) or line["step"] == self.steps:
                 continue
             attempt.trial.report(value, line["step"])
-            if attempt.trial.should_prune():
+            if (
+                attempt.trial.should_prune() and not attempt.whole
+            ):  # asked anyway: it is what later trials are compared with
                 return True
         return False
 
@@ -211,20 +231,28 @@ class VariantSearch:
 
     def best(self) -> Point:
         """Return the point of the best trial that finished; the recipe's own where none did."""
+        best = self._best_trial()
+        return self.own if best is None else point_of(best)
+
+    def _best_trial(self) -> optuna.trial.FrozenTrial | None:
         values = {
             trial.number: trial.value for trial in self.trials if trial.value is not None and isfinite(trial.value)
         }
         if not values:
-            return self.own
-        number = (max if self.higher_is_better else min)(values, key=values.__getitem__)
-        return Point.of(self.trials[number].user_attrs["point"])
+            return None
+        return self.trials[(max if self.higher_is_better else min)(values, key=values.__getitem__)]
+
+    def tried(self) -> list[Tried]:
+        """Return the points of the trials that have ended, with their losses."""
+        sign = -1 if self.higher_is_better else 1
+        return [Tried(point_of(trial), None if trial.value is None else sign * trial.value) for trial in self.trials]
 
     def report(self) -> SearchReport:
         values: dict[Point, float] = {}
         trials = self.trials
         for trial in trials:
             if trial.value is not None:
-                values.setdefault(Point.of(trial.user_attrs["point"]), trial.value)
+                values.setdefault(point_of(trial), trial.value)
         statuses, spent = [trial.user_attrs["status"] for trial in trials], self.spent
         return SearchReport(
             space={key: describe(dimension) for key, dimension in self.space.items()},
@@ -242,26 +270,25 @@ class VariantSearch:
         )
 
     def _notes(self) -> Iterator[str]:
-        if self.settings.stopping != "none" and not self.compared_every:
+        if self.settings.stopping != "none" and self.evaluation_share > EVALUATION_SHARE:
+            yield (
+                f"no trial was stopped early: the evaluations for it would take {self.evaluation_share:.0%} of a trial"
+            )
+        elif self.settings.stopping != "none" and not self.compared_every:
             yield "no trial was stopped early: set training.steps or evaluation.every"
         if not self.beginning.has_own:
             yield "the recipe's own settings are outside the space and were not tried"
-        at_end = [key for key, value in self.best().settings.items() if self._is_end(key, value)]
+        at_end = [
+            key
+            for key, value in self.best().settings.items()
+            if isinstance(dimension := self.space[key], Range) and dimension.is_near_end(value)
+        ]
         if at_end and self.trials:
             yield f"the best {', '.join(at_end)} is at an end of its range: a better one may be beyond it"
 
-    def _is_end(self, key: str, value: Any) -> bool:
-        """Return whether a value is within a twentieth of its range from one of the ends."""
-        dimension = self.space[key]
-        if not isinstance(dimension, Range):
-            return False
-        if isinstance(dimension.low, int) and isinstance(dimension.high, int):
-            return value in (dimension.low, dimension.high)
-        if dimension.log:
-            width = (dimension.high / dimension.low) ** 0.05
-            return value < dimension.low * width or value > dimension.high / width
-        width = (dimension.high - dimension.low) / 20
-        return value < dimension.low + width or value > dimension.high - width
+
+def point_of(trial: optuna.trial.FrozenTrial) -> Point:
+    return Point.of(trial.user_attrs["point"])
 
 
 def _final(result: RunResult | None, metric: str) -> float | None:

@@ -33,6 +33,10 @@ class Full(Method):
     layers: Literal["all"] | Annotated[int, Field(ge=1)] = "all"
     """`all`, or how many of the last layers train (the classic freeze baseline)."""
 
+    @property
+    def learning_rate_factor(self) -> float:
+        return 1.0
+
     def check_own(self, shape: ModelShape) -> Problems:
         if self.layers != "all" and self.layers > shape.layers:
             return [("layers", f"{self.layers} layers are asked for, but the model has {shape.layers}")]

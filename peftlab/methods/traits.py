@@ -67,6 +67,11 @@ class MethodTraits(BaseModel):
         return self.type
 
     @property
+    def learning_rate_factor(self) -> float | None:
+        """The learning rate to try first, as a multiple of full fine-tuning's; None where no rule is known."""
+        return None
+
+    @property
     def base_format(self) -> str:
         """How the frozen base is stored: `plain`, `nf4`, `fp4` or `int8`."""
         return "plain"

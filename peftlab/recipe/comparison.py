@@ -21,6 +21,7 @@ from peftlab.reports import BudgetReport
 
 Rates = Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)]
 Overrides = dict[str, Any]
+LEARNING_RATE = "training.learning_rate"
 DEFAULT_SEEDS = 3
 DEFAULT_RATE_FACTORS = (0.3, 1.0, 3.0)
 DEFAULT_RATE_EXTENSIONS = 2
@@ -71,7 +72,8 @@ class Variant:
     """What is compared: a recipe (its file and overrides, as `peftlab train` takes them), perhaps under a budget.
 
     `solution` is the size that meets the budget, `learning_rates` are those to try, ascending, and `error` says why
-    the variant cannot be run. `space` is what a search tries with this variant alone.
+    the variant cannot be run. `space` is what a search tries with this variant alone. `suggested_learning_rate` is
+    tried early, where the recipe's own is another method's.
     """
 
     name: str
@@ -82,6 +84,7 @@ class Variant:
     solution: BudgetReport | None = None
     learning_rates: tuple[float, ...] = ()
     space: Mapping[str, Dimension] = field(default_factory=dict)
+    suggested_learning_rate: float | None = None
     error: str | None = None
 
     @property
@@ -191,7 +194,20 @@ def build_variant(
     texts |= {text.partition("=")[0]: text for text in overrides}
     recipe_path = path.parent / file
     recipe = load_recipe(recipe_path, list(texts.values()))
-    return Variant(name, recipe_path, tuple(texts.values()), recipe, space=section.search)
+    suggested = None
+    if section.method is not None and LEARNING_RATE not in section.overrides:
+        suggested = suggest_learning_rate(load_recipe(recipe_path), recipe)
+    return Variant(
+        name, recipe_path, tuple(texts.values()), recipe, space=section.search, suggested_learning_rate=suggested
+    )
+
+
+def suggest_learning_rate(base: Recipe, recipe: Recipe) -> float | None:
+    """Return the learning rate of a recipe that has the base's, by the rule of its own method; None without one."""
+    first, factor = base.method.learning_rate_factor, recipe.method.learning_rate_factor
+    if first is None or factor is None or first == factor:
+        return None
+    return float(f"{recipe.training.learning_rate * factor / first:.3g}")
 
 
 def check_search(comparison: Comparison, variants: Sequence[Variant], source: Source, path: Path) -> Iterator[Problem]:

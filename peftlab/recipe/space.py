@@ -48,6 +48,16 @@ class Range(Section):
     def contains(self, value: Any) -> bool:
         return isinstance(value, int | float) and not isinstance(value, bool) and self.low <= value <= self.high
 
+    def is_near_end(self, value: float) -> bool:
+        """Return whether a value is within a twentieth of the range from one of its ends; a whole one, at an end."""
+        if isinstance(self.low, int) and isinstance(self.high, int):
+            return value in (self.low, self.high)
+        if self.log:
+            width = (self.high / self.low) ** 0.05
+            return value < self.low * width or value > self.high / width
+        width = (self.high - self.low) / 20
+        return value < self.low + width or value > self.high - width
+
 
 Choices = tuple[Any, ...]
 Dimension = Range | Choices

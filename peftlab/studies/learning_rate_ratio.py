@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from peftlab.comparison.parabola import least_between
 from peftlab.studies.charts import Curves, Point
 from peftlab.studies.compared import Compared
 from peftlab.studies.docstrings import docstring_recipe
@@ -81,9 +82,9 @@ def best_learning_rate(learning_rates: Sequence[float], losses: Sequence[float])
     best = int(np.argmin(known))
     if not 0 < best < len(known) - 1 or not all(isfinite(known[place]) for place in (best - 1, best, best + 1)):
         return None
-    x = np.log(learning_rates[best - 1 : best + 2])
-    square, slope, _ = np.polyfit(x, known[best - 1 : best + 2], 2)
-    return exp(-slope / (2 * square)) if square > 0 else learning_rates[best]
+    near = slice(best - 1, best + 2)
+    least = least_between([log(rate) for rate in learning_rates[near]], known[near])
+    return learning_rates[best] if least is None else exp(least)
 
 
 def optima(compared: Compared, arm: str, learning_rates: Sequence[float]) -> list[float] | None:

@@ -60,7 +60,7 @@ class Machine:
 @pytest.fixture
 def machine(monkeypatch):
     machine = Machine()
-    monkeypatch.setattr("peftlab.comparison.lab.run_locally", machine.run)
+    monkeypatch.setattr("peftlab.comparison.jobs.run_locally", machine.run)
     return machine
 
 
@@ -139,7 +139,7 @@ def test_rows_that_choose_are_not_those_that_report(machine, variants, tmp_path)
 
 def test_a_try_of_before_that_measured_the_test_rows_too_is_not_repeated(machine, variants, tmp_path, monkeypatch):
     with monkeypatch.context() as former:
-        former.setattr("peftlab.comparison.lab.spare_trial", lambda recipe: [])
+        former.setattr("peftlab.comparison.learning_rates.spare_trial", lambda recipe: [])
         run(variants, tmp_path / "out")
     machine.done = []
     run(variants, tmp_path / "out")

@@ -71,3 +71,23 @@ def test_a_comparison_without_variants_or_recipe_says_so(tmp_path):
     ):
         with pytest.raises(RecipeError, match=words):
             load_comparison(write(tmp_path, text))
+
+
+def test_a_variant_with_the_bases_learning_rate_and_another_method_has_that_methods_rule(tmp_path):
+    """With alpha 32 LoRA's is ten times that of full fine-tuning, at every rank; a step moves h by alpha."""
+    path = tmp_path / "c.yaml"
+    path.write_text(f"""base: {RECIPES / "full.yaml"}
+overrides: {{training.learning_rate: 1e-4}}
+variants:
+  full: {{}}
+  lora: {{method: {{type: lora, rank: 64, alpha: 32}}}}
+  half: {{method: {{type: qlora, rank: 2, alpha: 16}}}}
+  stable: {{method: {{type: lora, rank: 4, alpha: 16, rslora: true}}}}
+  own: {{method: {{type: lora}}, overrides: {{training.learning_rate: 3e-4}}}}
+  started: {{method: {{type: lora, init: pissa}}}}
+  unknown: {{method: {{type: bitfit}}}}
+""")
+    suggested = {one.name: one.suggested_learning_rate for one in load_comparison(path)[1]}
+    assert suggested == {
+        "full": None, "lora": 1e-3, "half": 2e-3, "stable": 1e-3, "own": None, "started": None, "unknown": None,
+    }  # fmt: skip
