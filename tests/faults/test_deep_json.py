@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from peftlab.checkpoint.lock import RunLock
-from peftlab.cli.check import read_model_type
+from peftlab.cli.check import read_local_config
 from peftlab.comparison.variants import read_solutions
 from peftlab.data.held_out import read_held_out
 from peftlab.data.token_store import DamagedEntry, read_entry
@@ -82,7 +82,7 @@ def test_what_does_not_say_what_it_is_is_not_known(tmp_path):
     for name in ("merge.json", "config.json"):
         (tmp_path / name).write_text(DEEP)
     assert find_run(str(tmp_path)) is None
-    assert read_model_type(str(tmp_path)) is None
+    assert read_local_config(str(tmp_path)) == {}
     (tmp_path / "model.safetensors").write_bytes(struct.pack("<Q", len(DEEP)) + DEEP.encode())
     assert stored_shapes(resolve(str(tmp_path))) is None
 
