@@ -115,7 +115,7 @@ def join(trees: Sequence[Any]) -> Any:
     """Return the tree of which each process has one with its parts; what is not divided is the first one's."""
     first = trees[0]
     if is_part(first):
-        return torch.cat([tree["part"] for tree in trees]).reshape(first["shape"])
+        return torch.cat([tree["part"] for tree in trees], first.get("dimension", 0)).reshape(first["shape"])
     if isinstance(first, dict):
         return {key: join([tree[key] for tree in trees]) for key in first}
     return first

@@ -19,8 +19,8 @@ Strategy = Annotated[
     str,
     typer.Option(
         "--strategy",
-        help="How they share the work: ddp, zero2 (divided states), zero3 or fsdp2 (divided weights), or "
-        "fsdp2-offload.",
+        help="How they share the work: ddp, zero2 (divided states), zero3 or fsdp2 (divided weights), "
+        "fsdp2-offload, or tensor (divided layers).",
     ),
 ]
 
@@ -41,7 +41,7 @@ def launch(
     from peftlab.runs.processes import run_processes
     from peftlab.world.request import variables_of
 
-    variables, device = variables_of(strategy), load_recipe(recipe, overrides or ()).run.device
+    variables, device = variables_of(strategy, processes), load_recipe(recipe, overrides or ()).run.device
     if device != "cpu" and 0 < (found := len(list_cuda_devices())) < processes:
         raise UsageError(
             f"--processes {processes}: this machine has {found} CUDA devices; use {found}, or run.device=cpu"

@@ -47,7 +47,7 @@ def score_rows(
     `columns` are those that metrics read; how many words and bytes a row has is counted only where they are named.
     `threshold` is the probability above which one label of several is predicted.
     """
-    batches = evaluation_batches(rows, batch_size, process=world.process, processes=world.processes)
+    batches = evaluation_batches(rows, batch_size, process=world.row_process, processes=world.row_processes)
     fillers = count_fillers(len(batches), world)
     measured = []
     with evaluation_mode(model), torch.no_grad(), world.autocast(precision):
@@ -63,7 +63,7 @@ def score_rows(
         for (_, numbers), losses in zip(batches, measured, strict=True)
         for one in score_batch(losses, numbers, rows, dataset, threshold)
     ]
-    return join_scores(world.gather(mine), rows, dataset, tokenizer=tokenizer, columns=columns)
+    return join_scores(world.gather_rows(mine), rows, dataset, tokenizer=tokenizer, columns=columns)
 
 
 def score_batch(

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from peftlab.errors import UsageError, nearest
+from peftlab.memory.fakes import UnpredictableError
 from peftlab.memory.ledger import CATEGORIES
 from peftlab.recipe.schema import Recipe
 from peftlab.world.open import STRATEGIES as TRAINED
@@ -139,6 +140,8 @@ class Strategy:
     name: str
     divides: bool = False
     measured: bool = False
+    planned: bool = True
+    """Whether there is a formula of its memory."""
     trained_by: str = ""
     """The strategy of training, where it has another name."""
 
@@ -216,6 +219,16 @@ class Zero2(Strategy):
         """Gradients are divided after every micro-batch, and weights gathered after the update."""
         own = division.all_but_one(division.whole(True))
         return {"weights": own, "gradients": micro_batches * own}
+
+
+class Tensor(Strategy):
+    """A run knows that there is no plan; which layers are divided depends on the model's own plan."""
+
+    def share(self, part: np.ndarray, key: tuple, division: Division) -> np.ndarray:
+        raise UnpredictableError("tensor parallel has no formula yet")
+
+    def sent_bytes(self, division: Division, micro_batches: int) -> dict[str, int]:
+        return {}
 
 
 class Zero3(Strategy):
@@ -332,13 +345,15 @@ STRATEGIES: dict[str, Strategy] = {
         FSDP2,
         Zero3("zero3", divides=True),
         Fsdp2Offload("fsdp2-offload", divides=True, trained_by="fsdp2"),
+        Tensor("tensor", divides=True, planned=False),
     )
 }
 
 
 def find_strategy(name: str) -> Strategy:
     """Return a strategy by name. Raises UsageError for one that training does not support."""
-    supported = [known for known, one in STRATEGIES.items() if (one.trained_by or known) in TRAINED]
-    if name not in supported:
-        raise UsageError(f"unknown strategy {name!r}{nearest(name, supported)}; supported: {', '.join(supported)}")
-    return STRATEGIES[name]
+    trained = {key: one for key, one in STRATEGIES.items() if (one.trained_by or key) in TRAINED}
+    if name not in trained:
+        planned = [key for key, one in trained.items() if one.planned]
+        raise UsageError(f"unknown strategy {name!r}{nearest(name, planned)}; supported: {', '.join(planned)}")
+    return trained[name]

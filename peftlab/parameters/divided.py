@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import distributed, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 
 def is_divided(tensor: torch.Tensor) -> bool:
@@ -86,12 +86,18 @@ def part_of(tensor: torch.Tensor) -> torch.Tensor | dict[str, Any]:
         return {"part": own_numbers(tensor), "shape": whole_shape(tensor)}
     if not isinstance(tensor, DTensor):
         return tensor
-    return {"part": tensor._local_tensor, "shape": tuple(tensor.shape)}
+    (placement,) = tensor.placements
+    if not isinstance(placement, Shard):
+        return tensor._local_tensor
+    dimension = placement.dim % tensor.dim()
+    # Rows are the usual case, and what checkpoints of earlier versions say nothing of.
+    along = {"dimension": dimension} if dimension else {}
+    return {"part": tensor._local_tensor, "shape": tuple(tensor.shape)} | along
 
 
 def is_part(value: Any) -> bool:
     """Return whether a value is what `part_of` returned for a divided tensor."""
-    return isinstance(value, dict) and value.keys() == {"part", "shape"}
+    return isinstance(value, dict) and value.keys() - {"dimension"} == {"part", "shape"}
 
 
 def whole_shape(value: Any) -> tuple[int, ...]:

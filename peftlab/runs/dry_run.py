@@ -46,7 +46,7 @@ def dry_run(recipe: Recipe, *, rows: int = 3, display: Any = None) -> DryRunRepo
 
     try:
         bench = prepare(recipe, world, plan)
-        for line in note_data(recipe, bench.dataset.report, world.processes):
+        for line in note_data(recipe, bench.dataset.report, world.row_processes):
             display.note(line)
         applied = bench.apply()
         watch.model = applied.model

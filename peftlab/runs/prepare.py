@@ -43,7 +43,7 @@ def prepare_bench(record: RunRecord, former: RunResult | None = None) -> Bench:
         save_held_out(record.directory, record.recipe, bench.held_out)
     for line in bench.tokens.notes if bench.tokens else ():
         record.note(line)
-    for line in note_data(record.recipe, bench.dataset.report, record.world.processes):
+    for line in note_data(record.recipe, bench.dataset.report, record.world.row_processes):
         record.note(line)
     if (other := note_other_classes(known, bench.dataset.labels, bench.base)) is not None:
         record.note(other)

@@ -26,14 +26,14 @@ from peftlab.training.stop import Stop
 def build_setup(bench: Bench, model: nn.Module, stop: Stop, saver: Saver | None = None) -> Setup:
     """Return the loop's setup at step 0, with a fresh optimiser and seeded random states."""
     recipe, world, training = bench.recipe, bench.world, bench.recipe.training
-    steps = count_steps(training, bench.dataset.order(recipe.run.seed).epoch_rows, world.processes)
+    steps = count_steps(training, bench.dataset.order(recipe.run.seed).epoch_rows, world.row_processes)
     refuse_endless_warmup(training, steps)
     prepared = world.prepare(model)
     scaler = open_scaler(bench.precision, world.device)
     refuse_scaled_updates(training, scaler)
     optimizer = world.join(prepared, build_optimizer(prepared, recipe, world.device))
     # Dropout must differ between processes, while data order and initialisation must not.
-    torch.manual_seed(recipe.run.seed + world.process)
+    torch.manual_seed(recipe.run.seed + world.row_process)
     return Setup(
         world=world,
         recipe=recipe,
@@ -57,7 +57,7 @@ def build_setup(bench: Bench, model: nn.Module, stop: Stop, saver: Saver | None 
 def build_rows(bench: Bench, layout: Layout) -> Rows:
     """Return which training rows each step takes, and how they become batches."""
     training, world, dataset, seed = bench.recipe.training, bench.world, bench.dataset, bench.recipe.run.seed
-    sizes = training.batch_size, training.gradient_accumulation, world.process, world.processes
+    sizes = training.batch_size, training.gradient_accumulation, world.row_process, world.row_processes
     if dataset.stream is not None:
         return StreamedRows(dataset.stream, layout, *sizes, seed)
     return ShuffledRows(dataset.train, layout, *sizes, seed, dataset.order(seed))

@@ -71,6 +71,16 @@ class World(ABC):
         self.process: int = accelerator.process_index
 
     @property
+    def row_processes(self) -> int:
+        """The number of processes among which rows are divided."""
+        return self.processes
+
+    @property
+    def row_process(self) -> int:
+        """This process's place among those."""
+        return self.process
+
+    @property
     def is_main(self) -> bool:
         """Whether this process writes the run's files."""
         return self.process == 0
@@ -143,9 +153,13 @@ class World(ABC):
     def gather(self, items: list[Item]) -> list[Item]:
         """Return the items of all processes, in the order of processes."""
 
+    def gather_rows(self, items: list[Item]) -> list[Item]:
+        """Return what was found for the rows of all processes, each row once."""
+        return self.gather(items)
+
     @abstractmethod
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Return the sum of all processes' tensors of one shape."""
+        """Return the sum over all rows' processes of tensors of one shape."""
 
     @abstractmethod
     def wait(self) -> None:

@@ -20,10 +20,11 @@ from peftlab.world.fsdp2 import Fsdp2
 from peftlab.world.hardware import pick_device
 from peftlab.world.request import is_alone_in_a_launch, requested_strategy
 from peftlab.world.single import Single
+from peftlab.world.tensor import Tensor
 from peftlab.world.zero2 import Zero2
 from peftlab.world.zero3 import Zero3
 
-STRATEGIES: dict[str, type[World]] = {world.strategy: world for world in (Single, Ddp, Fsdp2, Zero2, Zero3)}
+STRATEGIES: dict[str, type[World]] = {world.strategy: world for world in (Single, Ddp, Fsdp2, Tensor, Zero2, Zero3)}
 
 NOT_INSTALLED = (
     "the launch's strategy needs {0}, which is not installed; pip install 'peftlab[{0}]', or launch with DDP"
@@ -78,8 +79,8 @@ def unsupported(title: str, place: str) -> str:
     """Return the line that refuses a strategy asked for by `place`."""
     return (
         f"{place} asks for {title}, which peftlab does not support; it trains on one device, or on several with "
-        "DDP, FSDP 2, ZeRO-2 or ZeRO-3: use a launcher configuration with distributed_type NO, MULTI_GPU, FSDP "
-        "(fsdp_version: 2) or DEEPSPEED (zero_stage: 2 or 3)"
+        "DDP, FSDP 2, tensor parallel, ZeRO-2 or ZeRO-3: use a launcher configuration with distributed_type NO, "
+        "MULTI_GPU, FSDP (fsdp_version: 2) or DEEPSPEED (zero_stage: 2 or 3)"
     )
 
 

@@ -71,16 +71,20 @@ def count(environment: Mapping[str, str], name: str) -> int:
 VARIABLES = {
     "ddp": {"ACCELERATE_USE_FSDP": "false"},
     "fsdp2": {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"},
+    "tensor": {"ACCELERATE_USE_PARALLELISM_CONFIG": "true", PARALLEL + "TP_SIZE": "{processes}"},
     "zero2": {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"},
     "zero3": {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"},
     "fsdp2-offload": {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_OFFLOAD_PARAMS": "true"},
 }
 
 
-def variables_of(strategy: str) -> dict[str, str]:
-    """Return the variables that ask for a strategy. Raises UsageError for one that training does not support."""
+def variables_of(strategy: str, processes: int = 2) -> dict[str, str]:
+    """Return the variables that ask for a strategy with so many processes.
+
+    Raises UsageError for a strategy that training does not support.
+    """
     if strategy not in VARIABLES:
         raise UsageError(
             f"unknown strategy {strategy!r}{nearest(strategy, VARIABLES)}; supported: {', '.join(VARIABLES)}"
         )
-    return VARIABLES[strategy]
+    return {name: value.format(processes=processes) for name, value in VARIABLES[strategy].items()}

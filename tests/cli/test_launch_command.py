@@ -35,7 +35,7 @@ def test_each_process_knows_its_place_and_the_strategy(tmp_path):
     assert [(tmp_path / rank).read_text() for rank in "01"] == ["0 0 2 2", "1 1 2 2"]
 
 
-@pytest.mark.parametrize("name", ["zero1", "tensor", "pipeline", "fsdp"])
+@pytest.mark.parametrize("name", ["zero1", "context", "pipeline", "fsdp"])
 def test_a_strategy_that_training_does_not_support_is_refused_in_one_line(name, capfd):
     assert run(["launch", str(TINY), "--strategy", name]) == 2
     errors = capfd.readouterr().err.splitlines()

@@ -20,7 +20,7 @@ UNSUPPORTED = [
     ({"ACCELERATE_USE_FSDP": "true"}, "FSDP 1"),
     ({"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "1"}, "DeepSpeed ZeRO-1"),
     ({"ACCELERATE_USE_MEGATRON_LM": "true"}, "Megatron-LM"),
-    ({"ACCELERATE_USE_PARALLELISM_CONFIG": "true", "PARALLELISM_CONFIG_TP_SIZE": "2"}, "tensor parallel"),
+    ({"ACCELERATE_USE_PARALLELISM_CONFIG": "true", "PARALLELISM_CONFIG_CP_SIZE": "2"}, "context parallel"),
 ]
 
 

@@ -1,0 +1,144 @@
+"""Tensor parallel: every process has the same rows and a part of each dense layer that transformers' plan names.
+
+Source: arXiv 1909.08053; `tp_plan` of a transformers model and `apply_tensor_parallelism`, tried with transformers 5.23
+and peft 0.21. A layer is divided by its outputs (`colwise`) or by its inputs (`rowwise`); of a LoRA beside it B is
+divided in the first case and A in the second. Everything else is whole and equal on every process.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+
+from peftlab.errors import UsageError
+from peftlab.parameters.divided import own_part, whole
+from peftlab.parameters.trainable import find_base
+from peftlab.recipe.schema import Recipe
+from peftlab.world.base import Item
+from peftlab.world.dtypes import resolve_types
+from peftlab.world.fsdp2 import Fsdp2
+from peftlab.world.request import PARALLEL, count
+
+DIVIDES = "tensor parallel divides dense layers among processes"
+PACKED = f"{DIVIDES}, and packed weights cannot be cut by inputs; set method.type=lora or launch with FSDP 2"
+INSIDE = f"{DIVIDES}, and a prefix has the keys of all heads; launch with FSDP 2"
+OWN_STATES = f"{DIVIDES}, and bitsandbytes' optimisers take whole ones; set training.optimizer=adamw or launch with DDP"
+SCALED = f"{DIVIDES}, and float16's gradient scaler is untried there; set training.precision=bfloat16"
+AVERAGED = f"{DIVIDES}, and training.average.ema is untried there; remove it or launch with DDP"
+NO_PLAN = "transformers has no tensor parallel plan for {} models that peftlab can use; launch with FSDP 2"
+SIZE = f"{PARALLEL}TP_SIZE"
+MIXED = "{} is {}, and the launch has {} processes; set it to that number: tensor parallel is not mixed with others"
+HEADS = "tensor parallel divides attention heads, and {} key-value heads cannot be divided among {} processes"
+UNEVEN = "tensor parallel divides layers evenly, and the {} {} of {} cannot be divided by {} processes"
+# The parts of a layer with LoRA that are divided with it, by the style of its plan.
+STYLES = {"colwise": "lora_B", "rowwise": "lora_A"}
+# Styles of layers whose inputs and outputs are whole on every process: they stay whole here, as the head does.
+WHOLE = {"colwise_gather_output", "rowwise_split_input", "embedding_rowwise"}
+# That of norms within heads: each process sees some heads only, so that the gradients of such a norm would be parts.
+WITHIN_HEADS = "replicated_with_grad_allreduce"
+
+
+class Tensor(Fsdp2):
+    strategy = "tensor"
+    alone: ClassVar[str] = "tensor parallel was asked for, but the launch has one process: its device has all layers"
+
+    @classmethod
+    def why_not(cls, recipe: Recipe, device: torch.device) -> str:
+        types = resolve_types(recipe.model.dtype, recipe.training.precision, device)
+        refusals = {
+            PACKED: recipe.method.base_format != "plain",
+            INSIDE: recipe.method.virtual_tokens > 0,
+            OWN_STATES: recipe.training.optimizer.needs_cuda,
+            SCALED: types.computation == torch.float16,
+            AVERAGED: recipe.training.average.ema is not None,
+        }
+        return next((reason for reason, applies in refusals.items() if applies), super().why_not(recipe, device))
+
+    @property
+    def row_processes(self) -> int:
+        return 1
+
+    @property
+    def row_process(self) -> int:
+        return 0
+
+    @property
+    def gradient_factor(self) -> float:
+        return 1.0
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        """Divide the layers of a model's plan, in place, and return it. Raises UsageError without such a plan."""
+        from transformers.distributed.tensor_parallel import apply_tensor_parallelism
+
+        if (size := count(os.environ, SIZE)) != self.processes:
+            raise UsageError(MIXED.format(SIZE, size, self.processes))
+        plain: Any = find_base(model.to(self.device))[1]
+        mesh = init_device_mesh(self.device.type, (self.processes,), mesh_dim_names=("tp",))
+        heads = getattr(plain.config.get_text_config(), "num_key_value_heads", self.processes)
+        if heads % self.processes:
+            raise UsageError(f"{HEADS.format(heads, self.processes)}; launch with FSDP 2")
+        plan = _plan_of(plain)
+        _refuse_uneven(plain, plan, self.processes)
+        apply_tensor_parallelism(plain, mesh, plan)
+        return model
+
+    def join(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+        for group in optimizer.param_groups:  # functions of many tensors take no divided ones beside whole ones
+            group["fused"], group["foreach"] = False, False
+        return optimizer
+
+    def gradients(self, optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+        return [own_part(gradient) for gradient in super().gradients(optimizer)]
+
+    def clip(self, optimizer: torch.optim.Optimizer, limit: float, foreach: bool | None) -> torch.Tensor:
+        gradients = super().gradients(optimizer)
+        norms = [whole(torch.linalg.vector_norm(gradient, dtype=torch.float32)) for gradient in gradients]
+        norm = torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros((), device=self.device)
+        for own in self.gradients(optimizer):
+            own.mul_(torch.clamp(limit / (norm + 1e-6), max=1.0))
+        return norm
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor
+
+    def gather_rows(self, items: list[Item]) -> list[Item]:
+        return items
+
+
+def _refuse_uneven(plain: nn.Module, plan: dict[str, str], processes: int) -> None:
+    """Raise UsageError for a layer whose parts would differ in size.
+
+    Processes would then draw random numbers for dropout in different counts, and what is whole would differ among them.
+    """
+    sides, modules = {"colwise": "out_features", "rowwise": "in_features"}, dict(plain.named_modules())
+    for name, style in plan.items():
+        side = sides[style]
+        if name in modules and (size := getattr(modules[name], side)) % processes:
+            raise UsageError(f"{UNEVEN.format(size, side, name, processes)}; launch with FSDP 2")
+
+
+def _plan_of(plain: Any) -> dict[str, str]:
+    """Return the style of each layer and weight that is divided. Raises UsageError if nothing can be."""
+    wanted, modules = dict(getattr(plain, "tp_plan", None) or {}), dict(plain.named_modules())
+    found: dict[str, str] = {}
+    for name, module in modules.items():
+        style = wanted.get(re.sub(r"\.\d+(?=\.|$)", ".*", name))
+        frozen = not any(one.requires_grad for one in module.parameters())
+        if style is None or style in WHOLE or style == WITHIN_HEADS and frozen:
+            continue
+        if style not in STYLES:
+            raise UsageError(NO_PLAN.format(plain.config.model_type))
+        parts = [f"{name}.base_layer" if f"{name}.base_layer" in modules else name]
+        beside = getattr(module, STYLES[style], None)
+        parts += [f"{name}.{STYLES[style]}.{key}" for key in beside] if isinstance(beside, nn.ModuleDict) else []
+        for part in parts:
+            found[part] = style
+            found |= {f"{part}.{one}": style for one, _ in modules[part].named_parameters(recurse=False)}
+    if not found:
+        raise UsageError(NO_PLAN.format(plain.config.model_type))
+    return found

@@ -1,0 +1,169 @@
+"""Tensor parallel: two processes that each compute half of every dense layer train as one does on the same rows."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import json
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
+
+from peftlab.errors import UsageError
+from peftlab.recipe.schema import Recipe
+from peftlab.runs.directory import RunDirectory
+from peftlab.runs.display import NoDisplay
+from peftlab.runs.run import train
+from peftlab.runs.verify import differing, load_final
+from peftlab.world import tensor as tensor_module
+from peftlab.world.open import refuse_recipe
+from peftlab.world.request import variables_of
+from peftlab.world.tensor import Tensor
+from tests.runs.pairs import Pair
+from tests.runs.recipes import METHODS, shallow_model, shallow_sections
+from tests.world.test_fsdp2 import STEPS, TRAINED, gradients_of, losses_of, small_recipe
+
+TENSOR = variables_of("tensor")
+DIVIDED = {name: TRAINED[name] for name in ("lora", "full", "last layer", "adapters", "bitfit")}
+
+
+@functools.cache
+def even_model() -> Path:
+    """Return a folder with the shallow model, its three heads halved: six can be shared by two processes."""
+    folder = Path(tempfile.mkdtemp(prefix="peftlab-even-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    shutil.copytree(shallow_model(), folder, dirs_exist_ok=True)
+    config = json.loads((folder / "config.json").read_text())
+    heads, width = config["num_attention_heads"], config["hidden_size"] // config["num_attention_heads"]
+    halved = {"num_attention_heads": 2 * heads, "num_key_value_heads": 2 * heads, "head_dim": width // 2}
+    (folder / "config.json").write_text(json.dumps(config | halved))
+    return folder
+
+
+def even_recipe(method: dict, folder: Path, accumulation: int, **run) -> Recipe:
+    made = small_recipe(method, folder, accumulation, **run)
+    return made.model_copy(update={"model": made.model.model_copy(update={"name": str(even_model())})})
+
+
+@pytest.fixture(scope="module", params=list(DIVIDED))
+def pair(request, tmp_path_factory):
+    """The folders of a run in one process and in two that divide the layers; the same rows in each step."""
+    folder = tmp_path_factory.mktemp("tensor")
+    two = Pair(even_recipe(DIVIDED[request.param], folder / "two", 2), folder, environment=TENSOR)
+    assert two.wait() == [0, 0], two.outputs()
+    train(even_recipe(DIVIDED[request.param], folder / "one", 2), display=NoDisplay())
+    return folder / "one", folder / "two"
+
+
+@pytest.mark.slow
+def test_losses_and_gradients_are_those_of_one_process(pair):
+    one, two = pair
+    assert losses_of(two) == pytest.approx(losses_of(one), rel=1e-5) and len(losses_of(one)) >= STEPS + 2
+    theirs, ours = gradients_of(one), gradients_of(two)
+    assert sum(bool(gradient.abs().max() > 1e-7) for gradient in theirs) >= len(theirs) / 2
+    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_the_audit_is_clean_and_layers_are_divided(pair):
+    one, two = (RunDirectory.open(folder).read_result() for folder in pair)
+    assert two.environment["strategy"] == "tensor" and two.parameters == one.parameters
+    assert two.audit is not None and two.audit.clean and two.audit.steps == STEPS
+    assert two.progress == one.progress and two.examples == one.examples
+    assert two.metrics["after"]["loss"] == pytest.approx(one.metrics["after"]["loss"], rel=1e-5)
+    ours, theirs = (sum(result.memory["process"].categories.values()) for result in (two, one))
+    assert 0.5 < ours / theirs < 0.95, "embeddings and head are whole, with adapters feed-forward layers too"
+
+
+@pytest.mark.slow
+def test_what_is_saved_is_the_same_folder_as_from_one_process(pair):
+    one, two = (RunDirectory.open(folder).weights for folder in pair)
+    assert sorted(path.name for path in two.iterdir()) == sorted(path.name for path in one.iterdir())
+    for path in one.glob("*.safetensors"):
+        theirs, ours = load_file(path), load_file(two / path.name)
+        assert theirs.keys() == ours.keys()
+        for name, tensor in theirs.items():
+            torch.testing.assert_close(ours[name], tensor, rtol=0, atol=2e-3)
+
+
+@pytest.mark.slow
+def test_a_killed_run_resumes_to_the_same_bytes_and_in_one_process_with_a_note(tmp_path):
+    def recipe(name: str, steps: int) -> Recipe:
+        made = even_recipe(METHODS["lora"] | {"dropout": 0.1}, tmp_path / name, 1, save_every=2)
+        training = made.training.model_copy(update={"steps": steps, "schedule": "constant"})
+        return made.model_copy(update={"training": training})
+
+    killed = Pair(recipe("killed", 200), tmp_path, environment=TENSOR)
+    killed.wait_for_step(4)
+    killed.processes[1].kill()
+    assert killed.wait()[0] == 12
+    steps = killed.result()["progress"]["step"] + 3
+    for name, resume in (("killed", True), ("straight", False)):
+        pair = Pair(recipe(name, steps), tmp_path, resume=resume, environment=TENSOR)
+        assert pair.wait() == [0, 0], pair.outputs()
+    assert all(differing(load_final(tmp_path / "killed"), load_final(tmp_path / "straight")).values())
+    alone = train(recipe("killed", steps + 1), resume=True, display=NoDisplay())
+    assert alone.resumes[-1].step == steps and "strategy: tensor -> single" in alone.resumes[-1].reasons
+
+
+@pytest.mark.parametrize(
+    ("section", "settings", "reason"),
+    [
+        ("method", METHODS["qlora"], "set method.type=lora"),
+        ("method", METHODS["prefix"], "a prefix has the keys of all heads"),
+        ("training", {"optimizer": "adamw_8bit"}, "set training.optimizer=adamw"),
+        ("training", {"precision": "float16"}, "set training.precision=bfloat16"),
+        ("training", {"average": {"ema": 0.9}}, "training.average.ema is untried there"),
+    ],
+)
+def test_what_cannot_work_is_refused_in_one_line_before_anything_is_loaded(tmp_path, section, settings, reason):
+    sections = shallow_sections("lora", tmp_path, steps=1)
+    sections[section] = settings if section == "method" else sections[section] | settings
+    world = Tensor.__new__(Tensor)
+    world.device = torch.device("cpu")
+    world.close = lambda: None
+    with pytest.raises(UsageError, match=reason) as error:
+        refuse_recipe(world, Recipe.model_validate(sections))
+    assert "\n" not in str(error.value)
+
+
+def test_heads_that_processes_cannot_share_are_refused(monkeypatch):
+    world = Tensor.__new__(Tensor)
+    world.device, world.processes = torch.device("cpu"), 2
+    for name, value in TENSOR.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(tensor_module, "init_device_mesh", lambda *_, **__: None)
+    model = AutoModelForCausalLM.from_pretrained(shallow_model())
+    with pytest.raises(UsageError, match="3 key-value heads cannot be divided among 2 processes; launch with FSDP 2"):
+        world.prepare(model)
+    world.processes = 3
+    with pytest.raises(UsageError, match="PARALLELISM_CONFIG_TP_SIZE is 2, and the launch has 3 processes"):
+        world.prepare(model)
+
+
+def test_layers_that_cannot_be_divided_evenly_are_refused(monkeypatch):
+    world = Tensor.__new__(Tensor)
+    world.device, world.processes = torch.device("cpu"), 2
+    for name, value in TENSOR.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(tensor_module, "init_device_mesh", lambda *_, **__: None)
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "vocab_size": 16, "intermediate_size": 15}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2}
+    with pytest.raises(UsageError, match="15 out_features of model.layers.0.mlp.gate_proj cannot be divided by 2"):
+        world.prepare(AutoModelForCausalLM.from_config(LlamaConfig(**sizes, **heads)))
+
+
+def test_models_without_a_plan_are_refused(monkeypatch):
+    world = Tensor.__new__(Tensor)
+    world.device, world.processes = torch.device("cpu"), 2
+    for name, value in TENSOR.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(tensor_module, "init_device_mesh", lambda *_, **__: None)
+    sizes = {"n_embd": 8, "n_layer": 1, "n_head": 2, "vocab_size": 16, "n_positions": 8}
+    with pytest.raises(UsageError, match="no tensor parallel plan for gpt2 models"):
+        world.prepare(AutoModelForCausalLM.from_config(GPT2Config(**sizes)))
