@@ -61,6 +61,7 @@ def hash_run(recipe: Recipe) -> str:
         "general": fingerprint_source(recipe.data.general),
         "model": fingerprint_model(recipe.model.name, recipe.model.revision),
         **describe_start(recipe),
+        **describe_mean(recipe),
         "versions": describe_versions(),
         **describe_tokens(recipe),
     }
@@ -75,6 +76,11 @@ def describe_start(recipe: Recipe) -> dict[str, Any]:
     from peftlab.runs.start import weights_folder  # loads torch, which the hash of other recipes does not need
 
     return {"start": hash_folder(weights_folder(user_path(wanted)), "*.safetensors")}
+
+
+def describe_mean(recipe: Recipe) -> dict[str, Any]:
+    """Return how many steps are between the checkpoints, where the result is their mean."""
+    return {} if recipe.training.average.last is None else {"save_every": recipe.run.save_every}
 
 
 def describe_tokens(recipe: Recipe) -> dict[str, Any]:

@@ -71,6 +71,14 @@ def _exchange(optimizer: torch.optim.Optimizer) -> None:
         average.copy_(kept)
 
 
+def steps_in_mean(step: int, every: int, count: int) -> list[int]:
+    """Return the `count` latest steps up to `step`, itself one, whose weights a mean of checkpoints is made of.
+
+    The others are those with a checkpoint in every run: a stop saves one more, which another run does not have.
+    """
+    return sorted([step, *range((step - 1) // every * every, 0, -every)][:count])
+
+
 def mean_of(states: Iterator[dict[str, Tensor]]) -> dict[str, Tensor]:
     """Return the mean of several states of the same names, of which only two are in memory at a time."""
     mean: dict[str, Tensor] = {}

@@ -16,6 +16,7 @@ from peftlab.checkpoint.store import Checkpoint, refuse_full_disk, rotate, write
 from peftlab.checkpoint.tensors import EncodedState, encode_state, load_state, save_state, write_state
 from peftlab.checkpoint.writer import CheckpointWriter
 from peftlab.errors import StorageError
+from peftlab.optimization.average import steps_in_mean
 from peftlab.optimization.finite import check_weights
 from peftlab.parameters.audit import Audit
 from peftlab.parameters.divided import whole_count
@@ -114,8 +115,11 @@ class CheckpointSaver:
 
     def _protected(self, setup: Setup) -> tuple[int, set[int]]:
         """Return the step that is saved, and the steps whose checkpoints stay."""
-        progress = setup.progress
-        return progress.step, {*self._resumed, progress.step, progress.best_step or progress.step}
+        progress, run, average = setup.progress, setup.recipe.run, setup.recipe.training.average
+        protected = {*self._resumed, progress.step, progress.best_step or progress.step}
+        if average.last is not None and run.save_every is not None:
+            protected |= {*steps_in_mean(progress.step, run.save_every, average.last)}
+        return progress.step, protected
 
     def _parts(self, step: int) -> Parts:
         return Parts(self.record.directory.checkpoints, step, self.record.world.processes, self._given_up)

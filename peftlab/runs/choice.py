@@ -8,7 +8,7 @@ from peftlab.checkpoint.parts import load_whole
 from peftlab.checkpoint.store import find_step, list_steps
 from peftlab.errors import StorageError
 from peftlab.metrics import METRICS
-from peftlab.optimization.average import mean_of, take_average
+from peftlab.optimization.average import mean_of, steps_in_mean, take_average
 from peftlab.runs.bench import Bench
 from peftlab.runs.checkpoints import load_for
 from peftlab.runs.record import RunRecord
@@ -46,12 +46,13 @@ def note_average(record: RunRecord, step: int) -> None:
 
 def take_mean(record: RunRecord, model: nn.Module, step: int) -> None:
     """Set the weights to the mean of the last checkpoints, where the recipe asks for it. Raises StorageError."""
-    wanted = record.recipe.training.average.last
+    wanted, every = record.recipe.training.average.last, record.recipe.run.save_every
     if wanted is None:
         return
+    assert every is not None, "a check of the recipe"
     record.world.wait()  # the main process has written them
     root = record.directory.checkpoints
-    steps = [number for number in sorted(list_steps(root)) if number <= step][-wanted:]
+    steps = [number for number in steps_in_mean(step, every, wanted) if number in list_steps(root)]
     states = (load_whole(found.path)["weights"] for number in steps if (found := find_step(root, number)))
     record.world.fill(model, mean_of(states))
     fewer = "" if len(steps) == wanted else f", of {wanted} that training.average.last asks for"

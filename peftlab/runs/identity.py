@@ -193,10 +193,12 @@ def _computing(recipe: dict[str, Any]) -> dict[str, Any]:
 
 def _choosing(recipe: dict[str, Any]) -> dict[str, Any]:
     """Return what decides where training ends and which weights are kept, unless both are simply the last step's."""
-    evaluation = recipe["evaluation"]
-    if recipe["run"]["keep"] == "last" and evaluation["patience"] is None:
-        return {}
-    return {f"evaluation.{name}": evaluation[name] for name in ("best", "patience", "every")}
+    evaluation, run = recipe["evaluation"], recipe["run"]
+    averaged = recipe["training"]["average"]["last"] is not None
+    found = {"run.save_every": run["save_every"]} if averaged else {}
+    if run["keep"] == "last" and evaluation["patience"] is None:
+        return found
+    return found | {f"evaluation.{name}": evaluation[name] for name in ("best", "patience", "every")}
 
 
 def _short(value: Any) -> Any:

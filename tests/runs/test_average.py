@@ -9,8 +9,9 @@ import torch
 from safetensors.torch import load_file
 
 from peftlab.checkpoint.tensors import load_state
+from peftlab.comparison.identity import hash_run
 from peftlab.errors import RecipeError, StoppedError
-from peftlab.optimization.average import averaged, averages, keep_average, mean_of, take_average
+from peftlab.optimization.average import averaged, averages, keep_average, mean_of, steps_in_mean, take_average
 from peftlab.recipe.load import model_recipe
 from peftlab.recipe.schema import Recipe
 from peftlab.runs.directory import RunDirectory
@@ -138,6 +139,40 @@ def test_the_mean_of_the_last_checkpoints_is_the_result(tmp_path):
     for name, one in saved(folder).items():
         torch.testing.assert_close(one, expected[name], rtol=1e-5, atol=1e-7)
     assert any("mean of the weights of steps 4, 5, 6" in note for note in result.notes)
+
+
+@pytest.mark.parametrize(
+    ("step", "every", "count", "expected"),
+    [(6, 1, 3, [4, 5, 6]), (6, 2, 2, [4, 6]), (7, 3, 2, [6, 7]), (7, 3, 4, [3, 6, 7]), (2, 3, 2, [2])],
+)
+def test_the_steps_of_a_mean_are_those_of_every_run(step, every, count, expected):
+    assert steps_in_mean(step, every, count) == expected
+
+
+@pytest.mark.parametrize("stops", [[3], [3, 5]])
+def test_a_stop_between_checkpoints_leaves_the_mean_of_the_last_as_it_is(stops, tmp_path):
+    """Its own checkpoints neither count nor replace the others."""
+    asked = {"save_every": 2, "keep_checkpoints": 2}
+    train(recipe(tmp_path / "straight", {"last": 2}, **asked), display=NoDisplay())
+    for stop in stops:
+        with pytest.raises(StoppedError):
+            again = recipe(tmp_path / "parts", {"last": 2}, **asked, stop_after=stop)
+            train(again, resume=stop != stops[0], display=NoDisplay())
+    result = train(recipe(tmp_path / "parts", {"last": 2}, **asked), resume=True, display=NoDisplay())
+    assert any("mean of the weights of steps 4, 6" in note for note in result.notes)
+    assert result.resumes[-1].exact
+    first, second = saved(tmp_path / "straight"), saved(tmp_path / "parts")
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_other_steps_between_checkpoints_are_another_mean(tmp_path):
+    with pytest.raises(StoppedError):
+        train(recipe(tmp_path, {"last": 2}, save_every=2, stop_after=2), display=NoDisplay())
+    result = train(recipe(tmp_path, {"last": 2}, save_every=3), resume=True, display=NoDisplay())
+    assert not result.resumes[0].exact
+    assert any("run.save_every: 2 -> 3" in reason for reason in result.resumes[0].reasons)
+    assert hash_run(recipe(tmp_path, {"last": 2}, save_every=2)) != hash_run(recipe(tmp_path, {"last": 2}))
+    assert hash_run(recipe(tmp_path, {}, save_every=2)) == hash_run(recipe(tmp_path, {}))
 
 
 @pytest.mark.slow
