@@ -15,4 +15,4 @@ class Average(Section):
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Decay of an exponential moving average over the steps, such as 0.999: evaluated and saved as the result."""
     last: Annotated[int, Field(ge=2)] | None = None
-    """Number of latest checkpoints whose mean is saved as the result: those of `run.save_every`, and the last step's."""
+    """Number of latest checkpoints whose mean is the result: those of `run.save_every`, and the last step's."""
