@@ -167,7 +167,8 @@ def estimate(sample: Sample, owners: Sequence[Name]) -> dict[Name, Estimate]:
 
 
 def _estimate(part: _Part) -> Estimate:
-    half = Chance.of([part], part.drawn_mean, part.mean_without).half_width()
+    chance = Chance.of([part], part.drawn_mean, part.mean_without)
+    half = chance.added_half_width() if part.seeds == 2 else chance.half_width()
     return Estimate(
         mean=part.mean,
         low=part.mean - half,
@@ -278,13 +279,28 @@ class Chance:
         """Return half of the interval: the value whose p-value is 1 less its confidence."""
         if not self.sources:
             return 0.0
-        widest = max(float(special.stdtrit(freedom, (1 + confidence) / 2)) for _, freedom in self.sources.values())
+        widest = max(quantile(freedom, confidence) for _, freedom in self.sources.values())
         return self.error * float(brentq(lambda t: self._tails(t) - (1 - confidence), 0.0, widest + 1.0))
+
+    def added_half_width(self) -> float:
+        """Return half of an interval whose square is the sum of the squares of each source's own half.
+
+        That is for two seeds, which say too little of their own share of the variance to weight p-values by it: where
+        the seeds decide, `half_width` misses the truth in up to 8 % of cases, and this in 1 to 5 % (MOVER: Zou and
+        Donner, 2008).
+        """
+        halves = [variance**0.5 * quantile(freedom) for variance, freedom in self.sources.values()]
+        return sum(half**2 for half in halves) ** 0.5
 
     def _tails(self, t: float) -> float:
         return float(
             mixed_tails(t, [(variance / self.variance, freedom) for variance, freedom in self.sources.values()])
         )
+
+
+def quantile(freedom: float, confidence: float = LEVEL) -> float:
+    """Return the standard errors of half a two-sided interval by Student's distribution."""
+    return float(special.stdtrit(freedom, (1 + confidence) / 2))
 
 
 def mixed_tails(t: ArrayLike, sources: Iterable[tuple[ArrayLike, ArrayLike]]) -> Floats:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from peftlab.comparison.statistics import adjust_holm, compare_pairs, estimate, freedom_of, holm_factors
+from peftlab.comparison.statistics import Chance, adjust_holm, compare_pairs, estimate, freedom_of, holm_factors
 from peftlab.comparison.variants import best_of
 from peftlab.evaluation.resampling import Sample, draw_metric
 from peftlab.metrics import RowScores
@@ -72,6 +72,26 @@ def test_the_interval_of_a_mean_covers_what_more_rows_and_seeds_would_give():
         missed += not found.low <= 1.0 <= found.high  # the rows' gamma distribution has the mean 1
     # The rows' skewness costs a little: Student's interval of 100 such rows alone misses in 6.5 %.
     assert missed <= at_most(0.065, 300)
+
+
+@pytest.mark.parametrize("share", [0.02, 0.5, 0.95])
+def test_an_interval_of_two_seeds_covers_a_mean_whichever_chance_decides(share):
+    """`share` is the seeds' part of the variance, which two of them show with one degree of freedom."""
+    random, times, missed = np.random.default_rng(0), 4000, 0
+    for error, seeds, rows in zip(
+        random.normal(size=times), random.chisquare(1, times), random.chisquare(149, times) / 149, strict=True
+    ):
+        chance = Chance({"seeds": (share * seeds, 1.0), "rows": ((1 - share) * rows, 149.0)})
+        missed += abs(error) > chance.added_half_width()
+    assert missed <= at_most(0.05, times)
+
+
+def test_two_seeds_and_rows_have_the_interval_worked_by_hand():
+    values, drawn = np.array([1.0, 3.0]), np.array([[0.0, 2.0], [2.0, 4.0]])
+    found = estimate(Sample(values, drawn, rows=100), ["a", "a"])["a"]
+    # Seeds: variance 2 / 2, one freedom. Rows: means 1 and 3 have variance 2, times 100 / 99; equal in both seeds.
+    of_seeds, of_rows = stats.t.ppf(0.975, 1), (2 * 100 / 99) ** 0.5 * stats.t.ppf(0.975, 99)
+    assert found.high - found.mean == pytest.approx((of_seeds**2 + of_rows**2) ** 0.5)
 
 
 def test_seeds_alone_give_welchs_test():
