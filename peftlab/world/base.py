@@ -66,7 +66,9 @@ class World(ABC):
     def __init__(self, accelerator: Accelerator, notes: Sequence[str] = ()):
         self._accelerator = accelerator
         self.notes = tuple(notes)
-        self.device: torch.device = accelerator.device
+        device: torch.device = accelerator.device
+        # accelerate numbers the CPU by process, and what is moved to `cpu:1` is copied, though there is one CPU.
+        self.device = torch.device("cpu") if device.type == "cpu" else device
         self.processes: int = accelerator.num_processes
         self.process: int = accelerator.process_index
 

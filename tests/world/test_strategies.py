@@ -40,6 +40,7 @@ def act(number: int, environment: dict[str, str], folder: Path) -> None:
         "sum": world.sum(torch.tensor([1.0, 2.0 + number])).tolist(),
         "highest": world.highest(7 - number),
         "free": world.free_bytes(),
+        "copies": (weight := parameter.detach()).to(world.device) is not weight,
         "trackers": len(world.open_trackers([], "run", folder)),
         "own": own,
         "exchanged": parameter.grad.tolist(),
@@ -116,6 +117,11 @@ def test_values_are_the_same_on_all_processes(pair):
 def test_beside_nccl_processes_agree_through_one_group_on_their_hosts(pair):
     for found in pair:
         assert found["without_device"] == [7, -6, [{"backend": "gloo"}]]
+
+
+def test_what_is_on_the_cpu_is_not_copied_for_its_process(pair):
+    """accelerate calls the CPU of each process by its number, and tensors that are moved to `cpu:1` are copied."""
+    assert [found["copies"] for found in pair] == [False, False]
 
 
 def test_processes_on_one_host_share_its_memory(pair):
