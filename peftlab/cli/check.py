@@ -66,7 +66,8 @@ def find_refusals(recipe: Recipe, path: Path, overrides: Sequence[str]) -> list[
     from peftlab.recipe.load import place_of
 
     config = read_local_config(recipe.model.name)
-    if not recipe.method.refused_by_family or len(set(config.get("layer_types") or ())) == 1:
+    kinds = config.get("layer_types")
+    if not recipe.method.refused_by_family or (isinstance(kinds, list) and len(set(map(str, kinds))) == 1):
         return []
     refusal = known_refusal(str(config.get("model_type")), recipe.model.task, recipe.method.form)
     if refusal is None:

@@ -209,7 +209,9 @@ def _read_cache(outputs: Iterable[Any], config: Any) -> tuple[KeyValues | None, 
     if any(type(layer) not in PLAIN_LAYERS or layer.keys is None for layer in layers):
         return None, "has layers without keys and values (recurrent ones or of another kind)"
     sizes = {tuple(part.shape[1::2]) for layer in layers for part in (layer.keys, layer.values) if part.dim() == 4}
-    if len(sizes) != 1 or any(layer.keys.shape[2] != TOKENS for layer in layers):
+    if len(sizes) != 1:
         return None, "has keys and values of several sizes"
+    if any(layer.keys.shape[2] != TOKENS for layer in layers):
+        return None, f"keeps the keys of fewer than {TOKENS} tokens (a sliding window)"
     (heads, size) = sizes.pop()
     return KeyValues(int(heads), int(size)), ""

@@ -48,6 +48,7 @@ def test_what_depends_on_more_than_the_type_is_left_to_the_commands_that_build_t
     mixed = {"layer_types": ["linear_attention", "full_attention"]}
     assert check("qwen3_next")[0] == check("qwen3_next", **mixed)[0] == 5
     assert check("qwen3_next", layer_types=["full_attention"] * 2)[0] == 0
+    assert check("qwen3_next", layer_types=3)[0] == 5, "no list of layers says nothing"
 
 
 def test_the_table_names_its_date_and_versions_and_its_outcomes_are_works_or_refused():

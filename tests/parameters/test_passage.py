@@ -47,6 +47,13 @@ def test_a_model_that_can_take_no_prefix_says_why(model_type):
     assert reason in pass_text(build(model_type, auto)).no_prefix
 
 
+def test_a_window_that_is_shorter_than_the_pass_is_named():
+    config = small_config("mistral")
+    config.sliding_window = 4
+    with torch.device("meta"):
+        assert "(a sliding window)" in pass_text(CAUSAL.from_config(config).eval()).no_prefix
+
+
 def test_a_tagger_has_the_cache_of_its_body():
     assert pass_text(build("falcon", TAG)).key_values == pass_text(build("falcon")).key_values
 
