@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 
 from accelerate import Accelerator, PartialState
-from accelerate.tracking import filter_trackers
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, filter_trackers
 from accelerate.utils import LoggerType
 
 from peftlab.errors import MissingRequirementError, UsageError, nearest
@@ -93,7 +93,8 @@ def refuse_recipe(world: World, recipe: Recipe) -> None:
 
 def refuse_missing_trackers(names: Collection[str]) -> None:
     """Raise MissingRequirementError for a tracker that is unknown, or whose library is not installed."""
-    known = [name for name in LoggerType.list() if name != LoggerType.ALL]
+    # Those of accelerate, and those that a program has registered with it.
+    known = sorted({*LoggerType.list(), *LOGGER_TYPE_TO_CLASS} - {LoggerType.ALL.value})
     if unknown := [name for name in names if name not in known]:
         close = nearest(unknown[0], known)
         raise MissingRequirementError(f"run.trackers: {unknown[0]!r} is unknown{close}; known: {', '.join(known)}")

@@ -144,7 +144,7 @@ def test_the_adapter_has_the_update_of_every_weight_in_the_order_of_its_rows(run
         ({"type": "lora", "rank": 4, "dora": True}, "gguf-adapter", MethodError, "have no DoRA"),
         ({"type": "lora", "rank": 4, "init": "olora"}, "gguf-adapter", MethodError, "have no init: olora"),
         ({"type": "lora", "rank": 4, "unfreeze": ["*norm*"]}, "gguf-adapter", MethodError, "trained .*norm.* too"),
-        (METHODS["bitfit"], "gguf-adapter", MethodError, "BitFit is none; use --to gguf"),
+        (METHODS["bitfit"], "gguf-adapter", MethodError, "contains a LoRA only, not BitFit; use --to gguf"),
         (METHODS["adapters"], "gguf", MethodError, "cannot be merged"),
         (METHODS["bitfit"], "ggfu", UsageError, "no such format; did you mean 'gguf'"),
     ],

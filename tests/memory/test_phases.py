@@ -11,6 +11,7 @@ import torch
 
 from peftlab.errors import UsageError
 from peftlab.memory.blueprint import build_blueprint
+from peftlab.memory.fakes import UnpredictableError
 from peftlab.memory.fit import with_settings
 from peftlab.memory.ledger import CATEGORIES, Ledger
 from peftlab.memory.predict import predict
@@ -171,12 +172,19 @@ def test_four_devices_hold_less_of_the_state_but_as_many_activations(tmp_path):
     recipe = tiny_recipe(write_model(tmp_path, "llama"), {"type": "full"}, batch_size=2)
     blueprint = build_blueprint(recipe, CPU)
     alone = predict(blueprint)
-    peaks = {name: predict(blueprint, devices=4, strategy=STRATEGIES[name]) for name in STRATEGIES}
+    names = ("ddp", "fsdp2", "fsdp2-offload")
+    peaks = {name: predict(blueprint, devices=4, strategy=STRATEGIES[name]) for name in names}
     assert peaks["ddp"].peak_bytes > alone.peak_bytes > peaks["fsdp2"].peak_bytes
     states = [report.categories["optimiser_state"] for report in (peaks["fsdp2"], alone)]
     assert states[0] == pytest.approx(states[1] / 4, rel=0.005), "131 rows of embeddings are divided as 4 times 33"
     assert not any("not yet measured" in note for note in peaks["fsdp2"].notes)
     assert any("not yet measured" in note for note in peaks["fsdp2-offload"].notes)
+
+
+def test_tensor_parallel_has_no_formula(tmp_path):
+    recipe = tiny_recipe(write_model(tmp_path, "llama"), {"type": "full"}, batch_size=2)
+    with pytest.raises(UnpredictableError, match="tensor parallel has no formula yet"):
+        predict(build_blueprint(recipe, CPU), devices=4, strategy=STRATEGIES["tensor"])
 
 
 def test_an_unknown_strategy_is_refused_with_the_supported_ones():
