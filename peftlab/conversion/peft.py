@@ -13,6 +13,8 @@ TASKS = {
     "SEQ_CLS": "sequence-classification",
     "TOKEN_CLS": "token-classification",
 }
+ADDED_HEADS = {"classifier", "score"}
+NEW_HEAD = "a new head trains in any case; name a head that is trained already in method.unfreeze"
 BIASES = {"none": "none", "all": "all", "lora_only": "lora-only"}
 IGNORED = {
     "peft_version": "what wrote the file",
@@ -68,6 +70,19 @@ def fill(sheet: Sheet) -> None:
     sheet.notes.append("the file has no data and no training settings: set data.train and training in the recipe")
 
 
+def take_saved(sheet: Sheet) -> None:
+    """Take the modules that train whole, but for the names of heads that PEFT itself adds for its classifiers.
+
+    It adds all of them, whichever the model has.
+    """
+    names = names_of(sheet.get("modules_to_save"))
+    added = sheet.get("task_type") in ("SEQ_CLS", "TOKEN_CLS") and ADDED_HEADS <= set(names)
+    if kept := [name for name in names if not (added and name in ADDED_HEADS)]:
+        sheet.take("modules_to_save", "method.unfreeze", kept, f"{UNFREEZE}; {NEW_HEAD}" if added else UNFREEZE)
+    elif added:
+        sheet.ignore("modules_to_save", NEW_HEAD)
+
+
 def fill_lora(sheet: Sheet) -> None:
     sheet.take("peft_type", "method.type", "lora", "qlora, if the base was quantised: the file does not say")
     sheet.copy_number("r", "method.rank", 8)
@@ -83,8 +98,7 @@ def fill_lora(sheet: Sheet) -> None:
         )
     else:
         take_targets(sheet, "target_modules")
-    if names := names_of(sheet.get("modules_to_save")):
-        sheet.take("modules_to_save", "method.unfreeze", names, UNFREEZE)
+    take_saved(sheet)
     if sheet.has("bias"):
         sheet.take("bias", "method.bias", BIASES.get(str(sheet.get("bias")), str(sheet.get("bias"))))
     take_start(sheet, "init_lora_weights")

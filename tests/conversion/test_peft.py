@@ -82,6 +82,15 @@ def test_a_classifier_with_a_trained_head_and_start(adapter):
     assert {key: made.fields[key] for key in expected} == expected
 
 
+@pytest.mark.parametrize(
+    ("saved", "unfrozen"), [(["classifier", "score"], None), (["classifier", "score", "pooler"], ["pooler"])]
+)
+def test_the_heads_that_peft_adds_itself_are_the_new_head(adapter, saved, unfrozen):
+    """PEFT writes both names for every classifier, and a model has one of them."""
+    made = adapter(task_type="SEQ_CLS", modules_to_save=saved)
+    assert made.fields.get("method.unfreeze") == unfrozen
+
+
 @pytest.mark.parametrize(("kind", "ours"), [("PREFIX_TUNING", "prefix"), ("PROMPT_TUNING", "prompt")])
 def test_virtual_tokens(converted, kind, ours):
     config = {"peft_type": kind, "base_model_name_or_path": "a", "num_virtual_tokens": 12, "task_type": "CAUSAL_LM"}
