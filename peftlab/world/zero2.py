@@ -84,6 +84,8 @@ class Zero2(Ddp):
         """Remove what an engine that is replaced has left in the model."""
         if self._engine is not None:
             self._engine.destroy()
+            # Python may collect it after the next is made, and its destructor would undo that one's links to gradients.
+            self._engine.destroy = lambda: None
 
     def _division(self, counts: Sequence[int]) -> dict[str, Any]:
         """Return DeepSpeed's settings of what is divided, for trained parameters with so many numbers each."""
