@@ -195,7 +195,9 @@ def write_gpt2(folder: Path, tokenizer: Path) -> Path:
     """Write a small random GPT-2, which peftlab itself cannot write as GGUF, with a tokenizer."""
     torch.manual_seed(0)
     own = AutoTokenizer.from_pretrained(tokenizer)
-    config = AutoConfig.for_model("gpt2", vocab_size=len(own), n_embd=32, n_layer=2, n_head=4, n_positions=128)
+    config = AutoConfig.for_model(
+        "gpt2", vocab_size=len(own), n_embd=32, n_layer=2, n_head=4, n_positions=128, n_ctx=128
+    )
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     own.save_pretrained(folder)
     return folder
