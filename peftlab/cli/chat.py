@@ -151,7 +151,8 @@ def use(conversation: Conversation, rest: str) -> list[str]:
 
 def change(conversation: Conversation, rest: str) -> list[str]:
     conversation.change(rest.split())
-    return ["  ".join(f"{name}={value}" for name, value in conversation.describe_settings().items())]
+    settings = {**conversation.describe_settings(), "stop": ", ".join(map(repr, conversation.settings.stop))}
+    return ["  ".join(f"{name}={value}" for name, value in settings.items())]
 
 
 def save(conversation: Conversation, rest: str) -> list[str]:

@@ -41,11 +41,12 @@ def render_data(report: DataReport, *, with_rows: bool = True) -> RenderableType
     parts += [Text(line) for line in fact_lines(report)]
     if report.lengths:
         parts += ["", lengths_table(report.lengths, report.part)]
-    parts += [Text(f"note: {line}") for line in report.notes]
+    if report.notes:
+        parts += ["", *(Text(f"note: {line}") for line in report.notes)]
     if report.refusal:
         parts += [Text(f"training would stop: {report.refusal}", style="bold red")]
     if with_rows and report.rows:
-        parts += ["", f"rows of data.{report.part}; lines with{MARK.rstrip()} are supervised:"]
+        parts += ["", f"rows of data.{report.part}; lines with {MARK.strip()} are supervised:"]
         for row in report.rows:
             parts += ["", *render_report(row)]
     return Group(*parts)

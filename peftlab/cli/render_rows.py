@@ -20,7 +20,7 @@ SHOWN_SPANS = 8
 
 def render_dry_run(report: DryRunReport) -> RenderableType:
     """Return the first rows, what trains, and the planned memory next to that measured with the longest rows."""
-    parts: list[RenderableType] = [f"first rows, as the model sees them; lines with{MARK.rstrip()} are supervised:"]
+    parts: list[RenderableType] = [f"first rows, as the model sees them; lines with {MARK.strip()} are supervised:"]
     for number, row in enumerate(report.rows, start=1):
         parts += ["", *render_row(row, f"row {number}")]
     parameters = report.parameters

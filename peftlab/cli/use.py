@@ -193,5 +193,7 @@ def show_answers(rows: Sequence[dict[str, Any]], output: Path | None) -> None:
         return
     from peftlab.cli.render import render_example, show
 
-    for row in rows:
+    for place, row in enumerate(rows):
+        if place:
+            print()
         show(render_example({"prompt": row["prompt"], "output": row["output"]}))
