@@ -30,10 +30,18 @@ BLOCK = 64
 
 @dataclass(frozen=True)
 class Outputs:
-    """A model's logits at the targets of some rows, (targets, classes) in float32, and the scores of these rows."""
+    """A model's logits at the targets of some rows, (targets, classes) in float32, and the scores of these rows.
+
+    `texts` are the scores of its answers to prompts, where it has answered some.
+    """
 
     logits: torch.Tensor
     scores: RowScores
+    texts: RowScores | None = None
+
+    def scores_for(self, metric: str) -> RowScores | None:
+        """Return the scores that a metric is made of; None without them."""
+        return self.scores if METRICS[metric].texts is None else self.texts
 
 
 def collect_outputs(
@@ -81,7 +89,8 @@ def compare_outputs(first: Outputs, second: Outputs, metrics: Sequence[str] = ()
     absolute, squares, kl, same = found[:, 1:].sum(0).tolist()
     loss = compare_metric("loss", first.scores, second.scores)
     assert loss is not None, "every row has a loss"
-    others = {name: compare_metric(name, first.scores, second.scores) for name in metrics if name != "loss"}
+    scored = {name: (first.scores_for(name), second.scores_for(name)) for name in metrics if name != "loss"}
+    others = {name: compare_metric(name, *both) for name, both in scored.items()}
     return AgreementReport(
         rows=first.scores.rows,
         targets=targets,
@@ -97,9 +106,9 @@ def compare_outputs(first: Outputs, second: Outputs, metrics: Sequence[str] = ()
     )
 
 
-def compare_metric(name: str, first: RowScores, second: RowScores) -> MetricChange | None:
+def compare_metric(name: str, first: RowScores | None, second: RowScores | None) -> MetricChange | None:
     """Return a metric of two models on the same rows, and its change; None where it has no value."""
-    if not METRICS[name].suits(first):
+    if first is None or second is None or not METRICS[name].suits(first):
         return None
     drawn = draw_metric(name, [first, second])
     one, other = drawn.values.tolist()

@@ -87,7 +87,7 @@ def open_gate(bench: Bench, weights: Path, rows: int, precision: torch.dtype = t
     The bench's base becomes the trained model.
     """
     observer = Observer(bench, rows, precision)
-    base = observer.observe(bench.base.model)
+    base = observer.observe(bench.base.model, answers=False)
     model = fill_trained(bench.recipe, bench.base, weights, bench.device)
     trained = observer.observe(model)
     return Gate(observer, trained, rms(trained.logits, base.logits)), model

@@ -48,6 +48,15 @@ def test_a_difference_that_is_no_number_is_never_small():
     assert math.isnan(found.rms) and math.isnan(found.largest)
 
 
+def test_a_metric_of_texts_is_made_of_the_answers_and_left_out_without_them():
+    scores = RowScores(np.ones(2), np.ones(2))
+    answered = (RowScores(sums={"exact_match": np.array(right, float)}) for right in ([1, 1, 0, 1], [1, 0, 0, 1]))
+    first, second = (Outputs(torch.zeros(2, 3), scores, texts) for texts in answered)
+    found = compare_outputs(first, second, ["loss", "exact_match"]).metrics["exact_match"]
+    assert (found.first, found.second, found.change[0]) == (0.75, 0.5, -0.25) and found.change[1] <= -0.25
+    assert compare_outputs(first, Outputs(torch.zeros(2, 3), scores), ["exact_match"]).metrics == {}
+
+
 def test_a_metric_of_both_models_has_the_interval_of_its_change():
     """Ten rows, of which the second model has two more right: each drawing counts how often these two came."""
     label = np.zeros(10, np.int64)

@@ -20,6 +20,7 @@ from peftlab.errors import MethodError, StorageError, UsageError
 from peftlab.export.gguf_model import write_model
 from peftlab.methods.lora import LoRA
 from peftlab.recipe.schema import Recipe
+from peftlab.runs.directory import RunDirectory
 from peftlab.runs.merge import MergeOptions, merge
 from peftlab.runs.run import train
 
@@ -134,6 +135,19 @@ def test_a_process_without_peftlab_and_peft_reads_the_folder(run, tmp_path):
     assert found.returncode == 0, found.stderr
     here = AutoModelForCausalLM.from_pretrained(tmp_path / "out")(IDS).logits.double().sum().item()
     assert float(found.stdout) == pytest.approx(float(here), rel=1e-5)
+
+
+def test_answers_to_prompts_are_compared_by_the_recipe_s_metrics_of_texts(tmp_path):
+    """The trained model's value is the one that the run measured after training, on as many prompts."""
+    generation = {"max_new_tokens": 8, "examples": 0}
+    folder = trained(
+        tmp_path, {"type": "lora", "rank": 4}, evaluation={"metrics": ["loss", "rougeL"], "generation": generation}
+    )
+    report = merge(folder, tmp_path / "out")
+    (found,) = report.agreements.values()
+    after = RunDirectory.open(folder).read_result().metrics["after"]["rougeL"]
+    change = found.metrics["rougeL"]
+    assert change.first == pytest.approx(after) and change.second == pytest.approx(after) and change.change[0] == 0
 
 
 def test_a_classifier_keeps_its_head_and_its_labels(tmp_path):
