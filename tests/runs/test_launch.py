@@ -85,6 +85,7 @@ def test_both_processes_stop_at_a_divergence(tmp_path):
     assert all("step 2" in output for output in pair.outputs()), "each names the rows that it had"
 
 
+@pytest.mark.slow
 def test_a_launcher_that_is_terminated_saves_and_resumes_to_the_same_bytes(tmp_path):
     path, folder = tmp_path / "recipe.yaml", tmp_path / "stopped"
     path.write_text(dump_recipe(small_recipe(folder, steps=LONG, schedule="constant")))
