@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 from peftlab.data.dataset import Dataset, Part
+from peftlab.data.prompts import Prompt
 from peftlab.errors import DataError
 from peftlab.evaluation.generate import PLAIN, answer_prompts
 from peftlab.evaluation.scores import score_rows
@@ -78,24 +80,51 @@ def evaluate(
     )
     scored = None
     if texts:
-        prompts = prompts[: settings.generation.rows]
-        mine = world.own_share(len(prompts))
-        answers = answer_prompts(
+        scored = score_answers(
             model,
-            tokenizer,
-            [prompts[i] for i in mine],
+            texts,
+            prompts[: settings.generation.rows],
             dataset,
             settings,
+            tokenizer=tokenizer,
+            world=world,
+            precision=precision,
             batch_size=batch_size,
             prompting=prompting,
-            autocast=lambda: world.autocast(precision),
         )
-        everyone = [answer for _, answer in sorted(dict(world.gather(list(zip(mine, answers, strict=True)))).items())]
-        scored = score_texts(texts, prompts, everyone, settings.texts)
     values = {name: METRICS[name].of_rows(scored.scores if scored and name in texts else scores) for name in wanted}
     undefined = {name: METRICS[name].undefined for name, value in values.items() if is_undefined(name, value)}
     metrics = {name: None if name in undefined else value for name, value in values.items()}
     return Evaluated(metrics, undefined, scores, scored)
+
+
+def score_answers(
+    model: nn.Module,
+    names: Sequence[str],
+    prompts: Sequence[Prompt],
+    dataset: Dataset,
+    settings: Evaluation,
+    *,
+    tokenizer: Any,
+    world: World,
+    precision: torch.dtype,
+    batch_size: int,
+    prompting: Prompting,
+) -> ScoredTexts:
+    """Return the scores of a model's answers to `prompts`, which processes share, by the metrics of texts `names`."""
+    mine = world.own_share(len(prompts))
+    answers = answer_prompts(
+        model,
+        tokenizer,
+        [prompts[i] for i in mine],
+        dataset,
+        settings,
+        batch_size=batch_size,
+        prompting=prompting,
+        autocast=lambda: world.autocast(precision),
+    )
+    everyone = [answer for _, answer in sorted(dict(world.gather(list(zip(mine, answers, strict=True)))).items())]
+    return score_texts(names, prompts, everyone, settings.texts)
 
 
 def is_undefined(name: str, value: float) -> bool:

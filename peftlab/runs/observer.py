@@ -8,8 +8,7 @@ import torch
 from torch import nn
 
 from peftlab.evaluation.agreement import Outputs, collect_outputs, compare_outputs, first_rows
-from peftlab.evaluation.generate import answer_prompts
-from peftlab.evaluation.texts import score_texts
+from peftlab.evaluation.evaluate import score_answers
 from peftlab.metrics import METRICS, RowScores
 from peftlab.reports import AgreementReport
 from peftlab.runs.bench import Bench
@@ -32,10 +31,7 @@ class Observer:
 
     def observe(self, model: nn.Module, *, answers: bool = True) -> Outputs:
         """Return a model's outputs on the rows, with the scores of its answers where the recipe's metrics need them."""
-        bench, needed = (
-            self.bench,
-            {name: METRICS[name].columns for name in self.metrics if not self._is_of_texts(name)},
-        )
+        bench = self.bench
         self.part, rows = first_rows(bench.dataset, self.rows)
         outputs = collect_outputs(
             model,
@@ -46,7 +42,7 @@ class Observer:
             precision=self.precision,
             batch_size=bench.batch_size,
             tokenizer=bench.tokenizer,
-            columns={column for columns in needed.values() for column in columns},
+            columns={column for name in self._named(of_texts=False) for column in METRICS[name].columns},
             threshold=bench.recipe.evaluation.threshold,
         )
         return replace(outputs, texts=self._answer(model)) if answers else outputs
@@ -55,29 +51,30 @@ class Observer:
     def metrics(self) -> tuple[str, ...]:
         return self.bench.recipe.evaluation.metrics
 
-    @staticmethod
-    def _is_of_texts(name: str) -> bool:
-        return METRICS[name].texts is not None
+    def _named(self, *, of_texts: bool) -> list[str]:
+        """Return the recipe's metrics of generated texts, or the others."""
+        return [name for name in self.metrics if (METRICS[name].texts is not None) is of_texts]
 
     def _answer(self, model: nn.Module) -> RowScores | None:
         """Return the scores of a model's answers to the first prompts; None without such metrics or prompts."""
         bench, settings = self.bench, self.bench.recipe.evaluation
         parts = {"evaluation": bench.dataset.prompts, "test": bench.dataset.test_prompts}
         prompts = parts.get(self.part, [])[: min(self.rows, settings.generation.rows, ANSWERED)]
-        names = [name for name in self.metrics if self._is_of_texts(name)]
+        names = self._named(of_texts=True)
         if not names or not prompts:
             return None
-        answers = answer_prompts(
+        return score_answers(
             model,
-            bench.tokenizer,
+            names,
             prompts,
             bench.dataset,
             settings,
+            tokenizer=bench.tokenizer,
+            world=bench.world,
+            precision=self.precision,
             batch_size=bench.batch_size,
             prompting=bench.recipe.method.prompting,
-            autocast=lambda: bench.world.autocast(self.precision),
-        )
-        return score_texts(names, prompts, answers, settings.texts).scores
+        ).scores
 
     def compare(self, first: Outputs, second: Outputs) -> AgreementReport:
         """Return how far the second model's outputs are from the first's."""
