@@ -13,6 +13,7 @@ from peftlab.recipe.schema import Recipe
 from peftlab.reports import DryRunReport
 from peftlab.runs.bench import prepare, with_format
 from peftlab.runs.display import open_display
+from peftlab.runs.launch import launched
 from peftlab.runs.longest import held_out
 from peftlab.runs.prediction import open_run_planner, plan_run
 from peftlab.runs.setup import build_setup
@@ -45,21 +46,20 @@ def dry_run(recipe: Recipe, *, rows: int = 3, display: Any = None) -> DryRunRepo
         return watch.recipe
 
     try:
-        bench = prepare(recipe, world, plan)
-        for line in note_data(recipe, bench.dataset.report, world.row_processes):
-            display.note(line)
-        applied = bench.apply()
-        watch.model = applied.model
-        display.note(applied.speed.describe())
-        setup = build_setup(bench, watch.model, Stop())
-        watch.probe, watch.optimizer = Probe(world.device), setup.optimizer
-        measured = measure_longest(setup, watch.model, held_out(bench, watch.model), watch.probe)
+        with launched(world):
+            bench = prepare(recipe, world, plan)
+            for line in note_data(recipe, bench.dataset.report, world.row_processes):
+                display.note(line)
+            applied = bench.apply()
+            watch.model = applied.model
+            display.note(applied.speed.describe())
+            setup = build_setup(bench, watch.model, Stop())
+            watch.probe, watch.optimizer = Probe(world.device), setup.optimizer
+            measured = measure_longest(setup, watch.model, held_out(bench, watch.model), watch.probe)
     except Exception as error:
         if is_shortage(error):
             raise explain_shortage(error, watch) from error
         raise
-    finally:
-        world.close()
     return DryRunReport(
         recipe=bench.recipe.model_dump(mode="json"),
         steps=setup.steps,

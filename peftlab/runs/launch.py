@@ -13,14 +13,19 @@ from collections.abc import Callable, Iterator, Mapping
 import psutil
 import torch
 
-from peftlab.errors import LaunchError
+from peftlab.errors import LaunchError, one_line
 from peftlab.world.base import World
+from peftlab.world.meeting import is_lost_connection, meeting
 
 # A process that fails closes its connections, which the others notice, and ends soon after.
 GONE_SECONDS = 10.0
 # A process whose device waits for a dead one never continues: it is ended after so long.
 STUCK_SECONDS = 5.0
 POLL_SECONDS = 0.5
+UNSEEN = (
+    "a process of this launch that is not on this machine ended, or cannot be reached any more ({}); read its output; "
+    "train --resume resumes from the latest checkpoint"
+)
 
 
 RESTARTS = "TORCHELASTIC_RESTART_COUNT"
@@ -61,13 +66,19 @@ class Launch:
         self._left.set()
 
     def explain(self, error: BaseException) -> BaseException:
-        """Return LaunchError if `error` comes from waiting for a process that has ended, else `error`."""
-        if not self.others or not isinstance(error, RuntimeError) or isinstance(error, torch.OutOfMemoryError):
+        """Return LaunchError if `error` comes from waiting for a process that has ended, else `error`.
+
+        Libraries that exchange something themselves raise it as well. What runs on another machine cannot be watched:
+        there the closed connection tells.
+        """
+        if self.processes == 1 or not isinstance(error, RuntimeError) or isinstance(error, torch.OutOfMemoryError):
             return error
         ends = time.monotonic() + GONE_SECONDS
-        while not (lost := self.lost()) and time.monotonic() < ends:
+        while self.others and not self.lost() and time.monotonic() < ends:
             time.sleep(POLL_SECONDS / 10)
-        return self._lost_error(lost) if lost else error
+        if lost := self.lost():
+            return self._lost_error(lost)
+        return LaunchError(UNSEEN.format(one_line(error)), []) if is_lost_connection(error) else error
 
     def lost(self) -> list[int]:
         """Return the numbers of the processes that have ended."""
@@ -120,7 +131,9 @@ def lives(process: psutil.Process) -> bool:
 @contextlib.contextmanager
 def launched(world: World) -> Iterator[Launch]:
     """Yield this process's launch, and leave it at the end. Raises LaunchError if another process was lost."""
-    with Launch(world.processes, find_others(world)) as launch:
+    with meeting():
+        others = find_others(world)
+    with Launch(world.processes, others) as launch:
         try:
             yield launch
         except BaseException as error:

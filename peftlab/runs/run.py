@@ -67,11 +67,12 @@ def train(
         find_start(recipe.method.from_)
     world = open_world(recipe.run.device, recipe.run.deterministic)
     refuse_recipe(world, recipe)
-    resume = resume or is_restarted(world, written_at(path))
     with (
         open_stop(recipe.run, world.processes) as stop,
         launched(world) as launch,
-        open_directory(path, world.is_main, overwrite, resume) as directory,
+        open_directory(
+            path, world.is_main, overwrite, resume := resume or is_restarted(world, written_at(path))
+        ) as directory,
     ):
         world.wait()
         start = find_resumption(directory, recipe, verify) if resume else None

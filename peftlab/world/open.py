@@ -18,6 +18,7 @@ from peftlab.world.ddp import Ddp
 from peftlab.world.determinism import use_deterministic_algorithms
 from peftlab.world.fsdp2 import Fsdp2
 from peftlab.world.hardware import pick_device
+from peftlab.world.meeting import meeting
 from peftlab.world.request import is_alone_in_a_launch, requested_strategy
 from peftlab.world.single import Single
 from peftlab.world.tensor import Tensor
@@ -39,7 +40,8 @@ def open_world(device: str, deterministic: bool = False) -> World:
     """Return this process's world for `auto`, `cpu` or `cuda`; joins the other processes of the launch.
 
     `deterministic` makes torch refuse what does not give the same bytes each time, until the world is closed.
-    Raises UsageError for a strategy that is not supported and MissingRequirementError for a device that is not here.
+    Raises UsageError for a strategy that is not supported, MissingRequirementError for a device that is not here and
+    LaunchError where another process ends before all have met.
     """
     refuse_unsupported(os.environ)
     undo_settings = use_deterministic_algorithms() if deterministic else None
@@ -51,7 +53,7 @@ def open_world(device: str, deterministic: bool = False) -> World:
         os.environ.pop(name, None)
     notes = [ALONE] if is_alone_in_a_launch(os.environ) else []
     on_cpu = pick_device(device).type == "cpu"
-    with _without(*wanted.hidden_variables):
+    with _without(*wanted.hidden_variables), meeting():
         state = PartialState(cpu=on_cpu)
         kind = str(state.distributed_type.value)
         if request is None and kind not in ("NO", "MULTI_CPU", "MULTI_GPU"):

@@ -103,6 +103,8 @@ class Figures:
     longest_end_seconds: float = 0.0
     """The longest that the other processes of a run needed to end after one of them was killed."""
     seconds: float = 0.0
+    kept: Path | None = None
+    """Where the folders of runs that differ, or that end with a fault, are copied; None: nowhere."""
 
 
 def recipe_for(folder: Path, case: Case) -> Recipe:
@@ -129,13 +131,14 @@ def kill_runs(
     minutes: float = 60.0,
     cases: Sequence[Case] = CASES,
     keep: Callable[[Figures], object] = lambda figures: None,
+    kept: Path | None = None,
 ) -> Figures:
     """Kill runs under `folder` so many times, or as long as there is time: half at any instant, half in a write.
 
     Each resumes until it finishes and is compared with one that was never killed. The cases take turns. `keep` gets the
-    figures after each.
+    figures after each. Folders with something wrong are copied below `kept`.
     """
-    figures, instants, started = Figures(), random.Random(seed), time.monotonic()
+    figures, instants, started = Figures(kept=kept), random.Random(seed), time.monotonic()
     turns = itertools.cycle(cases)
     while figures.kills < kills and not figures.faults and time.monotonic() < started + 60 * minutes:
         case = next(turns)
@@ -172,7 +175,8 @@ def finish_one(folder: Path, case: Case, seconds: float, instants: random.Random
         figures.longest_end_seconds = max(figures.longest_end_seconds, time.monotonic() - killed_at)
         if wrong := [number for number, code in enumerate(codes) if code not in (0, -signal.SIGKILL, LOST, UNMET)]:
             log = (folder / f"log-{wrong[0]}").read_text().strip() or "no output"
-            figures.faults.append(f"{case.name}, exit codes {codes}: {log.splitlines()[-1]}")
+            kept = keep_folder(folder, figures)
+            figures.faults.append(f"{case.name}, exit codes {codes}: {log.splitlines()[-1]}{kept}")
             return
         figures.kills += 1
         figures.cases[case.name] += 1
@@ -185,7 +189,17 @@ def finish_one(folder: Path, case: Case, seconds: float, instants: random.Random
     figures.finished += 1
     same = compare(straight, killed)
     figures.compared += len(same)
-    figures.mismatches += [f"{case.name}: {name}" for name, equal in same.items() if not equal]
+    if different := [f"{case.name}: {name}" for name, equal in same.items() if not equal]:
+        figures.mismatches += [f"{line}{keep_folder(folder, figures)}" for line in different]
+
+
+def keep_folder(folder: Path, figures: Figures) -> str:
+    """Copy a run, its output and the run that was not killed below `figures.kept`, and return where."""
+    if figures.kept is None:
+        return ""
+    place = figures.kept / f"{folder.name}-{figures.kills}"
+    shutil.copytree(folder, place, dirs_exist_ok=True)
+    return f"; see {place}"
 
 
 def wait_for_write(process: BaseProcess, checkpoints: Path, number: int) -> None:
@@ -237,7 +251,7 @@ def compare(straight: Path, killed: Path) -> dict[str, bool]:
     same = differing(load_final(straight), load_final(killed))
     files = [{path.relative_to(run).as_posix(): digest(path) for path in kept_files(run)} for run in (straight, killed)]
     same |= differing(*files)
-    same["lines"] = lines(straight) == lines(killed)
+    same |= same_lines(lines(straight), lines(killed))
     records = [RunDirectory.open(run).read_result() for run in (straight, killed)]
     same |= {f"result: {name}": getattr(records[0], name) == getattr(records[1], name) for name in SAID}
     same["digests"] = not find_faults(killed) and read_digests(killed) is not None
@@ -259,6 +273,16 @@ def lines(run: Path) -> list[dict[str, Any]]:
     """Return the lines of a run's metrics without its times."""
     found = [json.loads(line) for line in RunDirectory(run).metrics.read_text().splitlines()]
     return [{name: value for name, value in line.items() if name not in TIMES} for line in found]
+
+
+def same_lines(straight: list[dict[str, Any]], killed: list[dict[str, Any]]) -> dict[str, bool]:
+    """Return whether lines are the same, under a name that shows the first that are not."""
+    for number, (one, other) in enumerate(itertools.zip_longest(straight, killed, fillvalue={}), 1):
+        if one != other:
+            names = [name for name in one | other if one.get(name) != other.get(name)]
+            parts = [{name: line[name] for name in names if name in line} for line in (one, other)]
+            return {f"line {number} of metrics.jsonl has {parts[1]}, without kills {parts[0]}": False}
+    return {"lines": True}
 
 
 def phase_of(run: Path) -> str:
@@ -302,13 +326,15 @@ def main() -> int:
         "of": [case.name for case in cases],
         "seed": arguments.seed,
     }
+    kept = arguments.output.with_suffix(".kept")
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
 
     def keep(figures: Figures) -> None:
-        write_atomically(arguments.output, json.dumps(vars(figures) | origin, indent=2) + "\n")
+        text = json.dumps(vars(figures) | origin, indent=2, default=str)
+        write_atomically(arguments.output, text + "\n")
 
     with tempfile.TemporaryDirectory(prefix="peftlab-kills-") as folder:
-        figures = kill_runs(Path(folder), arguments.kills, arguments.seed, arguments.minutes, cases, keep)
+        figures = kill_runs(Path(folder), arguments.kills, arguments.seed, arguments.minutes, cases, keep, kept)
     for phase, count in figures.phases.most_common():
         print(f"{count:>6}  {phase}")
     print(

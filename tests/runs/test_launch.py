@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from peftlab.checkpoint.tensors import load_state
+from peftlab.errors import LaunchError
 from peftlab.optimization.step import optimizer_step
 from peftlab.recipe.dump import dump_recipe
 from peftlab.recipe.load import load_recipe
@@ -27,6 +28,7 @@ from peftlab.runs.jobs import Job
 from peftlab.runs.run import train
 from peftlab.runs.verify import differing, load_final
 from peftlab.training import loop
+from peftlab.world.meeting import meeting
 from tests.conftest import REPOSITORY
 from tests.runs.pairs import Pair, free_port, wait_for_step
 from tests.runs.recipes import shallow_sections
@@ -221,3 +223,53 @@ def test_a_process_that_hangs_when_another_has_ended_is_ended(tmp_path):
     stuck.join(20)
     assert stuck.exitcode == 12
     assert (tmp_path / "word").read_text().startswith("process 0 of 2")
+
+
+def be_killed_after_the_meeting(number: int, environment: dict[str, str], recipe: Path, log: Path) -> None:
+    """Be one of two processes; the second is killed when both have met, before they know each other."""
+    if number == 1:
+        launch_module.find_others = lambda world: os.kill(os.getpid(), signal.SIGKILL)
+    folder, place = load_recipe(recipe, ()).run.output, {"RANK": str(number), "LOCAL_RANK": str(number)}
+    jobs._train(Job(recipe, (), Path(folder), log, environment | place), False)
+
+
+def test_a_process_that_is_killed_right_after_the_meeting_leaves_one_line_and_the_exit_code_of_a_lost_one(tmp_path):
+    recipe, logs = tmp_path / "recipe.yaml", [tmp_path / f"{number}.log" for number in range(2)]
+    recipe.write_text(dump_recipe(small_recipe(tmp_path / "run")))
+    environment = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    context = multiprocessing.get_context("forkserver")
+    processes = [
+        context.Process(target=be_killed_after_the_meeting, args=(number, environment, recipe, logs[number]))
+        for number in range(2)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [12, -signal.SIGKILL]
+    line = logs[0].read_text().strip()
+    assert line.startswith("peftlab: error: the processes of this launch did not meet: ") and "\n" not in line
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.distributed.DistNetworkError("Failed to recv, got 0 bytes. Connection was likely closed."),
+        RuntimeError("[/src/third_party/gloo/gloo/transport/tcp/pair.cc:537] Read error: Connection reset by peer."),
+    ],
+    ids=["store", "gloo"],
+)
+def test_a_connection_that_another_machine_closed_is_a_lost_process(error):
+    with pytest.raises(LaunchError, match="did not meet: "), meeting():
+        raise error
+    found = launch_module.Launch(2, {}).explain(error)
+    assert isinstance(found, LaunchError) and "is not on this machine ended" in str(found)
+    assert launch_module.Launch(1, {}).explain(error) is error, "alone, there is nobody to lose"
+
+
+def test_other_errors_of_the_meeting_are_not_explained_by_it():
+    error = RuntimeError("No backend type associated with device type cpu")
+    with pytest.raises(RuntimeError) as caught, meeting():
+        raise error
+    assert caught.value is error
+    assert launch_module.Launch(2, {}).explain(error) is error
