@@ -9,15 +9,17 @@ from typing import Any
 
 from peftlab.comparison.parabola import least_between
 from peftlab.comparison.points import Point
-from peftlab.comparison.variants import learning_rate_beyond
-from peftlab.recipe.comparison import DEFAULT_RATE_EXTENSIONS, LEARNING_RATE
+from peftlab.recipe.comparison import LEARNING_RATE
 from peftlab.recipe.space import Dimension, Range, has_point
 
-# What the recipe's learning rate is multiplied by, before anything else is changed.
-FACTORS = (3.0, 0.3)
+# What the best learning rate is multiplied by where it is at an end, and how often at most.
+HIGHER, LOWER, MOST_BEYOND = 3.0, 0.3, 4
+# A learning rate within this factor of one that was tried tells nothing new.
+NEAREST = 1.15
 MOST_TRIALS = 8
-# Learning rates that are tried between the best and its neighbours, and how far from those tried, as a factor.
-BETWEEN, NEAREST = 2, 1.15
+SCHEDULE = "training.schedule"
+# The mean of each schedule, as a part of its peak, without a warm-up.
+MEANS = {"constant": 1.0, "linear": 0.5, "cosine": 0.5}
 
 
 @dataclass(frozen=True)
@@ -37,8 +39,9 @@ class Beginning:
     """How a search of `space` begins, where the recipe's own settings are `own`.
 
     These come first, then the `suggested` learning rate, if there is one. The learning rate decides most: others of it
-    alone follow, beyond the best at an end, as without a search, and then between the best and its neighbours. Then
-    each value of each list is tried once, with the best settings so far.
+    follow, each beyond the best, until that has neighbours on both sides. Then each value of each list is tried once
+    with the best settings so far (another schedule with the same mean learning rate), and at last learning rates
+    between the best and its neighbours.
     """
 
     own: Point
@@ -51,67 +54,86 @@ class Beginning:
         return has_point(self.space, self.own.settings)
 
     @property
-    def learning_rates(self) -> list[float]:
-        """The learning rates to begin with: the recipe's own, the suggested one, and multiples, if in the space."""
-        dimension = self.space.get(LEARNING_RATE)
-        if not isinstance(dimension, Range) or not self.has_own:
-            return []
-        own = self.own.settings[LEARNING_RATE]
-        others = [*([self.suggested] if self.suggested else []), *(round_learning_rate(own * one) for one in FACTORS)]
-        return list(dict.fromkeys([own, *filter(dimension.contains, others)]))
-
-    def has_own_but_learning_rate(self, point: Point) -> bool:
-        """Whether a point is the recipe's own settings but for the learning rate."""
-        return self.has_own and LEARNING_RATE in self.space and point == self._at(point.settings[LEARNING_RATE])
+    def has_learning_rates(self) -> bool:
+        """Whether it tries learning rates."""
+        return self.has_own and isinstance(self.space.get(LEARNING_RATE), Range)
 
     def next(self, tried: Sequence[Tried], best: Point) -> Point | None:
         """Return what is tried after `tried`, of which `best` was the best; None after all."""
-        if not self.has_own:
+        if not self.has_own or not tried:
+            return self.own if self.has_own else None
+        if len(tried) >= MOST_TRIALS:
             return None
-        if not tried:
-            return self.own
-        following = self._next_learning_rate(tried, best)
-        return self._at(following) if following is not None else self._untried_choice(tried, best)
+        return self._wider(tried, best) or self._untried_choice(tried, best) or self._nearer(tried, best)
 
-    def _next_learning_rate(self, tried: Sequence[Tried], best: Point) -> float | None:
-        """Return the learning rate to try next with the recipe's own settings; None where enough were tried."""
-        first, number = self.learning_rates, len(tried)
-        if number < len(first):
-            return first[number]
-        if not first or not all(self.has_own_but_learning_rate(one.point) for one in tried):
+    def _wider(self, tried: Sequence[Tried], best: Point) -> Point | None:
+        """Return the recipe's own settings at the next learning rate; None where the best is between two others."""
+        if not self.has_learning_rates:
             return None
-        losses = {one.settings[LEARNING_RATE]: one.loss for one in tried}
-        rates, found = sorted(losses), best.settings[LEARNING_RATE]
-        following = self._beyond(rates, found) if number < len(first) + DEFAULT_RATE_EXTENSIONS else None
-        if following is None and number < len(first) + DEFAULT_RATE_EXTENSIONS + BETWEEN:
-            following = _between(rates, [losses[rate] for rate in rates], found)
-        return None if following is None else round_learning_rate(following)
+        losses = {one.settings[LEARNING_RATE]: one.loss for one in tried if _same_but_rate(one.point, self.own)}
+        if self.suggested and self.suggested not in losses and self._contains(self.suggested):
+            return self._with_rate(self.own, self.suggested)
+        if len(losses) < len(tried) or len(losses) > MOST_BEYOND + (self.suggested in losses):
+            return None
+        learned = any(loss is not None for loss in losses.values())
+        beyond = self._beyond(sorted(losses), best.settings[LEARNING_RATE], learned)
+        return None if beyond is None else self._with_rate(self.own, beyond)
 
-    def _beyond(self, rates: Sequence[float], best: float) -> float | None:
-        """Return one beyond the best at an end, at most the end of its range; None where that was tried."""
-        beyond, dimension = learning_rate_beyond(rates, best), self.space[LEARNING_RATE]
-        if beyond is None or not isinstance(dimension, Range):
-            return None
-        inside = min(max(beyond, float(dimension.low)), float(dimension.high))
-        return inside if abs(log(inside / best)) >= log(NEAREST) else None
+    def _beyond(self, rates: Sequence[float], best: float, learned: bool) -> float | None:
+        """Return a learning rate beyond the best of `rates`, above rather than below; None where it is not at an end.
+
+        Where no rate has `learned` anything, it is below them all.
+        """
+        if not learned:
+            return self._inside(rates[0] * LOWER, rates[0])
+        above = self._inside(best * HIGHER, best) if best == rates[-1] else None
+        return above or (self._inside(best * LOWER, best) if best == rates[0] else None)
+
+    def _inside(self, wanted: float, of: float) -> float | None:
+        """Return a learning rate that is in the space, at most its end; None where that is too near `of`."""
+        dimension = self.space[LEARNING_RATE]
+        assert isinstance(dimension, Range)
+        inside = min(max(wanted, float(dimension.low)), float(dimension.high))
+        return inside if abs(log(inside / of)) >= log(NEAREST) else None
+
+    def _contains(self, rate: float) -> bool:
+        dimension = self.space[LEARNING_RATE]
+        return isinstance(dimension, Range) and dimension.contains(rate)
 
     def _untried_choice(self, tried: Sequence[Tried], best: Point) -> Point | None:
         """Return the best settings with a value of a list that no trial had; None where all were tried."""
-        if len(tried) >= MOST_TRIALS:
-            return None
         lists = {key: values for key, values in self.space.items() if not isinstance(values, Range)}
-        untried = (
-            (key, value)
-            for key, values in lists.items()
-            for value in values
-            if not any(one.settings[key] == value for one in tried)
-        )
-        found = next(untried, None)
-        return None if found is None else Point.of({**best.settings, found[0]: found[1]})
+        for key, values in lists.items():
+            for value in values:
+                if not any(one.settings[key] == value for one in tried):
+                    changed = Point.of({**best.settings, key: value})
+                    return self._with_mean(changed, best) if key == SCHEDULE else changed
+        return None
 
-    def _at(self, learning_rate: float) -> Point:
-        """Return the recipe's own settings at another learning rate."""
-        return Point.of({**self.own.settings, LEARNING_RATE: learning_rate})
+    def _with_mean(self, point: Point, of: Point) -> Point:
+        """Return a point of another schedule with the mean learning rate of `of`, where the space has that."""
+        if not self.has_learning_rates:
+            return point
+        rate = of.settings[LEARNING_RATE] * MEANS[of.settings[SCHEDULE]] / MEANS[point.settings[SCHEDULE]]
+        return self._with_rate(point, rate) if self._contains(rate) else point
+
+    def _nearer(self, tried: Sequence[Tried], best: Point) -> Point | None:
+        """Return the best settings at a learning rate between the best and its neighbours; None after enough."""
+        if not self.has_learning_rates:
+            return None
+        losses = {one.settings[LEARNING_RATE]: one.loss for one in tried if _same_but_rate(one.point, best)}
+        rates = sorted(losses)
+        between = _between(rates, [losses[rate] for rate in rates], best.settings[LEARNING_RATE])
+        return None if between is None else self._with_rate(best, between)
+
+    @staticmethod
+    def _with_rate(point: Point, rate: float) -> Point:
+        return Point.of({**point.settings, LEARNING_RATE: round_learning_rate(rate)})
+
+
+def _same_but_rate(one: Point, other: Point) -> bool:
+    """Whether two points are the same but for the learning rate."""
+    return {**one.settings, LEARNING_RATE: 0} == {**other.settings, LEARNING_RATE: 0}
 
 
 def _between(rates: Sequence[float], losses: Sequence[float | None], best: float) -> float | None:

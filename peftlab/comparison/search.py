@@ -43,7 +43,8 @@ EVALUATION_SHARE, FORWARD = 0.2, 1 / 3
 class Attempt:
     """One trial while it runs: optuna's trial, which decides whether to stop it, its point and its job.
 
-    A `whole` one is not stopped: learning rates alone, as a higher one may be behind for long and end ahead.
+    A `whole` one is not stopped: the first ones, as a higher learning rate and another schedule may be behind for long
+    and end ahead.
     """
 
     trial: optuna.Trial
@@ -80,7 +81,7 @@ class VariantSearch:
         )
         name = f"{self.variant.title} {sha256(described.encode()).hexdigest()[:12]}"
         self.beginning = Beginning(self.own, self.space, self.variant.suggested_learning_rate)
-        drawn = len(self.beginning.learning_rates) or MOST_TRIALS
+        drawn = 0 if self.beginning.has_learning_rates else MOST_TRIALS
         pruner = build_pruner(self.settings.stopping, self.compared_every, self.steps, REDUCTION)
         self.proposals = Proposals(name, self.storage, self.space, self.higher_is_better, pruner, drawn)
 
@@ -141,8 +142,7 @@ class VariantSearch:
         first = self.beginning.next(self.tried(), self.best())
         trial, point = self.proposals.ask(first)
         job = self.plan(point, self.trial_overrides())
-        whole = first is not None and self.beginning.has_own_but_learning_rate(first)
-        self.attempt, self.seen = Attempt(trial, point, job, whole), 0
+        self.attempt, self.seen = Attempt(trial, point, job, whole=first is not None), 0
         return job
 
     def trial_overrides(self) -> list[str]:

@@ -7,16 +7,21 @@ import re
 import sys
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 
 import pytest
+import torch
 
 from peftlab.cli.compare import make_search
 from peftlab.cli.render_comparison import render_comparison
+from peftlab.comparison.beginning import MEANS, Beginning, Tried
 from peftlab.comparison.lab import TUNING_SEED, compare
+from peftlab.comparison.points import Point
 from peftlab.comparison.report.write import write_report
 from peftlab.comparison.rows import read_table
 from peftlab.comparison.variants import Settings
 from peftlab.errors import MissingRequirementError, StorageError, UsageError
+from peftlab.optimization.schedule import build_schedule
 from peftlab.recipe.comparison import list_variants
 from peftlab.recipe.dump import dump_recipe
 from peftlab.recipe.load import load_recipe
@@ -38,10 +43,11 @@ class Machine:
     """Stands in for the processes: a run writes its evaluations one after another, as far as it is let."""
 
     def __init__(self):
-        self.started, self.done, self.stop_after, self.optimum = [], [], None, 2e-3
+        self.started, self.done, self.stop_after, self.optimum, self.cosine = [], [], None, 2e-3, 0.0
 
     def loss(self, recipe: Recipe, step: int) -> float:
         distance = self.loss_of(recipe.training.learning_rate) + 0.1 * (recipe.training.schedule == "linear")
+        distance += self.cosine * (recipe.training.schedule == "cosine")
         return 2 + distance + 1.5 * (1 - step / STEPS)
 
     def loss_of(self, learning_rate: float) -> float:
@@ -143,37 +149,70 @@ def test_a_search_tries_the_recipes_own_settings_first_and_chooses_the_best_that
 
 
 @pytest.mark.parametrize(
-    ("optimum", "first"),
+    ("optimum", "first", "between"),
     [
-        # Losses of .7, 0 and 2: the parabola's least is .32 below 1e-3 (natural logarithm), and with .28 there it is
-        # 1e-3 itself: halfway to the better neighbour.
-        (1e-3, [1e-3, 3e-3, 3e-4, 7.24e-4, 8.51e-4]),
-        # Losses .667, 0 and 2 at equal distances of log 3: least a quarter of one below 3e-3.
-        (3e-3, [1e-3, 3e-3, 3e-4, 9e-3, 2.28e-3]),
-        (1e-4, [1e-3, 3e-3, 3e-4, 1e-4]),  # 9e-5 is outside the space, whose end is tried
-        (9e-3, [1e-3, 3e-3, 3e-4, 9e-3]),  # 2.7e-2 is outside too, and the end too near to try
+        # Losses of .667, 0 and 2 at equal distances of log 3: least a quarter of one below 3e-3.
+        (3e-3, [1e-3, 3e-3, 9e-3], [2.28e-3]),
+        (1e-3, [1e-3, 3e-3, 3e-4], [7.24e-4]),  # .7, 0 and 2: the parabola's least is .32 below 1e-3 (as a logarithm)
+        (1e-4, [1e-3, 3e-3, 3e-4, 1e-4], []),  # 9e-5 is outside the space, whose end is tried
+        (9e-3, [1e-3, 3e-3, 9e-3], []),  # 2.7e-2 is outside too, and the end too near to try
     ],
 )
-def test_a_search_begins_with_learning_rates_alone_beyond_the_best_at_an_end_and_between_the_best_and_its_neighbours(
-    machine, variants, tmp_path, optimum, first
+def test_a_search_begins_with_learning_rates_beyond_the_best_until_it_has_neighbours_then_lists_then_between(
+    machine, variants, tmp_path, optimum, first, between
 ):
     machine.optimum = optimum
-    (variant,) = run(variants[:1], tmp_path / "out", Search(space=SPACE, trials=8)).variants
+    (variant,) = run(variants[:1], tmp_path / "out", Search(space=SPACE, trials=9)).variants
     alone = variant.sweep[: len(first)]
     assert [trial.learning_rate for trial in alone] == first
     assert {trial.settings["training.schedule"] for trial in alone} == {"linear"}
-    assert {trial.status for trial in alone} == {"finished"}
     values = {trial.learning_rate: machine.loss_of(trial.learning_rate) for trial in alone}
-    following = variant.sweep[len(first)].settings
-    assert following == {"training.learning_rate": min(values, key=values.get), "training.schedule": "cosine"}
-    assert variant.sweep[len(first) + 1].learning_rate not in (*first, 9e-5, 2.7e-2)
+    best, following = min(values, key=values.get), variant.sweep[len(first)].settings
+    assert following == {"training.learning_rate": best, "training.schedule": "cosine"}
+    assert {trial.status for trial in variant.sweep[: len(first) + 1]} == {"finished"}
+    machine.cosine = 1.0  # now the list's other value is worse, and the best has neighbours
+    (variant,) = run(variants[:1], tmp_path / "other", Search(space=SPACE, trials=9)).variants
+    assert [trial.learning_rate for trial in variant.sweep[len(first) + 1 :]][: len(between)] == between
+
+
+@pytest.mark.parametrize(("schedule", "learning_rate"), [("constant", 1.5e-3), ("cosine", 3e-3)])
+def test_another_schedule_is_tried_with_the_same_mean_learning_rate(
+    machine, variants, tmp_path, schedule, learning_rate
+):
+    machine.optimum = 3e-3
+    space = SPACE | {"training.schedule": ("linear", schedule)}
+    (variant,) = run(variants[:1], tmp_path / "out", Search(space=space, trials=4)).variants
+    settings = {"training.learning_rate": learning_rate, "training.schedule": schedule}
+    assert variant.sweep[3].settings == settings
+
+
+@pytest.mark.parametrize("schedule", MEANS)
+def test_the_mean_of_a_schedule_is_its_own(schedule):
+    training = short_recipe("lora", Path("unused"), steps=1000, schedule=schedule, warmup=0).training
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    following = build_schedule(optimizer, training, 1000)
+    rates = []
+    for _ in range(1000):
+        rates.append(following.get_last_lr()[0])
+        optimizer.step()
+        following.step()
+    assert fmean(rates) == pytest.approx(MEANS[schedule], abs=1e-3)
+
+
+def test_where_no_learning_rate_learns_a_lower_one_is_tried(machine, variants):
+    space = {"training.learning_rate": Range(low=1e-6, high=1, log=True)}
+    beginning, tried = Beginning(Point.of({"training.learning_rate": 1e-3}), space), []
+    for expected in (1e-3, 3e-4, 9e-5):
+        point = beginning.next(tried, Point.at_learning_rate(1e-3))
+        assert point == Point.at_learning_rate(expected)
+        tried.append(Tried(point))
 
 
 def test_the_rule_of_a_method_is_tried_after_the_recipes_own_learning_rate(machine, variants, tmp_path):
     (variant,) = run(
         [replace(variants[0], suggested_learning_rate=8e-3)], tmp_path / "out", Search(space=SPACE, trials=3)
     ).variants
-    assert [trial.learning_rate for trial in variant.sweep] == [1e-3, 8e-3, 3e-3]
+    assert [trial.learning_rate for trial in variant.sweep] == [1e-3, 8e-3, 3e-4]
 
 
 def test_learning_rates_outside_the_space_are_left_out_and_own_settings_outside_it_draw_all(
@@ -182,8 +221,8 @@ def test_learning_rates_outside_the_space_are_left_out_and_own_settings_outside_
     space = SPACE | {"training.learning_rate": Range(low=0.5, high=20, log=True, relative=True)}
     machine.optimum = 1e-3
     (variant,) = run(variants[:1], tmp_path / "out", Search(space=space, trials=4)).variants
-    # The best is at an end, and beyond it is the end of the space; then halfway to the better neighbour.
-    assert [trial.learning_rate for trial in variant.sweep] == [1e-3, 3e-3, 5e-4, 7.07e-4]
+    # Below the recipe's own is the end of the space; then comes the other schedule.
+    assert [trial.learning_rate for trial in variant.sweep] == [1e-3, 3e-3, 5e-4, 1e-3]
     space |= {"training.schedule": ("cosine", "constant")}
     (variant,) = run(variants[:1], tmp_path / "drawn", Search(space=space, trials=4)).variants
     assert not {trial.learning_rate for trial in variant.sweep} & {1e-3, 3e-3, 3e-4}
@@ -192,8 +231,8 @@ def test_learning_rates_outside_the_space_are_left_out_and_own_settings_outside_
 def test_a_trial_is_stopped_exactly_where_it_is_not_in_the_better_half_so_far(machine, variants, tmp_path):
     (variant,) = run(variants[:1], tmp_path / "out", Search(space=SPACE, trials=15)).variants
     seen: dict[int, list[float]] = {4: [], 8: []}
-    # Learning rates alone come first, and run to their end: 1e-3 and 3e-3 are equal, and the best is halfway.
-    first = [1e-3, 3e-3, 3e-4, 1.73e-3, 1.32e-3]
+    # Learning rates and the list's other value come first, and run to their end: 1e-3 and 3e-3 are equal.
+    first = [1e-3, 3e-3, 3e-4, 1e-3]
     assert [trial.learning_rate for trial in variant.sweep[: len(first)]] == first
     for number, trial in enumerate(variant.sweep):
         recipe = variants[0].with_overrides([f"{key}={json.dumps(v)}" for key, v in trial.settings.items()]).recipe
@@ -342,7 +381,7 @@ def test_caps_without_a_search_and_wrong_caps_are_one_line(variants):
 def test_real_runs_are_stopped_and_the_search_killed_and_resumed_is_the_same(tmp_path, monkeypatch, stopping):
     file = tmp_path / "lora.yaml"
     file.write_text(dump_recipe(short_recipe("lora", tmp_path / "unused", steps=18)))
-    search = Search(space=SPACE, trials=6, stopping=stopping)
+    search = Search(space=SPACE, trials=9, stopping=stopping)
     variants = list_variants([file], [])
     straight = run(variants, tmp_path / "straight", search)
     from peftlab.comparison import search_pool as room
@@ -351,7 +390,7 @@ def test_real_runs_are_stopped_and_the_search_killed_and_resumed_is_the_same(tmp
 
     def start(job, warm, start=room.start):
         begun.append(job.name)
-        if len(begun) == 4:
+        if len(begun) == 6:
             raise KeyboardInterrupt
         return start(job, warm)
 
