@@ -140,6 +140,15 @@ def test_no_width_scrolls_sideways_and_no_picture_is_clipped(opened, width):
     assert clipped == []
 
 
+@pytest.mark.parametrize("width", [360, 800, 1400])
+def test_the_answers_of_several_budgets_have_room_for_their_words(page, width):
+    page.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride", {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    )
+    widths = page.execute_script("return Array.from(document.querySelectorAll('.answer dd')).map(d => d.offsetWidth)")
+    assert len(widths) > 2 and min(widths) >= 200
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_and_pictures_stand_out_from_the_page_in_light_and_in_dark(page, scheme):
     page.execute_cdp_cmd(

@@ -79,7 +79,7 @@ def draw_change(table: Table, findings: Findings) -> tuple[str, bytes] | None:
         axes.plot(after, row, **marker_of(look))
 
     label = direction(table, findings).replace("\n", " ")
-    return _draw_rows(table, findings, draw, f"{label}\n| before, marker after")
+    return _draw_rows(table, findings, draw, f"{label}\ntick: before; marker: after")
 
 
 def _draw_rows(table: Table, findings: Findings, draw: Draw, label: str, *, zero: bool = False) -> tuple[str, bytes]:
