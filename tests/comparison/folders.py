@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +40,15 @@ ENVIRONMENT = {
     "python": "3.11.7", "platform": "Linux-6.1-x86_64", "versions": {"peftlab": "0.1.0", "torch": "2.13.0"},
     "commit": "0123456789abcdef", "device": "cpu (x86_64, 2 cores)", "threads": 1, "processes": 1,
 }  # fmt: skip
+
+
+@cache
+def own_recipe(method: str) -> tuple[dict, str]:
+    """Return a method's recipe as sections and as YAML, with a learning rate and a seed to be replaced."""
+    recipe = load_recipe(RECIPES / f"{method}.yaml", ["training.learning_rate=0.123", "run.seed=123"]).model_dump()
+    text = io.StringIO()
+    YAML().dump(recipe, text)
+    return recipe, text.getvalue()
 
 
 class Maker:
@@ -97,11 +108,15 @@ class Maker:
         folder = self.folder / "runs" / run
         folder.mkdir(parents=True, exist_ok=True)
         (folder / MARKER).write_text('{"schema": 1}\n')
-        recipe = load_recipe(
-            RECIPES / f"{method}.yaml", [f"training.learning_rate={rate!r}", f"run.seed={seed}"]
-        ).model_dump()
-        with (folder / "recipe.yaml").open("w", encoding="utf-8") as file:
-            YAML().dump(recipe, file)
+        recipe, text = own_recipe(method)
+        recipe = recipe | {
+            "training": recipe["training"] | {"learning_rate": rate},
+            "run": recipe["run"] | {"seed": seed},
+        }
+        text = text.replace("learning_rate: 0.123\n", f"learning_rate: {rate!r}\n").replace(
+            "seed: 123\n", f"seed: {seed}\n"
+        )
+        (folder / "recipe.yaml").write_text(text, encoding="utf-8")
         result = RunResult(status=status, name=run, recipe=recipe, environment=ENVIRONMENT)
         if status == "finished":
             self.fill(result, folder, method, loss)
