@@ -70,19 +70,21 @@ class Beginning:
         """Return the recipe's own settings at the next learning rate; None where the best is between two others."""
         if not self.has_learning_rates:
             return None
-        losses = {one.settings[LEARNING_RATE]: one.loss for one in tried if _same_but_rate(one.point, self.own)}
+        losses = {
+            one.settings[LEARNING_RATE]: one.loss for one in tried if _same_but_learning_rate(one.point, self.own)
+        }
         if self.suggested and self.suggested not in losses and self._contains(self.suggested):
-            return self._with_rate(self.own, self.suggested)
+            return self._at_learning_rate(self.own, self.suggested)
         if len(losses) < len(tried) or len(losses) > MOST_BEYOND + (self.suggested in losses):
             return None
         learned = any(loss is not None for loss in losses.values())
         beyond = self._beyond(sorted(losses), best.settings[LEARNING_RATE], learned)
-        return None if beyond is None else self._with_rate(self.own, beyond)
+        return None if beyond is None else self._at_learning_rate(self.own, beyond)
 
     def _beyond(self, rates: Sequence[float], best: float, learned: bool) -> float | None:
         """Return a learning rate beyond the best of `rates`, above rather than below; None where it is not at an end.
 
-        Where no rate has `learned` anything, it is below them all.
+        Where no learning rate has `learned` anything, it is below them all.
         """
         if not learned:
             return self._inside(rates[0] * LOWER, rates[0])
@@ -96,9 +98,9 @@ class Beginning:
         inside = min(max(wanted, float(dimension.low)), float(dimension.high))
         return inside if abs(log(inside / of)) >= log(NEAREST) else None
 
-    def _contains(self, rate: float) -> bool:
+    def _contains(self, learning_rate: float) -> bool:
         dimension = self.space[LEARNING_RATE]
-        return isinstance(dimension, Range) and dimension.contains(rate)
+        return isinstance(dimension, Range) and dimension.contains(learning_rate)
 
     def _untried_choice(self, tried: Sequence[Tried], best: Point) -> Point | None:
         """Return the best settings with a value of a list that no trial had; None where all were tried."""
@@ -114,24 +116,24 @@ class Beginning:
         """Return a point of another schedule with the mean learning rate of `of`, where the space has that."""
         if not self.has_learning_rates:
             return point
-        rate = of.settings[LEARNING_RATE] * MEANS[of.settings[SCHEDULE]] / MEANS[point.settings[SCHEDULE]]
-        return self._with_rate(point, rate) if self._contains(rate) else point
+        wanted = of.settings[LEARNING_RATE] * MEANS[of.settings[SCHEDULE]] / MEANS[point.settings[SCHEDULE]]
+        return self._at_learning_rate(point, wanted) if self._contains(wanted) else point
 
     def _nearer(self, tried: Sequence[Tried], best: Point) -> Point | None:
         """Return the best settings at a learning rate between the best and its neighbours; None after enough."""
         if not self.has_learning_rates:
             return None
-        losses = {one.settings[LEARNING_RATE]: one.loss for one in tried if _same_but_rate(one.point, best)}
+        losses = {one.settings[LEARNING_RATE]: one.loss for one in tried if _same_but_learning_rate(one.point, best)}
         rates = sorted(losses)
         between = _between(rates, [losses[rate] for rate in rates], best.settings[LEARNING_RATE])
-        return None if between is None else self._with_rate(best, between)
+        return None if between is None else self._at_learning_rate(best, between)
 
     @staticmethod
-    def _with_rate(point: Point, rate: float) -> Point:
-        return Point.of({**point.settings, LEARNING_RATE: round_learning_rate(rate)})
+    def _at_learning_rate(point: Point, learning_rate: float) -> Point:
+        return Point.of({**point.settings, LEARNING_RATE: round_learning_rate(learning_rate)})
 
 
-def _same_but_rate(one: Point, other: Point) -> bool:
+def _same_but_learning_rate(one: Point, other: Point) -> bool:
     """Whether two points are the same but for the learning rate."""
     return {**one.settings, LEARNING_RATE: 0} == {**other.settings, LEARNING_RATE: 0}
 
