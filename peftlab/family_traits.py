@@ -81,19 +81,17 @@ CASTS_LAYERS = MappingProxyType({"switch_transformers": "router"})
 
 NO_PROMPTS = MappingProxyType(
     {
-        "deepseek_v4": "chooses experts by token ids, and takes no embeddings in their place",
         "fsmt": "reads token ids, and takes no embeddings in their place",
         "ibert": "has an embedding of its own kind, which PEFT cannot start a prompt from",
-        "layoutlmv3": "reads token ids, and takes no embeddings in their place",
         "xlstm": "takes no attention mask, which PEFT gives it with a prompt",
     }
 )
-"""Families that prompt tuning cannot give embeddings, and why (transformers 5.23)."""
+"""Families that prompt tuning cannot give embeddings, and why (transformers 5.23), where a pass does not show it."""
 
 SEEKS_TOKENS = MappingProxyType(dict.fromkeys(("gemma4", "gemma4_text"), "embed_tokens_per_layer"))
 """Families that look for the token of each embedding, and the table for which they do; models without it do not."""
 
-CLASSIFIES_IDS = frozenset({"longformer", "t5gemma"})
+CLASSIFIES_IDS = frozenset({"longformer"})
 """Families whose classifiers read token ids even where they are given embeddings."""
 
 OWN_EMBEDDING_SIZE = frozenset({"moshi"})

@@ -70,7 +70,8 @@ class Passage:
     `idle` are modules with parameters that the text does not reach, `towers` those of them that are whole parts of
     the model (a vision tower, a decoder's attention to an encoder that it does not have). `read` are dense layers
     whose weight others read without calling the layer, or its type. `key_values` is the cache, the same in every
-    layer, and `no_prefix` says why nothing can be put before it.
+    layer, and `no_prefix` says why nothing can be put before it. `takes_embeddings` is false where the text passes as
+    ids alone.
     """
 
     known: bool = False
@@ -79,6 +80,7 @@ class Passage:
     read: frozenset[str] = frozenset()
     key_values: KeyValues | None = None
     no_prefix: str = ""
+    takes_embeddings: bool = True
 
 
 UNKNOWN_PASSAGE = Passage()

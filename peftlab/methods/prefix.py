@@ -252,6 +252,8 @@ def _why_no_prompt(shape: ModelShape) -> str:
     table = SEEKS_TOKENS.get(shape.model_type)
     if table and any(table in site.name.split(".") for site in shape.parameters):
         return f"{shape.model_type} looks for the token of each embedding, and those of a prompt have none; use lora"
+    if not shape.passage.takes_embeddings:
+        return f"{shape.model_type} reads token ids, and takes no embeddings in their place; use lora"
     if shape.model_type in CLASSIFIES_IDS and not TASKS[shape.task].generates:
         return f"a classifier of {shape.model_type} reads token ids, and takes no embeddings in their place; use lora"
     if not TASKS[shape.task].reads_last_token or shape.model_type in ENCODERS:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -39,7 +39,7 @@ _SEEN: dict[tuple[type[PreTrainedModel], str], Passage] = {}
 
 
 def _try_passage(base: PreTrainedModel) -> Passage:
-    refused, read = _refused_by_signature(base), set[str]()
+    refused, read, takes_embeddings = _refused_by_signature(base), set[str](), True
     for attention in ATTENTIONS:
         with contextlib.suppress(Exception):  # a model that reads weights while it is built, or lacks this attention
             twin = _without_weights(type(base), base.config, attention)
@@ -53,10 +53,16 @@ def _try_passage(base: PreTrainedModel) -> Passage:
                 with _routed_everywhere(), contextlib.suppress(Exception):
                     _run(twin.train())  # Gemma 3n reads (and clips) some weights in training alone
                 return _describe(twin, called, readers, outputs, refused)
-            with _AnyPath(), contextlib.suppress(Exception):
-                _run(twin)
+            takes_embeddings &= not _returns(twin) or _returns(twin, embedded=True)
             read |= _names_of(readers, twin)
-    return Passage(no_prefix=refused, read=frozenset(read))
+    return Passage(no_prefix=refused, read=frozenset(read), takes_embeddings=takes_embeddings)
+
+
+def _returns(twin: PreTrainedModel, embedded: bool = False) -> bool:
+    """Return whether a model's body returns something on some path; `embedded`: for embeddings in place of ids."""
+    with _outputs(twin.base_model) as outputs, _routed_everywhere(), _AnyPath(), contextlib.suppress(Exception):
+        outputs.append(_run(twin.eval(), embedded))
+    return bool(outputs)
 
 
 def _describe(
@@ -73,6 +79,7 @@ def _describe(
         read=frozenset(_names_of(read, twin)),
         key_values=key_values,
         no_prefix=refused or reason,
+        takes_embeddings=_returns(twin, embedded=True),
     )
 
 
@@ -101,12 +108,14 @@ def _routed_everywhere() -> contextlib.AbstractContextManager:
 
 
 @torch.no_grad()
-def _run(twin: PreTrainedModel) -> Any:
+def _run(twin: PreTrainedModel, embedded: bool = False) -> Any:
     ids = torch.ones(1, TOKENS, dtype=torch.int64, device="meta")
     names = inspect.signature(twin.forward).parameters
     more: dict[str, Any] = {"use_cache": True} if "use_cache" in names else {}
     if twin.config.is_encoder_decoder and "decoder_input_ids" in names:
         more["decoder_input_ids"] = ids
+    if embedded:
+        return twin(inputs_embeds=twin.get_input_embeddings()(ids), attention_mask=torch.ones_like(ids), **more)
     return twin(input_ids=ids, **more)
 
 
@@ -146,7 +155,21 @@ def _cast_layers(model: PreTrainedModel) -> set[nn.Module]:
 
 
 def _names_of(modules: set[nn.Module], model: nn.Module) -> set[str]:
-    return {name for name, one in model.named_modules() if one in modules}
+    """Return the names of modules, and of those that have the same place in another module of a class of the model's.
+
+    Where a path depends on values, one expert of several was reached, and its class reads what is in the others too.
+    """
+    named = dict(model.named_modules())
+    places = {name: _place(name, named) for name in named}
+    wanted = {places[name] for name, one in named.items() if one in modules}
+    return {name for name, place in places.items() if place in wanted}
+
+
+def _place(name: str, named: Mapping[str, nn.Module]) -> tuple[Any, str]:
+    """Return the class that a module belongs to and its name there; within torch's containers, itself."""
+    owner, _, own = name.rpartition(".")
+    kind = type(named[owner])
+    return (named[name], own) if kind.__module__.startswith("torch.") or not name else (kind, own)
 
 
 class _AnyPath(TorchDispatchMode):

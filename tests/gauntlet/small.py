@@ -168,7 +168,7 @@ OWN: dict[str, dict[str, Any]] = {
         "attention_head_dim": 2 * HEAD,
     },
     "zamba2": {
-        "layer_types": ["linear_attention", "hybrid"],
+        "layers_block_type": ["linear_attention", "hybrid"],
         **dict.fromkeys(("attention_hidden_size", "intermediate_size"), 2 * WIDTH),
         "attention_head_dim": 2 * HEAD,
         "num_key_value_heads": HEADS,

@@ -11,6 +11,7 @@ from tests.gauntlet.small import small_config
 
 CAUSAL = transformers.AutoModelForCausalLM
 CLASSIFY = transformers.AutoModelForSequenceClassification
+PAIR = transformers.AutoModelForSeq2SeqLM
 TAG = transformers.AutoModelForTokenClassification
 ONE_SIZE = ["llama", "falcon", "gemma3_text", "mistral", "gpt_oss", "qwen2_moe", "opt"]
 NO_PREFIX = {
@@ -105,3 +106,37 @@ def test_dense_layers_whose_weights_others_read_are_found_also_where_the_pass_ca
     auto, names = READ[model_type]
     found = {name.rpartition(".")[2] for name in pass_text(build(model_type, auto)).read}
     assert found - {"lm_head"} == names
+
+
+EMBEDDED = {
+    "llama": (CAUSAL, True),
+    "bert": (CLASSIFY, True),
+    "t5gemma": (PAIR, True),
+    "t5": (CLASSIFY, False),
+    "esmc": (TAG, False),
+    "layoutlmv3": (CLASSIFY, False),
+    "deepseek_v4": (CAUSAL, False),
+}
+
+
+@pytest.mark.parametrize("model_type", EMBEDDED)
+def test_embeddings_in_place_of_ids_are_taken_where_a_real_model_takes_them(model_type):
+    auto, takes = EMBEDDED[model_type]
+    model = build(model_type, auto, device="cpu")
+    ids = torch.full((1, 5), 7)
+    beside = {"decoder_input_ids": ids} if model.config.is_encoder_decoder and auto is PAIR else {}
+    try:
+        model(inputs_embeds=model.get_input_embeddings()(ids), attention_mask=torch.ones_like(ids), **beside)
+    except (NotImplementedError, TypeError, ValueError, AttributeError):
+        assert not takes
+    else:
+        assert takes
+    assert pass_text(model).takes_embeddings is takes
+
+
+def test_what_one_expert_reads_of_its_own_layers_the_others_read_too():
+    """Where a router without values takes one path, one expert of four is reached."""
+    read = pass_text(build("switch_transformers", PAIR)).read
+    experts = "encoder.block.1.layer.1.mlp.experts"
+    assert {f"{experts}.expert_{number}.wo" for number in range(4)} <= read
+    assert not {f"{experts}.expert_{number}.wi" for number in range(4)} & read
