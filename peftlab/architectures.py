@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from peftlab.errors import MethodError, nearest
+from peftlab.shapes import ModelShape, ParameterSite
 
 ATTENTION_ROLES = ("query", "key", "value", "query-key-value", "attention-output")
 FEED_FORWARD_ROLES = ("feed-forward-input", "feed-forward-gate", "feed-forward-output")
@@ -235,6 +236,41 @@ def architecture_of(model_type: str) -> Architecture:
             f"known: {', '.join(sorted(ARCHITECTURES))}"
         )
     return ARCHITECTURES[model_type]
+
+
+def find_architecture(shape: ModelShape) -> Architecture | None:
+    """Return the module names of a model's family, or those of Llama's where every layer is built like its layers.
+
+    None for others. Such a layer has an attention `self_attn` whose output is `o_proj`, a feed-forward `mlp` of dense
+    layers alone, and the norms before each: a mixture of experts, or a norm behind either, is of another build.
+    """
+    if shape.model_type in ARCHITECTURES:
+        return ARCHITECTURES[shape.model_type]
+    layers: dict[int, dict[str, ParameterSite]] = {}
+    places: set[str] = set()
+    for site in shape.parameters:
+        if site.layer is not None and site.kind != "adapter":
+            place, _, inside = site.name.partition(f".{site.layer}.")
+            places.add(place)
+            layers.setdefault(site.layer, {})[inside.rpartition(".")[0]] = site
+    dense = {one.name for one in shape.linears} - shape.passage.read
+    alike = all(_is_plain(layer, dense, shape.hidden_size) for layer in layers.values())
+    return _LLAMA if alike and len(places) == 1 and len(layers) == shape.layers > 0 else None
+
+
+def _is_plain(layer: Mapping[str, ParameterSite], dense: set[str], width: int) -> bool:
+    """Return whether a decoder's layer, its modules with parameters by their names inside it, is built like Llama's."""
+    named = {name: site.name.rpartition(".")[0] in dense for name, site in layer.items()}
+    attention = {f"self_attn.{name}" for name in _SEPARATE}
+    feed_forward = {name for name in named if name.startswith("mlp.")}
+    others = {name for name in named if not name.startswith(("mlp.", "self_attn."))}
+    return (
+        all(named.get(name, False) for name in attention)
+        and len(feed_forward) > 1
+        and all(named[name] and name.count(".") == 1 for name in feed_forward)
+        and others == set(_LLAMA.norms)
+        and layer["self_attn.o_proj"].shape[0] == width
+    )
 
 
 def _roles_by_last_part() -> dict[str, str]:

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from peftlab.architectures import ARCHITECTURES, Architecture
-from peftlab.errors import nearest
+from peftlab.architectures import ARCHITECTURES, Architecture, find_architecture
 from peftlab.methods.base import Method, Problems, Sizes
 from peftlab.methods.candidates import describe_candidates, outermost
 from peftlab.shapes import ModelShape, ParameterSite
@@ -83,7 +82,7 @@ class Adapters(Method):
                 for pattern in self.modules
                 if not outermost(pattern, names)
             ]
-        if shape.model_type not in ARCHITECTURES:
+        if find_architecture(shape) is None:
             return [("type", _unknown(shape))]
         if not self._places(shape):
             return [("type", f"no layer of this {shape.model_type} model was recognised; name `modules` to adapt")]
@@ -117,11 +116,12 @@ class Adapters(Method):
     def _places(self, shape: ModelShape) -> list[Place]:
         if self.modules:
             return self._named_places(shape)
-        if shape.model_type not in ARCHITECTURES:
+        family = find_architecture(shape)
+        if family is None:
             return []
         return [
             place
-            for layer, (prefix, architecture) in _layer_prefixes(shape).items()
+            for layer, (prefix, architecture) in _layer_prefixes(shape, family).items()
             for place in self._places_in(layer, prefix, architecture, shape.hidden_size)
         ]
 
@@ -167,13 +167,12 @@ class Adapters(Method):
         return model
 
 
-def _layer_prefixes(shape: ModelShape) -> dict[int, tuple[str, Architecture]]:
+def _layer_prefixes(shape: ModelShape, family: Architecture) -> dict[int, tuple[str, Architecture]]:
     """Return each layer's own name and its modules.
 
     The name is what a known projection's name has before its name in the layer; a decoder's layer is one with a
     projection that only they have.
     """
-    family = ARCHITECTURES[shape.model_type]
     found: dict[int, tuple[str, Architecture]] = {}
     for architecture in filter(None, (family, family.decoder)):
         own = [name for name in architecture.roles if architecture is family or name not in family.roles]
@@ -199,7 +198,7 @@ def _module_names(shape: ModelShape) -> list[str]:
 
 def _unknown(shape: ModelShape) -> str:
     return (
-        f"peftlab does not know the layers of {shape.model_type or 'this model'!r}"
-        f"{nearest(shape.model_type, ARCHITECTURES)}; it knows {', '.join(sorted(ARCHITECTURES))}; "
-        "for others, name the modules whose output is adapted: `modules: [...]`"
+        f"the layers of {shape.model_type or 'this model'!r} are of a build that peftlab does not know (it knows those "
+        f"of {len(ARCHITECTURES)} families and all that are built like Llama's); name the modules whose output is "
+        "adapted, `modules: [...]`, or use lora"
     )

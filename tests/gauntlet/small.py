@@ -113,6 +113,8 @@ OWN: dict[str, dict[str, Any]] = {
             **dict.fromkeys(("hidden_size_per_layer_input", "vocab_size_per_layer_input"), 0),
         }
     },
+    # A tower of the package timm, of which this is its smallest.
+    "gemma3n": {"vision_config": {"model_type": "gemma3n_vision", "architecture": "test_resnet"}},
     "gemma3n_text": {"activation_sparsity_pattern": [0.0, 0.0], "num_kv_shared_layers": 0, "altup_num_inputs": 2},
     "gemma4_unified": {"image_token_id": 4095, "video_token_id": 4094, "audio_token_id": 4093},
     "gpt_bigcode": {"num_key_value_heads": 1},

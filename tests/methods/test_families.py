@@ -220,3 +220,37 @@ def test_what_chooses_keys_gets_no_update_and_no_biases_are_left_to_bitfit():
 def test_what_qlora_leaves_plain_is_said():
     (line,) = (one for one in QLoRA(rank=2).notes(shape("mamba")) if "quantization" in one)
     assert "2 dense layers keep model.dtype" in line and "dt_proj" in line
+
+
+BUILT_LIKE_LLAMA = ["arcee", "smollm3", "starcoder2", "granite", "internlm3"]
+BUILT_OTHERWISE = {
+    "cohere": "attention and feed-forward are parallel, after one norm",
+    "olmo2": "norms are behind both",
+    "qwen2_moe": "the feed-forward is a mixture of experts",
+    "deepseek_v3": "keys are made of a latent",
+    "qwen3_next": "layers are of two kinds",
+}
+
+
+@pytest.mark.parametrize("model_type", BUILT_LIKE_LLAMA)
+@pytest.mark.parametrize("placement", ["houlsby", "parallel"])
+def test_adapters_find_the_layers_of_an_unknown_family_that_is_built_like_llama(model_type, placement):
+    """The base at first; then a gradient in each, and 2·d·r + r + d parameters a place: two a layer, or one."""
+    model, ids = build(model_type).eval(), torch.randint(5, 60, (2, 7))
+    with torch.no_grad():
+        before = model(input_ids=ids).logits
+        adapted = Adapters(bottleneck=3, placement=placement).apply(model).eval()
+        assert torch.equal(adapted(input_ids=ids).logits, before)
+    trained = trainable_parameters(adapted)
+    places = 2 if placement == "houlsby" else 1
+    assert sum(one.numel() for one in trained.values()) == 2 * places * (2 * 32 * 3 + 3 + 32)
+    for parameter in trained.values():
+        torch.nn.init.normal_(parameter)
+    adapted(input_ids=ids).logits.square().sum().backward()
+    assert all(one.grad.abs().sum() > 0 for one in trained.values())
+
+
+@pytest.mark.parametrize("model_type", BUILT_OTHERWISE)
+def test_adapters_take_no_layers_of_another_build(model_type):
+    ((_, problem),) = Adapters().check(shape(model_type))
+    assert "are of a build that peftlab does not know" in problem
