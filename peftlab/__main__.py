@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+import os
 import sys
+
+# What decides how threads of OpenMP wait for each other: the standard's variable, GNU's and Intel's.
+WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 
 
 def main() -> None:
     try:
+        let_waiting_threads_sleep()
         from peftlab.cli.app import run
 
         sys.exit(run(sys.argv[1:]))
     except KeyboardInterrupt:  # before a command has begun, while modules load
         sys.exit(130)
+
+
+def let_waiting_threads_sleep() -> None:
+    """Have the threads of torch sleep while they wait for each other, unless the user has said how they wait.
+
+    By default they spin, and where other work has their cores each operation waits for threads that do nothing. torch
+    reads the variable when it is loaded.
+    """
+    if not any(name in os.environ for name in WAITING):
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
 
 if __name__ == "__main__":
