@@ -8,20 +8,18 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from peftlab.data.batches import EndToEnd
 from peftlab.data.token_rows import WholeRow
 from peftlab.family_traits import READS_FIRST_GLOBALLY
 from peftlab.memory.fakes import FakeModel, UnpredictableError, nowhere
 from peftlab.memory.generation import Answers
+from peftlab.memory.loading import LoadBytes, find_load_bytes
 from peftlab.memory.private import BLOCK
 from peftlab.memory.strategies import Weight
 from peftlab.memory.trace import Workload
 from peftlab.metrics import names_that_need
 from peftlab.models.build import build_meta
-from peftlab.models.quantize import dense_names
 from peftlab.models.recompute import are_separate, recompute_activations
 from peftlab.optimization.dropout import disable_dropout
 from peftlab.parameters.layers import all_layers, reached_layers
@@ -36,15 +34,6 @@ from peftlab.world.dtypes import Types, resolve_types
 
 # Planned in place of an attention that this machine may not be able to run; neither stores scores.
 SUBSTITUTES = {"flash_attention_2": "sdpa"}
-
-
-@dataclass(frozen=True)
-class LoadBytes:
-    """Bytes of the plain model as read or drawn, of its largest dense weight, and the peak of quantising it."""
-
-    plain: int
-    largest: int
-    in_place: int
 
 
 class LayersToRecompute(NamedTuple):
@@ -149,7 +138,7 @@ def build_blueprint(recipe: Recipe, device: torch.device, labels: list[str] | No
     shape = shape_of(model, fresh, recipe.model.task)
     if shape.model_type in READS_FIRST_GLOBALLY and issubclass(recipe.task.row_class, WholeRow):
         raise UnpredictableError(f"which tokens of {shape.model_type} read all others depends on values")
-    load = _load_bytes(plain, shape, recipe.method.base_format, recipe.model.init == "random")
+    load = find_load_bytes(plain, shape, recipe.model, recipe.method.base_format)
     if recipe.method.base_format != "plain":
         _quantize_meta(model, recipe, device)
     if recipe.training.frozen_dropout == "off":
@@ -186,37 +175,6 @@ def _quantize_meta(model: nn.Module, recipe: Recipe, device: torch.device) -> No
     for module in model.modules():
         if device.type == "cpu" and isinstance(module, FourBitLinear) and module.in_features % BLOCK:
             module.__class__ = UnalignedFourBitLinear
-
-
-def _load_bytes(model: PreTrainedModel, shape: ModelShape, base_format: str, drawn: bool) -> LoadBytes:
-    plain = sum(p.numel() * p.itemsize for p in (*model.parameters(), *model.buffers()))
-    made = plain + (_bytes_to_tie(model) if drawn else 0)
-    names = set(dense_names(model))
-    sites = [site for site in shape.linears if site.name in names]
-    largest = max((site.n_in * site.n_out for site in sites), default=0) * model.dtype.itemsize
-    present, highest = plain, made
-    for site in sites if base_format != "plain" else []:
-        dense = site.n_in * site.n_out * model.dtype.itemsize
-        packed = _packed_bytes(site.n_in, site.n_out, base_format)
-        # GPT-2's dense layers are transposed, and what becomes int8 is float16 first: both need a copy.
-        passing = dense if isinstance(model.get_submodule(site.name), Conv1D) else 0
-        passing += 2 * site.n_in * site.n_out if base_format == "int8" else 0
-        highest = max(highest, present + passing + packed)
-        present += packed - dense
-    return LoadBytes(made, largest, highest)
-
-
-def _bytes_to_tie(model: nn.Module) -> int:
-    """Return the bytes of weights that modules draw for themselves before they are tied to those of others."""
-    own = [p for module in model.modules() for p in module.parameters(recurse=False)]
-    distinct = {id(p): p for p in own}.values()
-    return sum(p.numel() * p.itemsize for p in own) - sum(p.numel() * p.itemsize for p in distinct)
-
-
-def _packed_bytes(n_in: int, n_out: int, base_format: str) -> int:
-    """Return a quantised weight's bytes when it is made, its scales in float32 even if they are quantised later."""
-    count = n_in * n_out
-    return count + 4 * n_out if base_format == "int8" else count // 2 + 4 * (count // BLOCK)
 
 
 def _weights(model: nn.Module) -> tuple[Weight, ...]:

@@ -47,7 +47,8 @@ def predict(
         segments = {key: strategy.share(part, key, division) for key, part in alone.items()}
         saving = strategy.saving_bytes(division, blueprint.recipe.method.stores == "all")
     phases = {phase: _joined(segments, phase) for phase in PHASES if any(key[0] == phase for key in segments)}
-    phases |= _other_phases(blueprint, alone, segments, phases, saving)
+    load = _load_peak(blueprint, int(alone[("state",)][:, -1].sum()), strategy, devices)
+    phases |= _other_phases(load, segments, phases, saving)
     constants = cuda_constants(capability, blueprint.recipe.run.deterministic) if work.cuda else None
     if constants is not None:
         for phase in phases.keys() - {"load"}:
@@ -85,32 +86,33 @@ def _joined(segments: Segments, phase: str) -> np.ndarray:
 
 
 def _other_phases(
-    blueprint: Blueprint, alone: Segments, segments: Segments, phases: dict[str, np.ndarray], saving: int
+    load_bytes: int, segments: Segments, phases: dict[str, np.ndarray], saving: int
 ) -> dict[str, np.ndarray]:
     """Return the peaks of loading and of saving, which are not traced, as columns of categories.
 
-    Every process loads the whole model, as one `alone` does; `saving` is what it adds while it saves.
+    `saving` is what saving adds.
     """
-    weights = alone[("state",)][:, [-1]]
-    load = np.zeros_like(weights)
-    load[CATEGORIES.index("frozen_weights")] = _load_peak(blueprint, int(weights.sum()))
     after = segments[("state",)][:, [-1]].copy()
+    load = np.zeros_like(after)
+    load[CATEGORIES.index("frozen_weights")] = load_bytes
     row = CATEGORIES.index("optimiser_state")
     after[row] = phases["steady_step"][row].max()
     after[CATEGORIES.index("workspace")] += saving
     return {"load": load, "save": after}
 
 
-def _load_peak(blueprint: Blueprint, weight_bytes: int) -> int:
+def _load_peak(blueprint: Blueprint, weight_bytes: int, strategy: Strategy | None, devices: int) -> int:
     """Return the peak of loading: the plain model on the CPU; on CUDA one dense weight at a time and its copy.
 
-    Random weights are drawn on the device, so that there all of the plain model is on CUDA too.
+    Random weights are drawn on the device, so that there all of the plain model is on CUDA too. Where a strategy
+    divides weights, a device has its part from the first, unless the method reads whole ones.
     """
-    load = blueprint.load
-    if blueprint.recipe.method.base_format == "plain":
-        return load.plain
-    drawn = blueprint.recipe.model.init == "random"  # on the device, all of it
-    return weight_bytes + load.largest if blueprint.device.type == "cuda" and not drawn else load.in_place
+    load, recipe = blueprint.load, blueprint.recipe
+    if strategy is not None and devices > 1 and strategy.divides and not recipe.needs_whole_base:
+        return load.divided(devices)
+    if recipe.method.base_format == "plain":
+        return load.made
+    return weight_bytes + load.largest if blueprint.device.type == "cuda" and not load.drawn else load.in_place
 
 
 def _notes(work: Workload, strategy: Strategy | None, devices: int) -> list[str]:

@@ -176,10 +176,14 @@ def note_idle(shape: ModelShape) -> list[str]:
 
 def _cast_trained(model: nn.Module) -> None:
     """Put what trains into float32."""
+    import torch
+
+    from peftlab.parameters.divided import cast_
+
     for module in model.modules():
         own = list(module.parameters(recurse=False))
         # A norm computes with its scale and bias in one type, so that a frozen one follows a trained one.
         together = "Norm" in type(module).__name__ and any(parameter.requires_grad for parameter in own)
         for parameter in own:
             if parameter.requires_grad or together:
-                parameter.data = parameter.data.float()
+                cast_(parameter, torch.float32)

@@ -199,6 +199,10 @@ class LoRA(Method):
     def stored_sites(self, shape: ModelShape) -> list[ParameterSite]:
         return stored_head(super().stored_sites(shape), shape)
 
+    @property
+    def reads_base(self) -> bool:
+        return self.dora or self.init in ("pissa", "olora")
+
     def insert(self, model: nn.Module, shape: ModelShape) -> nn.Module:
         from peft import LoraConfig, get_peft_model
         from transformers.pytorch_utils import Conv1D

@@ -120,11 +120,13 @@ def fill_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     """Copy a safetensors file into live tensors. Raises StorageError unless names and shapes match exactly."""
     import torch
 
+    from peftlab.parameters.divided import divided_as
+
     stored = read_tensors(path)
     _refuse_mismatch(path, stored, tensors)
     with torch.no_grad():
         for name, tensor in tensors.items():
-            tensor.copy_(stored[name])
+            tensor.copy_(divided_as(stored[name], tensor))
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -112,6 +112,11 @@ class MethodTraits(BaseModel):
         return ""
 
     @property
+    def reads_base(self) -> bool:
+        """Whether inserting it reads weights of the base, so that they must be whole then."""
+        return False
+
+    @property
     def why_padded(self) -> str:
         """Why rows cannot be laid end to end in one line of the model's input; empty where they can."""
         return ""

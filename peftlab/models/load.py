@@ -8,17 +8,21 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from peftlab.models.build import attention_argument, check_body, from_config, random_fresh
 from peftlab.models.checkpoint import fingerprint
 from peftlab.models.config import auto_class, hub_arguments, one_line_errors, read_config
+from peftlab.models.dividing import divide_, reading_parts
 from peftlab.models.gguf import forget_parsed
 from peftlab.models.hub import cached_commit
 from peftlab.models.new_tokens import add_new_tokens
 from peftlab.models.quantize import quantize_
 from peftlab.models.reference import Reference, resolve
 from peftlab.models.tokenizer import fit_tokenizer, load_saved_tokenizer, load_tokenizer
+from peftlab.parameters.divided import move_
+from peftlab.parameters.gathering import gather_where_computed
 from peftlab.parameters.trainable import named_parameters
 from peftlab.recipe.schema import Model
 from peftlab.tasks import TASKS
@@ -46,12 +50,14 @@ def load_model(
     device: torch.device | str = "cpu",
     labels: Sequence[str] | None = None,
     seen: Callable[[nn.Module], None] = lambda model: None,
+    mesh: DeviceMesh | None = None,
 ) -> LoadedModel:
     """Return the recipe's model on `device`; `labels` name the classes of a new classification head.
 
     `precision` is the recipe's `training.precision`, which types that are `auto` follow. Random weights depend on
     torch's seed. `requires_grad` is unchanged: a method sets it. `seen` is called with the model after reading, and
-    again at the end. Raises ModelError if it cannot be found, read or built.
+    again at the end. With a `mesh` of processes each keeps its rows of every weight, and a forward pass gathers them;
+    all must call it together. Raises ModelError if it cannot be found, read or built.
     """
     device = torch.device(device)
     reference = resolve(section.name, section.revision)
@@ -62,11 +68,16 @@ def load_model(
             model = from_config(section, reference, config, types.weights)
         fresh = random_fresh(model, section)
     else:
-        model, fresh = _from_checkpoint(section, reference, config, types.weights)
+        with reading_parts(mesh):
+            model, fresh = _from_checkpoint(section, reference, config, types.weights)
     add_new_tokens(model, section)
+    if mesh is not None:
+        divide_(model, mesh)  # what no file filled
     seen(model)
-    quantization = _quantize(model, base_format, double_quantization, types.unpacked(compute_dtype), device)
-    model.to(device)  # type: ignore[arg-type]  # transformers wraps `to` so that mypy takes `device` for `self`
+    quantization = _quantize(model, base_format, double_quantization, types.unpacked(compute_dtype), device, mesh)
+    move_(model, device)
+    if mesh is not None:
+        gather_where_computed(model)
     seen(model)
     return LoadedModel(model, fresh, _source(section, reference, model, quantization))
 
@@ -106,11 +117,16 @@ def _unmark_gguf(model: Any) -> None:
 
 
 def _quantize(
-    model: PreTrainedModel, base_format: str, double: bool, compute_dtype: torch.dtype, device: torch.device
+    model: PreTrainedModel,
+    base_format: str,
+    double: bool,
+    compute_dtype: torch.dtype,
+    device: torch.device,
+    mesh: DeviceMesh | None,
 ) -> str | None:
     if base_format == "plain":
         return None
-    quantize_(model, base_format, double_quantization=double, compute_dtype=compute_dtype, device=device)
+    quantize_(model, base_format, double_quantization=double, compute_dtype=compute_dtype, device=device, mesh=mesh)
     return f"{base_format}{', double' if double and base_format != 'int8' else ''}, computes in {compute_dtype}"
 
 

@@ -6,11 +6,14 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from peftlab.errors import MethodError, MissingRequirementError
 from peftlab.models.build import head_names
+from peftlab.models.dividing import divide_
+from peftlab.parameters.divided import whole
 from peftlab.parameters.passage import pass_text
 from peftlab.parameters.shape import computes_otherwise
 from peftlab.parameters.trainable import is_quantized
@@ -34,11 +37,13 @@ def quantize_(
     double_quantization: bool = True,
     compute_dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
+    mesh: DeviceMesh | None = None,
 ) -> nn.Module:
     """Replace every dense layer but the head by one with a quantised weight on `device`; return `model`.
 
     `base_format` is `nf4`, `fp4` or `int8`. GPT-2's transposed Conv1D layers become dense layers. Biases keep their
     type. Layers are replaced one at a time, so the peak is the plain model plus one layer.
+    Where processes of a `mesh` have parts of the weights, each gathers one layer, quantises it and keeps its part.
     """
     if base_format not in FORMATS:
         raise MethodError(f"unknown quantised format {base_format!r}; known: {', '.join(FORMATS)}")
@@ -48,6 +53,8 @@ def quantize_(
         plain = getattr(parent, leaf)
         quantized = _quantized(plain, base_format, double_quantization, compute_dtype, torch.device(device))
         setattr(parent, leaf, quantized)
+        if mesh is not None:
+            divide_(quantized, mesh)
     _mark_loaded(model, eight_bit=base_format == "int8", four_bit=base_format != "int8")
     return model
 
@@ -125,7 +132,8 @@ def dense_names(model: nn.Module) -> list[str]:
 def _quantized(
     layer: Dense, base_format: str, double: bool, compute_dtype: torch.dtype, device: torch.device
 ) -> nn.Module:
-    weight = layer.weight.data.T.contiguous() if isinstance(layer, Conv1D) else layer.weight.data
+    weight = whole(layer.weight.detach())
+    weight = weight.T.contiguous() if isinstance(layer, Conv1D) else weight
     if base_format == "int8":
         new = _int8(weight, device)
     else:

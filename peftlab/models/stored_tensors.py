@@ -71,16 +71,20 @@ class GgufTensors:
         rule = reading.TENSOR_PROCESSORS.get(architecture, reading.TensorProcessor)
         self._rule = rule(config=parsed["config"])
         names = reading.get_gguf_hf_weights_map(model, self._rule) if rule.__name__ in ONE_TO_ONE else {}
-        self._found = [(names[one.name], one) for one in self._reader.tensors if one.name in names]
-        self.shapes = {name: tuple(int(size) for size in reversed(one.shape)) for name, one in self._found}
+        self._found = {names[one.name]: one for one in self._reader.tensors if one.name in names}
+        self.shapes = {name: tuple(int(size) for size in reversed(one.shape)) for name, one in self._found.items()}
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        for name in self._found:
+            yield name, self.read(name)
+
+    def read(self, name: str) -> Tensor:
+        """Return one tensor, unpacked."""
         import gguf
 
-        for name, one in self._found:
-            weights = gguf.dequantize(one.data, one.tensor_type)
-            laid = self._rule.process(weights=weights, name=one.name).weights
-            yield name, torch.from_numpy(np.array(laid, dtype=np.float32))
+        one = self._found[name]
+        weights = gguf.dequantize(one.data, one.tensor_type)
+        return torch.from_numpy(np.array(self._rule.process(weights=weights, name=one.name).weights, dtype=np.float32))
 
 
 def open_tensors(reference: Reference, model: PreTrainedModel) -> StoredTensors | None:

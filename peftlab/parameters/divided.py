@@ -7,13 +7,14 @@ equal parts of which the last one is padded: the parameter itself is empty unles
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from math import prod
 from typing import Any
 
 import torch
 from torch import distributed, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 
@@ -38,6 +39,71 @@ def numbers_of(parameter: Any, tensor: torch.Tensor) -> torch.Tensor:
     size = parameter.ds_tensor.numel()
     start = parameter.ds_zero_partition_rank * size
     return tensor.reshape(-1)[start : start + size]
+
+
+def own_rows(shape: Sequence[int], mesh: DeviceMesh) -> slice:
+    """Return the rows of a tensor of this shape that this process has, as torch's `chunk` divides them."""
+    size = -(-shape[0] // mesh.size())
+    start = min(mesh.get_local_rank() * size, shape[0])
+    return slice(start, min(start + size, shape[0]))
+
+
+def rows_as_divided(rows: torch.Tensor, shape: torch.Size, mesh: DeviceMesh) -> DTensor:
+    """Return this process's rows of a tensor of `shape` as a divided tensor; nothing is exchanged."""
+    stride = torch.empty(shape, device="meta").stride()
+    return DTensor.from_local(rows.contiguous(), mesh, [Shard(0)], run_check=False, shape=shape, stride=stride)
+
+
+def divide(tensor: torch.Tensor, mesh: DeviceMesh) -> DTensor:
+    """Return a tensor that is whole on every process divided by rows, with memory of its own for this process's."""
+    return rows_as_divided(tensor.detach()[own_rows(tensor.shape, mesh)].clone(), tensor.shape, mesh)
+
+
+def cast_(parameter: torch.Tensor, dtype: torch.dtype) -> None:
+    """Give a parameter another type; it remains the same object."""
+    if isinstance(parameter, DTensor) and parameter.dtype != dtype:
+        # Setting `data` would leave its own rows in their type (torch 2.13).
+        torch.utils.swap_tensors(parameter, nn.Parameter(parameter.detach().to(dtype), parameter.requires_grad))
+    else:
+        parameter.data = parameter.data.to(dtype)
+
+
+def move_(model: nn.Module, device: torch.device) -> None:
+    """Move a model to a device, where divided weights are already."""
+    kept = {one: dict(vars(one)) for one in model.parameters() if isinstance(one, DTensor)}
+    model.to(device)
+    for parameter, attributes in kept.items():  # torch 2.13 swaps in new ones without them, moved or not
+        vars(parameter).update(attributes)
+
+
+def places_of(modules: Iterable[nn.Module]) -> dict[nn.Parameter, list[tuple[nn.Module, str]]]:
+    """Return for each parameter of modules themselves where it is, a tied one in several places."""
+    places: dict[nn.Parameter, list[tuple[nn.Module, str]]] = {}
+    for module in modules:
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                places.setdefault(parameter, []).append((module, name))
+    return places
+
+
+def replace_(former: torch.Tensor, value: torch.Tensor, places: Iterable[tuple[nn.Module, str]]) -> nn.Parameter:
+    """Put a parameter of this value, with the attributes of the former one, into its places, and return it."""
+    new = nn.Parameter(value, former.requires_grad)
+    vars(new).update(vars(former))
+    for module, name in places:
+        module._parameters[name] = new
+    return new
+
+
+def whole_in_turn(model: nn.Module) -> Iterator[tuple[nn.Parameter, list[tuple[nn.Module, str]]]]:
+    """Yield each parameter that is divided by rows, whole and in its places, which it is given one after the other.
+
+    All processes must take them together. What the caller does with one is done before the next one is whole.
+    """
+    found = [one for one in places_of(model.modules()).items() if isinstance(one[0], DTensor)][::-1]
+    while found:
+        parameter, places = found.pop()
+        yield replace_(parameter, whole(parameter.detach()), places), places
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:

@@ -306,6 +306,11 @@ class Recipe(Section):
         return self.run.seed if self.data.seed is None else self.data.seed
 
     @property
+    def needs_whole_base(self) -> bool:
+        """Whether what is added to the base begins with values of its weights, so that these must be whole then."""
+        return self.method.reads_base or bool(self.model.add_tokens)
+
+    @property
     def task(self) -> Task:
         """The task that `model.task` names."""
         return TASKS[self.model.task]

@@ -23,6 +23,7 @@ from peftlab.memory.probe import Probe
 from peftlab.models.load import LoadedModel, fit_tokenizer, load_tokenizer
 from peftlab.models.recompute import recompute_activations
 from peftlab.optimization.dropout import disable_dropout
+from peftlab.parameters.divided import move_
 from peftlab.parameters.shape import count_positions
 from peftlab.recipe.checkpointing import OFFLOAD
 from peftlab.recipe.checks import find_contradictions
@@ -92,7 +93,7 @@ class Bench:
         self.world.seed(recipe.run.seed)
         model, report = apply_method(recipe.method, self.base.model, recipe.task.name, self.base.fresh)
         recomputed = self.recompute(model)
-        model = model.to(self.device)
+        move_(model, self.device)
         speed = speed_up(model, recipe, self.world.divided)
         if self.tokens is not None:
             speed = speed.with_switch(report_tokens(self.tokens, recipe.training.speed))
@@ -271,7 +272,7 @@ def load_bench(
         recipe = before_load(dataset)
     probe = Probe(world.device)
     with probe.alone("load"):
-        base = load_base(recipe, world.device, examples.labels, seen=probe.ledger.adopt_base)
+        base = load_base(recipe, world.device, examples.labels, seen=probe.ledger.adopt_base, mesh=world.mesh)
     check_positions(recipe, dataset, base.model)
     check_ends(dataset, base.model)
     fit_tokenizer(base.model, tokenizer)

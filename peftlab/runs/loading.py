@@ -7,12 +7,14 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
 
 from peftlab.data.splits import load_examples
 from peftlab.errors import MethodError
 from peftlab.methods import Method
 from peftlab.models.build import build_meta, describe_part
 from peftlab.models.load import LoadedModel, load_model
+from peftlab.parameters.divided import move_
 from peftlab.parameters.report import parameter_report
 from peftlab.parameters.shape import shape_of
 from peftlab.recipe.schema import Recipe
@@ -63,11 +65,13 @@ def load_base(
     device: torch.device,
     labels: Sequence[str] | None = None,
     seen: Callable[[nn.Module], None] = lambda model: None,
+    mesh: DeviceMesh | None = None,
 ) -> LoadedModel:
     """Return the base on `device`, stored as the recipe's method needs it.
 
     Random weights, and those that no checkpoint fills, are drawn with the recipe's seed: they are the same in every
-    command. `labels` and `seen` are those of `load_model`.
+    command. `labels`, `seen` and `mesh` are those of `load_model`. What reads the base's weights when it is added
+    needs a whole one, whatever the mesh.
     """
     torch.manual_seed(recipe.run.seed)
     return load_model(
@@ -76,6 +80,7 @@ def load_base(
         device=device,
         labels=labels,
         seen=seen,
+        mesh=None if recipe.needs_whole_base else mesh,
         **recipe.method.base_storage,
     )
 
@@ -87,4 +92,6 @@ def load_trained(recipe: Recipe, weights: Path, device: torch.device, labels: Se
 
 def fill_trained(recipe: Recipe, base: LoadedModel, weights: Path, device: torch.device) -> nn.Module:
     """Return `base` itself with a run's trained weights. Raises StorageError if they are of another base or method."""
-    return recipe.method.load(base.model, weights, {"base_model": base.source}).to(device)
+    model = recipe.method.load(base.model, weights, {"base_model": base.source})
+    move_(model, device)
+    return model

@@ -16,6 +16,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
 
 from peftlab.errors import StorageError
 from peftlab.parameters.divided import divided_as, whole, whole_gradient, whole_shape
@@ -71,6 +72,11 @@ class World(ABC):
         self.device = torch.device("cpu") if device.type == "cpu" else device
         self.processes: int = accelerator.num_processes
         self.process: int = accelerator.process_index
+
+    @property
+    def mesh(self) -> DeviceMesh | None:
+        """The processes among which a base is divided when it is loaded; None where each loads all of it."""
+        return None
 
     @property
     def row_processes(self) -> int:

@@ -9,14 +9,27 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
+from torch.distributed.tensor import DTensor
 
-from peftlab.parameters.divided import divided_as, is_part, packed_as_plain, part_of, whole
+from peftlab.parameters.divided import (
+    divided_as,
+    is_part,
+    move_,
+    own_part,
+    packed_as_plain,
+    part_of,
+    places_of,
+    replace_,
+    whole,
+)
+from peftlab.parameters.gathering import stop_gathering
 from peftlab.parameters.kinds import layer_lists
 from peftlab.parameters.trainable import find_base
 from peftlab.recipe.schema import Recipe
@@ -57,20 +70,31 @@ class Fsdp2(Ddp):
         }
         return next((reason for reason, applies in refusals.items() if applies), super().why_not(recipe, device))
 
+    @cached_property
+    def mesh(self) -> DeviceMesh:  # type: ignore[override]  # every process has it here
+        return init_device_mesh(self.device.type, (self.processes,))
+
     def prepare(self, model: nn.Module) -> nn.Module:
         """Divide a model's weights, layer by layer, in place, and return it."""
-        plain = find_base(model.to(self.device))[1]
+        move_(model, self.device)
+        plain = find_base(model)[1]
+        stop_gathering(model)
         options: dict[str, Any] = {
-            "mesh": init_device_mesh(self.device.type, (self.processes,)),
+            "mesh": self.mesh,
             # Of the outermost part too: otherwise its weights would be whole, and copies, until the next step.
             "reshard_after_forward": True,
             "offload_policy": self._offload(),
         }
         layers = (layer for path in layer_lists(plain) for layer in plain.get_submodule(path).children())
-        with packed_as_plain(model):
+        with packed_as_plain(model), _kept_parts(model, self._offloaded_to):
             for module in (*layers, plain, *_beside(model, plain)):
                 fully_shard(module, **options)
         return model
+
+    @property
+    def _offloaded_to(self) -> torch.device | None:
+        """Where weights are kept, if that is not where they are computed."""
+        return torch.device("cpu") if self.device.type != "cpu" and is_on(os.environ, "FSDP_OFFLOAD_PARAMS") else None
 
     def _offload(self) -> OffloadPolicy:
         if is_on(os.environ, "FSDP_OFFLOAD_PARAMS"):
@@ -107,6 +131,27 @@ class Fsdp2(Ddp):
         finally:
             for module, name, parameter in divided:
                 module._parameters[name] = parameter
+
+
+@contextmanager
+def _kept_parts(model: nn.Module, device: torch.device | None) -> Iterator[None]:
+    """While the context is open, weights that are divided already are whole ones without memory, for `fully_shard`.
+
+    It divides by rows too: at its end the parts are where it has put its own, moved to `device` if there is one.
+    """
+    kept = [(places, one) for one, places in places_of(model.modules()).items() if isinstance(one, DTensor)]
+    for places, part in kept:
+        replace_(part, torch.empty(part.shape, dtype=part.dtype, device="meta"), places)
+    yield
+    for places, part in kept:
+        replace_(part, part.detach() if device is None else _on(part, device), places)
+
+
+def _on(part: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Return a divided tensor whose own part is on another device than those of its mesh."""
+    moved = torch.empty_like(part.detach(), device=device)
+    own_part(moved).copy_(own_part(part.detach()))
+    return moved
 
 
 def _beside(model: nn.Module, plain: nn.Module) -> Iterator[nn.Module]:

@@ -16,7 +16,8 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 
 from peftlab.errors import UsageError
-from peftlab.parameters.divided import own_part, whole
+from peftlab.parameters.divided import move_, own_part, whole, whole_in_turn
+from peftlab.parameters.gathering import stop_gathering
 from peftlab.parameters.trainable import find_base
 from peftlab.recipe.schema import Recipe
 from peftlab.world.base import Item
@@ -77,13 +78,20 @@ class Tensor(Fsdp2):
 
         if (size := count(os.environ, SIZE)) != self.processes:
             raise UsageError(MIXED.format(SIZE, size, self.processes))
-        plain: Any = find_base(model.to(self.device))[1]
+        move_(model, self.device)
+        # Another than that of loading: PEFT takes what is divided in a mesh of this name for tensor parallel.
         mesh = init_device_mesh(self.device.type, (self.processes,), mesh_dim_names=("tp",))
+        plain: Any = find_base(model)[1]
         heads = getattr(plain.config.get_text_config(), "num_key_value_heads", self.processes)
         if heads % self.processes:
             raise UsageError(f"{HEADS.format(heads, self.processes)}; launch with FSDP 2")
         plan = _plan_of(plain)
         _refuse_uneven(plain, plan, self.processes)
+        stop_gathering(model)
+        names = {module: name for name, module in plain.named_modules()}
+        for _, places in whole_in_turn(model):  # what the plan divides, it divides before the next one is whole
+            own = {f"{names[module]}.{name}": plan.pop(f"{names[module]}.{name}", "") for module, name in places}
+            apply_tensor_parallelism(plain, mesh, {name: style for name, style in own.items() if style})
         apply_tensor_parallelism(plain, mesh, plan)
         return model
 

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import torch
 from torch import distributed, nn
 
-from peftlab.parameters.divided import is_part, whole_count, whole_shape
+from peftlab.parameters.divided import is_part, move_, whole_count, whole_shape
 from peftlab.parameters.trainable import trainable_parameters
 from peftlab.recipe.schema import Recipe
 from peftlab.world.ddp import Ddp
@@ -61,7 +61,8 @@ class Zero2(Ddp):
 
     def prepare(self, model: nn.Module) -> nn.Module:
         """Return `model` on this process's device; `join` gives it to DeepSpeed."""
-        return model.to(self.device)
+        move_(model, self.device)
+        return model
 
     def join(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
         """Return the optimizer, of which DeepSpeed from now on divides what it updates and keeps.
@@ -69,12 +70,14 @@ class Zero2(Ddp):
         The model is called as it is, not through DeepSpeed's engine: that would switch off the autocast around it, and
         watch its outputs, of which a loss without logits uses none.
         """
-        deepspeed = _import_deepspeed(self.device)
+        deepspeed = import_deepspeed(self.device)
         self._leave_engine(model)
         for group in optimizer.param_groups:
             group["fused"] = None  # it would skip bad steps by a flag that DeepSpeed does not pass on
         counts = [whole_count(parameter) for group in optimizer.param_groups for parameter in group["params"]]
-        self._engine = deepspeed.initialize(model=model, optimizer=optimizer, config=_config(self._division(counts)))[0]
+        self._engine = deepspeed.initialize(model=model, optimizer=optimizer, config=settings(self._division(counts)))[
+            0
+        ]
         # Its hooks on the model time forward passes, and would keep an engine that is replaced, with all its buffers.
         self._engine.module_forward_pre_hook.remove()
         self._engine.module_forward_post_hook.remove()
@@ -206,7 +209,7 @@ class Zero2(Ddp):
             parameter.data = data
 
 
-def _import_deepspeed(device: torch.device) -> Any:
+def import_deepspeed(device: torch.device) -> Any:
     """Return the library, quiet, for a device's type."""
     os.environ.setdefault("DS_ACCELERATOR", device.type)
     import deepspeed
@@ -218,7 +221,7 @@ def _import_deepspeed(device: torch.device) -> Any:
     return deepspeed
 
 
-def _config(division: dict[str, Any]) -> dict[str, Any]:
+def settings(division: dict[str, Any]) -> dict[str, Any]:
     """Return DeepSpeed's settings, with those of what is divided: no scaling, clipping or accumulation of its own."""
     return {
         "train_micro_batch_size_per_gpu": 1,

@@ -8,18 +8,31 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
+from itertools import chain
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
 
 from peftlab.errors import UsageError
-from peftlab.parameters.divided import is_part, numbers_of, own_numbers, packed_as_plain, part_of, whole_shape
+from peftlab.parameters.divided import (
+    is_part,
+    numbers_of,
+    own_numbers,
+    packed_as_plain,
+    part_of,
+    whole_count,
+    whole_in_turn,
+    whole_shape,
+)
+from peftlab.parameters.gathering import stop_gathering
 from peftlab.parameters.trainable import kept_buffers, trainable_parameters
 from peftlab.recipe.schema import Recipe
-from peftlab.world.zero2 import Zero2
+from peftlab.world.zero2 import Zero2, import_deepspeed, settings
 
 DIVIDES = "ZeRO-3 divides every weight among processes"
 EIGHT_BIT = (
@@ -58,6 +71,10 @@ class Zero3(Zero2):
         }
         return next((reason for reason, applies in refusals.items() if applies), super().why_not(recipe, device))
 
+    @cached_property
+    def mesh(self) -> DeviceMesh:  # type: ignore[override]  # every process has it here
+        return init_device_mesh(self.device.type, (self.processes,))
+
     def prepare(self, model: nn.Module) -> nn.Module:
         """Return `model` on this process's device; `join` gives it to DeepSpeed.
 
@@ -69,7 +86,22 @@ class Zero3(Zero2):
         types = {str(one.dtype).removeprefix("torch.") for one in trainable_parameters(model).values()}
         if len(types) > 1:
             raise UsageError(MIXED.format(", ".join(sorted(types))))
-        return super().prepare(model)
+        super().prepare(model)
+        stop_gathering(model)
+        self._take_parts(model)
+        return model
+
+    def _take_parts(self, model: nn.Module) -> None:
+        """Give DeepSpeed what is divided by rows: each weight is whole only until it is divided in its way.
+
+        It converts parameters before there is an optimizer of them, as it does for models that are built in its `Init`.
+        """
+        waiting = whole_in_turn(model)
+        if (first := next(waiting, None)) is not None:
+            deepspeed = import_deepspeed(self.device)
+            counts = [whole_count(one) for one in trainable_parameters(model).values()]
+            converter = deepspeed.zero.Init(config_dict_or_path=settings(self._division(counts)))
+            converter._convert_to_zero_parameters(one for one, _ in chain([first], waiting))
 
     def join(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
         self._plain_linear = self._plain_linear or functional.linear
