@@ -32,8 +32,6 @@ UNREAD = {
     "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "offload_optimizer_device",
     "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": "offload_param_device",
 }
-# Numbers in the buffer in which gradients are reduced, at most; DeepSpeed's own default.
-LARGEST_BUCKET = 500_000_000
 
 
 class Zero2(Ddp):
@@ -42,6 +40,8 @@ class Zero2(Ddp):
     hidden_variables: ClassVar[tuple[str, ...]] = ("ACCELERATE_USE_DEEPSPEED",)
     package: ClassVar[str] = "deepspeed"
     title: ClassVar[str] = "ZeRO-2"
+    largest_bucket: ClassVar[int] = 500_000_000
+    """Numbers in the buffer in which gradients are reduced, at most; here DeepSpeed's own default."""
     _engine: Any = None
 
     @classmethod
@@ -92,7 +92,7 @@ class Zero2(Ddp):
 
     def _division(self, counts: Sequence[int]) -> dict[str, Any]:
         """Return DeepSpeed's settings of what is divided, for trained parameters with so many numbers each."""
-        bucket = min(sum(counts), LARGEST_BUCKET)
+        bucket = min(sum(counts), self.largest_bucket)
         return {
             "stage": 2,
             "compute_grad_norm": False,

@@ -47,8 +47,6 @@ EXPERTS = (
     "ZeRO-3 gathers a layer on the processes that compute it, and the experts in {} are layers of their own, which a "
     "process may skip; launch with FSDP 2"
 )
-# Numbers in gradients that are exchanged together, at most.
-LARGEST_BUCKET = 50_000_000
 # Numbers that are gathered ahead on CUDA; DeepSpeed's own default.
 AHEAD = 50_000_000
 # What DeepSpeed's engine leaves in a module when it is destroyed: functions of that engine, which a new one would use.
@@ -60,6 +58,7 @@ class Zero3(Zero2):
     divided: ClassVar[bool] = True
     alone: ClassVar[str] = "ZeRO-3 was asked for, but the launch has one process: its device has the whole model"
     title: ClassVar[str] = "ZeRO-3"
+    largest_bucket: ClassVar[int] = 50_000_000
     _plain_linear: Any = None
     _watching: Sequence[RemovableHandle] = ()
 
@@ -125,7 +124,7 @@ class Zero3(Zero2):
         ahead = self.device.type == "cuda"
         return {
             "stage": 3,
-            "reduce_bucket_size": min(sum(counts), LARGEST_BUCKET),
+            "reduce_bucket_size": min(sum(counts), self.largest_bucket),
             "contiguous_gradients": False,
             "overlap_comm": ahead,
             "sub_group_size": sum(counts) + 1,

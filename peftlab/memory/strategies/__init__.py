@@ -1,0 +1,36 @@
+"""How training on several devices changes the memory of each: what a strategy divides, and what it adds where."""
+
+from __future__ import annotations
+
+from peftlab.errors import UsageError, nearest
+from peftlab.memory.strategies.ddp import Ddp
+from peftlab.memory.strategies.division import Division, Weight
+from peftlab.memory.strategies.fsdp2 import Fsdp2, Fsdp2Offload
+from peftlab.memory.strategies.strategy import Strategy
+from peftlab.memory.strategies.tensor import Tensor
+from peftlab.memory.strategies.zero2 import Zero2
+from peftlab.memory.strategies.zero3 import Zero3
+from peftlab.world.open import STRATEGIES as TRAINED
+
+__all__ = ["STRATEGIES", "Division", "Strategy", "Weight", "find_strategy"]
+
+STRATEGIES: dict[str, Strategy] = {
+    strategy.name: strategy
+    for strategy in (
+        Ddp("ddp", measured=True),
+        Zero2("zero2", measured=True),
+        Fsdp2("fsdp2", divides=True, measured=True),
+        Zero3("zero3", divides=True),
+        Fsdp2Offload("fsdp2-offload", divides=True, trained_by="fsdp2"),
+        Tensor("tensor", divides=True, planned=False),
+    )
+}
+
+
+def find_strategy(name: str) -> Strategy:
+    """Return a strategy by name. Raises UsageError for one that training does not support."""
+    trained = {key: one for key, one in STRATEGIES.items() if (one.trained_by or key) in TRAINED}
+    if name not in trained:
+        planned = [key for key, one in trained.items() if one.planned]
+        raise UsageError(f"unknown strategy {name!r}{nearest(name, planned)}; supported: {', '.join(planned)}")
+    return trained[name]

@@ -1,0 +1,68 @@
+"""What a strategy of training on several devices says of the memory of each, and of what each sends.
+
+To add one: a file of this folder with a class derived from `Strategy`, and a line in `STRATEGIES` (`__init__.py`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from peftlab.memory.ledger import CATEGORIES
+from peftlab.memory.strategies.division import Division
+from peftlab.recipe.schema import Recipe
+from peftlab.world.open import STRATEGIES as TRAINED
+
+FROZEN, TRAINABLE, GRADIENTS, STATES, WORKSPACE = map(
+    CATEGORIES.index, ("frozen_weights", "trainable_weights", "gradients", "optimiser_state", "workspace")
+)
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """A way to train on several devices; one that `divides` gives each a part of weights, gradients and states."""
+
+    name: str
+    divides: bool = False
+    measured: bool = False
+    planned: bool = True
+    """Whether there is a formula of its memory."""
+    trained_by: str = ""
+    """The strategy of training, where it has another name."""
+
+    def why_not(self, recipe: Recipe, device: torch.device) -> str:
+        """Return why training with it cannot train a recipe; empty if it can."""
+        return TRAINED[self.trained_by or self.name].why_not(recipe, device)
+
+    def share(self, part: np.ndarray, key: tuple, division: Division) -> np.ndarray:
+        """Return the bytes on one device where one alone has `part`, (categories, events), at a place of a step.
+
+        `key` is the phase, the number of the pass through the model in it, and the place; `state` alone is what exists
+        before the first phase.
+        """
+        shared = part.copy()
+        if self.divides:
+            for row, trains in ((FROZEN, False), (TRAINABLE, True)):  # buffers, which count as frozen, are whole
+                shared[row] -= division.whole(trains) - division.part(trains)
+            for row in (GRADIENTS, STATES):
+                shared[row] = shared[row] * division.part(True) // max(division.whole(True), 1)
+        if key != ("state",):
+            shared[WORKSPACE] += self.added_bytes(part, key[1], key[2:], division)
+        return shared
+
+    def added_bytes(self, part: np.ndarray, number: int, place: tuple, division: Division) -> np.ndarray | int:
+        """Return the further bytes on each device at a place of the pass with this number."""
+        raise NotImplementedError
+
+    def saving_bytes(self, division: Division, everything: bool) -> int:
+        """Return the further bytes on each device while what was trained, or `everything`, is saved."""
+        return 0
+
+    def sent_bytes(self, division: Division, micro_batches: int) -> dict[str, int]:
+        """Return what each device sends in an optimiser step, by purpose, in rings of all devices.
+
+        In a ring a device sends all but one device's part of what is gathered or of what is summed and divided.
+        """
+        raise NotImplementedError
