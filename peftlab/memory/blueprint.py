@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ from peftlab.memory.fakes import FakeModel, UnpredictableError, nowhere
 from peftlab.memory.generation import Answers
 from peftlab.memory.loading import LoadBytes, find_load_bytes
 from peftlab.memory.private import BLOCK
-from peftlab.memory.strategies import Weight
+from peftlab.memory.strategies import OwnPart, Weight
 from peftlab.memory.trace import Workload
 from peftlab.metrics import names_that_need
 from peftlab.models.build import build_meta
@@ -24,6 +25,7 @@ from peftlab.models.recompute import are_separate, recompute_activations
 from peftlab.optimization.dropout import disable_dropout
 from peftlab.parameters.layers import all_layers, reached_layers
 from peftlab.parameters.shape import shape_of
+from peftlab.parameters.trainable import named_parameters
 from peftlab.recipe.schema import Model, Recipe
 from peftlab.reports import CheckpointingReport
 from peftlab.shapes import ModelShape
@@ -53,6 +55,8 @@ class Blueprint:
     weights: tuple[Weight, ...]
     outputs: int = 1
     """Outputs of the head, where the task has one."""
+    summed: tuple[int, int] | None = None
+    """The numbers of each token that devices sum in a forward and in a backward pass."""
 
     @property
     def precision(self) -> torch.dtype:
@@ -72,6 +76,17 @@ class Blueprint:
         written = 0 if recipe.task.encodes_prompt else settings.max_new_tokens
         length = min(recipe.data.max_length, self.positions - written)
         return Answers(rows, length, settings.max_new_tokens, settings.beams) if rows and length > 0 else None
+
+    def summed_bytes(self, work: Workload) -> int | None:
+        """Return the bytes that devices sum in the passes of a micro-batch, those of recomputed layers once more."""
+        if self.summed is None:
+            return None
+        forward, backward = self.summed
+        found = self.recompute()
+        again = forward * found.layers // max(self.layers.number, 1) if found else 0
+        groups = work.groups if work.packed else ()
+        tokens = sum(one.length * one.rows for one in groups) or work.rows * work.length
+        return tokens * self.precision.itemsize * (forward + again + backward)
 
     def for_recipe(self, recipe: Recipe) -> Blueprint:
         """Return the same model for a recipe that differs in its batches only."""
@@ -128,9 +143,15 @@ def count_answers(recipe: Recipe) -> int:
     return max(settings.examples, settings.rows if compared & set(recipe.evaluation.metrics) else 0)
 
 
-def build_blueprint(recipe: Recipe, device: torch.device, labels: list[str] | None = None) -> Blueprint:
+def build_blueprint(
+    recipe: Recipe,
+    device: torch.device,
+    labels: list[str] | None = None,
+    keep_own_part: Callable[[nn.Module], OwnPart] = lambda model: OwnPart(),
+) -> Blueprint:
     """Return the recipe's model, built for `device` without weights and without the device.
 
+    `keep_own_part` leaves of the model with its method what one of several devices computes.
     Raises ModelError and MethodError as a run would, UnpredictableError where memory depends on values.
     """
     plain, fresh = build_meta(_for_device(recipe.model, types_of(recipe, device)), labels)
@@ -145,8 +166,11 @@ def build_blueprint(recipe: Recipe, device: torch.device, labels: list[str] | No
         disable_dropout(model)
     model = recipe.method.apply(model, fresh)
     speed_up(model, recipe)
+    own = keep_own_part(model)
     fake = FakeModel(model)
-    return Blueprint(recipe, device, shape, fake, load, _weights(model), plain.config.num_labels or 1)
+    return Blueprint(
+        recipe, device, shape, fake, load, _weights(model, own.names), plain.config.num_labels or 1, own.summed
+    )
 
 
 def types_of(recipe: Recipe, device: torch.device) -> Types:
@@ -177,11 +201,14 @@ def _quantize_meta(model: nn.Module, recipe: Recipe, device: torch.device) -> No
             module.__class__ = UnalignedFourBitLinear
 
 
-def _weights(model: nn.Module) -> tuple[Weight, ...]:
+def _weights(model: nn.Module, parts: frozenset[str]) -> tuple[Weight, ...]:
     layers = all_layers(model)
     layer_of = {id(p): number for number, layer in enumerate(layers) for p in layer.parameters()}
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    own = {id(parameter) for name, parameter in named_parameters(model).items() if name in parts}
     return tuple(
-        Weight(len(p), p.nbytes // max(len(p), 1), p.requires_grad, layer_of.get(id(p)), id(p) in embeddings)
+        Weight(
+            len(p), p.nbytes // max(len(p), 1), p.requires_grad, layer_of.get(id(p)), id(p) in embeddings, id(p) in own
+        )
         for p in model.parameters()
     )

@@ -41,7 +41,7 @@ def predict(
     segments = alone = trace.segments
     saving, communication = 0, None
     if strategy is not None and devices > 1:
-        division = Division(blueprint.weights, devices, beside_host=work.cuda)
+        division = Division(blueprint.weights, devices, beside_host=work.cuda, summed=blueprint.summed_bytes(work))
         sent = strategy.sent_bytes(division, blueprint.recipe.training.gradient_accumulation)
         communication = CommunicationReport(devices=devices, sent_bytes=sent, bandwidth_bytes=bandwidth_bytes)
         segments = {key: strategy.share(part, key, division) for key, part in alone.items()}

@@ -46,7 +46,7 @@ class Bottleneck(nn.Module):
         nn.init.normal_(self.up.weight, std=NEAR_IDENTITY_STD if init == "near-identity" else 0.0)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        autocast = torch.is_autocast_enabled(x.device.type)
+        autocast = not x.is_meta and torch.is_autocast_enabled(x.device.type)
         inputs = x if autocast else x.to(self.down.weight.dtype)
         update = self.up(ACTIVATIONS[self.activation](self.down(inputs)))
         return update if autocast else update.to(x.dtype)

@@ -76,7 +76,7 @@ def plan_strategies(
         return made.model_copy(update={"memory": report.model_copy(update={"remedies": []})})
 
     rows = [planned("ddp", 1).model_copy(update={"strategy": "one device"})]
-    return rows + ([planned(name, devices) for name, one in STRATEGIES.items() if one.planned] if devices > 1 else [])
+    return rows + ([planned(name, devices) for name, one in STRATEGIES.items() if one.offered] if devices > 1 else [])
 
 
 def plan_methods(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -55,7 +56,7 @@ class Planner:
 
     def __call__(self, recipe: Recipe) -> MemoryReport:
         """Return the predicted memory. Raises UnpredictableError, ModelError and MethodError."""
-        blueprint = self.blueprint(as_divided(recipe) if self.divides_weights else recipe)
+        blueprint = self.blueprint(as_divided(recipe, self.strategy.whole_head) if self.divides_weights else recipe)
         return predict(
             blueprint,
             self.workload(blueprint),
@@ -83,7 +84,9 @@ class Planner:
         key = recipe.model_dump_json(include=BUILT_FROM)
         if self._built is None or self._built[0] != key:
             labels = read_labels(recipe) if self.dataset is None else self.dataset.labels
-            self._built = key, build_blueprint(recipe, self.device, labels)
+            own = partial(self.strategy.keep_own_part, devices=self.processes)
+            made = build_blueprint(recipe, self.device, labels, *([own] if self.processes > 1 else []))
+            self._built = key, made
         return self._built[1].for_recipe(recipe)
 
     def workload(self, blueprint: Blueprint) -> Workload:

@@ -42,9 +42,12 @@ def speed_up(model: nn.Module, recipe: Recipe, divided: bool = False) -> SpeedRe
     return SpeedReport(switches=[_use(one, model, recipe, divided) for one in SPEED_UPS])
 
 
-def as_divided(recipe: Recipe) -> Recipe:
-    """Return the recipe with the switches off that are declined where processes divide the weights."""
-    off = {one.name: "off" for one in SPEED_UPS if one.reads_weights}
+def as_divided(recipe: Recipe, whole_head: bool = False) -> Recipe:
+    """Return the recipe with the switches off that cannot be used where processes divide the weights.
+
+    With a `whole_head` the loss needs no logits all the same.
+    """
+    off = {one.name: "off" for one in SPEED_UPS if one.reads_weights and not (whole_head and one.reads_head_alone)}
     speed = recipe.training.speed.model_copy(update=off)
     return recipe.model_copy(update={"training": recipe.training.model_copy(update={"speed": speed})})
 

@@ -26,6 +26,8 @@ class SpeedUp(ABC):
 
     name: ClassVar[str]
     does: ClassVar[str]
+    reads_head_alone: ClassVar[bool] = False
+    """Whether the only weight that it reads is the output head."""
     reads_weights: ClassVar[bool] = True
     """Whether its functions read weights by themselves, so that it cannot be used where each process has a part."""
 

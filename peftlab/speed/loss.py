@@ -17,6 +17,7 @@ from peftlab.tasks import Task
 
 class LossWithoutLogits(SpeedUp):
     name: ClassVar[str] = "loss"
+    reads_head_alone: ClassVar[bool] = True
     does: ClassVar[str] = "the head's logits are made for some hundred positions at a time, with their gradients"
 
     def decline(self, model: nn.Module, recipe: Recipe) -> Decline | None:

@@ -16,9 +16,9 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 
 from peftlab.errors import UsageError
-from peftlab.parameters.divided import move_, own_part, whole, whole_in_turn
+from peftlab.parameters.divided import move_, own_part, replace_, whole, whole_in_turn
 from peftlab.parameters.gathering import stop_gathering
-from peftlab.parameters.trainable import find_base
+from peftlab.parameters.trainable import canonical_in, find_base
 from peftlab.recipe.schema import Recipe
 from peftlab.world.base import Item
 from peftlab.world.dtypes import resolve_types
@@ -36,6 +36,8 @@ SIZE = f"{PARALLEL}TP_SIZE"
 MIXED = "{} is {}, and the launch has {} processes; set it to that number: tensor parallel is not mixed with others"
 HEADS = "tensor parallel divides attention heads, and {} key-value heads cannot be divided among {} processes"
 UNEVEN = "tensor parallel divides layers evenly, and the {} {} of {} cannot be divided by {} processes"
+# Of the row that shows what is summed.
+TOKENS = 8
 # The parts of a layer with LoRA that are divided with it, by the style of its plan.
 STYLES = {"colwise": "lora_B", "rowwise": "lora_A"}
 # Styles of layers whose inputs and outputs are whole on every process: they stay whole here, as the head does.
@@ -82,11 +84,7 @@ class Tensor(Fsdp2):
         # Another than that of loading: PEFT takes what is divided in a mesh of this name for tensor parallel.
         mesh = init_device_mesh(self.device.type, (self.processes,), mesh_dim_names=("tp",))
         plain: Any = find_base(model)[1]
-        heads = getattr(plain.config.get_text_config(), "num_key_value_heads", self.processes)
-        if heads % self.processes:
-            raise UsageError(f"{HEADS.format(heads, self.processes)}; launch with FSDP 2")
-        plan = _plan_of(plain)
-        _refuse_uneven(plain, plan, self.processes)
+        plan = _plan_for(plain, self.processes)
         stop_gathering(model)
         names = {module: name for name, module in plain.named_modules()}
         for _, places in whole_in_turn(model):  # what the plan divides, it divides before the next one is whole
@@ -118,6 +116,48 @@ class Tensor(Fsdp2):
         return items
 
 
+@torch.enable_grad()
+def count_sums(model: nn.Module) -> tuple[int, int] | None:
+    """Return how many numbers of each token are summed over processes in a forward and in a backward pass.
+
+    None where a pass without weights cannot be made. `model` is on the meta device. A layer that is divided by inputs
+    has its output summed; one that is divided by outputs the gradient of its input, where that has one.
+    """
+    plain: Any = find_base(model)[1]
+    plan, modules = _plan_of(plain), dict(plain.named_modules())
+    sums = {"rowwise": 0, "colwise": 0}
+
+    def note(style: str, given: torch.Tensor, made: torch.Tensor) -> None:
+        if style == "rowwise":
+            sums[style] += made.numel()
+        elif given.requires_grad:
+            sums[style] += given.numel()
+
+    handles = [
+        modules[name].register_forward_hook(lambda _, given, made, style=style: note(style, given[0], made))
+        for name, style in plan.items()
+        if name in modules
+    ]
+    try:
+        model(input_ids=torch.ones(1, TOKENS, dtype=torch.int64, device="meta"))
+    except Exception:  # a model that reads values
+        return None
+    finally:
+        for handle in handles:
+            handle.remove()
+    return sums["rowwise"] // TOKENS, sums["colwise"] // TOKENS
+
+
+def _plan_for(plain: Any, processes: int) -> dict[str, str]:
+    """Return the style of each layer and weight that is divided. Raises UsageError where they cannot be."""
+    heads = getattr(plain.config.get_text_config(), "num_key_value_heads", processes)
+    if heads % processes:
+        raise UsageError(f"{HEADS.format(heads, processes)}; launch with FSDP 2")
+    plan = _plan_of(plain)
+    _refuse_uneven(plain, plan, processes)
+    return plan
+
+
 def _refuse_uneven(plain: nn.Module, plan: dict[str, str], processes: int) -> None:
     """Raise UsageError for a layer whose parts would differ in size.
 
@@ -128,6 +168,26 @@ def _refuse_uneven(plain: nn.Module, plan: dict[str, str], processes: int) -> No
         side = sides[style]
         if name in modules and (size := getattr(modules[name], side)) % processes:
             raise UsageError(f"{UNEVEN.format(size, side, name, processes)}; launch with FSDP 2")
+
+
+def keep_own_part_(model: nn.Module, processes: int) -> frozenset[str]:
+    """Give the layers of a model of the meta device the sizes that one of several processes computes, in place.
+
+    Return the canonical names of the parameters that are smaller now. Raises UsageError for a model that cannot be
+    divided so.
+    """
+    plain: Any = find_base(model)[1]
+    plan, smaller = _plan_for(plain, processes), set[str]()
+    for name, parameter in list(plain.named_parameters()):
+        if (style := plan.get(name)) is None or style == "rowwise" and name.endswith(".bias"):
+            continue
+        side = parameter.dim() - 1 if style == "rowwise" else max(parameter.dim() - 2, 0)
+        own = parameter.detach().narrow(side, 0, parameter.shape[side] // processes)
+        path, _, leaf = name.rpartition(".")
+        replace_(parameter, torch.empty_like(own), [(plain.get_submodule(path), leaf)])
+        smaller.add(name)
+    canonical = canonical_in(plain)
+    return frozenset(canonical(name) for name in smaller)
 
 
 def _plan_of(plain: Any) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,7 +12,6 @@ import torch
 
 from peftlab.errors import UsageError
 from peftlab.memory.blueprint import build_blueprint
-from peftlab.memory.fakes import UnpredictableError
 from peftlab.memory.fit import with_settings
 from peftlab.memory.ledger import CATEGORIES, Ledger
 from peftlab.memory.predict import predict
@@ -181,16 +181,22 @@ def test_four_devices_hold_less_of_the_state_but_as_many_activations(tmp_path):
     assert any("not yet measured" in note for note in peaks["fsdp2-offload"].notes)
 
 
-def test_tensor_parallel_has_no_formula(tmp_path):
+def test_a_device_of_tensor_parallel_has_its_part_of_the_dense_layers(tmp_path):
+    """By hand, of 64 numbers: queries and outputs 64·64, keys and values 32·64, three of 128·64 in each layer."""
     recipe = tiny_recipe(write_model(tmp_path, "llama"), {"type": "full"}, batch_size=2)
-    with pytest.raises(UnpredictableError, match="tensor parallel has no formula yet"):
-        predict(build_blueprint(recipe, CPU), devices=4, strategy=STRATEGIES["tensor"])
+    strategy, alone = STRATEGIES["tensor"], build_blueprint(recipe, CPU)
+    own = build_blueprint(recipe, CPU, None, partial(strategy.keep_own_part, devices=2))
+    dense = 4 * 2 * (2 * 64 * 64 + 2 * 32 * 64 + 3 * 128 * 64)
+    bytes_of = [sum(one.whole for one in blueprint.weights) for blueprint in (alone, own)]
+    assert bytes_of[0] - bytes_of[1] == dense // 2
+    report = predict(own, devices=2, strategy=strategy)
+    assert report.categories["trainable_weights"] == bytes_of[1] and report.peak_bytes < predict(alone).peak_bytes
 
 
 def test_an_unknown_strategy_is_refused_with_the_supported_ones():
     with pytest.raises(
         UsageError,
-        match="unknown strategy 'dpp'; did you mean 'ddp'.; supported: ddp, zero2, fsdp2, zero3, fsdp2-offload",
+        match="unknown strategy 'dpp'; did you mean 'ddp'.; supported: ddp, zero2, fsdp2, zero3, fsdp2-offload, tensor",
     ):
         find_strategy("dpp")
 

@@ -22,6 +22,7 @@ from peftlab.recipe.schema import Recipe
 from peftlab.runs.plan import plan
 from peftlab.world.open import STRATEGIES
 from tests.conftest import REPOSITORY
+from tests.parameters.families import build
 from tests.runs.recipes import METHODS
 from tests.world.test_tensor import even_recipe
 
@@ -70,9 +71,13 @@ def launch(path: Path, folder: Path) -> dict[str, Any]:
 
 
 def planned_bytes(path: Path, folder: Path) -> int:
-    """Return what each device of a file needs, planned for the shipped model."""
+    """Return what each device of a file needs, planned for a model of as many heads as a node has devices."""
     processes = yaml.safe_load(path.read_text())["num_processes"]
+    build("llama", num_attention_heads=8, num_key_value_heads=8).config.save_pretrained(folder / "heads")
     strategy, recipe = strategy_of(path), recipe_of(path, folder, "cuda")
+    data = recipe.data.model_copy(update={"train": "-", "evaluation": None})
+    model = recipe.model.model_copy(update={"name": str(folder / "heads"), "init": "random"})
+    recipe = recipe.model_copy(update={"model": model, "data": data})
     return plan(recipe, None, device="cuda", devices=processes, strategy=strategy).needed_bytes
 
 

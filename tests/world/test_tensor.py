@@ -5,6 +5,8 @@ from __future__ import annotations
 import atexit
 import functools
 import json
+import multiprocessing
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -12,19 +14,23 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
 from peftlab.errors import UsageError
+from peftlab.methods import METHODS as REGISTERED
 from peftlab.recipe.schema import Recipe
 from peftlab.runs.directory import RunDirectory
 from peftlab.runs.display import NoDisplay
 from peftlab.runs.run import train
 from peftlab.runs.verify import differing, load_final
 from peftlab.world import tensor as tensor_module
-from peftlab.world.open import refuse_recipe
+from peftlab.world.open import open_world, refuse_recipe
 from peftlab.world.request import variables_of
-from peftlab.world.tensor import Tensor
-from tests.runs.pairs import Pair
+from peftlab.world.tensor import Tensor, count_sums, keep_own_part_
+from tests.parameters.families import build
+from tests.runs.pairs import Pair, free_port
 from tests.runs.recipes import METHODS, shallow_model, shallow_sections
 from tests.world.test_fsdp2 import STEPS, TRAINED, gradients_of, losses_of, small_recipe
 
@@ -167,3 +173,66 @@ def test_models_without_a_plan_are_refused(monkeypatch):
     sizes = {"n_embd": 8, "n_layer": 1, "n_head": 2, "vocab_size": 16, "n_positions": 8}
     with pytest.raises(UsageError, match="no tensor parallel plan for gpt2 models"):
         world.prepare(AutoModelForCausalLM.from_config(GPT2Config(**sizes)))
+
+
+METHODS_SUMMED = {
+    "lora": {"rank": 2, "targets": "all-linear"},
+    "full": {},
+    "bitfit": {},
+    "adapters": {"bottleneck": 4},
+}
+
+
+def sum_all(number: int, environment: dict[str, str], folder: Path) -> None:
+    """Be one of two processes, and write for each method the bytes that are summed in the passes of 20 tokens."""
+    os.environ.update(environment | {"RANK": str(number), "LOCAL_RANK": str(number)})
+    world, found = open_world("cpu"), {}
+    for name, settings in METHODS_SUMMED.items():
+        model = world.prepare(REGISTERED[name](**settings).apply(build("qwen2", num_hidden_layers=3)))
+        ids = torch.ones(2, 10, dtype=torch.int64)
+        with Summed() as summed:
+            model(input_ids=ids, labels=ids).loss.backward()
+        found[name] = summed.bytes
+    world.close()
+    (folder / f"{number}.json").write_text(json.dumps(found))
+
+
+class Summed(TorchDispatchMode):
+    """Counts the bytes of what processes sum."""
+
+    bytes = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if DTensor in types:
+            return NotImplemented
+        if func.name().startswith("_c10d_functional::all_reduce"):
+            self.bytes += args[0].nbytes
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.slow
+def test_what_is_summed_is_what_the_plan_says(tmp_path):
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())} | TENSOR
+    context = multiprocessing.get_context("forkserver")
+    processes = [context.Process(target=sum_all, args=(number, shared, tmp_path)) for number in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+    measured = json.loads((tmp_path / "0.json").read_text())
+    assert measured == json.loads((tmp_path / "1.json").read_text())
+    for name, settings in METHODS_SUMMED.items():
+        model = REGISTERED[name](**settings).apply(build("qwen2", num_hidden_layers=3, device="meta"))
+        keep_own_part_(model, 2)
+        assert 20 * 4 * sum(count_sums(model)) == measured[name], name
+
+
+@pytest.mark.slow
+def test_the_peaks_of_a_process_are_as_planned(tmp_path):
+    for name in ("lora", "full"):
+        recipe = even_recipe(DIVIDED[name], tmp_path / name, 2, plan="report")
+        two = Pair(recipe, tmp_path, environment=TENSOR)
+        assert two.wait() == [0, 0], two.outputs()
+        planned, measured = (two.result()["memory"][source]["phases"] for source in ("predicted", "measured"))
+        for phase in ("first_step", "steady_step", "evaluation", "generation", "save"):
+            assert measured[phase] == pytest.approx(planned[phase], rel=0.005), (name, phase)

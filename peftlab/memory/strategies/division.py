@@ -12,7 +12,8 @@ from functools import cached_property
 class Weight:
     """A parameter as it is divided: its rows, the bytes of one, whether it trains, its layer (None outside of all).
 
-    `embeds` says that it is a table of embeddings, whose gradient is the last one of a backward pass.
+    `embeds` says that it is a table of embeddings, whose gradient is the last one of a backward pass, `is_part` that it
+    is one device's part already.
     """
 
     rows: int
@@ -20,6 +21,7 @@ class Weight:
     trains: bool
     layer: int | None = None
     embeds: bool = False
+    is_part: bool = False
 
     @property
     def whole(self) -> int:
@@ -31,15 +33,28 @@ class Weight:
 
 
 @dataclass(frozen=True)
+class OwnPart:
+    """What one device computes of a model: the canonical names of smaller parameters, and the numbers that are summed.
+
+    `summed` are those of each token in a forward and in a backward pass; None where they are not known.
+    """
+
+    names: frozenset[str] = frozenset()
+    summed: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
 class Division:
     """A model's weights divided among devices by rows.
 
-    `beside_host` says that the devices have a memory of their own.
+    `beside_host` says that the devices have a memory of their own. `summed` are the bytes that all devices sum in the
+    passes of a micro-batch, None where that is not known.
     """
 
     weights: tuple[Weight, ...]
     devices: int
     beside_host: bool = False
+    summed: int | None = None
 
     def whole(self, trains: bool) -> int:
         """Return the bytes of what trains, or of what is frozen, on one device alone."""

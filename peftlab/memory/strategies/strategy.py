@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import nn
 
 from peftlab.memory.ledger import CATEGORIES
-from peftlab.memory.strategies.division import Division
+from peftlab.memory.strategies.division import Division, OwnPart
 from peftlab.recipe.schema import Recipe
 from peftlab.world.open import STRATEGIES as TRAINED
 
@@ -27,14 +28,23 @@ class Strategy:
     name: str
     divides: bool = False
     measured: bool = False
-    planned: bool = True
-    """Whether there is a formula of its memory."""
+    offered: bool = True
+    """Whether its steps have as many rows as those of others, so that what they send can be compared."""
+    whole_head: bool = False
+    """Whether every device has the output head whole."""
     trained_by: str = ""
     """The strategy of training, where it has another name."""
 
     def why_not(self, recipe: Recipe, device: torch.device) -> str:
         """Return why training with it cannot train a recipe; empty if it can."""
         return TRAINED[self.trained_by or self.name].why_not(recipe, device)
+
+    def keep_own_part(self, model: nn.Module, devices: int) -> OwnPart:
+        """Give a model with its method, on the meta device, the sizes that one device computes, where they are smaller.
+
+        Raises UsageError for a model that it cannot train.
+        """
+        return OwnPart()
 
     def share(self, part: np.ndarray, key: tuple, division: Division) -> np.ndarray:
         """Return the bytes on one device where one alone has `part`, (categories, events), at a place of a step.
