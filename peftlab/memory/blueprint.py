@@ -78,7 +78,7 @@ class Blueprint:
         return Answers(rows, length, settings.max_new_tokens, settings.beams) if rows and length > 0 else None
 
     def summed_bytes(self, work: Workload) -> int | None:
-        """Return the bytes that devices sum in the passes of a micro-batch, those of recomputed layers once more."""
+        """Return the bytes that devices sum in the passes of a micro-batch, recomputed layers included."""
         if self.summed is None:
             return None
         forward, backward = self.summed
