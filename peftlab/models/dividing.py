@@ -53,7 +53,7 @@ def reading_parts(mesh: DeviceMesh | None) -> Iterator[None]:
 
 
 def divide_(model: nn.Module, mesh: DeviceMesh) -> None:
-    """Divide by rows every weight of a model that is whole, in place; a packed one by its bytes, as it lies."""
+    """Divide by rows every weight of a model that is whole, in place; a packed one by its bytes."""
     found = places_of(model.modules())
     while found:  # what is divided is freed before the next one is
         parameter, places = found.popitem()

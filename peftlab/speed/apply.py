@@ -45,7 +45,7 @@ def speed_up(model: nn.Module, recipe: Recipe, divided: bool = False) -> SpeedRe
 def as_divided(recipe: Recipe, whole_head: bool = False) -> Recipe:
     """Return the recipe with the switches off that cannot be used where processes divide the weights.
 
-    With a `whole_head` the loss needs no logits all the same.
+    With a `whole_head` the loss still needs no logits.
     """
     off = {one.name: "off" for one in SPEED_UPS if one.reads_weights and not (whole_head and one.reads_head_alone)}
     speed = recipe.training.speed.model_copy(update=off)
