@@ -183,7 +183,7 @@ def finish_one(folder: Path, case: Case, seconds: float, instants: random.Random
         figures.phases[phase_of(killed)] += 1
         latest = max(list_steps(killed / "checkpoints"), default=0)
         # Without progress the machine is busier than when the straight run was timed.
-        seconds, reached = seconds * (1 if latest > reached else 1.1), latest
+        seconds, reached = seconds * (1 if latest > reached else 1.3), latest
         figures.resumes += latest > 0
         figures.anew += latest == 0
     figures.finished += 1
