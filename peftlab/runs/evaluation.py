@@ -95,11 +95,16 @@ def write_scores(record: RunRecord, found: Evaluated, when: str) -> None:
 
 
 def is_evaluated(record: RunRecord, bench: Bench, when: When, scored: Collection[str]) -> bool:
-    """Return whether an earlier attempt has the metrics, and in `scored` the row scores, of every part of the data."""
+    """Return whether an earlier attempt has the metrics, and in `scored` the row scores, of every part of the data.
+
+    And the generated examples, which are made last.
+    """
     names = [prefix + when for part, prefix in PARTS.items() if bench.dataset.held_out(part)[0]]
     wanted, metrics = set(bench.recipe.evaluation.metrics), record.result.metrics
     complete = all(wanted <= metrics.get(name, {}).keys() for name in names if not name.startswith("general"))
-    return complete and all(name in metrics and name in scored for name in names)
+    complete = complete and all(name in metrics and name in scored for name in names)
+    shown = bench.recipe.evaluation.generation.examples and bench.dataset.prompts
+    return complete and (not shown or any(when in one for one in record.result.examples))
 
 
 def keep_examples(record: RunRecord, examples: list[dict[str, str]], when: When) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import time
 
 import numpy as np
 import pyarrow
@@ -197,3 +198,17 @@ def test_a_parquet_value_that_python_lacks_is_named_by_row_and_column(tmp_path, 
     with pytest.raises(DataError, match=f"x.parquet: row 2: column 'completion' .*{told}") as caught:
         read_table(str(path))
     assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "text", ["seven words of text " * 500_000, "abcdefghij" * 1_000_000], ids=["words", "one word"]
+)
+def test_an_answer_of_ten_megabytes_that_is_cut_costs_less_than_two_seconds(user, text):
+    """All of it would be millions of tokens, and take half a minute."""
+    path = user.rows([{"prompt": "f", "completion": text}, *ROWS], "long.jsonl")
+    assert user.run("data", user.recipe(), "--json").code == 0  # imports are not counted
+    recipe = user.recipe(train=path)
+    started = time.process_time()
+    answer = user.run("data", recipe, "data.max_length=32", "--json")
+    assert time.process_time() - started < 2.0
+    assert answer.code == 0 and json.loads(answer.out)["data"]["train"]["truncated"] == 1

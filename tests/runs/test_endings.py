@@ -96,6 +96,17 @@ def test_a_signal_in_the_final_evaluation_loses_nothing(straight, tmp_path, monk
     assert_same_run(straight, tmp_path / "run")
 
 
+def test_a_signal_between_the_final_scores_and_the_examples_leaves_the_examples_to_the_resumed_run(
+    straight, tmp_path, monkeypatch
+):
+    signal_in_call(monkeypatch, 2, "peftlab.runs.bench.generate_examples")
+    with pytest.raises(StoppedError):
+        train(recipe(tmp_path / "run"), display=NoDisplay())
+    monkeypatch.undo()
+    train(recipe(tmp_path / "run"), resume=True, display=NoDisplay())
+    assert_same_run(straight, tmp_path / "run")
+
+
 def test_a_signal_before_training_ends_at_once_and_the_run_begins_again(straight, tmp_path, monkeypatch):
     signal_in_call(monkeypatch, 1)
     with pytest.raises(StoppedError, match="stopped before training .*--resume or the same command starts it again"):
