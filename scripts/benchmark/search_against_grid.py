@@ -11,6 +11,7 @@ Needs the package optuna. The same command continues what was stopped.
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import sys
 from pathlib import Path
@@ -23,6 +24,8 @@ from peftlab.comparison.lab import compare
 from peftlab.comparison.rows import Row, read_table
 from peftlab.comparison.variants import Settings
 from peftlab.recipe.comparison import Variant, load_comparison
+from peftlab.runs.environment import describe_environment
+from peftlab.world.open import open_world
 
 FILE = Path(__file__).resolve().parents[2] / "recipes" / "comparisons" / "tiny-search.yaml"
 
@@ -35,8 +38,11 @@ def main() -> None:
         if arguments.only in (None, variant.name):
             found[variant.name] = compare_ways(variant, comparison.search, arguments.folder / variant.name)
             print(describe(variant.name, found[variant.name]), flush=True)
-            if arguments.output:
-                arguments.output.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    if arguments.output:
+        origin = describe_environment(open_world("cpu")) | {"date": datetime.date.today().isoformat()}
+        del origin["command"]
+        text = json.dumps({"environment": origin, "methods": found}, indent=2)
+        arguments.output.write_text(text + "\n", encoding="utf-8")
 
 
 def read_arguments() -> argparse.Namespace:
