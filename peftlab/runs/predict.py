@@ -7,7 +7,7 @@ import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -205,15 +205,25 @@ class Sink:
 
     def __exit__(self, kind: Any, *_: Any) -> None:
         if self._progress is not None:
-            self._file.close()
+            with suppress(OSError) if kind is not None else nullcontext():  # the first error is reported
+                self._file.close()
             if kind is None:
                 self._progress.unlink(missing_ok=True)
 
     def write(self, rows: Sequence[dict[str, Any]], wrong: Sequence[str] = ()) -> None:
         """Write rows, and then the note that they are there: what a killed call wrote after it is written again.
 
-        `wrong` has a line for each of them that has an error.
+        `wrong` has a line for each of them that has an error. Raises StorageError for a file that cannot be written.
         """
+        try:
+            self._write(rows, wrong)
+        except OSError as error:
+            if self._progress is None:  # a pipe that its reader has closed
+                raise
+            advice = "; when that is mended, --resume continues it"
+            raise StorageError(f"{self._file.name}: cannot be written: {why(error)}{advice}") from None
+
+    def _write(self, rows: Sequence[dict[str, Any]], wrong: Sequence[str]) -> None:
         for row in rows:
             self._file.write(encode_row(row) + b"\n")
         self._file.flush()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import math
+import os
 import sys
 import tracemalloc
 from pathlib import Path
@@ -19,7 +21,7 @@ from peftlab.errors import DataError, StorageError
 from peftlab.recipe.schema import Recipe
 from peftlab.runs.display import NoDisplay
 from peftlab.runs.generation import generate_all
-from peftlab.runs.predict import predict
+from peftlab.runs.predict import Sink, predict
 from peftlab.runs.predict_rows import Predicted, Predictor
 from peftlab.runs.requests import ask
 from peftlab.runs.run import train
@@ -247,3 +249,20 @@ def test_ten_thousand_rows_killed_and_resumed_are_all_there_once_in_constant_mem
     write(source, [{"text": "changed", "number": 1}])
     with pytest.raises(StorageError, match="exists already; --overwrite replaces it"):
         predict(*arguments)
+
+
+def test_a_disk_that_is_full_while_rows_are_written_is_one_line_that_names_the_file(tmp_path):
+    """Half of the rows are on the disk by then; the note beside them says how many count."""
+
+    class Full(io.FileIO):
+        def write(self, content):
+            if self.tell() + len(content) > 40:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return super().write(content)
+
+    path = tmp_path / "out.jsonl"
+    with pytest.raises(StorageError, match=r"out\.jsonl: cannot be written: .*--resume continues it"):
+        with Sink(io.BufferedWriter(Full(path, "w")), tmp_path / "out.jsonl.progress", {}) as sink:
+            sink.write([{"prediction": "a"}])
+            sink.write([{"prediction": "b" * 90}])
+    assert json.loads((tmp_path / "out.jsonl.progress").read_text())["rows"] == 1
