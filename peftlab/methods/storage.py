@@ -162,6 +162,8 @@ def fill_from_transformers_folder(model: PreTrainedModel, folder: Path) -> None:
     """
     import torch
 
+    from peftlab.parameters.divided import divided_as
+
     try:
         # The model's own config: with the folder's, another kind of folder would build a model of default size.
         loaded: Any = type(model).from_pretrained(
@@ -177,7 +179,7 @@ def fill_from_transformers_folder(model: PreTrainedModel, folder: Path) -> None:
     _refuse_mismatch(folder, stored.state_dict(), model.state_dict())
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
-            tensor.copy_(stored.state_dict()[name])
+            tensor.copy_(divided_as(stored.state_dict()[name], tensor))
 
 
 def _first_line(error: Exception) -> str:

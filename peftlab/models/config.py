@@ -21,6 +21,7 @@ from peftlab.models.hub import must_stay_local
 from peftlab.models.reference import Reference, resolve
 from peftlab.recipe.schema import Model
 from peftlab.tasks import TASKS, Task
+from peftlab.world.meeting import is_lost_connection
 
 
 def auto_class(task: Task) -> Any:
@@ -43,7 +44,8 @@ def one_line_errors(reference: Reference, doing: str) -> Iterator[None]:
     except ImportError as error:
         raise MissingRequirementError(f"model {reference.label!r}: {_first_line(error)}") from error
     except Exception as error:
-        if "out of memory" in str(error).lower():
+        # Processes that each read a part exchange tensors: one that has ended is not a damaged model.
+        if "out of memory" in str(error).lower() or is_lost_connection(error):
             raise
         if "trust_remote_code" in str(error):
             raise ModelError(

@@ -121,6 +121,8 @@ def execute(record: RunRecord, recorder: Recorder, stop: Stop, start: Resumption
         if not is_evaluated(record, bench, "after", start.scored if start and start.trained else ()):
             with record.in_phase("evaluation_after"):
                 evaluate_parts(record, recorder, bench, Measuring(bench, model), "after", record.kept_step)
+        elif (metrics := record.result.metrics.get("after")) and not recorder.has_evaluation(record.kept_step):
+            recorder.log_evaluation(record.kept_step, metrics)  # an attempt was killed before its line was written
         if optimizer is not None or "process" not in record.result.memory:
             record.result.memory["process"] = record.meter.report(model, optimizer)
         if record.recipe.evaluation.latency and record.world.divided:

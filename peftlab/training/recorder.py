@@ -116,19 +116,18 @@ class Recorder:
 
         They replace those that a killed run wrote of the same evaluation.
         """
-        if self.has_evaluation(step):
-            self.history = [one for one in self.history if (one["event"], one["step"]) != ("evaluation", step)]
-            self._rewrite()
-        self._write("evaluation", {"step": step, **metrics})
+        again = self.has_evaluation(step)
+        self.history = [one for one in self.history if (one["event"], one["step"]) != ("evaluation", step)]
+        self._write("evaluation", {"step": step, **metrics}, again)
         self._last = time.perf_counter()
 
-    def _write(self, event: str, line: dict[str, Any]) -> None:
+    def _write(self, event: str, line: dict[str, Any], again: bool = False) -> None:
         if not self.world.is_main:
             return
         line = {"event": event, **line}
         later = any(one["step"] > line["step"] for one in self.history)
         self.history.append(line)
-        if later:  # the evaluation before training, which a resumed run made again
+        if again or later:  # an evaluation that a resumed run made again: replaced at once, as a kill may come between
             self.history.sort(key=lambda one: one["step"])
             self._rewrite()
         else:

@@ -167,6 +167,16 @@ def test_a_kill_after_training_leaves_each_line_once(straight, tmp_path, name):
     assert_same_run(straight, tmp_path / "run")
 
 
+def test_a_final_evaluation_whose_line_was_lost_is_logged_again(straight, tmp_path):
+    vanish_in("peftlab.runs.run", "draw_curve", tmp_path)
+    lines = tmp_path / "run" / "metrics.jsonl"
+    kept = lines.read_text().splitlines(keepends=True)
+    assert '"evaluation"' in kept[-1]
+    lines.write_text("".join(kept[:-1]))  # as a kill between two writes of an attempt before leaves it
+    train(recipe(tmp_path / "run", run={"save_every": 2}), resume=True, display=NoDisplay())
+    assert_same_run(straight, tmp_path / "run")
+
+
 @pytest.mark.parametrize("step", [2, 4])
 def test_the_audit_of_a_killed_run_is_that_of_one_never_killed(straight, tmp_path, step):
     for number in (1, step):
