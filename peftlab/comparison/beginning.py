@@ -70,9 +70,7 @@ class Beginning:
         """Return the recipe's own settings at the next learning rate; None where the best is between two others."""
         if not self.has_learning_rates:
             return None
-        losses = {
-            one.settings[LEARNING_RATE]: one.loss for one in tried if _same_but_learning_rate(one.point, self.own)
-        }
+        losses = _losses_beside(self.own, tried)
         if self.suggested and self.suggested not in losses and self._contains(self.suggested):
             return self._at_learning_rate(self.own, self.suggested)
         if len(losses) < len(tried) or len(losses) > MOST_BEYOND + (self.suggested in losses):
@@ -123,7 +121,7 @@ class Beginning:
         """Return the best settings at a learning rate between the best and its neighbours; None after enough."""
         if not self.has_learning_rates:
             return None
-        losses = {one.settings[LEARNING_RATE]: one.loss for one in tried if _same_but_learning_rate(one.point, best)}
+        losses = _losses_beside(best, tried)
         rates = sorted(losses)
         between = _between(rates, [losses[rate] for rate in rates], best.settings[LEARNING_RATE])
         return None if between is None else self._at_learning_rate(best, between)
@@ -133,9 +131,10 @@ class Beginning:
         return Point.of({**point.settings, LEARNING_RATE: round_learning_rate(learning_rate)})
 
 
-def _same_but_learning_rate(one: Point, other: Point) -> bool:
-    """Whether two points are the same but for the learning rate."""
-    return {**one.settings, LEARNING_RATE: 0} == {**other.settings, LEARNING_RATE: 0}
+def _losses_beside(point: Point, tried: Sequence[Tried]) -> dict[float, float | None]:
+    """Return the losses by learning rate of what was tried with a point's other settings."""
+    others = {**point.settings, LEARNING_RATE: 0}
+    return {one.settings[LEARNING_RATE]: one.loss for one in tried if {**one.settings, LEARNING_RATE: 0} == others}
 
 
 def _between(rates: Sequence[float], losses: Sequence[float | None], best: float) -> float | None:

@@ -118,15 +118,7 @@ def _compare_base(path: Path, saved: dict[str, Any], here: dict[str, Any]) -> No
 
 def fill_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     """Copy a safetensors file into live tensors. Raises StorageError unless names and shapes match exactly."""
-    import torch
-
-    from peftlab.parameters.divided import divided_as
-
-    stored = read_tensors(path)
-    _refuse_mismatch(path, stored, tensors)
-    with torch.no_grad():
-        for name, tensor in tensors.items():
-            tensor.copy_(divided_as(stored[name], tensor))
+    _fill(path, read_tensors(path), tensors)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -162,8 +154,6 @@ def fill_from_transformers_folder(model: PreTrainedModel, folder: Path) -> None:
     """
     import torch
 
-    from peftlab.parameters.divided import divided_as
-
     try:
         # The model's own config: with the folder's, another kind of folder would build a model of default size.
         loaded: Any = type(model).from_pretrained(
@@ -176,10 +166,19 @@ def fill_from_transformers_folder(model: PreTrainedModel, folder: Path) -> None:
     if any(faults.values()):
         names = [f"{what.replace('_', ' ')}: {', '.join(found[:3])}" for what, found in faults.items() if found]
         raise StorageError(f"{folder}: does not fit this model: {'; '.join(names)}")
-    _refuse_mismatch(folder, stored.state_dict(), model.state_dict())
+    _fill(folder, stored.state_dict(), model.state_dict())
+
+
+def _fill(path: Path, stored: dict[str, Tensor], tensors: dict[str, Tensor]) -> None:
+    """Copy what was read from `path` into live tensors, of divided ones this process's part."""
+    import torch
+
+    from peftlab.parameters.divided import divided_as
+
+    _refuse_mismatch(path, stored, tensors)
     with torch.no_grad():
-        for name, tensor in model.state_dict().items():
-            tensor.copy_(divided_as(stored.state_dict()[name], tensor))
+        for name, tensor in tensors.items():
+            tensor.copy_(divided_as(stored[name], tensor))
 
 
 def _first_line(error: Exception) -> str:
