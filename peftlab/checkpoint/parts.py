@@ -11,8 +11,8 @@ import contextlib
 import json
 import os
 import shutil
-import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ import torch
 from peftlab.checkpoint.manifest import FileRecord, record_file
 from peftlab.checkpoint.store import parts_folder
 from peftlab.checkpoint.tensors import EncodedState, load_state, write_state
-from peftlab.errors import StorageError
+from peftlab.errors import PeftlabError, StorageError
 from peftlab.files import why, write_atomically
 from peftlab.parameters.divided import is_part
 
@@ -33,13 +33,13 @@ POLL_SECONDS = 0.02
 class Parts:
     """The place where the processes of a run leave their parts of the checkpoint of a step.
 
-    `given_up` is set when the run ends with an error: a part that is missing then will never come.
+    `why_missing` returns why the part of a process will never come: its error; None while it may come.
     """
 
     root: Path
     step: int
     processes: int
-    given_up: threading.Event
+    why_missing: Callable[[int], PeftlabError | None]
 
     @property
     def folder(self) -> Path:
@@ -66,7 +66,7 @@ class Parts:
     def collect(self, target: Path) -> dict[str, FileRecord]:
         """Move all parts into `target` as soon as they are complete, and return their records by name.
 
-        Raises StorageError for one that could not be written, and where the run has ended.
+        Raises StorageError for one that could not be written, and the error of `why_missing` for one that never comes.
         """
         found: dict[str, FileRecord] = {}
         try:
@@ -81,8 +81,9 @@ class Parts:
     def _wait_for(self, process: int) -> dict[str, Any]:
         path = self.folder / f"{name_of(process)}-complete"
         while not path.exists():
-            if self.given_up.wait(POLL_SECONDS):
-                raise StorageError(f"{self.folder}: process {process} did not write its part")
+            if (reason := self.why_missing(process)) and not path.exists():
+                raise reason
+            time.sleep(POLL_SECONDS)
         content = json.loads(path.read_text(encoding="utf-8"))
         if fault := content.get("fault"):
             raise StorageError(fault)

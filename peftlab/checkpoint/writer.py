@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from peftlab.errors import StorageError
+from peftlab.errors import PeftlabError
 
 
 class CheckpointWriter:
@@ -45,9 +45,9 @@ class CheckpointWriter:
             pass
 
     def close(self, quietly: bool = False) -> None:
-        """Wait for the last write and end the thread; `quietly` drops its StorageError in favour of another error."""
+        """Wait for the last write and end the thread; `quietly` drops its error in favour of another one."""
         try:
-            with contextlib.suppress(StorageError) if quietly else contextlib.nullcontext():
+            with contextlib.suppress(PeftlabError) if quietly else contextlib.nullcontext():
                 self.wait()
         finally:
             self._thread.shutdown()

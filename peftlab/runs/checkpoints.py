@@ -15,7 +15,7 @@ from peftlab.checkpoint.parts import Parts, load_own, load_whole
 from peftlab.checkpoint.store import Checkpoint, refuse_full_disk, rotate, write_checkpoint
 from peftlab.checkpoint.tensors import EncodedState, encode_state, load_state, save_state, write_state
 from peftlab.checkpoint.writer import CheckpointWriter
-from peftlab.errors import StorageError
+from peftlab.errors import PeftlabError, StorageError
 from peftlab.optimization.average import steps_in_mean
 from peftlab.optimization.finite import check_weights
 from peftlab.parameters.audit import Audit
@@ -122,7 +122,13 @@ class CheckpointSaver:
         return progress.step, protected
 
     def _parts(self, step: int) -> Parts:
-        return Parts(self.record.directory.checkpoints, step, self.record.world.processes, self._given_up)
+        return Parts(self.record.directory.checkpoints, step, self.record.world.processes, self._why_missing)
+
+    def _why_missing(self, process: int) -> PeftlabError | None:
+        """Return why a process will not write its part; None while it may."""
+        if self._given_up.is_set():
+            return StorageError(f"{self.record.directory.checkpoints}: process {process} did not write its part")
+        return self.record.launch.lost_error() if process in self.record.launch.lost() else None
 
     def _write(
         self, what: tuple[int, set[int]], encoded: EncodedState, processes: list[Any], part: EncodedState | None

@@ -10,7 +10,6 @@ from peftlab.errors import DivergedError, LaunchError, OutOfMemoryError, Peftlab
 from peftlab.files import why
 from peftlab.memory.shortage import is_shortage
 from peftlab.reports import Status
-from peftlab.runs.launch import Launch
 from peftlab.runs.record import RunRecord
 from peftlab.runs.shortage import explain_shortage
 from peftlab.secrets import mask_secrets
@@ -22,10 +21,10 @@ from peftlab.world.determinism import explain_refusal
 REPORT_SECONDS = 2.0
 
 
-def record_failure(error: BaseException, record: RunRecord, launch: Launch) -> BaseException:
+def record_failure(error: BaseException, record: RunRecord) -> BaseException:
     """Return the error that a user should see, after writing it to the run's record."""
     record.settle()
-    failure = translate(launch.explain(error), record)
+    failure = translate(record.launch.explain(error), record)
     result, directory = record.result, record.directory
     result.status, result.error = status_of(failure), mask_secrets(str(failure)) or type(failure).__name__
     lost = failure.lost if isinstance(failure, LaunchError) else []

@@ -76,15 +76,19 @@ class Launch:
         ends = time.monotonic() + GONE_SECONDS
         while self.others and not self.lost() and time.monotonic() < ends:
             time.sleep(POLL_SECONDS / 10)
-        if lost := self.lost():
-            return self._lost_error(lost)
+        if failure := self.lost_error():
+            return failure
         return LaunchError(UNSEEN.format(one_line(error)), []) if is_lost_connection(error) else error
 
     def lost(self) -> list[int]:
         """Return the numbers of the processes that have ended."""
         return [number for number, process in self.others.items() if not lives(process)]
 
-    def _lost_error(self, lost: list[int]) -> LaunchError:
+    def lost_error(self) -> LaunchError | None:
+        """Return the error of a run that has lost processes; None where all live."""
+        lost = self.lost()
+        if not lost:
+            return None
         names = " and ".join(map(str, lost))
         return LaunchError(
             f"process {names} of {self.processes} (they count from 0) ended while this one waited for it; read its "
@@ -94,10 +98,9 @@ class Launch:
 
     def _end_if_stuck(self) -> None:
         while not self._left.wait(POLL_SECONDS):
-            if lost := self.lost():
+            if error := self.lost_error():
                 if self._left.wait(STUCK_SECONDS):
                     return
-                error = self._lost_error(lost)
                 with contextlib.suppress(Exception):
                     if self.give_up is not None:
                         self.give_up(error)

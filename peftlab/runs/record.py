@@ -15,6 +15,7 @@ from peftlab.reports import RunResult, SplitReport
 from peftlab.runs.digests import KEPT, LAST, WEIGHTS, read_digests, write_digests
 from peftlab.runs.directory import RunDirectory
 from peftlab.runs.environment import describe_environment
+from peftlab.runs.launch import Launch
 from peftlab.runs.phases import FIRST_STEP, PHASES, PROCESSOR
 from peftlab.runs.watch import Watch
 from peftlab.secrets import mask_secrets
@@ -33,8 +34,17 @@ class RunDisplay(Display, Protocol):
 class RunRecord:
     """What happened in a run, written by the main process. Every stage adds its part."""
 
-    def __init__(self, recipe: Recipe, name: str, world: World, directory: RunDirectory, display: RunDisplay):
+    def __init__(
+        self,
+        recipe: Recipe,
+        name: str,
+        world: World,
+        directory: RunDirectory,
+        display: RunDisplay,
+        launch: Launch | None = None,
+    ):
         self.recipe, self.name, self.world = recipe, name, world
+        self.launch = launch or Launch(1, {})
         self.directory, self.display = directory, display
         self.meter = MemoryMeter(world.device)
         self.result = RunResult(

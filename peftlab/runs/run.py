@@ -81,14 +81,14 @@ def train(
                 return start.former
             recipe = as_recorded(recipe, start.former.recipe)
         world.wait()  # every process has read what the main one changes from here on
-        record = RunRecord(recipe, name, world, directory, display or open_display(world.is_main))
+        record = RunRecord(recipe, name, world, directory, display or open_display(world.is_main), launch)
         trackers = Trackers(world, recipe.run.trackers, name, directory.trackers, record.note)
         recorder = Recorder(world, directory.metrics, record.display, trackers, record.meter.current)
-        launch.give_up = lambda error: record_failure(error, record, launch)
+        launch.give_up = lambda error: record_failure(error, record)
         try:
             execute(record, recorder, stop, start)
         except BaseException as error:
-            failure = record_failure(error, record, launch)
+            failure = record_failure(error, record)
             raise failure from (None if failure is error else error)
         finally:
             launch.give_up = None  # the record is written

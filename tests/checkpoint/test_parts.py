@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -11,7 +10,7 @@ import torch
 from peftlab.checkpoint.parts import Parts, count_parts, join, load_own, load_whole
 from peftlab.checkpoint.store import clean_leftovers, find_latest, write_checkpoint
 from peftlab.checkpoint.tensors import encode_state, save_state
-from peftlab.errors import StorageError
+from peftlab.errors import LaunchError, StorageError
 
 WHOLE = torch.arange(21, dtype=torch.float32).reshape(7, 3)
 
@@ -26,7 +25,7 @@ def tree(process: int) -> dict:
 
 @pytest.fixture
 def parts(tmp_path):
-    return Parts(tmp_path / "checkpoints", 4, 3, threading.Event())
+    return Parts(tmp_path / "checkpoints", 4, 3, lambda process: None)
 
 
 def write(parts: Parts, processes=(2, 0, 1)) -> None:
@@ -87,9 +86,9 @@ def test_a_part_that_cannot_be_written_fails_on_both_processes_and_leaves_no_che
 
 def test_a_part_that_never_comes_does_not_hold_up_a_run_that_ends(parts):
     parts.write(0, encode_state(tree(0), "part"))
-    parts.given_up.set()
-    with pytest.raises(StorageError, match="process 1 did not write its part"):
-        write_checkpoint(parts.root, 4, parts.collect, {})
+    missing = Parts(parts.root, 4, 3, lambda process: LaunchError(f"process {process} ended", [process]))
+    with pytest.raises(LaunchError, match="process 1 ended"):
+        write_checkpoint(parts.root, 4, missing.collect, {})
     assert list(parts.root.iterdir()) == []
 
 

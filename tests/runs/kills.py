@@ -41,7 +41,7 @@ from peftlab.runs.jobs import Job, start
 from peftlab.runs.verify import differing, load_final
 from peftlab.world.hardware import device_name
 from peftlab.world.request import variables_of
-from tests.runs.recipes import METHODS, shallow_sections
+from tests.runs.recipes import METHODS, even_model, shallow_sections
 
 STEPS = 6
 # The longest that writing a checkpoint takes here, or nearly.
@@ -75,6 +75,7 @@ CASES = [
     Case("bitfit", "sequence-classification", 2),
     *(Case(method, processes=2, strategy="fsdp2") for method in ("lora", "qlora", "full")),
     Case("lora", processes=2, strategy="fsdp2-offload"),
+    *(Case(method, processes=2, strategy="tensor") for method in ("lora", "full", "bitfit")),
 ]
 if importlib.util.find_spec("deepspeed"):
     CASES += [
@@ -115,6 +116,8 @@ def recipe_for(folder: Path, case: Case) -> Recipe:
     text = case.task == "causal-lm"
     source = "builtin:docstrings" if text else "builtin:topics"
     sections["model"] |= {"task": case.task}
+    if case.strategy == "tensor":
+        sections["model"]["name"] = str(even_model())
     sections["data"] = {
         "train": f"{source}[train]", "evaluation": f"{source}[test]", "train_rows": 11, "evaluation_rows": 3,
         "max_length": 32, "format": "completion" if text else "classification",

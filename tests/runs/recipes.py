@@ -63,6 +63,19 @@ def shallow_model() -> Path:
     return folder
 
 
+@functools.cache
+def even_model() -> Path:
+    """Return a folder with the shallow model, its three heads halved: six can be shared by two processes."""
+    folder = Path(tempfile.mkdtemp(prefix="peftlab-even-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    shutil.copytree(shallow_model(), folder, dirs_exist_ok=True)
+    config = json.loads((folder / "config.json").read_text())
+    heads, width = config["num_attention_heads"], config["hidden_size"] // config["num_attention_heads"]
+    halved = {"num_attention_heads": 2 * heads, "num_key_value_heads": 2 * heads, "head_dim": width // 2}
+    (folder / "config.json").write_text(json.dumps(config | halved))
+    return folder
+
+
 def shallow_sections(method: str, output: Path, **training: Any) -> dict[str, Any]:
     return short_sections(method, output, **training) | {"model": {"name": str(shallow_model())}}
 

@@ -8,13 +8,15 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 import torch
 
-from peftlab.checkpoint.tensors import load_state
+from peftlab.checkpoint.tensors import encode_state, load_state
 from peftlab.errors import LaunchError
 from peftlab.optimization.step import optimizer_step
 from peftlab.recipe.dump import dump_recipe
@@ -22,6 +24,7 @@ from peftlab.recipe.load import load_recipe
 from peftlab.recipe.schema import Recipe
 from peftlab.runs import jobs
 from peftlab.runs import launch as launch_module
+from peftlab.runs.checkpoints import CheckpointSaver
 from peftlab.runs.directory import RunDirectory
 from peftlab.runs.display import NoDisplay
 from peftlab.runs.jobs import Job
@@ -210,19 +213,38 @@ def hang(pid: int, word: Path) -> None:
     launch = launch_module.Launch(2, {0: psutil.Process(pid)})
     launch.give_up = lambda error: word.write_text(str(error))
     with launch:
+        word.with_name("ready").touch()
         time.sleep(60)
 
 
 def test_a_process_that_hangs_when_another_has_ended_is_ended(tmp_path):
-    other = subprocess.Popen(["sleep", "60"])
+    other = subprocess.Popen(["sleep", "600"])
     stuck = multiprocessing.get_context("forkserver").Process(target=hang, args=(other.pid, tmp_path / "word"))
     stuck.start()
-    time.sleep(1)
+    while stuck.is_alive() and not (tmp_path / "ready").exists():
+        time.sleep(0.05)
     other.kill()
     other.wait()
     stuck.join(20)
     assert stuck.exitcode == 12
     assert (tmp_path / "word").read_text().startswith("process 0 of 2")
+
+
+def test_a_last_checkpoint_does_not_wait_for_the_part_of_a_process_that_ended(tmp_path):
+    other = subprocess.Popen(["sleep", "600"])
+    record = SimpleNamespace(
+        directory=SimpleNamespace(checkpoints=tmp_path / "checkpoints"),
+        world=SimpleNamespace(processes=2, process=0),
+        launch=launch_module.Launch(2, {1: psutil.Process(other.pid)}),
+        add_seconds=lambda name, seconds: None,
+    )
+    saver = CheckpointSaver(record, None, None, {}, None)
+    part = encode_state({"weights": {"a": torch.zeros(2)}}, "part")
+    with pytest.raises(LaunchError, match="process 1 of 2 .* ended"), saver:
+        saver.writer.start(partial(saver._write, (6, {6}), encode_state({}, "state"), [], part))
+        saver.check()
+        other.kill()
+        other.wait()
 
 
 def be_killed_after_the_meeting(number: int, environment: dict[str, str], recipe: Path, log: Path) -> None:

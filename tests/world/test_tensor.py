@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import atexit
-import functools
 import json
 import multiprocessing
 import os
-import shutil
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -31,24 +27,11 @@ from peftlab.world.request import variables_of
 from peftlab.world.tensor import Tensor, count_sums, keep_own_part_
 from tests.parameters.families import build
 from tests.runs.pairs import Pair, free_port
-from tests.runs.recipes import METHODS, shallow_model, shallow_sections
+from tests.runs.recipes import METHODS, even_model, shallow_model, shallow_sections
 from tests.world.test_fsdp2 import STEPS, TRAINED, gradients_of, losses_of, small_recipe
 
 TENSOR = variables_of("tensor")
 DIVIDED = {name: TRAINED[name] for name in ("lora", "full", "last layer", "adapters", "bitfit")}
-
-
-@functools.cache
-def even_model() -> Path:
-    """Return a folder with the shallow model, its three heads halved: six can be shared by two processes."""
-    folder = Path(tempfile.mkdtemp(prefix="peftlab-even-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    shutil.copytree(shallow_model(), folder, dirs_exist_ok=True)
-    config = json.loads((folder / "config.json").read_text())
-    heads, width = config["num_attention_heads"], config["hidden_size"] // config["num_attention_heads"]
-    halved = {"num_attention_heads": 2 * heads, "num_key_value_heads": 2 * heads, "head_dim": width // 2}
-    (folder / "config.json").write_text(json.dumps(config | halved))
-    return folder
 
 
 def even_recipe(method: dict, folder: Path, accumulation: int, **run) -> Recipe:
