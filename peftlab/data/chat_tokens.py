@@ -85,10 +85,12 @@ def _drop_turns(
 def _answer(chat: EncodedChat, tokenizer: Any) -> Answer:
     """Return a chat's last supervised answer as generated text would be decoded, and what is before it."""
     pieces, turn = chat.last_answer, chat.turns[-1]
-    supervised = [token for piece in pieces for token in chat.ids[piece.first : piece.last].tolist()]
+    supervised = [
+        token for piece in pieces for token in chat.ids[max(piece.first, pieces[0].asked) : piece.last].tolist()
+    ]
     text = tokenizer.decode(supervised, skip_special_tokens=True).strip()
     reference = text.removesuffix("" if turn.stop is not None else turn.marker).strip()
-    return Answer(pieces[0].first, turn.last, chat.prompt, reference)
+    return Answer(pieces[0].asked, turn.last, chat.prompt, reference)
 
 
 def _count(chat: EncodedChat, counts: Counter[str]) -> None:

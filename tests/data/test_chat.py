@@ -299,6 +299,23 @@ def test_an_answer_with_two_marks_is_one_answer_with_one_end(load, bpe):
     assert "unended" not in dataset.report["train"]
 
 
+def test_an_answer_is_asked_for_with_the_whole_generation_prompt_where_a_mark_begins_inside_it(load, bpe):
+    headed = (
+        "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}<|assistant|>Answer: {{ m.content }}"
+        "<|end|>{% endgeneration %}{% else %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>Answer:{% endif %}"
+    )
+    tokenizer = with_template(bpe, headed)
+    assert parts_of(QUESTIONS, tokenizer) == ["<|assistant|>Answer: sat<|end|>", "<|assistant|>Answer: is two<|end|>"]
+    dataset = load(QUESTIONS, tokenizer=tokenizer)
+    (prompt,) = dataset.prompts
+    assert prompt.references == ("is two",)
+    assert prompt.input_ids == encode_chat_prompt(tokenizer, render_prompt(QUESTIONS[:3], tokenizer))
+    assert "unprompted" not in dataset.report["train"]
+    other = with_template(bpe, headed.replace("Answer:{% endif %}", "Reply:{% endif %}"))
+    assert load(QUESTIONS, tokenizer=other).report["train"]["unprompted"] == 1
+
+
 def test_what_a_template_makes_uncertain_is_noted(load, bpe):
     recipe = Recipe.model_validate(
         {

@@ -66,6 +66,30 @@ def test_a_row_is_dropped_where_the_template_writes_no_calls(bpe):
     assert encode(unsupervised, bpe, bpe.chat_template)[1] == ["the mat<|end|>"]
 
 
+def test_a_result_that_names_its_function_is_no_part_of_the_call(bpe):
+    echoing = (
+        "{% set ns = namespace(called='') %}{% for m in messages %}{% if m.tool_calls %}"
+        "{% set ns.called = m.tool_calls[0].function.name %}<|assistant|>to {{ ns.called }}:"
+        "{{ m.tool_calls[0].function.arguments | tojson }}<|end|>{% elif m.role == 'tool' %}from {{ ns.called }}:"
+        "{{ m.content }}{% else %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endif %}\n{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )
+    chat, parts = encode(question({"to": "two"}), bpe, echoing)
+    assert (chat.fault, parts) == (None, ['to sat:{"to": "two"}<|end|>', "the mat<|end|>"])
+
+
+def test_calls_in_place_of_a_content_are_found_without_a_generation_prompt(bpe):
+    bare = (
+        "{% for m in messages %}{% if m.role == 'user' %}<|user|> {{ m.content }}<|assistant|>{% elif m.tool_calls %}"
+        "[{{ m.tool_calls[0].function | tojson }}]<|end|>{% elif m.role == 'tool' %}<|system|>{{ m.content }}"
+        "{% else %} {{ m.content }}<|end|>{% endif %}{% endfor %}"
+    )
+    called = '[{"name": "sat", "arguments": {"to": "two"}}]<|end|>'
+    chat, parts = encode(question({"to": "two"}), bpe, bare)
+    assert (chat.fault, parts) == (None, [called, " the mat<|end|>"])
+    assert chat.text.startswith("<|user|> the cat<|assistant|>" + called)
+
+
 def test_calls_of_sharegpt_are_calls(bpe):
     turns = [
         {"from": "human", "value": "the cat"},

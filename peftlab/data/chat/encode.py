@@ -24,7 +24,8 @@ class TokenTurn:
     """Supervised tokens `first` to `last` (exclusive) of the answer that is message number `message`.
 
     `stop` is the special or added token that ends it; where there is none, `marker` is its end marker as plain text.
-    `prompted` says that the template's generation prompt stands before it.
+    `prompted` says that the template's generation prompt stands before it; that ends before token `asked`, which is
+    `first` unless a generation mark begins inside the prompt.
     """
 
     message: int
@@ -33,6 +34,7 @@ class TokenTurn:
     stop: int | None
     marker: str
     prompted: bool
+    asked: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +61,7 @@ class EncodedChat:
     @property
     def prompt(self) -> str:
         """The text before the last supervised answer."""
-        return self.text[: self.offsets.starts[self.last_answer[0].first]]
+        return self.text[: self.offsets.starts[self.last_answer[0].asked]]
 
     @property
     def last_answer(self) -> tuple[TokenTurn, ...]:
@@ -127,7 +129,11 @@ def _place_turn(turn: Turn, ids: np.ndarray, offsets: Offsets, lowest: int) -> T
         raise Unclear("a token crosses the beginning or the end of an answer")
     final = offsets.last_written(first, last)
     ended = turn.marker != "" and final is not None and offsets.added[final]
-    return TokenTurn(turn.message, first, last, int(ids[final]) if ended else None, turn.marker or "", turn.prompted)
+    asked = first if turn.asked is None else offsets.begin(turn.asked, turn.start)
+    if asked is None:
+        raise Unclear("a token crosses the beginning or the end of an answer")
+    stop = int(ids[final]) if ended else None
+    return TokenTurn(turn.message, first, last, stop, turn.marker or "", turn.prompted, max(asked, first))
 
 
 def _unwritten(template: ChatTemplate, example: Chat, text: str) -> Iterator[str]:

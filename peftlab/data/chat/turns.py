@@ -30,7 +30,7 @@ class Turn:
 
     An empty marker says that the template writes none, None that it is not known where the answer ends. `prompted`
     says that the text before it ends as the generation prompt that the template would write for it; before the last
-    answer it is that prompt.
+    answer it is that prompt. `asked` is where that prompt ends, if a generation mark begins inside it.
     """
 
     message: int
@@ -38,6 +38,7 @@ class Turn:
     end: int
     marker: str | None
     prompted: bool = True
+    asked: int | None = None
 
 
 def find_turns(template: ChatTemplate, chat: Chat, text: str, settings: ChatSettings) -> list[Turn]:
@@ -71,7 +72,7 @@ class Rendering:
         """Raise Unclear unless the template writes the last tool call of each supervised answer that has any."""
         for i in self.answers:
             if self.messages[i].get("tool_calls") and is_supervised(self.messages[i]):
-                altered = next(self._sites(i))
+                altered, _ = next(self._sites(i))
                 written = self.template.try_write(self._with(i, altered), self.tools)
                 if written is not None and self.sentinel not in written:
                     raise Unclear("the template leaves out the tool calls of an answer")
@@ -113,8 +114,22 @@ class Rendering:
             found = [(i, self._content_end(i)) for i in range(len(self.messages))]
             ends = [(i, end) for i, end in found if end is not None]
             owners = [self._owner(mark, ends) for mark in marks]
+        asked = False
         for owner, (start, end) in zip(owners, marks, strict=True):
-            yield Turn(owner, start, end, self._marked_end(owner, start, end))
+            turn = Turn(owner, start, end, self._marked_end(owner, start, end))
+            begins = owner == self.answers[-1] and start < end and not asked
+            asked = asked or begins
+            yield self._asked(turn) if begins else turn
+
+    def _asked(self, turn: Turn) -> Turn:
+        """Return the first mark of the last answer with what the template's generation prompt says of its beginning."""
+        prompt = self.template.try_write(self.messages[: turn.message], self.tools, prompt=True)
+        if prompt is None or not self.template.has_prompt:
+            return turn
+        asked = len(prompt) if self.text.startswith(prompt) else -1
+        if turn.start < asked < turn.end:
+            return replace(turn, asked=asked)
+        return replace(turn, prompted=asked == turn.start)
 
     def _owner(self, mark: tuple[int, int], ends: Sequence[tuple[int, int]]) -> int:
         """Return the answer whose content ends inside a mark, else the one that the mark is inside."""
@@ -149,7 +164,7 @@ class Rendering:
             return len(prompt), True
         if asked and (begun := self._start_after(i)) is not None:
             return begun, i != self.answers[-1]  # the last answer's prompt is the one that evaluation gives, whole
-        before = self._before(i)
+        before = self._before(i) or self._before_call(i)
         if before is None:
             raise Unclear("the template leaves out an answer")
         if not self.text.startswith(before):
@@ -173,13 +188,25 @@ class Rendering:
         written = self._write_with(i, self._altered(i))
         return written.partition(self.sentinel)[0] if written else None
 
+    def _before_call(self, i: int) -> str | None:
+        """Return the text before a message of calls whose content the template leaves out.
+
+        The message begins with as much of an answer's header as it has in common with it.
+        """
+        earlier = self.template.try_write(self.messages[:i], self.tools)
+        if earlier is None or not self.messages[i].get("tool_calls") or not self.text.startswith(earlier):
+            return None
+        header = self.template.write_prompt(self.messages[:i], self.tools)
+        shared = self.template.common_beginning([header, self.text])
+        return max(shared, earlier, key=len)
+
     def _end(self, i: int) -> tuple[int, str | None]:
         """Return where a turn's content ends, and the end marker that the template writes after it.
 
         The marker is None where the end is that of the whole turn.
         """
-        for altered in self._sites(i):
-            after = self._after(i, altered)
+        for altered, original in self._sites(i):
+            after = self._after(i, altered, original)
             if after is not None:
                 return len(self.text) - len(after), self._marker(i, altered, after)
         alone = self.template.try_write(self.messages[: i + 1], self.tools)
@@ -247,16 +274,20 @@ class Rendering:
     def _altered(self, i: int) -> dict[str, Any]:
         return {**self.messages[i], "content": self.sentinel}
 
-    def _sites(self, i: int) -> Iterator[dict[str, Any]]:
-        """Yield a message with a sentinel in each place that can show its end: its last tool call, its content."""
+    def _sites(self, i: int) -> Iterator[tuple[dict[str, Any], str]]:
+        """Yield a message with a sentinel in each place that can show its end, and what stood there.
+
+        The places are the name of its last tool call, and its content.
+        """
         message = self.messages[i]
         if calls := message.get("tool_calls"):
             last = dict(calls[-1])
             if isinstance(last.get("function"), dict):
-                yield {**message, "tool_calls": [*calls[:-1], {**last, "function": self._named(last["function"])}]}
+                named = {**last, "function": self._named(last["function"])}
+                yield {**message, "tool_calls": [*calls[:-1], named]}, str(last["function"].get("name"))
             elif "name" in last:
-                yield {**message, "tool_calls": [*calls[:-1], self._named(last)]}
-        yield self._altered(i)
+                yield {**message, "tool_calls": [*calls[:-1], self._named(last)]}, str(last["name"])
+        yield self._altered(i), str(message.get("content") or "")
 
     def _named(self, function: Mapping[str, Any]) -> dict[str, Any]:
         return {**function, "name": self.sentinel}
@@ -269,12 +300,25 @@ class Rendering:
         written = self.template.try_write(self._with(i, altered), self.tools)
         return written if written and self.sentinel in written else None
 
-    def _after(self, i: int, altered: Mapping[str, Any]) -> str | None:
-        """Return the text after the sentinel of an altered message, where the real text ends with it too."""
+    def _after(self, i: int, altered: Mapping[str, Any], original: str = "") -> str | None:
+        """Return the text after the sentinel of an altered message, where the real text ends with it too.
+
+        Later messages can repeat what the sentinel replaced, as a result names the function that was called.
+        """
         written = self._write_with(i, altered)
-        after = written.rpartition(self.sentinel)[2] if written else None
-        return after if after is not None and self.text.endswith(after) else None
+        if written is None:
+            return None
+        after = written.split(self.sentinel, self._count(i, altered, written))[-1].replace(self.sentinel, original)
+        return after if self.text.endswith(after) else None
+
+    def _count(self, i: int, altered: Mapping[str, Any], written: str) -> int:
+        """Return how many of the sentinels in a chat are in the altered message itself."""
+        found = written.count(self.sentinel)
+        if found == 1:
+            return found
+        alone = self.template.try_write([*self.messages[:i], altered], self.tools) or ""
+        return min(alone.count(self.sentinel), found)
 
     def _content_end(self, i: int) -> int | None:
-        after = self._after(i, self._altered(i))
+        after = self._after(i, self._altered(i), str(self.messages[i].get("content") or ""))
         return None if after is None else len(self.text) - len(after)
