@@ -13,6 +13,8 @@ def note_data(recipe: Recipe, report: dict[str, Any], processes: int = 1) -> lis
     """Return one line for each thing worth knowing in the report of a data set."""
     parts = {name: part for name, part in report.items() if isinstance(part, dict) and part.get("rows")}
     lines = [line for name, part in parts.items() for line in _note_part(f"data.{name}", part, recipe)]
+    if doubt := recipe.task.doubt(report.get("labels") or ()):
+        lines.append(f"data.train: {doubt}")
     lines += _note_split(report)
     lines += _note_leaks(report)
     if report.get("dated"):

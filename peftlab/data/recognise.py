@@ -42,6 +42,7 @@ def recognise(formats: Sequence[Format], name: str | None, header: Header, wante
     named = [one for one in formats if one.name == name] if name is not None else []
     if wanted.says_which:
         return _by_names(named or formats, header, wanted)
+    _refuse_foreign(named or formats, header)
     fitting = _fitting(formats, named, header)
     if not fitting and len(named or formats) == 1:
         return Choice((named or formats)[0])  # its reader says which column is missing
@@ -56,6 +57,17 @@ def recognise(formats: Sequence[Format], name: str | None, header: Header, wante
         titles = " or ".join(sorted(choice.title for choice in chosen))
         raise DataError(f"{header.name}: its columns ({listed(header.columns)}) fit {titles}; set data.format")
     return fitting[0]
+
+
+def _refuse_foreign(formats: Sequence[Format], header: Header) -> None:
+    """Raise DataError for rows that mean something else than those of the formats with such columns."""
+    for foreign in dict.fromkeys(foreign for one in formats for foreign in one.foreign):
+        if foreign.found(header.first) and not any(_is_plain(one, header) for one in formats if not one.foreign):
+            raise DataError(f"{header.name}: has {foreign.title}; {foreign.remedy}")
+
+
+def _is_plain(layout: Format, header: Header) -> bool:
+    return _lacks_nothing(layout, header, Wanted({}))
 
 
 def _by_names(formats: Sequence[Format], header: Header, wanted: Wanted) -> Choice:
@@ -83,7 +95,7 @@ def _fitting(formats: Sequence[Format], named: Sequence[Format], header: Header)
     ]
     plain = [Choice(one) for one in formats if _lacks_nothing(one, header, Wanted({}))]
     # A layout of the same columns looks into the cells, so it knows better.
-    replaced = {choice.format.name for choice in plain if any(choice.columns == other.columns for other in written)}
+    replaced = {choice.format.name for choice in plain if any(choice.columns <= other.columns for other in written)}
     known = {column for choice in written if choice.layout for column in choice.layout.also}
     kept = [choice for choice in plain if choice.format.name not in replaced]
     if not named:

@@ -126,6 +126,10 @@ class Task(ABC):
         """Return the classes in the order of their numbers; None for a task without classes."""
         return None
 
+    def doubt(self, labels: Sequence[str]) -> str | None:
+        """Return what is unusual about the labels of the training rows, and what follows from it; None if nothing."""
+        return None
+
     def fit_config(self, config: PreTrainedConfig, labels: Sequence[str] | None) -> None:
         """Give a model's configuration what the task needs: the classes of its head, where it has any."""
         if labels is not None:

@@ -12,7 +12,17 @@ from typing import Any
 
 from peftlab.errors import one_line
 from peftlab.files import decode_json
-from peftlab.tasks.layouts import ALPACA, ALPACA_CHAT, CONVERSATIONS, PROMPT_AND_ANSWER_MESSAGES, Layout, parse_list
+from peftlab.tasks.layouts import (
+    ALPACA,
+    ALPACA_CHAT,
+    CONVERSATIONS,
+    FOREIGN,
+    FUNCTIONS,
+    PROMPT_AND_ANSWER_MESSAGES,
+    Foreign,
+    Layout,
+    parse_list,
+)
 
 DEEPEST_MESSAGE = 32
 # Who speaks in a turn of ShareGPT, as a role of chat templates.
@@ -58,7 +68,8 @@ class Format:
 
     A column of an `optional` role may be absent, a cell of a `nullable` one empty.
     `template_role` is the role that `data.template` can make; where there is none, `template_refusal` says what to
-    do instead. `layouts` are other ways in which files write such rows. `prompts` tells whether a row has a prompt and
+    do instead. `layouts` are other ways in which files write such rows, `foreign` are other rows with such columns.
+    `prompts` tells whether a row has a prompt and
     an answer that generated text can be compared with, `documents` that a row is running text, which may be cut into
     several. `encode` makes the tokens of rows that are read from left to right (a `data.encoded.Encoder`), `input_of`
     the text that an answer or a label is given to.
@@ -77,6 +88,7 @@ class Format:
     encode: Callable[..., Any] | None = None
     input_of: Callable[[Any], str] | None = None
     layouts: tuple[Layout, ...] = ()
+    foreign: tuple[Foreign, ...] = ()
     remedy: str = "check which column is which"
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
@@ -109,7 +121,7 @@ def as_messages(value: Any) -> list[dict[str, Any]]:
     value = parse_list(value)
     if not isinstance(value, list):
         raise ValueError(f"needs a list of messages {{role, content}}, not {type(value).__name__}")
-    messages = [as_role_and_content(message) for message in value]
+    messages = [_with_tool_calls(as_role_and_content(message)) for message in value]
     for message in messages:
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
             raise ValueError("each message needs a role and a content")
@@ -150,6 +162,17 @@ def as_role_and_content(message: Any) -> Any:
     return {"role": SPEAKERS[speaker], "content": content, **rest}
 
 
+def _with_tool_calls(message: Any) -> Any:
+    """Return a message of OpenAI's earlier form, with a `function_call`, in today's; anything else unchanged."""
+    if not isinstance(message, dict):
+        return message
+    called = message.get("function_call")
+    if isinstance(called, dict) and not message.get("tool_calls"):
+        rest = {key: cell for key, cell in message.items() if key != "function_call"}
+        return {**rest, "tool_calls": _as_calls(called)}
+    return {**message, "role": "tool"} if message.get("role") == "function" else message
+
+
 def _as_calls(value: Any) -> list[dict[str, Any]]:
     """Return the tool calls that JSON text {name, arguments}, or a list of such, says. Raises ValueError."""
     try:
@@ -186,7 +209,8 @@ def _without_nulls(message: dict[str, Any]) -> dict[str, Any]:
 def _as_message(message: dict[str, Any]) -> dict[str, Any]:
     for flag in ("weight", "train"):
         if message.get(flag) not in (None, 0, 1):
-            raise ValueError(f"{flag} of a {message['role']!r} message is 0 or 1, not {one_line(message[flag], 60)}")
+            found = one_line(repr(message[flag]), 60)
+            raise ValueError(f"{flag} of a {message['role']!r} message is 0 or 1, not {found}")
     content = message.get("content")
     if content is None and message.get("tool_calls"):
         return {**message, "content": None}
@@ -268,6 +292,7 @@ COMPLETION = Format(
     encode=_encode_completions,
     input_of=lambda example: example.prompt,
     layouts=(ALPACA,),
+    foreign=FOREIGN,
 )
 CHAT = Format(
     "chat",
@@ -280,6 +305,7 @@ CHAT = Format(
     prompts=True,
     encode=_encode_chats,
     input_of=_input_of_chat,
-    layouts=(CONVERSATIONS, PROMPT_AND_ANSWER_MESSAGES, ALPACA_CHAT),
+    layouts=(CONVERSATIONS, PROMPT_AND_ANSWER_MESSAGES, ALPACA_CHAT, FUNCTIONS),
+    foreign=FOREIGN,
     remedy="check the roles: only `assistant` turns are learned",
 )

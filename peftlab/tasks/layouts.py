@@ -33,6 +33,18 @@ class Layout:
         return set(self.columns) <= cells.keys() | self.answered.keys() and self.suits({**cells, **self.answered})
 
 
+@dataclass(frozen=True)
+class Foreign:
+    """Rows with a format's columns that mean something else, so that to read them as they are would be wrong.
+
+    `found` looks at the cells of a file's first row. A recipe that has `data.columns` decides itself.
+    """
+
+    title: str
+    remedy: str
+    found: Callable[[Cells], bool]
+
+
 def parse_list(value: Any) -> Any:
     """Return what a text that is a JSON list says, as in CSV files; anything else unchanged."""
     if isinstance(value, str) and value.lstrip().startswith("["):
@@ -105,6 +117,19 @@ def _read_conversations(cells: Cells) -> dict[str, Any]:
     return {"messages": turns, "tools": cells.get("tools")}
 
 
+def _read_functions(cells: Cells) -> dict[str, Any]:
+    """Take OpenAI's earlier list of functions as tools, unless a recipe names another column of tools."""
+    functions = parse_list(cells.get("functions")) or []
+    if not isinstance(functions, list):
+        raise ValueError(f"column 'functions': needs a list of functions, not {type(functions).__name__}")
+    return {"messages": cells.get("messages"), "tools": cells.get("tools") or [_as_tool(one) for one in functions]}
+
+
+def _as_tool(function: Any) -> Any:
+    is_function = isinstance(function, Mapping) and "function" not in function
+    return {"type": "function", "function": function} if is_function else function
+
+
 def _read_prompt_and_answer(cells: Cells) -> dict[str, Any]:
     """Join the messages of the prompt and of the completion; only the completion is supervised."""
     prompt, answer = (parse_list(cells.get(name)) for name in ("prompt", "completion"))
@@ -147,3 +172,24 @@ PROMPT_AND_ANSWER_MESSAGES = Layout(
     suits=lambda cells: _are_messages(parse_list(cells.get("prompt"))),
     answered={"completion": [{"role": "assistant", "content": "-"}]},
 )
+FUNCTIONS = Layout("OpenAI: messages and functions", ("messages", "functions"), _read_functions)
+
+MEDIA = ("image", "images", "video", "videos", "audio", "audios")
+FOREIGN = (
+    Foreign(
+        "pairs of a chosen and a rejected answer (preferences), which peftlab does not train on",
+        "to learn the chosen answers, set data.columns, such as {completion: chosen} or {messages: chosen}",
+        lambda cells: {"chosen", "rejected"} <= cells.keys() and not {"completion", "messages"} & cells.keys(),
+    ),
+    Foreign(
+        "answers that its column `label` calls good or bad (as for KTO), and the bad ones would be learned too",
+        "remove them and the column, or name the columns to learn in data.columns",
+        lambda cells: str(cells.get("label")).lower() in ("true", "false"),
+    ),
+    Foreign(
+        "pictures, videos or sounds beside its texts, which peftlab does not read",
+        "to learn the texts alone, name their columns in data.columns",
+        lambda cells: any(_filled(cells.get(name)) and cells[name] != [] for name in MEDIA),
+    ),
+)
+"""Rows with answers that are not to be learned as they are."""

@@ -42,10 +42,17 @@ def as_labels(value: Any) -> list[str]:
         value = [part for part in str(value).split(SEPARATOR) if part.strip()]
     if not isinstance(value, list):
         raise ValueError(f"needs a list of labels, or a text with commas between them, not {type(value).__name__}")
-    labels = list(dict.fromkeys(as_label(label) for label in value))
+    labels = [as_label(label) for label in value]
     if "" in labels:
         raise ValueError("one of its labels is empty")
-    return labels
+    if any(isinstance(label, bool) for label in value) or _are_indicators(labels):
+        raise ValueError(f"has a 0 or 1 for each label, {one_line(value, 60)}; list the names of the row's own labels")
+    return list(dict.fromkeys(labels))
+
+
+def _are_indicators(labels: Sequence[str]) -> bool:
+    """Return whether labels are 0 and 1 alone, one of them twice: whether the row has each of all labels."""
+    return set(labels) <= {"0", "1"} and len(labels) > len(set(labels))
 
 
 def _read_list(text: str) -> list[Any]:

@@ -100,6 +100,14 @@ class TokenClassification(Task):
         """Return the tags that occur, the one outside of all spans first, then alphabetically."""
         return sorted({tag for example in examples for tag in example.tags}, key=lambda tag: (tag != OUTSIDE, tag))
 
+    def doubt(self, labels: Sequence[str]) -> str | None:
+        if OUTSIDE in labels:
+            return None
+        return (
+            f"no tag is {OUTSIDE}, so that every word is in a span, and span metrics count runs of equal tags; where"
+            f" tags are numbers, give their names, such as {OUTSIDE} and B-PER"
+        )
+
     def score_row(
         self, row: TokenRow, predictions: Sequence[float], labels: Sequence[str] | None, threshold: float = LIKELY
     ) -> tuple[int, ...]:

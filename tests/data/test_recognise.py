@@ -266,3 +266,55 @@ def test_files_that_fill_the_memory_are_refused_with_the_field_that_reads_them(t
     monkeypatch.setattr(hardware, "available_host_bytes", lambda: 100)
     with pytest.raises(DataError, match=r"x\.jsonl: has .* and 100 of memory are free; set data\.streaming to true"):
         load_examples(Data(train=path), CAUSAL, 0)
+
+
+@pytest.mark.parametrize(
+    ("row", "fault"),
+    [
+        (
+            {"prompt": "a", "chosen": "b", "rejected": "c"},
+            r"t: has pairs of a chosen and a rejected answer .*\{completi",
+        ),
+        (SHARE_GPT | {"chosen": assistant("b"), "rejected": assistant("c")}, "has pairs of a chosen and a rejected"),
+        ({"prompt": "a", "completion": "b", "label": False}, "has answers that its column `label` calls good or bad"),
+        ({"prompt": "a", "completion": "b", "label": "true"}, "has answers that its column `label` calls good or bad"),
+        (OPEN_AI | {"label": True}, "the bad ones would be learned too; remove them and the column"),
+        (OPEN_AI | {"images": ["a.png"]}, "has pictures, videos or sounds beside its texts"),
+    ],
+)
+def test_rows_whose_answers_are_not_to_be_learned_as_they_are_are_refused(row, fault):
+    for fields in ({}, {"format": "chat" if {"messages", "conversations"} & row.keys() else "completion"}):
+        with pytest.raises(DataError, match=fault):
+            read([row], **fields)
+
+
+@pytest.mark.parametrize(
+    ("row", "fields"),
+    [
+        ({"prompt": "a", "chosen": "b", "rejected": "c"}, {"columns": {"completion": "chosen"}}),
+        ({"prompt": "a", "completion": "b", "label": True}, {"columns": {"completion": "completion"}}),
+        ({"prompt": "a", "completion": "b", "label": 3, "images": []}, {}),
+    ],
+)
+def test_named_columns_are_learned_whatever_is_beside_them(row, fields):
+    assert read([row], **fields) == [Completion("a", "b")]
+
+
+def test_messages_beside_preferences_are_read_and_so_is_a_text_beside_a_true_label():
+    assert read([OPEN_AI | {"chosen": [], "rejected": []}]) == read([OPEN_AI])
+    assert read([{"text": "a", "label": True}]) == [Text("a")]
+
+
+def test_functions_and_their_calls_are_tools_and_tool_calls():
+    function, called = {"name": "f", "parameters": {}}, {"name": "f", "arguments": "{}"}
+    tool = {"type": "function", "function": function}
+    for content in (None, ""):
+        earlier = [user("a"), assistant(content, function_call=called), {"role": "function", "content": "5"}]
+        expected = [
+            user("a"),
+            assistant(content, tool_calls=[{"type": "function", "function": called}]),
+            {"role": "tool", "content": "5"},
+        ]
+        for fields in ({}, {"format": "chat"}):
+            assert read([{"messages": earlier, "functions": [function]}], **fields) == [Chat(expected, [tool])]
+        assert read([{"messages": earlier}]) == [Chat(expected)]

@@ -186,6 +186,12 @@ def test_what_was_cut_and_ignored_is_in_the_report_and_noted(tmp_path, wordpiece
     ]
 
 
+def test_tags_without_one_outside_are_doubted():
+    assert TASK.doubt(["O", "B-X"]) is None
+    assert "no tag is O, so that every word is in a span" in (TASK.doubt(["0", "1"]) or "")
+    assert TASKS["sequence-classification"].doubt(["0", "1"]) is None
+
+
 def test_a_slow_tokenizer_is_refused():
     class Slow:
         is_fast = False

@@ -91,6 +91,12 @@ def test_labels_are_a_list_json_or_text_with_commas(cell, labels):
     assert as_labels(cell) == labels
 
 
+@pytest.mark.parametrize("cell", [[1, 0, 1], [0, 0], "[1, 1, 0]", "0,0,1", [True, False]])
+def test_one_number_for_each_label_is_not_a_list_of_labels(cell):
+    with pytest.raises(ValueError, match="has a 0 or 1 for each label, .*; list the names of the row's own labels"):
+        as_labels(cell)
+
+
 @pytest.mark.parametrize(
     ("cell", "fault"),
     [
