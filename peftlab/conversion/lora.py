@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +16,8 @@ NO_TARGETS = (
     "those of Llama, Mistral and Qwen2: check them for other models"
 )
 UNFREEZE = "trained with the adapter"
+# What a name or a list of names never has: PEFT reads a text with it as one regular expression.
+EXPRESSION = re.compile(r"[\\()|^$+?]|\.\*")
 
 
 def names_of(value: Any) -> list[str]:
@@ -25,8 +28,12 @@ def names_of(value: Any) -> list[str]:
 
 def take_targets(sheet: Sheet, key: str, everything: Sequence[str] = ("all-linear",)) -> None:
     """Take the projections; names that mean all of them become `all-linear`, no names are PEFT's own for a family."""
-    names = names_of(sheet.get(key))
-    if not names:
+    value = sheet.get(key)
+    names = names_of(value)
+    if isinstance(value, str) and EXPRESSION.search(value):
+        sheet.set("method.targets", "all-linear")
+        sheet.miss(key, "a regular expression; method.targets = all-linear instead: write names or patterns")
+    elif not names:
         sheet.set("method.targets", FAMILY_TARGETS)
         sheet.miss(key, NO_TARGETS)
     elif len(names) == 1 and names[0] in everything:

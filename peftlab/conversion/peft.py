@@ -90,14 +90,7 @@ def fill_lora(sheet: Sheet) -> None:
     sheet.copy_number("lora_dropout", "method.dropout")
     sheet.copy_flag("use_rslora", "method.rslora")
     sheet.copy_flag("use_dora", "method.dora")
-    value = sheet.get("target_modules")
-    if isinstance(value, str) and value != "all-linear":
-        sheet.set("method.targets", "all-linear")
-        sheet.miss(
-            "target_modules", "a regular expression; method.targets = all-linear instead: write names or patterns"
-        )
-    else:
-        take_targets(sheet, "target_modules")
+    take_targets(sheet, "target_modules")
     take_saved(sheet)
     if sheet.has("bias"):
         sheet.take("bias", "method.bias", BIASES.get(str(sheet.get("bias")), str(sheet.get("bias"))))

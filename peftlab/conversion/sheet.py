@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -12,6 +13,8 @@ from peftlab.recipe.yaml_source import parse_scalar
 
 OFF: tuple[Any, ...] = (None, False, 0, "", "false", "False", "none", "None", "no", "off", (), {})
 ON: tuple[Any, ...] = (True, 1, "true", "True", "yes", "on", "1")
+# YAML 1.1 lets a number have these between its digits.
+GROUPED = re.compile(r"(?<=\d)_(?=\d)")
 SECTIONS = ("model", "method", "data", "training", "evaluation", "run")
 
 
@@ -75,12 +78,12 @@ class Sheet:
         return self.values[key] if self.has(key) else default
 
     def number(self, key: str, default: Any = None) -> Any:
-        """Return a value as a number; a text such as `'2e-4'`, which other readers make of one, is read as such.
+        """Return a value as a number; a text such as `'2e-4'` or `2_048`, which other readers make of one, is one too.
 
         Raises UsageError for anything else.
         """
         value = self.get(key, default)
-        value = parse_scalar(value) if isinstance(value, str) else value
+        value = parse_scalar(GROUPED.sub("", value)) if isinstance(value, str) else value
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
             raise UsageError(f"{key}: {one_line(value, 60)!r} is not a number")
         return value

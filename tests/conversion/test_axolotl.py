@@ -275,3 +275,16 @@ def test_a_head_beside_all_layers_and_fractions_of_a_run_are_said(converted):
     said = {"lora_target_modules", "save_steps", "eval_strategy", "datasets.roles_to_train", "datasets.shards"}
     assert made.keys("no counterpart") == said
     assert made.made.problems == []
+
+
+def test_a_regular_expression_of_projections_is_no_name_of_one(converted):
+    made = converted(
+        QLORA.replace("lora_target_linear: true\nlora_target_modules:", "lora_target_modules: '.*(q|v)_proj'")
+    )
+    assert made.made.recipe["method"]["targets"] == "all-linear"
+    assert "lora_target_modules" in made.keys("no counterpart")
+
+
+def test_digits_may_be_grouped_as_in_yaml_1_1(converted):
+    made = converted(QLORA.replace("sequence_len: 2048", "sequence_len: 2_048"))
+    assert made.made.recipe["data"]["max_length"] == 2048
