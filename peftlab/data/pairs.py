@@ -9,7 +9,7 @@ import numpy as np
 
 from peftlab.data.prompts import Prompt, merge_prompts
 from peftlab.data.token_rows import PairRow, TokenRow
-from peftlab.data.tokens import STOP, check_room
+from peftlab.data.tokens import STOP, as_generated, check_room
 from peftlab.tasks.base import Tokenising
 from peftlab.tasks.formats import Completion
 
@@ -53,7 +53,9 @@ def list_prompts(examples: Sequence[Completion], how: Tokenising) -> list[Prompt
 def _prompt(example: Completion, how: Tokenising) -> Prompt:
     whole = encode_source(how.tokenizer, example.prompt)
     kept = encode_source(how.tokenizer, example.prompt, how.section.max_length)
-    return Prompt(example.prompt, kept, (example.completion.strip(),), cut=len(whole) - len(kept))
+    answer = example.completion
+    reference = as_generated(answer, lambda: next(encode_answers([answer], how.tokenizer)), how.tokenizer)
+    return Prompt(example.prompt, kept, (reference,), cut=len(whole) - len(kept))
 
 
 def encode_source(tokenizer: Any, text: str, max_length: int | None = None) -> list[int]:
@@ -65,11 +67,13 @@ def encode_source(tokenizer: Any, text: str, max_length: int | None = None) -> l
 def encode_answers(texts: Sequence[str], tokenizer: Any) -> Iterator[list[int]]:
     """Yield the ids of answers as the tokenizer encodes targets, each with one end token at its end.
 
-    mBART's have the language behind it, which its decoder begins with.
+    mBART's have the language after it, which its decoder begins with. An end that the text has itself is not doubled.
     """
     end, special = tokenizer.eos_token_id, {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
     for ids in tokenizer(text_target=list(texts), verbose=False)["input_ids"]:
         closed = ids[-1:] == [end] or (ids[-2:-1] == [end] and ids[-1] in special)
+        if end is not None and (ids[-2:] == [end, end] or ids[-3:-1] == [end, end]):
+            del ids[-2]
         yield ids if end is None or closed else [*ids, end]
 
 

@@ -11,6 +11,7 @@ from peftlab.data.encoded import Answer, Encoded, long_rows
 from peftlab.data.tokens import (
     STOP,
     Rendered,
+    as_generated,
     chunks,
     encode_prompt,
     encode_rendered,
@@ -65,7 +66,8 @@ def _with_answer(one: Encoded, example: Completion, how: Tokenising, *, straddle
     first = int(one.supervised.argmax()) if one.supervised.any() else len(one.ids)
     # A token that crosses into the answer must not be in the prompt.
     own = encode_prompt(how.tokenizer, example.prompt) if straddles else None
-    answer = Answer(first, len(one.ids), example.prompt.rstrip(" "), example.completion.strip(), own)
+    reference = as_generated(example.completion, lambda: one.ids[one.supervised].tolist(), how.tokenizer)
+    answer = Answer(first, len(one.ids), example.prompt.rstrip(" "), reference, own)
     return replace(one, answer=answer)
 
 

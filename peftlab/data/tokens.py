@@ -39,6 +39,21 @@ def special_ids(tokenizer: Any) -> list[int]:
     return sorted((added | set(tokenizer.all_special_ids)) - {tokenizer.unk_token_id})
 
 
+def as_generated(text: str, encode: Callable[[], Sequence[int]], tokenizer: Any) -> str:
+    """Return an answer as it is read where it is generated: special tokens in it, such as an end, are no text there.
+
+    `encode` returns its ids.
+    """
+    if any(special in text for special in _special_texts(tokenizer)):
+        text = tokenizer.decode(encode(), skip_special_tokens=True)
+    return text.strip()
+
+
+@lru_cache(maxsize=4)
+def _special_texts(tokenizer: Any) -> tuple[str, ...]:
+    return tuple(token.content for token in tokenizer.added_tokens_decoder.values() if token.special and token.content)
+
+
 def without_doubled(ids: np.ndarray, lead: int, tokenizer: Any) -> np.ndarray:
     """Return the positions to keep of a text that begins with the opening token that the tokenizer adds too."""
     doubled = 0 < lead < len(ids) and ids[lead - 1] == ids[lead] == tokenizer.bos_token_id

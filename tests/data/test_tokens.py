@@ -197,3 +197,12 @@ def test_text_behind_blanks_that_have_no_tokens_is_read(blanks):
     tagged = Tagged([*[" "] * (blanks // 2), "open", "the"], [*["a"] * (blanks // 2), "b", "a"])
     (row,) = tokenise([tagged], wordpiece, max_length=8, labels=["a", "b"]).rows
     assert row.labels[row.labels != IGNORED].tolist() == [1, 0]
+
+
+def test_a_reference_is_the_answer_as_a_model_that_writes_the_row_is_read(bpe):
+    examples = [Completion("the cat", " sat<|eos|>"), Completion("the", " on <|end|> it"), Completion("a", " <b> ")]
+    found = [tokenise([example], bpe, prompts=True) for example in examples]
+    references = [prompt.references for one in found for prompt in one.prompts]
+    supervised = [one.rows[0].labels[one.rows[0].labels != IGNORED] for one in found]
+    assert references[0] == ("sat",) and references[2] == ("<b>",)
+    assert references == [(bpe.decode(ids, skip_special_tokens=True).strip(),) for ids in supervised]
