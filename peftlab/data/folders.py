@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from peftlab.errors import DataError, listed, nearest, one_line
@@ -9,12 +10,24 @@ from peftlab.tables.files import FilePiece, file_kind
 from peftlab.tables.packed import packing_of
 
 ARCHIVES = {".zip", ".tar", ".tgz", ".7z", ".rar"}
+# Names of the split that evaluates during training, where a source names no split; the rows of `test` choose nothing.
+EVALUATION = ("validation", "valid", "dev", "evaluation", "test")
 # Text files of which a folder of data has some that are no data.
 ABOUT_THE_DATA = ("readme", "license", "licence", "copying", "notice", "requirements", "dataset_info", "changelog")
 
 
-def read_folder(folder: Path, split: str, subset: str | None = None) -> list[FilePiece]:
-    """Return the files of one split, in the order of their names. Raises DataError.
+def default_splits(part: str) -> tuple[str, ...]:
+    """Return the splits of a source that names none: the first that it has is the one for a part of a recipe's data."""
+    return EVALUATION if part == "evaluation" else (part,)
+
+
+def choose_split(wanted: Sequence[str], known: Collection[str]) -> str:
+    """Return the first of the names that is known, else the last of them."""
+    return next((name for name in wanted if name in known), wanted[-1])
+
+
+def read_folder(folder: Path, wanted: Sequence[str], subset: str | None = None) -> list[FilePiece]:
+    """Return the files of the first split in `wanted` that there is, in the order of their names. Raises DataError.
 
     Splits are found as `datasets` finds them: by the README's `configs`, else by the names of files and folders; where
     neither names one, every file is of the split train.
@@ -23,6 +36,7 @@ def read_folder(folder: Path, split: str, subset: str | None = None) -> list[Fil
     splits = _find_splits(folder, subset)
     if not splits:
         raise DataError(f"{folder}: contains no data files")
+    split = choose_split(wanted, splits)
     if split not in splits:
         raise DataError(f"{folder}: has no split {split!r}{nearest(split, splits)}; it has: {listed(splits)}")
     kinds = sorted({str(file_kind(path.name)) for path in splits[split]})

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any
 
+from peftlab.data.folders import choose_split
 from peftlab.errors import DataError, listed, nearest, one_line
 from peftlab.tables.arrow_files import ROWS_AT_ONCE, rows_of
 from peftlab.tables.row import Row
@@ -56,14 +57,18 @@ class DatasetPiece:
         return digest.hexdigest()
 
 
-def load_hub(source: str, split: str, streaming: bool) -> DatasetPiece:
-    """Return one split of `OWNER/NAME` or `OWNER/NAME:SUBSET` (`datasets` runs no remote code). Raises DataError."""
+def load_hub(source: str, wanted: Sequence[str], streaming: bool) -> DatasetPiece:
+    """Return the first split in `wanted` that `OWNER/NAME` or `OWNER/NAME:SUBSET` has. Raises DataError.
+
+    `datasets` runs no remote code.
+    """
     import datasets
 
     name, _, subset = source.partition(":")
     with _offline_where_unreachable() as offline:
         try:
             with _no_progress_bars():
+                split = choose_split(wanted, _list_splits(name, subset or None)) if len(wanted) > 1 else wanted[0]
                 loaded = datasets.load_dataset(name, subset or None, split=split, streaming=streaming)
         except Exception as error:  # its errors share no base, as above
             if offline:
@@ -72,8 +77,14 @@ def load_hub(source: str, split: str, streaming: bool) -> DatasetPiece:
                     " or fetch the data set once with a network (it is then cached)"
                 ) from None
             reason = str(error.__cause__ or error).strip() or type(error).__name__
-            raise DataError(f"{source}[{split}]: {one_line(reason)}") from None
+            raise DataError(f"{source}[{' or '.join(wanted)}]: {one_line(reason)}") from None
     return DatasetPiece(f"{source}[{split}]", loaded)
+
+
+def _list_splits(name: str, subset: str | None) -> list[str]:
+    import datasets
+
+    return datasets.get_dataset_split_names(name, subset)
 
 
 def is_saved(folder: Path) -> bool:
@@ -81,8 +92,11 @@ def is_saved(folder: Path) -> bool:
     return (folder / SAVED).is_file() or (folder / SAVED_SPLITS).is_file()
 
 
-def load_saved(folder: Path, split: str | None, split_default: str) -> DatasetPiece:
-    """Return the data set of a folder that `datasets.save_to_disk` wrote, or one of its splits. Raises DataError."""
+def load_saved(folder: Path, split: str | None, wanted: Sequence[str]) -> DatasetPiece:
+    """Return the data set of a folder that `datasets.save_to_disk` wrote, or the first of its splits in `wanted`.
+
+    `split` is the one that its user names. Raises DataError.
+    """
     import datasets
 
     try:
@@ -90,10 +104,10 @@ def load_saved(folder: Path, split: str | None, split_default: str) -> DatasetPi
     except Exception as error:  # its errors share no base, as above
         raise DataError(f"{folder}: is not a whole saved data set: {one_line(error)}; save it again") from None
     if isinstance(loaded, datasets.DatasetDict):
-        wanted = split or split_default
-        if wanted not in loaded:
-            raise DataError(f"{folder}: has no split {wanted!r}{nearest(wanted, loaded)}; it has: {listed(loaded)}")
-        return DatasetPiece(f"{folder}[{wanted}]", loaded[wanted])
+        chosen = choose_split(wanted, loaded)
+        if chosen not in loaded:
+            raise DataError(f"{folder}: has no split {chosen!r}{nearest(chosen, loaded)}; it has: {listed(loaded)}")
+        return DatasetPiece(f"{folder}[{chosen}]", loaded[chosen])
     if split not in (None, "train"):
         raise DataError(f"{folder}: has no split {split!r}; it was saved as one data set, which is the split train")
     return DatasetPiece(str(folder), loaded)

@@ -103,7 +103,7 @@ class DataReader:
         return {OPTIONAL_ROLES: sorted(self._optional_roles[0])}
 
     def read_part(
-        self, part: Literal["train", "evaluation", "test"], column: str | None = None, split_default: str | None = None
+        self, part: Literal["train", "evaluation", "test"], column: str | None = None, part_default: str | None = None
     ) -> Part:
         """Return all examples of a part, and keys of a column's cells in its rows; `facts` gains what was skipped.
 
@@ -114,7 +114,7 @@ class DataReader:
         tally, examples, sizes = Tally(), self.keep(), list[int]()
         values = None if column is None else Keys()
         for entry in list_sources(sources):
-            source = self.open_source(entry.source, split_default or ("train" if part == "train" else "test"))
+            source = self.open_source(entry.source, part_default or part)
             if isinstance(examples, list):
                 refuse_too_large(source)
             before, rows = len(examples), tally.rows

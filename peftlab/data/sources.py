@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from peftlab.data.folders import read_folder
+from peftlab.data.folders import choose_split, default_splits, read_folder
 from peftlab.data.hub import is_saved, load_hub, load_saved
 from peftlab.errors import DataError, nearest, one_line
 from peftlab.files import user_path
@@ -96,10 +96,11 @@ class Source:
         return int(first or 0), None if last is None else int(last)
 
 
-def read_source(text: str, split_default: str, *, streaming: bool = False) -> Source:
+def read_source(text: str, part_default: str, *, streaming: bool = False) -> Source:
     """Return the rows that `SOURCE`, `SOURCE[SPLIT]` or `SOURCE[SPLIT[a:b]]` names (a, b: rows or percent), unread.
 
-    Without a split, files give all their rows, any other source its split `split_default`; `A+B` is two splits.
+    Without a split, files give all their rows, any other source its split for the part `part_default` of a recipe's
+    data (`train`, or that of `default_splits`); `A+B` is two splits.
     With `streaming`, a hub data set is not downloaded before it is read. Raises DataError.
     """
     match = GRAMMAR.fullmatch(text.strip())
@@ -111,12 +112,12 @@ def read_source(text: str, split_default: str, *, streaming: bool = False) -> So
     pieces = [
         piece
         for split in splits
-        for piece in _find_pieces(match["source"].strip(), split and split.strip(), split_default, streaming)
+        for piece in _find_pieces(match["source"].strip(), split and split.strip(), part_default, streaming)
     ]
     return Source(text, pieces, bounds)
 
 
-def read_columns(text: str, split_default: str) -> list[tuple[str, list[str]]]:
+def read_columns(text: str, part_default: str) -> list[tuple[str, list[str]]]:
     """Return (name, columns) of each file of a source, without reading rows where a file names its columns.
 
     JSON names them in its first rows. Empty for a hub data set, which is not asked. Raises DataError.
@@ -124,7 +125,7 @@ def read_columns(text: str, split_default: str) -> list[tuple[str, list[str]]]:
     match = GRAMMAR.fullmatch(text.strip())
     if match is not None and is_hub_id(match["source"].strip()):
         return []
-    return [(piece.name, piece.columns()) for piece in read_source(text, split_default).pieces]
+    return [(piece.name, piece.columns()) for piece in read_source(text, part_default).pieces]
 
 
 def is_hub_id(source: str) -> bool:
@@ -158,9 +159,10 @@ def files_of_recipe(data: Data) -> list[Path]:
     return [file for source in named for file in local_files(source) or ()]
 
 
-def _find_pieces(source: str, split: str | None, split_default: str, streaming: bool) -> Sequence[Piece]:
+def _find_pieces(source: str, split: str | None, part_default: str, streaming: bool) -> Sequence[Piece]:
+    wanted = (split,) if split else default_splits(part_default)
     if source.startswith("builtin:"):
-        return [FilePiece(_find_builtin(source.removeprefix("builtin:"), split or split_default))]
+        return [FilePiece(_find_builtin(source.removeprefix("builtin:"), wanted))]
     try:
         path = user_path(source)
         folder, _, subset = source.partition(":")
@@ -168,9 +170,9 @@ def _find_pieces(source: str, split: str | None, split_default: str, streaming: 
     except ValueError as error:
         raise DataError(f"{one_line(source, 80)}: cannot be read: {error}") from None
     if path.is_dir():
-        return [load_saved(path, split, split_default)] if is_saved(path) else read_folder(path, split or split_default)
+        return [load_saved(path, split, wanted)] if is_saved(path) else read_folder(path, wanted)
     if has_subset:
-        return read_folder(user_path(folder), split or split_default, subset)
+        return read_folder(user_path(folder), wanted, subset)
     if WILDCARDS.search(source) or file_kind(source):
         if split not in (None, "train"):
             raise DataError(f"{source}: has no split {split!r}; one file is one split, train")
@@ -182,7 +184,7 @@ def _find_pieces(source: str, split: str | None, split_default: str, streaming: 
         )
     if not HUB_ID.fullmatch(source):
         raise DataError(f"{source}: no such file, and not the id of a hub data set (OWNER/NAME or OWNER/NAME:SUBSET)")
-    return [load_hub(source, split or split_default, streaming)]
+    return [load_hub(source, wanted, streaming)]
 
 
 def _match_files(pattern: str) -> list[Path]:
@@ -197,11 +199,12 @@ def _match_files(pattern: str) -> list[Path]:
     return files
 
 
-def _find_builtin(name: str, split: str) -> Path:
+def _find_builtin(name: str, wanted: Sequence[str]) -> Path:
     known = sorted({path.parent.name for path in BUILTIN.glob("*/*.jsonl*")})
     if name not in known:
         raise DataError(f"builtin:{name}: no such built-in data{nearest(name, known)}; known: {', '.join(known)}")
     splits = {path.name.partition(".")[0]: path for path in sorted((BUILTIN / name).glob("*.jsonl*"))}
+    split = choose_split(wanted, splits)
     if split not in splits:
         raise DataError(f"builtin:{name}: has no split {split!r}{nearest(split, splits)}; it has: {', '.join(splits)}")
     return splits[split]

@@ -230,7 +230,7 @@ def read_general(section: Data) -> Sequence[Text]:
     if section.general is None:
         return []
     plain = Data.model_validate({"train": section.general, "format": TEXT.name, "on_error": section.on_error})
-    return DataReader(plain, TASKS[tasks_taking(TEXT.name)[0]]).read_part("train", split_default="test").examples
+    return DataReader(plain, TASKS[tasks_taking(TEXT.name)[0]]).read_part("train", part_default="test").examples
 
 
 def check_labels(examples: Sequence[Example], task: Task, labels: list[str] | None, source: str) -> None:

@@ -49,9 +49,9 @@ class TokenKey:
     states: tuple[Any, ...] = field(repr=False)
     day: str | None = None
 
-    def open(self, text: str, split_default: str) -> Source:
+    def open(self, text: str, part_default: str) -> Source:
         """Return the source that was looked at for the key, or read one."""
-        return self.opened.get((text, split_default)) or read_source(text, split_default)
+        return self.opened.get((text, part_default)) or read_source(text, part_default)
 
     def is_still_true(self) -> bool:
         """Return whether no file changed, and no day began, since the key was made."""
@@ -96,11 +96,11 @@ def _refuse_larger_than_disk(states: Iterable[tuple[str, int, int, int]]) -> Non
 
 
 def _list_places(section: Data) -> Iterator[tuple[str, str]]:
-    """Yield every source of rows, and the split that it has where it names none."""
-    for part, split in (("train", "train"), ("evaluation", "test"), ("test", "test"), ("general", "test")):
+    """Yield every source of rows, and the part whose split it has where it names none."""
+    for part, default in (("train", "train"), ("evaluation", "evaluation"), ("test", "test"), ("general", "test")):
         found = getattr(section, part)
         if isinstance(found, str | tuple):
-            yield from ((entry.source, split) for entry in list_sources(found))
+            yield from ((entry.source, default) for entry in list_sources(found))
 
 
 def _states(sources: Iterable[Source]) -> Iterator[tuple[str, int, int, int]]:

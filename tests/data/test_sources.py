@@ -386,3 +386,27 @@ def test_reading_resumes_after_any_row(tmp_path, name):
     assert [row.cells["a"] for _, row in found] == list("12345")
     for place, (cursor, _) in enumerate(found):
         assert list(source.rows(cursor)) == found[place + 1 :]
+
+
+@pytest.mark.parametrize(
+    ("names", "chosen"), [(("test", "validation", "train"), "validation"), (("test", "train"), "test")]
+)
+def test_evaluation_rows_are_those_of_validation_where_a_source_has_them(tmp_path, monkeypatch, names, chosen):
+    """Rows that choose a step or a learning rate are not to be those of the test."""
+
+    def cells(source, part):
+        return [row.cells for _, row in read_source(str(source), part).rows()]
+
+    folder, saved = tmp_path / "rows", tmp_path / "saved"
+    for name in names:
+        (folder / name).mkdir(parents=True)
+        write_lines(folder / name / "a.jsonl", [{"n": name}])
+    made = datasets.DatasetDict({name: datasets.Dataset.from_list([{"n": name}]) for name in names})
+    made.save_to_disk(str(saved))
+    monkeypatch.setattr(hub, "_hub_answers", lambda endpoint: True)
+    monkeypatch.setattr(datasets, "get_dataset_split_names", lambda name, subset: list(names))
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, subset, split, streaming: made[split])
+    for source in (folder, saved, "owner/name"):
+        assert cells(source, "evaluation") == [{"n": chosen}]
+        assert cells(source, "test") == [{"n": "test"}] and cells(source, "train") == [{"n": "train"}]
+    assert cells("builtin:identifiers", "evaluation") == cells("builtin:identifiers[evaluation]", "train")
