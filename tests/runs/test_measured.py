@@ -43,12 +43,12 @@ def run(recipe: Recipe):
     return train(recipe, display=NoDisplay())
 
 
-@pytest.fixture
-def first(tmp_path, trials):
+@pytest.fixture(scope="module")
+def first(cache):
     """A run with room; the trial steps of its recipe are known from then on."""
-    result = run(make_recipe(tmp_path / "first"))
-    trials.clear()
-    return result
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PEFTLAB_CACHE", str(cache))
+        return run(make_recipe(cache / "first"))
 
 
 def test_a_second_run_makes_none_and_trains_the_same_with_the_same_numbers(first, tmp_path, trials):

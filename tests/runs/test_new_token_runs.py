@@ -46,7 +46,10 @@ def start(one: Recipe, resume: bool = False):
     return train(one, resume=resume, display=NoDisplay())
 
 
-@pytest.mark.parametrize("method", ["lora", "qlora", "adapters", "bitfit"])
+@pytest.mark.parametrize(
+    "method",
+    [pytest.param("lora", marks=pytest.mark.slow), "qlora", "adapters", pytest.param("bitfit", marks=pytest.mark.slow)],
+)
 def test_a_run_with_new_tokens_resumes_exactly_and_is_evaluated_from_itself(tmp_path, method):
     straight = start(recipe(tmp_path, "straight", method))
     with pytest.raises(StoppedError):
