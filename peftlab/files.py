@@ -86,22 +86,39 @@ def read_text(path: Path) -> str:
 def refuse_output_file(path: Path, reads: Iterable[Path] = ()) -> None:
     """Raise StorageError for a file that a command could not write when its work is done.
 
-    Raises UsageError for one that the command `reads` itself.
+    A link stands for the file that it names, whose folder must exist. Raises UsageError for a file that the command
+    `reads` itself.
     """
-    parents = [one for one in path.parents if one.exists()]
-    fault = None
-    if not parents[0].is_dir():
-        fault = f"{parents[0]} is a file, not a folder"
-    elif path.is_dir():
-        fault = "it is a folder"
-    elif parents[0] != path.parent:
-        fault = f"there is no folder {path.parent}"
-    elif not os.access(path.parent, os.W_OK):
-        fault = f"the folder {path.parent} may not be written"
-    if fault is not None:
+    if (fault := _fault_of_output(path)) is not None:
         raise StorageError(f"{path}: cannot be written: {fault}; name another file")
     if path.exists() and any(one.exists() and path.samefile(one) for one in reads):
         raise UsageError(f"{path} is read by this command, and would be lost; name another file")
+
+
+def _fault_of_output(path: Path) -> str | None:
+    try:
+        real = path.resolve()
+        mode = real.stat().st_mode if real.exists() else None
+    except (OSError, RuntimeError):  # which one depends on the version of Python
+        return "it is a link to itself"
+    folder = real.parent
+    parents = [one for one in real.parents if one.exists()]
+    if not parents[0].is_dir():
+        return f"{parents[0]} is a file, not a folder"
+    if mode is not None and stat.S_ISDIR(mode):
+        return "it is a folder"
+    if mode is not None and not stat.S_ISREG(mode):  # a device would be replaced by a file, for all who use it
+        return "it is not a regular file"
+    if parents[0] != folder:
+        return f"there is no folder {folder}"
+    if not os.access(folder, os.W_OK):
+        return f"the folder {folder} may not be written"
+    return None if mode is None or os.access(real, os.W_OK) else "it may not be written"
+
+
+def write_output(path: Path, content: str | bytes) -> None:
+    """Write a file that a user named, as `write_atomically` does; a link stays: the file that it names is replaced."""
+    write_atomically(path.resolve(), content)
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:

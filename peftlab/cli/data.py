@@ -70,11 +70,11 @@ def data(
 
 def write_page(report: Any, name: str, path: Path) -> None:
     from peftlab.cli.render_data import FACTS, fact_lines
-    from peftlab.files import write_atomically
+    from peftlab.files import write_output
     from peftlab.runs.data_page import render_page
 
     try:
-        write_atomically(path, render_page(report, name, FACTS, list(fact_lines(report))))
+        write_output(path, render_page(report, name, FACTS, list(fact_lines(report))))
     except OSError as error:
         raise StorageError(f"--html {path}: cannot be written: {one_line(error.strerror or error)}") from None
 

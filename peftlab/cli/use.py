@@ -122,10 +122,10 @@ def show_evaluation(found: RunEvaluation) -> None:
 
 def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """Write rows as lines of JSON. Raises StorageError."""
-    from peftlab.files import write_atomically
+    from peftlab.files import write_output
 
     try:
-        write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        write_output(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     except OSError as error:
         raise StorageError(f"{path}: cannot be written: {error.strerror or error}; name another --output") from None
 

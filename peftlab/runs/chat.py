@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from peftlab.errors import StorageError, UsageError, listed, nearest
-from peftlab.files import write_atomically
+from peftlab.files import refuse_output_file, write_output
 from peftlab.recipe.schema import Generation
 from peftlab.runs.loaded import BASE, Bases, LoadedRun, base_key, open_writing_run
 from peftlab.runs.requests import Request, ask, refuse_unreadable, takes_chats, with_system
@@ -124,8 +124,9 @@ class Conversation:
         ]
         if not rows:
             raise UsageError("nothing was said yet, so there is nothing to save")
+        refuse_output_file(path)
         try:
-            write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+            write_output(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
         except OSError as error:
             raise StorageError(f"{path}: cannot be written: {error.strerror or error}; name another file") from None
         return len(rows)

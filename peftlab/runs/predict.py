@@ -6,7 +6,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -32,6 +32,7 @@ STANDARD = "-"
 # Batches of one chunk: its rows are sorted by length, predicted and written together.
 BATCHES = 16
 NAME = "prediction"
+PROGRESS = ".progress"
 
 
 @dataclass(frozen=True)
@@ -193,10 +194,14 @@ def describe_source(source: str) -> list[Any]:
 
 
 class Sink:
-    """Where rows are written: standard output, or a file beside which `FILE.progress` says how much of it counts."""
+    """Where rows are written: standard output, or a file beside which `FILE.progress` says how much of it counts.
 
-    def __init__(self, file: BinaryIO, progress: Path | None, facts: dict[str, Any]) -> None:
-        self._file, self._progress, self._facts = file, progress, facts
+    The file is opened, and an earlier one of its name replaced, when there are rows to write.
+    """
+
+    def __init__(self, open_file: Callable[[], BinaryIO], progress: Path | None, facts: dict[str, Any]) -> None:
+        self._open_file, self._progress, self._facts = open_file, progress, facts
+        self._file: BinaryIO | None = None
         self.rows, self.errors = 0, 0
         self.first_error: str | None = None
 
@@ -206,7 +211,8 @@ class Sink:
     def __exit__(self, kind: Any, *_: Any) -> None:
         if self._progress is not None:
             with suppress(OSError) if kind is not None else nullcontext():  # the first error is reported
-                self._file.close()
+                if self._file is not None:
+                    self._file.close()
             if kind is None:
                 self._progress.unlink(missing_ok=True)
 
@@ -221,19 +227,32 @@ class Sink:
             if self._progress is None:  # a pipe that its reader has closed
                 raise
             advice = "; when that is mended, --resume continues it"
-            raise StorageError(f"{self._file.name}: cannot be written: {why(error)}{advice}") from None
+            raise StorageError(f"{error.filename or self._name}: cannot be written: {why(error)}{advice}") from None
+
+    @property
+    def _name(self) -> str:
+        return str(self._progress).removesuffix(PROGRESS)
 
     def _write(self, rows: Sequence[dict[str, Any]], wrong: Sequence[str]) -> None:
+        file = self._file or self._open()
         for row in rows:
-            self._file.write(encode_row(row) + b"\n")
-        self._file.flush()
+            file.write(encode_row(row) + b"\n")
+        file.flush()
         self.rows, self.errors = self.rows + len(rows), self.errors + len(wrong)
         self.first_error = self.first_error or next(iter(wrong), None)
         if self._progress is not None:
-            os.fsync(self._file.fileno())
-            counts = {"rows": self.rows, "errors": self.errors, "first_error": self.first_error}
-            note = {**counts, "bytes": self._file.tell(), **self._facts}
-            write_atomically(self._progress, json.dumps(note) + "\n")
+            os.fsync(file.fileno())
+            self._note(self._progress, file.tell())
+
+    def _open(self) -> BinaryIO:
+        if self._progress is not None and not self.rows:
+            self._note(self._progress, 0)  # first: --resume never takes a file for complete that a kill left empty
+        self._file = self._open_file()
+        return self._file
+
+    def _note(self, path: Path, size: int) -> None:
+        counts = {"rows": self.rows, "errors": self.errors, "first_error": self.first_error}
+        write_atomically(path, json.dumps({**counts, "bytes": size, **self._facts}) + "\n")
 
 
 def encode_row(row: dict[str, Any]) -> bytes:
@@ -259,18 +278,15 @@ def open_output(path: Path | None, facts: dict[str, Any], resume: bool, overwrit
     if path is None:
         if resume:
             raise UsageError("--resume needs the --output that it should continue")
-        return nullcontext(Sink(sys.stdout.buffer, None, facts))
-    progress = path.with_name(f"{path.name}.progress")
+        return nullcontext(Sink(lambda: sys.stdout.buffer, None, facts))
+    progress = path.with_name(f"{path.name}{PROGRESS}")
     try:
         if resume:
             return _reopen(path, progress, facts)
         if path.exists() and not overwrite:
             ways = "--resume continues it, " if progress.exists() else ""
             raise StorageError(f"{path} exists already; {ways}--overwrite replaces it")
-        progress.unlink(missing_ok=True)
-        sink = Sink(path.open("wb"), progress, facts)
-        sink.write([])
-        return sink
+        return Sink(lambda: path.open("wb"), progress, facts)
     except OSError as error:
         raise StorageError(f"{path}: cannot be written: {why(error)}") from None
 
@@ -290,9 +306,14 @@ def _reopen(path: Path, progress: Path, facts: dict[str, Any]) -> Sink:
         raise StorageError(f"{path}: was begun with another {changed[0]}; --overwrite begins again")
     if not path.exists() or path.stat().st_size < size:
         raise StorageError(f"{path}: has lost rows that were written; --overwrite begins again")
+    sink = Sink(lambda: _open_after(path, size), progress, facts)
+    sink.rows, sink.errors, sink.first_error = rows, errors, first_error
+    return sink
+
+
+def _open_after(path: Path, size: int) -> BinaryIO:
+    """Return a file opened to write after its first `size` bytes, cut there."""
     file = path.open("r+b")
     file.truncate(size)
     file.seek(size)
-    sink = Sink(file, progress, facts)
-    sink.rows, sink.errors, sink.first_error = rows, errors, first_error
-    return sink
+    return file

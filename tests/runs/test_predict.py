@@ -198,6 +198,38 @@ def test_a_file_that_is_read_or_cannot_be_written_is_no_output(folder, tmp_path,
     assert rows.read_bytes() == before
 
 
+def test_a_named_link_stays_and_the_file_that_it_names_is_written(folder, tmp_path):
+    rows = write(tmp_path / "rows.jsonl", [{"text": "open"}])
+    (tmp_path / "far").mkdir()
+    link, target = tmp_path / "out.jsonl", tmp_path / "far" / "kept.jsonl"
+    link.symlink_to(target)
+    for command in (["predict", rows, "--overwrite"], ["evaluate", f"data.evaluation={folder / 'evaluation.jsonl'}"]):
+        target.unlink(missing_ok=True)  # a link to nothing names a file, too
+        arguments = [command[0], folder / "regression", *command[1:], "--output", link]
+        assert run_command([str(one) for one in arguments]) == 0
+        assert link.is_symlink() and target.is_file(), command
+
+
+def test_a_device_is_no_output(folder, tmp_path, capsys):
+    """Renaming a file over `/dev/null` would replace it, for all who use it; here a pipe stands in for it."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    rows = write(tmp_path / "rows.jsonl", [{"text": "open"}])
+    for name, fault in (("pipe", "it is not a regular file"), ("loop", "it is a link to itself")):
+        for command in (["predict", rows], ["evaluate"], ["generate", "--prompts", rows]):
+            words = [command[0], folder / "regression", *command[1:], "--output", tmp_path / name]
+            assert run_command([str(one) for one in words]) == 8
+            assert fault in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_an_earlier_output_stays_until_there_are_rows_to_replace_it(folder, tmp_path):
+    out, rows = tmp_path / "out.jsonl", write(tmp_path / "rows.jsonl", [{"words": "open"}])
+    out.write_text("precious\n")
+    with pytest.raises(DataError, match="text"):
+        predict(folder / "regression", str(rows), out, overwrite=True)
+    assert out.read_text() == "precious\n" and not (tmp_path / "out.jsonl.progress").exists()
+
+
 class Counting(Predictor):
     """Predicts how often it was asked; raises where a test says so, as a process that is killed."""
 
@@ -262,7 +294,7 @@ def test_a_disk_that_is_full_while_rows_are_written_is_one_line_that_names_the_f
 
     path = tmp_path / "out.jsonl"
     with pytest.raises(StorageError, match=r"out\.jsonl: cannot be written: .*--resume continues it"):
-        with Sink(io.BufferedWriter(Full(path, "w")), tmp_path / "out.jsonl.progress", {}) as sink:
+        with Sink(lambda: io.BufferedWriter(Full(path, "w")), tmp_path / "out.jsonl.progress", {}) as sink:
             sink.write([{"prediction": "a"}])
             sink.write([{"prediction": "b" * 90}])
     assert json.loads((tmp_path / "out.jsonl.progress").read_text())["rows"] == 1
