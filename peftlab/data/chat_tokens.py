@@ -8,9 +8,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from peftlab.data.chat import ChatSettings, EncodedChat, encode_chats
 from peftlab.data.encoded import Answer, Encoded, long_rows
-from peftlab.data.tokens import MARKER, REASON, STOP, enough_characters
+from peftlab.data.tokens import INNER, MARKER, REASON, STOP, enough_characters
 from peftlab.tasks.base import Tokenising
 from peftlab.tasks.formats import Chat
 
@@ -20,7 +22,7 @@ def encode_chat_rows(examples: Sequence[Chat], how: Tokenising) -> Iterator[Enco
 
     A chat that is too long loses its oldest turns after the system prompt, as whole messages, as far as its last
     answer and what it answers remain. `how.counts` gains carried (rows with special tokens in their own text), each
-    `STOP`, each `MARKER`, unclear (rows whose answers are not certain, each with its `REASON`), unended (answers
+    `STOP`, `MARKER` and `INNER`, unclear (rows whose answers are not certain, each with its `REASON`), unended (answers
     without an end marker), unprompted (rows whose last answer does not follow the template's generation prompt),
     unwritten_tools, unwritten_messages and unwritten_reasoning (rows of which the template leaves these out) and
     cut_turns (messages removed).
@@ -108,3 +110,17 @@ def _count(chat: EncodedChat, counts: Counter[str]) -> None:
             counts[MARKER + turn.marker] += 1
         else:
             counts["unended"] += 1
+    if not chat.carried:  # else a token inside an answer may be what its author wrote about
+        counts.update(f"{INNER}{token}" for token in _inner_tokens(chat))
+
+
+def _inner_tokens(chat: EncodedChat) -> set[int]:
+    """Return the added tokens after which a supervised answer continues, such as the end of one of its channels."""
+    added, found = np.flatnonzero(chat.supervised & chat.offsets.added), set[int]()
+    for end in chat.endings:
+        first = next(turn.first for turn in chat.turns if turn.message == end.message)
+        inside = added[(added >= first) & (added < end.last)]
+        last = chat.offsets.last_written(first, end.last) if len(inside) else None
+        if last is not None:
+            found |= {int(chat.ids[i]) for i in inside if i < last} - {int(chat.ids[last])}
+    return found

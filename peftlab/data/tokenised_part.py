@@ -16,7 +16,7 @@ from peftlab.data.prompts import Prompt, merge_prompts
 from peftlab.data.splits import Examples
 from peftlab.data.token_arrays import sizes_of
 from peftlab.data.token_rows import TokenRow
-from peftlab.data.tokens import MARKER, REASON, STOP
+from peftlab.data.tokens import INNER, MARKER, REASON, STOP
 from peftlab.errors import DataError
 from peftlab.tasks.base import Tokenised, Tokenising
 from peftlab.tasks.formats import Example, Format
@@ -125,7 +125,7 @@ def _describe_ends(counts: Counter[str]) -> dict[str, Any]:
     """Return why rows are unclear, and where answers end."""
     lists = {
         "reasons": _named(counts, REASON),
-        "stop_ids": sorted(int(token) for token in _named(counts, STOP)),
+        "stop_ids": sorted(int(token) for token in _named(counts, STOP) if not counts[INNER + token]),
         "stop_texts": list(_named(counts, MARKER)),
     }
     return {key: value for key, value in lists.items() if value}

@@ -21,8 +21,8 @@ from peftlab.tasks.formats import Completion, Example
 TEXTS_AT_ONCE = 1024
 LEAST_CHARACTERS = 4096
 # The beginnings of keys in counts: the reason why a row was dropped, the id of a special token that ends what is
-# supervised, and an end marker that is plain text.
-REASON, STOP, MARKER = "reason: ", "stop: ", "marker: "
+# supervised, an end marker that is plain text, and the id of an added token after which an answer continues.
+REASON, STOP, MARKER, INNER = "reason: ", "stop: ", "marker: ", "inner: "
 
 
 @dataclass(frozen=True, slots=True)

@@ -270,6 +270,19 @@ def test_a_turn_that_ends_otherwise_in_the_last_place_has_both_ends_supervised_a
     assert sorted(load(QUESTIONS, tokenizer=tokenizer).stop_ids) == sorted(ids)
 
 
+def test_the_end_of_a_part_of_an_answer_is_no_end_of_the_answer(load, bpe):
+    last = "{% if loop.last and not add_generation_prompt %}<|system|>{% else %}<|end|>{% endif %}"
+    thoughts = "{% if m.thinking and loop.last %}{{ m.thinking }}<|end|><|assistant|>{% endif %}"
+    source = bpe.chat_template.replace("<|end|>", last).replace("{{ m['content'] }}", thoughts + "{{ m['content'] }}")
+    tokenizer = with_template(bpe, source)
+    thinking = [*QUESTIONS[:3], {**QUESTIONS[3], "thinking": "facts"}]
+    dataset = load(thinking, QUESTIONS, QUESTIONS, tokenizer=tokenizer)
+    assert supervised_parts(dataset.train[0], bpe) == ["sat<|end|>", "facts<|end|><|assistant|>is two<|system|>"]
+    assert dataset.stop_ids == (bpe.convert_tokens_to_ids("<|system|>"),)
+    about_it = [QUESTIONS[0], {"role": "assistant", "content": "sat <|end|> mat"}]
+    assert len(load(about_it, QUESTIONS, tokenizer=tokenizer).stop_ids) == 2
+
+
 def test_both_ends_are_found_behind_a_system_text_that_ends_as_turns_do(load, bpe):
     last = "{% if loop.last and not add_generation_prompt %}<|system|>{% else %}<|end|>{% endif %}"
     system = "<|system|>be kind<|end|>\n"
