@@ -112,12 +112,24 @@ def rows_of(batches: Iterable[Any], features: Any, before: int = 0, skip: int = 
     Objects inside a cell lose their fields that are null: Arrow gives all objects of a column the same fields, so that
     a tool call has the arguments of every other call too.
     """
-    for batch in batches:
+    for batch in map(_with_short_numbers, batches):
         for row, cells in enumerate(_cells(batch), start=before + 1):
             if row > skip:
                 cells = {name: without_nulls(value) for name, value in cells.items()}
                 yield Row(row, _named(cells, features) if features is not None else cells)
         before += batch.num_rows
+
+
+def _with_short_numbers(batch: Any) -> Any:
+    """Return a batch whose numbers of 32 and 16 bits have no more digits than they need: 0.1, not 0.10000000149."""
+    import pyarrow
+    from pyarrow import types
+
+    for place, field in enumerate(batch.schema):
+        if types.is_float32(field.type) or types.is_float16(field.type):
+            digits = batch.column(place).cast(pyarrow.float32()).cast(pyarrow.string())
+            batch = batch.set_column(place, field.with_type(pyarrow.float64()), digits.cast(pyarrow.float64()))
+    return batch
 
 
 def _cells(batch: Any) -> list[dict[str, Any]]:

@@ -410,3 +410,16 @@ def test_evaluation_rows_are_those_of_validation_where_a_source_has_them(tmp_pat
         assert cells(source, "evaluation") == [{"n": chosen}]
         assert cells(source, "test") == [{"n": "test"}] and cells(source, "train") == [{"n": "train"}]
     assert cells("builtin:identifiers", "evaluation") == cells("builtin:identifiers[evaluation]", "train")
+
+
+def test_a_number_of_32_bits_is_written_as_it_is_read_elsewhere(tmp_path):
+    numbers = [0.1, None, 1e-7, 3.0, float("inf"), -2.5, 16777216.0]
+    table = pyarrow.table(
+        {"a": pyarrow.array(numbers, pyarrow.float32()), "b": pyarrow.array(numbers, pyarrow.float64())}
+    )
+    parquet.write_table(table, tmp_path / "x.parquet")
+    assert [(row["a"], row["b"]) for row in read_rows(tmp_path / "x.parquet")] == [(one, one) for one in numbers]
+    half = pyarrow.table({"a": pyarrow.array([0.5, 0.1], pyarrow.float16())})
+    with pyarrow.ipc.new_file(tmp_path / "x.arrow", half.schema) as file:
+        file.write_table(half)
+    assert [row["a"] for row in read_rows(tmp_path / "x.arrow")] == [0.5, pytest.approx(0.1, rel=1e-3)]
