@@ -9,7 +9,7 @@ from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 
-from peftlab.quantities import format_bytes, format_change, format_metric, format_seconds, format_share
+from peftlab.quantities import format_bytes, format_change, format_metric, format_seconds, format_share, number
 from peftlab.reports import CountRow, InferenceReport, Metrics, ParameterReport, RunResult
 
 WIDTH = 80
@@ -139,7 +139,11 @@ def render_doctor(found: dict[str, Any]) -> RenderableType:
     facts = Table.grid(padding=(0, 2))
     facts.add_row("python", f"{found['python']} on {found['platform']}")
     for device in found["devices"]:
-        cores = f", {device['cores']} cores, {found['threads']} threads in use" if "cores" in device else ""
+        cores = (
+            f", {number(device['cores'], 'core')}, {number(found['threads'], 'thread')} in use"
+            if "cores" in device
+            else ""
+        )
         facts.add_row(device["device"], f"{device['name']}, {format_bytes(device['bytes'])}{cores}")
     facts.add_row("free memory", format_bytes(found["memory_bytes"]["available"]))
     facts.add_row("model hub", found["hub"])

@@ -113,7 +113,7 @@ class LayoutReader:
         return self.format.example(*(self._convert(role, values.get(role)) for role in self.format.roles))
 
     def _convert(self, role: str, value: Any) -> Any:
-        if role in self.format.optional and value is None:
+        if role in self.format.optional and (value is None or role in self.format.nullable and is_null(value)):
             return None
         if is_null(value):
             raise ValueError(f"the {role} is empty")

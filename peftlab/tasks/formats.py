@@ -17,7 +17,7 @@ from peftlab.tasks.layouts import (
     ALPACA_CHAT,
     CONVERSATIONS,
     FOREIGN,
-    FUNCTIONS,
+    MESSAGES_AND_MORE,
     PROMPT_AND_ANSWER_MESSAGES,
     Foreign,
     Layout,
@@ -305,7 +305,7 @@ CHAT = Format(
     prompts=True,
     encode=_encode_chats,
     input_of=_input_of_chat,
-    layouts=(CONVERSATIONS, PROMPT_AND_ANSWER_MESSAGES, ALPACA_CHAT, FUNCTIONS),
+    layouts=(CONVERSATIONS, PROMPT_AND_ANSWER_MESSAGES, ALPACA_CHAT, *MESSAGES_AND_MORE),
     foreign=FOREIGN,
     remedy="check the roles: only `assistant` turns are learned",
 )

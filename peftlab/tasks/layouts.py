@@ -9,6 +9,8 @@ from typing import Any, TypeGuard
 from peftlab.files import decode_json
 
 Cells = Mapping[str, Any]
+# Columns of a system text beside a chat's turns.
+SYSTEM = ("system", "system_prompt")
 
 
 @dataclass(frozen=True)
@@ -109,20 +111,30 @@ def _earlier_turns(history: Any) -> list[tuple[Any, Any]]:
 
 def _read_conversations(cells: Cells) -> dict[str, Any]:
     """Take the turns as messages, after the row's own system text where the turns have none."""
-    turns = parse_list(cells.get("conversations"))
-    if _filled(cells.get("system")) and isinstance(turns, list):
-        first = turns[0] if turns else None
-        if not (isinstance(first, dict) and "system" in (first.get("from"), first.get("role"))):
-            turns = [{"role": "system", "content": cells["system"]}, *turns]
-    return {"messages": turns, "tools": cells.get("tools")}
+    return {"messages": _after_system(cells, cells.get("conversations")), "tools": cells.get("tools")}
 
 
-def _read_functions(cells: Cells) -> dict[str, Any]:
-    """Take OpenAI's earlier list of functions as tools, unless a recipe names another column of tools."""
+def _read_messages(cells: Cells) -> dict[str, Any]:
+    """Take messages after the row's own system text, and OpenAI's earlier list of functions as tools.
+
+    A recipe may name another column of tools.
+    """
     functions = parse_list(cells.get("functions")) or []
     if not isinstance(functions, list):
         raise ValueError(f"column 'functions': needs a list of functions, not {type(functions).__name__}")
-    return {"messages": cells.get("messages"), "tools": cells.get("tools") or [_as_tool(one) for one in functions]}
+    tools = cells.get("tools") or [_as_tool(one) for one in functions]
+    return {"messages": _after_system(cells, cells.get("messages")), "tools": tools}
+
+
+def _after_system(cells: Cells, turns: Any) -> Any:
+    """Return turns after the system text of a row, where they have none of their own."""
+    turns = parse_list(turns)
+    text = next((cells[name] for name in SYSTEM if _filled(cells.get(name))), None)
+    first = turns[0] if isinstance(turns, list) and turns else None
+    own = isinstance(first, dict) and "system" in (first.get("from"), first.get("role"))
+    return (
+        turns if text is None or own or not isinstance(turns, list) else [{"role": "system", "content": text}, *turns]
+    )
 
 
 def _as_tool(function: Any) -> Any:
@@ -162,7 +174,7 @@ ALPACA = Layout(
 )
 ALPACA_CHAT = replace(ALPACA, read=_read_alpaca_chat, recognised=False)
 CONVERSATIONS = Layout(
-    "ShareGPT: conversations", ("conversations",), _read_conversations, frozenset({"system", "tools"})
+    "ShareGPT: conversations", ("conversations",), _read_conversations, frozenset({*SYSTEM, "tools"})
 )
 PROMPT_AND_ANSWER_MESSAGES = Layout(
     "prompt and completion as messages",
@@ -172,7 +184,10 @@ PROMPT_AND_ANSWER_MESSAGES = Layout(
     suits=lambda cells: _are_messages(parse_list(cells.get("prompt"))),
     answered={"completion": [{"role": "assistant", "content": "-"}]},
 )
-FUNCTIONS = Layout("OpenAI: messages and functions", ("messages", "functions"), _read_functions)
+MESSAGES_AND_MORE = tuple(
+    Layout(f"messages and {name}", ("messages", name), _read_messages, frozenset({*SYSTEM, "functions", "tools"}))
+    for name in (*SYSTEM, "functions")
+)
 
 MEDIA = ("image", "images", "video", "videos", "audio", "audios")
 FOREIGN = (

@@ -318,3 +318,14 @@ def test_functions_and_their_calls_are_tools_and_tool_calls():
         for fields in ({}, {"format": "chat"}):
             assert read([{"messages": earlier, "functions": [function]}], **fields) == [Chat(expected, [tool])]
         assert read([{"messages": earlier}]) == [Chat(expected)]
+
+
+@pytest.mark.parametrize("name", ["system", "system_prompt"])
+def test_a_system_text_beside_messages_is_their_first_message(name):
+    system = {"role": "system", "content": "s"}
+    for rows in (OPEN_AI, SHARE_GPT, as_csv(OPEN_AI)):
+        for fields in ({}, {"format": "chat"}):
+            assert read([rows | {name: "s"}], **fields) == [Chat([system, user("hi"), assistant("yo")])]
+        assert read([rows | {name: None}]) == read([OPEN_AI])
+    assert read([SHARE_GPT | {"tools": ""}]) == read([SHARE_GPT | {"tools": "[]"}]) == read([SHARE_GPT])
+    assert read([{"messages": [system, *OPEN_AI["messages"]], name: "other"}]) == read([OPEN_AI | {name: "s"}])
