@@ -28,15 +28,18 @@ def require_optuna() -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
-def build_pruner(stopping: str, every: int | None, steps: int | None, reduction: int) -> optuna.pruners.BasePruner:
-    """Return what compares trials after `every` steps, then after `reduction` times as many, and so on."""
+def build_pruner(stopping: str, parts: int | None, reduction: int) -> optuna.pruners.BasePruner:
+    """Return what compares trials after a part of theirs, then after `reduction` times as much, and so on.
+
+    A trial has so many `parts`; None where that is not known.
+    """
     import optuna
 
-    if every is None:
+    if stopping == "none":
         return optuna.pruners.NopPruner()
-    if stopping == "hyperband" and steps is not None:
-        return optuna.pruners.HyperbandPruner(every, max_resource=steps, reduction_factor=reduction)
-    return optuna.pruners.SuccessiveHalvingPruner(every, reduction_factor=reduction)
+    if stopping == "hyperband" and parts is not None:
+        return optuna.pruners.HyperbandPruner(1, max_resource=parts, reduction_factor=reduction)
+    return optuna.pruners.SuccessiveHalvingPruner(1, reduction_factor=reduction)
 
 
 @dataclass

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 # Trials are compared after a third and after two thirds of their steps: the better half continues each time. Earlier, a
 # trial with a long warm-up is behind that ends ahead.
 PARTS, REDUCTION = 3, 2
+# Trials that differ in these have other rows at the same step.
+BATCHES = {"training.batch_size", "training.gradient_accumulation"}
 # What these evaluations may take of a trial. A forward pass takes a third of a row's step.
 EVALUATION_SHARE, FORWARD = 0.2, 1 / 3
 
@@ -77,12 +79,13 @@ class VariantSearch:
             for key, dimension in {**self.settings.space, **self.variant.space}.items()
         }
         described = json.dumps(
-            [self.identity, self.metric, self.settings.stopping, sorted(map(str, self.space.items()))]
+            [self.identity, self.metric, self.settings.stopping, PARTS, sorted(map(str, self.space.items()))]
         )
         name = f"{self.variant.title} {sha256(described.encode()).hexdigest()[:12]}"
         self.beginning = Beginning(self.own, self.space, self.variant.suggested_learning_rate)
         drawn = 0 if self.beginning.has_learning_rates else MOST_TRIALS
-        pruner = build_pruner(self.settings.stopping, self.compared_every, self.steps, REDUCTION)
+        parts = None if self.steps_of(self.own) is None else PARTS
+        pruner = build_pruner(self.settings.stopping if self.is_compared else "none", parts, REDUCTION)
         self.proposals = Proposals(name, self.storage, self.space, self.higher_is_better, pruner, drawn)
 
     @property
@@ -95,27 +98,45 @@ class VariantSearch:
         """The recipe's own settings of what is searched."""
         return Point.of({key: value_at(self.variant.recipe, key) for key in self.space})
 
-    @property
-    def steps(self) -> int | None:
-        return self.variant.recipe.training.steps
+    def value_in(self, point: Point, key: str) -> Any:
+        """Return the value of a recipe's key in the trial of a point."""
+        return point.settings.get(key, value_at(self.variant.recipe, key))
+
+    def rows_per_step(self, point: Point) -> int:
+        return self.value_in(point, "training.batch_size") * self.value_in(point, "training.gradient_accumulation")
+
+    def steps_of(self, point: Point) -> int | None:
+        """Return the steps of a point's trial; None where a recipe in epochs does not say how many rows it reads."""
+        steps, epochs = self.value_in(point, "training.steps"), self.value_in(point, "training.epochs")
+        rows = self.value_in(point, "data.train_rows")
+        if steps is not None or rows is None:
+            return steps
+        return ceil(epochs * rows / self.rows_per_step(point))
 
     @property
-    def compared_every(self) -> int | None:
-        """Steps between two evaluations that may stop a trial; None where none can."""
+    def is_compared(self) -> bool:
+        """Whether trials are compared while they run, so that the worse can be stopped."""
         if self.settings.stopping == "none" or self.evaluation_share > EVALUATION_SHARE:
-            return None
-        own = self.variant.recipe.evaluation.every
-        return own if self.steps is None else ceil(self.steps / PARTS)
+            return False
+        return self.compared_every(self.own) is not None
+
+    def compared_every(self, point: Point) -> int | None:
+        """Return the steps between two evaluations of a trial that may stop it: equal parts of every trial.
+
+        Where its steps are not known, as many as the recipe has; None where trials then have different batches.
+        """
+        if (steps := self.steps_of(point)) is not None:
+            return ceil(steps / PARTS)
+        return None if BATCHES & self.space.keys() else self.variant.recipe.evaluation.every
 
     @property
     def evaluation_share(self) -> float:
         """What comparisons cost as a share of a trial's training; 0 where the number of rows is not known before."""
-        data, training = self.variant.recipe.data, self.variant.recipe.training
+        data, steps = self.variant.recipe.data, self.steps_of(self.own)
         rows = data.evaluation if isinstance(data.evaluation, int) else data.evaluation_rows
-        if rows is None or self.steps is None:
+        if rows is None or steps is None:
             return 0.0
-        trained = self.steps * training.batch_size * training.gradient_accumulation
-        return (PARTS - 1) * rows * FORWARD / trained
+        return (PARTS - 1) * rows * FORWARD / (steps * self.rows_per_step(self.own))
 
     @property
     def spent(self) -> dict[str, float]:
@@ -141,27 +162,30 @@ class VariantSearch:
             return None
         first = self.beginning.next(self.tried(), self.best())
         trial, point = self.proposals.ask(first)
-        job = self.plan(point, self.trial_overrides())
+        job = self.plan(point, self.trial_overrides(point))
         self.attempt, self.seen = Attempt(trial, point, job, whole=first is not None), 0
         return job
 
-    def trial_overrides(self) -> list[str]:
+    def trial_overrides(self, point: Point) -> list[str]:
         """Return what is different in a trial: the evaluation rows alone are measured, also during training."""
         overrides = spare_trial(self.variant.recipe)
-        if every := self.compared_every:
-            overrides.append(f"evaluation.every={every}")
+        if self.is_compared:
+            overrides.append(f"evaluation.every={self.compared_every(point)}")
         return overrides
 
     def should_stop(self) -> bool:
-        """Read what the trial has measured since the last time, and return whether others did better at that step."""
+        """Read what the trial has measured since the last time, and return whether others did better at that part."""
         attempt = self.attempt
         assert attempt is not None
+        every, steps = self.compared_every(attempt.point), self.steps_of(attempt.point)
+        if not self.is_compared or every is None:
+            return False
         for line in self._evaluations(attempt.job)[self.seen :]:
             self.seen += 1
-            value = line.get(self.metric)
-            if line["step"] == 0 or not isinstance(value, float | int) or line["step"] == self.steps:
+            value, (part, rest) = line.get(self.metric), divmod(line["step"], every)
+            if part == 0 or rest or line["step"] == steps or not isinstance(value, float | int):
                 continue
-            attempt.trial.report(value, line["step"])
+            attempt.trial.report(value, part)
             if (
                 attempt.trial.should_prune() and not attempt.whole
             ):  # asked anyway: it is what later trials are compared with
@@ -256,7 +280,7 @@ class VariantSearch:
         statuses, spent = [trial.user_attrs["status"] for trial in trials], self.spent
         return SearchReport(
             space={key: describe(dimension) for key, dimension in self.space.items()},
-            stopping=self.settings.stopping if self.compared_every else "none",
+            stopping=self.settings.stopping if self.is_compared else "none",
             caps=self.caps,
             finished=statuses.count("finished"),
             stopped=statuses.count(STOPPED),
@@ -274,8 +298,8 @@ class VariantSearch:
             yield (
                 f"no trial was stopped early: the evaluations for it would take {self.evaluation_share:.0%} of a trial"
             )
-        elif self.settings.stopping != "none" and not self.compared_every:
-            yield "no trial was stopped early: set training.steps or evaluation.every"
+        elif self.settings.stopping != "none" and not self.is_compared:
+            yield "no trial was stopped early: set training.steps, or training.epochs and data.train_rows"
         if not self.beginning.has_own:
             yield "the recipe's own settings are outside the space and were not tried"
         at_end = [

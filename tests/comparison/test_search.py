@@ -250,6 +250,18 @@ def test_a_trial_is_stopped_exactly_where_it_is_not_in_the_better_half_so_far(ma
     assert variant.search.processor_seconds == sum(once.values())
 
 
+def test_batches_of_other_sizes_are_compared_after_the_same_share_of_the_rows(machine, variants, tmp_path):
+    variant = variants[0].with_overrides(["training.steps=null", "training.epochs=1", "data.train_rows=96"])
+    space = {"training.batch_size": (16, 8, 4)}
+    (searched,) = run([variant], tmp_path / "out", Search(space=space, trials=6)).variants
+    read = [RunDirectory.open(tmp_path / "out" / "runs" / trial.run).read_result().recipe for trial in searched.sweep]
+    every = {recipe["training"]["batch_size"]: recipe["evaluation"]["every"] for recipe in read}
+    assert every == {16: 2, 8: 4, 4: 8} and searched.search.stopping == "asha"
+    unknown = variant.with_overrides(["data.train_rows=null", "evaluation.every=2"])
+    (searched,) = run([unknown], tmp_path / "unknown", Search(space=space, trials=2)).variants
+    assert searched.search.stopping == "none" and any("data.train_rows" in note for note in searched.search.notes)
+
+
 def test_what_a_trial_does_not_need_is_not_measured_and_the_test_rows_stay_unseen(machine, variants, tmp_path):
     report = run(variants[:1], tmp_path / "out")
     for trial in report.variants[0].sweep:
