@@ -68,8 +68,10 @@ def test_no_turn_starts_that_would_end_too_late_but_the_first(script):
         assert found == list(range(expected))
 
 
-def test_trl_takes_no_part_where_no_library_has_the_method(script):
+def test_peers_take_part_where_they_have_the_method(script):
     have = script("race.turns").peers_that_have
+    assert have("adapters", ["peftlab", "trl", "adapterhub"]) == ["peftlab", "adapterhub"]
+    assert have("lora", ["peftlab", "trl", "adapterhub"]) == ["peftlab", "trl"]
     assert have("bitfit", ["peftlab", "loop", "trainer", "trl"]) == ["peftlab", "loop", "trainer"]
     assert have("prefix", ["peftlab", "trl"]) == ["peftlab", "trl"]
 

@@ -36,11 +36,18 @@ def trl(job: Job, clock: Clock) -> dict[str, Any]:
     return run_trl(job, clock)
 
 
+def adapterhub(job: Job, clock: Clock) -> dict[str, Any]:
+    from race.adapterhub import run
+
+    return run(job, clock)
+
+
 PEERS: dict[str, Callable[[Job, Clock], dict[str, Any]]] = {
     "peftlab": ours,
     "loop": loop,
     "trainer": trainer,
     "trl": trl,
+    "adapterhub": adapterhub,
 }
 
 

@@ -8,7 +8,9 @@ import sysconfig
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parents[3] / ".benchmark"
-PACKAGES = {"trl": ["trl==1.16.0"]}
+# TRL without dependencies: the race is between the same torch, transformers and peft. AdapterHub's library has a
+# transformers of its own.
+PACKAGES = {"trl": ["--no-deps", "trl==1.16.0"], "adapterhub": ["adapters==1.3.0", "numpy"]}
 
 
 def python_of(peer: str) -> str | None:
@@ -27,8 +29,7 @@ def python_of(peer: str) -> str | None:
             text=True,
         ).stdout.strip()
         Path(inside, "base.pth").write_text(sysconfig.get_paths()["purelib"] + "\n", encoding="utf-8")
-        # Without dependencies: the race is between the same torch, transformers and peft.
-        command = [str(python), "-m", "pip", "install", "--quiet", "--no-deps", *packages]
+        command = [str(python), "-m", "pip", "install", "--quiet", *packages]
         if subprocess.run(command, check=False).returncode:
             print(f"{peer}: {' '.join(packages)} cannot be installed here; it is left out", file=sys.stderr)
             return None

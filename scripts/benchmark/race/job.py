@@ -37,6 +37,11 @@ class Job:
         """The steps that are stamped, with the first ones."""
         return self.steps - 1
 
+    @property
+    def adapterhub(self) -> Path:
+        """The folder of the first weights of adapters in the format of AdapterHub's library."""
+        return Path(self.start).parent / "adapterhub"
+
     def write(self, path: Path) -> None:
         path.write_text(json.dumps(asdict(self)), encoding="utf-8")
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import nn
 
 from race.clock import Clock
 from race.job import Job
@@ -13,7 +15,7 @@ from race.models import build
 BETAS = (0.9, 0.999)
 
 
-def run(job: Job, clock: Clock) -> dict[str, Any]:
+def run(job: Job, clock: Clock, build: Callable[[Job], nn.Module] = build) -> dict[str, Any]:
     model = build(job)
     model.train()
     trained = [one for one in model.parameters() if one.requires_grad]

@@ -20,7 +20,7 @@ from race.pages import describe, summarise
 from race.turns import Turns, peers_that_have
 
 HERE = Path(__file__).resolve().parents[1]
-PEERS = ("peftlab", "loop", "trainer", "trl")
+PEERS = ("peftlab", "loop", "trainer", "trl", "adapterhub")
 
 
 def main() -> int:
@@ -52,8 +52,9 @@ def main() -> int:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="scripts/benchmark/speed",
-        description="Races peftlab against a plain loop, transformers' Trainer and TRL's SFTTrainer: the same model, "
-        "rows, order and first weights, each run in a process of its own, in turns.",
+        description="Races peftlab against a plain loop, transformers' Trainer, TRL's SFTTrainer and, for adapters, "
+        "AdapterHub's library: the same model, rows, order and first weights, each run in a process of its own, "
+        "in turns.",
     )
     known = ", ".join(cases(False))
     parser.add_argument(

@@ -70,6 +70,8 @@ def write_start(job: Job) -> None:
     model = applied.model
     trained = {name: one.detach().cpu().clone() for name, one in model.named_parameters() if one.requires_grad}
     save_file(trained, job.start)
+    if job.method == "adapters":
+        write_for_adapterhub(recipe.method, model, job.adapterhub)
     setup = build_setup(bench, model, Stop())
     steps = [
         [_plain(bench.dataset.train[number]) for micro in setup.rows.numbers(step) for number in micro]
@@ -79,6 +81,18 @@ def write_start(job: Job) -> None:
         json.dumps({"steps": steps, "pad_id": bench.dataset.pad_id, "trainable": applied.parameters.trainable}),
         encoding="utf-8",
     )
+
+
+def write_for_adapterhub(method: Any, model: Any, folder: Path) -> None:
+    """Write the adapters of a model for AdapterHub's library; nothing where it cannot have them."""
+    from peftlab.errors import MethodError
+    from peftlab.export.adapterhub import write_adapters
+
+    folder.mkdir()
+    try:
+        write_adapters(method.stored_tensors(model), model, method, folder, "race")
+    except MethodError:
+        folder.rmdir()
 
 
 def _plain(row: Any) -> dict[str, list[int]]:

@@ -6,12 +6,13 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-# Methods that neither peft nor transformers has: there TRL would train a model that somebody made by hand.
-BY_HAND = ("adapters", "bitfit")
+# What peers that do not take part in every race have. Neither peft nor transformers has adapters and BitFit: there TRL
+# would train a model that somebody made by hand.
+METHODS_OF = {"trl": ("lora", "full", "qlora", "prefix"), "adapterhub": ("adapters",)}
 
 
 def peers_that_have(method: str, peers: Iterable[str]) -> list[str]:
-    return [peer for peer in peers if not (peer == "trl" and method in BY_HAND)]
+    return [peer for peer in peers if method in METHODS_OF.get(peer, (method,))]
 
 
 @dataclass(frozen=True)
