@@ -5,13 +5,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import isfinite
+from math import isfinite, log10
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 LINE_INCHES, FRAME_INCHES, CURVE_INCHES = 0.3, 0.75, 2.8
+# Which multiples of the powers of ten have labels on an axis of at most so many: more would overlap.
+LABELLED = {1.5: (1.0, 2.0, 5.0), 3.5: (1.0, 3.0)}
 
 
 class Point(NamedTuple):
@@ -110,6 +112,9 @@ def make_logarithmic(axes: Axes, which: str) -> None:
 
     axis = axes.xaxis if which == "x" else axes.yaxis
     (axes.set_xscale if which == "x" else axes.set_yscale)("log")
-    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=7))
+    low, high = axes.get_xlim() if which == "x" else axes.get_ylim()
+    decades = log10(high / low)
+    labelled = next((multiples for most, multiples in LABELLED.items() if decades <= most), (1.0,))
+    axis.set_major_locator(LogLocator(subs=labelled, numticks=7))
     axis.set_minor_formatter(NullFormatter())
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
