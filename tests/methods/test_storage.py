@@ -6,9 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import distributed
+from torch.distributed.device_mesh import init_device_mesh
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from peftlab.errors import StorageError
 from peftlab.methods import Adapters, BitFit, LoRA
+from peftlab.parameters.divided import divide, own_part, own_rows, places_of, replace_
 from peftlab.parameters.trainable import trainable_parameters
 from tests.apart import call_apart
 from tests.methods.saved import CASES, PLAIN_PEFT, base_of, load_all, logits_of
@@ -172,6 +176,27 @@ def test_a_full_copy_of_another_size_is_refused(saved):
     folder, _, _ = saved
     with pytest.raises(StorageError, match="does not fit this model"):
         CASES["full"][2].load(base_of("bitfit added", head_seed=5)[0], folder / "full")
+
+
+@pytest.fixture
+def second_of_two():
+    """The mesh of two processes of which this is the second; the first does not exist, and nothing is sent."""
+    distributed.init_process_group("fake", rank=1, world_size=2, store=FakeStore())
+    yield init_device_mesh("cpu", (2,))
+    distributed.destroy_process_group()
+
+
+def test_a_full_copy_fills_a_base_of_which_each_process_has_rows(saved, second_of_two):
+    folder, _, _ = saved
+    model = base_of("full", head_seed=5)[0]
+    for parameter, places in places_of(model.modules()).items():
+        replace_(parameter, divide(torch.zeros_like(parameter), second_of_two), places)
+    CASES["full"][2].load(model, folder / "full")
+    stored = load_file(folder / "full" / "model.safetensors")
+    found = {name: own_part(parameter) for name, parameter in model.named_parameters()}
+    assert stored.keys() <= found.keys()
+    for name, whole in stored.items():
+        assert torch.equal(found[name], whole[own_rows(whole.shape, second_of_two)]), name
 
 
 def test_loaded_parameters_train_as_before(saved):

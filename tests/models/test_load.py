@@ -11,7 +11,9 @@ from safetensors.torch import load_file, save_file
 
 from peftlab.errors import MissingRequirementError, ModelError
 from peftlab.models.build import build_meta
+from peftlab.models.config import one_line_errors
 from peftlab.models.load import fit_tokenizer, load_model, load_tokenizer
+from peftlab.models.reference import resolve
 from peftlab.parameters.report import parameter_report
 from peftlab.parameters.trainable import named_parameters
 from peftlab.recipe.schema import Model
@@ -240,3 +242,18 @@ def test_a_file_of_another_kind_is_named(tmp_path):
 def test_damaged_gguf_is_one_line(tmp_path):
     (tmp_path / "broken.gguf").write_bytes(b"GGUF\x03\x00\x00\x00 and nothing more")
     refuse(Model(name=str(tmp_path / "broken.gguf")), "cannot be read")
+
+
+@pytest.mark.parametrize(
+    ("error", "found"),
+    [
+        (torch.distributed.DistNetworkError("Failed to recv, got 0 bytes."), torch.distributed.DistNetworkError),
+        (RuntimeError("[/src/gloo/transport/tcp/pair.cc:537] Connection closed by peer"), RuntimeError),
+        (RuntimeError("The size of tensor a (4) must match"), ModelError),
+    ],
+    ids=["store", "gloo", "weights"],
+)
+def test_a_process_that_is_lost_while_parts_are_loaded_is_no_damaged_model(error, found):
+    with pytest.raises(Exception) as caught, one_line_errors(resolve("builtin:tiny"), "loaded"):
+        raise error
+    assert type(caught.value) is found
