@@ -79,9 +79,11 @@ def signal_in_call(monkeypatch, number, where="peftlab.runs.bench.evaluate", kin
 
 
 # Calls: evaluation, test and general rows before, then after training.
-@pytest.mark.parametrize("save_every", [None, 2])
-@pytest.mark.parametrize(("call", "kind", "code"), [(4, signal.SIGTERM, 143), (5, signal.SIGINT, 130)])
-def test_a_signal_in_the_final_evaluation_loses_nothing(straight, tmp_path, monkeypatch, save_every, call, kind, code):
+@pytest.mark.parametrize(
+    ("call", "kind", "code", "save_every"),
+    [(4, signal.SIGTERM, 143, None), (5, signal.SIGINT, 130, 2), (5, signal.SIGUSR1, 138, None)],
+)
+def test_a_signal_in_the_final_evaluation_loses_nothing(straight, tmp_path, monkeypatch, call, kind, code, save_every):
     one = recipe(tmp_path / "run", run={"save_every": save_every})
     signal_in_call(monkeypatch, call, kind=kind)
     started = time.monotonic()
@@ -99,8 +101,8 @@ def test_a_signal_in_the_final_evaluation_loses_nothing(straight, tmp_path, monk
 def test_a_signal_between_the_final_scores_and_the_examples_leaves_the_examples_to_the_resumed_run(
     straight, tmp_path, monkeypatch
 ):
-    signal_in_call(monkeypatch, 2, "peftlab.runs.bench.generate_examples")
-    with pytest.raises(StoppedError):
+    signal_in_call(monkeypatch, 2, "peftlab.runs.bench.generate_examples", signal.SIGUSR1)
+    with pytest.raises(StoppedError, match="the weights are saved: --resume does the rest"):
         train(recipe(tmp_path / "run"), display=NoDisplay())
     monkeypatch.undo()
     train(recipe(tmp_path / "run"), resume=True, display=NoDisplay())
