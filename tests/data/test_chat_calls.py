@@ -78,6 +78,12 @@ def test_a_result_that_names_its_function_is_no_part_of_the_call(bpe):
     assert (chat.fault, parts) == (None, ['to sat:{"to": "two"}<|end|>', "the mat<|end|>"])
 
 
+def test_a_call_that_is_written_by_its_id_is_found(bpe):
+    numbered = template(WRITTEN["as JSON"]).replace("c.function.name", "c.id")
+    chat, parts = encode(question({"to": "two"}, "see"), bpe, numbered)
+    assert (chat.fault, parts) == (None, ['see[1 {"to": "two"}]<|end|>', "the mat<|end|>"])
+
+
 def test_calls_in_place_of_a_content_are_found_without_a_generation_prompt(bpe):
     bare = (
         "{% for m in messages %}{% if m.role == 'user' %}<|user|> {{ m.content }}<|assistant|>{% elif m.tool_calls %}"

@@ -72,9 +72,8 @@ class Rendering:
         """Raise Unclear unless the template writes the last tool call of each supervised answer that has any."""
         for i in self.answers:
             if self.messages[i].get("tool_calls") and is_supervised(self.messages[i]):
-                altered, _ = next(self._sites(i))
-                written = self.template.try_write(self._with(i, altered), self.tools)
-                if written is not None and self.sentinel not in written:
+                sites = [self.template.try_write(self._with(i, one), self.tools) for one, _ in self._call_sites(i)]
+                if sites and sites[0] is not None and not any(self.sentinel in one for one in sites if one):
                     raise Unclear("the template leaves out the tool calls of an answer")
 
     # Templates with generation marks.
@@ -275,22 +274,22 @@ class Rendering:
         return {**self.messages[i], "content": self.sentinel}
 
     def _sites(self, i: int) -> Iterator[tuple[dict[str, Any], str]]:
-        """Yield a message with a sentinel in each place that can show its end, and what stood there.
+        """Yield a message with a sentinel in each place that can show its end, and what stood there."""
+        yield from self._call_sites(i)
+        yield self._altered(i), str(self.messages[i].get("content") or "")
 
-        The places are the name of its last tool call, and its content.
-        """
+    def _call_sites(self, i: int) -> Iterator[tuple[dict[str, Any], str]]:
+        """Yield the sites of the last tool call: its name, and its id, which some templates write in place of it."""
         message = self.messages[i]
-        if calls := message.get("tool_calls"):
-            last = dict(calls[-1])
-            if isinstance(last.get("function"), dict):
-                named = {**last, "function": self._named(last["function"])}
-                yield {**message, "tool_calls": [*calls[:-1], named]}, str(last["function"].get("name"))
-            elif "name" in last:
-                yield {**message, "tool_calls": [*calls[:-1], self._named(last)]}, str(last["name"])
-        yield self._altered(i), str(message.get("content") or "")
-
-    def _named(self, function: Mapping[str, Any]) -> dict[str, Any]:
-        return {**function, "name": self.sentinel}
+        calls = message.get("tool_calls")
+        if not isinstance(calls, list) or not calls or not isinstance(calls[-1], dict):
+            return
+        last, function = calls[-1], calls[-1].get("function")
+        for call, key in ((function, "name"), (last, "name"), (last, "id")):
+            if isinstance(call, dict) and key in call:
+                altered = {**call, key: self.sentinel}
+                changed = {**last, "function": altered} if call is function else altered
+                yield {**message, "tool_calls": [*calls[:-1], changed]}, str(call[key])
 
     def _with(self, i: int, altered: Mapping[str, Any]) -> list[Mapping[str, Any]]:
         return [*self.messages[:i], altered, *self.messages[i + 1 :]]
