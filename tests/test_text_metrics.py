@@ -69,6 +69,14 @@ def test_rouge_of_english_is_the_librarys_own(name):
     assert value == pytest.approx(sum(single[:2]) / 2)  # the third has no word, so nothing to compare
 
 
+def test_rouge2_of_texts_of_one_word_has_no_value_and_counts_in_no_mean():
+    value, rows, _ = score("rouge2", ["Paris", "a cold day", "one"], [["Paris"], ["a cold day"], ["one or two"]])
+    assert rows == [None, 1.0, 0.0] and value == 0.5
+    assert math.isnan(score("rouge2", ["Paris"], [["Paris"]])[0])
+    assert METRICS["rouge2"].undefined == "no text and no reference has two words"
+    assert METRICS["rougeL"].undefined == "no text and no reference has a word"
+
+
 @pytest.mark.parametrize(
     "text", ["Доброе утро, страна!", "今日は良い天気です。", "สวัสดีชาวโลก", "नमस्ते दुनिया", "مرحبا بالعالم"]
 )

@@ -24,6 +24,8 @@ BLEU_COLUMNS = (
 """Tokens of the text and of the reference nearest in length; of each order, n-grams found and n-grams of the text."""
 CHRF_COLUMNS = tuple(f"chrf_{kind}_{n}" for n in range(1, 7) for kind in ("output", "reference", "hits"))
 ROUGE = ("rouge1", "rouge2", "rougeL", "rougeLsum")
+# The words of what a score counts, where that is more than one: without any in a text, equal texts would score 0.
+ROUGE_WORDS = {"rouge2": 2}
 ROUGE_SIGNATURE = "fmeasure|best-reference|tok:unicode-words|case:folded|stem:no"
 BLEU_TOKENIZERS = {"latin": "13a", "chinese": "zh", "unspaced": "char", "other": "intl"}
 # Tokenizers of sacreBLEU for a script, with the modules that they need, and what does for them.
@@ -143,9 +145,9 @@ def _rouge(name: str) -> Callable[[Texts, References, TextSettings], TextScores]
     def scores(outputs: Texts, references: References, settings: TextSettings) -> TextScores:
         from rouge_score.rouge_scorer import RougeScorer
 
-        scorer = RougeScorer([name], tokenizer=Words())
+        scorer, fewest = RougeScorer([name], tokenizer=Words()), ROUGE_WORDS.get(name, 1)
         rows = [
-            scorer.score_multi(known, output)[name].fmeasure if _has_words(output, known) else nan
+            scorer.score_multi(known, output)[name].fmeasure if _most_words(output, known) >= fewest else nan
             for output, known in zip(outputs, references, strict=True)
         ]
         return TextScores({name: rows}, [_or_none(row) for row in rows], ROUGE_SIGNATURE)
@@ -153,8 +155,8 @@ def _rouge(name: str) -> Callable[[Texts, References, TextSettings], TextScores]
     return scores
 
 
-def _has_words(output: str, references: Sequence[str]) -> bool:
-    return any(split_words(text) for text in (output, *references))
+def _most_words(output: str, references: Sequence[str]) -> int:
+    return max(len(split_words(text)) for text in (output, *references))
 
 
 OVERLAP_METRICS = (
@@ -189,7 +191,7 @@ OVERLAP_METRICS = (
             mean_of(name),
             ratio,
             (name,),
-            "no text and no reference has a word",
+            f"no text and no reference has {'two words' if name in ROUGE_WORDS else 'a word'}",
             texts=_rouge(name),
         )
         for name in ROUGE
