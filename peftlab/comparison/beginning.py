@@ -54,9 +54,10 @@ class Beginning:
         return has_point(self.space, self.own.settings)
 
     @property
-    def has_learning_rates(self) -> bool:
-        """Whether it tries learning rates."""
-        return self.has_own and isinstance(self.space.get(LEARNING_RATE), Range)
+    def learning_rates(self) -> Range | None:
+        """The learning rates of which it tries some; None where it tries none."""
+        found = self.space.get(LEARNING_RATE)
+        return found if self.has_own and isinstance(found, Range) else None
 
     def next(self, tried: Sequence[Tried], best: Point) -> Point | None:
         """Return what is tried after `tried`, of which `best` was the best; None after all."""
@@ -68,37 +69,16 @@ class Beginning:
 
     def _wider(self, tried: Sequence[Tried], best: Point) -> Point | None:
         """Return the recipe's own settings at the next learning rate; None where the best is between two others."""
-        if not self.has_learning_rates:
+        if (space := self.learning_rates) is None:
             return None
         losses = _losses_beside(self.own, tried)
-        if self.suggested and self.suggested not in losses and self._contains(self.suggested):
+        if self.suggested and self.suggested not in losses and space.contains(self.suggested):
             return self._at_learning_rate(self.own, self.suggested)
         if len(losses) < len(tried) or len(losses) > MOST_BEYOND + (self.suggested in losses):
             return None
         learned = any(loss is not None for loss in losses.values())
-        beyond = self._beyond(sorted(losses), best.settings[LEARNING_RATE], learned)
+        beyond = _beyond(space, sorted(losses), best.settings[LEARNING_RATE], learned)
         return None if beyond is None else self._at_learning_rate(self.own, beyond)
-
-    def _beyond(self, rates: Sequence[float], best: float, learned: bool) -> float | None:
-        """Return a learning rate beyond the best of `rates`, above rather than below; None where it is not at an end.
-
-        Where no learning rate has `learned` anything, it is below them all.
-        """
-        if not learned:
-            return self._inside(rates[0] * LOWER, rates[0])
-        above = self._inside(best * HIGHER, best) if best == rates[-1] else None
-        return above or (self._inside(best * LOWER, best) if best == rates[0] else None)
-
-    def _inside(self, wanted: float, of: float) -> float | None:
-        """Return a learning rate that is in the space, at most its end; None where that is too near `of`."""
-        dimension = self.space[LEARNING_RATE]
-        assert isinstance(dimension, Range)
-        inside = min(max(wanted, float(dimension.low)), float(dimension.high))
-        return inside if abs(log(inside / of)) >= log(NEAREST) else None
-
-    def _contains(self, learning_rate: float) -> bool:
-        dimension = self.space[LEARNING_RATE]
-        return isinstance(dimension, Range) and dimension.contains(learning_rate)
 
     def _untried_choice(self, tried: Sequence[Tried], best: Point) -> Point | None:
         """Return the best settings with a value of a list that no trial had; None where all were tried."""
@@ -112,14 +92,14 @@ class Beginning:
 
     def _with_mean(self, point: Point, of: Point) -> Point:
         """Return a point of another schedule with the mean learning rate of `of`, where the space has that."""
-        if not self.has_learning_rates:
+        if (space := self.learning_rates) is None:
             return point
         wanted = of.settings[LEARNING_RATE] * MEANS[of.settings[SCHEDULE]] / MEANS[point.settings[SCHEDULE]]
-        return self._at_learning_rate(point, wanted) if self._contains(wanted) else point
+        return self._at_learning_rate(point, wanted) if space.contains(wanted) else point
 
     def _nearer(self, tried: Sequence[Tried], best: Point) -> Point | None:
         """Return the best settings at a learning rate between the best and its neighbours; None after enough."""
-        if not self.has_learning_rates:
+        if self.learning_rates is None:
             return None
         losses = _losses_beside(best, tried)
         rates = sorted(losses)
@@ -135,6 +115,23 @@ def _losses_beside(point: Point, tried: Sequence[Tried]) -> dict[float, float | 
     """Return the losses by learning rate of what was tried with a point's other settings."""
     others = {**point.settings, LEARNING_RATE: 0}
     return {one.settings[LEARNING_RATE]: one.loss for one in tried if {**one.settings, LEARNING_RATE: 0} == others}
+
+
+def _beyond(space: Range, rates: Sequence[float], best: float, learned: bool) -> float | None:
+    """Return a learning rate beyond the best of `rates`, above rather than below; None where it is not at an end.
+
+    Where no learning rate has `learned` anything, it is below them all.
+    """
+    if not learned:
+        return _moved(space, rates[0], LOWER)
+    above = _moved(space, best, HIGHER) if best == rates[-1] else None
+    return above or (_moved(space, best, LOWER) if best == rates[0] else None)
+
+
+def _moved(space: Range, rate: float, factor: float) -> float | None:
+    """Return a learning rate times a factor, at most the end of the space; None where that is too near the first."""
+    moved = min(max(rate * factor, float(space.low)), float(space.high))
+    return moved if abs(log(moved / rate)) >= log(NEAREST) else None
 
 
 def _between(rates: Sequence[float], losses: Sequence[float | None], best: float) -> float | None:

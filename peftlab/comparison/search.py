@@ -83,7 +83,7 @@ class VariantSearch:
         )
         name = f"{self.variant.title} {sha256(described.encode()).hexdigest()[:12]}"
         self.beginning = Beginning(self.own, self.space, self.variant.suggested_learning_rate)
-        drawn = 0 if self.beginning.has_learning_rates else MOST_TRIALS
+        drawn = 0 if self.beginning.learning_rates else MOST_TRIALS
         parts = None if self.steps_of(self.own) is None else PARTS
         pruner = build_pruner(self.settings.stopping if self.is_compared else "none", parts, REDUCTION)
         self.proposals = Proposals(name, self.storage, self.space, self.higher_is_better, pruner, drawn)

@@ -56,6 +56,18 @@ def evaluate_base(record: RunRecord, recorder: Recorder, bench: Bench) -> None:
     figures.keep()
 
 
+def evaluate_trained(
+    record: RunRecord, recorder: Recorder, bench: Bench, model: nn.Module, scored: Collection[str]
+) -> None:
+    """Evaluate the trained model, unless an earlier attempt did; log its metrics where that one lost their line."""
+    step, metrics = record.kept_step, record.result.metrics.get("after")
+    if not is_evaluated(record, bench, "after", scored):
+        with record.in_phase("evaluation_after"):
+            evaluate_parts(record, recorder, bench, Measuring(bench, model), "after", step)
+    elif metrics and not recorder.has_evaluation(step):
+        recorder.log_evaluation(step, metrics)
+
+
 def evaluate_parts(record: RunRecord, recorder: Recorder, bench: Bench, source: Source, when: When, step: int) -> None:
     """Evaluate every part of the held-out data; add its metrics, scores and examples to the record.
 

@@ -19,7 +19,7 @@ from peftlab.runs.digests import SCORES, WEIGHTS, remove_digests
 from peftlab.runs.directory import open_directory, written_at
 from peftlab.runs.display import open_display
 from peftlab.runs.ending import record_failure, refuse_unfinished
-from peftlab.runs.evaluation import Measuring, evaluate_base, evaluate_parts, is_evaluated
+from peftlab.runs.evaluation import Measuring, evaluate_base, evaluate_parts, evaluate_trained, is_evaluated
 from peftlab.runs.identity import as_recorded
 from peftlab.runs.inference import try_inference
 from peftlab.runs.launch import is_restarted, launched
@@ -118,11 +118,7 @@ def execute(record: RunRecord, recorder: Recorder, stop: Stop, start: Resumption
                     evaluate_parts(record, recorder, bench, Measuring(bench, begun), "before", 0)
     model, optimizer = obtain_trained(record, recorder, stop, bench, start, begun)
     with stop.at_once():
-        if not is_evaluated(record, bench, "after", start.scored if start and start.trained else ()):
-            with record.in_phase("evaluation_after"):
-                evaluate_parts(record, recorder, bench, Measuring(bench, model), "after", record.kept_step)
-        elif (metrics := record.result.metrics.get("after")) and not recorder.has_evaluation(record.kept_step):
-            recorder.log_evaluation(record.kept_step, metrics)  # an attempt was killed before its line was written
+        evaluate_trained(record, recorder, bench, model, start.scored if start and start.trained else ())
         if optimizer is not None or "process" not in record.result.memory:
             record.result.memory["process"] = record.meter.report(model, optimizer)
         if record.recipe.evaluation.latency and record.world.divided:
