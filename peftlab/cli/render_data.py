@@ -11,6 +11,7 @@ from rich.text import Text
 
 from peftlab.cli.render import WIDTH, plain_table
 from peftlab.cli.render_rows import MARK, render_row
+from peftlab.errors import listed
 from peftlab.quantities import format_share
 from peftlab.reports import DataReport, LengthBin, RowReport, RowView
 
@@ -78,6 +79,8 @@ def fact_lines(report: DataReport) -> Iterator[str]:
         )
     if report.data:
         yield f"end marker  {' '.join(report.ends)} is supervised" if report.ends else "end marker  none is supervised"
+        if unread := report.data.get(report.part, {}).get("unread"):
+            yield f"not read    {listed(unread)}: nothing of these columns of data.{report.part} is in the rows"
 
 
 def lengths_table(bins: list[LengthBin], part: str) -> Table:

@@ -32,7 +32,10 @@ LARGE_BYTES = 2**30
 
 @dataclass
 class Tally:
-    """What was read of a part: rows, those without content, those with a fault (the first ones by name)."""
+    """What was read of a part: rows, those without content, those with a fault (the first ones by name).
+
+    `written` has the layouts of its files, `unread` the columns of which nothing is in the rows.
+    """
 
     rows: int = 0
     empty: int = 0
@@ -40,6 +43,7 @@ class Tally:
     dropped: int = 0
     faults: list[str] = field(default_factory=list)
     written: dict[str, None] = field(default_factory=dict)
+    unread: dict[str, None] = field(default_factory=dict)
 
     def add_fault(self, fault: str) -> None:
         self.bad += 1
@@ -48,7 +52,8 @@ class Tally:
 
     def describe(self) -> dict[str, Any]:
         """Return what a report says: only what occurred."""
-        found = {"empty": self.empty, "bad": self.bad, "faults": self.faults, "read_as": list(self.written)}
+        found = {"empty": self.empty, "bad": self.bad, "faults": self.faults}
+        found |= {"read_as": list(self.written), "unread": list(self.unread)}
         return {key: value for key, value in found.items() if value}
 
 
@@ -166,6 +171,7 @@ class DataReader:
         self._settle(choice, tally)
         reader = open_reader(choice, header, wanted)
         self._refuse_other_roles(reader, header.name)
+        tally.unread |= dict.fromkeys(name for name in header.columns if name not in reader.read_columns)
         return reader
 
     def _settle(self, choice: Choice, tally: Tally) -> None:

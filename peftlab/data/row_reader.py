@@ -60,10 +60,18 @@ class RowReader:
         """The optional roles that every row of the file has to have."""
         return frozenset(self.columns) & (self.format.optional - self.format.nullable)
 
+    @property
+    def read_columns(self) -> frozenset[str]:
+        """The columns of the file that rows are made of."""
+        return frozenset(column.head for column in self._used) | frozenset(self._absent)
+
+    @property
+    def _used(self) -> list[Column]:
+        return [*self.columns.values(), *(self._template.columns if self._template else ())]
+
     def is_empty(self, cells: Cells) -> bool:
         """Return whether all that would be read of a row is null or blank."""
-        used = [*self.columns.values(), *(self._template.columns if self._template else ())]
-        found = (cells.get(column.head) for column in used)
+        found = (cells.get(column.head) for column in self._used)
         return all(is_null(value) and not isinstance(value, Unreadable) for value in found)
 
     def read(self, cells: Cells) -> Example:
@@ -100,6 +108,10 @@ class LayoutReader:
     @property
     def optional_roles(self) -> frozenset[str]:
         return frozenset()
+
+    @property
+    def read_columns(self) -> frozenset[str]:
+        return frozenset(self.written.columns) | self.written.also | frozenset(self._names.values())
 
     def is_empty(self, cells: Cells) -> bool:
         return all(is_null(cells.get(column)) for column in self.written.columns)

@@ -329,3 +329,20 @@ def test_a_system_text_beside_messages_is_their_first_message(name):
         assert read([rows | {name: None}]) == read([OPEN_AI])
     assert read([SHARE_GPT | {"tools": ""}]) == read([SHARE_GPT | {"tools": "[]"}]) == read([SHARE_GPT])
     assert read([{"messages": [system, *OPEN_AI["messages"]], name: "other"}]) == read([OPEN_AI | {name: "s"}])
+
+
+@pytest.mark.parametrize(
+    ("row", "fields", "unread"),
+    [
+        ({"prompt": "a", "completion": "b", "id": 1, "context": "c"}, {}, ["id", "context"]),
+        ({"prompt": "a", "completion": "b", "context": "c"}, {"template": "{context}: {prompt}"}, None),
+        (SHARE_GPT | {"source": "x", "tools": "[]"}, {}, ["source"]),
+        ({"instruction": "a", "context": "c", "output": "b"}, {}, ["context"]),
+    ],
+)
+def test_columns_of_which_nothing_is_read_are_named(tmp_path, row, fields, unread):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(row))
+    reader = DataReader(Data.model_validate({"train": str(path), **fields}), CAUSAL)
+    reader.read_part("train")
+    assert reader.facts["train"].get("unread") == unread
