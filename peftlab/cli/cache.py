@@ -38,15 +38,16 @@ def cache(
 
 def show_cache(found: dict[str, Any]) -> None:
     from peftlab.cli.render import plain_table, show
-    from peftlab.quantities import format_bytes
+    from peftlab.quantities import format_bytes, number
 
-    total = f"{found['folder']}: {format_bytes(found['bytes'])} in {len(found['entries'])} entries"
-    deleted = " are deleted" if found["deleted"] else ""
+    entries = f"{len(found['entries'])} {'entry' if len(found['entries']) == 1 else 'entries'}"
+    total = f"{found['folder']}: {format_bytes(found['bytes'])} in {entries}"
+    deleted = "; deleted" if found["deleted"] else ""
     print(f"{total}{deleted}")  # unwrapped, to be copied
-    titles = {"measurements": "measurements of memory", "base_figures": "evaluations of a base", "plans": "plans"}
+    titles = {"measurements": "memory measurement", "base_figures": "base evaluation", "plans": "plan"}
     for kind, title in titles.items():
         if (kept := found[kind])["count"]:
-            print(f"{kept['folder']}: {format_bytes(kept['bytes'])} in {kept['count']} {title}{deleted}")
+            print(f"{kept['folder']}: {format_bytes(kept['bytes'])} in {number(kept['count'], title)}{deleted}")
     if found["deleted"] or not found["entries"]:
         return
     table = plain_table("tokens of", "rows", "size", "days unused")

@@ -88,7 +88,7 @@ def test_the_cache_is_listed_and_deleted(answer, tmp_path, folder):
     entry = next(path for path in folder.iterdir() if len(path.name) == 64)
     os.utime(entry, (time.time() - 2 * 86400,) * 2)
     code, out, _ = answer("cache", "--clear", "--unused", "1")
-    assert code == 0 and "in 1 entries are deleted" in out
+    assert code == 0 and "in 1 entry; deleted" in out
     assert not entry.exists() and json.loads(answer("cache", "--json")[1])["entries"] == []
     code, _, errors = answer("cache", "--unused", "1")
     assert code == 2 and "add --clear" in errors
@@ -103,8 +103,8 @@ def test_measurements_of_memory_are_listed_and_deleted_with_the_tokens(answer, f
     size = sum(path.stat().st_size for path in memory.iterdir())
     found = json.loads(answer("cache", "--json")[1])["measurements"]
     assert found == {"folder": str(memory), "bytes": size, "count": 2}
-    assert f"{memory}: {size:,} B in 2 measurements of memory" in answer("cache")[1]
-    assert "in 1 measurements of memory are deleted" in answer("cache", "--clear", "--unused", "2")[1]
+    assert f"{memory}: {size:,} B in 2 memory measurements" in answer("cache")[1]
+    assert "in 1 memory measurement; deleted" in answer("cache", "--clear", "--unused", "2")[1]
     assert [path.name for path in memory.iterdir()] == ["new.json"]
     os.utime(memory / "new.json", (time.time() - 3 * 86400,) * 2)
     assert find_measured("new") == report  # which is a use of it
@@ -118,8 +118,8 @@ def test_evaluations_of_a_base_are_listed_and_deleted_too(answer, folder):
     kept.mkdir(parents=True)
     (kept / "one.json").write_text("{}")
     assert json.loads(answer("cache", "--json")[1])["base_figures"] == {"folder": str(kept), "bytes": 2, "count": 1}
-    assert f"{kept}: 2 B in 1 evaluations of a base" in answer("cache")[1]
-    assert "in 1 evaluations of a base are deleted" in answer("cache", "--clear")[1] and not list(kept.iterdir())
+    assert f"{kept}: 2 B in 1 base evaluation" in answer("cache")[1]
+    assert "in 1 base evaluation; deleted" in answer("cache", "--clear")[1] and not list(kept.iterdir())
 
 
 def test_the_cache_is_listed_without_torch():
