@@ -76,7 +76,7 @@ def test_the_cache_is_listed_and_deleted(answer, tmp_path, folder):
     section = Data(train="builtin:docstrings[train[:9]]", evaluation=2)
     read_data(section, TASKS["causal-lm"], 0, load_tokenizer(Model(name="builtin:tiny")), TokenStore())
     code, out, _ = answer("cache")
-    assert code == 0 and "in 1 entries" in out and "builtin:docstrings" in out
+    assert code == 0 and "in 1 entry" in out and "builtin:docstrings" in out
     found = json.loads(answer("cache", "--json")[1])
     files = [
         path
