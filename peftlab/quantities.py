@@ -25,7 +25,8 @@ def format_seconds(seconds: float | None) -> str:
 
 
 def format_metric(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
+    """Return four decimals, or of a number that they would hide three digits: `0.3452`, `3.45e-06`."""
+    return "-" if value is None else f"{value:.4f}" if abs(value) >= 1e-3 or not value else f"{value:.3g}"
 
 
 def number(count: int, noun: str) -> str:

@@ -95,7 +95,7 @@ def quality_cells(table: Table, row: Row) -> dict[str, str]:
     before: Metrics = next((metrics[key] for key in ("test_before", "before") if key in metrics), {})
     parameters = first.parameters if first else None
     status = row.trials[0].report.status if row.trials else "failed"
-    ended = format_spread([trial.report.test for trial in row.trials if trial.report.test is not None])
+    ended = format_spread([trial.report.test for trial in row.valued if trial.report.test is not None])
     return {
         "trainable": f"{parameters.trainable:,}" if parameters else "-",
         "share": format_share(parameters.fraction) if parameters else "-",
@@ -112,14 +112,17 @@ def format_spread(values: Sequence[float]) -> str:
     if not values:
         return "-"
     mean = format_metric(statistics.fmean(values))
-    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.4f}"
+    return mean if len(values) == 1 else f"{mean} ± {format_metric(statistics.stdev(values))}"
 
 
 def failures(label: str, row: Row) -> Iterator[str]:
-    """Yield a line for every seed that did not finish."""
-    for report in (trial.report for trial in row.trials):
+    """Yield a line for every seed that did not finish, or has no value."""
+    for trial in row.trials:
+        report = trial.report
         if report.status != "finished":
             yield f"{label}, seed {report.seed}: {report.status}: {report.error}"
+        elif trial.finished and (why := row.why_lost(trial)):
+            yield f"{label}, seed {report.seed}: no {row.metric} ({why}); the mean leaves it out"
 
 
 def memory_table(results: Sequence[tuple[str, RunResult]]) -> TextTable:

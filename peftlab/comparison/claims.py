@@ -65,6 +65,8 @@ def describe_groups(table: Table, family: Family) -> list[Claim]:
         return [Claim("limit", "There is nothing to compare: fewer than two variants have results.")]
     if family.scope == "nothing":
         reason = "Neither other seeds nor scores of single rows are there: what is chance is not known."
+        if not family.alike:
+            reason = "The runs were measured on different rows: which difference is one of the rows is not known."
         return [_best(table, family), Claim("limit", reason)]
     parts = [*([_best(table, family)] if family.scope == "weights" else []), *_groups(table, family)]
     parts += _worse(table, family)
@@ -75,17 +77,17 @@ def describe_groups(table: Table, family: Family) -> list[Claim]:
 
 def _best(table: Table, family: Family) -> Claim:
     """Return which row has the best mean, and by how much."""
-    names = names_of(table)
+    names, where = names_of(table), "on these rows" if family.alike else "on its own rows"
     best, second = family.ordered[:2]
     extreme, further = ("highest", "lower") if table.report.higher_is_better else ("lowest", "higher")
     equal = [name for name in family.ordered[1:] if family.between(best, name).value == 0]
     if equal:
         subjects = (best, *equal)
-        text = f"{some([names[name] for name in subjects])} have the {extreme} {table.metric} on these rows."
+        text = f"{some([names[name] for name in subjects])} have the {extreme} {table.metric} {where}."
         return Claim("best", text, subjects, (), tuple(family.estimates[name] for name in subjects))
     pair = family.between(best, second)
     text = (
-        f"{names[best]} has the {extreme} {table.metric} on these rows; that of {names[second]}, the next, is "
+        f"{names[best]} has the {extreme} {table.metric} {where}; that of {names[second]}, the next, is "
         f"{further} by {size_text(pair)}."
     )
     return Claim("best", text, (best,), (second,), (pair,), pair.scope)
@@ -193,7 +195,9 @@ def _cannot(table: Table, findings: Findings) -> Iterator[Claim]:
     if missed := by_budget(table, missed_budget):
         lines.append(f"Off their budget by more than 2 %: {missed}. These do not compare at equal budgets.")
     if lost := by_budget(table, lost_seeds):
-        lines.append(f"Seeds gave no {table.metric}: {lost}; the mean of the others may be too optimistic.")
+        others = any(0 < len(row.valued) < len(row.trials) for row in table.rows)
+        hint = "; the mean of the others may be too optimistic" if others else ""
+        lines.append(f"Seeds gave no {table.metric}: {lost}{hint}.")
     lines.append(
         "All of this applies to this model, this data and this length of training; other cases were not tried."
     )
@@ -216,7 +220,7 @@ def _about_seeds(table: Table, findings: Findings) -> Iterator[Claim]:
 def _open(table: Table, findings: Findings) -> Iterator[Claim]:
     """Yield how large the differences may be that were not significant, and what would narrow them."""
     pairs = [pair for family in findings.families for pair in family.differences if pair.scope != "nothing"]
-    kept = [pair for pair in pairs if not pair.significant]
+    kept = [pair for pair in pairs if not pair.significant and pair.low < pair.high]  # equal runs differ by nothing
     if not kept:
         return
     width = median(max(abs(pair.low), abs(pair.high)) for pair in kept)
@@ -228,6 +232,7 @@ def _open(table: Table, findings: Findings) -> Iterator[Claim]:
     )
     shares = [pair.seed_share for pair in kept if pair.seed_share is not None]
     if shares:
-        first, second = ("seeds", "test rows") if median(shares) > 0.5 else ("test rows", "seeds")
+        rows = f"{findings.kind} rows"
+        first, second = ("seeds", rows) if median(shares) > 0.5 else (rows, "seeds")
         source = f"{100 * median(shares):.0f} % of that uncertainty is from the seeds"
         yield Claim("open", f"{source}: more {first} narrow it sooner than more {second}.", figures=tuple(kept))

@@ -14,7 +14,7 @@ from peftlab.quantities import format_bytes, format_count, format_seconds, forma
 from peftlab.reports import BudgetReport
 
 NONE = "–"
-MOST_DECIMALS = 4
+MOST_DECIMALS = 4  # of figures from 0.1 on; smaller ones have as many digits
 BUDGET_TOLERANCE = 0.02
 
 
@@ -151,7 +151,9 @@ def signed(text: str) -> str:
 
 
 def shared_decimals(found: Sequence[Estimate]) -> int:
-    """Return the decimals that show two figures of the narrowest interval's half."""
+    """Return the decimals that show two figures of the narrowest interval's half, but no more than figures deserve."""
     halves = [(one.high - one.low) / 2 for one in found]
     widths = [half for half in halves if half > 0 and isfinite(half)]
-    return min(MOST_DECIMALS, max(0, 1 - floor(log10(min(widths))))) if widths else 3
+    sizes = [abs(one.mean) for one in found if one.mean and isfinite(one.mean)]
+    small = max(0, -1 - floor(log10(max(sizes)))) if sizes else 0
+    return min(MOST_DECIMALS + small, max(0, 1 - floor(log10(min(widths))))) if widths else 3 + small

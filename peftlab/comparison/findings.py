@@ -11,11 +11,12 @@ from numpy.typing import ArrayLike
 
 from peftlab.comparison.groups import Cost, beaten_by, best_first, letter_groups, letters_of
 from peftlab.comparison.rows import Row, Table
-from peftlab.comparison.statistics import Difference, Estimate, Scope, compare_pairs, estimate
+from peftlab.comparison.statistics import LEAST_ROWS, Difference, Estimate, Scope, compare_pairs, estimate
 from peftlab.comparison.trials import Trial
 from peftlab.errors import listed
 from peftlab.evaluation.resampling import Sample, draw_metric, row_metrics
 from peftlab.metrics import METRICS, RowScores
+from peftlab.quantities import number
 from peftlab.runs.directory import text_scores
 
 # From the narrowest claim to the widest: that of a family is the narrowest among its tested pairs.
@@ -30,6 +31,8 @@ class Family:
     estimates: dict[str, Estimate]
     differences: list[Difference[str]]
     groups: dict[str, list[str]]
+    alike: bool = True
+    """Whether all runs were measured on the same rows, as far as is known."""
 
     @property
     def ordered(self) -> list[str]:
@@ -78,6 +81,11 @@ class Findings:
     notes: list[str] = field(default_factory=list)
 
     @property
+    def kind(self) -> str:
+        """Which rows the statistics are of: `test` or `evaluation`."""
+        return "test" if self.part else "evaluation"
+
+    @property
     def letters(self) -> dict[str, str]:
         return {label: letters for family in self.families for label, letters in letters_of(family.groups).items()}
 
@@ -102,14 +110,19 @@ def find(table: Table) -> Findings:
     main = after.get(table.metric)
     lost = set(owners) - set(_estimated(main, owners))
     notes += [f"{label} has no finite {table.metric}" for label in dict.fromkeys(owners) if label in lost]
-    notes += _left_out(runs, main, table.metric)
-    pairs = compare_pairs(main, owners) if main else []
+    notes += _left_out(runs, main, table.metric, part != "")
+    if main and 0 < main.rows < LEAST_ROWS:
+        notes.append(
+            f"{number(main.rows, 'row')} cannot show the chance of rows: the intervals cover that of the seeds"
+        )
+    families = [_family(table, budget, main, owners) for budget in table.budgets]
+    pairs = _all_pairs(families, compare_pairs(main, owners) if main else [])
     costs = {kind: _costs(table.rows, measure) for kind, measure in COSTS.items()}
     return Findings(
         part=part,
         rows=main.rows if main else 0,
         quality={name: within(estimate(sample, owners), name) for name, sample in after.items()},
-        families=[_family(table, budget, main, owners) for budget in table.budgets],
+        families=families,
         before=_estimated(before.get(table.metric), owners),
         change=_estimated(_minus(main, before.get(table.metric)), owners),
         general_before=_estimated(general["before"], owners),
@@ -120,13 +133,13 @@ def find(table: Table) -> Findings:
     )
 
 
-def _left_out(runs: Sequence[tuple[str, Trial]], main: Sample | None, metric: str) -> list[str]:
+def _left_out(runs: Sequence[tuple[str, Trial]], main: Sample | None, metric: str, tested: bool) -> list[str]:
     """Return a note on the seeds that count as having a value, and are in no mean because their rows give none."""
     values = main.values if main else ()
     lost = [
         f"{label} (seed {trial.report.seed})"
         for (label, trial), value in zip(runs, values, strict=False)
-        if not np.isfinite(value) and trial.has_value(metric)
+        if not np.isfinite(value) and trial.has_value(metric, tested)
     ]
     return [f"the rows of {listed(lost, 3)} give no finite {metric}; the means leave these seeds out"] if lost else []
 
@@ -138,16 +151,22 @@ def _part(finished: Sequence[Trial]) -> str:
 
 def _samples(finished: Sequence[Trial], part: str, metric: str, notes: list[str]) -> dict[str, Sample]:
     """Return every metric of one evaluation for all runs: from its rows where all have the same, else as noted."""
-    by_rows = _drawn(finished, part) | _drawn(finished, text_scores(part))
-    if finished and not by_rows:
+    parts = part, text_scores(part)
+    by_rows = {name: sample for one in parts for name, sample in _drawn(finished, one).items()}
+    alike = all(_alike(finished, one) for one in parts)
+    if not alike:
+        notes.append("not all runs were measured on the same rows: the differences between them are not tested")
+    elif finished and not by_rows:
         notes.append("not all runs have scores of the same rows: the intervals cover the chance of the seeds alone")
     names = dict.fromkeys([metric, *(name for trial in finished for name in trial.metrics.get(part, {}))])
     values = {
-        name: Sample(np.array([trial.metrics.get(part, {}).get(name, np.nan) for trial in finished], float))
+        name: Sample(
+            np.array([trial.metrics.get(part, {}).get(name, np.nan) for trial in finished], float), alike=alike
+        )
         for name in names
     }
     known = {name: sample for name, sample in values.items() if np.isfinite(sample.values).any()}
-    if by_rows and metric in known and metric not in by_rows:
+    if alike and by_rows and metric in known and metric not in by_rows:
         notes.append(f"{metric} has no score of single rows: its intervals cover the chance of the seeds alone")
     # A run's own figure and its rows' agree; where a metric is not asked for, its rows still give it.
     return known | by_rows
@@ -156,10 +175,16 @@ def _samples(finished: Sequence[Trial], part: str, metric: str, notes: list[str]
 def _drawn(finished: Sequence[Trial], part: str) -> dict[str, Sample]:
     """Return every metric that the rows of all runs give; none where not all runs have scores of the same rows."""
     scores = [trial.scores[part] for trial in finished if part in trial.scores]
-    if not finished or len(scores) < len(finished) or not (_same_source(finished, part) and _same_rows(scores)):
+    if not finished or len(scores) < len(finished) or not _alike(finished, part):
         return {}
     drawn = {name: draw_metric(name, scores) for name in row_metrics(scores)}
     return {name: sample for name, sample in drawn.items() if np.isfinite(sample.values).any()}
+
+
+def _alike(finished: Sequence[Trial], part: str) -> bool:
+    """Return whether all runs were measured on the same rows of a part, as far as their scores and records say."""
+    scores = [trial.scores[part] for trial in finished if part in trial.scores]
+    return _same_source(finished, part) and (not scores or _same_rows(scores))
 
 
 def _same_source(finished: Sequence[Trial], part: str) -> bool:
@@ -202,10 +227,18 @@ def _family(table: Table, budget: str | None, sample: Sample | None, owners: Seq
         return Family(budget, {}, [], {})
     share = sample.of(own)
     names = [owners[run] for run in own]
-    estimates = estimate(share, names)
+    estimates = within(estimate(share, names), table.metric)
     ordered = best_first(estimates, table.report.higher_is_better)
     differences = compare_pairs(share, names)
-    return Family(budget, {name: estimates[name] for name in ordered}, differences, letter_groups(ordered, differences))
+    tested = len(ordered) == 1 or any(pair.scope != "nothing" for pair in differences)
+    groups = letter_groups(ordered, differences) if tested else {}
+    return Family(budget, {name: estimates[name] for name in ordered}, differences, groups, share.alike)
+
+
+def _all_pairs(families: Sequence[Family], pairs: Sequence[Difference[str]]) -> list[Difference[str]]:
+    """Return all pairs of rows, those of one budget as their family has them: corrected for that family's alone."""
+    own = {frozenset((pair.first, pair.second)): pair for family in families for pair in family.differences}
+    return [own.get(frozenset((pair.first, pair.second)), pair) for pair in pairs]
 
 
 def _costs(rows: Sequence[Row], measure: Callable[[Trial], float | None]) -> dict[str, Cost]:

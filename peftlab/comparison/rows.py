@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from peftlab.comparison.folder import RUNS, read_comparison
@@ -17,7 +17,7 @@ class Row:
     """One line of the table: a variant under one budget, with `trials` of all seeds at the chosen learning rate.
 
     `label` is the variant's name, with the budget where the comparison has several; no other row has it. `metric` is
-    the one that the comparison reports.
+    the one that the comparison reports, on the test rows where any run has some (`tested`).
     """
 
     label: str
@@ -25,6 +25,7 @@ class Row:
     trials: list[Trial]
     sweep: list[Trial]
     metric: str = "loss"
+    tested: bool | None = None
 
     @property
     def name(self) -> str:
@@ -42,7 +43,7 @@ class Row:
     @property
     def valued(self) -> list[Trial]:
         """The finished seeds that have a finite value: those in the mean."""
-        return [trial for trial in self.finished if trial.has_value(self.metric)]
+        return [trial for trial in self.finished if self.why_lost(trial) is None]
 
     @property
     def all_trials(self) -> list[Trial]:
@@ -58,13 +59,18 @@ class Row:
     def status(self) -> str:
         """How many of the seeds have a value, and what became of the others."""
         trials = self.trials or self.sweep
-        lost = [
-            "not finite" if trial.finished else trial.report.status
-            for trial in trials
-            if not (trial.finished and trial.has_value(self.metric))
-        ]
+        lost = [why for trial in trials if (why := self.why_lost(trial))]
         count = f"{len(trials) - len(lost)} of {len(trials)}"
         return f"{count} ({', '.join(dict.fromkeys(lost)).replace('_', ' ')})" if lost else count
+
+    def why_lost(self, trial: Trial) -> str | None:
+        """Return in a word or two why a trial has no value; None where it has one."""
+        if not trial.finished:
+            return trial.report.status
+        # Trials that only choose measure no test rows.
+        if trial.has_value(self.metric, self.tested if self.trials else None):
+            return None
+        return "no test rows" if self.tested and not trial.tested else "not finite"
 
     @property
     def parameters(self) -> ParameterReport | None:
@@ -124,7 +130,8 @@ def read_table(folder: Path, verify: bool = True) -> Table:
 
     labels = zip(_labels(report), report.variants, strict=True)
     rows = [Row(label, variant, read(variant.trials), read(variant.sweep), report.metric) for label, variant in labels]
-    return Table(folder, report, rows, problems)
+    tested = any(trial.tested for row in rows for trial in row.finished)
+    return Table(folder, report, [replace(row, tested=tested) for row in rows], problems)
 
 
 def _labels(report: ComparisonReport) -> list[str]:

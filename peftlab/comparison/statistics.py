@@ -17,7 +17,9 @@ How often this one does is simulated in `tests/comparison/test_statistics.py`. S
 variants, though they order the data alike: if that makes them move together, the intervals are too wide, not too
 narrow. One seed says nothing about others: where a variant has one, its interval is of the rows alone, and a difference
 is one of these trained weights on such rows (`Scope`), not of the methods. Without scores of single rows, it is one of
-the methods on these rows: equal methods differ by the rows that were drawn, which more seeds do not average out.
+the methods on these rows: equal methods differ by the rows that were drawn, which more seeds do not average out. Fewer
+than six rows show no chance of theirs: were all of them to agree on which variant is better, chance alone would do that
+in 6 % of cases or more.
 
 A difference's interval and its verdict are one statement: the interval is as much wider than one of 95 % as Holm's
 correction asks of that pair, so that it excludes 0 exactly where the difference is significant.
@@ -42,11 +44,12 @@ from scipy.optimize import brentq
 from peftlab.evaluation.resampling import Floats, Sample
 
 LEVEL = 0.95
+LEAST_ROWS = 6  # 2 / 2**6 is below 1 - LEVEL, 2 / 2**5 above it
 ROUNDING = 1e-12  # equal runs whose means were summed in another order differ by less
 Name = TypeVar("Name", bound=Hashable)
 Scope = Literal["methods", "rows", "weights", "nothing"]
 """What a difference speaks of: methods (several seeds, rows drawn anew), methods on these `rows` (seeds alone), the
-weights of one seed (rows alone), or nothing (neither)."""
+weights of one seed (rows alone), or nothing (neither, or different rows)."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,7 @@ class _Part:
     replicates: Floats | None
     rows: int
     without: Floats | None = None
+    alike: bool = True
 
     @property
     def seeds(self) -> int:
@@ -134,7 +138,7 @@ class _Part:
     @property
     def of_seeds(self) -> float:
         """The variance of the mean by the seeds; 0 where one seed hides it."""
-        return float(self.values.var(ddof=1)) / self.seeds if self.seeds > 1 else 0.0
+        return _variance(self.values, self.mean) / self.seeds if self.seeds > 1 else 0.0
 
     @property
     def of_rows_between_seeds(self) -> float:
@@ -155,9 +159,10 @@ def split(sample: Sample, owners: Sequence[Name]) -> dict[Name, _Part]:
         ]  # fmt: skip
         if columns:
             drawn = None if sample.replicates is None else sample.replicates[:, columns]
-            usable = drawn is not None and bool(np.isfinite(drawn).all())
+            usable = drawn is not None and sample.rows >= LEAST_ROWS and bool(np.isfinite(drawn).all())
             without = None if sample.without is None else sample.without[:, columns]
-            parts[owner] = _Part(sample.values[columns], drawn if usable else None, sample.rows, without)
+            values = sample.values[columns]
+            parts[owner] = _Part(values, drawn if usable else None, sample.rows, without, sample.alike)
     return parts
 
 
@@ -205,6 +210,8 @@ class _Pair(Generic[Name]):
 
     @property
     def scope(self) -> Scope:
+        if not self.one.alike:
+            return "nothing"
         drawn = self.one.replicates is not None and self.other.replicates is not None
         if min(self.one.seeds, self.other.seeds) > 1:
             return "methods" if drawn else "rows"
@@ -250,12 +257,12 @@ class Chance:
             pair = any(part.seeds == 2 for part in several)
             freedom = seeds**2 / sum(part.of_seeds**2 / (part.seeds - 1) for part in several)
             sources["seeds"] = seeds, 1.0 if pair else freedom
-        if drawn is not None and parts[0].rows > 1:
+        if drawn is not None:
             rows = parts[0].rows
             between = sum(part.of_rows_between_seeds for part in parts)
             # Drawing n rows from n makes their variance too small by (n - 1)/n.
             sources["rows"] = (
-                max(0.0, float(drawn.var(ddof=1)) - between) * rows / (rows - 1),
+                max(0.0, _variance(drawn, max(abs(part.mean) for part in parts)) - between) * rows / (rows - 1),
                 freedom_of(without, rows),
             )
         return cls({name: source for name, source in sources.items() if source[0] > 0})
@@ -306,6 +313,11 @@ def quantile(freedom: float, confidence: float = LEVEL) -> float:
 def mixed_tails(t: ArrayLike, sources: Iterable[tuple[ArrayLike, ArrayLike]]) -> Floats:
     """Return the two-sided p-value of `t` standard errors, from sources of (share of the variance, freedom)."""
     return np.asarray(sum(np.asarray(share) * 2 * special.stdtr(freedom, -np.asarray(t)) for share, freedom in sources))
+
+
+def _variance(values: Floats, size: float) -> float:
+    """Return the variance of values; 0 where they differ by the rounding of numbers of this size alone."""
+    return 0.0 if np.ptp(values) <= ROUNDING * abs(size) else float(values.var(ddof=1))
 
 
 def _less(one: Floats | None, other: Floats | None) -> Floats | None:

@@ -40,9 +40,17 @@ class Trial:
         """Whether a search ended it early."""
         return self.report.status == STOPPED
 
-    def has_value(self, metric: str) -> bool:
-        """Return whether the metric that is reported is a finite number, or its rows alone give one."""
-        part = "test_after" if "test_after" in self.metrics else "after"
+    @property
+    def tested(self) -> bool:
+        """Whether it was measured on test rows."""
+        return "test_after" in self.metrics
+
+    def has_value(self, metric: str, tested: bool | None = None) -> bool:
+        """Return whether the metric that is reported is a finite number, or its rows alone give one.
+
+        `tested` says whether the one on the test rows is reported; by default it is where the trial has some.
+        """
+        part = "test_after" if (self.tested if tested is None else tested) else "after"
         found = self.metrics.get(part, {})
         if metric in found:
             return (value := found[metric]) is not None and isfinite(value)

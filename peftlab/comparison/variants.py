@@ -65,6 +65,8 @@ class Settings:
 
 def open_variants(variants: Sequence[Variant], settings: Settings, metric: str, folder: Path) -> list[Variant]:
     """Return all variants under all budgets, each solved for once; solutions are kept in `folder`."""
+    if not settings.sweeps:
+        refuse_mixed_rows(variants)
     prepared = [prepare_variant(fix_day(variant, folder), settings, metric) for variant in variants]
     if not settings.budgets:
         return prepared
@@ -74,6 +76,16 @@ def open_variants(variants: Sequence[Variant], settings: Settings, metric: str, 
         for variant in prepared
     ]
     return list(keep_sizes(solved)) if settings.frontier else solved
+
+
+def refuse_mixed_rows(variants: Sequence[Variant]) -> None:
+    """Raise UsageError where some recipes report on test rows and others, without any, on their evaluation rows."""
+    without = [variant.title for variant in variants if variant.recipe.data.test is None]
+    if 0 < len(without) < len(variants):
+        raise UsageError(
+            f"data.test: {without[0]} has no test rows, and other recipes have some, so that their results are of "
+            "different rows; set data.test in every recipe or in none"
+        )
 
 
 def keep_sizes(variants: Sequence[Variant]) -> Iterator[Variant]:

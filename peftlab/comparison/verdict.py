@@ -68,7 +68,8 @@ def _best(table: Table, family: Family) -> Answer:
     names, (best, *others) = names_of(table), family.ordered
     figures = [family.between(best, other) for other in others]
     text = f"{names[best]}, {table.metric} {estimate_text(family.estimates[best])}"
-    text += f"; {_stand(figures, [names[name] for name in not_worse(family)[1:]], names)}"
+    equals = [names[name] for name in not_worse(family)[1:]]
+    text += f"; {_stand(figures, equals, names) if family.alike else 'the others were measured on other rows'}"
     return Answer("best", f"{text}{WITH_SEED[family.scope]}.", best, (family.estimates[best], *figures))
 
 
@@ -135,14 +136,16 @@ def _more(table: Table, findings: Findings, family: Family) -> Iterator[Answer]:
     if power is None or pair.value == 0:
         return
     names, size = names_of(table), abs(pair.value)
-    text = f"If {names[best]} and {names[second]} differ by as much as here ({size:.2g}), {_needs(power, size)}"
+    needs = _needs(power, size, findings.kind)
+    text = f"If {names[best]} and {names[second]} differ by as much as here ({size:.2g}), {needs}"
     yield Answer("more seeds", text, second, (pair,))
 
 
-def _needs(power: Power, size: float) -> str:
-    """Return what finds a difference of this size in 80 % of comparisons."""
+def _needs(power: Power, size: float, kind: str) -> str:
+    """Return what finds a difference of this size in 80 % of comparisons, on rows of a kind."""
+    known = f"on these {power.rows:,} {kind} rows"
     if seeds := power.seeds_for(size):
-        return f"{number(seeds, 'seed')} on these {power.rows:,} test rows show it in 80 % of comparisons."
+        return f"{number(seeds, 'seed')} {known} show it in 80 % of comparisons."
     if rows := power.rows_for(size, 10):
-        return f"more than {MOST_SEEDS} seeds are needed on these {power.rows:,} test rows; 10 seeds on {rows:,} do."
-    return f"more than {MOST_SEEDS} seeds are needed, with any number of test rows."
+        return f"more than {MOST_SEEDS} seeds are needed {known}; 10 seeds on {rows:,} do."
+    return f"more than {MOST_SEEDS} seeds are needed, with any number of {kind} rows."

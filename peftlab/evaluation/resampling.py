@@ -21,27 +21,29 @@ class Sample:
     """A metric of several runs: its values, and (replicates, runs) of it on rows drawn again for all runs alike.
 
     `rows` is 0 and `replicates` None where the metric is known without its rows. `without` is the metric of all rows
-    but one, (rows, runs), where that is known.
+    but one, (rows, runs), where that is known. `alike` is False where runs are known to have been measured on different
+    rows, so that their differences are differences of the rows too.
     """
 
     values: Floats
     replicates: Floats | None = None
     rows: int = 0
     without: Floats | None = None
+    alike: bool = True
 
     def __sub__(self, other: Sample) -> Sample:
         """Return the difference, run by run: what training changed, where both were drawn from the same rows."""
         if self.replicates is None or other.replicates is None or self.rows != other.rows:
-            return Sample(self.values - other.values)
+            return Sample(self.values - other.values, alike=self.alike)
         without = None if self.without is None or other.without is None else self.without - other.without
-        return Sample(self.values - other.values, self.replicates - other.replicates, self.rows, without)
+        return Sample(self.values - other.values, self.replicates - other.replicates, self.rows, without, self.alike)
 
     def of(self, runs: Sequence[int]) -> Sample:
         """Return the sample of some of the runs, by their places."""
         places = list(runs)
         replicates = None if self.replicates is None else self.replicates[:, places]
         without = None if self.without is None else self.without[:, places]
-        return Sample(self.values[places], replicates, self.rows, without)
+        return Sample(self.values[places], replicates, self.rows, without, self.alike)
 
 
 def draw_metric(

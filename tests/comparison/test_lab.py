@@ -282,6 +282,9 @@ def test_what_cannot_be_compared_is_one_line(variants, tmp_path):
     blind = [one.with_overrides(["data.evaluation=null", "data.evaluation_rows=null"]) for one in variants]
     with pytest.raises(UsageError, match="needs evaluation rows in every recipe"):
         run(blind, tmp_path / "out")
+    mixed = [variants[0].with_overrides(["data.test=4"]), *variants[1:]]
+    with pytest.raises(UsageError, match="^data.test: .* has no test rows, and other recipes have some"):
+        run(mixed, tmp_path / "out", rates=None, rate_factors=(1.0,))
 
 
 def test_real_runs_lie_in_the_folder_with_what_they_printed(tmp_path):
@@ -291,7 +294,7 @@ def test_real_runs_lie_in_the_folder_with_what_they_printed(tmp_path):
     files = [tmp_path / "good.yaml", tmp_path / "bad.yaml"]
     files[0].write_text(dump_recipe(Recipe.model_validate(good)))
     bad = shallow_recipe("full", tmp_path / "unused", learning_rate=1e30, schedule="constant")
-    files[1].write_text(dump_recipe(bad))
+    files[1].write_text(dump_recipe(bad.model_copy(update={"data": bad.data.model_copy(update={"test": 4})})))
     folder = tmp_path / "out"
     settings = Settings(rates=None, rate_factors=(1.0,), seeds=(0,), jobs=2)
     report = compare(list_variants(files, []), settings, folder, name="real")

@@ -23,7 +23,7 @@ def draw_quality(table: Table, findings: Findings) -> tuple[str, bytes] | None:
     quality = findings.quality.get(table.metric, {})
     looks = looks_of(table.rows)
     seeds = {
-        row.label: [trial.report.test for trial in row.finished if trial.report.test is not None] for row in table.rows
+        row.label: [trial.report.test for trial in row.valued if trial.report.test is not None] for row in table.rows
     }
 
     def draw(axes: Axes, label: str, row: float) -> None:

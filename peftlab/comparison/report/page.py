@@ -23,7 +23,7 @@ from peftlab.comparison.report.pictures import Picture
 from peftlab.comparison.rows import Row, Table
 from peftlab.comparison.verdict import answer
 from peftlab.evaluation.resampling import REPLICATES
-from peftlab.quantities import format_bytes, format_change, format_count, format_metric, format_seconds
+from peftlab.quantities import format_bytes, format_change, format_count, format_metric, format_seconds, number
 from peftlab.reports import SearchReport
 
 EXAMPLE_PROMPTS = 5
@@ -165,7 +165,7 @@ def _facts(table: Table, findings: Findings) -> list[str]:
         + (f", {stopped} stopped early" if (stopped := sum(trial.stopped for trial in runs)) else ""),
     ]
     if findings.rows:
-        facts.append(f"{findings.rows} {'test' if findings.part else 'evaluation'} rows")
+        facts.append(number(findings.rows, f"{findings.kind} row"))
     recipes = [row.example.result.recipe for row in table.rows if row.example and row.example.result]
     models = dict.fromkeys(str(recipe.get("model", {}).get("name")) for recipe in recipes)
     data = dict.fromkeys(str(recipe.get("data", {}).get("train")) for recipe in recipes)

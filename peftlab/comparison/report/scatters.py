@@ -25,7 +25,7 @@ MOST_IN_LEGEND = 14
 def direction(table: Table, findings: Findings) -> str:
     """Return the metric's name, the rows that it is of and which way is better, in two lines that fit an axis."""
     better = "higher" if table.report.higher_is_better else "lower"
-    return f"{table.metric} on {'test' if findings.part else 'evaluation'} rows\n({better} is better)"
+    return f"{table.metric} on {findings.kind} rows\n({better} is better)"
 
 
 def draw_pareto(table: Table, findings: Findings, cost: str) -> tuple[str, bytes] | None:
