@@ -28,7 +28,8 @@ def encode_chat_rows(examples: Sequence[Chat], how: Tokenising) -> Iterator[Enco
     cut_turns (messages removed).
     """
     section, counts = how.section, how.counts
-    settings = ChatSettings(section.supervise, section.thinking, section.template_kwargs, section.date)
+    skips = section.on_error == "skip"
+    settings = ChatSettings(section.supervise, section.thinking, section.template_kwargs, section.date, skips)
     shortens = section.truncate == "auto" and long_rows(section, how.format) == "cut"
     enough = enough_characters(how.tokenizer, section)
     small = [_limit_contents(example, enough) for example in examples]

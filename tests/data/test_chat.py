@@ -116,6 +116,18 @@ def test_what_a_template_refuses_and_a_missing_template_are_one_line(bpe):
         tokenise_one(chat("the cat", "sat"), with_template(bpe, None))
 
 
+def test_a_chat_that_the_template_refuses_stops_or_is_dropped_as_the_recipe_says(load, bpe):
+    tokenizer = with_template(bpe, STRICT + bpe.chat_template)
+    refused = [{"role": "assistant", "content": "sat"}, *QUESTIONS]
+    with pytest.raises(DataError, match="the chat that begins 'sat': the model's chat template refuses it: must start"):
+        load(QUESTIONS, refused, tokenizer=tokenizer)
+    dataset = load(*[QUESTIONS] * 3, refused, tokenizer=tokenizer, on_error="skip", allow_dropped=0.25)
+    assert len(dataset.train) == 3 and dataset.report["train"]["dropped"] == 1
+    assert dataset.report["train"]["reasons"] == {"the model's chat template refuses it: must start with user": 1}
+    with pytest.raises(DataError, match="1 of 4 rows have no supervised token, more than data.allow_dropped"):
+        load(*[QUESTIONS] * 3, refused, tokenizer=tokenizer, on_error="skip")
+
+
 def test_long_chat_keeps_its_opening_token_and_the_answer(bpe):
     example = chat("the cat sat on the mat in the city centre", "the cat")
     full, _ = tokenise_one(example, bpe)

@@ -10,7 +10,7 @@ import numpy as np
 
 from peftlab.data.chat.align import Offsets, encode_texts
 from peftlab.data.chat.settings import ChatSettings
-from peftlab.data.chat.template import REASONING, ChatTemplate, unused_word
+from peftlab.data.chat.template import REASONING, ChatTemplate, RefusedChat, unused_word
 from peftlab.data.chat.turns import Turn, Unclear, find_turns
 from peftlab.tasks.formats import Chat
 
@@ -83,19 +83,36 @@ class EncodedChat:
 
 
 def encode_chats(examples: Sequence[Chat], tokenizer: Any, settings: ChatSettings) -> Iterator[EncodedChat]:
-    """Yield every chat with its tokens. Raises DataError where there is no template, or where it refuses a chat."""
+    """Yield every chat with its tokens.
+
+    Raises DataError where there is no template, and where it refuses a chat, unless the settings drop such chats.
+    """
     template = ChatTemplate(tokenizer, settings.arguments, settings.day)
     special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special and token.content]
     for start in range(0, len(examples), CHATS_AT_ONCE):
         chunk = examples[start : start + CHATS_AT_ONCE]
-        texts = [template.write(example.messages, example.tools) for example in chunk]
-        for example, (ids, offsets) in zip(chunk, encode_texts(tokenizer, texts), strict=True):
+        written = [_write(template, example, settings) for example in chunk]
+        encoded = encode_texts(tokenizer, [text for text, _ in written])
+        for example, (_, refusal), (ids, offsets) in zip(chunk, written, encoded, strict=True):
+            if refusal is not None:
+                yield EncodedChat(offsets, ids, (), 0, False, refusal)
+                continue
             turns, fault = _place_turns(template, example, ids, offsets, settings)
             carried = any(token in str(message.get("content")) for message in example.messages for token in special)
             lead = _lead(template, example, ids, offsets)
             yield EncodedChat(
                 offsets, ids, turns, lead, carried, fault, tuple(_unwritten(template, example, offsets.text))
             )
+
+
+def _write(template: ChatTemplate, example: Chat, settings: ChatSettings) -> tuple[str, str | None]:
+    """Return the text of a chat, and why the template refuses it; None where it does not."""
+    try:
+        return template.write(example.messages, example.tools), None
+    except RefusedChat as error:
+        if not settings.skip_refused:
+            raise
+        return "", error.reason
 
 
 def encode_prompt_text(tokenizer: Any, text: str) -> np.ndarray:

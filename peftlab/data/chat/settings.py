@@ -12,13 +12,14 @@ class ChatSettings:
     """`supervise` says which of the assistant's turns are supervised, `thinking` whether their thinking part is.
 
     `arguments` go to the template, at training, evaluation and generation alike. `day` (as 2026-01-31) is what it
-    writes as today's.
+    writes as today's. `skip_refused` drops a chat that the template refuses, in place of an error.
     """
 
     supervise: Literal["all", "last"] = "all"
     thinking: bool = True
     arguments: Mapping[str, Any] = field(default_factory=dict)
     day: str | None = None
+    skip_refused: bool = False
 
 
 def is_supervised(message: Mapping[str, Any]) -> bool:

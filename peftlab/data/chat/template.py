@@ -30,6 +30,14 @@ REASONING = ("reasoning_content", "reasoning", "thinking")
 DIRECTIVES = "aAbBcdefGHIjmMpSuUVwWxXyYzZ%"
 
 
+class RefusedChat(DataError):
+    """A chat that a template refuses, or fails on; `reason` is why, without the chat."""
+
+    def __init__(self, message: str, reason: str = "") -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
 class ChatTemplate:
     """The template of one tokenizer, with the arguments that a recipe gives to it. Raises DataError without one.
 
@@ -62,7 +70,7 @@ class ChatTemplate:
         """Return the text of a chat; with `prompt`, ended by what begins an answer. `source` is another template.
 
         With `unfinished` the text ends where the content of the last message does, without an end marker.
-        Raises DataError with the beginning of the chat where the template refuses it or fails.
+        Raises RefusedChat with the beginning of the chat where the template refuses it or fails.
         """
         if any(message.get("tool_calls") for message in messages):
             messages = self._call_form(bool(tools)).fit(messages)
@@ -81,10 +89,11 @@ class ChatTemplate:
                 list(messages), tools=tools, tokenize=False, add_generation_prompt=prompt, **self.arguments, **options
             )
         except TemplateError as error:
-            raise DataError(f"{_place(messages)}: the model's chat template refuses it: {one_line(error)}") from None
+            reason = f"the model's chat template refuses it: {one_line(error)}"
         except Exception as error:  # a template is a program of somebody else's and can raise anything
             fault = f"{type(error).__name__}: {one_line(error)}"
-            raise DataError(f"{_place(messages)}: the model's chat template fails on it: {fault}") from None
+            reason = f"the model's chat template fails on it: {fault}"
+        raise RefusedChat(f"{_place(messages)}: {reason}", reason)
 
     def write_prompt(self, messages: Messages, tools: list[Any] | None = None) -> str:
         """Return messages as text that ends where the assistant's answer begins.
