@@ -24,6 +24,7 @@ LARGEST_CELL = 2**31 - 1
 LARGEST_COLUMNS = 1000
 NOT_UTF_8 = "is not UTF-8 (byte 0x{:02x}); save the file as UTF-8"
 TEXT_COLUMN = "text"
+SEPARATORS = {",": "commas", "\t": "tabs"}
 
 
 def read_json_lines(file: BinaryIO, path: Path, skip: int = 0) -> Iterator[Row]:
@@ -154,7 +155,7 @@ def _decode_value(text: str, place: int, path: Path, line: int) -> tuple[Any, in
 def read_separated(file: BinaryIO, path: Path, skip: int = 0, *, separator: str) -> Iterator[Row]:
     """Yield a row for each record after the header; every cell stays the string that it is."""
     with _open_separated(file, separator) as reader:
-        header = _read_header(reader, path)
+        header = _read_header(reader, path, separator)
         for number, cells in _records(reader):
             if skip:
                 skip -= 1
@@ -186,7 +187,7 @@ def _as_record(number: int, header: list[str], cells: list[str], separator: str)
     if separator == "\t" and any("\t" in cell and "\n" in cell for cell in cells):
         return Row(number, {}, "a quotation mark that opens a cell takes in more lines; write it twice, in quotes")
     if len(cells) != len(header):
-        name, found = "tabs" if separator == "\t" else "commas", quantities.number(len(cells), "cell")
+        name, found = SEPARATORS[separator], quantities.number(len(cells), "cell")
         fault = f"has {found}, the header {len(header)}; quote cells that contain {name}"
         return Row(number, {}, fault)
     return Row(number, dict(zip(header, cells, strict=True)))
@@ -207,12 +208,13 @@ def _open_separated(file: BinaryIO, separator: str) -> Iterator[Any]:
         text.detach()  # else it closes the file, which belongs to the caller
 
 
-def _read_header(reader: Any, path: Path) -> list[str]:
+def _read_header(reader: Any, path: Path, separator: str) -> list[str]:
     header: list[str]
     try:
         header = next(reader, [])
     except csv.Error as error:
-        raise DataError(f"{path}:1: is not CSV: {error}") from None
+        remedy = f"separate the names of the columns with {SEPARATORS[separator]}"
+        raise DataError(f"{path}:1: is not CSV: {error}; {remedy}") from None
     for name in header:
         if (byte := _undecoded(name)) is not None:
             raise DataError(f"{path}:1: {NOT_UTF_8.format(byte)}")
@@ -224,7 +226,7 @@ def _read_header(reader: Any, path: Path) -> list[str]:
 def read_header(file: BinaryIO, path: Path, *, separator: str) -> list[str]:
     """Return the column names of comma- or tab-separated values."""
     with _open_separated(file, separator) as reader:
-        return _read_header(reader, path)
+        return _read_header(reader, path, separator)
 
 
 read_csv = partial(read_separated, separator=",")

@@ -423,3 +423,9 @@ def test_a_number_of_32_bits_is_written_as_it_is_read_elsewhere(tmp_path):
     with pyarrow.ipc.new_file(tmp_path / "x.arrow", half.schema) as file:
         file.write_table(half)
     assert [row["a"] for row in read_rows(tmp_path / "x.arrow")] == [0.5, pytest.approx(0.1, rel=1e-3)]
+
+
+def test_a_quoted_header_with_semicolons_is_refused_with_the_remedy(tmp_path):
+    (tmp_path / "x.csv").write_text('"text";"label"\n"a;b";"1"\n')
+    with pytest.raises(DataError, match=r"x\.csv:1: is not CSV: .*; separate the names of the columns with commas"):
+        read_rows(tmp_path / "x.csv")
