@@ -154,8 +154,8 @@ def load_examples(
     repeated = pool.repeated if from_train else 0
     together = repeated > 0 and _can_keep_together(pool, section, seed)
     pool = pool if together else pool.alone()
-    pool, evaluation = _set_aside(pool, reader, "evaluation", seed, HELD_OUT)
-    pool, test = _set_aside(pool, reader, "test", seed, HELD_OUT_TEST)
+    pool, evaluation = _set_aside(pool, reader, "evaluation", len(rows), seed, HELD_OUT)
+    pool, test = _set_aside(pool, reader, "test", len(rows), seed, HELD_OUT_TEST)
     for part, aside in (("evaluation", evaluation), ("test", test)):
         check_labels(aside.rows, task, labels, describe_sources(getattr(section, part)))
     kept, mixture = _by_source(_draw(pool.alone(), section.train_rows, seed, TRAIN_ROWS), train, section)
@@ -272,14 +272,19 @@ def _can_keep_together(pool: Pool, section: Data, seed: int) -> bool:
     return True
 
 
-def _set_aside(pool: Pool, reader: DataReader, part: HeldOutPart, seed: int, purpose: int) -> tuple[Pool, Pool]:
-    """Return what stays for training, and a part that is read from its own source or taken from `pool`."""
+def _set_aside(
+    pool: Pool, reader: DataReader, part: HeldOutPart, rows: int, seed: int, purpose: int
+) -> tuple[Pool, Pool]:
+    """Return what stays for training, and a part that is read from its own source or taken from `pool`.
+
+    `rows` are all that `data.train` has, of which a recipe gives a fraction.
+    """
     wanted = getattr(reader.section, part)
     if wanted is None:
         return pool, Pool.of([])
     if isinstance(wanted, str | tuple):
         return pool, _read_own(reader, part)
-    count = _count(wanted, len(pool))
+    count = _count(wanted, rows)
     if count >= len(pool):
         raise DataError(f"data.{part}: holding out {wanted} leaves no training row of {len(pool)}")
     taken, others = pool.split(count, seed, purpose)

@@ -134,6 +134,14 @@ def test_token_beyond_the_models_vocabulary_is_refused(numbered, section, bpe):
     assert load_data(section(train=numbered), bpe, CAUSAL, 0, vocabulary=len(bpe)).train
 
 
+@pytest.mark.parametrize(
+    ("evaluation", "test", "sizes"), [(0.2, 0.2, (24, 8, 8)), (0.5, 0.25, (10, 20, 10)), (30, 0.1, (6, 30, 4))]
+)
+def test_a_fraction_is_one_of_all_rows_whatever_else_is_held_out(numbered, section, evaluation, test, sizes):
+    found = load_examples(section(train=numbered, evaluation=evaluation, test=test), CAUSAL, 0)
+    assert (len(found.train), len(found.evaluation), len(found.test)) == sizes
+
+
 def test_holding_out_everything_and_a_format_for_another_task_are_refused(numbered, section):
     with pytest.raises(DataError, match="holding out 40 leaves no training row of 40"):
         load_examples(section(train=numbered, evaluation=40), CAUSAL, 0)
