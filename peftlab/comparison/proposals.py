@@ -28,20 +28,6 @@ def require_optuna() -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
-def build_pruner(stopping: str, parts: int | None, reduction: int) -> optuna.pruners.BasePruner:
-    """Return what compares trials after a part of theirs, then after `reduction` times as much, and so on.
-
-    A trial has so many `parts`; None where that is not known.
-    """
-    import optuna
-
-    if stopping == "none":
-        return optuna.pruners.NopPruner()
-    if stopping == "hyperband" and parts is not None:
-        return optuna.pruners.HyperbandPruner(1, max_resource=parts, reduction_factor=reduction)
-    return optuna.pruners.SuccessiveHalvingPruner(1, reduction_factor=reduction)
-
-
 @dataclass
 class Proposals:
     """The trials of the search `name` in the database `storage`, and what follows from them.

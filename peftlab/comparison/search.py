@@ -11,13 +11,14 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
-from math import ceil, isfinite
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peftlab.comparison.beginning import MOST_TRIALS, Beginning, Tried
 from peftlab.comparison.points import Point
-from peftlab.comparison.proposals import Proposals, build_pruner
+from peftlab.comparison.proposals import Proposals
+from peftlab.comparison.stopping import PARTS, Stopping
 from peftlab.comparison.variants import spare_trial
 from peftlab.errors import StorageError
 from peftlab.recipe.comparison import LEARNING_RATE, Variant
@@ -31,14 +32,6 @@ from peftlab.training.metrics_file import read_lines
 
 if TYPE_CHECKING:
     import optuna
-
-# Trials are compared after a third and after two thirds of their steps: the better half continues each time. Earlier, a
-# trial with a long warm-up is behind that ends ahead.
-PARTS, REDUCTION = 3, 2
-# Trials that differ in these have other rows at the same step.
-BATCHES = {"training.batch_size", "training.gradient_accumulation"}
-# What these evaluations may take of a trial. A forward pass takes a third of a row's step.
-EVALUATION_SHARE, FORWARD = 0.2, 1 / 3
 
 
 @dataclass(frozen=True)
@@ -69,6 +62,7 @@ class VariantSearch:
     find: Callable[[Job], Ending | None]
     space: dict[str, Dimension] = field(init=False)
     beginning: Beginning = field(init=False)
+    stopping: Stopping = field(init=False)
     proposals: Proposals = field(init=False)
     attempt: Attempt | None = None
     seen: int = 0
@@ -84,9 +78,10 @@ class VariantSearch:
         name = f"{self.variant.title} {sha256(described.encode()).hexdigest()[:12]}"
         self.beginning = Beginning(self.own, self.space, self.variant.suggested_learning_rate)
         drawn = 0 if self.beginning.learning_rates else MOST_TRIALS
-        parts = None if self.steps_of(self.own) is None else PARTS
-        pruner = build_pruner(self.settings.stopping if self.is_compared else "none", parts, REDUCTION)
-        self.proposals = Proposals(name, self.storage, self.space, self.higher_is_better, pruner, drawn)
+        self.stopping = Stopping(self.settings.stopping, self.variant.recipe, self.space, self.own)
+        self.proposals = Proposals(
+            name, self.storage, self.space, self.higher_is_better, self.stopping.build_pruner(), drawn
+        )
 
     @property
     def trials(self) -> list[optuna.trial.FrozenTrial]:
@@ -97,46 +92,6 @@ class VariantSearch:
     def own(self) -> Point:
         """The recipe's own settings of what is searched."""
         return Point.of({key: value_at(self.variant.recipe, key) for key in self.space})
-
-    def value_in(self, point: Point, key: str) -> Any:
-        """Return the value of a recipe's key in the trial of a point."""
-        return point.settings.get(key, value_at(self.variant.recipe, key))
-
-    def rows_per_step(self, point: Point) -> int:
-        return self.value_in(point, "training.batch_size") * self.value_in(point, "training.gradient_accumulation")
-
-    def steps_of(self, point: Point) -> int | None:
-        """Return the steps of a point's trial; None where a recipe in epochs does not say how many rows it reads."""
-        steps, epochs = self.value_in(point, "training.steps"), self.value_in(point, "training.epochs")
-        rows = self.value_in(point, "data.train_rows")
-        if steps is not None or rows is None:
-            return steps
-        return ceil(epochs * rows / self.rows_per_step(point))
-
-    @property
-    def is_compared(self) -> bool:
-        """Whether trials are compared while they run, so that the worse can be stopped."""
-        if self.settings.stopping == "none" or self.evaluation_share > EVALUATION_SHARE:
-            return False
-        return self.compared_every(self.own) is not None
-
-    def compared_every(self, point: Point) -> int | None:
-        """Return the steps between two evaluations of a trial that may stop it: equal parts of every trial.
-
-        Where its steps are not known, as many as the recipe has; None where trials then have different batches.
-        """
-        if (steps := self.steps_of(point)) is not None:
-            return ceil(steps / PARTS)
-        return None if BATCHES & self.space.keys() else self.variant.recipe.evaluation.every
-
-    @property
-    def evaluation_share(self) -> float:
-        """What comparisons cost as a share of a trial's training; 0 where the number of rows is not known before."""
-        data, steps = self.variant.recipe.data, self.steps_of(self.own)
-        rows = data.evaluation if isinstance(data.evaluation, int) else data.evaluation_rows
-        if rows is None or steps is None:
-            return 0.0
-        return (PARTS - 1) * rows * FORWARD / (steps * self.rows_per_step(self.own))
 
     @property
     def spent(self) -> dict[str, float]:
@@ -169,21 +124,20 @@ class VariantSearch:
     def trial_overrides(self, point: Point) -> list[str]:
         """Return what is different in a trial: the evaluation rows alone are measured, also during training."""
         overrides = spare_trial(self.variant.recipe)
-        if self.is_compared:
-            overrides.append(f"evaluation.every={self.compared_every(point)}")
+        if self.stopping.is_on:
+            overrides.append(f"evaluation.every={self.stopping.every(point)}")
         return overrides
 
     def should_stop(self) -> bool:
         """Read what the trial has measured since the last time, and return whether others did better at that part."""
         attempt = self.attempt
         assert attempt is not None
-        every, steps = self.compared_every(attempt.point), self.steps_of(attempt.point)
-        if not self.is_compared or every is None:
+        if not self.stopping.is_on:
             return False
         for line in self._evaluations(attempt.job)[self.seen :]:
             self.seen += 1
-            value, (part, rest) = line.get(self.metric), divmod(line["step"], every)
-            if part == 0 or rest or line["step"] == steps or not isinstance(value, float | int):
+            value, part = line.get(self.metric), self.stopping.part_at(line["step"], attempt.point)
+            if part is None or not isinstance(value, float | int):
                 continue
             attempt.trial.report(value, part)
             if (
@@ -280,7 +234,7 @@ class VariantSearch:
         statuses, spent = [trial.user_attrs["status"] for trial in trials], self.spent
         return SearchReport(
             space={key: describe(dimension) for key, dimension in self.space.items()},
-            stopping=self.settings.stopping if self.is_compared else "none",
+            stopping=self.stopping.rule,
             caps=self.caps,
             finished=statuses.count("finished"),
             stopped=statuses.count(STOPPED),
@@ -294,12 +248,8 @@ class VariantSearch:
         )
 
     def _notes(self) -> Iterator[str]:
-        if self.settings.stopping != "none" and self.evaluation_share > EVALUATION_SHARE:
-            yield (
-                f"no trial was stopped early: the evaluations for it would take {self.evaluation_share:.0%} of a trial"
-            )
-        elif self.settings.stopping != "none" and not self.is_compared:
-            yield "no trial was stopped early: set training.steps, or training.epochs and data.train_rows"
+        if why := self.stopping.why_not():
+            yield f"no trial was stopped early: {why}"
         if not self.beginning.has_own:
             yield "the recipe's own settings are outside the space and were not tried"
         at_end = [
