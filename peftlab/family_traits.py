@@ -112,6 +112,9 @@ GIT does so behind a prefix alone, where it counts from the batch's first column
 ANSWERS_ALONE = frozenset({"fsmt", "rwkv"})
 """Decoders whose answers change with the other rows of a batch (measured with transformers 5.23)."""
 
+EXPERTS_PER_TOKEN = {"switch_transformers": 1, "nllb-moe": 2}
+"""How many experts a token passes where no configuration says it, by family."""
+
 LOOKUPS_NOT_ACTIVE = frozenset({"gpt_oss"})
 """Families whose published active parameters leave out the input embedding; Mixtral's and Qwen3's include it."""
 

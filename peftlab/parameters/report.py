@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from peftlab.family_traits import LOOKUPS_NOT_ACTIVE
+from peftlab.family_traits import EXPERTS_PER_TOKEN, LOOKUPS_NOT_ACTIVE
 from peftlab.parameters.kinds import layer_titles, parameter_sites
 from peftlab.parameters.trainable import find_base
 from peftlab.reports import CountRow, ParameterReport
@@ -15,6 +15,9 @@ from peftlab.shapes import KINDS, ParameterSite
 
 OUTSIDE = "outside"
 EXPERTS = re.compile(r"(?:^|\.)experts\.")
+# What configurations call the experts that a token passes, and all of a layer.
+USED = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_top_k", "moe_k", "top_k_experts")
+ALL = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 
 
 def parameter_report(model: nn.Module, *, stored: Literal["trainable", "all"] = "trainable") -> ParameterReport:
@@ -50,11 +53,21 @@ def _rows(groups: list[tuple[str, ParameterSite]], trainable: set[str], order: l
 def _active_share(config: Any) -> tuple[int, int] | None:
     """Return (experts per token, all experts) of a mixture of experts, else None."""
     config = config.get_text_config() if hasattr(config, "get_text_config") else config
-    used = getattr(config, "num_experts_per_tok", None)
-    for name in ("num_local_experts", "num_experts", "n_routed_experts"):
-        if used and getattr(config, name, None):
-            return used, getattr(config, name)
-    return None
+    places = config, getattr(config, "ffn_config", None)
+    fixed = EXPERTS_PER_TOKEN.get(getattr(config, "model_type", ""))
+    used = fixed or next((count for place in places for name in USED if (count := _count(place, name))), None)
+    experts = next((count for place in places for name in ALL if (count := _count(place, name))), None)
+    return (used, experts) if used and experts else None
+
+
+def _count(config: Any, name: str) -> int | None:
+    """Return a number of a config; None where it is absent, or differs between layers."""
+    try:
+        found = getattr(config, name, None)
+    except (AttributeError, ValueError):  # a config whose layers differ refuses to be asked for one value
+        return None
+    found = found[0] if isinstance(found, list) and len(set(found)) == 1 else found
+    return found if isinstance(found, int) else None
 
 
 def _looked_up(base: Any, sites: list[ParameterSite]) -> int:

@@ -6,11 +6,12 @@ import pytest
 import torch
 from peft import IA3Config, LoraConfig, PrefixTuningConfig, get_peft_model
 from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from peftlab.models.quantize import quantize_
 from peftlab.parameters.report import parameter_report
 from peftlab.parameters.trainable import freeze_all, set_trainable
-from tests.parameters.families import FAMILIES, build
+from tests.parameters.families import FAMILIES, GROUPED, build
 
 
 def rows(report, of="kinds"):
@@ -104,6 +105,38 @@ def test_active_count_leaves_out_idle_experts_only(family, experts, used):
     idle = sum(p.numel() for n, p in model.named_parameters() if ".experts." in n) * (experts - used) // experts
     report = parameter_report(model)
     assert idle > 0 and report.active == report.total - idle
+
+
+MIXTURES = {
+    "aria_text": ({**GROUPED, "moe_num_experts": 4, "moe_topk": 1, "moe_num_shared_experts": 1}, 1),
+    "gemma4_text": (
+        {**GROUPED, "enable_moe_block": True, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 16,
+         "head_dim": 8, "hidden_size_per_layer_input": 0},
+        2,
+    ),
+    "dbrx": (
+        {"d_model": 32, "n_heads": 4, "n_layers": 2, "vocab_size": 64, "max_seq_len": 40,
+         "attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 1e4},
+         "ffn_config": {"moe_num_experts": 4, "moe_top_k": 3, "ffn_hidden_size": 16, "hidden_size": 32}},
+        3,
+    ),
+    "switch_transformers": (
+        {"d_model": 32, "d_ff": 48, "num_layers": 2, "num_heads": 4, "d_kv": 8, "vocab_size": 64, "num_experts": 4,
+         "num_sparse_encoder_layers": 1, "num_sparse_decoder_layers": 1},
+        1,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", MIXTURES)
+def test_every_name_of_the_experts_that_a_token_passes_is_read(family):
+    fields, used = MIXTURES[family]
+    kind = AutoModelForSeq2SeqLM if family == "switch_transformers" else AutoModelForCausalLM
+    with torch.device("meta"):
+        model = kind.from_config(AutoConfig.for_model(family, **fields))
+    held = sum(p.numel() for n, p in model.named_parameters() if ".experts." in n)
+    report = parameter_report(model)
+    assert held and report.active == report.total - held * (4 - used) // 4
 
 
 def test_dense_model_is_wholly_active():
