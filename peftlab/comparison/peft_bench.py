@@ -16,7 +16,7 @@ from peftlab import __version__
 from peftlab.comparison.folder import RUNS
 from peftlab.comparison.rows import Row, Table
 from peftlab.comparison.trials import Trial
-from peftlab.errors import StorageError, UsageError
+from peftlab.errors import StorageError, UsageError, one_line
 from peftlab.files import parse_json, read_text, write_atomically
 from peftlab.reports import RunResult
 
@@ -24,6 +24,7 @@ SUCCESS = "success"
 FULL = "full fine-tuning"
 # Of our metrics, those that its accuracy is: the share of answers that are right.
 ACCURACIES = ("exact_match", "accuracy")
+LARGEST = 1e18  # a larger number in such a file is a fault, as NaN is
 PACKAGES = ("transformers", "peft", "datasets", "bitsandbytes", "torch")
 
 
@@ -112,8 +113,8 @@ class _Values:
         if value is None and default is not REQUIRED:
             return default
         right = isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)
-        if not right:
-            what = "is missing" if value is None else f"is {json.dumps(value)[:60]}"
+        if not right or (kind in (int, float) and not abs(value) < LARGEST):
+            what = "is missing" if value is None else f"is {one_line(json.dumps(value), 60)}"
             raise StorageError(
                 f"{self.path}: {self.place}{key} {what}; a result of PEFT's method comparison has "
                 f"{'a number' if kind in (int, float) else f'a {kind.__name__}'} there"
@@ -124,11 +125,11 @@ class _Values:
 def write_results(table: Table, folder: Path) -> list[Path]:
     """Write every finished run at the chosen settings as a file of PEFT's comparison, and return the files.
 
-    Raises UsageError for a comparison that has no accuracy.
+    A run without an accuracy has no file. Raises UsageError for a comparison that has none, and StorageError for a
+    record that lacks what such a file says.
     """
     runs = [(row, trial) for row in table.rows for trial in row.finished]
-    known = {name for _, trial in runs for name, value in _test_metrics(trial).items() if value is not None}
-    metric = next((name for name in ACCURACIES if name in known), None)
+    metric = next((name for name in ACCURACIES if any(trial.has_value(name, row.tested) for row, trial in runs)), None)
     if metric is None:
         raise UsageError(
             f"--export peft-bench: its files have an accuracy, and these runs have none; compare with --metric "
@@ -137,8 +138,14 @@ def write_results(table: Table, folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for row, trial in runs:
+        if _test_metrics(trial).get(metric) is None or not trial.has_value(metric, row.tested):
+            continue
         path, record = folder / f"{trial.report.run}.json", table.folder / RUNS / trial.report.run / "result.json"
-        write_atomically(path, json.dumps(describe_run(row, trial, metric, record), indent=2) + "\n")
+        try:
+            described = describe_run(row, trial, metric, record)
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise StorageError(f"{record}: is damaged: {one_line(f'{type(error).__name__}: {error}', 80)}") from None
+        write_atomically(path, json.dumps(described, indent=2) + "\n")
         written.append(path)
     return written
 

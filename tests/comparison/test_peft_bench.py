@@ -153,6 +153,35 @@ def test_exported_runs_are_read_back_as_they_were(accuracy):
     assert steps == sorted(steps[:-1]) + steps[-1:]
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 10**400, -(10**400)])
+@pytest.mark.parametrize("place", ["accuracy", "train_time", "accelerator_memory_max"])
+def test_a_number_that_no_run_can_have_is_one_line(place, value, tmp_path):
+    result = bench(**({} if place == "accuracy" else {f"train_info__{place}": value}))
+    if place == "accuracy":
+        result["train_info"]["metrics"][-1]["test accuracy"] = value
+    with pytest.raises(StorageError, match=r"(?s)one\.json: train_info\..* has a number there$") as error:
+        read_results([write(tmp_path / "one.json", result)], [])
+    assert "\n" not in str(error.value) and len(str(error.value)) < 300
+
+
+def change_record(folder: Path, run: str, change) -> None:
+    path = folder / "runs" / run / "result.json"
+    record = json.loads(path.read_text())
+    change(record)
+    path.write_text(json.dumps(record))
+
+
+def test_a_run_without_accuracy_is_not_exported_and_a_damaged_recipe_is_one_line(tmp_path):
+    folder = Maker(tmp_path, methods=("lora",), rows=12, metric="accuracy", without=("general", "scores")).write()
+    change_record(folder, "lora-0-0.001-0", lambda record: record["metrics"]["test_after"].pop("accuracy"))
+    change_record(folder, "lora-0-0.001-1", lambda record: record["metrics"]["test_after"].update(accuracy=None))
+    written = write_results(read_table(folder), tmp_path / "out")
+    assert [path.name for path in written] == ["lora-0-0.001-2.json"] and len(read_results(written, [])) == 1
+    change_record(folder, "lora-0-0.001-2", lambda record: record["recipe"].pop("evaluation"))
+    with pytest.raises(StorageError, match="lora-0-0.001-2/result.json: is damaged: KeyError: 'evaluation'"):
+        write_results(read_table(folder), tmp_path / "out")
+
+
 def test_the_command_writes_and_refuses_in_one_line(accuracy, tmp_path, capsys):
     assert run(["report", str(accuracy), "--export", "peft-bench", "--json"]) == 0
     assert sum("peft-bench" in path for path in json.loads(capsys.readouterr().out)["files"]) == 4
