@@ -159,7 +159,7 @@ def build_blueprint(
     shape = shape_of(model, fresh, recipe.model.task)
     if shape.model_type in READS_FIRST_GLOBALLY and issubclass(recipe.task.row_class, WholeRow):
         raise UnpredictableError(f"which tokens of {shape.model_type} read all others depends on values")
-    load = find_load_bytes(plain, shape, recipe.model, recipe.method.base_format)
+    load = find_load_bytes(plain, shape, recipe.model, recipe.method)
     if recipe.method.base_format != "plain":
         _quantize_meta(model, recipe, device)
     if recipe.training.frozen_dropout == "off":

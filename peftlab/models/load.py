@@ -14,19 +14,21 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from peftlab.models.build import attention_argument, check_body, from_config, random_fresh
 from peftlab.models.checkpoint import fingerprint
 from peftlab.models.config import auto_class, hub_arguments, one_line_errors, read_config
-from peftlab.models.dividing import divide_, reading_parts
+from peftlab.models.dividing import reading_parts
 from peftlab.models.gguf import forget_parsed
 from peftlab.models.hub import cached_commit
 from peftlab.models.new_tokens import add_new_tokens
-from peftlab.models.quantize import quantize_
+from peftlab.models.quantize import make_quantizer, replace_dense_
+from peftlab.models.quantizer import Quantizer
 from peftlab.models.reference import Reference, resolve
 from peftlab.models.tokenizer import fit_tokenizer, load_saved_tokenizer, load_tokenizer
-from peftlab.parameters.divided import move_
+from peftlab.parameters.divided import divide_, move_
 from peftlab.parameters.gathering import gather_where_computed
 from peftlab.parameters.trainable import named_parameters
 from peftlab.recipe.schema import Model
 from peftlab.tasks import TASKS
 from peftlab.world.dtypes import resolve_types
+from peftlab.world.hardware import return_freed_memory
 
 __all__ = ["LoadedModel", "fit_tokenizer", "load_model", "load_saved_tokenizer", "load_tokenizer"]
 
@@ -63,23 +65,29 @@ def load_model(
     reference = resolve(section.name, section.revision)
     config = read_config(section, reference, labels)
     types = resolve_types(section.dtype, precision, device)
+    quantizer = None
+    if base_format != "plain":
+        quantizer = make_quantizer(base_format, double_quantization, types.unpacked(compute_dtype), device, mesh)
     if section.init == "random":
         with device:  # drawing on the CPU takes ten nanoseconds a weight
             model = from_config(section, reference, config, types.weights)
         fresh = random_fresh(model, section)
     else:
-        with reading_parts(mesh):
+        with reading_parts(mesh, quantizer, seen):
             model, fresh = _from_checkpoint(section, reference, config, types.weights)
     add_new_tokens(model, section)
     if mesh is not None:
         divide_(model, mesh)  # what no file filled
     seen(model)
-    quantization = _quantize(model, base_format, double_quantization, types.unpacked(compute_dtype), device, mesh)
+    if quantizer is not None:
+        replace_dense_(model, quantizer)
     move_(model, device)
     if mesh is not None:
         gather_where_computed(model)
+    if mesh is not None or quantizer is not None:
+        return_freed_memory()
     seen(model)
-    return LoadedModel(model, fresh, _source(section, reference, model, quantization))
+    return LoadedModel(model, fresh, _source(section, reference, model, quantizer))
 
 
 def _from_checkpoint(
@@ -116,43 +124,18 @@ def _unmark_gguf(model: Any) -> None:
             model.is_quantized = False
 
 
-def _quantize(
-    model: PreTrainedModel,
-    base_format: str,
-    double: bool,
-    compute_dtype: torch.dtype,
-    device: torch.device,
-    mesh: DeviceMesh | None,
-) -> str | None:
-    if base_format == "plain":
-        return None
-    quantize_(model, base_format, double_quantization=double, compute_dtype=compute_dtype, device=device, mesh=mesh)
-    return f"{base_format}{', double' if double and base_format != 'int8' else ''}, computes in {compute_dtype}"
-
-
-def _source(section: Model, reference: Reference, model: PreTrainedModel, quantization: str | None) -> dict[str, Any]:
+def _source(
+    section: Model, reference: Reference, model: PreTrainedModel, quantizer: Quantizer | None
+) -> dict[str, Any]:
     """Return what identifies the base model: name, class, type, and a fingerprint of its content."""
-    return _identity(section, reference) | {
-        "init": section.init,
-        "class": type(model).__name__,
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "quantization": quantization,
-    }
-
-
-def identify_base(section: Model) -> dict[str, Any]:
-    """Return what identifies a base without loading it: name, commit, and a fingerprint of its content.
-
-    Raises ModelError where it is not found.
-    """
-    return _identity(section, resolve(section.name, section.revision))
-
-
-def _identity(section: Model, reference: Reference) -> dict[str, Any]:
     return {
         "name": section.name,
         "revision": cached_commit(reference),
+        "init": section.init,
+        "class": type(model).__name__,
+        "dtype": str(model.dtype).removeprefix("torch."),
         "fingerprint": _fingerprint(reference),
+        "quantization": None if quantizer is None else quantizer.describe(),
     }
 
 

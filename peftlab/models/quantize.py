@@ -12,8 +12,7 @@ from transformers.pytorch_utils import Conv1D
 
 from peftlab.errors import MethodError, MissingRequirementError
 from peftlab.models.build import head_names
-from peftlab.models.dividing import divide_
-from peftlab.parameters.divided import whole
+from peftlab.models.quantizer import PACKED, Dense, Quantizer
 from peftlab.parameters.passage import pass_text
 from peftlab.parameters.shape import computes_otherwise
 from peftlab.parameters.trainable import is_quantized
@@ -21,12 +20,6 @@ from peftlab.parameters.trainable import is_quantized
 if TYPE_CHECKING:
     from bitsandbytes.nn import Params4bit
 
-Dense = nn.Linear | Conv1D  # bitsandbytes' layers are nn.Linear too
-
-# LLM.int8()'s default: input columns with larger values are computed in 16 bits.
-OUTLIER_THRESHOLD = 6.0
-# Weights that share one scale in the 4-bit formats.
-BLOCK = 64
 FORMATS = ("nf4", "fp4", "int8")
 
 
@@ -45,17 +38,34 @@ def quantize_(
     type. Layers are replaced one at a time, so the peak is the plain model plus one layer.
     Where processes of a `mesh` have parts of the weights, each gathers one layer, quantises it and keeps its part.
     """
+    quantizer = make_quantizer(base_format, double_quantization, compute_dtype, device, mesh)
+    return replace_dense_(model, quantizer)
+
+
+def make_quantizer(
+    base_format: str,
+    double_quantization: bool,
+    compute_dtype: torch.dtype,
+    device: torch.device | str,
+    mesh: DeviceMesh | None = None,
+) -> Quantizer:
+    """Return how layers are quantised. Raises MethodError for an unknown format, MissingRequirementError."""
     if base_format not in FORMATS:
         raise MethodError(f"unknown quantised format {base_format!r}; known: {', '.join(FORMATS)}")
     _require_bitsandbytes()
+    return Quantizer(base_format, double_quantization, compute_dtype, torch.device(device), mesh)
+
+
+def replace_dense_(model: nn.Module, quantizer: Quantizer) -> nn.Module:
+    """Replace every dense layer but the head, as `quantize_` does; return `model`.
+
+    Those that were packed when they were read are put in their places.
+    """
     for name in dense_names(model):
         parent, leaf = model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]
-        plain = getattr(parent, leaf)
-        quantized = _quantized(plain, base_format, double_quantization, compute_dtype, torch.device(device))
-        setattr(parent, leaf, quantized)
-        if mesh is not None:
-            divide_(quantized, mesh)
-    _mark_loaded(model, eight_bit=base_format == "int8", four_bit=base_format != "int8")
+        setattr(parent, leaf, quantizer.quantized(getattr(parent, leaf)))
+    assert not any(hasattr(one, PACKED) for one in model.parameters()), "a layer was packed that is not quantised"
+    _mark_loaded(model, eight_bit=quantizer.base_format == "int8", four_bit=quantizer.base_format != "int8")
     return model
 
 
@@ -127,47 +137,3 @@ def dense_names(model: nn.Module) -> list[str]:
         and name not in read
         and not kept.intersection(name.split("."))
     ]
-
-
-def _quantized(
-    layer: Dense, base_format: str, double: bool, compute_dtype: torch.dtype, device: torch.device
-) -> nn.Module:
-    weight = whole(layer.weight.detach())
-    weight = weight.T.contiguous() if isinstance(layer, Conv1D) else weight
-    if base_format == "int8":
-        new = _int8(weight, device)
-    else:
-        new = _four_bit(weight, base_format, double, compute_dtype, device)
-    if layer.bias is not None:
-        new.bias = nn.Parameter(layer.bias.data.to(device), layer.bias.requires_grad)
-    return new.train(layer.training)
-
-
-def _four_bit(
-    weight: torch.Tensor, base_format: str, double: bool, compute_dtype: torch.dtype, device: torch.device
-) -> nn.Module:
-    from bitsandbytes.nn import Params4bit
-
-    from peftlab.models.quantized_layers import FourBitLinear, UnalignedFourBitLinear
-
-    n_out, n_in = weight.shape
-    layer = UnalignedFourBitLinear if device.type == "cpu" and n_in % BLOCK else FourBitLinear
-    new = layer(n_in, n_out, bias=False, compute_dtype=compute_dtype, device="meta")
-    packed = Params4bit(
-        weight.to(device), requires_grad=False, compress_statistics=double, quant_type=base_format, module=new
-    )
-    new.weight = packed.to(device)  # type: ignore[misc]  # bitsandbytes declares `self` as a plain tensor
-    return new
-
-
-def _int8(weight: torch.Tensor, device: torch.device) -> nn.Module:
-    from bitsandbytes.nn import Int8Params
-
-    from peftlab.models.quantized_layers import EightBitLinear
-
-    n_out, n_in = weight.shape
-    new = EightBitLinear(n_in, n_out, bias=False, has_fp16_weights=False, threshold=OUTLIER_THRESHOLD, device="meta")
-    # Int8Params quantises when its weight is moved from the CPU.
-    plain = Int8Params(weight if weight.is_meta else weight.cpu(), requires_grad=False, has_fp16_weights=False)
-    new.weight = plain.to(device)  # type: ignore[misc]  # as in `_four_bit`
-    return new

@@ -95,6 +95,19 @@ def replace_(former: torch.Tensor, value: torch.Tensor, places: Iterable[tuple[n
     return new
 
 
+def divide_(model: nn.Module, mesh: DeviceMesh) -> None:
+    """Divide by rows every weight of a model that is whole, in place; a packed one by its bytes."""
+    found = places_of(model.modules())
+    while found:  # what is divided is freed before the next one is
+        parameter, places = found.popitem()
+        if isinstance(parameter, DTensor) or parameter.dim() == 0:
+            continue
+        new: Any = replace_(parameter, divide(parameter.data, mesh), places)
+        if hasattr(new, "quant_state"):
+            for module, _ in places:  # of a gathered weight only the layer knows how it is packed
+                module.quant_state = new.quant_state
+
+
 def whole_in_turn(model: nn.Module) -> Iterator[tuple[nn.Parameter, list[tuple[nn.Module, str]]]]:
     """Yield each parameter that is divided by rows, whole and in its places, which it is given one after the other.
 

@@ -48,7 +48,7 @@ def compare(section: Model, form: str, mesh: Any) -> dict[str, Any]:
         "buffers": buffers.keys() == other.keys()
         and all(torch.equal(other[name], one) for name, one in buffers.items()),
         "tied": count_tied(one.model) == count_tied(two.model),
-        "packing": all(hasattr(ours[name], "quant_state") for name, one in theirs.items() if is_quantized(one)),
+        "packing": all(same_packing(ours[name], one) for name, one in theirs.items() if is_quantized(one)),
         "divided": all(isinstance(one, DTensor) for one in ours.values() if one.dim()),
         "logits": torch.equal(logits(one.model), logits(two.model)),
         "parts_after": all(isinstance(one, DTensor) for one in two.model.parameters() if one.dim()),
@@ -63,8 +63,19 @@ def loaded(section: Model, form: str, mesh: Any) -> tuple[LoadedModel, int]:
     torch.manual_seed(3)
     probe = Probe(torch.device("cpu"))
     with probe.alone("load"):
-        found = load_model(section, base_format=form, seen=probe.ledger.adopt_base, mesh=mesh)
+        found = load_model(
+            section, base_format=form, double_quantization=form != "fp4", seen=probe.ledger.adopt_base, mesh=mesh
+        )
     return found, probe.report().phases["load"]
+
+
+def same_packing(ours: Any, theirs: Any) -> bool:
+    """Return whether two packed weights have the same scales, and all else that says how they are packed."""
+    one, two = (vars(packed)["quant_state"].as_dict() for packed in (ours, theirs))
+    return one.keys() == two.keys() and all(
+        torch.equal(value, two[key]) if isinstance(value, torch.Tensor) else value == two[key]
+        for key, value in one.items()
+    )
 
 
 @torch.no_grad()

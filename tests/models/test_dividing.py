@@ -21,8 +21,12 @@ UNEVEN = {"vocab_size": 61, "intermediate_size": 45}
 # Large beside what exchanging a few names takes.
 EVEN = {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 40}
 CLASSES = {"task": "sequence-classification"}
-pytestmark = pytest.mark.slow  # test_fsdp2 has a run of QLoRA in the normal suite
-METHODS = {"plain": {"type": "lora", "rank": 2}, "nf4": {"type": "qlora", "rank": 2}}
+pytestmark = pytest.mark.slow  # test_divided has a run of QLoRA in the normal suite
+METHODS = {
+    "plain": {"type": "lora", "rank": 2},
+    "nf4": {"type": "qlora", "rank": 2},
+    "fp4": {"type": "qlora", "rank": 2, "quantization": "fp4", "double_quantization": False},
+}
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +66,8 @@ def cases(tmp_path_factory):
     sections["headless"] = {"name": str(folder / "headless")} | CLASSES, "plain"
     sections["drawn"] = {"name": str(folder / "tied"), "init": "random"}, "nf4"
     sections["packed"] = {"name": str(folder / "even")}, "nf4"
+    sections["fp4"] = {"name": str(folder / "even")}, "fp4"
+    sections["packed gguf"] = {"name": str(folder / "packed.gguf")}, "nf4"
     sections["even"] = {"name": str(folder / "even")}, "plain"
     sections["float32"] = {"name": str(folder / "untied"), "dtype": "float32"}, "plain"
     return sections
@@ -104,7 +110,8 @@ def test_each_process_has_half_of_the_bytes(processes):
 
 
 def test_the_whole_base_is_on_no_process_while_it_loads_and_the_plan_says_what_is(processes, cases):
-    for name in ("even", "packed", "packed.gguf"):
+    limits = {"packed": 0.14, "fp4": 0.14, "drawn": 1.2}
+    for name in ("even", "packed", "fp4", "packed.gguf", "packed gguf", "drawn"):
         section, form = cases[name]
         recipe = {
             "model": section,
@@ -115,4 +122,4 @@ def test_the_whole_base_is_on_no_process_while_it_loads_and_the_plan_says_what_i
         load = build_blueprint(Recipe.model_validate(recipe), torch.device("cpu")).load
         for found in processes:
             assert found[name]["peak_bytes"] == pytest.approx(load.divided(2), rel=0.02), name
-            assert found[name]["peak_bytes"] < 0.75 * load.plain, name
+            assert found[name]["peak_bytes"] < limits.get(name, 0.75) * load.plain, name
