@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import weakref
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -15,6 +16,7 @@ from peftlab.memory.private import (
     TorchDispatchMode,
     device_asked,
     in_backward,
+    is_of_exchange,
     quantisation_tensors,
     resized_storages,
     storage_key,
@@ -36,6 +38,8 @@ CATEGORIES = (
     "workspace",
 )
 ALIVE = -1
+# gloo's thread frees what it has sent when it gets the interpreter: before more is exchanged, it is let run.
+SETTLING_SECONDS = 0.001
 BEFORE = "before"
 """The mark of what is entered before the first phase, and of what belongs to none."""
 
@@ -218,6 +222,8 @@ class Ledger(TorchDispatchMode):
         if device is not None:
             return device
         self._note_backward()
+        if is_of_exchange(func):
+            time.sleep(SETTLING_SECONDS)
         try:
             result = func(*args, **(kwargs or {}))
         except RuntimeError as error:

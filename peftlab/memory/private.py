@@ -90,6 +90,11 @@ def tensors_in(result: Any) -> Iterator[torch.Tensor]:
     return (leaf for leaf in tree_iter(result) if isinstance(leaf, torch.Tensor))
 
 
+def is_of_exchange(operation: Any) -> bool:
+    """Return whether an operation fills or empties what processes exchange."""
+    return getattr(operation, "namespace", "") in ("fsdp", "c10d")
+
+
 def storage_key(storage: torch.UntypedStorage) -> int:
     """Return a number that is the storage's own while it lives, also for a fake one."""
     return storage._cdata

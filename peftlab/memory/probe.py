@@ -30,7 +30,7 @@ class Probe:
     def steps(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[None]:
         """Measure training steps of a model, in phases opened inside."""
         with self.ledger.watch(model, optimizer), self.ledger:
-            self.enter(model)
+            self.enter(model, optimizer)  # which may update copies of the model's weights
             yield
 
     @contextmanager

@@ -261,7 +261,7 @@ class _Marker:
         hidden = output[0] if isinstance(output, tuple) else output
         if not in_backward():
             name = "last_backward" if place.is_last else "backward"
-            self._mark_backward(hidden, "backward_gathering", name, place=(place,))
+            self._mark_backward(hidden, f"{name}_gathering", name, place=(place,))
 
     def before_model(self) -> None:
         self.passes += 1

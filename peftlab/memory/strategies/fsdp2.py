@@ -29,6 +29,7 @@ class Fsdp2(Strategy):
             "head": outside + layer,
             "head_gathering": max(2 * outside, outside + layer),
             "head_backward": outside + layer,
+            "last_backward_gathering": outside + 2 * layer,
             "backward_gathering": outside + 2 * layer,
             "last_backward": outside + 2 * layer,
             "backward": outside + (1 if first else 2) * layer,
@@ -39,7 +40,8 @@ class Fsdp2(Strategy):
     def _whole_gradients(self, part: np.ndarray, number: int, place: tuple, division: Division) -> np.ndarray | int:
         """Return what gradients have beyond this device's part of them: those of this place, and the last ones sent.
 
-        From the second pass on one device alone adds each gradient to the former one and keeps no second of it.
+        From the second pass on one device alone adds each gradient to the former one and keeps no second of it. Of the
+        last layer nothing was sent before.
         """
         name, again = place[0], number > 1
         new = part[GRADIENTS] - part[GRADIENTS, 0]
@@ -48,7 +50,9 @@ class Fsdp2(Strategy):
             return present
         if again and name in ("backward", "last_backward"):
             present = np.linspace(0, division.layer_trained, len(new)).astype(np.int64)
-        sent = 0 if name == "last_backward" else division.layer_trained
+        sent = 0 if name.startswith("last_backward") else division.layer_trained
+        if again and name == "backward_gathering":  # this device's part of what was sent, before it is added
+            sent += division.layer_trained // division.devices
         early = division.early_trained
         return present + sent + (early if again else early * (division.devices - 1) // division.devices)
 

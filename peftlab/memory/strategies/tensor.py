@@ -9,11 +9,8 @@ import numpy as np
 from torch import nn
 
 from peftlab.memory.strategies.division import Division, OwnPart
-from peftlab.memory.strategies.strategy import STATES, WORKSPACE, Strategy
+from peftlab.memory.strategies.strategy import STATES, TEMPORARIES, WORKSPACE, Strategy
 from peftlab.world.tensor import count_sums, keep_own_part_
-
-# Of AdamW for one parameter: the root of the second moment, and that divided.
-TEMPORARIES = 2
 
 
 class Tensor(Strategy):

@@ -5,14 +5,21 @@ from __future__ import annotations
 import numpy as np
 
 from peftlab.memory.strategies.division import Division
-from peftlab.memory.strategies.strategy import GRADIENTS, STATES, TRAINABLE, WORKSPACE, Strategy
+from peftlab.memory.strategies.strategy import (
+    GRADIENTS,
+    STATES,
+    TEMPORARIES,
+    TRAINABLE,
+    WORKSPACE,
+    Strategy,
+)
 
 
 class Zero2(Strategy):
     """Weights are whole; a device has its part of the states, and a second copy of its part of what trains.
 
-    In a backward pass all gradients are in one bucket, beside the newest one and its part of those of former passes; in
-    the step it has that part twice.
+    In a backward pass all gradients are in one bucket from the first one on, beside the newest one and its part of
+    those of former passes; in the step it has that part twice.
     """
 
     def share(self, part: np.ndarray, key: tuple, division: Division) -> np.ndarray:
@@ -24,9 +31,21 @@ class Zero2(Strategy):
         if key == ("state",):
             return shared
         if "backward" in key[2]:
-            shared[GRADIENTS] = whole + division.largest_trained + (own if key[1] > 1 else 0)
-        shared[WORKSPACE] += own if key[2] == "step" else 0
+            shared[GRADIENTS] = self._backward(part[GRADIENTS], key[1], whole, own)
+        if key[2] == "step":  # all that this device updates is one tensor
+            shared[WORKSPACE] += own * (1 + (TEMPORARIES if part[STATES].any() else 0))
         return shared
+
+    def _backward(self, gradients: np.ndarray, number: int, whole: int, own: int) -> np.ndarray | int:
+        """Return the bytes of gradients where one device alone has so many at each event of a pass.
+
+        From the second pass on, one alone adds a new gradient to the former one, so that it is in the workspace.
+        """
+        if number > 1:
+            return whole + own
+        changes = np.diff(gradients, prepend=gradients[:1])
+        last = np.maximum.accumulate(np.where(changes > 0, np.arange(len(changes)), 0))
+        return np.where(gradients > 0, whole + np.maximum(changes[last], 0), 0)
 
     def saving_bytes(self, division: Division, everything: bool) -> int:
         """What trains is copied out of DeepSpeed's buffer."""
