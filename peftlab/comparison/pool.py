@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import signal
-import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -18,8 +17,6 @@ from peftlab.runs.jobs import Ending, Job, Running, end_all, end_at_limit, run_j
 from peftlab.runs.outcomes import RecordIdentity, identify_record, read_record
 
 POLL_SECONDS = 0.1
-# What ends this process and its runs, beside Ctrl-C: a scheduler's signals, and that of a terminal that is closed.
-ENDING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 # Time for a submitted run to load its libraries and to end by itself at its limit, before its scheduler ends it.
 SCHEDULER_MINUTES = 5
 
@@ -35,7 +32,7 @@ def run_locally(jobs: Iterable[Job], at_once: int, time_limit: float = inf, warm
     """
     waiting = list(jobs)
     running: dict[int, Running] = {}
-    with exit_on_signals():
+    with exit_on_sigterm():
         try:
             while waiting or running:
                 for place in range(at_once):
@@ -58,24 +55,17 @@ def end_late(one: Running, time_limit: float) -> Ending | None:
 
 
 @contextlib.contextmanager
-def exit_on_signals() -> Iterator[None]:
-    """Turn `ENDING` into SystemExit, so that `finally` blocks run; put the former handlers back.
-
-    A signal that is ignored, as SIGHUP under nohup, stays so. Only the main thread can do this.
-    """
+def exit_on_sigterm() -> Iterator[None]:
+    """Turn SIGTERM into SystemExit, so that `finally` blocks run; put the former handler back."""
 
     def end(number: int, frame: Any) -> None:
         raise SystemExit(128 + number)
 
-    former = {}
-    if threading.current_thread() is threading.main_thread():
-        numbers = [one for one in ENDING if signal.getsignal(one) is not signal.SIG_IGN]
-        former = {one: signal.signal(one, end) for one in numbers}
+    former = signal.signal(signal.SIGTERM, end)
     try:
         yield
     finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
+        signal.signal(signal.SIGTERM, former)
 
 
 def run_on_cluster(
@@ -98,15 +88,14 @@ def run_on_cluster(
     except (ValueError, TypeError, NameError, RuntimeError) as error:
         raise UsageError(f"--cluster {cluster}: {' '.join(str(error).split())}") from None
     waiting = {executor.submit(run_job, job, False, time_limit): (job, identify_record(job.folder)) for job in jobs}
-    with exit_on_signals():
-        try:
-            while waiting:
-                for submitted in [submitted for submitted in waiting if submitted.done()]:
-                    yield read_submitted(submitted, *waiting.pop(submitted))
-                time.sleep(POLL_SECONDS)
-        finally:
-            for submitted in waiting:
-                submitted.cancel(check=False)
+    try:
+        while waiting:
+            for submitted in [submitted for submitted in waiting if submitted.done()]:
+                yield read_submitted(submitted, *waiting.pop(submitted))
+            time.sleep(POLL_SECONDS)
+    finally:
+        for submitted in waiting:
+            submitted.cancel(check=False)
 
 
 def scheduler_limit(options: Mapping[str, Any], time_limit: float) -> dict[str, int]:

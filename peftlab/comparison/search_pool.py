@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
-from peftlab.comparison.pool import POLL_SECONDS, end_late, exit_on_signals
+from peftlab.comparison.pool import POLL_SECONDS, end_late, exit_on_sigterm
 from peftlab.comparison.search import Attempt, VariantSearch
 from peftlab.runs.jobs import Ending, Running, end_all, share_of_machine, start
 
@@ -21,7 +21,7 @@ def run_searches(searches: Iterable[VariantSearch], at_once: int, time_limit: fl
     `ended` is called after each trial, with its status.
     """
     waiting, running = list(searches), dict[int, tuple[VariantSearch, Running]]()
-    with exit_on_signals():
+    with exit_on_sigterm():
         try:
             while waiting or running:
                 for place in range(at_once):

@@ -12,6 +12,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
+from peftlab.parameters.divided import own_part
 from peftlab.parameters.trainable import find_base, find_body
 
 # Functions of one tensor and numbers, by name, which act on each logit by itself.
@@ -60,7 +61,7 @@ def watch_after_head(model: nn.Module, head: nn.Linear) -> AfterHead:
     """
     plain: Any = find_base(model)[1]
     watch = _Watch()
-    hidden = head.weight.new_zeros(1, 2, head.in_features)
+    hidden = own_part(head.weight).new_zeros(1, 2, head.in_features)
 
     def forward(states: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
         return watch.begin(states.new_zeros(*states.shape[:-1], head.out_features))

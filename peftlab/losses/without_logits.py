@@ -11,10 +11,11 @@ from peftlab.losses.cross_entropy import CrossEntropy, PositionCrossEntropy
 from peftlab.parameters.divided import is_divided
 
 
-def without_logits(loss: Loss, model: nn.Module, device: str = "cpu") -> ChunkedCrossEntropy:
+def without_logits(loss: Loss, model: nn.Module, device: str = "cpu", *, divided: bool = False) -> ChunkedCrossEntropy:
     """Return the loss that equals `loss` and never has all logits, in chunks for a type of device.
 
-    Raises UnknownHeadError with the reason if there is none.
+    A head that is `divided` now may be whole when the loss is computed. Raises UnknownHeadError with the reason if
+    there is none.
     """
     if not isinstance(loss, PositionCrossEntropy) or any(
         getattr(type(loss), name) is not getattr(CrossEntropy, name) for name in ("total", "rows_of")
@@ -22,18 +23,21 @@ def without_logits(loss: Loss, model: nn.Module, device: str = "cpu") -> Chunked
         raise UnknownHeadError("the task's loss is not a cross-entropy of tokens")
     if loss.head is None:
         raise UnknownHeadError("the task has a small head or none, whose logits cost little")
-    head = plain_head(loss.head)
+    head = plain_head(loss.head, divided=divided)
     return ChunkedCrossEntropy(loss, head, watch_after_head(model, head), device)
 
 
-def plain_head(head: nn.Module) -> nn.Linear:
-    """Return the head if it is one plain matrix product. Raises UnknownHeadError where anything is added to it."""
+def plain_head(head: nn.Module, *, divided: bool = False) -> nn.Linear:
+    """Return the head if it is one plain matrix product. Raises UnknownHeadError where anything is added to it.
+
+    Its weights must be whole, unless it may be `divided`.
+    """
     kind = type(head)
     if not isinstance(head, nn.Linear) or kind.forward is not nn.Linear.forward or "forward" in vars(head):
         raise UnknownHeadError(
             f"the output head is not a plain linear layer ({kind.__module__.split('.')[0]} {kind.__name__})"
         )
-    if is_divided(head.weight):
+    if is_divided(head.weight) and not divided:
         raise UnknownHeadError("the output head's weights are divided among processes")
     if not head.weight.is_floating_point() or head._forward_hooks or head._forward_pre_hooks:
         raise UnknownHeadError("the output head is quantised or watched by another library")

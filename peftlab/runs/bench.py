@@ -94,7 +94,7 @@ class Bench:
         model, report = apply_method(recipe.method, self.base.model, recipe.task.name, self.base.fresh)
         recomputed = self.recompute(model)
         move_(model, self.device)
-        speed = speed_up(model, recipe, self.world.divided)
+        speed = speed_up(model, recipe, self.world.divided, whole_head=self.world.whole_head)
         if self.tokens is not None:
             speed = speed.with_switch(report_tokens(self.tokens, recipe.training.speed))
         return Applied(model, report, speed, recomputed if recomputed.layers else None)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import nn
 
 from peftlab.errors import UsageError
@@ -30,16 +32,19 @@ SPEED_UPS: tuple[SpeedUp, ...] = (
 )
 """In the order in which they are applied, one for each field of `training.speed`."""
 
-DIVIDED = Decline("it reads whole weights, and the launch's strategy divides them among processes")
 
-
-def speed_up(model: nn.Module, recipe: Recipe, divided: bool = False) -> SpeedReport:
+def speed_up(model: nn.Module, recipe: Recipe, divided: bool = False, *, whole_head: bool = False) -> SpeedReport:
     """Apply the recipe's speed-ups to `model`, in place, and no others; return what became of each switch.
 
-    `divided` says that processes will divide the weights. Raises UsageError for a switch that is on and cannot be.
+    `divided` says that processes will divide the weights, all but the head with `whole_head`. Raises UsageError for a
+    switch that is on and cannot be.
     """
     remove_speed_ups(model)
-    return SpeedReport(switches=[_use(one, model, recipe, divided) for one in SPEED_UPS])
+
+    def declined(one: SpeedUp) -> Decline | None:
+        return one.decline_divided(model, recipe, whole_head) if divided else one.decline(model, recipe)
+
+    return SpeedReport(switches=[_use(one, model, recipe, declined) for one in SPEED_UPS])
 
 
 def as_divided(recipe: Recipe, whole_head: bool = False) -> Recipe:
@@ -58,11 +63,11 @@ def remove_speed_ups(model: nn.Module) -> None:
         one.remove(model)
 
 
-def _use(one: SpeedUp, model: nn.Module, recipe: Recipe, divided: bool) -> SwitchReport:
+def _use(one: SpeedUp, model: nn.Module, recipe: Recipe, ask: Callable[[SpeedUp], Decline | None]) -> SwitchReport:
     switch = getattr(recipe.training.speed, one.name)
     if switch == "off":
         return SwitchReport(name=one.name, used=False, reason="off in the recipe")
-    declined = DIVIDED if divided and one.reads_weights else one.decline(model, recipe)
+    declined = ask(one)
     if declined is None or switch == "on" and declined.possible:
         return SwitchReport(name=one.name, used=True, reason=one.does, part=one.apply(model, recipe))
     if switch == "on":

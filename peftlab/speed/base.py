@@ -17,6 +17,9 @@ class Decline(NamedTuple):
     possible: bool = False
 
 
+DIVIDED = Decline("it reads whole weights, and the launch's strategy divides them among processes")
+
+
 class SpeedUp(ABC):
     """One switch of `training.speed`: its field's name, and `does`, what it does in one line.
 
@@ -38,6 +41,10 @@ class SpeedUp(ABC):
     @abstractmethod
     def decline(self, model: nn.Module, recipe: Recipe) -> Decline | None:
         """Return why it is not used on a model with its method; None if it is. The model is not changed."""
+
+    def decline_divided(self, model: nn.Module, recipe: Recipe, whole_head: bool) -> Decline | None:
+        """Return the same where processes will divide the weights, all but the head with `whole_head`."""
+        return DIVIDED if self.reads_weights else self.decline(model, recipe)
 
     def apply(self, model: nn.Module, recipe: Recipe) -> str:
         """Change the model's forward functions; return for which part of it where that is not all, else "".

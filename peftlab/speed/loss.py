@@ -21,8 +21,16 @@ class LossWithoutLogits(SpeedUp):
     does: ClassVar[str] = "the head's logits are made for some hundred positions at a time, with their gradients"
 
     def decline(self, model: nn.Module, recipe: Recipe) -> Decline | None:
+        return self._decline(model, recipe, divided=False)
+
+    def decline_divided(self, model: nn.Module, recipe: Recipe, whole_head: bool) -> Decline | None:
+        if not whole_head:
+            return super().decline_divided(model, recipe, whole_head)
+        return self._decline(model, recipe, divided=True)
+
+    def _decline(self, model: nn.Module, recipe: Recipe, divided: bool) -> Decline | None:
         try:
-            without_logits(recipe.task.loss(model), model)
+            without_logits(recipe.task.loss(model), model, divided=divided)
         except UnknownHeadError as error:
             return Decline(str(error))
         return None

@@ -48,6 +48,7 @@ WITHIN_HEADS = "replicated_with_grad_allreduce"
 
 class Tensor(Fsdp2):
     strategy = "tensor"
+    whole_head: ClassVar[bool] = True
     alone: ClassVar[str] = "tensor parallel was asked for, but the launch has one process: its device has all layers"
 
     @classmethod
