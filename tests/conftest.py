@@ -27,7 +27,7 @@ GROUPS = {
         "runs/test_kills.py",
         "runs/test_verify.py",
         "runs/test_endings.py",
-        "world/test_fsdp2.py",
+        "world/test_divided.py",
         "cli/test_processes.py",
         "methods/test_storage.py",
         "models/test_build.py",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -105,34 +104,6 @@ def test_jobs_are_ended_when_nobody_waits_for_them_any_more(stand_in, tmp_path):
     assert next(running).job.name == "good"
     running.close()
     assert log_of(tmp_path, "sleeps")[-1] == "saved"
-
-
-def run_two(python: str, folder: Path) -> None:
-    """Be a process that runs two jobs at once, which only a signal ends."""
-    sys.executable = python
-    jobs = [Job(Path("sleeps.yaml"), (), folder / "runs" / name, folder / "logs" / f"{name}.txt") for name in "ab"]
-    list(run_locally(jobs, 2))
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
-def test_a_signal_to_the_process_ends_all_its_jobs_which_save_first(stand_in, tmp_path, number):
-    process = multiprocessing.get_context("forkserver").Process(target=run_two, args=(str(stand_in), tmp_path))
-    process.start()
-    logs = [tmp_path / "logs" / f"{name}.txt" for name in "ab"]
-    wait_for(lambda: all(log.exists() and "called" in log.read_text() for log in logs), 60)
-    os.kill(process.pid, number)
-    sent = time.monotonic()
-    process.join(30)
-    assert process.exitcode == 128 + number and time.monotonic() - sent < 10
-    assert [log.read_text().splitlines()[-1] for log in logs] == ["saved", "saved"]
-
-
-def test_jobs_can_be_run_beside_the_main_thread(stand_in, tmp_path):
-    found: list[str] = []
-    work = threading.Thread(target=lambda: found.extend(e.status for e in run_locally([make_job(tmp_path, "good")], 1)))
-    work.start()
-    work.join(30)
-    assert found == ["finished"]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's parent-death signal")

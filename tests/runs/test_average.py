@@ -20,7 +20,7 @@ from peftlab.runs.run import train
 from peftlab.runs.use import evaluate
 from tests.runs.pairs import Pair
 from tests.runs.recipes import shallow_sections
-from tests.world.test_fsdp2 import FSDP2
+from tests.world.runs import FSDP2
 
 
 def stepped(optimizer: torch.optim.Optimizer, weight: torch.Tensor, gradients: list[float]) -> list[float]:

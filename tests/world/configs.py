@@ -24,7 +24,7 @@ from peftlab.world.open import STRATEGIES
 from tests.conftest import REPOSITORY
 from tests.parameters.families import build
 from tests.runs.recipes import METHODS
-from tests.world.test_tensor import even_recipe
+from tests.world.runs import even_recipe
 
 CONFIGS = sorted((REPOSITORY / "configs").glob("*.yaml"))
 
