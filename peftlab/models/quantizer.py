@@ -1,7 +1,7 @@
 """Dense layers with a packed weight, made of plain ones: from a whole weight, or from this process's rows of one.
 
 Blocks of the 4-bit formats are independent, so that rows which are whole blocks give the bytes that they have in the
-whole weight. Scales that are quantised once more depend on all of them, and are made when the processes have joined
+whole weight. Scales that are quantised again depend on all of them, and are made when the processes have joined
 theirs.
 """
 

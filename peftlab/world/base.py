@@ -54,7 +54,7 @@ class World(ABC):
     divided: ClassVar[bool] = False
     """Whether each process has a part of every weight, so that all must make the same forward passes together."""
     whole_head: ClassVar[bool] = False
-    """Whether each process has the output head whole all the same, when it trains."""
+    """Whether each process has the output head whole when it trains, though weights are divided."""
     alone: ClassVar[str] = ""
     """What to tell a user whose launch has one process, where that trains as without a launch."""
     hidden_variables: ClassVar[tuple[str, ...]] = ()
