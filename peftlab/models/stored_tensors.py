@@ -34,6 +34,9 @@ class StoredTensors(Protocol):
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]: ...
 
+    def read(self, name: str) -> Tensor:
+        """Return one tensor."""
+
 
 @dataclass
 class Safetensors:
@@ -52,6 +55,16 @@ class Safetensors:
             with safe_open(file, "pt") as opened:
                 for name in sorted(opened.keys()):
                     yield name, opened.get_tensor(name)
+
+    def read(self, name: str) -> Tensor:
+        """Return one tensor. Raises KeyError where no file has it."""
+        from safetensors import safe_open
+
+        for file in sorted(self.folder.glob("*.safetensors")):
+            with safe_open(file, "pt") as opened:
+                if name in opened.keys():
+                    return opened.get_tensor(name)
+        raise KeyError(name)
 
 
 class GgufTensors:

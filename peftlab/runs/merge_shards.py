@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -37,7 +37,8 @@ class Shards:
     """The tensors of a plain checkpoint, and those that a run stored, by the model's own names.
 
     `added` are the stored tensors that the checkpoint does not have, `model` is without weights. `trained` are names
-    of tensors of the checkpoint that are trained ones already: those of a run that stores its whole model.
+    of tensors of the checkpoint that are trained ones already: those of a run that stores its whole model. `stale` are
+    the checkpoint's copies of a tied tensor that was trained under its other name; without them a reload ties it again.
     """
 
     source: StoredTensors
@@ -46,6 +47,7 @@ class Shards:
     stored: dict[str, Tensor]
     added: list[str]
     trained: frozenset[str] = frozenset()
+    stale: frozenset[str] = frozenset()
     counts: Counter[str] = field(default_factory=Counter)
     unchanged: set[str] = field(default_factory=set)
 
@@ -104,7 +106,8 @@ class Shards:
 
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
         for name, tensor in self.source:
-            yield name, self._merged(name, tensor)
+            if name not in self.stale:
+                yield name, self._merged(name, tensor)
         for name in self.added:
             self.counts["trained"] += 1
             yield name, self.stored[name]
@@ -151,4 +154,20 @@ def open_shards(recipe: Recipe, weights: Path, base: str, labels: Sequence[str] 
     if lacking or any(wanted.get(name) != shape for name, shape in (source.shapes | own).items()):
         return None
     trained = frozenset(read_saved(weights).trained) if whole else frozenset()
-    return Shards(source, model, method, stored, [name for name in own if name not in source.shapes], trained)
+    added = [name for name in own if name not in source.shapes]
+    return Shards(source, model, method, stored, added, trained, find_stale(model, source, own.keys()))
+
+
+def find_stale(model: PreTrainedModel, source: StoredTensors, stored: Set[str]) -> frozenset[str]:
+    """Return the names of a checkpoint's tensors that are tied to a stored one when transformers reads it.
+
+    It ties two names where the file has one of them, or equal tensors for both.
+    """
+    found = set()
+    for pair in dict(getattr(model, "all_tied_weights_keys", None) or {}).items():
+        for own, other in (pair, pair[::-1]):
+            if own not in stored or other in stored or other not in source.shapes:
+                continue
+            if own not in source.shapes or torch.equal(source.read(own), source.read(other)):
+                found.add(other)
+    return frozenset(found)

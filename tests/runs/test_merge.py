@@ -12,21 +12,25 @@ from typing import Any
 import pytest
 import torch
 from huggingface_hub import constants
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from peftlab.cli.app import run as run_command
 from peftlab.errors import MethodError, StorageError, UsageError
 from peftlab.export.gguf_model import write_model
 from peftlab.methods.lora import LoRA
+from peftlab.models.stored_tensors import Safetensors
 from peftlab.recipe.schema import Recipe
 from peftlab.runs.directory import RunDirectory
 from peftlab.runs.merge import MergeOptions, merge
+from peftlab.runs.merge_shards import find_stale
 from peftlab.runs.run import train
 
 from ..export.test_gguf import small
+from ..gauntlet.small import small_config
 from .recipes import METHODS, shallow_model, shallow_sections
 
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 IDS = torch.arange(5, 25)[None]
 CASES: dict[str, dict[str, Any]] = {
     "lora": {"type": "lora", "rank": 4},
@@ -301,6 +305,47 @@ def test_a_head_apart_from_its_embedding_is_refused_where_a_reload_ties_it(run, 
     with pytest.raises(StorageError):
         merge(run, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("head", "stored", "stale"),
+    [
+        (1.0, {EMBEDDING}, {HEAD}),
+        (1.0, set(), set()),
+        (1.0, {EMBEDDING, HEAD}, set()),
+        (0.9, {EMBEDDING}, set()),
+        (None, {EMBEDDING}, set()),
+    ],
+)
+def test_the_copy_of_a_trained_tied_weight_is_found_where_a_reload_ties_it(head, stored, stale, tmp_path):
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(small_config("llama", tie_word_embeddings=True))
+    embedding = torch.randn(6, 4)
+    tensors = {EMBEDDING: embedding} | ({} if head is None else {HEAD: head * embedding})
+    save_file(tensors, tmp_path / "model.safetensors")
+    assert find_stale(model, Safetensors(tmp_path), stored) == stale
+    (tmp_path / "model.safetensors").unlink()
+    save_file({HEAD: embedding}, tmp_path / "model.safetensors")
+    assert find_stale(model, Safetensors(tmp_path), {EMBEDDING}) == {HEAD}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kept", [("embed", "head"), ("head",), ("embed", "other head")])
+def test_a_base_with_two_names_of_a_tied_weight_is_merged_as_it_was_trained(kept, tmp_path):
+    """Many folders have both names. A stale copy of the trained one would be read as a head of its own."""
+    base = Path(shutil.copytree(shallow_model(), tmp_path / "base"))
+    weights = load_file(base / "model.safetensors")
+    embedding = weights.pop("model.embed_tokens.weight")
+    if "embed" in kept:
+        weights["model.embed_tokens.weight"] = embedding
+    weights["lm_head.weight"] = embedding * 0.9 if "other head" in kept else embedding.clone()
+    save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
+    method = {"type": "lora", "rank": 2, "unfreeze": ["*embed_tokens*"]}
+    run = trained(tmp_path, method, model={"name": str(base)}, training={"steps": 2})
+    report = merge(run, tmp_path / "out", MergeOptions(rows=4))
+    assert report.agreements["original"].rms < 1e-3 * report.effect
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert (model.lm_head.weight is model.model.embed_tokens.weight) == ("other head" not in kept)
 
 
 @pytest.mark.parametrize("method", ["adapters", "prefix"])
