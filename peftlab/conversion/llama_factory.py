@@ -149,9 +149,8 @@ def take_layers(sheet: Sheet) -> None:
 
 
 def take_data(sheet: Sheet, stage: str) -> None:
-    sheet.take(
-        "stage", "data.format", FORMATS[stage], "Alpaca and ShareGPT rows become chats" if stage == "sft" else ""
-    )
+    note = "Alpaca's and ShareGPT's rows become chats; Alpaca's input follows a blank line, there a line break"
+    sheet.take("stage", "data.format", FORMATS[stage], note if stage == "sft" else "")
     for key, where in (("dataset", "data.train"), ("eval_dataset", "data.evaluation")):
         if names := names_of(sheet.get(key)):
             sheet.set(where, names[0] if len(names) == 1 else names)
