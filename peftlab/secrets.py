@@ -10,8 +10,8 @@ TOKEN = re.compile(
     r"\bhf_[A-Za-z0-9]{20,}|\bgh[pousr]_[A-Za-z0-9]{20,}|\bgithub_pat_\w{20,}|\bglpat-[\w-]{20,}"
     r"|\bsk-[\w-]{20,}|\bxox[abprs]-[\w-]{10,}|\b(?:AKIA|ASIA)[A-Z0-9]{16}\b"
 )
-# In every scheme, what is between `://` and `@` with a colon in it ends with a password.
-ADDRESS = re.compile(r"(?<=:/)(/?)[^\s/:@\[\]]*:[^\s/]+@")
+# In every scheme and without one, what is between `//` and `@` with a colon in it ends with a password.
+ADDRESS = re.compile(r"((?<=:/)/?|(?<![^\s\"'=(])//)[^\s/:@\[\]]*:[^\s/]+@")
 # What signs a request, in an address's query.
 QUERY = re.compile(
     r"([?&](?:access_token|token|api_?key|key|secret|password|passwd|pwd|sig|signature|x-amz-signature|x-amz-credential"

@@ -60,7 +60,7 @@ def run_command(command: Callable[[], Any], as_json: bool, debug: bool) -> int:
 def print_error(error: Exception, as_json: bool, debug: bool) -> int:
     """Print an error on one line, or one line for each problem of a recipe; return its exit code."""
     if debug:
-        print(mask_secrets("".join(traceback.format_exception(error))), file=sys.stderr, end="")
+        print_line(mask_secrets("".join(traceback.format_exception(error)).rstrip()))
     code = error.exit_code if isinstance(error, PeftlabError) else FAULT
     # Every process of a launch raises these; one of them is enough.
     if isinstance(error, PeftlabError) and error.reported:
@@ -70,11 +70,21 @@ def print_error(error: Exception, as_json: bool, debug: bool) -> int:
     message = str(error) if isinstance(error, PeftlabError) else describe_fault(error)
     lines = [mask_secrets(line) for line in message.splitlines()]
     for line in lines:
-        print(f"peftlab: error: {line}", file=sys.stderr)
+        print_line(f"peftlab: error: {line}")
     if as_json and is_main_process():
         problems = [problem_json(problem) for problem in getattr(error, "problems", [])]
         print_json({"error": {"kind": type(error).__name__, "exit_code": code, "lines": lines, "problems": problems}})
     return code
+
+
+def print_line(text: str) -> None:
+    """Print a line to standard error; where that is a file on a full disk, the exit code alone says what happened."""
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # or Python would try again at its end, and exit with 120
 
 
 def problem_json(problem: Problem) -> dict[str, Any]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from math import ceil, inf
 from pathlib import Path
@@ -17,6 +18,8 @@ from peftlab.runs.jobs import Ending, Job, Running, end_all, end_at_limit, run_j
 from peftlab.runs.outcomes import RecordIdentity, identify_record, read_record
 
 POLL_SECONDS = 0.1
+# What ends this process and its runs: Ctrl-C, a scheduler's signals, and that of a terminal that is closed.
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 # Time for a submitted run to load its libraries and to end by itself at its limit, before its scheduler ends it.
 SCHEDULER_MINUTES = 5
 
@@ -32,9 +35,10 @@ def run_locally(jobs: Iterable[Job], at_once: int, time_limit: float = inf, warm
     """
     waiting = list(jobs)
     running: dict[int, Running] = {}
-    with exit_on_sigterm():
+    with exit_on_signals() as check:
         try:
             while waiting or running:
+                check()
                 for place in range(at_once):
                     if waiting and place not in running:
                         running[place] = start(
@@ -55,17 +59,31 @@ def end_late(one: Running, time_limit: float) -> Ending | None:
 
 
 @contextlib.contextmanager
-def exit_on_sigterm() -> Iterator[None]:
-    """Turn SIGTERM into SystemExit, so that `finally` blocks run; put the former handler back."""
+def exit_on_signals() -> Iterator[Callable[[], None]]:
+    """Turn `ENDING` into SystemExit, so that `finally` blocks run; put the former handlers back.
+
+    Yield a function that raises again what was lost: Python ignores an exception in its hooks around a fork. A signal
+    that is ignored, as SIGHUP under nohup, stays so. Only the main thread can do this.
+    """
+    received: list[int] = []
+
+    def check() -> None:
+        if received:
+            raise KeyboardInterrupt if received[0] == signal.SIGINT else SystemExit(128 + received[0])
 
     def end(number: int, frame: Any) -> None:
-        raise SystemExit(128 + number)
+        received.append(number)
+        check()
 
-    former = signal.signal(signal.SIGTERM, end)
+    former = {}
+    if threading.current_thread() is threading.main_thread():
+        numbers = [one for one in ENDING if signal.getsignal(one) is not signal.SIG_IGN]
+        former = {one: signal.signal(one, end) for one in numbers}
     try:
-        yield
+        yield check
     finally:
-        signal.signal(signal.SIGTERM, former)
+        for number, handler in former.items():
+            signal.signal(number, handler)
 
 
 def run_on_cluster(
@@ -88,14 +106,16 @@ def run_on_cluster(
     except (ValueError, TypeError, NameError, RuntimeError) as error:
         raise UsageError(f"--cluster {cluster}: {' '.join(str(error).split())}") from None
     waiting = {executor.submit(run_job, job, False, time_limit): (job, identify_record(job.folder)) for job in jobs}
-    try:
-        while waiting:
-            for submitted in [submitted for submitted in waiting if submitted.done()]:
-                yield read_submitted(submitted, *waiting.pop(submitted))
-            time.sleep(POLL_SECONDS)
-    finally:
-        for submitted in waiting:
-            submitted.cancel(check=False)
+    with exit_on_signals() as check:
+        try:
+            while waiting:
+                check()
+                for submitted in [submitted for submitted in waiting if submitted.done()]:
+                    yield read_submitted(submitted, *waiting.pop(submitted))
+                time.sleep(POLL_SECONDS)
+        finally:
+            for submitted in waiting:
+                submitted.cancel(check=False)
 
 
 def scheduler_limit(options: Mapping[str, Any], time_limit: float) -> dict[str, int]:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
-from peftlab.comparison.pool import POLL_SECONDS, end_late, exit_on_sigterm
+from peftlab.comparison.pool import POLL_SECONDS, end_late, exit_on_signals
 from peftlab.comparison.search import Attempt, VariantSearch
 from peftlab.runs.jobs import Ending, Running, end_all, share_of_machine, start
 
@@ -21,9 +21,10 @@ def run_searches(searches: Iterable[VariantSearch], at_once: int, time_limit: fl
     `ended` is called after each trial, with its status.
     """
     waiting, running = list(searches), dict[int, tuple[VariantSearch, Running]]()
-    with exit_on_sigterm():
+    with exit_on_signals() as check:
         try:
             while waiting or running:
+                check()
                 for place in range(at_once):
                     while waiting and place not in running:
                         if one := _begin(waiting, share_of_machine(place, at_once), warm, ended):

@@ -128,14 +128,27 @@ def _source(
     section: Model, reference: Reference, model: PreTrainedModel, quantizer: Quantizer | None
 ) -> dict[str, Any]:
     """Return what identifies the base model: name, class, type, and a fingerprint of its content."""
-    return {
-        "name": section.name,
-        "revision": cached_commit(reference),
+    return _identity(section, reference) | {
         "init": section.init,
         "class": type(model).__name__,
         "dtype": str(model.dtype).removeprefix("torch."),
-        "fingerprint": _fingerprint(reference),
         "quantization": None if quantizer is None else quantizer.describe(),
+    }
+
+
+def identify_base(section: Model) -> dict[str, Any]:
+    """Return what identifies a base without loading it: name, commit, and a fingerprint of its content.
+
+    Raises ModelError where it is not found.
+    """
+    return _identity(section, resolve(section.name, section.revision))
+
+
+def _identity(section: Model, reference: Reference) -> dict[str, Any]:
+    return {
+        "name": section.name,
+        "revision": cached_commit(reference),
+        "fingerprint": _fingerprint(reference),
     }
 
 

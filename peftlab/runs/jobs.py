@@ -139,6 +139,7 @@ def start(job: Job, warm: bool = False) -> Running:
     before, started = identify_record(job.folder), time.monotonic()
     try:
         job.log.parent.mkdir(parents=True, exist_ok=True)
+        job.log.unlink(missing_ok=True)  # a link there would be followed, and a pipe waits for a reader
         return Running(job, fork(job) if warm else spawn(job), before, started)
     except OSError as error:
         raise StorageError(f"{error.filename or job.log}: a run cannot be started: {why(error)}") from None

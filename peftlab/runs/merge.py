@@ -13,6 +13,7 @@ import torch
 from peftlab.errors import ModelError, UsageError
 from peftlab.files import write_atomically
 from peftlab.methods.storage import read_manifest
+from peftlab.models.load import identify_base
 from peftlab.reports import MemoryReport, MergeReport
 from peftlab.runs.card import CARD_PARTS, write_card
 from peftlab.runs.directory import RunDirectory
@@ -130,7 +131,8 @@ def merged_beside(folder: Path, out: Path, options: MergeOptions = DEFAULTS) -> 
     bases = list_bases(recipe.method, options.base, compared=options.rows > 0)
     world = open_world(recipe.run.device)
     types = resolve_types(recipe.model.dtype, recipe.training.precision, world.device)
-    labels = read_manifest(directory.weights, recipe.method, None).context.get("labels")
+    context = {"base_model": identify_base(recipe.model)}  # shards are merged without loading the trained model
+    labels = read_manifest(directory.weights, recipe.method, context).context.get("labels")
     shards = {name: open_shards(recipe, directory.weights, name, labels) for name in bases}
     dtype = DTYPES.get(options.dtype, types.weights)
     planned = predict_merge(recipe, directory.read_result(), shards, dtype, options.rows)

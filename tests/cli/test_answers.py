@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
+import resource
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -248,3 +251,19 @@ def test_power_before_the_first_run_is_planned_from_what_is_expected(answer, tmp
 def test_power_says_what_it_cannot_plan(answer, tmp_path, arguments, told):
     code, _, errors = answer("compare", COMPARISON, *arguments, "--output", tmp_path / "none")
     assert code == 2 and told in errors[0] and len(errors) == 1
+
+
+def run_without_room(log: Path) -> None:
+    """Be a command of which no line of its log can be written."""
+    with log.open("wb") as file:
+        os.dup2(file.fileno(), 2)
+    sys.stderr = os.fdopen(2, "w", closefd=False)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    sys.exit(run(["train", "nothing.yaml"]))
+
+
+def test_a_log_on_a_full_disk_leaves_the_exit_code(tmp_path):
+    command = multiprocessing.get_context("fork").Process(target=run_without_room, args=(tmp_path / "log",))
+    command.start()
+    command.join(60)
+    assert command.exitcode == 2 and (tmp_path / "log").read_text() == ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -16,7 +17,7 @@ import pytest
 from peftlab.comparison.pool import SCHEDULER_MINUTES, run_locally, run_on_cluster, scheduler_limit
 from peftlab.errors import UsageError
 from peftlab.recipe.dump import dump_recipe
-from peftlab.runs.jobs import Job
+from peftlab.runs.jobs import Job, start
 from peftlab.runs.outcomes import read_record
 from tests.runs.recipes import shallow_recipe
 
@@ -104,6 +105,51 @@ def test_jobs_are_ended_when_nobody_waits_for_them_any_more(stand_in, tmp_path):
     assert next(running).job.name == "good"
     running.close()
     assert log_of(tmp_path, "sleeps")[-1] == "saved"
+
+
+def run_two(python: str, folder: Path) -> None:
+    """Be a process that runs two jobs at once, which only a signal ends."""
+    sys.executable = python
+    jobs = [Job(Path("sleeps.yaml"), (), folder / "runs" / name, folder / "logs" / f"{name}.txt") for name in "ab"]
+    list(run_locally(jobs, 2))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
+def test_a_signal_to_the_process_ends_all_its_jobs_which_save_first(stand_in, tmp_path, number):
+    process = multiprocessing.get_context("forkserver").Process(target=run_two, args=(str(stand_in), tmp_path))
+    process.start()
+    logs = [tmp_path / "logs" / f"{name}.txt" for name in "ab"]
+    wait_for(lambda: all(log.exists() and "called" in log.read_text() for log in logs), 60)
+    os.kill(process.pid, number)
+    sent = time.monotonic()
+    process.join(30)
+    assert process.exitcode == 128 + number and time.monotonic() - sent < 10
+    assert [log.read_text().splitlines()[-1] for log in logs] == ["saved", "saved"]
+
+
+@pytest.mark.parametrize(("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
+def test_a_signal_while_a_job_is_forked_is_not_lost(stand_in, tmp_path, monkeypatch, number, error):
+    """Python ignores what is raised in its hooks around a fork, such as those of logging."""
+
+    def start_and_lose(*arguments):
+        running = start(*arguments)
+        wait_for(lambda: "called" in running.job.log.read_text())
+        with contextlib.suppress(KeyboardInterrupt, SystemExit):
+            signal.raise_signal(number)
+        return running
+
+    monkeypatch.setattr("peftlab.comparison.pool.start", start_and_lose)
+    with pytest.raises(error):
+        list(run_locally([make_job(tmp_path, "sleeps"), make_job(tmp_path, "good")], 1))
+    assert log_of(tmp_path, "sleeps")[-1] == "saved" and not (tmp_path / "logs" / "good.txt").exists()
+
+
+def test_jobs_can_be_run_beside_the_main_thread(stand_in, tmp_path):
+    found: list[str] = []
+    work = threading.Thread(target=lambda: found.extend(e.status for e in run_locally([make_job(tmp_path, "good")], 1)))
+    work.start()
+    work.join(30)
+    assert found == ["finished"]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's parent-death signal")

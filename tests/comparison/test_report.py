@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -18,6 +19,7 @@ from peftlab.comparison.report.pictures import Subject, draw_all
 from peftlab.comparison.report.style import PAGE_COLOURS
 from peftlab.comparison.report.style import plain as plain_name
 from peftlab.comparison.report.write import write_report
+from peftlab.errors import StorageError
 
 from .conftest import SCRIPT
 from .folders import Maker
@@ -204,6 +206,16 @@ def test_an_output_that_cannot_be_written_is_one_line_and_exit_code_8(tmp_path, 
     assert run(["report", str(folder), "--output", str(tmp_path / "file" / "page.html")]) == 8
     (line,) = capfd.readouterr().err.splitlines()
     assert "cannot be written" in line and "--output" in line
+
+
+def test_a_page_that_is_named_by_a_link_is_written_there_and_a_pipe_is_none(tmp_path, one_picture):
+    folder = Maker(tmp_path / "made", methods=("lora", "bitfit"), rows=30).write()
+    (tmp_path / "link.html").symlink_to(tmp_path / "page.html")
+    write_report(folder, tmp_path / "link.html")
+    assert (tmp_path / "link.html").is_symlink() and "<html" in (tmp_path / "page.html").read_text()
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(StorageError, match="it is not a regular file"):
+        write_report(folder, tmp_path / "pipe")
 
 
 @pytest.mark.parametrize("name", ["rows.csv", "rows.parquet", "change.png", "change.svg", "table.md", "report.html"])

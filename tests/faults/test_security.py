@@ -156,6 +156,7 @@ ADDRESSES = [
     "https://me:MyPassword123@host/rows.jsonl", "s3://key:s3cr3t@bucket/rows.csv", "postgres://u:p@db:5432/x",
     "https://:onlypassword@host/x.jsonl", "hf://user:p@ss@host/x", "https://host/x.csv?token=abcdef&x=1",
     "https://bucket.s3.amazonaws.com/x.csv?X-Amz-Signature=0123abcd", "x/ghp_" + "a" * 36, "x/AKIA" + "B" * 16,
+    "//me:MyPassword123@host/rows.jsonl",
 ]  # fmt: skip
 
 

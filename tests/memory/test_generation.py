@@ -94,6 +94,7 @@ def test_windows_and_recurrent_states_are_measured_and_predicted(tmp_path, famil
     assert_predicted(recipe, model)
 
 
+@pytest.mark.slow
 def test_layers_with_and_without_a_window_are_predicted_from_a_few_of_each(tmp_path):
     """Full layers keep 52 tokens and the others 6; at most seven of the nine layers are traced."""
     folder = write_model(tmp_path, "gemma2", sliding_window=SHORT_WINDOW, num_hidden_layers=9)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,13 @@ def test_a_run_that_a_signal_killed_reports_it_and_not_its_last_line_of_progress
     monkeypatch.setattr(sys, "executable", str(python))
     ending = run_job(Job(Path("recipe.yaml"), (), tmp_path / "run", tmp_path / "log.txt"))
     assert (ending.status, ending.error) == ("failed", f"{message}{tmp_path / 'log.txt'}")
+
+
+def test_a_log_that_is_a_link_is_replaced_and_the_file_that_it_names_is_kept(job, tmp_path):
+    (tmp_path / "precious").write_text("mine")
+    job.log.symlink_to(tmp_path / "precious")
+    run_job(replace(job, python="true"))
+    assert (tmp_path / "precious").read_text() == "mine" and not job.log.is_symlink()
 
 
 @pytest.mark.parametrize(("status", "error", "exit_code"), [

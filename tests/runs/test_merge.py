@@ -389,6 +389,18 @@ def test_the_memory_is_said_before_anything_is_loaded_and_a_merge_without_a_comp
     assert "but only 1.0 MiB of memory is free; --rows 0 compares nothing and takes" in shown
 
 
+def test_a_base_that_has_changed_is_refused_whether_the_result_is_compared_or_not(tmp_path):
+    shutil.copytree(shallow_model(), base := tmp_path / "base")
+    run = trained(tmp_path, METHODS["lora"], model={"name": str(base)}, training={"steps": 1})
+    weights = load_file(base / "model.safetensors")
+    weights["model.norm.weight"] += 1
+    save_file(weights, base / "model.safetensors", {"format": "pt"})
+    for rows in (0, 2):
+        with pytest.raises(StorageError, match="was trained on .*base .fingerprint sha256:"):
+            merge(run, tmp_path / "out", MergeOptions(rows=rows))
+        assert not (tmp_path / "out").exists()
+
+
 def test_a_base_that_is_gone_can_be_named(tmp_path, capsys):
     shutil.copytree(shallow_model(), base := tmp_path / "base")
     run = trained(tmp_path, METHODS["lora"], model={"name": str(base)}, training={"steps": 1})

@@ -15,7 +15,7 @@ from peftlab.comparison.report.pictures import draw_all
 from peftlab.comparison.rows import Table, read_table
 from peftlab.comparison.tables import latex_table, markdown_table, paper_columns, run_records, write_records
 from peftlab.errors import StorageError
-from peftlab.files import why, write_atomically
+from peftlab.files import refuse_output_file, why, write_atomically
 
 BENCH = "peft-bench"
 
@@ -45,10 +45,13 @@ def write_report(
     findings, problems = find(table), list[str]()
     results = read_results(imported, problems)
     place = folder / REPORT
-    page = page or place / "report.html"
+    named, page = page is not None, page or place / "report.html"
     try:
         for needed in (place, page.parent):
             needed.mkdir(parents=True, exist_ok=True)
+        if named:
+            refuse_output_file(page)
+            page = page.resolve()  # a link that a user names stays, one in the folder is replaced
         exported = write_results(table, place / BENCH) if export else []
         written = _write(table, findings, place, page, results, problems)
         return replace(written, files=[*written.files, *exported])
