@@ -208,6 +208,18 @@ def test_an_output_that_cannot_be_written_is_one_line_and_exit_code_8(tmp_path, 
     assert "cannot be written" in line and "--output" in line
 
 
+@pytest.mark.parametrize("name", ["report", "report/peft-bench"])
+def test_a_folder_of_the_report_that_is_a_link_is_refused(tmp_path, name):
+    folder, other = Maker(tmp_path / "made", methods=("lora", "bitfit"), rows=30).write(), tmp_path / "other"
+    other.mkdir()
+    (other / "rows.csv").write_text("precious")
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).symlink_to(other)
+    with pytest.raises(StorageError, match=f"{name} is a link"):
+        write_report(folder, export=True)
+    assert [path.read_text() for path in other.iterdir()] == ["precious"]
+
+
 def test_a_page_that_is_named_by_a_link_is_written_there_and_a_pipe_is_none(tmp_path, one_picture):
     folder = Maker(tmp_path / "made", methods=("lora", "bitfit"), rows=30).write()
     (tmp_path / "link.html").symlink_to(tmp_path / "page.html")

@@ -45,6 +45,9 @@ def write_report(
     findings, problems = find(table), list[str]()
     results = read_results(imported, problems)
     place = folder / REPORT
+    for own in (place, place / BENCH):
+        if own.is_symlink():
+            raise StorageError(f"{own} is a link; a report is written in the comparison's own folder only; remove it")
     named, page = page is not None, page or place / "report.html"
     try:
         for needed in (place, page.parent):
