@@ -251,7 +251,7 @@ def make_settings(file: Comparison | None, given: dict[str, Any]) -> Settings:
         if settings.get("budgets") and not given["frontier"]:
             raise UsageError("a comparison has `budgets` or a `frontier`, not both")
         settings["budgets"] = parse_frontier(frontier)
-    settings["budgets"] = tuple(str(parse_budget(text)) for text in settings.get("budgets", ()))
+    settings["budgets"] = tuple(dict.fromkeys(str(parse_budget(text)) for text in settings.get("budgets", ())))
     return Settings(**settings)
 
 

@@ -13,6 +13,7 @@ from peftlab.checkpoint.lock import RunLock
 from peftlab.comparison.variants import DAY, SOLUTIONS
 from peftlab.errors import StorageError
 from peftlab.files import parse_json, read_text, write_atomically
+from peftlab.metrics import METRICS
 from peftlab.reports import ComparisonReport
 from peftlab.runs.directory import MARKER
 from peftlab.runs.jobs import GRACE_SECONDS
@@ -82,10 +83,16 @@ def read_comparison(folder: Path) -> ComparisonReport:
     text = read_text(path)
     parse_json(path, text)
     try:
-        return ComparisonReport.model_validate_json(text, extra="ignore")
+        report = ComparisonReport.model_validate_json(text, extra="ignore")
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
         raise StorageError(
             f"{path}: {place + ': ' if place else ''}{first['msg']}; the file is damaged: start the comparison again"
         ) from None
+    if report.metric in METRICS and METRICS[report.metric].higher_is_better != report.higher_is_better:
+        raise StorageError(
+            f"{path}: higher_is_better: is {str(report.higher_is_better).lower()}, which is wrong for {report.metric}; "
+            "the file is damaged: start the comparison again"
+        )
+    return report

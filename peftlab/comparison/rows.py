@@ -126,7 +126,8 @@ def read_table(folder: Path, verify: bool = True) -> Table:
     known: dict[str, Trial] = {}
 
     def read(reports: list[TrialReport]) -> list[Trial]:
-        return [_read_once(folder / RUNS, one, known, problems, verify) for one in reports]
+        once = {one.run: one for one in reports}  # one run twice would be a seed that agrees with itself
+        return [_read_once(folder / RUNS, one, known, problems, verify) for one in once.values()]
 
     labels = zip(_labels(report), report.variants, strict=True)
     rows = [Row(label, variant, read(variant.trials), read(variant.sweep), report.metric) for label, variant in labels]
@@ -145,7 +146,7 @@ def _labels(report: ComparisonReport) -> list[str]:
 def _read_once(folder: Path, report: TrialReport, known: dict[str, Trial], problems: list[str], verify: bool) -> Trial:
     """Return a trial; a run directory that several trials share is read once, and none outside `folder`."""
     path = folder / report.run
-    if not path.resolve().is_relative_to(folder.resolve()):
+    if "\0" in report.run or not path.resolve().is_relative_to(folder.resolve()):
         problems.append(f"run {report.run!r} is outside {folder} and is not read")
         return Trial(report)
     if report.run not in known:

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
+from pydantic_core import PydanticCustomError
 
 from peftlab.errors import Problem, RecipeError, nearest
 from peftlab.recipe.load import load_recipe, recipe_name
@@ -20,6 +21,16 @@ from peftlab.recipe.yaml_source import KeyPath, Source, dotted, fatal, parse_yam
 from peftlab.reports import BudgetReport
 
 Rates = Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)]
+
+
+def _check_seeds(seeds: int | tuple[int, ...]) -> int | tuple[int, ...]:
+    """Refuse a seed that comes twice: its run would agree with itself, and count as two."""
+    if isinstance(seeds, tuple) and (not seeds or len(set(seeds)) < len(seeds)):
+        raise PydanticCustomError("seeds", "there must be at least one seed, and each once")
+    return seeds
+
+
+Seeds = Annotated[PositiveInt | tuple[Annotated[int, Field(ge=0, lt=2**32)], ...], AfterValidator(_check_seeds)]
 Overrides = dict[str, Any]
 LEARNING_RATE = "training.learning_rate"
 DEFAULT_SEEDS = 3
@@ -51,7 +62,7 @@ class Comparison(Section):
     """Budgets such as `trainable=0.5%`, `memory=8GiB`: each variant is solved for each, and run."""
     frontier: str | None = None
     """Sizes between two budgets, in place of `budgets`: `trainable=10k..10M`, drawn as curves."""
-    seeds: PositiveInt | tuple[Annotated[int, Field(ge=0, lt=2**32)], ...] = DEFAULT_SEEDS
+    seeds: Seeds = DEFAULT_SEEDS
     """How many seeds (0, 1, 2, ...), or which."""
     rates: Rates | None = None
     """Learning rates to try with every variant, in place of `rate_factors`."""

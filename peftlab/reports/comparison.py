@@ -19,7 +19,7 @@ class BudgetReport(Report):
     """
 
     kind: Literal["trainable", "memory", "stored", "seconds", "operations"]
-    asked: float
+    asked: float = Field(gt=0)
     reached: float
     solved: dict[str, Any]
     step: float | None = None

@@ -19,6 +19,7 @@ from peftlab.comparison.groups import winner_first
 from peftlab.comparison.rows import read_table
 from peftlab.comparison.statistics import compare_pairs, estimate
 from peftlab.comparison.verdict import answer
+from peftlab.errors import StorageError
 from peftlab.evaluation.resampling import draw_metric
 from peftlab.metrics import RowScores
 from peftlab.quantities import format_metric
@@ -149,6 +150,42 @@ def test_equal_runs_differ_by_nothing_and_no_seed_would_change_that():
     table = replace(whole, rows=[replace(row, trials=whole.rows[0].valued[:1] * 3) for row in whole.rows])
     told = [str(claim) for claim in conclude(table, find(table))[1]]
     assert not any("may still differ" in sentence or "uncertainty" in sentence for sentence in told)
+
+
+def test_a_run_that_is_listed_twice_is_one_seed(tmp_path):
+    folder = Maker(tmp_path, methods=("lora",), seeds=(0, 1), rows=12, without=("general", "scores", "sweep")).write()
+    report = json.loads((folder / "comparison.json").read_text())
+    (variant,) = report["variants"]
+    variant["trials"] = [*variant["trials"], *variant["trials"]]
+    (folder / "comparison.json").write_text(json.dumps(report))
+    table = read_table(folder)
+    assert table.rows[0].status == "2 of 2" and find(table).quality["loss"]["lora"].seeds == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda report: report.update(higher_is_better=True), "higher_is_better: is true, which is wrong for loss"),
+        (lambda report: report["variants"][0]["solution"].update(asked=0), "variants.0.solution.asked: "),
+    ],
+)
+def test_a_damaged_report_that_would_turn_the_answer_round_is_one_line(change, message, tmp_path):
+    parts = ("general", "scores", "sweep")
+    folder = Maker(tmp_path, methods=("lora",), seeds=(0,), rows=12, budgets=("memory=1GiB",), without=parts).write()
+    report = json.loads((folder / "comparison.json").read_text())
+    change(report)
+    (folder / "comparison.json").write_text(json.dumps(report))
+    with pytest.raises(StorageError, match=message):
+        read_table(folder)
+
+
+def test_a_run_whose_name_no_file_can_have_is_not_read(tmp_path):
+    folder = Maker(tmp_path, methods=("lora",), seeds=(0, 1), rows=12, without=("general", "scores", "sweep")).write()
+    report = json.loads((folder / "comparison.json").read_text())
+    report["variants"][0]["trials"][0]["run"] = "a\0b"
+    (folder / "comparison.json").write_text(json.dumps(report))
+    table = read_table(folder)
+    assert len(table.rows[0].valued) == 1 and "is outside" in table.problems[0]
 
 
 def test_small_figures_keep_their_digits():

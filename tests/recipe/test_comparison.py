@@ -47,6 +47,8 @@ def test_a_comparison_is_distinguished_from_a_recipe(tmp_path):
     ("old", "new", "line"),
     [
         ("seeds: 2", "sedes: 2", "9: sedes: unknown key; did you mean 'seeds'?"),
+        ("seeds: 2", "seeds: [1, 1]", "9: seeds: there must be at least one seed, and each once"),
+        ("seeds: 2", "seeds: []", "9: seeds: there must be at least one seed"),
         ("seeds: 2", "seeds: 0", "9: seeds: input should be greater than or equal to 1, got 0"),
         ("rates: [1e-4, 3e-4]", "rates: [1e-4, -1]", "10: rates[1]: input should be greater than 0, got -1"),
         ("rank: 2", "rnak: 2", "5: variants.small.overrides.method.rnak: unknown key; did you mean 'rank'?"),
