@@ -128,8 +128,10 @@ def test_a_signal_to_the_process_ends_all_its_jobs_which_save_first(stand_in, tm
 
 
 @pytest.mark.parametrize(("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
-def test_a_signal_while_a_job_is_forked_is_not_lost(stand_in, tmp_path, monkeypatch, number, error):
+def test_a_signal_while_a_job_is_forked_is_not_lost(stand_in, tmp_path, monkeypatch, request, number, error):
     """Python ignores what is raised in its hooks around a fork, such as those of logging."""
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)  # pytest-xdist's workers ignore it
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, former))
 
     def start_and_lose(*arguments):
         running = start(*arguments)
