@@ -69,7 +69,8 @@ class DataSource(Section):
     """Template for this source (default: `data.template`)."""
 
 
-Sources = Annotated[str, Field(min_length=1)] | Annotated[tuple[str | DataSource, ...], Field(min_length=1)]
+Named = Annotated[str, Field(min_length=1)]
+Sources = Named | Annotated[tuple[Named | DataSource, ...], Field(min_length=1)]
 """One source, or a list of sources and of sections about them."""
 
 

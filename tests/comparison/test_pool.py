@@ -109,6 +109,7 @@ def test_jobs_are_ended_when_nobody_waits_for_them_any_more(stand_in, tmp_path):
 
 def run_two(python: str, folder: Path) -> None:
     """Be a process that runs two jobs at once, which only a signal ends."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored
     sys.executable = python
     jobs = [Job(Path("sleeps.yaml"), (), folder / "runs" / name, folder / "logs" / f"{name}.txt") for name in "ab"]
     list(run_locally(jobs, 2))

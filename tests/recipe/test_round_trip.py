@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from peftlab.errors import RecipeError
@@ -152,6 +152,7 @@ PATHS += [(section,) for section in Recipe.model_fields]
 
 
 @PATIENT
+@example([(("data", "evaluation"), ("",))])
 @given(st.lists(st.tuples(st.sampled_from(PATHS), JUNK), min_size=1, max_size=4))
 def test_wrong_values_anywhere_are_a_recipe_error(changes):
     from peftlab.recipe.load import Draft, check_values
