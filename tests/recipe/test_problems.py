@@ -115,9 +115,9 @@ def test_a_missing_section_and_a_missing_field_are_reported():
 def test_a_union_complains_once_and_says_all_that_it_takes():
     line = only_problem(changed("builtin:docstrings[test]", "-3"))
     assert line == (
-        "r.yaml:8: data.evaluation: must be text that is not empty or a list, each text or a mapping with the keys "
-        "source, weight, columns, template or a whole number of at least 1 or a number greater than 0 and below 1 or "
-        "null, got -3"
+        "r.yaml:8: data.evaluation: must be text that is not empty or a list, each text that is not empty or a mapping "
+        "with the keys source, weight, columns, template or a whole number of at least 1 or a number greater than 0 "
+        "and below 1 or null, got -3"
     )
 
 
