@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.runs.kills import CASES, Case, kill_runs
+from tests.runs.kills import CASES, kill_runs
 
 
 def check(figures, kills):
@@ -13,8 +13,14 @@ def check(figures, kills):
     assert figures.compared > 60 * figures.finished
 
 
-def test_killed_runs_resume_to_the_bytes_of_a_straight_one(tmp_path):
-    check(kill_runs(tmp_path, kills=6, cases=[Case("lora"), Case("adapters", "sequence-classification")]), 6)
+@pytest.mark.parametrize("task", ["causal-lm", "sequence-classification"])
+def test_thirty_runs_killed_at_random_instants_resume_to_the_bytes_of_a_straight_one(tmp_path, task):
+    check(
+        kill_runs(
+            tmp_path, kills=30, seed=2, cases=[case for case in CASES if (case.task, case.processes) == (task, 1)]
+        ),
+        30,
+    )
 
 
 @pytest.mark.slow
