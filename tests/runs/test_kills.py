@@ -15,12 +15,8 @@ def check(figures, kills):
 
 @pytest.mark.parametrize("task", ["causal-lm", "sequence-classification"])
 def test_thirty_runs_killed_at_random_instants_resume_to_the_bytes_of_a_straight_one(tmp_path, task):
-    check(
-        kill_runs(
-            tmp_path, kills=30, seed=2, cases=[case for case in CASES if (case.task, case.processes) == (task, 1)]
-        ),
-        30,
-    )
+    cases = [case for case in CASES if (case.task, case.processes) == (task, 1)]
+    check(kill_runs(tmp_path, kills=30, seed=2, cases=cases), 30)
 
 
 @pytest.mark.slow
