@@ -7,6 +7,7 @@ theirs.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,8 @@ BLOCK = 64
 SCALES_BLOCK = 256
 # What a weight without memory has that was packed when it was read: its new layer.
 PACKED = "_peftlab_packed"
+# What it has once that layer is in a place.
+TAKEN = "_peftlab_taken"
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ class Quantizer:
 
     def quantized(self, layer: Dense) -> nn.Module:
         """Return the layer that replaces a plain one. All processes of a mesh must call this together."""
-        new = getattr(layer.weight, PACKED, None) or self._of_whole(layer)
+        new = _take_packed(layer.weight) or self._of_whole(layer)
         if not isinstance(new.weight, DTensor) and self.mesh is not None:
             self._join(new, layer.weight.shape)
         if layer.bias is not None:
@@ -98,6 +101,23 @@ class Quantizer:
         divided = rows_as_divided(rows.data, torch.Size((self.mesh.size() * len(rows), *rows.shape[1:])), self.mesh)
         new: Any = replace_(rows, divided, [(layer, "weight")])
         new.quant_state = layer.quant_state = _with_scales(state, torch.cat(parts), shape, self.double)
+
+
+def _take_packed(weight: torch.Tensor) -> Any:
+    """Return the layer that was made of a weight when it was read, None if none was.
+
+    Each place of a tied weight gets a layer of its own.
+    """
+    packed = getattr(weight, PACKED, None)
+    if packed is None:
+        return None
+    if not hasattr(weight, TAKEN):
+        vars(weight)[TAKEN] = True
+        return packed
+    copied = copy.deepcopy(packed)
+    for own, former in zip(copied.parameters(), packed.parameters(), strict=True):
+        vars(own).update({name: value for name, value in vars(former).items() if name not in vars(own)})
+    return copied
 
 
 def _with_scales(state: Any, scales: torch.Tensor, shape: torch.Size, double: bool) -> Any:

@@ -11,7 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from peftlab.errors import MethodError
 from peftlab.models.load import load_model
-from peftlab.models.quantize import quantize_
+from peftlab.models.quantize import make_quantizer, quantize_
 from peftlab.parameters.trainable import is_quantized, named_parameters
 from peftlab.recipe.schema import Model
 from tests.gauntlet.small import small_config
@@ -154,3 +154,18 @@ def test_quantised_model_lives_on_the_gpu(decoder, base_format):
     loaded = load_model(Model(name=str(decoder)), base_format=base_format, device="cuda")
     assert {parameter.device.type for parameter in loaded.model.parameters()} == {"cuda"}
     loaded.model(input_ids=IDS.cuda(), labels=IDS.cuda()).loss.backward()
+
+
+@pytest.mark.parametrize("base_format", FORMATS)
+def test_places_of_a_tied_weight_that_is_packed_when_it_is_read_have_a_layer_each(base_format):
+    """As Zamba's shared layers: a merge otherwise finds one of two places."""
+    torch.manual_seed(0)
+    first, second = nn.Linear(64, 4), nn.Linear(64, 4)
+    quantizer = make_quantizer(base_format, True, torch.float32, "cpu")
+    quantizer.pack_read(first)
+    second.weight = first.weight
+    one, other = quantizer.quantized(first), quantizer.quantized(second)
+    assert len({id(parameter) for layer in (one, other) for parameter in layer.parameters()}) == 4
+    inputs = torch.randn(2, 64)
+    torch.testing.assert_close(one(inputs) - first.bias, other(inputs) - second.bias)
+    assert one.bias.equal(first.bias) and other.bias.equal(second.bias)
