@@ -16,11 +16,11 @@ from peftlab.family_traits import READS_FIRST_GLOBALLY
 from peftlab.memory.fakes import FakeModel, UnpredictableError, nowhere
 from peftlab.memory.generation import Answers
 from peftlab.memory.loading import LoadBytes, find_load_bytes
-from peftlab.memory.private import BLOCK
 from peftlab.memory.strategies import OwnPart, Weight
 from peftlab.memory.trace import Workload
 from peftlab.metrics import names_that_need
 from peftlab.models.build import build_meta
+from peftlab.models.quantizer import BLOCK
 from peftlab.models.recompute import are_separate, recompute_activations
 from peftlab.optimization.dropout import disable_dropout
 from peftlab.parameters.layers import all_layers, reached_layers

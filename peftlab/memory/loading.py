@@ -14,11 +14,12 @@ from transformers import PreTrainedModel
 from transformers.core_model_loading import dot_natural_key
 from transformers.pytorch_utils import Conv1D
 
-from peftlab.memory.private import BLOCK, CODES, SCALE_BLOCK, SCALE_CODES
+from peftlab.memory.private import CODES, SCALE_CODES
 from peftlab.memory.strategies import Weight
 from peftlab.methods import Method
 from peftlab.models.config import read_config
 from peftlab.models.quantize import dense_names
+from peftlab.models.quantizer import BLOCK, SCALE_BLOCK
 from peftlab.models.reference import resolve
 from peftlab.recipe.schema import Model
 from peftlab.shapes import ModelShape

@@ -26,6 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_iter
 
 from peftlab.errors import ModelError, PeftlabError, one_line
+from peftlab.models.quantizer import BLOCK, SCALE_BLOCK
 
 __all__ = ["FakeTensor", "FakeTensorMode", "TorchDispatchMode"]
 
@@ -53,8 +54,7 @@ def untried_versions() -> list[str]:
 
 # torch: operations and storages as a dispatch mode sees them.
 
-# bitsandbytes' block sizes: values that share a scale, and scales that share one when those are quantised too.
-BLOCK, SCALE_BLOCK = 64, 256
+# bitsandbytes' codes: the numbers that 4-bit values stand for, and those of scales that are quantised too.
 CODES, SCALE_CODES = 16, 256
 READS_VALUE = torch.ops.aten._local_scalar_dense.default
 COUNTS_KINDS, TAKES = torch.ops.aten.unique_consecutive.default, torch.ops.aten.index.Tensor

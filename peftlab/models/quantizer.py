@@ -25,7 +25,7 @@ Dense = nn.Linear | Conv1D  # bitsandbytes' layers are nn.Linear too
 OUTLIER_THRESHOLD = 6.0
 # Weights that share one scale in the 4-bit formats, and scales that share one where they are quantised too.
 BLOCK = 64
-SCALES_BLOCK = 256
+SCALE_BLOCK = 256
 # What a weight without memory has that was packed when it was read: its new layer.
 PACKED = "_peftlab_packed"
 # What it has once that layer is in a place.
@@ -127,7 +127,7 @@ def _with_scales(state: Any, scales: torch.Tensor, shape: torch.Size, double: bo
     more: dict[str, Any] = {}
     if double:
         more["offset"] = scales.mean()
-        scales, more["state2"] = quantize_blockwise(scales - more["offset"], blocksize=SCALES_BLOCK)
+        scales, more["state2"] = quantize_blockwise(scales - more["offset"], blocksize=SCALE_BLOCK)
     return QuantState(
         absmax=scales,
         shape=shape,

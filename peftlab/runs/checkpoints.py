@@ -128,7 +128,8 @@ class CheckpointSaver:
         """Return why a process will not write its part; None while it may."""
         if self._given_up.is_set():
             return StorageError(f"{self.record.directory.checkpoints}: process {process} did not write its part")
-        return self.record.launch.lost_error() if process in self.record.launch.lost() else None
+        error = self.record.launch.lost_error()
+        return error if error is not None and process in error.lost else None
 
     def _write(
         self, what: tuple[int, set[int]], encoded: EncodedState, processes: list[Any], part: EncodedState | None
