@@ -19,7 +19,9 @@ from peftlab.data.token_rows import POSITIONS, TARGETS
 from peftlab.losses.after_head import AfterHead
 from peftlab.losses.base import Batch, Loss, RowLosses
 from peftlab.losses.cross_entropy import PositionCrossEntropy
+from peftlab.losses.liger import liger_total, why_no_liger
 from peftlab.losses.selection import take_positions
+from peftlab.nn.formulas import Formula
 
 CHUNKS = {"cpu": (128, 24 * 2**20), "cuda": (512, 256 * 2**20)}
 """The least positions and, above them, the bytes of float32 logits of one chunk, by the type of device.
@@ -29,10 +31,15 @@ that it needs more for each: by the ratio of its speeds, not measured."""
 
 
 class ChunkedCrossEntropy(Loss):
-    """The same loss as `plain`, whose `head` gets the positions in chunks; `after` follows the head."""
+    """The same loss as `plain`, whose `head` gets the positions in chunks; `after` follows the head.
 
-    def __init__(self, plain: PositionCrossEntropy, head: nn.Linear, after: AfterHead, device: str = "cpu"):
-        self.plain, self.head, self.after = plain, head, after
+    With `liger`, steps are computed by Liger's kernel where that can be.
+    """
+
+    def __init__(
+        self, plain: PositionCrossEntropy, head: nn.Linear, after: AfterHead, device: str = "cpu", liger: bool = False
+    ):
+        self.plain, self.head, self.after, self.liger = plain, head, after, liger
         self.chunk = chunk_rows(head.out_features, device)
 
     def scores(self, model: nn.Module, batch: Batch) -> torch.Tensor:
@@ -43,6 +50,8 @@ class ChunkedCrossEntropy(Loss):
 
     def total(self, model: nn.Module, batch: Batch) -> torch.Tensor:
         def compute(hidden: torch.Tensor) -> torch.Tensor:
+            if self.liger and len(hidden) and why_no_liger(self.head, self.after) is None:
+                return liger_total(hidden, self.head, batch[TARGETS])
             parts = hidden, self.head.weight, self.head.bias, batch[TARGETS]
             return HeadCrossEntropy.apply(*parts, self.after, self.chunk)
 
@@ -153,9 +162,9 @@ def _loss_and_slope(
     if after.changes_values:
         with torch.enable_grad():
             changed = after(logits.requires_grad_()).float()
-        loss, slope = _cross_entropy_and_slope(changed.detach().clone(), targets)  # autograd may need its values
+        loss, slope = CROSS_ENTROPY(changed.detach().clone(), targets)  # autograd may need its values
         return loss, torch.autograd.grad(changed, logits, slope)[0]
-    loss, slope = _cross_entropy_and_slope(logits.float(), targets)
+    loss, slope = CROSS_ENTROPY(logits.float(), targets)
     return loss, slope.to(hidden.dtype)
 
 
@@ -166,6 +175,16 @@ def _cross_entropy_and_slope(logits: torch.Tensor, targets: torch.Tensor) -> tup
     loss = -likelihoods.gather(1, places).sum()
     slope = likelihoods.exp_()
     return loss, slope.scatter_add_(1, places, slope.new_full((), -1.0).expand(places.shape))
+
+
+def _functional(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the same as new tensors, in a form that compiles into a pass for each."""
+    likelihoods, places = torch.log_softmax(logits, -1), targets.unsqueeze(1)
+    hit = torch.arange(logits.shape[1], device=logits.device) == places
+    return -likelihoods.gather(1, places).sum(), likelihoods.exp() - hit.to(logits.dtype)
+
+
+CROSS_ENTROPY = Formula(_cross_entropy_and_slope, _functional)
 
 
 def chunk_rows(outputs: int, device: str = "cpu") -> int:

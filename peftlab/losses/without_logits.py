@@ -11,11 +11,13 @@ from peftlab.losses.cross_entropy import CrossEntropy, PositionCrossEntropy
 from peftlab.parameters.divided import is_divided
 
 
-def without_logits(loss: Loss, model: nn.Module, device: str = "cpu", *, divided: bool = False) -> ChunkedCrossEntropy:
+def without_logits(
+    loss: Loss, model: nn.Module, device: str = "cpu", *, divided: bool = False, liger: bool = False
+) -> ChunkedCrossEntropy:
     """Return the loss that equals `loss` and never has all logits, in chunks for a type of device.
 
-    A head that is `divided` now may be whole when the loss is computed. Raises UnknownHeadError with the reason if
-    there is none.
+    A head that is `divided` now may be whole when the loss is computed. `liger` lets Liger's kernel compute it
+    where it can. Raises UnknownHeadError with the reason if there is none.
     """
     if not isinstance(loss, PositionCrossEntropy) or any(
         getattr(type(loss), name) is not getattr(CrossEntropy, name) for name in ("total", "rows_of")
@@ -24,7 +26,7 @@ def without_logits(loss: Loss, model: nn.Module, device: str = "cpu", *, divided
     if loss.head is None:
         raise UnknownHeadError("the task has a small head or none, whose logits cost little")
     head = plain_head(loss.head, divided=divided)
-    return ChunkedCrossEntropy(loss, head, watch_after_head(model, head), device)
+    return ChunkedCrossEntropy(loss, head, watch_after_head(model, head), device, liger)
 
 
 def plain_head(head: nn.Module, *, divided: bool = False) -> nn.Linear:

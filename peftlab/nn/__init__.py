@@ -1,1 +1,1 @@
-"""Modules that peftlab adds to models, and starting values for them."""
+"""Modules that peftlab adds to models, starting values for them, and formulas that may be compiled."""

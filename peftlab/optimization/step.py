@@ -12,6 +12,7 @@ from torch import nn
 
 from peftlab.data.batches import PackedBatch
 from peftlab.losses.base import Loss
+from peftlab.nn.formulas import compiled_formulas
 from peftlab.optimization.in_backward import InBackward
 from peftlab.speed.attention import attention_of_rows
 from peftlab.world.base import World
@@ -80,7 +81,7 @@ def optimizer_step(
 
 def _backward(parts: Stepper, batch: Batch, targets: int, mark: Callable[[str], object]) -> torch.Tensor:
     groups = batch.groups if isinstance(batch, PackedBatch) else None
-    with attention_of_rows(parts.model, groups):
+    with attention_of_rows(parts.model, groups), compiled_formulas(parts.model):
         with parts.world.autocast(parts.precision):
             total = parts.loss.total(parts.model, batch)
         share = total / targets

@@ -123,7 +123,11 @@ class SpeedReport(Report):
         """Return one line: what is used, and why the others are not."""
         names = (f"{one.name} ({one.part})" if one.part else one.name for one in self.switches if one.used)
         used = ", ".join(names) or "none"
-        others = "".join(f"; no {one.name}: {one.reason}" for one in self.switches if not one.used)
+        reasons: dict[str, list[str]] = {}
+        for one in self.switches:
+            if not one.used:
+                reasons.setdefault(one.reason, []).append(one.name)
+        others = "".join(f"; no {', '.join(names)}: {reason}" for reason, names in reasons.items())
         return f"speed-ups: {used}{others}"
 
     def uses(self, name: str) -> bool:

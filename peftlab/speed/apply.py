@@ -12,22 +12,28 @@ from peftlab.recipe.speed import Speed
 from peftlab.reports import SpeedReport, SwitchReport
 from peftlab.speed.activation import Activations
 from peftlab.speed.base import Decline, SpeedUp
+from peftlab.speed.compiling import Compiling
 from peftlab.speed.feed_forward import FeedForwards
+from peftlab.speed.liger import LigerLoss
 from peftlab.speed.lora_linear import LoraLinears
 from peftlab.speed.loss import LossWithoutLogits
 from peftlab.speed.norm import RMSNorms
 from peftlab.speed.packing import Packing
 from peftlab.speed.rotary import Rotations
 from peftlab.speed.token_cache import TokenCache
+from peftlab.speed.varlen import Varlen
 
 SPEED_UPS: tuple[SpeedUp, ...] = (
     LossWithoutLogits(),
+    LigerLoss(),
     Packing(),
+    Varlen(),
     LoraLinears(),
     FeedForwards(),
     Activations(),
     RMSNorms(),
     Rotations(),
+    Compiling(),
     TokenCache(),
 )
 """In the order in which they are applied, one for each field of `training.speed`."""

@@ -8,13 +8,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import nn
 from torch.nn import functional
 
 from peftlab.data.batches import RowGroup
+from peftlab.parameters.trainable import find_base
+from peftlab.speed.row_kernel import attend_rows, suits
 
 # The name in transformers' registry of attention functions. None is registered for its masks: all masks are None.
 NAME = "peftlab_rows"
@@ -23,8 +25,9 @@ READS_POSITIONS = "flash_attention"
 # Arguments of attention that only some families pass, with which keys are chosen in ways that are not known here.
 UNKNOWN = frozenset({"position_bias", "indices", "block_indices", "sinks", "cache"})
 
-_groups: dict[int, tuple[RowGroup, ...]] = {}
-_windows: list[Window] | None = None
+_lines: dict[int, Line] = {}
+_calls: list[Call] | None = None
+_one_call: WeakSet[nn.Module] = WeakSet()
 _configs: WeakKeyDictionary[nn.Module, list[Any]] = WeakKeyDictionary()
 
 
@@ -32,11 +35,22 @@ class RowsError(NotImplementedError):
     """Attention that cannot be computed for rows laid end to end."""
 
 
-class Window(NamedTuple):
-    """What an attention layer was given: its number, where it has one, and whether it has a window."""
+class Line(NamedTuple):
+    """Rows that are laid end to end, and whether one call may compute them all."""
+
+    groups: tuple[RowGroup, ...] = ()
+    one_call: bool = False
+
+
+class Call(NamedTuple):
+    """What an attention layer was given: its number, where it has one, and whether it has a window.
+
+    `by_length` is what keeps rows of several lengths from being one call of torch's kernel, if anything does.
+    """
 
     layer: int | None
     has_window: bool
+    by_length: str
 
 
 class Pattern(NamedTuple):
@@ -59,28 +73,33 @@ def attention_of_rows(model: nn.Module, groups: Sequence[RowGroup] | None) -> It
     if groups is None:
         yield
         return
-    configs = _switchable(model)
+    configs, line = _switchable(model), Line(tuple(groups), find_base(model)[1] in _one_call)
     before = [config._attn_implementation for config in configs]
     try:
         for config in configs:
             _set_implementation(config, NAME)
-            _groups[id(config)] = tuple(groups)
+            _lines[id(config)] = line
         yield
     finally:
         for config, name in zip(configs, before, strict=True):
             _set_implementation(config, name)
-            _groups.pop(id(config), None)
+            _lines.pop(id(config), None)
 
 
 @contextmanager
-def watch_windows() -> Iterator[list[Window]]:
+def watch_calls() -> Iterator[list[Call]]:
     """While the context is open, add each call of the attention to the list."""
-    global _windows
-    _windows = []
+    global _calls
+    _calls = []
     try:
-        yield _windows
+        yield _calls
     finally:
-        _windows = None
+        _calls = None
+
+
+def use_one_call(model: nn.Module, wanted: bool) -> None:
+    """Compute rows of several lengths of `model`, wrapped or not, in one call where that can be; or do not."""
+    (_one_call.add if wanted else _one_call.discard)(find_base(model)[1])
 
 
 def rows_attention(
@@ -104,14 +123,28 @@ def rows_attention(
     """
     if attention_mask is not None or any(others.get(name) is not None for name in UNKNOWN):
         raise RowsError("its attention takes a mask of its own")
-    groups = _groups.get(id(getattr(module, "config", None)), ())
+    groups, one_call = _lines.get(id(getattr(module, "config", None)), Line())
     if query.shape[0] != 1 or query.shape[2] != sum(length * rows for length, rows in groups):
         raise RowsError("its attention does not get the tokens of all rows")
-    if _windows is not None:
-        _windows.append(Window(getattr(module, "layer_idx", None), sliding_window is not None))
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     pattern = Pattern(bool(causal), sliding_window, scaling, softcap, s_aux, dropout)
+    by_length = _why_by_length(pattern, query, key, value)
+    if _calls is not None:
+        _calls.append(Call(getattr(module, "layer_idx", None), sliding_window is not None, by_length))
+    if one_call and len(groups) > 1 and not by_length:
+        lengths = [length for length, rows in groups for _ in range(rows)]
+        return attend_rows(query, key, value, lengths, pattern.causal, pattern.window, pattern.scaling), None
     return _join(_attend(pattern, *part) for part in _split(query, key, value, groups)), None
+
+
+def _why_by_length(pattern: Pattern, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> str:
+    if pattern.softcap is not None:
+        return "soft-capped scores"
+    if pattern.sinks is not None:
+        return "sinks"
+    if pattern.dropout:
+        return "dropout"
+    return "" if suits(query, key, value) else "heads that torch's kernel does not take"
 
 
 Heads = tuple[torch.Tensor, torch.Tensor, torch.Tensor]

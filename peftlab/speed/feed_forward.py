@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from peftlab.nn.formulas import Formula
 from peftlab.speed.dense import Dense, DenseLayer, Needs, Weights, fits, has_hooks, owned, read_dense, shaped
 from peftlab.speed.layers import LayerSpeedUp
 
@@ -24,20 +25,33 @@ TENSORS = len(Weights._fields)
 
 
 class Activation(NamedTuple):
-    """An activation, and its input's gradient from (its output's gradient, its input)."""
+    """An activation f, its product f(gate)·up, and the gradient to gate from (f(gate)'s over up, gate, up)."""
 
     forward: Callable[[Tensor], Tensor]
-    backward: Callable[[Tensor, Tensor], Tensor]
+    product: Formula
+    by_gate: Formula
+
+
+def _activation(forward: Callable[[Tensor], Tensor], backward: Callable[[Tensor, Tensor], Tensor]) -> Activation:
+    """Return it from a function, and that function's gradient from (its output's gradient, its input)."""
+    return Activation(
+        forward,
+        Formula(lambda gate, up: forward(gate).mul_(up)),
+        Formula(
+            lambda outer, gate, up: backward(outer.mul_(up), gate),
+            lambda outer, gate, up: backward(outer * up, gate),
+        ),
+    )
 
 
 def _gelu(approximate: str) -> Activation:
-    return Activation(
+    return _activation(
         functools.partial(torch.nn.functional.gelu, approximate=approximate),
         functools.partial(torch.ops.aten.gelu_backward, approximate=approximate),
     )
 
 
-SILU = Activation(torch.nn.functional.silu, torch.ops.aten.silu_backward)
+SILU = _activation(torch.nn.functional.silu, torch.ops.aten.silu_backward)
 CANDIDATES = (SILU, _gelu("none"), _gelu("tanh"))
 
 
@@ -71,7 +85,7 @@ class GatedFeedForward(torch.autograd.Function):
         parts = _by_part(tensors)
         rows = x.reshape(-1, x.shape[-1])
         gate, up = (layer.multiply(rows, weights) for layer, weights in zip(layers[:2], parts[:2], strict=True))
-        inner = activation.forward(gate.output).mul_(up.output)
+        inner = activation.product(gate.output, up.output)
         output, low, mask = layers[2].multiply(inner, parts[2])
         ctx.layers, ctx.activation, ctx.size = layers, activation, x.shape
         needs = _needs(ctx)
@@ -96,7 +110,7 @@ class GatedFeedForward(torch.autograd.Function):
             by_up = activated.mul_(down.x)
             of_up = ctx.layers[1].gradients(needs[1], by_up, parts[1], rows, low_up, mask_up)
             del by_up, activated
-            by_gate = ctx.activation.backward(down.x.mul_(up), gate)
+            by_gate = ctx.activation.by_gate(down.x, gate, up)
             of_gate = ctx.layers[0].gradients(needs[0], by_gate, parts[0], rows, low_gate, mask_gate, into=of_up.x)
             found = of_gate, of_up
         by_x = found[0][0]

@@ -45,6 +45,6 @@ def loss_of(task: Task, speed: Speed, model: nn.Module, device: str = "cpu") -> 
     if speed.loss == "off":
         return plain
     try:
-        return without_logits(plain, model, device)
+        return without_logits(plain, model, device, liger=speed.liger != "off")
     except UnknownHeadError:  # `speed_up` has reported it
         return plain

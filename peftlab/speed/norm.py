@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from peftlab.nn.formulas import Formula
 from peftlab.speed.layers import LayerSpeedUp
 
 EPSILONS = ("variance_epsilon", "eps")
@@ -37,30 +38,42 @@ class RMSNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float, shift: float) -> Tensor:
-        inner = _computed(x)
-        scale = torch.linalg.vector_norm(inner, dim=-1, keepdim=True).square_().div_(x.shape[-1])
-        scale = scale.add_(epsilon).rsqrt_()
+        normed, scale = NORM(x, weight, epsilon, shift)
         ctx.save_for_backward(x, weight, scale)
         ctx.shift = shift
-        normed = inner * scale
-        if shift:
-            return normed.mul_(weight.to(normed.dtype) + shift).to(x.dtype)
-        return normed.mul_(weight) if normed.dtype == x.dtype == weight.dtype else normed.to(x.dtype) * weight
+        return normed  # type: ignore[no-any-return]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, scale = ctx.saved_tensors
-        normed, outer = _computed(x) * scale, gradient.to(scale.dtype)
-        by_weight = None
-        if ctx.needs_input_grad[1]:
-            by_weight = (outer * normed).sum_to_size(weight.shape).to(weight.dtype)
-        if not ctx.needs_input_grad[0]:
-            return None, by_weight, None, None
-        by_normed = outer * (weight.to(scale.dtype) + ctx.shift)
-        along = (by_normed * normed).mean(-1, keepdim=True)
-        by_x = by_normed.addcmul_(normed, along, value=-1).mul_(scale)
-        return by_x.to(x.dtype), by_weight, None, None
+        by_x, by_weight = GRADIENTS(*ctx.saved_tensors, gradient, ctx.shift, *ctx.needs_input_grad[:2])
+        return by_x, by_weight, None, None
+
+
+def _norm(x: Tensor, weight: Tensor, epsilon: float, shift: float) -> tuple[Tensor, Tensor]:
+    """Return the norm in the type of `x`, and what each row was multiplied by."""
+    inner = _computed(x)
+    scale = torch.linalg.vector_norm(inner, dim=-1, keepdim=True).square_().div_(x.shape[-1])
+    scale = scale.add_(epsilon).rsqrt_()
+    normed = inner * scale
+    if shift:
+        return normed.mul_(weight.to(normed.dtype) + shift).to(x.dtype), scale
+    return (normed.mul_(weight) if normed.dtype == x.dtype == weight.dtype else normed.to(x.dtype) * weight), scale
+
+
+def _gradients(
+    x: Tensor, weight: Tensor, scale: Tensor, gradient: Tensor, shift: float, of_x: bool, of_weight: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    normed, outer = _computed(x) * scale, gradient.to(scale.dtype)
+    by_weight = (outer * normed).sum_to_size(weight.shape).to(weight.dtype) if of_weight else None
+    if not of_x:
+        return None, by_weight
+    by_normed = outer * (weight.to(scale.dtype) + shift)
+    along = (by_normed * normed).mean(-1, keepdim=True)
+    return by_normed.addcmul_(normed, along, value=-1).mul_(scale).to(x.dtype), by_weight
+
+
+NORM, GRADIENTS = Formula(_norm), Formula(_gradients)
 
 
 def _computed(x: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from peftlab.losses.cross_entropy import score_rows
 from peftlab.parameters.divided import whole_shape
 from peftlab.parameters.trainable import find_base, find_body
 from peftlab.recipe.schema import Recipe
-from peftlab.speed.attention import Window, attention_of_rows, watch_windows
+from peftlab.speed.attention import Call, attention_of_rows, watch_calls
 from peftlab.speed.base import Decline, SpeedUp
 from peftlab.world.dtypes import autocast, resolve_types
 
@@ -142,13 +142,11 @@ def probe(model: nn.Module, layout: EndToEnd, pooled: bool = False) -> str:
 
 
 def _compare(model: nn.Module, layout: EndToEnd, pooled: bool, seed: int) -> str:
-    rows: list[TokenRow] = list(_random_rows(model, layout, seed))
-    if pooled:
-        rows = [ClassRow(row.input_ids, 0) for row in rows]
+    rows = _random_rows(model, layout, seed, pooled)
     device = next(model.parameters()).device
     packed = layout.batch(rows)
     batch = {name: value.to(device) for name, value in packed.items()}
-    with attention_of_rows(model, packed.groups), watch_windows() as windows:
+    with attention_of_rows(model, packed.groups), watch_calls() as calls:
         found = _outputs(model, batch)
     right = torch.cat([_outputs(model, _plain(row.input_ids, device)) for row in rows])
     mixed = _outputs(model, _as_one_row(batch))
@@ -156,27 +154,41 @@ def _compare(model: nn.Module, layout: EndToEnd, pooled: bool, seed: int) -> str
     if not difference <= ROUNDING.get(right.dtype, ROUNDING[torch.bfloat16]):
         return f"packed rows change the model's outputs by {difference:.0e}"
     base: Any = find_base(model)[1]
-    if len(windows) < base.config.get_text_config().num_hidden_layers:
+    if len(calls) < base.config.get_text_config().num_hidden_layers:
         return "not all of its layers take their attention from transformers' registry"
     # Random weights in 16 bits may show rounding alone; the calls that were seen keep rows apart.
     if difference * POWER > leak and right.dtype == torch.float32:
         return "the model's outputs do not show whether rows see each other"
-    return "" if all(_gets_window(model, window) for window in windows) else "its attention does not get its window"
+    return "" if all(_gets_window(model, call) for call in calls) else "its attention does not get its window"
 
 
-def _gets_window(model: nn.Module, window: Window) -> bool:
+def _gets_window(model: nn.Module, call: Call) -> bool:
     """Whether an attention layer got a window if its masks have one."""
     base: Any = find_base(model)[1]
     config = base.config.get_text_config()
     types = getattr(config, "layer_types", None)
-    if window.has_window or getattr(config, "sliding_window", None) is None:
+    if call.has_window or getattr(config, "sliding_window", None) is None:
         return True
-    if not types or window.layer is None:
+    if not types or call.layer is None:
         return getattr(config, "use_sliding_window", True) is False
-    return types[window.layer] != SLIDING
+    return types[call.layer] != SLIDING
 
 
-def _random_rows(model: nn.Module, layout: EndToEnd, seed: int) -> list[TextRow]:
+@torch.no_grad()
+def watch_packed_rows(model: nn.Module, pooled: bool = False) -> list[Call]:
+    """Return what a forward pass on packed rows of random tokens, in training mode, calls attention with."""
+    layout, device, was_training = layout_of(model, _padding_of(model)), next(model.parameters()).device, model.training
+    packed = layout.batch(_random_rows(model, layout, 0, pooled))
+    try:
+        model.train()
+        with torch.random.fork_rng(), attention_of_rows(model, packed.groups), watch_calls() as calls:
+            _outputs(model, {name: value.to(device) for name, value in packed.items()})
+    finally:
+        model.train(was_training)
+    return calls
+
+
+def _random_rows(model: nn.Module, layout: EndToEnd, seed: int, pooled: bool) -> list[TokenRow]:
     """Return rows of random tokens, the shortest first, without the padding token."""
     base: Any = find_base(model)[1]
     config, chance = base.config.get_text_config(), np.random.default_rng(seed)
@@ -185,7 +197,7 @@ def _random_rows(model: nn.Module, layout: EndToEnd, seed: int) -> list[TextRow]
     tokens = whole_shape(base.get_input_embeddings().weight)[0]
     allowed = np.setdiff1d(np.arange(tokens, dtype=np.int32), [config.pad_token_id or 0, layout.unplaced or 0])
     drawn = [chance.choice(allowed, length) for length in sorted([*PROBED, *longer])]
-    return [TextRow(ids, ids) for ids in drawn]
+    return [ClassRow(ids, 0) if pooled else TextRow(ids, ids) for ids in drawn]
 
 
 def _outputs(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from peftlab.nn.formulas import Formula
 from peftlab.speed.layers import LayerSpeedUp
 
 NAME = "apply_rotary_pos_emb"
@@ -38,21 +39,32 @@ class Rotation(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         ctx.save_for_backward(cos, sin)
-        half = x.shape[-1] // 2
-        output = x * cos
-        output[..., :half].addcmul_(x[..., half:], sin[..., :half], value=-1)
-        output[..., half:].addcmul_(x[..., :half], sin[..., half:])
-        return output
+        return ROTATE(x, cos, sin)  # type: ignore[no-any-return]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         cos, sin = ctx.saved_tensors
-        half = gradient.shape[-1] // 2
-        found = gradient * cos
-        found[..., :half].addcmul_(gradient[..., half:], sin[..., half:])
-        found[..., half:].addcmul_(gradient[..., :half], sin[..., :half], value=-1)
-        return found, None, None
+        return ROTATE_BACK(gradient, cos, sin), None, None
+
+
+def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    half = x.shape[-1] // 2
+    output = x * cos
+    output[..., :half].addcmul_(x[..., half:], sin[..., :half], value=-1)
+    output[..., half:].addcmul_(x[..., :half], sin[..., half:])
+    return output
+
+
+def _turn_back(gradient: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    half = gradient.shape[-1] // 2
+    found = gradient * cos
+    found[..., :half].addcmul_(gradient[..., half:], sin[..., half:])
+    found[..., half:].addcmul_(gradient[..., :half], sin[..., :half], value=-1)
+    return found
+
+
+ROTATE, ROTATE_BACK = Formula(_turn), Formula(_turn_back)
 
 
 def _rotate(plain: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -35,6 +35,7 @@ PARTS = (
     Part("constants", "what CUDA takes beside tensors, after the libraries have loaded", 40, "constants"),
     Part("memory", "predicted memory and the allocator's, six methods on the 1B shape", 90, "memory"),
     Part("speed", "LoRA on the 1B and 8B shapes: tokens a second", 60, "speed"),
+    Part("switches", "liger, varlen and compile on and off, LoRA on ragged rows: a step's seconds", 90, "switches"),
     Part("syncs", "how often a step waits for the device, counted by the profiler", 40, "syncs"),
     Part("shortage", "running out of memory in the loop: message, record, exit code", 45, "shortage"),
     Part("startup", "seconds from a command to its answer, in fresh processes", 40, "startup", starts_commands=True),

@@ -1,0 +1,44 @@
+"""Liger's kernel for the loss without logits, where it is installed."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from peftlab.losses.after_head import UnknownHeadError
+from peftlab.losses.liger import what_is_missing, why_no_liger
+from peftlab.losses.without_logits import without_logits
+from peftlab.recipe.schema import Recipe
+from peftlab.speed.base import Decline, SpeedUp
+from peftlab.world.dtypes import autocast, resolve_types
+
+
+class LigerLoss(SpeedUp):
+    name: ClassVar[str] = "liger"
+    reads_head_alone: ClassVar[bool] = True
+    does: ClassVar[str] = "Liger's kernel computes the loss without logits"
+
+    def unavailable(self) -> str | None:
+        return what_is_missing() if torch.cuda.is_available() else "it needs CUDA"
+
+    def decline(self, model: nn.Module, recipe: Recipe) -> Decline | None:
+        return self._decline(model, recipe, divided=False)
+
+    def decline_divided(self, model: nn.Module, recipe: Recipe, whole_head: bool) -> Decline | None:
+        if not whole_head:
+            return super().decline_divided(model, recipe, whole_head)
+        return self._decline(model, recipe, divided=True)
+
+    def _decline(self, model: nn.Module, recipe: Recipe, divided: bool) -> Decline | None:
+        if recipe.training.speed.loss == "off":
+            return Decline("loss is off, which it computes")
+        try:
+            loss = without_logits(recipe.task.loss(model), model, divided=divided)
+        except UnknownHeadError:
+            return Decline("the loss has all logits")
+        types = resolve_types(recipe.model.dtype, recipe.training.precision, loss.head.weight.device)
+        with autocast(types.computation, loss.head.weight.device):
+            reason = why_no_liger(loss.head, loss.after)
+        return None if reason is None else Decline(reason)

@@ -1,0 +1,154 @@
+"""Attention of rows of several lengths in one call: torch's flash attention for variable lengths, on CUDA.
+
+`torch.nn.attention.varlen.varlen_attn`, from torch 2.11 on: https://docs.pytorch.org/docs/2.12/nn.attention.varlen.html
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from peftlab.errors import one_line
+
+TYPES = (torch.float16, torch.bfloat16)
+LARGEST_WIDTH = 256
+# Ampere is the first that flash attention runs on.
+FIRST_CAPABILITY = (8, 0)
+# The largest relative difference of outputs and gradients that 16 bits make.
+ROUNDING = 3e-2
+PROOF = ((None, 2), (4, 2), (None, 4))
+"""Windows and heads of keys, of four heads of queries."""
+
+
+@functools.cache
+def find_kernel() -> Callable[..., torch.Tensor] | str:
+    """Return torch's function; why there is none that does what is needed."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return f"torch {torch.__version__} has no attention of rows of several lengths"
+    if not {"scale", "window_size"} <= inspect.signature(varlen_attn).parameters.keys():
+        return f"torch {torch.__version__} has no windows in its attention of rows of several lengths"
+    return varlen_attn  # type: ignore[return-value]  # one tensor, unless it is asked for more
+
+
+def suits(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> bool:
+    """Return whether the kernel takes such heads, (1, heads, tokens, width)."""
+    width = query.shape[-1]
+    same = query.dtype == key.dtype == value.dtype and key.shape[-1] == value.shape[-1] == width
+    return query.is_cuda and query.dtype in TYPES and same and width <= LARGEST_WIDTH and width % 8 == 0
+
+
+def attend_rows(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    lengths: Sequence[int],
+    causal: bool,
+    window: int | None,
+    scaling: float | None,
+) -> torch.Tensor:
+    """Return attention within rows, (1, tokens, heads, width), of queries (1, heads, tokens, width).
+
+    Keys and values may have fewer heads. Where they begin with a prefix, every row sees it, and a row's last query is
+    at its last key.
+    """
+    kernel = find_kernel()
+    assert callable(kernel), "asked for where there is one"
+    ahead = key.shape[2] - query.shape[2]
+    keys, values = (_with_prefix(one, lengths, ahead) for one in (key, value))
+    of_queries, of_keys = (_bounds(lengths, more, query.device) for more in (0, ahead))
+    reach = -1 if window is None else window - 1
+    options: dict[str, Any] = {"scale": scaling, "window_size": (reach, 0 if causal else reach)}
+    if keys.shape[1] != query.shape[1]:
+        if "enable_gqa" in inspect.signature(kernel).parameters:
+            options["enable_gqa"] = True
+        else:
+            keys, values = (one.repeat_interleave(query.shape[1] // one.shape[1], 1) for one in (keys, values))
+    lines = query[0].transpose(0, 1), keys, values
+    longest = max(lengths)
+    return kernel(*lines, of_queries, of_keys, longest, longest + ahead, **options)[None]
+
+
+def _with_prefix(part: torch.Tensor, lengths: Sequence[int], ahead: int) -> torch.Tensor:
+    """Return (tokens, heads, width) of (1, heads, prefix and tokens, width), the prefix before each row."""
+    line = part[0].transpose(0, 1)
+    if not ahead:
+        return line
+    prefix, rows = line[:ahead], line[ahead:].split(list(lengths))
+    return torch.cat([one for row in rows for one in (prefix, row)])
+
+
+@functools.lru_cache(maxsize=64)
+def _bounds_of(lengths: tuple[int, ...], ahead: int, device: torch.device) -> torch.Tensor:
+    return torch.tensor([0, *accumulate(length + ahead for length in lengths)], dtype=torch.int32).to(
+        device, non_blocking=True
+    )
+
+
+def _bounds(lengths: Sequence[int], ahead: int, device: torch.device) -> torch.Tensor:
+    """Return where rows begin and the last one ends; made once for all layers of a step."""
+    return _bounds_of(tuple(lengths), ahead, device)
+
+
+@functools.cache
+def prove(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Return why the kernel's outputs or gradients are not those of rows one by one on a device; None if they are."""
+    if isinstance(missing := find_kernel(), str):
+        return missing
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < FIRST_CAPABILITY:
+        return "the device is older than flash attention needs"
+    try:
+        cases = ((window, heads, ahead) for window, heads in PROOF for ahead in (0, 3))
+        found = max(_difference(device, dtype, window, heads, ahead) for window, heads, ahead in cases)
+    except Exception as error:  # whatever a kernel does that this device does not have
+        return f"torch's kernel fails ({type(error).__name__}: {one_line(str(error))[:100]})"
+    return None if found <= ROUNDING else f"torch's kernel differs from rows one by one by {found:.0e}"
+
+
+def _difference(device: torch.device, dtype: torch.dtype, window: int | None, heads: int, ahead: int) -> float:
+    """Return the largest relative difference of outputs and gradients of rows of 5, 3, 1 and 9 tokens."""
+    lengths, chance = (5, 3, 1, 9), torch.Generator().manual_seed(1)
+    total = sum(lengths)
+    shapes = (4, total), (heads, ahead + total), (heads, ahead + total)
+    drawn = [torch.randn(1, *shape, 16, generator=chance).to(device, dtype) for shape in shapes]
+    outer = torch.randn(1, total, 4, 16, generator=chance).to(device)
+    sides = []
+    for attend in (attend_rows, _one_by_one):
+        query, key, value = leaves = [one.clone().requires_grad_() for one in drawn]
+        with torch.enable_grad():
+            output = attend(query, key, value, lengths, True, window, 0.3)
+            gradients = torch.autograd.grad((output.float() * outer).sum(), leaves)
+        sides.append([output.detach(), *gradients])
+    return max(float((one - other).float().norm() / other.float().norm()) for one, other in zip(*sides, strict=True))
+
+
+def _one_by_one(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    lengths: Sequence[int],
+    causal: bool,
+    window: int | None,
+    scaling: float | None,
+) -> torch.Tensor:
+    """Return the same in float32, with a mask for each row."""
+    ahead, outputs, start = key.shape[2] - query.shape[2], [], 0
+    times = query.shape[1] // key.shape[1]
+    for length in lengths:
+        end = start + length
+        own = [torch.cat([one[:, :, :ahead], one[:, :, ahead + start : ahead + end]], 2) for one in (key, value)]
+        keys, values = (one.float().repeat_interleave(times, 1) for one in own)
+        distance = torch.arange(ahead, ahead + length)[:, None] - torch.arange(ahead + length)
+        seen = distance >= 0 if causal else torch.ones_like(distance, dtype=torch.bool)
+        seen = (seen if window is None else seen & (distance.abs() < window)).to(query.device)
+        part = query[:, :, start:end].float()
+        outputs.append(functional.scaled_dot_product_attention(part, keys, values, seen, scale=scaling))
+        start = end
+    return torch.cat(outputs, 2).transpose(1, 2).to(query.dtype)
