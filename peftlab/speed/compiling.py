@@ -10,6 +10,7 @@ from typing import ClassVar
 
 import torch
 from torch import nn
+from torch._subclasses import FakeTensor
 
 from peftlab.errors import one_line
 from peftlab.nn.formulas import compile_formulas
@@ -33,7 +34,10 @@ class Compiling(SpeedUp):
             return Decline(f"{', '.join(COMPILED)} are off, whose formulas it compiles")
         if recipe.run.deterministic:
             return Decline("its kernels are chosen by their times, and run.deterministic is true")
-        device = next(model.parameters()).device.type
+        weight = next(model.parameters())
+        if weight.is_meta or isinstance(weight, FakeTensor):
+            return Decline("a plan sees each operation", possible=True)
+        device = weight.device.type
         if missing := _what_is_missing(device):
             return Decline(missing)
         if speed.compile == "on" and (fault := _try_compiler(device)):

@@ -104,6 +104,13 @@ def test_it_is_declined_where_runs_are_deterministic_or_nothing_is_left_to_compi
     assert "are off" in Compiling().decline(build("llama"), off).reason
 
 
+def test_a_plan_asks_no_compiler_and_accepts_the_switch():
+    with torch.device("meta"):
+        model = build("llama")
+    declined = Compiling().decline(model, make_recipe(compile="on"))
+    assert declined.possible and declined.reason == "a plan sees each operation"
+
+
 def test_without_a_compiler_it_says_so(monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     monkeypatch.delenv("CXX", raising=False)

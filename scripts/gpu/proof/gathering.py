@@ -20,7 +20,7 @@ CONSTRAINTS = ROOT / "scripts" / "constraints.txt"
 # What an image with torch, transformers, accelerate, peft and pytest mostly lacks.
 USUAL = (
     "bitsandbytes datasets dill multiprocess pydantic pydantic-core annotated-types typing-inspection ruamel.yaml "
-    "gguf rouge-score nltk defusedxml"
+    "gguf rouge-score nltk defusedxml liger-kernel"
 ).split()
 PLATFORMS = [f"manylinux_2_{minor}_x86_64" for minor in (28, 27, 24, 17)] + [
     "manylinux2014_x86_64",
