@@ -9,6 +9,8 @@ from typing import Any, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from peftlab.quantities import format_metric
+
 
 def format_duration(seconds: float) -> str:
     minutes, rest = divmod(int(seconds + 0.5), 60)
@@ -19,7 +21,9 @@ def format_duration(seconds: float) -> str:
 def format_line(line: dict[str, Any], steps: int) -> str:
     """Return one line of numbers, under 80 columns."""
     if line["event"] == "evaluation":
-        numbers = "  ".join(f"{name} {value:.4f}" for name, value in line.items() if name not in ("event", "step"))
+        # A metric can have no value, such as a score of texts of which all are empty.
+        known = {name: value for name, value in line.items() if name not in ("event", "step")}
+        numbers = "  ".join(f"{name} {format_metric(value)}" for name, value in known.items())
         when = f"step {line['step']:>5}/{steps}" if line["step"] else "before training"
         return f"{when}  held out: {numbers}"
     return (

@@ -35,6 +35,11 @@ def test_evaluations_name_their_metrics():
     assert format_line(line | {"step": 20}, 20).startswith("step    20/20  held out: ")
 
 
+def test_a_metric_without_a_value_is_a_dash():
+    line = {"event": "evaluation", "step": 20, "loss": 1.5, "bleu": None, "rare": 3.2e-6}
+    assert format_line(line, 20) == "step    20/20  held out: loss 1.5000  bleu -  rare 3.2e-06"
+
+
 def test_plain_lines_go_to_their_stream():
     stream = io.StringIO()
     LineDisplay(stream).update(TRAIN | {"step": 7}, 20)

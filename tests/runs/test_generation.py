@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 
 import pytest
@@ -13,7 +14,7 @@ from peftlab.errors import DataError, UsageError
 from peftlab.recipe.schema import Recipe
 from peftlab.runs.bench import with_format
 from peftlab.runs.directory import RunDirectory
-from peftlab.runs.display import NoDisplay
+from peftlab.runs.display import LineDisplay, NoDisplay
 from peftlab.runs.generation import generate, generate_all
 from peftlab.runs.requests import ask, encode, read_chat, read_prompts
 from peftlab.runs.run import train
@@ -28,7 +29,7 @@ def trained(tmp_path_factory):
     """The recipe and directory of a run that knows its chats by heart; the file that it was trained on is gone."""
     folder = tmp_path_factory.mktemp("chats")
     recipe = Recipe.model_validate(chat_sections(folder))
-    train(recipe, display=NoDisplay())
+    train(recipe, display=LineDisplay(io.StringIO()))  # its lines have metrics without a value
     (folder / "chats.jsonl").rename(folder / "elsewhere.jsonl")
     return recipe, RunDirectory.open(folder / "run")
 
