@@ -15,7 +15,7 @@ from peftlab.comparison.rows import Row, read_table
 from peftlab.comparison.statistics import Chance, split
 from peftlab.comparison.trials import Trial
 from peftlab.evaluation.resampling import Floats, Sample, draw_metric, row_metrics
-from peftlab.metrics import RowScores
+from peftlab.metrics import METRICS, RowScores
 from peftlab.studies.quantity import Quantity
 
 FORGETTING = "forgetting"
@@ -24,7 +24,10 @@ FORGETTING = "forgetting"
 
 @dataclass(frozen=True)
 class Arm:
-    """One variant's costs, of its first finished run; bytes by category for `predicted` and `measured` memory."""
+    """One variant's costs, of its first finished run; bytes by category for `predicted` and `measured` memory.
+
+    `at_edge` says that its learning rate is the lowest or highest of those tried.
+    """
 
     trainable: int = 0
     total: int = 0
@@ -32,6 +35,7 @@ class Arm:
     seconds: float = nan
     peak_bytes: Mapping[str, int] = field(default_factory=dict)
     categories: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    at_edge: bool = False
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,8 @@ class Compared:
     def contrast(self, metric: str, plus: Sequence[str], minus: Sequence[str], confidence: float) -> Quantity | None:
         """Return the sum of some variants' means less that of others, with the chance of seeds and rows.
 
-        None where a variant has no finite value. With one seed of any of them the interval is not known.
+        None where a variant has no finite value. With one seed of any of them the interval is not known. Where a better
+        learning rate may be beyond those tried, it has no end on the side to which that would move the value.
         """
         if metric not in self.samples:
             return None
@@ -74,7 +79,15 @@ class Compared:
         drawn = _sum([(sign, part.drawn_mean) for sign, part in signed])
         without = _sum([(sign, part.mean_without) for sign, part in signed])
         half = Chance.of([part for _, part in signed], drawn, without).half_width(confidence)
-        return Quantity(value, value - half, value + half)
+        open_low, open_high = self._open_ends(metric, plus, minus) if minus else (False, False)
+        return Quantity(value, -inf if open_low else value - half, inf if open_high else value + half)
+
+    def _open_ends(self, metric: str, plus: Sequence[str], minus: Sequence[str]) -> tuple[bool, bool]:
+        edges = [any(self.arms[label].at_edge for label in labels if label in self.arms) for labels in (plus, minus)]
+        if metric not in METRICS:  # not what learning rates are chosen by: it may move either way
+            return any(edges), any(edges)
+        up, down = edges if METRICS[metric].higher_is_better else reversed(edges)
+        return down, up
 
     def mean(self, metric: str, label: str, confidence: float = 0.95) -> Quantity | None:
         """Return a variant's mean over its seeds."""
@@ -102,7 +115,10 @@ def read_compared(folder: Path) -> Compared:
     if general[0] is not None and general[1] is not None:
         samples[FORGETTING] = general[0] - general[1]
     edges = [row.label for row in table.rows if row.variant.at_edge]
-    beyond = "did best at the lowest or highest learning rate tried, so that a better one may be beyond it"
+    beyond = (
+        "did best at the lowest or highest learning rate tried, so that a better one may be beyond it, and differences "
+        "from it are open on that side"
+    )
     every = {trial.report.run: trial for _, trial, _ in table.trials()}.values()
     return Compared(
         owners=[label for label, _ in runs],
@@ -150,6 +166,7 @@ def _arm(row: Row) -> Arm:
         trainable=parameters.trainable,
         total=parameters.total,
         learning_rate=row.variant.learning_rate or nan,
+        at_edge=row.variant.at_edge,
         seconds=example.training_seconds or nan,
         peak_bytes={source: report.peak_bytes for source, report in memory.items()},
         categories={source: report.categories for source, report in memory.items()},

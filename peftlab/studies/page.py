@@ -70,11 +70,13 @@ def found_text(one: ExpectationReport) -> str:
     if one.value is None:
         return "not measured"
     unit = f" {one.unit}" if one.unit else ""
-    if one.low is None or one.high is None:
-        return f"{number_text(one.value)}{unit}, one seed: no interval"
+    if one.low is None and one.high is None:
+        return f"{number_text(one.value)}{unit}, no interval"
     if one.low == one.high:
         return f"{number_text(one.value)}{unit}"
-    return f"{number_text(one.value)} [{number_text(one.low)}, {number_text(one.high)}]{unit}"
+    low = "\u2212\u221e" if one.low is None else number_text(one.low)
+    high = "\u221e" if one.high is None else number_text(one.high)
+    return f"{number_text(one.value)} [{low}, {high}]{unit}"
 
 
 def facts_of(report: StudyReport) -> list[str]:

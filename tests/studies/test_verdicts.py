@@ -9,6 +9,7 @@ import pytest
 from peftlab.studies.batch_size import SCALES as BATCHES
 from peftlab.studies.batch_size import label_of as batch_label
 from peftlab.studies.compared import FORGETTING as FORGOTTEN
+from peftlab.studies.compared import Arm
 from peftlab.studies.e2e_ordering import FILES, METHODS, missing
 from peftlab.studies.learning_rate_ratio import SCALES, best_learning_rate, label_of, name_of
 from peftlab.studies.registry import STUDIES
@@ -99,6 +100,29 @@ def test_e2e_ordering(full, verdict):
     found, outcomes = judged("e2e-ordering", methods=invent({"bleu": values, "loss": values}))
     assert found == verdict
     assert outcomes["adapters"] == "not refuted"
+
+
+@pytest.mark.parametrize(
+    ("edge", "full", "verdict"),
+    [("full", 60, "undecided"), ("full", 75, "refuted"), ("lora", 60, "not refuted"), ("lora", 75, "undecided")],
+)
+def test_a_variant_that_might_do_better_beyond_its_learning_rates_decides_only_what_that_would_confirm(
+    edge, full, verdict
+):
+    values = {name: around(full if name == "full" else 70 if name == "lora" else 65) for name in METHODS}
+    arms = {name: Arm(at_edge=name == edge) for name in METHODS}
+    found, outcomes = judged("e2e-ordering", methods=invent({"bleu": values, "loss": values}, arms))
+    assert outcomes["full"] == verdict and found == verdict
+
+
+def test_a_lower_loss_may_be_beyond_and_forgetting_may_move_either_way():
+    values = {"full": around(3.0), "lora": around(3.2)}
+    compared = invent({"loss": values, FORGOTTEN: values}, {"full": Arm(at_edge=True), "lora": Arm()})
+    of_loss, of_other = (compared.difference(name, "full", "lora", 0.95) for name in ("loss", FORGOTTEN))
+    assert of_loss.low == of_other.low == -inf and of_other.high == inf
+    assert of_loss.value == pytest.approx(-0.2) and -0.2 < of_loss.high < 0
+    of_loss = compared.difference("loss", "lora", "full", 0.95)
+    assert 0 < of_loss.low < 0.2 and of_loss.high == inf
 
 
 def test_a_study_of_data_that_are_not_here_says_what_it_needs(tmp_path):
