@@ -44,7 +44,7 @@ class Compiling(SpeedUp):
             return Decline(fault)
         if device == "cuda":
             return Decline("whether it pays there has not been measured", possible=True)
-        return Decline("on a CPU it takes longer than it saves", possible=True)
+        return Decline("on a CPU it saves nothing", possible=True)
 
     def apply(self, model: nn.Module, recipe: Recipe) -> str:
         compile_formulas(model, True)
