@@ -76,6 +76,12 @@ def test_peers_take_part_where_they_have_the_method(script):
     assert have("prefix", ["peftlab", "trl"]) == ["peftlab", "trl"]
 
 
+def test_peers_whose_kernels_need_cuda_are_left_out_elsewhere(script):
+    on = script("race.turns").peers_on
+    assert on("cpu", ["peftlab", "liger", "trl"]) == ["peftlab", "trl"]
+    assert on("cuda", ["peftlab", "liger", "trl"]) == ["peftlab", "liger", "trl"]
+
+
 @pytest.fixture
 def job(script, tmp_path):
     """Return a maker of jobs of three steps, one of them timed, with one row of four tokens, two of them supervised."""

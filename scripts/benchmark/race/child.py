@@ -30,6 +30,12 @@ def trainer(job: Job, clock: Clock) -> dict[str, Any]:
     return run_trainer(job, clock)
 
 
+def liger(job: Job, clock: Clock) -> dict[str, Any]:
+    from race.trainers import run_liger
+
+    return run_liger(job, clock)
+
+
 def trl(job: Job, clock: Clock) -> dict[str, Any]:
     from race.trainers import run_trl
 
@@ -46,6 +52,7 @@ PEERS: dict[str, Callable[[Job, Clock], dict[str, Any]]] = {
     "peftlab": ours,
     "loop": loop,
     "trainer": trainer,
+    "liger": liger,
     "trl": trl,
     "adapterhub": adapterhub,
 }

@@ -5,18 +5,25 @@ from __future__ import annotations
 import subprocess
 import sys
 import sysconfig
+from importlib.util import find_spec
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parents[3] / ".benchmark"
 # TRL without dependencies: the race is between the same torch, transformers and peft. AdapterHub's library has a
 # transformers of its own.
-PACKAGES = {"trl": ["--no-deps", "trl==1.16.0"], "adapterhub": ["adapters==1.3.0", "numpy"]}
+PACKAGES = {
+    "trl": ["--no-deps", "trl==1.16.0"],
+    "liger": ["--no-deps", "liger-kernel==0.8.5"],
+    "adapterhub": ["adapters==1.3.0", "numpy"],
+}
+MODULES = {"trl": "trl", "liger": "liger_kernel"}
+"""What is imported of a peer whose libraries are this Python's."""
 
 
 def python_of(peer: str) -> str | None:
     """Return the Python that runs a peer; None, with a line on standard error, where it cannot be installed."""
     packages = PACKAGES.get(peer)
-    if packages is None:
+    if packages is None or (peer in MODULES and find_spec(MODULES[peer])):
         return sys.executable
     folder = FOLDER / peer
     python = folder / "bin" / "python"

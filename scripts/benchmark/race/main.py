@@ -17,17 +17,17 @@ from race.cases import METHODS, SMOLLM2, cases, expand
 from race.environments import python_of
 from race.job import Job
 from race.pages import describe, summarise
-from race.turns import Turns, peers_that_have
+from race.turns import Turns, peers_on, peers_that_have
 
 HERE = Path(__file__).resolve().parents[1]
-PEERS = ("peftlab", "loop", "trainer", "trl", "adapterhub")
+PEERS = ("peftlab", "loop", "trainer", "liger", "trl", "adapterhub")
 
 
 def main() -> int:
     options = parse()
     device = options.device
     precision = options.precision or ("bfloat16" if device == "cuda" else "float32")
-    pythons = {peer: python for peer in options.peers if (python := python_of(peer))}
+    pythons = {peer: python for peer in peers_on(device, options.peers) if (python := python_of(peer))}
     found: dict[str, Any] = {"environment": environment(device), "runs": {}}
     from race.floor import peak_flops
 
@@ -52,9 +52,9 @@ def main() -> int:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="scripts/benchmark/speed",
-        description="Races peftlab against a plain loop, transformers' Trainer, TRL's SFTTrainer and, for adapters, "
-        "AdapterHub's library: the same model, rows, order and first weights, each run in a process of its own, "
-        "in turns.",
+        description="Races peftlab against a plain loop, transformers' Trainer, TRL's SFTTrainer, for adapters "
+        "AdapterHub's library, and on CUDA the Trainer with Liger's kernels: the same model, rows, order and first "
+        "weights, each run in a process of its own, in turns.",
     )
     known = ", ".join(cases(False))
     parser.add_argument(
@@ -171,6 +171,7 @@ def start(python: str, peer: str, folder: Path) -> Any:
     output = folder / f"{peer}.json"
     output.unlink(missing_ok=True)
     paths = [str(HERE), str(HERE.parents[1])]
+    paths += [one for one in [os.environ.get("PYTHONPATH")] if one]
     variables = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "TOKENIZERS_PARALLELISM": "false"}
     command = [python, "-m", "race.child", peer, str(folder / "job.json"), str(time.time()), str(output)]
     done = subprocess.run(command, capture_output=True, text=True, env=variables, cwd=folder, check=False)

@@ -1,4 +1,4 @@
-"""transformers' Trainer and TRL's SFTTrainer, with the settings that make them do the same as the other runs."""
+"""transformers' Trainer, plain or with Liger's kernels, and TRL's SFTTrainer, set to do the same as the other runs."""
 
 from __future__ import annotations
 
@@ -13,14 +13,22 @@ from race.loop import collate
 from race.models import build
 
 
-def run_trainer(job: Job, clock: Clock) -> dict[str, Any]:
+def run_trainer(job: Job, clock: Clock, **arguments: Any) -> dict[str, Any]:
+    """Train with `TrainingArguments` that have `arguments` beside the shared ones."""
     from transformers import Trainer, TrainingArguments
 
-    settings = TrainingArguments(**shared(job))
+    settings = TrainingArguments(**shared(job), **arguments)
     trainer = Trainer(
         model=build(job), args=settings, train_dataset=Flat(job), data_collator=lambda rows: collate(rows, job.pad_id)
     )
     return watched(trainer, clock)
+
+
+def run_liger(job: Job, clock: Clock) -> dict[str, Any]:
+    """Liger's loss, norms, rotations and feed-forwards in place of the model's own, as the Trainer puts them there."""
+    from importlib.metadata import version
+
+    return run_trainer(job, clock, use_liger_kernel=True) | {"version": version("liger-kernel")}
 
 
 def run_trl(job: Job, clock: Clock) -> dict[str, Any]:

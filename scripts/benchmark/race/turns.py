@@ -9,6 +9,12 @@ from dataclasses import dataclass
 # What peers that do not take part in every race have. Neither peft nor transformers has adapters and BitFit: there TRL
 # would train a model that somebody made by hand.
 METHODS_OF = {"trl": ("lora", "full", "qlora", "prefix"), "adapterhub": ("adapters",)}
+ON_CUDA = frozenset({"liger"})
+"""Peers whose kernels need a CUDA device."""
+
+
+def peers_on(device: str, peers: Iterable[str]) -> list[str]:
+    return [peer for peer in peers if device == "cuda" or peer not in ON_CUDA]
 
 
 def peers_that_have(method: str, peers: Iterable[str]) -> list[str]:
