@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from peftlab.errors import PeftlabError, Problem, RecipeError, UsageError
+from peftlab.errors import MissingRequirementError, PeftlabError, Problem, RecipeError, UsageError
 from peftlab.secrets import mask_secrets
 
 KEY_PATH = re.compile(r"((?:model|method|data|training|evaluation|run)(?:\.\w+)*): ")
@@ -66,6 +66,9 @@ def print_error(error: Exception, as_json: bool, debug: bool) -> int:
     if isinstance(error, PeftlabError) and error.reported:
         return code
     if isinstance(error, RecipeError | UsageError) and not is_main_process():
+        return code
+    # What a machine lacks, all of its processes lack.
+    if isinstance(error, MissingRequirementError) and os.environ.get("LOCAL_RANK", "0") != "0":
         return code
     message = str(error) if isinstance(error, PeftlabError) else describe_fault(error)
     lines = [mask_secrets(line) for line in message.splitlines()]

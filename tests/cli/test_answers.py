@@ -206,6 +206,18 @@ def test_only_the_main_process_of_a_launch_answers(answer, recipe, monkeypatch):
     assert answer("params", recipe, "method.rank=0", "--json") == (2, "", [])
 
 
+def test_what_a_machine_lacks_is_said_by_its_first_process(answer, recipe, monkeypatch, tmp_path):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    said = []
+    for rank, local in ((0, 0), (1, 1), (2, 0)):  # two machines
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv("LOCAL_RANK", str(local))
+        code, _, errors = answer("train", recipe, "run.device=cuda", f"run.output={tmp_path / 'run'}")
+        assert code == 9
+        said.append([line for line in errors if "torch sees no CUDA device" in line])
+    assert [len(lines) for lines in said] == [1, 0, 1]
+
+
 def test_params_as_json_holds_exact_whole_numbers(answer):
     found = json.loads(answer("params", TINY, "--json")[1])
     assert set(found) == {"total", "trainable", "fraction", "active", "stored_bytes", "kinds", "layers", "notes"}
