@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,22 +59,31 @@ def examine(path: Path, overrides: Sequence[str]) -> tuple[list[Problem], int]:
 
 
 def find_refusals(recipe: Recipe, path: Path, overrides: Sequence[str]) -> list[Problem]:
-    """Return what a recipe's method cannot do on any model of the type that its local `config.json` names.
+    """Return what a recipe's method, or a launch's strategy, cannot do on the model of a local `config.json`.
 
     A type of mixed layers may have models of one kind alone (Granite 4), which are not judged here.
     """
     from peftlab.families import known_refusal
-    from peftlab.recipe.load import place_of
+    from peftlab.world.request import TENSOR_SIZE, count, undivided_heads
 
     config = read_local_config(recipe.model.name)
+    if uneven := undivided_heads(config, count(os.environ, TENSOR_SIZE)):
+        return [Problem("model.name", uneven, *_lines_of("model.name", path, overrides))]
     kinds = config.get("layer_types")
     if not recipe.method.refused_by_family or (isinstance(kinds, list) and len(set(map(str, kinds))) == 1):
         return []
     refusal = known_refusal(str(config.get("model_type")), recipe.model.task, recipe.method.form)
     if refusal is None:
         return []
-    file, _, line = place_of(path, overrides, refusal[0]).rpartition(":")
-    return [Problem(*refusal, file=file, line=int(line)) if line.isdigit() else Problem(*refusal, file=str(path))]
+    return [Problem(*refusal, *_lines_of(refusal[0], path, overrides))]
+
+
+def _lines_of(key: str, path: Path, overrides: Sequence[str]) -> tuple[str, int | None]:
+    """Return the file and the line of a recipe's key; no line where it has none."""
+    from peftlab.recipe.load import place_of
+
+    file, _, line = place_of(path, overrides, key).rpartition(":")
+    return (file, int(line)) if line.isdigit() else (str(path), None)
 
 
 def read_local_config(name: str) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from peftlab.evaluation.evaluate import Evaluated, evaluate
 from peftlab.evaluation.generate import add_stop_ids, generate_examples
 from peftlab.family_traits import MIXES_LAST, MIXES_ROWS
 from peftlab.memory.probe import Probe
+from peftlab.models.build import build_meta
 from peftlab.models.load import LoadedModel, fit_tokenizer, load_tokenizer
 from peftlab.models.recompute import recompute_activations
 from peftlab.optimization.dropout import disable_dropout
@@ -216,12 +217,13 @@ def prepare(
     before_load: Callable[[Dataset], Recipe] | None = None,
     known_labels: Sequence[str] | None = None,
 ) -> Bench:
-    """Read the data, check the method against the model's sizes, and only then load weights.
+    """Read the data, check the strategy and the method against the model's sizes, and only then load weights.
 
     Labels have the order of `known_labels`, by default those that the head knows already.
     `before_load` is called with the data just before the weights are loaded. It returns the recipe to use, and may
     raise to refuse the run.
     """
+    world.refuse_model(lambda: build_meta(recipe.model)[0])
     tokenizer = load_tokenizer(recipe.model)
     store = token_store(recipe.training.speed)
     known = known_classes(recipe) if known_labels is None else known_labels

@@ -112,6 +112,9 @@ class World(ABC):
         """Return why this strategy cannot train a recipe on a device, and what to change; empty if it can."""
         return ""
 
+    def refuse_model(self, build: Callable[[], nn.Module]) -> None:  # noqa: B027  # most strategies train any model
+        """Raise UsageError for a base that this strategy cannot train; `build` returns it without its weights."""
+
     @property
     @abstractmethod
     def gradient_factor(self) -> float:
@@ -231,6 +234,10 @@ class World(ABC):
         All processes must enter it together; nothing is exchanged inside.
         """
         yield
+
+    def engine_tensors(self) -> dict[str, list[torch.Tensor]]:
+        """Return what the strategy keeps on this device beside a model and an optimizer's states, by category."""
+        return {}
 
     def autocast(self, precision: torch.dtype) -> AbstractContextManager:
         """Return a context that computes in `precision` on this device; none is needed for float32."""

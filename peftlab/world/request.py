@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from peftlab.errors import UsageError, nearest
 
@@ -15,6 +16,11 @@ PARALLELISMS = {
     "SP_SIZE": ("sequence", "sequence parallel"),
     "DP_SHARD_SIZE": ("fsdp2", "FSDP 2"),
 }
+TENSOR_SIZE = f"{PARALLEL}TP_SIZE"
+HEADS = (
+    "tensor parallel divides attention heads, and {} key-value heads cannot be divided among {} processes; launch with "
+    "FSDP 2"
+)
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,17 @@ def requested_strategy(environment: Mapping[str, str]) -> Request | None:
     if is_on(environment, "ACCELERATE_USE_PARALLELISM_CONFIG"):
         return Request("mesh", "a mesh of devices", "ACCELERATE_USE_PARALLELISM_CONFIG")
     return None
+
+
+def undivided_heads(config: Mapping[str, Any], processes: int) -> str:
+    """Return why tensor parallel cannot divide the heads of a model's configuration among processes; empty if it can.
+
+    Without a number of key-value heads, each head has its own.
+    """
+    text = config.get("text_config") or config
+    known = (text.get(name) for name in ("num_key_value_heads", "num_attention_heads"))
+    heads = next((one for one in known if isinstance(one, int)), 0)
+    return HEADS.format(heads, processes) if heads % processes else ""
 
 
 def is_alone_in_a_launch(environment: Mapping[str, str]) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -23,7 +24,8 @@ from peftlab.recipe.schema import Recipe
 from peftlab.world.base import Item
 from peftlab.world.dtypes import resolve_types
 from peftlab.world.fsdp2 import Fsdp2
-from peftlab.world.request import PARALLEL, count
+from peftlab.world.request import TENSOR_SIZE as SIZE
+from peftlab.world.request import count, undivided_heads
 
 DIVIDES = "tensor parallel divides dense layers among processes"
 PACKED = f"{DIVIDES}, and packed weights cannot be cut by inputs; set method.type=lora or launch with FSDP 2"
@@ -32,9 +34,7 @@ OWN_STATES = f"{DIVIDES}, and bitsandbytes' optimisers take whole ones; set trai
 SCALED = f"{DIVIDES}, and float16's gradient scaler is untried there; set training.precision=bfloat16"
 AVERAGED = f"{DIVIDES}, and training.average.ema is untried there; remove it or launch with DDP"
 NO_PLAN = "transformers has no tensor parallel plan for {} models that peftlab can use; launch with FSDP 2"
-SIZE = f"{PARALLEL}TP_SIZE"
 MIXED = "{} is {}, and the launch has {} processes; set it to that number: tensor parallel is not mixed with others"
-HEADS = "tensor parallel divides attention heads, and {} key-value heads cannot be divided among {} processes"
 UNEVEN = "tensor parallel divides layers evenly, and the {} {} of {} cannot be divided by {} processes"
 # Of the row that shows what is summed.
 TOKENS = 8
@@ -75,12 +75,16 @@ class Tensor(Fsdp2):
     def gradient_factor(self) -> float:
         return 1.0
 
+    def refuse_model(self, build: Callable[[], nn.Module]) -> None:
+        if (size := count(os.environ, SIZE)) != self.processes:
+            raise UsageError(MIXED.format(SIZE, size, self.processes))
+        _plan_for(build(), self.processes)
+
     def prepare(self, model: nn.Module) -> nn.Module:
         """Divide the layers of a model's plan, in place, and return it. Raises UsageError without such a plan."""
         from transformers.distributed.tensor_parallel import apply_tensor_parallelism
 
-        if (size := count(os.environ, SIZE)) != self.processes:
-            raise UsageError(MIXED.format(SIZE, size, self.processes))
+        self.refuse_model(lambda: find_base(model)[1])
         move_(model, self.device)
         # Another than that of loading: PEFT takes what is divided in a mesh of this name for tensor parallel.
         mesh = init_device_mesh(self.device.type, (self.processes,), mesh_dim_names=("tp",))
@@ -151,9 +155,8 @@ def count_sums(model: nn.Module) -> tuple[int, int] | None:
 
 def _plan_for(plain: Any, processes: int) -> dict[str, str]:
     """Return the style of each layer and weight that is divided. Raises UsageError where they cannot be."""
-    heads = getattr(plain.config.get_text_config(), "num_key_value_heads", processes)
-    if heads % processes:
-        raise UsageError(f"{HEADS.format(heads, processes)}; launch with FSDP 2")
+    if reason := undivided_heads(plain.config.get_text_config().to_dict(), processes):
+        raise UsageError(reason)
     plan = _plan_of(plain)
     _refuse_uneven(plain, plan, processes)
     return plan

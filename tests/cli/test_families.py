@@ -51,6 +51,15 @@ def test_what_depends_on_more_than_the_type_is_left_to_the_commands_that_build_t
     assert check("qwen3_next", layer_types=3)[0] == 5, "no list of layers says nothing"
 
 
+def test_heads_that_a_launch_of_tensor_parallel_cannot_divide_are_refused_in_one_line(check, monkeypatch):
+    heads = {"num_attention_heads": 3, "num_key_value_heads": 3}
+    assert check("bert", "prompt", **heads)[0] == 0
+    monkeypatch.setenv("PARALLELISM_CONFIG_TP_SIZE", "2")
+    code, out = check("bert", "prompt", **heads)
+    assert code == 5 and out.count("\n") == 1
+    assert "recipe.yaml:1: model.name: tensor parallel" in out and "3 key-value heads cannot be divided among 2" in out
+
+
 def test_the_table_names_its_date_and_versions_and_its_outcomes_are_works_or_refused():
     table = read_families()
     assert table["run"]["date"] and set(table["run"]["versions"]) >= {"transformers", "torch", "peft"}

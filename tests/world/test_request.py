@@ -6,7 +6,7 @@ import pytest
 from accelerate.commands.launch import launch_command_parser
 from accelerate.utils.launch import prepare_multi_gpu_env, prepare_simple_launcher_cmd_env
 
-from peftlab.world.request import is_alone_in_a_launch, requested_strategy
+from peftlab.world.request import is_alone_in_a_launch, requested_strategy, undivided_heads
 
 DEFAULTS = ["--mixed_precision", "no", "--num_machines", "1", "--dynamo_backend", "no"]
 
@@ -58,3 +58,20 @@ def test_a_launcher_that_starts_one_process_of_several_is_noticed(processes, alo
     environment = environment_of("--cpu", "--num_processes", processes, alone=True)
     assert is_alone_in_a_launch(environment) is alone
     assert not is_alone_in_a_launch(environment | {"LOCAL_RANK": "0", "WORLD_SIZE": "2"})
+
+
+@pytest.mark.parametrize(
+    ("config", "heads"),
+    [
+        ({"num_attention_heads": 8, "num_key_value_heads": 3}, 3),
+        ({"num_attention_heads": 9}, 9),
+        ({"num_attention_heads": 5, "text_config": {"num_attention_heads": 8, "num_key_value_heads": 1}}, 1),
+        ({"num_attention_heads": 9, "num_key_value_heads": 4}, None),
+        ({"num_attention_heads": 9, "num_key_value_heads": None}, 9),
+        ({}, None),
+    ],
+)
+def test_heads_that_two_processes_cannot_share_are_known_from_the_configuration(config, heads):
+    reason = undivided_heads(config, 2)
+    assert reason.startswith(f"tensor parallel divides attention heads, and {heads} key-value") if heads else not reason
+    assert not undivided_heads(config, 1)

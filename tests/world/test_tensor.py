@@ -15,13 +15,16 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
 from peftlab.errors import UsageError
 from peftlab.methods import METHODS as REGISTERED
+from peftlab.recipe.schema import Recipe
+from peftlab.runs import bench
+from peftlab.runs.plan import plan
 from peftlab.world import tensor as tensor_module
 from peftlab.world.open import open_world
 from peftlab.world.request import variables_of
 from peftlab.world.tensor import Tensor, count_sums, keep_own_part_
 from tests.parameters.families import build
 from tests.runs.pairs import free_port
-from tests.runs.recipes import shallow_model
+from tests.runs.recipes import shallow_model, shallow_sections
 
 TENSOR = variables_of("tensor")
 
@@ -38,6 +41,21 @@ def test_heads_that_processes_cannot_share_are_refused(monkeypatch):
     world.processes = 3
     with pytest.raises(UsageError, match="PARALLELISM_CONFIG_TP_SIZE is 2, and the launch has 3 processes"):
         world.prepare(model)
+
+
+def test_a_plan_and_a_run_refuse_such_heads_before_anything_is_read(monkeypatch, tmp_path):
+    """A run: before its tokenizer, its rows and its weights."""
+    recipe = Recipe.model_validate(shallow_sections("lora", tmp_path, steps=1))
+    with pytest.raises(UsageError, match="3 key-value heads cannot be divided among 2 processes"):
+        plan(recipe, devices=2, strategy="tensor")
+    for name, value in TENSOR.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(bench, "load_tokenizer", lambda *_: pytest.fail("something was read"))
+    world = Tensor.__new__(Tensor)
+    world.device, world.processes = torch.device("cpu"), 2
+    with pytest.raises(UsageError, match="3 key-value heads cannot be divided among 2 processes") as error:
+        bench.prepare(recipe, world)
+    assert "\n" not in str(error.value)
 
 
 def test_layers_that_cannot_be_divided_evenly_are_refused(monkeypatch):
