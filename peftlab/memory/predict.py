@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -37,15 +38,17 @@ def predict(
     """
     work = work or blueprint.workload()
     checkpointing = blueprint.recompute()
-    trace, notes = _trace(blueprint, work)
+    divided = strategy if devices > 1 else None
+    with nullcontext() if divided is None else divided.computing():
+        trace, notes = _trace(blueprint, work)
     segments = alone = trace.segments
     saving, communication = 0, None
-    if strategy is not None and devices > 1:
+    if divided is not None:
         division = Division(blueprint.weights, devices, beside_host=work.cuda, summed=blueprint.summed_bytes(work))
-        sent = strategy.sent_bytes(division, blueprint.recipe.training.gradient_accumulation)
+        sent = divided.sent_bytes(division, blueprint.recipe.training.gradient_accumulation)
         communication = CommunicationReport(devices=devices, sent_bytes=sent, bandwidth_bytes=bandwidth_bytes)
-        segments = {key: strategy.share(part, key, division) for key, part in alone.items()}
-        saving = strategy.saving_bytes(division, blueprint.recipe.method.stores == "all")
+        segments = {key: divided.share(part, key, division) for key, part in alone.items()}
+        saving = divided.saving_bytes(division, blueprint.recipe.method.stores == "all")
     phases = {phase: _joined(segments, phase) for phase in PHASES if any(key[0] == phase for key in segments)}
     load = _load_peak(blueprint, int(alone[("state",)][:, -1].sum()), strategy, devices)
     phases |= _other_phases(load, segments, phases, saving)

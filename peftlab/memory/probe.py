@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -15,10 +15,15 @@ from peftlab.reports import PHASES, DevicePhase, MemoryReport
 from peftlab.world.hardware import other_processes_bytes, reset_allocator_peaks
 
 OTHERS_UNKNOWN = "what other processes use of the device is not known, and counts as outside the allocator"
+Tensors = Mapping[str, Sequence[torch.Tensor]]
+NONE: Tensors = {}
 
 
 class Probe:
-    """Measures what runs inside `phase`; `report` returns the peaks. `current` is the phase that runs now."""
+    """Measures what runs inside `phase`; `report` returns the peaks. `current` is the phase that runs now.
+
+    `beside` are tensors of a strategy's engine that count from the start, by category.
+    """
 
     def __init__(self, device: torch.device):
         self.device, self.ledger = device, Ledger(only=device.type)
@@ -27,24 +32,28 @@ class Probe:
         self._device_phases: dict[str, DevicePhase] = {}
 
     @contextmanager
-    def steps(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    def steps(self, model: nn.Module, optimizer: torch.optim.Optimizer, beside: Tensors = NONE) -> Iterator[None]:
         """Measure training steps of a model, in phases opened inside."""
         with self.ledger.watch(model, optimizer), self.ledger:
-            self.enter(model, optimizer)  # which may update copies of the model's weights
+            self.enter(model, optimizer, beside)  # the optimizer may update copies of the model's weights
             yield
 
     @contextmanager
-    def alone(self, phase: str, model: nn.Module | None = None, optimizer=None) -> Iterator[None]:
+    def alone(
+        self, phase: str, model: nn.Module | None = None, optimizer=None, beside: Tensors = NONE
+    ) -> Iterator[None]:
         """Measure one phase that trains nothing; a given model's and optimiser's tensors count from its start."""
         with self.ledger:
             if model is not None:
-                self.enter(model, optimizer)
+                self.enter(model, optimizer, beside)
             with self.phase(phase):
                 yield
 
-    def enter(self, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
+    def enter(self, model: nn.Module, optimizer: torch.optim.Optimizer | None = None, beside: Tensors = NONE) -> None:
         self.ledger.mark(BEFORE)
         self.ledger.adopt(model, optimizer)
+        for category, tensors in beside.items():
+            self.ledger.track_all(tensors, category)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:

@@ -7,12 +7,15 @@ the base, and a trained one loses the float32 in which it is updated. These laye
 from __future__ import annotations
 
 import copy
+from typing import Any, cast
 
 import bitsandbytes
 import torch
 from bitsandbytes.functional import QuantState, dequantize_4bit
 from bitsandbytes.nn import Int8Params, Linear4bit, Linear8bitLt, Params4bit
 from torch.nn import functional as F
+
+from peftlab.parameters.divided import has_numbers, whole
 
 
 class FourBitLinear(Linear4bit):
@@ -30,7 +33,37 @@ class FourBitLinear(Linear4bit):
 
     def multiply(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """Return the product with the weight, plus `bias`; both have the compute type."""
+        if has_numbers(self.weight):
+            return GatheredFourBit.apply(x, self.weight, bias, self.packing)
         return bitsandbytes.matmul_4bit(x, self.weight, bias=bias, quant_state=self.packing)
+
+
+class GatheredFourBit(torch.autograd.Function):
+    """The product with a 4-bit weight that may be freed after the forward pass and gathered again for the backward one.
+
+    bitsandbytes 0.50 keeps a view of the packed weight, and with it all of its memory.
+    """
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, x: torch.Tensor, weight: Params4bit, bias: torch.Tensor | None, packing: QuantState
+    ) -> torch.Tensor:
+        ctx.save_for_backward(weight)
+        ctx.packing = packing
+        return bitsandbytes.matmul_4bit(x, weight, bias=bias, quant_state=packing)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+        (weight,) = ctx.saved_tensors
+        of_inputs, _, of_bias, _ = ctx.needs_input_grad
+        return (
+            gradient.matmul(unpack(cast(Params4bit, whole(weight)), ctx.packing).to(gradient.dtype))
+            if of_inputs
+            else None,
+            None,
+            gradient.reshape(-1, gradient.shape[-1]).sum(0) if of_bias else None,
+            None,
+        )
 
 
 class UnalignedFourBitLinear(FourBitLinear):

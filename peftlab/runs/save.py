@@ -24,7 +24,7 @@ def save_weights(
 ) -> None:
     """Write what trained, the weights of `step`, and add the memory of saving to the record."""
     probe = record.watch.probe = Probe(record.world.device)
-    with probe.alone("save", model, optimizer):
+    with probe.alone("save", model, optimizer, record.world.engine_tensors()):
         write_weights(record, bench, model, record.directory.weights)
         if record.world.is_main:
             record.directory.forget_former()

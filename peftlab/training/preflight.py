@@ -47,7 +47,7 @@ def measure_longest(setup: Setup, model: nn.Module, held_out: HeldOut, probe: Pr
         group["weight_decay"] = 0.0
     if trial.in_backward is not None:
         trial.in_backward.before = clear_gradient
-    with probe.steps(model, trial.optimizer):
+    with probe.steps(model, trial.optimizer, trial.world.engine_tensors()):
         for phase in ("first_step", "steady_step"):
             with probe.phase(phase):
                 _step(trial)

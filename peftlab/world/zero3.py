@@ -6,7 +6,7 @@ it is computed. Each process keeps the same share of every parameter's numbers, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from itertools import chain
@@ -32,6 +32,7 @@ from peftlab.parameters.divided import (
 from peftlab.parameters.gathering import stop_gathering
 from peftlab.parameters.trainable import kept_buffers, trainable_parameters
 from peftlab.recipe.schema import Recipe
+from peftlab.world.gathered_linear import gathered_linear, plain_linear
 from peftlab.world.zero2 import Zero2, import_deepspeed, settings
 
 DIVIDES = "ZeRO-3 divides every weight among processes"
@@ -59,7 +60,6 @@ class Zero3(Zero2):
     alone: ClassVar[str] = "ZeRO-3 was asked for, but the launch has one process: its device has the whole model"
     title: ClassVar[str] = "ZeRO-3"
     largest_bucket: ClassVar[int] = 50_000_000
-    _plain_linear: Any = None
     _watching: Sequence[RemovableHandle] = ()
 
     @classmethod
@@ -70,6 +70,11 @@ class Zero3(Zero2):
         }
         return next((reason for reason, applies in refusals.items() if applies), super().why_not(recipe, device))
 
+    def refuse_model(self, build: Callable[[], nn.Module]) -> None:
+        for name, module in build().named_modules():
+            if name.endswith("experts") and isinstance(module, nn.ModuleList):
+                raise UsageError(EXPERTS.format(name))
+
     @cached_property
     def mesh(self) -> DeviceMesh:  # type: ignore[override]  # every process has it here
         return init_device_mesh(self.device.type, (self.processes,))
@@ -79,9 +84,7 @@ class Zero3(Zero2):
 
         Raises UsageError for a model that it cannot divide.
         """
-        for name, module in model.named_modules():
-            if name.endswith("experts") and isinstance(module, nn.ModuleList):
-                raise UsageError(EXPERTS.format(name))
+        self.refuse_model(lambda: model)
         types = {str(one.dtype).removeprefix("torch.") for one in trainable_parameters(model).values()}
         if len(types) > 1:
             raise UsageError(MIXED.format(", ".join(sorted(types))))
@@ -103,9 +106,9 @@ class Zero3(Zero2):
             converter._convert_to_zero_parameters(one for one, _ in chain([first], waiting))
 
     def join(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-        self._plain_linear = self._plain_linear or functional.linear
         with packed_as_plain(model):
             super().join(model, optimizer)
+        functional.linear = gathered_linear  # type: ignore[assignment]
         self._watching = [
             model.register_forward_pre_hook(lambda *_: _gather_where_read(model, True)),
             model.register_forward_hook(lambda *_: _gather_where_read(model, False), always_call=True),
@@ -128,6 +131,8 @@ class Zero3(Zero2):
             "contiguous_gradients": False,
             "overlap_comm": ahead,
             "sub_group_size": sum(counts) + 1,
+            # DeepSpeed's own saves inputs of frozen weights too, and is absent for weights that it is given in parts.
+            "memory_efficient_linear": False,
             # No weight remains whole, however small it is or soon it is needed again.
             "stage3_param_persistence_threshold": 0,
             "stage3_max_reuse_distance": 0,
@@ -184,12 +189,16 @@ class Zero3(Zero2):
         with GatheredParameters([one for one in model.parameters() if everything or one.requires_grad]):
             yield
 
+    def engine_tensors(self) -> dict[str, list[torch.Tensor]]:
+        """Return this process's copy of what trains, and the buffer for its part of the gradients."""
+        kept = self._engine.optimizer
+        return {"trainable_weights": kept.fp32_partitioned_groups_flat, "gradients": [kept.grad_partitions_flat_buffer]}
+
     def close(self) -> None:
-        if self._plain_linear is not None:
+        if functional.linear is gathered_linear:
             from deepspeed.runtime.zero import parameter_offload
 
-            # DeepSpeed has replaced it, so that a backward pass reads weights that are gathered again.
-            functional.linear = self._plain_linear
+            functional.linear = plain_linear
             parameter_offload.FWD_MODULE_STACK.clear()
         super().close()
 

@@ -20,6 +20,7 @@ from peftlab.memory.strategies import STRATEGIES, Division, Weight, find_strateg
 from peftlab.models.load import load_model
 from peftlab.recipe.schema import Recipe
 from peftlab.runs.plan import plan, plan_strategies
+from peftlab.world.zero3 import Zero3
 from tests.memory.real import CPU, PLAIN_STEP, tiny_recipe, track, work_of, write_model
 
 CUDA = torch.device("cuda")
@@ -169,6 +170,41 @@ def test_fsdp_2_adds_what_is_gathered_at_each_place(place, number, workspace):
     """
     divided = {"frozen_weights": -80, "trainable_weights": -10, "gradients": -250, "optimiser_state": -250}
     assert shared("fsdp2", place, number) == divided | ({"workspace": workspace} if workspace else {})
+
+
+@pytest.mark.parametrize(
+    ("place", "number", "added"),
+    [
+        (("embedding",), 1, {"workspace": 40}),
+        (("forward", 0, 1), 1, {"workspace": 60}),
+        (("scores",), 1, {}),
+        (("head_backward",), 1, {"gradients": 40 + 2 * 40, "workspace": 40}),
+        (("backward", 0, 0), 1, {"gradients": 40 + 2 * 40, "workspace": 60}),
+        (("backward", 0, 0), 2, {"workspace": 60}),
+        (("embedding_backward",), 1, {"gradients": 40 + 2 * 40}),
+        (("step",), 1, {"workspace": 30 * (1 + 2)}),
+    ],
+)
+def test_zero_3_adds_one_gathered_weight_and_at_the_end_of_a_pass_two_copies_of_the_gradients(place, number, added):
+    """By hand: 40 bytes train, of which a device has 30 twice, and as many of their gradients.
+
+    At the last event of a pass, where all gradients are there, they are in one buffer too, of which gloo has another.
+    The largest weight inside of layers has 60 bytes, outside of them 40; none of the embeddings train.
+    """
+    found = shared("zero3", place, number)
+    expected = {"frozen_weights": -80, "trainable_weights": 30 - 10, "optimiser_state": -250}
+    gradients = 30 + added.get("gradients", 0) - 1000
+    assert found == expected | {"gradients": gradients} | {k: v for k, v in added.items() if k == "workspace"}
+
+
+def test_a_bucket_of_zero_3_that_is_full_is_exchanged_within_the_pass(monkeypatch):
+    """By hand: of 40 bytes of gradients 16 fill a bucket of four numbers."""
+    monkeypatch.setattr(Zero3, "largest_bucket", 4)
+    part = np.zeros((len(CATEGORIES), 4), dtype=np.int64)
+    row = CATEGORIES.index("gradients")
+    part[row] = [0, 8, 16, 40]
+    found = STRATEGIES["zero3"].share(part, ("steady_step", 1, "backward", 0, 0), Division(WEIGHTS, 2))[row]
+    assert found.tolist() == [30, 30 + 8, 30 + 16 + 2 * 16, 30 + 16 + 2 * 16]
 
 
 def test_four_devices_hold_less_of_the_state_but_as_many_activations(tmp_path):

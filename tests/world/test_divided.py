@@ -14,7 +14,6 @@ from safetensors.torch import load_file
 from peftlab.checkpoint.manifest import read_manifest
 from peftlab.checkpoint.parts import count_parts
 from peftlab.errors import UsageError
-from peftlab.memory.strategies import STRATEGIES as PLANNED
 from peftlab.recipe.schema import Recipe
 from peftlab.runs.directory import RunDirectory
 from peftlab.runs.display import NoDisplay
@@ -156,29 +155,32 @@ def test_the_loss_without_logits_is_used_where_the_head_is_whole(pair):
 
 
 def test_the_peaks_of_a_process_are_as_planned(pair):
-    """Within 2 %. A first step may have a layer more: gloo's thread frees what it has sent when it comes to run.
+    """Within 2 %; under ZeRO-3 within 0.3 %.
+
+    gloo's thread frees what it has sent when it comes to run: under FSDP 2 a first step may have a layer more, under
+    ZeRO-3 any phase a layer's largest weight.
 
     Of the last layer alone the plan is 5.4 % too high under ZeRO-2 (where gradients are added to former ones, the trace
     has one gradient more at a time than is there), and 2.3 % too low for the first step under tensor parallel.
     """
     two = results_of(pair)[1]
-    if not PLANNED[pair[0]].measured:
-        pytest.skip("its plan says that it is not yet measured")
     planned, measured = (two.memory[source].phases for source in ("predicted", "measured"))
     recipe = Recipe.model_validate(two.recipe)
-    late = _layer_bytes(recipe) if pair[0] == "fsdp2" else 0
+    late = _late_bytes(recipe, pair[0])
     last = recipe.method.type == "full" and recipe.method.layers == 1
-    too_high = 1.06 if pair[0] == "zero2" and last else 1.02
-    too_low = 0.97 if pair[0] == "tensor" and last else 0.98
+    exact = pair[0] == "zero3"
+    too_high = 1.06 if pair[0] == "zero2" and last else 1.003 if exact else 1.02
+    too_low = 0.97 if pair[0] == "tensor" and last else 0.997 if exact else 0.98
     for phase in ("first_step", "steady_step", "evaluation", "generation", "save"):
-        more = late if phase == "first_step" else 0
+        more = late if phase == "first_step" or exact else 0
         assert too_low * measured[phase] - more <= planned[phase] <= too_high * measured[phase], phase
     assert planned["load"] == pytest.approx(measured["load"], rel=0.02)
 
 
-def _layer_bytes(recipe: Recipe) -> int:
-    kept = Planner(torch.device("cpu")).blueprint(recipe).weights
-    return sum(one.whole for one in kept if one.layer == 0)
+def _late_bytes(recipe: Recipe, strategy: str) -> int:
+    """Return the bytes that a process may have gathered for the module before."""
+    layer = [one.whole for one in Planner(torch.device("cpu")).blueprint(recipe).weights if one.layer == 0]
+    return {"fsdp2": sum(layer), "zero3": max(layer)}.get(strategy, 0)
 
 
 def test_what_is_saved_is_the_same_folder_as_from_one_process(pair):

@@ -20,7 +20,7 @@ STRATEGIES: dict[str, Strategy] = {
         Ddp("ddp", measured=True),
         Zero2("zero2", measured=True),
         Fsdp2("fsdp2", divides=True, measured=True),
-        Zero3("zero3", divides=True),
+        Zero3("zero3", divides=True, measured=True),
         Fsdp2Offload("fsdp2-offload", divides=True, trained_by="fsdp2"),
         Tensor("tensor", divides=True, measured=True, offered=False, whole_head=True),
     )

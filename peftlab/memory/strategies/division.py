@@ -97,6 +97,11 @@ class Division:
         """The bytes of trained weights in no layer whose gradients are there before any layer's: head and last norm."""
         return sum(self.gathered(one) for one in self.weights if one.layer is None and one.trains and not one.embeds)
 
+    @cached_property
+    def embeddings_trained(self) -> int:
+        """The bytes of the gathered embeddings that train."""
+        return sum(self.gathered(one) for one in self.weights if one.trains and one.embeds)
+
     def all_but_one(self, count: int) -> int:
         """Return the bytes of all but one device's equal part of `count`."""
         return count * (self.devices - 1) // self.devices

@@ -5,6 +5,7 @@ To add one: a file of this folder with a class derived from `Strategy`, and a li
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,6 +48,10 @@ class Strategy:
         Raises UsageError for a model that it cannot train.
         """
         return OwnPart()
+
+    def computing(self) -> AbstractContextManager[None]:
+        """Return a context in which what is traced saves for the backward pass what the strategy saves."""
+        return nullcontext()
 
     def share(self, part: np.ndarray, key: tuple, division: Division) -> np.ndarray:
         """Return the bytes on one device where one alone has `part`, (categories, events), at a place of a step.
