@@ -42,7 +42,7 @@ class StudyReport(Report):
     """One study, `study.json` in its folder: before it runs without outcomes, afterwards with the verdict.
 
     `verdict` is refuted, not refuted, undecided, or skipped with the reason in `notes`. `confidence` is that of each
-    interval. `seconds` are those of all runs and plans, one after another.
+    interval. `seconds` are those of all runs and plans, one after another. `data` says that a folder of data was named.
     """
 
     name: str
@@ -51,6 +51,7 @@ class StudyReport(Report):
     claim: str
     source: str
     minutes: float
+    data: bool = False
     confidence: float
     expectations: list[ExpectationReport]
     runs: list[str]

@@ -43,6 +43,7 @@ def announce(study: Study, setting: Setting) -> StudyReport:
         claim=study.claim,
         source=study.source,
         minutes=study.minutes[setting.size],
+        data=setting.data is not None,
         confidence=study.confidence(setting.size),
         expectations=[expectation_report(one) for one in study.expectations(setting.size)],
         runs=[line for part in study.parts(setting) for line in part.lines()],

@@ -94,6 +94,15 @@ def test_a_picture_whose_values_have_no_logarithm_is_drawn_without_them(recwarn)
     assert "<svg" in vector and pixels.startswith(b"\x89PNG") and not recwarn.list
 
 
+@pytest.mark.parametrize(
+    ("named", "ends"), [(True, "--size small --data FOLDER</code>"), (False, "--size small</code>")]
+)
+def test_the_page_names_the_command_that_repeats_it(tmp_path, named, ends):
+    setting = Setting("small", tmp_path / "study", tmp_path if named else None)
+    page = run_study(Toy().study, setting).page
+    assert f"peftlab study toy {ends}" in page.read_text(encoding="utf-8")
+
+
 def test_a_claim_whose_quantity_is_outside_is_refuted(tmp_path):
     assert run_study(Toy(second=2.0).study, setting(tmp_path)).report.verdict == "refuted"
 
