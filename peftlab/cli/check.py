@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peftlab.cli.answer import answers, problem_json
 from peftlab.cli.options import AsJson, Debug, RecipePaths, split_overrides
-from peftlab.errors import MethodError, PeftlabError, Problem, RecipeError, UsageError
+from peftlab.errors import DataError, MethodError, PeftlabError, Problem, RecipeError, UsageError
 from peftlab.files import decode_json
 from peftlab.secrets import mask_secrets
 
 if TYPE_CHECKING:
+    from peftlab.data.row_reader import Header
     from peftlab.recipe.schema import Recipe
 
 
@@ -49,7 +51,7 @@ def examine(path: Path, overrides: Sequence[str]) -> tuple[list[Problem], int]:
             load_comparison(path, overrides)
             return [], 0
         recipe = load_recipe(path, overrides)
-        problems = check_files(path, overrides)
+        problems = check_files(path, overrides) or find_refused_rows(recipe, path, overrides)
     except RecipeError as error:
         return error.problems, RecipeError.exit_code
     if problems:
@@ -68,22 +70,63 @@ def find_refusals(recipe: Recipe, path: Path, overrides: Sequence[str]) -> list[
 
     config = read_local_config(recipe.model.name)
     if uneven := undivided_heads(config, count(os.environ, TENSOR_SIZE)):
-        return [Problem("model.name", uneven, *_lines_of("model.name", path, overrides))]
+        return [problem_at(path, overrides, "model.name", uneven)]
     kinds = config.get("layer_types")
     if not recipe.method.refused_by_family or (isinstance(kinds, list) and len(set(map(str, kinds))) == 1):
         return []
     refusal = known_refusal(str(config.get("model_type")), recipe.model.task, recipe.method.form)
     if refusal is None:
         return []
-    return [Problem(*refusal, *_lines_of(refusal[0], path, overrides))]
+    return [problem_at(path, overrides, *refusal)]
 
 
-def _lines_of(key: str, path: Path, overrides: Sequence[str]) -> tuple[str, int | None]:
-    """Return the file and the line of a recipe's key; no line where it has none."""
+def find_refused_rows(recipe: Recipe, path: Path, overrides: Sequence[str]) -> list[Problem]:
+    """Return what the rows of files at hand are refused for when they are read, as far as a first row shows it.
+
+    Files that are not there or cannot be read are left to the commands that read them whole.
+    """
+    from peftlab.data.recognise import open_reader, recognise
+    from peftlab.data.row_reader import wanted_columns
+    from peftlab.recipe.headers import PARTS
+    from peftlab.recipe.schema import list_sources
+
+    problems, named = dict[str, Problem](), recipe.data.format
+    for part in PARTS:
+        for entry in list_sources(getattr(recipe.data, part)):
+            header, wanted = read_first_row(entry.source), wanted_columns(recipe.data, entry)
+            try:
+                if header is not None:
+                    choice = recognise(recipe.task.formats, named, header, wanted)
+                    open_reader(choice, header, wanted)
+                    named = choice.format.name  # the first file decides
+            except DataError as error:
+                problems.setdefault(str(error), problem_at(path, overrides, f"data.{part}", str(error)))
+    return list(problems.values())
+
+
+def read_first_row(source: str) -> Header | None:
+    """Return what a local file looks like; None for other sources, and where its first rows cannot be read."""
+    from peftlab.data.row_reader import Header
+    from peftlab.recipe.headers import find_file, has_first_rows
+    from peftlab.tables.files import HEADER_ROWS, FilePiece
+
+    file = find_file(source)
+    try:
+        if file is None or not has_first_rows(file):
+            return None
+        piece = FilePiece(file)
+        first = next((row.cells for row in islice(piece.rows(), HEADER_ROWS) if row.fault is None), None)
+        return None if first is None else Header(piece.name, piece.columns(), first)
+    except (DataError, OSError, ImportError):
+        return None
+
+
+def problem_at(path: Path, overrides: Sequence[str], key: str, message: str) -> Problem:
+    """Return a problem with the place where the recipe sets a key."""
     from peftlab.recipe.load import place_of
 
     file, _, line = place_of(path, overrides, key).rpartition(":")
-    return (file, int(line)) if line.isdigit() else (str(path), None)
+    return Problem(key, message, file, int(line)) if line.isdigit() else Problem(key, message, str(path))
 
 
 def read_local_config(name: str) -> dict[str, Any]:

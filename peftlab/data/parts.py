@@ -10,8 +10,8 @@ from typing import Any, Literal, NamedTuple
 from peftlab.data.columns import Column, find_column
 from peftlab.data.kept_examples import Kept
 from peftlab.data.keys import Keys
-from peftlab.data.recognise import Choice, open_reader, recognise
-from peftlab.data.row_reader import Header, Reader, Wanted
+from peftlab.data.recognise import Choice, open_reader, recognise, refuse_foreign_row
+from peftlab.data.row_reader import Header, Reader, Wanted, wanted_columns
 from peftlab.data.sources import START, Cursor, Piece, Source, read_source
 from peftlab.errors import DataError, listed, nearest
 from peftlab.recipe.schema import Data, DataSource, Sources, list_sources
@@ -154,6 +154,7 @@ class DataReader:
                 if reader.is_empty(row.cells):
                     tally.empty += 1
                 else:
+                    refuse_foreign_row(reader.format, wanted, row.cells)
                     yield Read(cursor, reader.read(row.cells), value.cell(row.cells) if value else None)
             except ValueError as error:
                 tally.add_fault(f"{source.place(cursor, row)}: {error}")
@@ -239,13 +240,6 @@ def describe_sources(sources: Any) -> str:
     """Return how messages name the sources of a part; empty for rows that are held out."""
     names = [entry.source for entry in list_sources(sources)]
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
-def wanted_columns(section: Data, entry: DataSource) -> Wanted:
-    """Return what a recipe says of the columns of one of its sources: its own fields, else those of all sources."""
-    columns = section.columns if entry.columns is None else entry.columns
-    tools = {"tools": section.tools} if section.tools is not None else {}
-    return Wanted({**columns, **tools}, section.template if entry.template is None else entry.template)
 
 
 def read_examples(source: Source | Table, section: Data, task: Task | None = None) -> list[Example]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from peftlab.data.columns import find_column
+from peftlab.data.columns import Cells, find_column
 from peftlab.data.row_reader import Header, LayoutReader, Reader, RowReader, Wanted, separator_hint
 from peftlab.errors import DataError, listed
 from peftlab.tasks.formats import Format
@@ -64,6 +64,13 @@ def _refuse_foreign(formats: Sequence[Format], header: Header) -> None:
     for foreign in dict.fromkeys(foreign for one in formats for foreign in one.foreign):
         if foreign.found(header.first) and not any(_is_plain(one, header) for one in formats if not one.foreign):
             raise DataError(f"{header.name}: has {foreign.title}; {foreign.remedy}")
+
+
+def refuse_foreign_row(layout: Format, wanted: Wanted, cells: Cells) -> None:
+    """Raise ValueError for a row that means something else than those of its format, as the first row may not."""
+    for foreign in () if wanted.says_which else layout.foreign:
+        if foreign.found(cells):
+            raise ValueError(f"has {foreign.title}; {foreign.remedy}")
 
 
 def _is_plain(layout: Format, header: Header) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 
 from peftlab.data.columns import Cells, Column, Template, find_column, is_null, parse_template
 from peftlab.errors import DataError, listed, nearest
+from peftlab.recipe.schema import Data, DataSource
 from peftlab.tables.row import Unreadable
 from peftlab.tasks.formats import Example, Format
 from peftlab.tasks.layouts import Layout
@@ -24,6 +25,13 @@ class Wanted:
     def says_which(self) -> bool:
         """Whether it names columns, so that the file is not written in a layout of its own."""
         return self.template is not None or bool(set(self.columns) - {"tools"})
+
+
+def wanted_columns(section: Data, entry: DataSource) -> Wanted:
+    """Return what a recipe says of the columns of one of its sources: its own fields, else those of all sources."""
+    columns = section.columns if entry.columns is None else entry.columns
+    tools = {"tools": section.tools} if section.tools is not None else {}
+    return Wanted({**columns, **tools}, section.template if entry.template is None else entry.template)
 
 
 @dataclass(frozen=True)

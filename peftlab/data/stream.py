@@ -13,8 +13,8 @@ import numpy as np
 
 from peftlab.data.batches import Layout, deal_by_length
 from peftlab.data.orders import SourceDraws
-from peftlab.data.parts import DataReader, Read, Tally, wanted_columns
-from peftlab.data.row_reader import Wanted
+from peftlab.data.parts import DataReader, Read, Tally
+from peftlab.data.row_reader import Wanted, wanted_columns
 from peftlab.data.rows import Batch, Rows, ShuffledRows, StepCount
 from peftlab.data.sources import START, Cursor, Source, read_source
 from peftlab.data.token_rows import TokenRow

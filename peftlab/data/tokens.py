@@ -229,9 +229,12 @@ def encode_prompt(tokenizer: Any, text: str, max_length: int | None = None) -> l
     return cut_prompt(ids[without_doubled(ids, lead, tokenizer)], lead, max_length)
 
 
-def encode_chat_prompt(tokenizer: Any, text: str, max_length: int | None = None) -> list[int]:
-    """Return the ids of a prompt that the model's chat template wrote, as rows begin; its opening token is kept."""
-    ids = encode_prompt_text(tokenizer, text)
+def encode_chat_prompt(tokenizer: Any, text: str, max_length: int | None = None, cuts: Sequence[int] = ()) -> list[int]:
+    """Return the ids of a prompt that the model's chat template wrote, as rows begin; its opening token is kept.
+
+    `cuts` are those of an `EncodedChat` with the same text before them.
+    """
+    ids = encode_prompt_text(tokenizer, text, cuts)
     return cut_prompt(ids, int(len(ids) > 0 and ids[0] == tokenizer.bos_token_id), max_length)
 
 

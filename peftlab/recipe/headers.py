@@ -52,13 +52,16 @@ def find_file(source: Any) -> Path | None:
 
 def read_columns(path: Path) -> list[str]:
     """Return the names of a file's columns as far as its first rows show them, empty if they cannot be read."""
-    kind = file_kind(path.name)
     try:
-        if kind is None or (kind == ".json" and path.stat().st_size > LARGEST_JSON):
-            return []
-        return FilePiece(path).columns()
+        return FilePiece(path).columns() if has_first_rows(path) else []
     except (DataError, OSError, ImportError):  # the commands that read it whole say what is wrong
         return []
+
+
+def has_first_rows(path: Path) -> bool:
+    """Return whether a file can be looked into without much to read. Raises OSError."""
+    kind = file_kind(path.name)
+    return kind is not None and (kind != ".json" or path.stat().st_size <= LARGEST_JSON)
 
 
 def missing(recipe: Recipe, path: Path, columns: list[str]) -> Iterator[tuple[KeyPath, str]]:

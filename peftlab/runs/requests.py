@@ -180,7 +180,8 @@ def encode(request: Request, recipe: Recipe, tokenizer: Any) -> Encoded:
     arguments, day, chat = recipe.data.template_kwargs, recipe.data.date, request.chat
     text = render_prompt(chat.messages, tokenizer, arguments, chat.tools, day)
     (whole,) = encode_chats([chat], tokenizer, ChatSettings(arguments=arguments, day=day))
-    return Encoded(text, encode_chat_prompt(tokenizer, text), whole.lead)
+    cuts = [cut for cut in whole.cuts if text.startswith(whole.text[:cut])]
+    return Encoded(text, encode_chat_prompt(tokenizer, text, cuts=cuts), whole.lead)
 
 
 def refuse_unreadable(prompt: str) -> None:

@@ -193,8 +193,8 @@ WORDS = [
     "red", "Paris", "two and two", "naïve", "日本語", "👩\u200d👩\u200d👧", "e\u0301", "def f(x):\n    return x",
     "a\tb", "«да»", "…", "\u00a0", "#", "x" * 30, "3.14", "[INST]", "user", "assistant", "Bot:", "don't",
 ]  # fmt: skip
-# A line break at the beginning of an answer is one token with the header's own in many vocabularies: such rows drop.
-BEGINNINGS = [*[""] * 8, " ", "  ", "\t", "\n"]
+# A line break at the beginning of an answer is one token with the header's own in many vocabularies.
+BEGINNINGS = [*[""] * 8, " ", "  ", "\t", "\n", "\n\n", " \n"]
 ENDINGS = ["", "", " ", "  ", "\n", "\n\n", "\t", " \n "]
 SPECIAL = [END, OPEN, FINAL, "<think>", "(over)"]
 

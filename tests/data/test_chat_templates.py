@@ -42,7 +42,7 @@ def check_chat(case, kind, tokenizer, messages, tools):
     """Assert that one chat is supervised as its messages say; return whether it was dropped with a reason."""
     (chat,) = encode_chats([Chat(messages, tools)], tokenizer, ChatSettings(arguments=case.arguments))
     own = tokenizer.apply_chat_template(messages, tools=tools, return_dict=False, **case.arguments)
-    assert chat.ids.tolist() == own
+    assert chat.ids.tolist() == own or (chat.cuts and tokenizer.decode(chat.ids) == tokenizer.decode(own))
     if chat.fault is not None:
         assert not chat.turns
         return True
@@ -62,7 +62,7 @@ def check_prompt(case, chat, tokenizer, messages, tools):
     answer = case.written(messages[turn.message].get("content") or "", True).removeprefix(case.begins)
     if answer[:1].isascii() and answer[:1].isalpha():
         prompt = render_prompt(messages[: turn.message], tokenizer, case.arguments, tools)
-        assert encode_prompt_text(tokenizer, prompt).tolist() == chat.ids[: turn.first].tolist()
+        assert encode_prompt_text(tokenizer, prompt, chat.cuts).tolist() == chat.ids[: turn.first].tolist()
 
 
 def check_chats(count, seed):
@@ -76,13 +76,13 @@ def check_chats(count, seed):
 
 
 def test_random_chats_are_supervised_in_the_assistants_turns_and_their_ends():
-    assert check_chats(510, seed=1) < 0.1 * 510
+    assert check_chats(510, seed=1) < 0.05 * 510
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_of_twenty_thousand_chats_none_is_supervised_wrongly():
-    assert check_chats(20_000, seed=2) < 0.1 * 20_000
+    assert check_chats(20_000, seed=2) < 0.05 * 20_000
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -99,3 +99,17 @@ def test_a_plain_chat_is_kept_and_its_prompt_is_the_beginning_of_its_row(case, k
     (chat,) = encode_chats([Chat(messages)], tokenizer, ChatSettings(arguments=case.arguments))
     prompt = encode_prompt_text(tokenizer, render_prompt(messages[:3], tokenizer, case.arguments))
     assert prompt.tolist() == chat.ids[: chat.turns[-1].first].tolist()
+
+
+def test_an_answer_that_begins_with_a_line_break_begins_with_a_token_of_its_own():
+    """`assistant\\n\\nred` is encoded as a model meets it: the header `assistant\\n`, and then the answer."""
+    tokenizer = with_case("bytes", next(case for case in CASES if case.name == "an end after each turn"))
+    messages = [{"role": role, "content": text} for role, text in [("user", "red"), ("assistant", "\nred")] * 2]
+    (chat,) = encode_chats([Chat(messages)], tokenizer, ChatSettings())
+    question = ["<|turn|>", "user", "\n", "red", "<|close|>", "\n", "<|turn|>", "assistant", "\n"]
+    answer = ["\n", "red", "<|close|>"]
+    assert [tokenizer.decode([number]) for number in chat.ids] == [*question, *answer, "\n"] * 2
+    assert chat.supervised.tolist() == [*[False] * len(question), *[True] * len(answer), False] * 2
+    prompt = encode_prompt_text(tokenizer, render_prompt(messages[:3], tokenizer), chat.cuts)
+    assert prompt.tolist() == chat.ids[: chat.turns[-1].first].tolist()
+    assert encode_prompt_text(tokenizer, render_prompt(messages[:1], tokenizer)).tolist() == prompt[:9].tolist()

@@ -288,6 +288,14 @@ def test_rows_whose_answers_are_not_to_be_learned_as_they_are_are_refused(row, f
             read([row], **fields)
 
 
+def test_a_later_row_with_a_picture_is_refused_or_skipped_and_never_read_without_it():
+    rows = [OPEN_AI | {"images": []}, OPEN_AI | {"images": ["a.png"]}]
+    with pytest.raises(DataError, match=r"t: row 2: has pictures, videos or sounds beside its texts"):
+        read(rows)
+    assert read(rows, on_error="skip", allow_dropped=0.5) == read([OPEN_AI])
+    assert len(read(rows, columns={"messages": "messages"})) == 2
+
+
 @pytest.mark.parametrize(
     ("row", "fields"),
     [

@@ -108,6 +108,31 @@ def test_a_role_without_a_column_says_how_to_name_it(tmp_path, capsys):
     assert told in capsys.readouterr().out
 
 
+MESSAGES = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+REFUSED = [
+    ({"prompt": "a", "completion": "b", "label": False}, "calls good or bad (as for KTO)"),
+    ({"messages": MESSAGES, "images": ["a.png"]}, "has pictures"),
+    ({"text": "a", "messages": MESSAGES}, "fit chat or text; set data.format"),
+]
+
+
+@pytest.mark.parametrize(("row", "told"), REFUSED, ids=[told for _, told in REFUSED])
+def test_check_and_data_refuse_the_same_rows(tmp_path, capsys, row, told):
+    """In a list of sources too, and at the line of the key."""
+    (tmp_path / "x.jsonl").write_text(json.dumps(row) + "\n")
+    recipe = tmp_path / "recipe.yaml"
+    for source in (f"{tmp_path}/x.jsonl", f"[{tmp_path}/x.jsonl]"):
+        recipe.write_text(
+            f"model: {{name: builtin:tiny}}\nmethod: {{type: lora}}\ndata:\n  train: {source}\n"
+            "training: {steps: 1, learning_rate: 1e-3}\n"
+        )
+        assert run(["check", str(recipe)]) == 2
+        line = capsys.readouterr().out
+        assert line.startswith(f"{recipe}:4: data.train: ") and told in line
+        assert run(["data", str(recipe)]) == 4
+        assert told in capsys.readouterr().err
+
+
 def test_shipped_recipes_are_right():
     from pathlib import Path
 

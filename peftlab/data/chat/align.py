@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -29,8 +30,7 @@ class Offsets:
         The prompt's last spaces join the answer's first word, as they must in prompts that end with one. A special
         token of the prompt may have taken the answer's first blanks with it.
         """
-        moved = max(len(self.text[:place].rstrip(" ")), lowest)
-        for candidate in (moved, place):
+        for candidate in (self.before_blanks(place, lowest), place):
             if (found := self.cut(candidate)) is not None:
                 return found
         if (crossing := self._crossing(place)) is None:
@@ -39,6 +39,10 @@ class Offsets:
         if self.added[crossing] and not self.text[place:beyond].strip():
             return self.cut(beyond)
         return None
+
+    def before_blanks(self, place: int, lowest: int = 0) -> int:
+        """Return where the spaces before a character begin, not before `lowest`."""
+        return max(len(self.text[:place].rstrip(" ")), lowest)
 
     def end(self, place: int) -> int | None:
         """Return the token after an answer that ends at a character; None where one crosses into other text.
@@ -72,6 +76,44 @@ def encode_texts(tokenizer: Any, texts: Sequence[str]) -> Iterator[tuple[np.ndar
     for text, numbers, offsets in zip(texts, encoded["input_ids"], encoded["offset_mapping"], strict=True):
         ids = np.array(numbers, dtype=np.int64)
         yield ids, Offsets(text, offsets, np.isin(ids, added))
+
+
+def separate(
+    tokenizer: Any, ids: np.ndarray, offsets: Offsets, places: Sequence[int]
+) -> tuple[np.ndarray, Offsets] | None:
+    """Return the tokens of a text of which none crosses these characters; None where it has no such, or needs none.
+
+    A special token stands at each of them while the text is encoded, and is left out. What is before an answer is then
+    encoded as a prompt is that the answer has yet to follow.
+    """
+    mark = _plain_mark(tokenizer) if places else None
+    if mark is None:
+        return None
+    cuts = np.array(sorted(set(places)), dtype=np.int64)
+    pieces = [offsets.text[begin:end] for begin, end in pairwise([0, *cuts.tolist(), len(offsets.text)])]
+    marked, found = next(encode_texts(tokenizer, [mark.join(pieces)]))
+    begins = cuts + len(mark) * np.arange(len(cuts))  # of the marks
+    own = ~(np.isin(found.starts, begins) & (found.ends > found.starts))
+    kept = marked[own]
+    if len(marked) - len(kept) != len(cuts) or _decode(tokenizer, kept) != _decode(tokenizer, ids):
+        return None
+    edges = np.stack([found.starts[own], found.ends[own]], axis=1)
+    edges -= len(mark) * np.searchsorted(begins + len(mark), edges, "right")
+    return kept, Offsets(offsets.text, [(first, last) for first, last in edges.tolist()], found.added[own])
+
+
+def _plain_mark(tokenizer: Any) -> str | None:
+    """Return a special token that takes no blanks beside it."""
+    marks = (
+        token.content
+        for token in tokenizer.added_tokens_decoder.values()
+        if token.special and token.content and not (token.lstrip or token.rstrip or token.single_word)
+    )
+    return next(marks, None)
+
+
+def _decode(tokenizer: Any, ids: np.ndarray) -> str:
+    return tokenizer.decode(ids.tolist(), skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
 
 @contextmanager

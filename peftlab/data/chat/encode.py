@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from peftlab.data.chat.align import Offsets, encode_texts
+from peftlab.data.chat.align import Offsets, encode_texts, separate
 from peftlab.data.chat.settings import ChatSettings
 from peftlab.data.chat.template import REASONING, ChatTemplate, RefusedChat, unused_word
 from peftlab.data.chat.turns import Turn, Unclear, find_turns
@@ -42,7 +42,8 @@ class EncodedChat:
     """A chat as text and int64 ids, with its supervised turns: none where they are not certain, for the reason `fault`.
 
     `lead` is the number of tokens that a cut keeps: the opening token and the system text. `carried` says that a
-    message contains the text of a special token. `unwritten` names what the template leaves out of the chat: its
+    message contains the text of a special token. `cuts` are the characters at which a token was taken apart, because it
+    crossed the beginning or the end of an answer. `unwritten` names what the template leaves out of the chat: its
     `tools`, `messages` of others than the assistant, the `reasoning` of its last answer that is a field of its own.
     """
 
@@ -53,6 +54,7 @@ class EncodedChat:
     carried: bool
     fault: str | None = None
     unwritten: tuple[str, ...] = ()
+    cuts: tuple[int, ...] = ()
 
     @property
     def text(self) -> str:
@@ -97,12 +99,15 @@ def encode_chats(examples: Sequence[Chat], tokenizer: Any, settings: ChatSetting
             if refusal is not None:
                 yield EncodedChat(offsets, ids, (), 0, False, refusal)
                 continue
-            turns, fault = _place_turns(template, example, ids, offsets, settings)
+            found, fault = _find_turns(template, example, offsets.text, settings)
+            cuts = tuple(_crossed(found, offsets))
+            if (apart := separate(tokenizer, ids, offsets, cuts)) is not None:
+                ids, offsets = apart
+            turns, fault = ((), fault) if fault else _place_turns(found, ids, offsets)
             carried = any(token in str(message.get("content")) for message in example.messages for token in special)
             lead = _lead(template, example, ids, offsets)
-            yield EncodedChat(
-                offsets, ids, turns, lead, carried, fault, tuple(_unwritten(template, example, offsets.text))
-            )
+            unwritten = tuple(_unwritten(template, example, offsets.text))
+            yield EncodedChat(offsets, ids, turns, lead, carried, fault, unwritten, cuts if turns else ())
 
 
 def _write(template: ChatTemplate, example: Chat, settings: ChatSettings) -> tuple[str, str | None]:
@@ -115,29 +120,51 @@ def _write(template: ChatTemplate, example: Chat, settings: ChatSettings) -> tup
         return "", error.reason
 
 
-def encode_prompt_text(tokenizer: Any, text: str) -> np.ndarray:
-    """Return the ids of a prompt that the template wrote, as rows have them before an answer."""
+def encode_prompt_text(tokenizer: Any, text: str, cuts: Sequence[int] = ()) -> np.ndarray:
+    """Return the ids of a prompt that the template wrote, as rows with these cuts have them before an answer."""
     kept = text.rstrip(" ")
     for place in (len(kept), len(text)):
         ids, offsets = next(encode_texts(tokenizer, [text[:place] + " " * (len(text) - place) + PROBE]))
+        ids, offsets = separate(tokenizer, ids, offsets, cuts) or (ids, offsets)
         if (count := offsets.cut(place)) is not None:
             return ids[:count]
     return next(encode_texts(tokenizer, [kept]))[0]
 
 
-def _place_turns(
-    template: ChatTemplate, example: Chat, ids: np.ndarray, offsets: Offsets, settings: ChatSettings
-) -> tuple[tuple[TokenTurn, ...], str | None]:
+def _find_turns(
+    template: ChatTemplate, example: Chat, text: str, settings: ChatSettings
+) -> tuple[list[Turn], str | None]:
     try:
-        turns = find_turns(template, example, offsets.text, settings)
-        placed: list[TokenTurn] = []
-        after = 0
+        return find_turns(template, example, text, settings), None
+    except Unclear as reason:
+        return [], str(reason)
+
+
+def _crossed(turns: Sequence[Turn], offsets: Offsets) -> Iterator[int]:
+    """Yield the characters at which answers begin or end and that a token crosses.
+
+    A line break at the beginning of an answer is one token with the header's own in many vocabularies. Where an answer
+    is generated the header is there already, so the answer begins with a token of its own.
+    """
+    lowest = 0
+    for turn in turns:
+        begins = [(turn.start, lowest), *([] if turn.asked is None else [(turn.asked, turn.start)])]
+        yield from (offsets.before_blanks(*one) for one in begins if offsets.begin(*one) is None)
+        if offsets.end(turn.end) is None:
+            yield turn.end
+        lowest = turn.end
+
+
+def _place_turns(turns: Sequence[Turn], ids: np.ndarray, offsets: Offsets) -> tuple[tuple[TokenTurn, ...], str | None]:
+    placed: list[TokenTurn] = []
+    lowest = 0
+    try:
         for turn in turns:
-            placed.append(_place_turn(turn, ids, offsets, after))
-            after = turn.end
-        return tuple(turn for turn in placed if turn.first < turn.last), None
+            placed.append(_place_turn(turn, ids, offsets, lowest))
+            lowest = turn.end
     except Unclear as reason:
         return (), str(reason)
+    return tuple(turn for turn in placed if turn.first < turn.last), None
 
 
 def _place_turn(turn: Turn, ids: np.ndarray, offsets: Offsets, lowest: int) -> TokenTurn:
