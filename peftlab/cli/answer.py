@@ -53,7 +53,8 @@ def run_command(command: Callable[[], Any], as_json: bool, debug: bool) -> int:
     except Exception as error:
         return print_error(error, as_json, debug)
     if is_main_process():
-        print_json(answer) if as_json else show()
+        with contextlib.suppress(BrokenPipeError):  # a reader that has ended changes nothing of what was found
+            print_json(answer) if as_json else show()
     return code
 
 
@@ -76,16 +77,17 @@ def print_error(error: Exception, as_json: bool, debug: bool) -> int:
         print_line(f"peftlab: error: {line}")
     if as_json and is_main_process():
         problems = [problem_json(problem) for problem in getattr(error, "problems", [])]
-        print_json({"error": {"kind": type(error).__name__, "exit_code": code, "lines": lines, "problems": problems}})
+        with contextlib.suppress(BrokenPipeError):
+            print_json(
+                {"error": {"kind": type(error).__name__, "exit_code": code, "lines": lines, "problems": problems}}
+            )
     return code
 
 
 def print_line(text: str) -> None:
-    """Print a line to standard error; where that is a file on a full disk, the exit code alone says what happened."""
+    """Print a line to standard error; where that is a full disk or closed, the exit code alone says what happened."""
     try:
         print(text, file=sys.stderr, flush=True)
-    except BrokenPipeError:
-        raise
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # or Python would try again at its end, and exit with 120
 

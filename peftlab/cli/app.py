@@ -104,14 +104,26 @@ def root(
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run one command line; return its exit code."""
+    """Run one command line; return its exit code: 0 where the reader of an output, such as `head`, ended before it."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    code = 0
     try:
-        code = app(args=list(arguments), prog_name="peftlab", standalone_mode=False)
+        code = run_line(arguments)
         sys.stdout.flush()
-        return code or 0
+    except BrokenPipeError:
+        discard_output()
+    except SystemExit as error:
+        if not isinstance(error.__context__, BrokenPipeError):  # of which the library of the command line makes 1
+            raise
+        discard_output()
+    return code
+
+
+def run_line(arguments: Sequence[str]) -> int:
+    try:
+        return app(args=list(arguments), prog_name="peftlab", standalone_mode=False) or 0
     except CommandLineError as error:
         advice = f"see `{error.ctx.command_path} --help`" if error.ctx else "see `peftlab --help`"
         # pydantic checks the values of options, and begins so what a type of ours refuses
@@ -119,6 +131,12 @@ def run(arguments: Sequence[str]) -> int:
         return print_error(UsageError(message), as_json="--json" in arguments, debug="--debug" in arguments)
     except typer.Abort:
         return INTERRUPTED
-    except BrokenPipeError:  # the reader, such as `head`, has ended
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+
+
+def discard_output() -> None:
+    """Write what is left of the output nowhere, or Python would fail to write it when it ends."""
+    sys.stdout = sys.__stdout__
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    if isinstance(sys.stderr, io.TextIOWrapper):
+        os.dup2(nowhere, 2)

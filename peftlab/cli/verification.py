@@ -32,6 +32,8 @@ def show_found(found: list[dict[str, Any]]) -> None:
     for one in found:
         for fault in one["faults"]:
             print(fault)
+        for note in one["notes"]:
+            print(f"note: {note}")
         if not one["faults"]:
             print(f"ok  {one['run']}: {describe(one)}")
 

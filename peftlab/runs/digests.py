@@ -18,6 +18,14 @@ METRICS, SCORES, TEXTS = "metrics.jsonl", "scores.json", "generations.jsonl"
 PICTURE, WEIGHTS, LAST, HELD_OUT = "loss.png", "weights", "last", "held_out"
 KEPT = (*RECORD, METRICS, SCORES, TEXTS, PICTURE, WEIGHTS, LAST, HELD_OUT)
 
+# What peft and transformers look for in a folder, in any of its forms, and Python code.
+LOADED_SUFFIXES = frozenset(
+    (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".pkl", ".pickle", ".json", ".jinja")
+    + (".model", ".spm", ".bpe", ".tiktoken", ".py", ".so")
+)
+LOADED_NAMES = frozenset(("vocab.txt", "merges.txt"))
+REMOVE = "remove it"
+
 
 def write_digests(folder: Path, step: int, parts: Collection[str] = KEPT, known: Mapping[str, FileRecord] = {}) -> None:
     """Write the manifest of a run directory for these parts of it; `known` records are not computed again."""
@@ -52,7 +60,29 @@ def find_faults(folder: Path, parts: Collection[str] = KEPT, contents: bool = Tr
         part = name.partition("/")[0]
         if part in parts and part not in faults and (fault := find_fault(folder / name, record, contents)):
             faults[part] = fault
+    for path in find_extra(folder, manifest, [part for part in (WEIGHTS, LAST) if part in parts]):
+        if is_loaded(path):
+            faults.setdefault(path.relative_to(folder).parts[0], describe_extra(path))
     return faults
+
+
+def describe_extra(path: Path) -> str:
+    """Return the line on a file that a run did not write and that a loader may read."""
+    return f"{path}: is not a file of the run, and what loads its folder may read it; {REMOVE}"
+
+
+def find_extra(folder: Path, manifest: Manifest | None, parts: Collection[str] = (WEIGHTS, LAST)) -> list[Path]:
+    """Return the files in folders of a run of which its manifest says nothing, while it has others of that folder."""
+    recorded = manifest.files if manifest else {}
+    known = {name.partition("/")[0] for name in recorded if "/" in name}
+    return [
+        path for part in parts if part in known for name, path in files_of(folder, part).items() if name not in recorded
+    ]
+
+
+def is_loaded(path: Path) -> bool:
+    """Return whether a library that loads weights or a tokenizer from a folder may read a file of this name."""
+    return path.suffix.lower() in LOADED_SUFFIXES or path.name in LOADED_NAMES
 
 
 def find_fault(path: Path, record: FileRecord, contents: bool = True) -> str | None:
@@ -71,7 +101,9 @@ def find_fault(path: Path, record: FileRecord, contents: bool = True) -> str | N
 def refuse_changed(folder: Path, parts: Collection[str], contents: bool = True) -> None:
     """Raise StorageError with the first file of these parts of a run that is missing or has changed."""
     if faults := find_faults(folder, parts, contents):
-        raise StorageError(f"{next(iter(faults.values()))}; restore it, or --no-verify uses the run as it is")
+        fault = next(iter(faults.values()))
+        way = "or" if fault.endswith(REMOVE) else "restore it, or"
+        raise StorageError(f"{fault}; {way} --no-verify uses the run as it is")
 
 
 def files_of(folder: Path, part: str) -> dict[str, Path]:

@@ -10,7 +10,7 @@ from peftlab.data.examples import fingerprint
 from peftlab.data.held_out import read_held_out, write_held_out
 from peftlab.data.parts import OPTIONAL_ROLES, describe_sources
 from peftlab.data.splits import Examples, HeldOutPart, check_labels, load_examples, read_general, read_part
-from peftlab.errors import DataError, StorageError
+from peftlab.errors import DataError, RecipeError, StorageError
 from peftlab.methods.storage import read_context
 from peftlab.models.load import load_saved_tokenizer
 from peftlab.recipe.load import load_recipe
@@ -29,12 +29,29 @@ CHOOSING = ("train", "columns", "template", "tools", "format", "group_by")
 
 
 def load_run_recipe(directory: RunDirectory, overrides: Sequence[str] = ()) -> Recipe:
-    """Return a run's recipe as the version that wrote it understood it, with `overrides`."""
+    """Return a run's recipe as the version that wrote it understood it, with `overrides`.
+
+    Raises RecipeError for what the overrides make wrong, and StorageError for a file that is wrong without them.
+    """
     try:
         recorded = directory.read_result().recipe
     except StorageError:  # it is raised where the record is needed, after what can be refused without it
         recorded = {}
-    return load_recipe(directory.recipe, [*earlier_settings(recorded), *overrides])
+    own = earlier_settings(recorded)
+    try:
+        return load_recipe(directory.recipe, [*own, *overrides])
+    except RecipeError:
+        _refuse_damaged(directory.recipe, own)
+        raise
+
+
+def _refuse_damaged(path: Path, own: Sequence[str]) -> None:
+    """Raise StorageError for a run's recipe that cannot be loaded as it is."""
+    try:
+        load_recipe(path, own)
+    except RecipeError as error:
+        first = next(iter(str(error).splitlines()))
+        raise StorageError(f"{first}; the run's recipe is damaged: restore it") from None
 
 
 def reopen_bench(directory: RunDirectory, recipe: Recipe, world: World) -> Bench:

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from peftlab.errors import StorageError, UsageError
-from peftlab.recipe.load import load_recipe
 from peftlab.reports import RunResult
 from peftlab.runs.digests import RECORD, SCORES, WEIGHTS, files_of, find_fault, read_digests, refuse_changed
 from peftlab.runs.directory import RunDirectory
 from peftlab.runs.environment import describe_environment
+from peftlab.runs.reopen import load_run_recipe
 from peftlab.runs.run import train
 from peftlab.world.open import open_world
 
@@ -31,7 +31,7 @@ def describe_run(path: Path) -> dict[str, Any]:
         )
     if place := result.environment.get("imported"):
         raise UsageError(f"{path}: its weights were imported from {place}; make them again with their own trainer")
-    recipe = load_recipe(directory.recipe)
+    recipe = load_run_recipe(directory)
     output = path.with_name(f"{path.name}-again")
     return {
         "run": str(path),
@@ -66,7 +66,7 @@ def reproduce(path: Path, output: Path | None = None, overwrite: bool = False) -
     if output.resolve() == path.resolve():
         raise UsageError("--output: the run itself would be replaced; name another folder")
     directory = RunDirectory.open(path)
-    again = train(load_recipe(directory.recipe, [f"run.output={output}"]), name=path.name, overwrite=overwrite)
+    again = train(load_run_recipe(directory, [f"run.output={output}"]), name=path.name, overwrite=overwrite)
     files = changed_files(path, output)
     former = directory.read_result().metrics
     metrics = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
@@ -60,6 +61,22 @@ def test_a_reader_that_leaves_early_is_no_error():
     command = f"{sys.executable} -m peftlab schema | head -c 20"
     done = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=REPOSITORY)
     assert (done.stdout, done.stderr) == ('{\n  "$schema": "http', "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"), [("schema", 0), ("docs", 0), ("--help", 0), ("check /nope", 2), ("evaluate /nope --json", 8)]
+)
+def test_a_closed_output_is_quiet_and_the_exit_code_is_as_before(arguments, code):
+    """Standard output is a pipe whose reader has ended before the command begins."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        command = [sys.executable, "-m", "peftlab", *arguments.split()]
+        done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY)
+    finally:
+        os.close(writer)
+    assert done.returncode == code
+    assert all(line.startswith("peftlab: error: ") for line in done.stderr.splitlines())
 
 
 def test_a_terminal_that_knows_only_ascii_is_no_error(tmp_path):

@@ -92,6 +92,39 @@ def test_no_verify_uses_changed_weights(user, finished):
     assert user.run("evaluate", finished, "--no-verify").code == 0
 
 
+@pytest.mark.parametrize("content", [None, "", "null\n", "hello\n", "a: [\n", "model: {name: x}\n"])
+def test_a_recipe_that_is_no_recipe_is_damage_without_digests_too(user, finished, content):
+    (finished / "MANIFEST.json").unlink()
+    path = finished / "recipe.yaml"
+    path.unlink() if content is None else path.write_text(content)
+    for command in (["evaluate", finished], ["verify", finished], ["reproduce", finished]):
+        answer = user.run(*command)
+        text = answer.out if command[0] == "verify" else answer.error
+        assert answer.code == 8 and f"{path}:" in text and "restore it" in text, (command, text)
+
+
+def test_a_wrong_override_of_a_whole_run_is_an_error_of_the_command_line(user, finished):
+    answer = user.run("evaluate", finished, "methd.rank=3")
+    assert answer.code == 2 and "command line: methd" in answer.error
+
+
+@pytest.mark.parametrize("name", ["adapter_model.bin", "model.safetensors", "modeling_tiny.py", "chat_template.jinja"])
+def test_a_file_that_was_put_beside_the_weights_is_refused_if_a_loader_reads_such(user, finished, name):
+    (finished / "weights" / name).write_text("x")
+    for command in (["evaluate", finished], ["verify", finished]):
+        answer = user.run(*command)
+        text = answer.out if command[0] == "verify" else answer.error
+        assert answer.code == 8 and text.startswith(f"{finished / 'weights' / name}: is not a file of the run")
+    assert user.run("evaluate", finished, "--no-verify").code == 0 or name == "model.safetensors"
+
+
+def test_another_file_beside_the_weights_is_noted(user, finished):
+    (finished / "weights" / "NOTES.md").write_text("x")
+    answer = user.run("verify", finished)
+    assert answer.code == 0 and answer.out.startswith(f"note: {finished / 'weights' / 'NOTES.md'}: is not a file")
+    assert user.run("evaluate", finished).code == 0
+
+
 def test_a_run_of_an_earlier_version_has_no_digests_and_loads(user, finished):
     (finished / "MANIFEST.json").unlink()
     assert user.run("evaluate", finished).code == 0
