@@ -80,7 +80,7 @@ def quality_table(table: Table, labels: Mapping[str, str]) -> TextTable:
     left_out = {"share"} if any(row.budget for row in table.rows) else set()
     left_out |= {"memory"} if any(len(row.sweep) > 1 for row in table.rows) else {LEARNING_RATE}
     cells = [{k: v for k, v in quality_cells(table, row).items() if k not in left_out} for row in table.rows]
-    text = plain_table("variant", *cells[0])
+    text = plain_table("variant", *(cells[0] if cells else ()))
     for row, values in zip(table.rows, cells, strict=True):
         missed = missed_text(row.variant.solution)
         text.add_row(labels[row.label] + (f" ({missed})" if missed else ""), *values.values())

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from peftlab.cli.render import plain_table
 from peftlab.quantities import format_bytes, format_metric, format_share
-from peftlab.reports import AgreementReport, ExportReport, MemoryReport, MergeReport, MetricChange
+from peftlab.reports import AgreementReport, Change, ExportReport, MemoryReport, MergeReport, MetricChange
 
 
 def render_merge(report: MergeReport) -> RenderableType:
@@ -78,6 +78,8 @@ def compared(
     lines |= {f"{name}, {models[1]}": [_metric(one.metrics.get(name)) for one in found.values()] for name in names}
     for name, cells in lines.items():
         table.add_row(name, *cells)
+    if any(one.loss_change[1] is None for one in found.values()):
+        table.add_row("", "too few rows for an interval")
     return table
 
 
@@ -85,9 +87,9 @@ def _metric(one: MetricChange | None) -> str:
     return "-" if one is None else f"{format_metric(one.second)} ({_change(one.change)})"
 
 
-def _change(change: tuple[float, float, float]) -> str:
+def _change(change: Change) -> str:
     value, low, high = change
-    return f"{value:+.2g} [{low:+.2g}, {high:+.2g}]"
+    return f"{value:+.2g}" + ("" if low is None or high is None else f" [{low:+.2g}, {high:+.2g}]")
 
 
 def conclusion(report: MergeReport) -> str:

@@ -11,10 +11,10 @@ from numpy.typing import ArrayLike
 
 from peftlab.comparison.groups import Cost, beaten_by, best_first, letter_groups, letters_of
 from peftlab.comparison.rows import Row, Table
-from peftlab.comparison.statistics import LEAST_ROWS, Difference, Estimate, Scope, compare_pairs, estimate
+from peftlab.comparison.statistics import Difference, Estimate, Scope, compare_pairs, estimate
 from peftlab.comparison.trials import Trial
 from peftlab.errors import listed
-from peftlab.evaluation.resampling import Sample, draw_metric, row_metrics
+from peftlab.evaluation.resampling import LEAST_ROWS, Sample, draw_metric, row_metrics
 from peftlab.metrics import METRICS, RowScores
 from peftlab.quantities import number
 from peftlab.runs.directory import text_scores
@@ -124,9 +124,9 @@ def find(table: Table) -> Findings:
         quality={name: within(estimate(sample, owners), name) for name, sample in after.items()},
         families=families,
         before=_estimated(before.get(table.metric), owners),
-        change=_estimated(_minus(main, before.get(table.metric)), owners),
+        change=_estimated(_minus(main, before.get(table.metric)), owners, change=True),
         general_before=_estimated(general["before"], owners),
-        general_change=_estimated(_minus(general["after"], general["before"]), owners),
+        general_change=_estimated(_minus(general["after"], general["before"]), owners, change=True),
         costs=costs,
         beaten={kind: beaten_by(known, pairs, table.report.higher_is_better) for kind, known in costs.items()},
         notes=notes,
@@ -216,8 +216,8 @@ def within(found: dict[str, Estimate], metric: str) -> dict[str, Estimate]:
     return {label: replace(one, low=max(one.low, lowest), high=min(one.high, highest)) for label, one in found.items()}
 
 
-def _estimated(sample: Sample | None, owners: Sequence[str]) -> dict[str, Estimate]:
-    return estimate(sample, owners) if sample else {}
+def _estimated(sample: Sample | None, owners: Sequence[str], *, change: bool = False) -> dict[str, Estimate]:
+    return estimate(sample, owners, change=change) if sample else {}
 
 
 def _family(table: Table, budget: str | None, sample: Sample | None, owners: Sequence[str]) -> Family:

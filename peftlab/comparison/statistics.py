@@ -24,6 +24,9 @@ in 6 % of cases or more.
 A difference's interval and its verdict are one statement: the interval is as much wider than one of 95 % as Holm's
 correction asks of that pair, so that it excludes 0 exactly where the difference is significant.
 
+Where rows are right or wrong and few differ, a p-value is at least the exact one (`comparison.exact`), and the interval
+contains 0 where that is not significant.
+
 Rows of very different weights (tokens, lengths) are fewer than they look: the variance that they show is uncertain
 itself. Their degrees of freedom are those of a variance with that kurtosis, by what each row adds to the difference.
 """
@@ -41,10 +44,10 @@ from numpy.typing import ArrayLike
 from scipy import special
 from scipy.optimize import brentq
 
-from peftlab.evaluation.resampling import Floats, Sample
+from peftlab.comparison.exact import exact_p, row_values
+from peftlab.evaluation.resampling import LEAST_ROWS, Floats, Sample
 
 LEVEL = 0.95
-LEAST_ROWS = 6  # 2 / 2**6 is below 1 - LEVEL, 2 / 2**5 above it
 ROUNDING = 1e-12  # equal runs whose means were summed in another order differ by less
 Name = TypeVar("Name", bound=Hashable)
 Scope = Literal["methods", "rows", "weights", "nothing"]
@@ -166,14 +169,16 @@ def split(sample: Sample, owners: Sequence[Name]) -> dict[Name, _Part]:
     return parts
 
 
-def estimate(sample: Sample, owners: Sequence[Name]) -> dict[Name, Estimate]:
-    """Return the mean and interval of every variant that has a value."""
-    return {owner: _estimate(part) for owner, part in split(sample, owners).items()}
+def estimate(sample: Sample, owners: Sequence[Name], *, change: bool = False) -> dict[Name, Estimate]:
+    """Return the mean and interval of every variant that has a value; of a `change`, 0 means that there is none."""
+    return {owner: _estimate(part, change) for owner, part in split(sample, owners).items()}
 
 
-def _estimate(part: _Part) -> Estimate:
+def _estimate(part: _Part, change: bool) -> Estimate:
     chance = Chance.of([part], part.drawn_mean, part.mean_without)
     half = chance.added_half_width() if part.seeds == 2 else chance.half_width()
+    if change and part.replicates is not None and (rows := row_values(part.values, part.without)) is not None:
+        half = max(half, reach_of_zero(part.mean, exact_p(rows.mean(1), 1 / part.seeds)))
     return Estimate(
         mean=part.mean,
         low=part.mean - half,
@@ -223,13 +228,24 @@ class _Pair(Generic[Name]):
         return Chance.of([self.one, self.other], drawn, _less(self.one.mean_without, self.other.mean_without))
 
     @cached_property
+    def exact(self) -> float:
+        """The exact p-value of rows that are right or wrong; 0 for others, and where many differ."""
+        drawn = self.one.replicates is not None and self.other.replicates is not None
+        one, other = (row_values(part.values, part.without) if drawn else None for part in (self.one, self.other))
+        if one is None or other is None:
+            return 0.0
+        return exact_p(one.mean(1) - other.mean(1), 1 / (self.one.seeds * self.other.seeds))
+
+    @cached_property
     def p(self) -> float:
-        return self.chance.p_value(self.value) if self.scope != "nothing" else 1.0
+        return max(self.chance.p_value(self.value), self.exact) if self.scope != "nothing" else 1.0
 
     def difference(self, adjusted: float, factor: int) -> Difference[Name]:
         """Return the difference with its corrected p-value, and an interval as wide as the correction asks."""
         confidence = 1 - (1 - LEVEL) / factor
-        half = self.chance.half_width(confidence) if self.scope != "nothing" else 0.0
+        half = 0.0
+        if self.scope != "nothing":
+            half = max(self.chance.half_width(confidence), reach_of_zero(self.value, self.exact, confidence))
         seeds, rows = (self.chance.sources.get(source, (0.0, 0.0))[0] for source in ("seeds", "rows"))
         return Difference(
             self.first, self.second, self.value, self.value - half, self.value + half, self.p, adjusted,
@@ -303,6 +319,11 @@ class Chance:
         return float(
             mixed_tails(t, [(variance / self.variance, freedom) for variance, freedom in self.sources.values()])
         )
+
+
+def reach_of_zero(value: float, exact: float, confidence: float = LEVEL) -> float:
+    """Return half of the interval around a value that just contains 0, where its exact p-value asks that; else 0."""
+    return abs(value) if exact >= 1 - confidence else 0.0
 
 
 def quantile(freedom: float, confidence: float = LEVEL) -> float:

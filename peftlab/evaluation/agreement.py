@@ -14,7 +14,7 @@ from peftlab.data.batches import collate, evaluation_batches
 from peftlab.data.dataset import Dataset
 from peftlab.data.token_rows import TokenRow
 from peftlab.evaluation.generate import evaluation_mode
-from peftlab.evaluation.resampling import draw_metric
+from peftlab.evaluation.resampling import LEAST_ROWS, draw_metric
 from peftlab.evaluation.scores import Scored, join_scores, score_batch
 from peftlab.losses.base import Loss
 from peftlab.metrics import METRICS, RowScores
@@ -81,7 +81,8 @@ def compare_outputs(first: Outputs, second: Outputs, metrics: Sequence[str] = ()
     """Return how far `second` is from `first`, with `metrics` of these rows.
 
     `kl` is the mean Kullback-Leibler divergence of `second` from `first`, in nats a target. Intervals of changes are
-    95 % of drawings of the same rows for both (the paired bootstrap). A metric without a value here is left out.
+    95 % of drawings of the same rows for both (the paired bootstrap); fewer than six rows give none. A metric without a
+    value here is left out.
     """
     targets, classes = first.logits.shape
     blocks = zip(first.logits.split(BLOCK), second.logits.split(BLOCK), strict=True)
@@ -115,6 +116,8 @@ def compare_metric(name: str, first: RowScores | None, second: RowScores | None)
     if name != "loss" and not np.isfinite(drawn.values).all():
         return None
     assert drawn.replicates is not None, "it is drawn from rows"
+    if drawn.rows < LEAST_ROWS:
+        return MetricChange(first=one, second=other, change=(other - one, None, None))
     low, high = np.quantile(np.diff(drawn.replicates, axis=1), (0.025, 0.975)).tolist()
     return MetricChange(first=one, second=other, change=(other - one, low, high))
 

@@ -13,6 +13,8 @@ from peftlab.metrics import METRICS, RowScores
 Floats = NDArray[np.float64]
 REPLICATES = 2000
 LEAST_DEFINED = 0.5
+# Fewer rows show no chance of theirs: 2 / 2**6 is below 5 %, 2 / 2**5 above it.
+LEAST_ROWS = 6
 CHUNK_CELLS = 4_000_000  # of the drawing: 32 MB at a time, however many rows there are
 
 

@@ -35,7 +35,7 @@ from peftlab.reports.runs import (
     SwitchReport,
 )
 from peftlab.reports.study import ExpectationReport, StudyReport, TableReport
-from peftlab.reports.weights import AgreementReport, ExportReport, MergeReport, MetricChange
+from peftlab.reports.weights import AgreementReport, Change, ExportReport, MergeReport, MetricChange
 
 __all__ = [
     "AgreementReport",
@@ -56,6 +56,7 @@ __all__ = [
     "MemoryReport",
     "MergeReport",
     "MethodPlan",
+    "Change",
     "MetricChange",
     "Metrics",
     "PHASES",

@@ -7,13 +7,16 @@ from pydantic import Field
 from peftlab.reports.base import Report
 from peftlab.reports.memory import MemoryReport
 
+Change = tuple[float, float | None, float | None]
+"""A change with the ends of its 95 % interval, None where fewer than six rows show no chance of theirs."""
+
 
 class MetricChange(Report):
     """A metric of two models on the same rows; `change` is the second's less the first's, with its 95 % interval."""
 
     first: float
     second: float
-    change: tuple[float, float, float]
+    change: Change
 
 
 class AgreementReport(Report):
@@ -33,7 +36,7 @@ class AgreementReport(Report):
     same_top: float
     loss_first: float
     loss_second: float
-    loss_change: tuple[float, float, float]
+    loss_change: Change
     metrics: dict[str, MetricChange] = Field(default_factory=dict)
 
 

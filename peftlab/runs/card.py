@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, metadata_load, try_to_load_from_cache
 
-from peftlab.evaluation.resampling import REPLICATES, draw_metric
+from peftlab.evaluation.resampling import LEAST_ROWS, REPLICATES, draw_metric
 from peftlab.methods.storage import read_context
 from peftlab.metrics import METRICS, RowScores
 from peftlab.models.reference import HUB_ID, resolve
 from peftlab.quantities import format_bytes, format_metric, format_share
 from peftlab.recipe.dump import dump_recipe
 from peftlab.recipe.schema import Recipe, list_sources
-from peftlab.reports import AgreementReport, RunResult
+from peftlab.reports import AgreementReport, Change, RunResult
 from peftlab.runs.digests import SCORES
 from peftlab.runs.directory import RunDirectory, text_scores
 from peftlab.runs.scores import read_scores
@@ -200,7 +200,7 @@ def _with_interval(name: str, when: str, result: RunResult, scores: Mapping[str,
 
 def _interval(name: str, rows: RowScores | None) -> tuple[float, float] | None:
     """Return the 2.5 and 97.5 % quantiles of a metric when its rows are drawn again; None where they do not give it."""
-    if rows is None or name not in METRICS or rows.rows < 2 or not METRICS[name].suits(rows):
+    if rows is None or name not in METRICS or rows.rows < LEAST_ROWS or not METRICS[name].suits(rows):
         return None
     drawn = draw_metric(name, [rows]).replicates
     if drawn is None or not np.isfinite(drawn).all():
@@ -251,9 +251,11 @@ def _gap(found: AgreementReport | None) -> str:
     return f"{title}\n\n" + _table(("what", "value"), rows)
 
 
-def _both(first: float, second: float, change: tuple[float, float, float]) -> str:
-    """Return two values of a metric, and the interval of their difference."""
-    return f"{format_metric(first)} and {format_metric(second)}, change [{change[1]:+.2g}, {change[2]:+.2g}]"
+def _both(first: float, second: float, change: Change) -> str:
+    """Return two values of a metric, and the interval of their difference, or that alone where few rows give none."""
+    value, low, high = change
+    found = f"{value:+.2g}" if low is None or high is None else f"[{low:+.2g}, {high:+.2g}]"
+    return f"{format_metric(first)} and {format_metric(second)}, change {found}"
 
 
 def _versions(result: RunResult) -> str:

@@ -13,12 +13,14 @@ from xml.etree import ElementTree
 import pytest
 
 from peftlab.cli.app import run
+from peftlab.cli.render_comparison import quality_table
 from peftlab.comparison.report import pictures
 from peftlab.comparison.report.curves import mean_curve
 from peftlab.comparison.report.pictures import Subject, draw_all
 from peftlab.comparison.report.style import PAGE_COLOURS
 from peftlab.comparison.report.style import plain as plain_name
 from peftlab.comparison.report.write import write_report
+from peftlab.comparison.rows import read_table
 from peftlab.errors import StorageError
 
 from .conftest import SCRIPT
@@ -192,6 +194,30 @@ def test_the_command_prints_groups_and_limits(tmp_path, capfd, one_picture):
     assert "There is nothing to compare" in out and "but: All of this applies to this model" in out
     assert out.splitlines()[0] == f"page: {folder / 'report' / 'report.html'}"
     assert max(map(len, out.splitlines()[2:])) <= 80
+
+
+@pytest.mark.parametrize(
+    ("made", "said", "not_said"),
+    [
+        ({}, "the mean over the seeds at the learning rate that was best", "alone"),
+        ({}, "two sources of chance: the seeds, by Student's t, and the rows", "one seed"),
+        ({"seeds": (0,)}, "Each number is of one seed, at the learning rate", "Student's t"),
+        ({"seeds": (0,)}, "the chance of the rows alone, by 2,000 bootstrap drawings", "Two seeds"),
+        ({"rows": 4}, "the chance of the seeds alone, by Student's t", "bootstrap"),
+        ({"rows": 4, "seeds": (0,)}, "It has no interval", "Holm"),
+        ({"seeds": (0, 1)}, "Two seeds give very wide intervals", "one of these trained weights"),
+    ],
+)
+def test_the_page_says_how_its_numbers_were_computed_and_nothing_else(tmp_path, one_picture, made, said, not_said):
+    folder = Maker(tmp_path, methods=("lora", "bitfit"), **made).write()
+    text = write_report(folder).page.read_text().partition("How this was computed</h2>")[2]
+    text = text.replace("&#39;", "'")
+    assert said in text and not_said not in text
+
+
+def test_the_table_of_a_comparison_without_variants_has_no_rows(tmp_path):
+    table = read_table(Maker(tmp_path, methods=()).write())
+    assert quality_table(table, {}).row_count == 0
 
 
 def test_a_folder_without_a_comparison_is_one_line_and_exit_code_8(tmp_path, capfd):

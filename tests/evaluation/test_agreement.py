@@ -50,7 +50,9 @@ def test_a_difference_that_is_no_number_is_never_small():
 
 def test_a_metric_of_texts_is_made_of_the_answers_and_left_out_without_them():
     scores = RowScores(np.ones(2), np.ones(2))
-    answered = (RowScores(sums={"exact_match": np.array(right, float)}) for right in ([1, 1, 0, 1], [1, 0, 0, 1]))
+    answered = (
+        RowScores(sums={"exact_match": np.array(right, float)}) for right in ([1, 1, 0, 1] * 2, [1, 0, 0, 1] * 2)
+    )
     first, second = (Outputs(torch.zeros(2, 3), scores, texts) for texts in answered)
     found = compare_outputs(first, second, ["loss", "exact_match"]).metrics["exact_match"]
     assert (found.first, found.second, found.change[0]) == (0.75, 0.5, -0.25) and found.change[1] <= -0.25
@@ -68,3 +70,11 @@ def test_a_metric_of_both_models_has_the_interval_of_its_change():
     change, low, high = found.change
     assert change == pytest.approx(0.2) and low == 0.0 and high == pytest.approx(0.5)  # of a binomial, 10 and 0.2
     assert compare_metric("span_f1", first, second) is None
+
+
+@pytest.mark.parametrize("rows", [1, 5, 6])
+def test_fewer_than_six_rows_have_no_interval(rows):
+    """Were five to agree on which model is better, chance alone would do that in 6 % of cases."""
+    first, second = (RowScores(np.full(rows, loss), np.ones(rows)) for loss in (1.0, 1.5))
+    found = compare_metric("loss", first, second)
+    assert found.change == ((0.5, None, None) if rows < 6 else (0.5, 0.5, 0.5))

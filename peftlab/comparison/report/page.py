@@ -19,10 +19,10 @@ from peftlab.comparison.columns import NONE, Column, interval_text, shared_decim
 from peftlab.comparison.findings import Findings
 from peftlab.comparison.peft_bench import BenchResult
 from peftlab.comparison.points import Point
+from peftlab.comparison.report.method import describe_method
 from peftlab.comparison.report.pictures import Picture
 from peftlab.comparison.rows import Row, Table
 from peftlab.comparison.verdict import answer
-from peftlab.evaluation.resampling import REPLICATES
 from peftlab.quantities import format_bytes, format_change, format_count, format_metric, format_seconds, number
 from peftlab.reports import SearchReport
 
@@ -80,7 +80,7 @@ def render_page(
         examples=examples_of(table),
         failures=[(row, trial) for row, trial, _ in table.trials() if not trial.finished and not trial.stopped],
         problems=[*problems, *table.problems, *findings.notes],
-        replicates=REPLICATES,
+        method=describe_method(table, findings),
         settings_of=lambda trial: str(Point.of(trial.report.settings)),
         style=Markup(_template_text("report.css")),
         script=Markup(script),
