@@ -166,8 +166,10 @@ def take_data(sheet: Sheet, stage: str) -> None:
     sheet.copy_number("cutoff_len", "data.max_length", 2048)
     if stage == "sft":
         take_cut(sheet, "a share of prompt and answer")
+    elif not (sheet.on("packing", True) or sheet.on("neat_packing")):
+        sheet.set("data.long", "cut")  # else texts are joined there, and nothing of them is lost
     take_supervised(sheet, stage)
-    take_packing(sheet, "neat_packing" if sheet.on("neat_packing") else "packing")
+    take_packing(sheet, "neat_packing" if sheet.on("neat_packing") else "packing", default=stage == "pt")
     sheet.ignore_all({"packing": "in neat_packing", "neat_packing": "off"})
     if sheet.on("streaming"):
         sheet.take("streaming", "data.streaming", True)

@@ -130,9 +130,9 @@ def note_batch(sheet: Sheet, devices: int | None = None) -> None:
     sheet.notes.append(text)
 
 
-def take_packing(sheet: Sheet, key: str) -> None:
+def take_packing(sheet: Sheet, key: str, default: bool = False) -> None:
     """Take packing, which fills sequences with several rows there; a step's rows are not the same number here."""
-    if not sheet.on(key):
+    if not sheet.on(key, default):
         sheet.ignore(key, "off")
         return
     sheet.take(key, "training.speed.packing", "auto", PACKING)

@@ -115,6 +115,16 @@ def test_pretraining_reads_running_text(converted):
     assert "training.epochs" not in made.fields and "data.long" not in made.fields
 
 
+def test_pretraining_packs_and_loses_no_text_unless_packing_is_off(converted):
+    """`packing` is on in pre-training where the file does not name it; without it a text is cut at the length."""
+    base = BASE.replace("sft", "pt")
+    made = converted(base)
+    assert made.fields["training.speed.packing"] == "auto" and "data.long" not in made.fields
+    assert any("each filled with several rows there" in note for note in made.made.notes)
+    off = converted(base + "packing: false\n")
+    assert "training.speed.packing" not in off.fields and off.fields["data.long"] == "cut"
+
+
 def test_settings_without_counterpart_are_named(converted):
     made = converted(
         BASE.replace("notes", "notes,facts")

@@ -1,4 +1,8 @@
-"""Chats as tokens: ids as the tokenizer itself gives them, and which of them each supervised turn is."""
+"""Chats as tokens, and which of them each supervised turn is.
+
+The ids are those of the whole text, as the tokenizer gives them. Where a token crosses the beginning or the end of an
+answer, it is taken apart there.
+"""
 
 from __future__ import annotations
 
