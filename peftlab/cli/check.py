@@ -48,10 +48,12 @@ def examine(path: Path, overrides: Sequence[str]) -> tuple[list[Problem], int]:
         if is_comparison(path):
             from peftlab.recipe.comparison import load_comparison
 
-            load_comparison(path, overrides)
-            return [], 0
+            recipes = [variant.recipe for variant in load_comparison(path, overrides)[1]]
+            problems = find_refused_files(recipes, path)
+            return problems, RecipeError.exit_code if problems else 0
         recipe = load_recipe(path, overrides)
-        problems = check_files(path, overrides) or find_refused_rows(recipe, path, overrides)
+        problems = check_files(path, overrides)
+        problems = problems or [problem_at(path, overrides, *refused) for refused in find_refused_rows(recipe)]
     except RecipeError as error:
         return error.problems, RecipeError.exit_code
     if problems:
@@ -80,8 +82,21 @@ def find_refusals(recipe: Recipe, path: Path, overrides: Sequence[str]) -> list[
     return [problem_at(path, overrides, *refusal)]
 
 
-def find_refused_rows(recipe: Recipe, path: Path, overrides: Sequence[str]) -> list[Problem]:
-    """Return what the rows of files at hand are refused for when they are read, as far as a first row shows it.
+def find_refused_files(recipes: Sequence[Recipe], path: Path) -> list[Problem]:
+    """Return what is wrong with the columns and rows of files at hand for the variants of a comparison, each once."""
+    from peftlab.recipe.headers import find_header_errors
+    from peftlab.recipe.yaml_source import dotted
+
+    found = dict[str, Problem]()
+    for recipe in recipes:
+        columns = [(dotted(key), message) for key, message in find_header_errors(recipe)]
+        for key, message in columns or find_refused_rows(recipe):
+            found.setdefault(message, Problem(key, message, str(path)))
+    return list(found.values())
+
+
+def find_refused_rows(recipe: Recipe) -> list[tuple[str, str]]:
+    """Return (key, message) for what rows of files at hand are refused for when read, as far as a first row shows it.
 
     Files that are not there or cannot be read are left to the commands that read them whole.
     """
@@ -90,7 +105,7 @@ def find_refused_rows(recipe: Recipe, path: Path, overrides: Sequence[str]) -> l
     from peftlab.recipe.headers import PARTS
     from peftlab.recipe.schema import list_sources
 
-    problems, named = dict[str, Problem](), recipe.data.format
+    found, named = dict[str, str](), recipe.data.format
     for part in PARTS:
         for entry in list_sources(getattr(recipe.data, part)):
             header, wanted = read_first_row(entry.source), wanted_columns(recipe.data, entry)
@@ -100,8 +115,8 @@ def find_refused_rows(recipe: Recipe, path: Path, overrides: Sequence[str]) -> l
                     open_reader(choice, header, wanted)
                     named = choice.format.name  # the first file decides
             except DataError as error:
-                problems.setdefault(str(error), problem_at(path, overrides, f"data.{part}", str(error)))
-    return list(problems.values())
+                found.setdefault(str(error), f"data.{part}")
+    return [(key, message) for message, key in found.items()]
 
 
 def read_first_row(source: str) -> Header | None:

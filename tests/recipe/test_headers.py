@@ -133,6 +133,23 @@ def test_check_and_data_refuse_the_same_rows(tmp_path, capsys, row, told):
         assert told in capsys.readouterr().err
 
 
+def test_check_reads_the_files_of_a_comparison_too(tmp_path, capsys):
+    (tmp_path / "x.jsonl").write_text(json.dumps(REFUSED[0][0]) + "\n")
+    base = tmp_path / "base.yaml"
+    text = (
+        f"model: {{name: builtin:tiny}}\nmethod: {{type: lora}}\ndata: {{train: {tmp_path}/x.jsonl, evaluation: 0.5}}\n"
+        "training: {steps: 1, learning_rate: 1e-3}\n"
+    )
+    base.write_text(text)
+    path = tmp_path / "comparison.yaml"
+    path.write_text("base: base.yaml\nvariants:\n  lora: {}\n  full: {method: {type: full}}\n")
+    assert run(["check", str(path)]) == 2
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith(f"{path}: data.train: ") and REFUSED[0][1] in line
+    (tmp_path / "x.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
+    assert run(["check", str(path)]) == 0
+
+
 def test_shipped_recipes_are_right():
     from pathlib import Path
 
