@@ -208,7 +208,13 @@ def _weights(model: nn.Module, parts: frozenset[str]) -> tuple[Weight, ...]:
     own = {id(parameter) for name, parameter in named_parameters(model).items() if name in parts}
     return tuple(
         Weight(
-            len(p), p.nbytes // max(len(p), 1), p.requires_grad, layer_of.get(id(p)), id(p) in embeddings, id(p) in own
+            len(p),
+            p.nbytes // max(len(p), 1),
+            p.requires_grad,
+            layer_of.get(id(p)),
+            id(p) in embeddings,
+            id(p) in own,
+            p.dim() >= 2,
         )
         for p in model.parameters()
     )

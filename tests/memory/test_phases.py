@@ -140,6 +140,18 @@ def test_a_division_gives_each_device_as_many_rows_as_the_first_one():
     assert (division.outside, division.early_trained) == (10 * 4 * (1 + 1), 10 * 4)
 
 
+def test_an_update_of_one_parameter_after_another_has_three_temporaries():
+    """By hand: the former one's (30) and two of the next (25), more than 10 and two of the largest.
+
+    Vectors are a group of their own.
+    """
+    sizes = ((10, True), (30, True), (1, False), (25, True), (40, False))
+    weights = tuple(Weight(rows, 1, trains=True, is_matrix=matrix) for rows, matrix in sizes)
+    frozen = Weight(99, 1, trains=False)
+    assert Division((*weights[:4], frozen), 2).temporaries == 30 + 2 * 25
+    assert Division((*weights, frozen), 2).temporaries == 1 + 2 * 40
+
+
 def test_ddp_has_a_second_copy_of_all_gradients():
     assert shared("ddp", ("forward", 0, 1)) == {"workspace": 40}
 

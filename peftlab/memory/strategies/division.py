@@ -6,6 +6,10 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
+
+# Of AdamW for numbers that are updated together, one tensor at a time: the root of the second moment, and that divided.
+TEMPORARIES = 2
 
 
 @dataclass(frozen=True)
@@ -13,7 +17,7 @@ class Weight:
     """A parameter as it is divided: its rows, the bytes of one, whether it trains, its layer (None outside of all).
 
     `embeds` says that it is a table of embeddings, whose gradient is the last one of a backward pass, `is_part` that it
-    is one device's part already.
+    is one device's part already, `is_matrix` that an optimizer has it in the group with weight decay.
     """
 
     rows: int
@@ -22,6 +26,7 @@ class Weight:
     layer: int | None = None
     embeds: bool = False
     is_part: bool = False
+    is_matrix: bool = True
 
     @property
     def whole(self) -> int:
@@ -79,9 +84,14 @@ class Division:
         return max(self._by_layer(one for one in self.weights if one.trains), default=0)
 
     @cached_property
-    def largest_trained(self) -> int:
-        """The bytes of the largest parameter that trains."""
-        return max((one.whole for one in self.weights if one.trains), default=0)
+    def temporaries(self) -> int:
+        """The bytes that AdamW has beside its states where it updates one parameter after the other.
+
+        A parameter's last one remains until that of the next parameter is there; matrices are a group of their own.
+        """
+        trained = [one for one in self.weights if one.trains]
+        groups = ([0] + [one.whole for one in trained if one.is_matrix is kind] for kind in (True, False))
+        return max((former + TEMPORARIES * size for group in groups for former, size in pairwise(group)), default=0)
 
     def largest_of(self, inside: bool) -> int:
         """Return the bytes of the largest gathered weight inside of layers, or outside of them."""

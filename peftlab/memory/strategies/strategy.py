@@ -20,8 +20,6 @@ from peftlab.world.open import STRATEGIES as TRAINED
 FROZEN, TRAINABLE, GRADIENTS, STATES, WORKSPACE = map(
     CATEGORIES.index, ("frozen_weights", "trainable_weights", "gradients", "optimiser_state", "workspace")
 )
-# Of AdamW for numbers that are updated together, one tensor at a time: the root of the second moment, and that divided.
-TEMPORARIES = 2
 
 
 @dataclass(frozen=True)

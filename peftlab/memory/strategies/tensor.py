@@ -9,7 +9,7 @@ import numpy as np
 from torch import nn
 
 from peftlab.memory.strategies.division import Division, OwnPart
-from peftlab.memory.strategies.strategy import STATES, TEMPORARIES, WORKSPACE, Strategy
+from peftlab.memory.strategies.strategy import STATES, WORKSPACE, Strategy
 from peftlab.world.tensor import count_sums, keep_own_part_
 
 
@@ -21,7 +21,7 @@ class Tensor(Strategy):
         """An update takes parameters one by one, since functions of many refuse whole ones beside divided ones."""
         shared = part.copy()
         if key[2:] == ("step",) and part[STATES].any():
-            shared[WORKSPACE] += TEMPORARIES * division.largest_trained
+            shared[WORKSPACE] += division.temporaries
         return shared
 
     def saving_bytes(self, division: Division, everything: bool) -> int:

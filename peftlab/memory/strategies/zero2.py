@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from peftlab.memory.strategies.division import Division
+from peftlab.memory.strategies.division import TEMPORARIES, Division
 from peftlab.memory.strategies.strategy import (
     GRADIENTS,
     STATES,
-    TEMPORARIES,
     TRAINABLE,
     WORKSPACE,
     Strategy,

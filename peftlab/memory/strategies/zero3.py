@@ -10,9 +10,9 @@ from contextlib import AbstractContextManager
 
 import numpy as np
 
-from peftlab.memory.strategies.division import Division
+from peftlab.memory.strategies.division import TEMPORARIES, Division
 from peftlab.memory.strategies.fsdp2 import sent_by_parts
-from peftlab.memory.strategies.strategy import GRADIENTS, STATES, TEMPORARIES, TRAINABLE, Strategy
+from peftlab.memory.strategies.strategy import GRADIENTS, STATES, TRAINABLE, Strategy
 from peftlab.world.gathered_linear import gathered_linears
 from peftlab.world.zero3 import Zero3 as Training
 
