@@ -37,6 +37,8 @@ from tests.world.runs import (
 )
 
 WHOLE, HALF = 1.0, 0.5
+# The largest relative difference of a loss: measured up to 1.9e-7, two or three of float32's last bits.
+LOSS = 5e-7
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class Case:
     """A strategy: what a launcher sets, what it can train, and which share of one process's bytes each of two has.
 
     `alone` are the micro-batches of a step of one process where two have two; `resumed` is set for a killed run.
+    `gradient` is the largest difference of a gradient, of up to .0015 to .03, beside a hundred thousandth of itself.
     """
 
     environment: Mapping[str, str]
@@ -54,6 +57,7 @@ class Case:
     alone: int = 4
     resumed: Mapping[str, str] | None = None
     normal: tuple[str, ...] = ()
+    gradient: float = 3e-8
 
 
 # QLoRA under FSDP 2 is the sample of the normal suite.
@@ -66,6 +70,7 @@ CASES = {
         STATES | {"frozen_weights": HALF, "trainable_weights": HALF, "quantisation_state": WHOLE},
         resumed=OFFLOADED,
         normal=("qlora", ""),
+        gradient=1e-8,
     ),
     # DeepSpeed updates a copy of each process's part.
     "zero2": Case(
@@ -73,6 +78,7 @@ CASES = {
         (*SIX, "fp4"),
         STATES | {"frozen_weights": WHOLE, "trainable_weights": WHOLE + HALF},
         parts=False,
+        gradient=1e-9,  # with the speed-ups of one process
     ),
     "zero3": Case(
         variables_of("zero3"),
@@ -86,6 +92,7 @@ CASES = {
         {},
         recipe=even_recipe,
         alone=2,
+        gradient=6e-8,
     ),
 }
 
@@ -114,12 +121,12 @@ def results_of(pair) -> list:
 
 
 def test_losses_and_gradients_are_those_of_one_process(pair):
-    _, one, two = pair
-    assert losses_of(two) == pytest.approx(losses_of(one), rel=1e-5) and len(losses_of(one)) >= STEPS + 2
+    strategy, one, two = pair
+    assert losses_of(two) == pytest.approx(losses_of(one), rel=LOSS) and len(losses_of(one)) >= STEPS + 2
     theirs, ours = gradients_of(one), gradients_of(two)
     moving = [gradient for gradient in theirs if gradient.abs().max() > 1e-7]
     assert len(moving) >= len(theirs) / 2 > 0, "an adapter's second factor starts at zero, so that the first has none"
-    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=CASES[strategy].gradient)
 
 
 def test_the_audit_is_clean_and_counts_are_those_of_one_process(pair):
@@ -127,7 +134,7 @@ def test_the_audit_is_clean_and_counts_are_those_of_one_process(pair):
     assert two.environment["strategy"] == pair[0] and two.parameters == one.parameters
     assert two.audit is not None and two.audit.clean and two.audit.steps == STEPS
     assert two.progress == one.progress and two.examples == one.examples
-    assert two.metrics["after"]["loss"] == pytest.approx(one.metrics["after"]["loss"], rel=1e-5)
+    assert two.metrics["after"]["loss"] == pytest.approx(one.metrics["after"]["loss"], rel=LOSS)
 
 
 def test_each_process_has_its_share_of_weights_and_states(pair):
