@@ -12,7 +12,7 @@ import numpy as np
 
 from peftlab.data.chat import ChatSettings, EncodedChat, encode_chats
 from peftlab.data.encoded import Answer, Encoded, long_rows
-from peftlab.data.tokens import INNER, MARKER, REASON, STOP, enough_characters
+from peftlab.data.tokens import INNER, MARKER, REASON, STOP, count_needed, enough_characters
 from peftlab.tasks.base import Tokenising
 from peftlab.tasks.formats import Chat
 
@@ -20,12 +20,12 @@ from peftlab.tasks.formats import Chat
 def encode_chat_rows(examples: Sequence[Chat], how: Tokenising) -> Iterator[Encoded]:
     """Yield the tokens of chats, the supervised turns of the assistant supervised.
 
-    A chat that is too long loses its oldest turns after the system prompt, as whole messages, as far as its last
-    answer and what it answers remain. `how.counts` gains carried (rows with special tokens in their own text), each
-    `STOP`, `MARKER` and `INNER`, unclear (rows whose answers are not certain, each with its `REASON`), unended (answers
-    without an end marker), unprompted (rows whose last answer does not follow the template's generation prompt),
-    unwritten_tools, unwritten_messages and unwritten_reasoning (rows of which the template leaves these out) and
-    cut_turns (messages removed).
+    A chat that is too long up to its last answer loses its oldest turns after the system prompt, as whole messages, as
+    far as that answer and what it answers remain. `how.counts` gains carried (rows with special tokens in their own
+    text), each `STOP`, `MARKER` and `INNER`, unclear (rows whose answers are not certain, each with its `REASON`),
+    unended (answers without an end marker), unprompted (rows whose last answer does not follow the template's
+    generation prompt), unwritten_tools, unwritten_messages and unwritten_reasoning (rows of which the template leaves
+    these out) and cut_turns (messages removed).
     """
     section, counts = how.section, how.counts
     skips = section.on_error == "skip"
@@ -35,7 +35,7 @@ def encode_chat_rows(examples: Sequence[Chat], how: Tokenising) -> Iterator[Enco
     small = [_limit_contents(example, enough) for example in examples]
     for whole, example, chat in zip(examples, small, encode_chats(small, how.tokenizer, settings), strict=True):
         left, removed = chat, 0
-        if shortens and len(chat.ids) > section.max_length and chat.turns:
+        if shortens and count_needed(chat.supervised) > section.max_length and chat.turns:
             left, removed = _drop_turns(example, chat, how.tokenizer, settings, section.max_length)
         counts["cut_turns"] += removed
         _count(left, counts)
@@ -79,7 +79,10 @@ def _drop_turns(
         kept = [*messages[:first], *messages[begin:]]
         return next(encode_chats([replace(example, messages=kept)], tokenizer, settings))
 
-    begins = begins[bisect_left(begins, True, key=lambda begin: len(shorten(begin).ids) <= max_length) :] or begins[-1:]
+    begins = (
+        begins[bisect_left(begins, True, key=lambda begin: count_needed(shorten(begin).supervised) <= max_length) :]
+        or begins[-1:]
+    )
     if not begins or not (left := shorten(begins[0])).turns:
         return chat, 0
     return left, begins[0] - first

@@ -95,7 +95,8 @@ def _shorten(one: Encoded, section: Data, counts: Counter[str]) -> TextRow:
 
 
 def _positions(one: Encoded, section: Data) -> np.ndarray:
-    return cut_positions(one.supervised, one.lead, section.max_length, middle=section.truncate == "middle")
+    way = section.truncate
+    return cut_positions(one.supervised, one.lead, section.max_length, middle=way == "middle", rest=way == "left")
 
 
 def _chunk(one: Encoded, section: Data, counts: Counter[str]) -> list[TextRow]:
@@ -124,14 +125,13 @@ def _row(ids: np.ndarray, supervised: np.ndarray) -> TextRow:
 
 
 def _prompt(one: Encoded, answer: Answer, section: Data) -> Prompt:
-    """Return what stands before the answer, cut as its row is."""
+    """Return what stands before the answer, cut as its row is, or by itself where that leaves nothing of it."""
     if answer.prompt_ids is not None:
         whole = answer.prompt_ids
         ids = cut_prompt(whole, one.lead, section.max_length, middle=section.truncate == "middle")
         return Prompt(answer.prompt, ids, (answer.reference,), one.lead, len(whole) - len(ids))
     keep = _positions(one, section)
-    if answer.last - 1 in keep:
-        ids = one.ids[keep[keep < answer.first]].tolist()
-    else:
+    ids = one.ids[keep[keep < answer.first]].tolist() if answer.last - 1 in keep else []
+    if not ids:  # the answer leaves no room for its prompt: no answer could be generated after none
         ids = cut_prompt(one.ids[: answer.first], one.lead, section.max_length, middle=section.truncate == "middle")
     return Prompt(answer.prompt, ids, (answer.reference,), one.lead, answer.first - len(ids) + one.removed)

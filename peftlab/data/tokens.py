@@ -289,13 +289,15 @@ def mask_spans(starts: np.ndarray, ends: np.ndarray, spans: Sequence[tuple[int, 
     return supervised, straddles
 
 
-def cut_positions(supervised: np.ndarray, lead: int, max_length: int, *, middle: bool = False) -> np.ndarray:
-    """Return the positions to keep: first the prompt is cut, then the row's end.
+def cut_positions(
+    supervised: np.ndarray, lead: int, max_length: int, *, middle: bool = False, rest: bool = False
+) -> np.ndarray:
+    """Return the positions to keep: first what comes after the last target is cut, then the prompt, then the end.
 
     The prompt loses its beginning after `lead` tokens, or with `middle` as much around its middle. A `lead` that
-    leaves no room for what is supervised is kept as one token.
+    leaves no room for what is supervised is kept as one token. With `rest` what comes after the last target stays.
     """
-    length = len(supervised)
+    length = len(supervised) if rest else max(count_needed(supervised), min(len(supervised), max_length))
     first = int(supervised.argmax()) if supervised.any() else length
     lead = min(lead, first)
     if lead > 1 and length - (first - lead) > max_length and length > max_length:
@@ -303,6 +305,14 @@ def cut_positions(supervised: np.ndarray, lead: int, max_length: int, *, middle:
     drop = min(max(length - max_length, 0), first - lead)
     begin = lead + ((first - lead - drop) // 2 if middle else 0)
     return np.concatenate([np.arange(begin), np.arange(begin + drop, length)])[:max_length]
+
+
+def count_needed(supervised: np.ndarray) -> int:
+    """Return how many tokens of a row there are up to its last target, which does not depend on later ones.
+
+    All of a row without targets.
+    """
+    return len(supervised) - int(supervised[::-1].argmax()) if supervised.any() else len(supervised)
 
 
 def cut_prompt(

@@ -132,7 +132,7 @@ def test_long_chat_keeps_its_opening_token_and_the_answer(bpe):
     example = chat("the cat sat on the mat in the city centre", "the cat")
     full, _ = tokenise_one(example, bpe)
     row, counts = tokenise_one(example, bpe, 9)
-    assert row.input_ids.tolist() == [bpe.bos_token_id, *full.input_ids[-8:]]
+    assert row.input_ids.tolist() == [bpe.bos_token_id, *full.input_ids[-9:-1]], "the line break is not supervised"
     assert supervised_parts(row, bpe) == ["the cat<|end|>"]
     assert (counts["truncated"], counts["lost_supervised"]) == (1, 0)
 
@@ -410,6 +410,28 @@ def test_a_prompt_that_is_cut_keeps_its_opening_token_and_system_text(load, bpe)
     assert dataset.report["evaluation"]["prompts_cut"] == 1
     assert cut_prompt([*range(20)], 3, 8) == [0, 1, 2, 15, 16, 17, 18, 19]
     assert cut_prompt([*range(20)], 7, 8) == [0, *range(13, 20)]
+
+
+def test_what_follows_the_last_answer_is_cut_before_its_prompt(load, bpe):
+    """Nothing that is learnt depends on it. Here a last question has no answer, and an answer is not supervised."""
+    rest = {"role": "user", "content": "the cat sat on the mat " * 8}
+    for tail in ([rest], [rest, QUESTIONS[1] | {"weight": 0}]):
+        dataset = load([*QUESTIONS[:2], *tail], max_length=40)
+        whole = bpe.apply_chat_template([*QUESTIONS[:2], *tail], return_dict=False)
+        alone = load(QUESTIONS[:2], max_length=40)
+        assert len(whole) > 40 and dataset.train[0].input_ids.tolist() == whole[:40]
+        assert dataset.prompts == alone.prompts and dataset.train[0].supervised == alone.train[0].supervised
+        assert dataset.report["train"]["lost_supervised"] == dataset.report["train"].get("cut_turns", 0) == 0
+        assert dataset.report["train"]["cut_tokens"] == len(whole) - 40
+
+
+def test_the_prompt_of_an_answer_that_takes_all_the_room_is_cut_by_itself(load, bpe):
+    """A row begins with the answer then, but no text could be generated after a prompt without tokens."""
+    plain = bpe.apply_chat_template(QUESTIONS[:1], return_dict=False, add_generation_prompt=True)
+    answer = len(bpe.apply_chat_template(QUESTIONS[:2], return_dict=False)) - len(plain)
+    for room in (answer, answer + 1):
+        (prompt,) = load(QUESTIONS[:2], max_length=room).prompts
+        assert 0 < len(prompt.input_ids) <= room
 
 
 def exchange(n, length=6):
