@@ -13,7 +13,7 @@ from torch import nn
 from peftlab.data.dataset import Dataset, Part
 from peftlab.data.prompts import Prompt
 from peftlab.errors import DataError
-from peftlab.evaluation.generate import PLAIN, answer_prompts
+from peftlab.evaluation.generate import PLAIN, Answer, answer_prompts, split_prompts
 from peftlab.evaluation.scores import score_rows
 from peftlab.evaluation.texts import ScoredTexts, score_texts
 from peftlab.losses.base import Loss
@@ -111,19 +111,26 @@ def score_answers(
     batch_size: int,
     prompting: Prompting,
 ) -> ScoredTexts:
-    """Return the scores of a model's answers to `prompts`, which processes share, by the metrics of texts `names`."""
-    mine = world.own_share(len(prompts))
-    answers = answer_prompts(
-        model,
-        tokenizer,
-        [prompts[i] for i in mine],
-        dataset,
-        settings,
-        batch_size=batch_size,
-        prompting=prompting,
-        autocast=lambda: world.autocast(precision),
-    )
-    everyone = [answer for _, answer in sorted(dict(world.gather(list(zip(mine, answers, strict=True)))).items())]
+    """Return the scores of a model's answers to `prompts` by the metrics of texts `names`.
+
+    Processes share the batches. Each has a seed of its own, so that an answer is the same however they are shared.
+    """
+    batches = split_prompts(model, [prompt.input_ids for prompt in prompts], batch_size, prompting)
+    mine: list[tuple[int, Answer]] = []
+    for number in world.own_share(len(batches)):
+        answers = answer_prompts(
+            model,
+            tokenizer,
+            [prompts[i] for i in batches[number]],
+            dataset,
+            settings,
+            batch_size=batch_size,
+            prompting=prompting,
+            autocast=lambda: world.autocast(precision),
+            seed=number,
+        )
+        mine += zip(batches[number], answers, strict=True)
+    everyone = [answer for _, answer in sorted(dict(world.gather(mine)).items())]
     return score_texts(names, prompts, everyone, settings.texts)
 
 

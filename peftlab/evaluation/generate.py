@@ -74,16 +74,12 @@ def generate_answers(
     kept = [opening_tokens(ids, tokenizer) for ids in whole] if leads is None else leads
     ids = [task.cut_prompt(one, lead, limit) for one, lead in zip(whole, kept, strict=True)]
     ends = [*settings.stop, *stop]
-    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     answers = [Answer("", False)] * len(ids)
     device = next(model.parameters()).device
     config = _generation_config(model, tokenizer, settings)
-    padded = prompting.padded and takes_padding(model)
-    batch_size = 1 if _model_type(model) in ANSWERS_ALONE | MIXES_ROWS else batch_size
     streamer = watch and PieceStreamer(tokenizer, set(config.eos_token_id or ()), ends, watch)
     with evaluation_mode(model), torch.no_grad(), _seeded(seed, device), autocast():
-        size, padded = batch_size if prompting.batched else 1, padded or task.encodes_prompt
-        for batch in _split(order, ids, size, padded=padded):
+        for batch in split_prompts(model, ids, batch_size, prompting):
             measured = TokenLikelihoods() if likelihoods and config.num_beams == 1 else None
             written = _generate(model, [ids[i] for i in batch], config, device, tokenizer, ends, streamer, measured)
             for i, (answer, ended, likelihood) in zip(batch, written, strict=True):
@@ -94,6 +90,16 @@ def generate_answers(
                 if streamer:
                     streamer.finish(answers[i].text)
     return answers
+
+
+def split_prompts(
+    model: nn.Module, prompts: Sequence[Sequence[int]], batch_size: int, prompting: Prompting
+) -> list[list[int]]:
+    """Return the numbers of the prompts in each batch, those of like length together."""
+    size = 1 if not prompting.batched or _model_type(model) in ANSWERS_ALONE | MIXES_ROWS else batch_size
+    padded = prompting.padded and takes_padding(model) or task_of(model).encodes_prompt
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    return list(_split(order, prompts, size, padded=padded))
 
 
 def opening_tokens(ids: Sequence[int], tokenizer: Any) -> int:
@@ -154,6 +160,7 @@ def answer_prompts(
     batch_size: int,
     prompting: Prompting,
     autocast: Callable[[], AbstractContextManager],
+    seed: int = 0,
 ) -> list[Answer]:
     """Return what `model` writes after prompts of `dataset`, ended where its training rows end."""
     return generate_answers(
@@ -165,6 +172,7 @@ def answer_prompts(
         prompting=prompting,
         leads=[prompt.lead for prompt in prompts],
         stop=dataset.stop_texts,
+        seed=seed,
         autocast=autocast,
     )
 
@@ -260,7 +268,7 @@ def _decoder_start(model: Any) -> dict[str, Any]:
     }
 
 
-def _split(order: list[int], ids: list[list[int]], batch_size: int, *, padded: bool) -> Iterator[list[int]]:
+def _split(order: list[int], ids: Sequence[Sequence[int]], batch_size: int, *, padded: bool) -> Iterator[list[int]]:
     """Cut prompts, sorted by length, into batches; unpadded batches have prompts of one length only."""
     batch: list[int] = []
     for i in order:

@@ -77,7 +77,8 @@ def test_batch_size_does_not_change_the_loss(tiny, tokenizer, summaries):
     assert losses == pytest.approx([losses[0]] * 3, rel=1e-6)
 
 
-def test_two_processes_measure_exactly_what_one_does(tiny, tokenizer, summaries):
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_two_processes_measure_exactly_what_one_does(tiny, tokenizer, summaries, temperature):
     whole, second = [], []
 
     def record_alone(items):
@@ -93,8 +94,11 @@ def test_two_processes_measure_exactly_what_one_does(tiny, tokenizer, summaries)
         assert items and other
         return other + items
 
+    generation = TEXT.generation.model_copy(update={"temperature": temperature})
+    settings = TEXT.model_copy(update={"generation": generation})
+
     def measured(world):
-        return run(tiny, summaries, TEXT, tokenizer, batch_size=3, world=world)
+        return run(tiny, summaries, settings, tokenizer, batch_size=3, world=world)
 
     alone = measured(PretendedWorld(gather=record_alone))
     assert measured(PretendedWorld(1, 2, record_second)) == alone
@@ -148,8 +152,12 @@ def test_every_answer_is_kept_with_its_references_and_its_own_scores(tiny, token
     assert found.texts.scores.rows == 5 and "bleu_hits_4" in found.texts.scores.sums
 
 
+def always_one(model, tokenizer, prompts, *_, **__):
+    return [Answer("one", True)] * len(prompts)
+
+
 def test_a_metric_without_a_value_is_none_with_its_reason(tiny, tokenizer, summaries, monkeypatch):
-    monkeypatch.setattr("peftlab.evaluation.evaluate.answer_prompts", lambda *_, **__: [Answer("one", True)] * 5)
+    monkeypatch.setattr("peftlab.evaluation.evaluate.answer_prompts", always_one)
     short = replace(summaries, prompts=[replace(prompt, references=("one",)) for prompt in summaries.prompts])
     found = measure(tiny, short, TEXT, tokenizer)
     assert found.metrics["bleu"] is None and "four tokens" in found.undefined["bleu"]
@@ -177,7 +185,7 @@ def test_autocast_is_entered_for_losses_and_for_text(tiny, tokenizer, summaries)
 
     settings = Evaluation(metrics=("loss", "bleu"), generation=TEXT.generation)
     run(tiny, summaries, settings, tokenizer, world=Watched())
-    assert len(entered) == 2
+    assert len(entered) == 3, "the losses, and two batches of answers"
 
 
 def test_without_evaluation_rows_there_is_nothing_to_measure(tiny, tokenizer):
