@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from peftlab.errors import MethodError
-from peftlab.parameters.trainable import canonical_in, find_base, logical_shape
+from peftlab.parameters.trainable import canonical_in, find_base, logical_shape, named_parameters
 from peftlab.shapes import KINDS, NewTokens, ParameterSite
 
 ADDED = "_peftlab_added"
@@ -73,6 +73,12 @@ def note_added(model: nn.Module, sites: Iterable[ParameterSite]) -> None:
 def added_sites(model: nn.Module) -> dict[str, ParameterSite]:
     """Return by canonical name what the method said of the parameters that it added to `model`."""
     return next((vars(module)[ADDED] for module in model.modules() if ADDED in vars(module)), {})
+
+
+def kept_parameters(model: nn.Module) -> set[nn.Parameter]:
+    """Return the parameters that a saved copy contains: what trains, and what the method added, frozen or not."""
+    added = added_sites(model)
+    return {one for name, one in named_parameters(model).items() if one.requires_grad or name in added}
 
 
 def note_new_tokens(model: nn.Module, tokens: NewTokens) -> None:

@@ -6,6 +6,7 @@ processes; it is not asked to divide the model, since it would not do so on the 
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -18,6 +19,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
+from peftlab.errors import UsageError
 from peftlab.parameters.divided import (
     divided_as,
     is_part,
@@ -30,7 +32,7 @@ from peftlab.parameters.divided import (
     whole,
 )
 from peftlab.parameters.gathering import stop_gathering
-from peftlab.parameters.kinds import layer_lists
+from peftlab.parameters.kinds import kept_parameters, layer_lists
 from peftlab.parameters.trainable import find_base
 from peftlab.recipe.schema import Recipe
 from peftlab.world.ddp import Ddp
@@ -45,6 +47,11 @@ EIGHT_BIT = (
 )
 OWN_STATES = f"{DIVIDES}, and bitsandbytes' optimisers take whole ones; set training.optimizer=adamw or launch with DDP"
 SCALED = f"{DIVIDES}, and float16's gradient scaler is untried there; set training.precision=bfloat16"
+# peft 0.21: `PeftModelForSequenceClassification._prefix_tuning_forward`.
+APART = (
+    f"{DIVIDES}, and gathers some when the whole model is called, of which a prefix in a {{}} classifier calls parts "
+    "by themselves; set method.type=lora or launch with DDP"
+)
 CHECKPOINTED = (
     "fsdp_activation_checkpointing is not read; set it to false and training.gradient_checkpointing=true instead"
 )
@@ -75,9 +82,14 @@ class Fsdp2(Ddp):
         return init_device_mesh(self.device.type, (self.processes,))
 
     def prepare(self, model: nn.Module) -> nn.Module:
-        """Divide a model's weights, layer by layer, in place, and return it."""
+        """Divide a model's weights, layer by layer, in place, and return it.
+
+        Raises UsageError for a prefix in a model of which peft would call parts by themselves.
+        """
         move_(model, self.device)
-        plain = find_base(model)[1]
+        plain: Any = find_base(model)[1]
+        if hasattr(model, "prompt_encoder") and "past_key_values" not in inspect.signature(plain.forward).parameters:
+            raise UsageError(APART.format(plain.config.model_type))
         stop_gathering(model)
         options: dict[str, Any] = {
             "mesh": self.mesh,
@@ -89,6 +101,8 @@ class Fsdp2(Ddp):
         with packed_as_plain(model), _kept_parts(model, self._offloaded_to):
             for module in (*layers, plain, *_beside(model, plain)):
                 fully_shard(module, **options)
+        if plain.config.is_encoder_decoder:
+            _gather_alone(plain.get_encoder(), plain)
         return model
 
     @property
@@ -121,9 +135,10 @@ class Fsdp2(Ddp):
         places = [(module, name, one) for module in model.modules() for name, one in module._parameters.items()]
         divided = [(module, name, one) for module, name, one in places if one is not None]
         found: dict[nn.Parameter, nn.Parameter] = {}
+        kept = kept_parameters(model)
         try:
             for module, name, parameter in divided:
-                if everything or parameter.requires_grad:
+                if everything or parameter in kept:
                     if parameter not in found:
                         found[parameter] = nn.Parameter(whole(parameter.detach()), parameter.requires_grad)
                     module._parameters[name] = found[parameter]
@@ -161,6 +176,23 @@ def _beside(model: nn.Module, plain: nn.Module) -> Iterator[nn.Module]:
     for module in model.modules():
         if module not in inside and module not in around and any(True for _ in module.parameters(recurse=False)):
             yield module
+
+
+def _gather_alone(encoder: Any, plain: Any) -> None:
+    """Let a pass of the encoder alone, with which generation begins, gather what is divided beside the layers."""
+    begun: list[bool] = []
+
+    def begin(*_: Any) -> None:
+        begun.append(isinstance(encoder.get_input_embeddings().weight, DTensor))
+        if begun[-1]:
+            plain.unshard()
+
+    def end(*_: Any) -> None:
+        if begun.pop():
+            plain.reshard()
+
+    encoder.register_forward_pre_hook(begin)
+    encoder.register_forward_hook(end, always_call=True)
 
 
 def _parts(value: Any) -> Any:

@@ -30,6 +30,7 @@ from peftlab.parameters.divided import (
     whole_shape,
 )
 from peftlab.parameters.gathering import stop_gathering
+from peftlab.parameters.kinds import kept_parameters
 from peftlab.parameters.trainable import kept_buffers, trainable_parameters
 from peftlab.recipe.schema import Recipe
 from peftlab.world.gathered_linear import gathered_linear, plain_linear
@@ -186,7 +187,8 @@ class Zero3(Zero2):
         from deepspeed.runtime.zero import GatheredParameters
 
         self._engine.empty_partition_cache()
-        with GatheredParameters([one for one in model.parameters() if everything or one.requires_grad]):
+        kept = kept_parameters(model)
+        with GatheredParameters([one for one in model.parameters() if everything or one in kept]):
             yield
 
     def engine_tensors(self) -> dict[str, list[torch.Tensor]]:
