@@ -71,6 +71,8 @@ class ShuffledRows:
     processes: int
     seed: int
     order: Order | None = None
+    ahead: int = 0
+    """By how many rows the steps that a resumed run has done had more than as many steps have here."""
 
     def __post_init__(self) -> None:
         self.order = self.order or Shuffled(self.seed, len(self.rows))
@@ -103,7 +105,7 @@ class ShuffledRows:
         A step has the same rows however it is split.
         """
         assert self.order is not None, "set when it was made"
-        first = (((step - 1) * self.accumulation + micro) * self.processes + process) * self.batch_size
+        first = (((step - 1) * self.accumulation + micro) * self.processes + process) * self.batch_size + self.ahead
         return [self.order.row(first + offset) for offset in range(self.batch_size)]
 
     def longest(self) -> LongestRows:
@@ -114,11 +116,16 @@ class ShuffledRows:
 
     def state(self, step: int = 0) -> dict[str, Any]:
         assert self.order is not None, "set when it was made"
-        return self.order.state()
+        return self.order.state() | {"step": step, "taken": step * self.per_step + self.ahead}
 
     def restore(self, state: dict[str, Any]) -> None:
-        if state != self.state():
-            raise StorageError(f"the checkpoint was written with another order of rows: {state}, here {self.state()}")
+        """Put a state back: the next step takes the next rows, however many those before it had."""
+        assert self.order is not None, "set when it was made"
+        mine, saved = self.order.state(), dict(state)
+        step, taken = saved.pop("step", 0), saved.pop("taken", 0)  # version 0.1.0 wrote neither
+        if saved != mine:
+            raise StorageError(f"the checkpoint was written with another order of rows: {saved}, here {mine}")
+        self.ahead = taken - step * self.per_step
 
 
 @dataclass

@@ -10,6 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from peftlab.checkpoint.manifest import FileRecord
 from peftlab.checkpoint.parts import Parts, load_own, load_whole
 from peftlab.checkpoint.store import Checkpoint, refuse_full_disk, rotate, write_checkpoint
@@ -22,8 +24,9 @@ from peftlab.parameters.audit import Audit
 from peftlab.parameters.divided import whole_count
 from peftlab.parameters.trainable import trainable_parameters
 from peftlab.reports import ResumeReport
-from peftlab.runs.identity import refuse_changes, why_inexact
+from peftlab.runs.identity import count_row_processes, refuse_changes, why_inexact
 from peftlab.runs.record import RunRecord
+from peftlab.runs.setup import recount_steps
 from peftlab.training.recorder import Recorder
 from peftlab.training.state import (
     capture_process_state,
@@ -140,7 +143,7 @@ class CheckpointSaver:
         def write(folder: Path) -> dict[str, FileRecord]:
             write_state(folder, "state", encoded)
             for number, state in enumerate(processes):
-                save_state(folder, f"process-{number:05}", state)
+                save_state(folder, process_name(number), state)
             if part is None:
                 return {}
             parts.write(self.record.world.process, part)
@@ -184,22 +187,52 @@ def load_for(checkpoint: Checkpoint, world: World) -> dict[str, Any]:
     return load_own(checkpoint.path, world.process, world.processes)
 
 
+def process_state(checkpoint: Checkpoint, world: World) -> dict[str, Any] | None:
+    """Return what `checkpoint` has of this process; None where fewer processes wrote it.
+
+    Where other processes share the rows, the main one gets the losses of all that are not logged yet.
+    """
+    environment = checkpoint.manifest.facts["environment"]
+    if world.process >= environment["processes"]:
+        return None
+    own, shared = load_state(checkpoint.path, process_name(world.process)), count_row_processes(environment)
+    if shared != world.row_processes:
+        states = [load_state(checkpoint.path, process_name(number))["recorder"] for number in range(shared)]
+        losses = [torch.stack(parts).sum(0) for parts in zip(*(one["losses"] for one in states), strict=True)]
+        own["recorder"]["losses"] = losses if world.is_main else [torch.zeros_like(one) for one in losses]
+    return own
+
+
+def process_name(process: int) -> str:
+    """Return the name of what one process keeps in a checkpoint."""
+    return f"process-{process:05}"
+
+
 def restore(
-    checkpoint: Checkpoint, setup: Setup, recorder: Recorder, audit: Audit, identity: dict[str, Any]
+    checkpoint: Checkpoint,
+    setup: Setup,
+    recorder: Recorder,
+    audit: Audit,
+    identity: dict[str, Any],
+    epoch_rows: int,
 ) -> ResumeReport:
-    """Restore `setup` to the state in `checkpoint`. Raises StorageError if it belongs to another run."""
+    """Restore `setup` to the state in `checkpoint`. Raises StorageError if it belongs to another run.
+
+    The next step takes the rows after those of the former ones, also where these had more or fewer.
+    """
     saved = checkpoint.manifest.facts
     refuse_changes(saved, identity)
+    reasons = why_inexact(saved, identity)
+    restore_shared_state(setup, load_for(checkpoint, setup.world))
+    if setup.progress.rows != checkpoint.step * setup.rows.per_step:
+        recount_steps(setup, epoch_rows)
     if checkpoint.step > setup.steps:
         raise StorageError(
             f"{checkpoint.path}: the run has done {checkpoint.step} steps, but the recipe asks for {setup.steps}; "
             f"set training.steps to {checkpoint.step} or more, or start a new run with another run.output"
         )
-    reasons = why_inexact(saved, identity)
-    restore_shared_state(setup, load_for(checkpoint, setup.world))
-    own = checkpoint.path / f"process-{setup.world.process:05}.json"
-    if own.exists():
-        reasons += restore_process_state(recorder, audit, load_state(checkpoint.path, own.stem))
+    if (own := process_state(checkpoint, setup.world)) is not None:
+        reasons += restore_process_state(recorder, audit, own)
     if not setup.world.repeatable:
         reasons.append(NOT_REPEATABLE)
     recorder.start(setup.steps, done=checkpoint.step)

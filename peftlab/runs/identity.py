@@ -15,6 +15,7 @@ from peftlab.recipe.schema import Data, Recipe
 from peftlab.recipe.speed import Speed
 from peftlab.runs.bench import Bench
 from peftlab.tasks.formats import CHAT
+from peftlab.world.open import STRATEGIES
 
 # More steps, evaluation, logging and saving; never what the trained bytes depend on, as run.seed.
 FREE_OF_RUN = "output device plan memory memory_snapshot save_every keep_checkpoints max_seconds stop_after".split() + [
@@ -36,6 +37,9 @@ MAY_CHANGE = (
 EARLIER = {"group_by": "row", "long": "cut", "truncate": "left"}
 # An earlier version had none of the speed-ups that its record does not name.
 EARLIER_SPEED = dict.fromkeys(Speed.model_fields, "off")
+# How the rows of a step are split.
+SPLIT = ("batch_size", "gradient_accumulation")
+Shares = tuple[int, int]
 PARTS = ("train", "evaluation", "test")
 
 
@@ -63,7 +67,8 @@ def refuse_changes(saved: dict[str, Any], here: dict[str, Any]) -> None:
     Rows are compared as the tokens and targets that the model gets, in checkpoints of earlier versions by their
     content. Frozen weights with other bytes are another base too, unless versions or device differ.
     """
-    changes = recipe_changes(saved["recipe"], here["recipe"])
+    shares = count_row_processes(saved["environment"]), count_row_processes(here["environment"])
+    changes = recipe_changes(saved["recipe"], here["recipe"], shares)
     changes |= differences(saved["base"], here["base"], "base ")
     changes |= row_changes(saved, here)
     if not changes and saved["frozen"] != here["frozen"] and _made_equally(saved, here):
@@ -85,9 +90,18 @@ def row_changes(saved: dict[str, Any], here: dict[str, Any]) -> dict[str, tuple[
     return {key: (_short(old), _short(new)) for key, (old, new) in (found | changes).items()}
 
 
-def refuse_changed_recipe(saved: dict[str, Any], here: dict[str, Any]) -> None:
-    """Raise StorageError with the difference if a recipe changed in more than may change when a run resumes."""
-    _refuse(recipe_changes(saved, here))
+def refuse_changed_recipe(saved: dict[str, Any], here: dict[str, Any], shares: Shares = (1, 1)) -> None:
+    """Raise StorageError with the difference if a recipe changed in more than may change when a run resumes.
+
+    `shares` are the numbers of processes that share the rows of a step, then and now.
+    """
+    _refuse(recipe_changes(saved, here, shares))
+
+
+def count_row_processes(environment: dict[str, Any]) -> int:
+    """Return among how many processes a recorded run divided the rows of a step."""
+    strategy = STRATEGIES.get(environment.get("strategy", ""))
+    return 1 if strategy is not None and strategy.shares_rows else environment["processes"]
 
 
 def present_form(recipe: dict[str, Any]) -> dict[str, Any]:
@@ -142,9 +156,14 @@ def _with_earlier_settings(recorded: dict[str, Any]) -> dict[str, Any]:
     return {**recorded, "data": EARLIER | recorded["data"], "training": training}
 
 
-def recipe_changes(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Return what differs between two recipes, except what may change."""
+def recipe_changes(old: dict[str, Any], new: dict[str, Any], shares: Shares = (1, 1)) -> dict[str, tuple[Any, Any]]:
+    """Return what differs between two recipes, except what may change.
+
+    With another number of processes, that is how a step with the same rows is split.
+    """
     old, new = present_form(old), present_form(new)
+    if shares[0] != shares[1] and step_rows(old) * shares[0] == step_rows(new) * shares[1]:
+        new = {**new, "training": new["training"] | {name: old["training"][name] for name in SPLIT}}
     if old["training"].get("fit") or new["training"]["fit"]:
         old, new = _with_whole_steps(old), _with_whole_steps(new)
     changes = differences(old, new)
@@ -155,10 +174,13 @@ def recipe_changes(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[
 
 def _with_whole_steps(recipe: dict[str, Any]) -> dict[str, Any]:
     """Return a recipe with a step's rows in place of how they are split, which the plan decides with `training.fit`."""
-    split = {"batch_size": None, "gradient_accumulation": None, "fit": None}
-    training = recipe["training"]
-    rows = training["batch_size"] * training["gradient_accumulation"]
-    return {**recipe, "training": {**training, **split, "rows of a step": rows}}
+    split = dict.fromkeys((*SPLIT, "fit"))
+    return {**recipe, "training": {**recipe["training"], **split, "rows of a step": step_rows(recipe)}}
+
+
+def step_rows(recipe: dict[str, Any]) -> int:
+    """Return the rows that each process has of a step."""
+    return recipe["training"]["batch_size"] * recipe["training"]["gradient_accumulation"]
 
 
 def why_inexact(saved: dict[str, Any], here: dict[str, Any]) -> list[str]:
@@ -168,6 +190,8 @@ def why_inexact(saved: dict[str, Any], here: dict[str, Any]) -> list[str]:
     changes |= differences(_computing(old), _computing(new), "training.")
     changes |= differences(old["run"]["deterministic"], new["run"]["deterministic"], "run.deterministic")
     changes |= differences(_choosing(old), _choosing(new))
+    rows = [step_rows(one) * count_row_processes(two["environment"]) for one, two in ((old, saved), (new, here))]
+    changes |= {"rows of a step": (rows[0], rows[1])} if rows[0] != rows[1] else {}
     reasons = [f"{key}: {before} -> {now}" for key, (before, now) in changes.items()]
     if saved["frozen"] != here["frozen"]:
         reasons.append("the frozen weights have other bytes")

@@ -12,7 +12,7 @@ from peftlab.reports import RunResult
 from peftlab.runs.digests import LAST, METRICS, PICTURE, RECORD, SCORES, TEXTS, WEIGHTS, find_faults
 from peftlab.runs.directory import RunDirectory
 from peftlab.runs.figures import check_record
-from peftlab.runs.identity import as_recorded, refuse_changed_recipe
+from peftlab.runs.identity import as_recorded, count_row_processes, refuse_changed_recipe
 from peftlab.runs.scores import read_scores
 from peftlab.training.metrics_file import read_lines
 
@@ -49,10 +49,11 @@ class Resumption:
         return self.checkpoint.step if self.checkpoint else 0
 
 
-def find_resumption(directory: RunDirectory, recipe: Recipe, verify: bool = True) -> Resumption:
+def find_resumption(directory: RunDirectory, recipe: Recipe, verify: bool = True, row_processes: int = 1) -> Resumption:
     """Return from where a run continues. Raises StorageError if it is another run's, or where work would be lost.
 
-    With `verify` all that the run keeps is compared with the digests that it wrote.
+    With `verify` all that the run keeps is compared with the digests that it wrote. `row_processes` share the rows of
+    a step now.
     """
     if not directory.result.exists():
         return without_record(directory)
@@ -63,7 +64,7 @@ def find_resumption(directory: RunDirectory, recipe: Recipe, verify: bool = True
     former = directory.read_result()
     check_record(directory, former)
     asked = as_recorded(recipe, former.recipe).model_dump(mode="json")
-    refuse_changed_recipe(former.recipe, asked)
+    refuse_changed_recipe(former.recipe, asked, (count_row_processes(former.environment), row_processes))
     same = all(former.recipe["training"].get(key) == asked["training"][key] for key in ("steps", "epochs"))
     scored, faults = check_scores(directory, former, faults)
     lost = check_metrics(directory, faults, verify)

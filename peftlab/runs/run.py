@@ -75,7 +75,7 @@ def train(
         ) as directory,
     ):
         world.wait()
-        start = find_resumption(directory, recipe, verify) if resume else None
+        start = find_resumption(directory, recipe, verify, world.row_processes) if resume else None
         if start and start.former:
             if start.complete:
                 return start.former

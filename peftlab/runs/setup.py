@@ -16,11 +16,14 @@ from peftlab.optimization.in_backward import InBackward
 from peftlab.optimization.schedule import build_optimizer, build_schedule
 from peftlab.optimization.step import open_scaler
 from peftlab.recipe.schema import Training
+from peftlab.reports import Progress
 from peftlab.runs.bench import Bench
 from peftlab.speed.loss import loss_of
 from peftlab.speed.packing import training_layout
 from peftlab.training.setup import NoSaver, Saver, Setup
 from peftlab.training.stop import Stop
+
+NOTHING = Progress()
 
 
 def build_setup(bench: Bench, model: nn.Module, stop: Stop, saver: Saver | None = None) -> Setup:
@@ -81,6 +84,16 @@ def refuse_scaled_updates(training: Training, scaler: torch.amp.GradScaler) -> N
         )
 
 
+def recount_steps(setup: Setup, epoch_rows: int) -> None:
+    """Set the steps of a restored setup, whose former steps had other numbers of rows, to what epochs leave."""
+    if setup.recipe.training.epochs is None:
+        return
+    setup.steps = count_steps(setup.recipe.training, epoch_rows, setup.world.row_processes, setup.progress)
+    state = setup.schedule.state_dict()
+    setup.schedule = build_schedule(setup.optimizer, setup.recipe.training, setup.steps)
+    setup.schedule.load_state_dict(state)
+
+
 def renew_optimizer(setup: Setup) -> None:
     """Replace the optimiser and the schedule of `setup` with new ones."""
     former, new = setup.optimizer, build_optimizer(setup.model, setup.recipe, setup.world.device)
@@ -94,8 +107,8 @@ def renew_optimizer(setup: Setup) -> None:
     setup.schedule = build_schedule(setup.optimizer, setup.recipe.training, setup.steps)
 
 
-def count_steps(training: Training, rows: int, processes: int) -> int:
-    """Return the optimiser steps; epochs are rounded up to whole steps.
+def count_steps(training: Training, rows: int, processes: int, done: Progress = NOTHING) -> int:
+    """Return the optimiser steps, with those that are `done`; epochs are rounded up to whole steps.
 
     Epochs are counted as the decimal number that a recipe writes: 1.1 epochs of 100 rows are 110 rows, not one more.
     """
@@ -103,4 +116,4 @@ def count_steps(training: Training, rows: int, processes: int) -> int:
         return training.steps
     assert training.epochs is not None, "a recipe has steps or epochs"
     per_step = training.batch_size * training.gradient_accumulation * processes
-    return math.ceil(Fraction(repr(training.epochs)) * rows / per_step)
+    return done.step + max(math.ceil((Fraction(repr(training.epochs)) * rows - done.rows) / per_step), 0)

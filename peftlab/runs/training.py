@@ -50,7 +50,8 @@ def train_model(
         with stop.at_once():
             measure(record, recorder, bench, model, setup)
         if checkpoint is not None:
-            continue_from_checkpoint(record, recorder, setup, audit, identity, checkpoint)
+            epoch_rows = bench.dataset.order(record.recipe.run.seed).epoch_rows
+            continue_from_checkpoint(record, recorder, setup, audit, identity, checkpoint, epoch_rows)
             saver.resumed(checkpoint.step)
         if saving:
             checkpoints.refuse_no_room(record.directory.path, setup)
@@ -104,9 +105,10 @@ def continue_from_checkpoint(
     audit: Audit,
     identity: dict[str, Any],
     checkpoint: Checkpoint,
+    epoch_rows: int,
 ) -> None:
     """Restore a checkpoint, and note whether the run resumes exactly. An audit that is in the record stays."""
-    report = checkpoints.restore(checkpoint, setup, recorder, audit, identity)
+    report = checkpoints.restore(checkpoint, setup, recorder, audit, identity, epoch_rows)
     former = record.result.audit
     audit.finished = former is not None and former.steps <= checkpoint.step
     if record.lost:

@@ -62,7 +62,8 @@ def train(setup: Setup, recorder: Recorder, audit: Audit, audited: Callable[[Aud
             learning_rate = float(setup.schedule.get_last_lr()[0])
             result = optimizer_step(setup, batches.take(step), targets, before_update=partial(inspect, step))
             setup.schedule.step()
-            progress.step, progress.rows, progress.tokens = step, step * setup.rows.per_step, progress.tokens + tokens
+            progress.step, progress.tokens = step, progress.tokens + tokens
+            progress.rows += setup.rows.per_step
             recorder.add(result.losses.sum(), targets, tokens)
             setup.saver.check()
             if step == last_audited:

@@ -55,6 +55,8 @@ class World(ABC):
     """Whether each process has a part of every weight, so that all must make the same forward passes together."""
     whole_head: ClassVar[bool] = False
     """Whether each process has the output head whole when it trains, though weights are divided."""
+    shares_rows: ClassVar[bool] = False
+    """Whether all processes compute the same rows."""
     alone: ClassVar[str] = ""
     """What to tell a user whose launch has one process, where that trains as without a launch."""
     hidden_variables: ClassVar[tuple[str, ...]] = ()
@@ -83,12 +85,12 @@ class World(ABC):
     @property
     def row_processes(self) -> int:
         """The number of processes among which rows are divided."""
-        return self.processes
+        return 1 if self.shares_rows else self.processes
 
     @property
     def row_process(self) -> int:
         """This process's place among those."""
-        return self.process
+        return 0 if self.shares_rows else self.process
 
     @property
     def is_main(self) -> bool:
@@ -229,7 +231,7 @@ class World(ABC):
 
     @contextmanager
     def whole(self, model: nn.Module, everything: bool) -> Iterator[None]:
-        """While the context is open, the model's trained weights are whole, or `everything` is.
+        """While the context is open, what a saved copy of the model contains is whole, or `everything` is.
 
         All processes must enter it together; nothing is exchanged inside.
         """

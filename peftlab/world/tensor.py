@@ -49,6 +49,7 @@ WITHIN_HEADS = "replicated_with_grad_allreduce"
 class Tensor(Fsdp2):
     strategy = "tensor"
     whole_head: ClassVar[bool] = True
+    shares_rows: ClassVar[bool] = True
     alone: ClassVar[str] = "tensor parallel was asked for, but the launch has one process: its device has all layers"
 
     @classmethod
@@ -62,14 +63,6 @@ class Tensor(Fsdp2):
             AVERAGED: recipe.training.average.ema is not None,
         }
         return next((reason for reason, applies in refusals.items() if applies), super().why_not(recipe, device))
-
-    @property
-    def row_processes(self) -> int:
-        return 1
-
-    @property
-    def row_process(self) -> int:
-        return 0
 
     @property
     def gradient_factor(self) -> float:
