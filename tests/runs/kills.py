@@ -54,18 +54,30 @@ OTHERS = {"result.json", "recipe.yaml", "metrics.jsonl", "MANIFEST.json"}
 MARKER = ".peftlab"
 
 
+# What chooses the weights of a run, by name: sections' changes. With this learning rate the loss soon rises.
+ENDS = {"evaluation": {"every": 1, "patience": 2}, "run": {"keep": "both"}}
+CHOICES: dict[str, dict[str, dict[str, Any]]] = {
+    "": {},
+    "patience": ENDS | {"training": {"learning_rate": 0.3}},
+    "ema": ENDS | {"training": {"learning_rate": 0.3, "average": {"ema": 0.7}}},
+    "mean": {"training": {"average": {"last": 3}}, "run": {"keep_checkpoints": 3}},
+}
+
+
 @dataclass(frozen=True)
 class Case:
-    """A kind of run: method, task, number of processes, and how they share the work."""
+    """A kind of run: method, task, number of processes, how they share the work, and which weights it keeps."""
 
     method: str
     task: str = "causal-lm"
     processes: int = 1
     strategy: str = "ddp"
+    choice: str = ""
 
     @property
     def name(self) -> str:
-        return f"{self.method}-{self.task}-{self.processes}" + (f"-{self.strategy}" if self.processes > 1 else "")
+        shared = f"-{self.strategy}" if self.processes > 1 else ""
+        return f"{self.method}-{self.task}-{self.processes}{shared}" + (f"-{self.choice}" if self.choice else "")
 
 
 CASES = [
@@ -77,11 +89,19 @@ CASES = [
     Case("lora", processes=2, strategy="fsdp2-offload"),
     *(Case(method, processes=2, strategy="tensor") for method in ("lora", "full", "bitfit")),
 ]
+CHOSEN = [Case("lora", processes=2, choice=choice) for choice in ("patience", "ema", "mean")]
+CHOSEN += [Case("lora", processes=2, strategy="fsdp2", choice=choice) for choice in ("patience", "ema", "mean")]
+CHOSEN += [Case("lora", processes=2, strategy="tensor", choice=choice) for choice in ("patience", "mean")]
 if importlib.util.find_spec("deepspeed"):
     CASES += [
         Case(method, processes=2, strategy=strategy)
         for strategy in ("zero2", "zero3")
         for method in ("lora", "qlora", "full")
+    ]
+    CHOSEN += [
+        Case("lora", processes=2, strategy=strategy, choice=choice)
+        for strategy in ("zero2", "zero3")
+        for choice in ("patience", "mean")
     ]
 LOST = LaunchError.exit_code
 # A process whose first one was killed before they met waits in torch for the meeting, until its launcher ends it.
@@ -124,6 +144,8 @@ def recipe_for(folder: Path, case: Case) -> Recipe:
     }  # fmt: skip
     sections["evaluation"] = {"every": 2, "generation": {"max_new_tokens": 2, "examples": 1 if text else 0}}
     sections["run"] |= {"save_every": 1, "log_every": 1}
+    for name, changes in CHOICES[case.choice].items():
+        sections[name] = sections[name] | changes
     return Recipe.model_validate(sections)
 
 
@@ -321,7 +343,7 @@ def main() -> int:
     parser.add_argument("--cases", default="", help="only those whose names contain this, as in -2-fsdp2")
     parser.add_argument("--output", type=Path, default=Path("runs/kills.json"))
     arguments = parser.parse_args()
-    cases = [case for case in CASES if arguments.cases in case.name]
+    cases = [case for case in CASES + CHOSEN if arguments.cases in case.name]
     origin = {
         "machine": f"{device_name(torch.device('cpu'))}, torch {torch.__version__}",
         "date": time.strftime("%Y-%m-%d"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.runs.kills import CASES, kill_runs
+from tests.runs.kills import CASES, CHOSEN, kill_runs
 
 
 def check(figures, kills):
@@ -23,3 +23,11 @@ def test_thirty_runs_killed_at_random_instants_resume_to_the_bytes_of_a_straight
 @pytest.mark.timeout(1800)
 def test_sixty_kills_over_all_methods_tasks_and_processes(tmp_path):
     check(kill_runs(tmp_path, kills=60, seed=1, cases=CASES), 60)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("case", CHOSEN, ids=lambda case: case.name)
+def test_a_process_killed_while_weights_are_chosen_changes_nothing(tmp_path, case):
+    """Early ends, averages of weights and of checkpoints, the best step: one of two processes is killed."""
+    check(kill_runs(tmp_path, kills=4, seed=3, cases=[case]), 4)
