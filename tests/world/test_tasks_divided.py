@@ -16,8 +16,9 @@ from tests.world.runs import with_deepspeed
 from tests.world.varied import VARIANTS, recipe_of, write_files
 
 DIVIDING = ("ddp", "fsdp2", "fsdp2-offload", "tensor", "zero2", "zero3")
-# What the normal suite tries: a task, a kind of rows and a choice of weights that no other test has.
-NORMAL = {("fsdp2", "tags"), ("ddp", "streamed mixed"), ("fsdp2", "best and last")}
+# What the normal suite tries: what was wrong once, and what no other test has.
+NORMAL = {("ddp", "streamed mixed"), ("ddp", "sampled"), ("fsdp2", "tags"), ("fsdp2", "answers t5")}
+NORMAL |= {("fsdp2", "attention"), ("fsdp2", "labels bert prefix")}
 
 
 def cases() -> list:
