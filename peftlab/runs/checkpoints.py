@@ -187,15 +187,17 @@ def load_for(checkpoint: Checkpoint, world: World) -> dict[str, Any]:
     return load_own(checkpoint.path, world.process, world.processes)
 
 
-def process_state(checkpoint: Checkpoint, world: World) -> dict[str, Any] | None:
-    """Return what `checkpoint` has of this process; None where fewer processes wrote it.
+def process_state(checkpoint: Checkpoint, world: World) -> dict[str, Any]:
+    """Return what `checkpoint` has of this process; without random states where fewer processes wrote it.
 
-    Where other processes share the rows, the main one gets the losses of all that are not logged yet.
+    Where other processes share the rows, the main one gets the losses of all that are not logged yet. All get the same
+    audit: where weights are divided they observe gradients together.
     """
     environment = checkpoint.manifest.facts["environment"]
-    if world.process >= environment["processes"]:
-        return None
-    own, shared = load_state(checkpoint.path, process_name(world.process)), count_row_processes(environment)
+    shared, is_new = count_row_processes(environment), world.process >= environment["processes"]
+    own = load_state(checkpoint.path, process_name(0 if is_new else world.process))
+    if is_new:
+        del own["random"]
     if shared != world.row_processes:
         states = [load_state(checkpoint.path, process_name(number))["recorder"] for number in range(shared)]
         losses = [torch.stack(parts).sum(0) for parts in zip(*(one["losses"] for one in states), strict=True)]
@@ -231,8 +233,7 @@ def restore(
             f"{checkpoint.path}: the run has done {checkpoint.step} steps, but the recipe asks for {setup.steps}; "
             f"set training.steps to {checkpoint.step} or more, or start a new run with another run.output"
         )
-    if (own := process_state(checkpoint, setup.world)) is not None:
-        reasons += restore_process_state(recorder, audit, own)
+    reasons += restore_process_state(recorder, audit, process_state(checkpoint, setup.world))
     if not setup.world.repeatable:
         reasons.append(NOT_REPEATABLE)
     recorder.start(setup.steps, done=checkpoint.step)

@@ -43,4 +43,4 @@ def restore_process_state(recorder: Recorder, audit: Audit, state: dict[str, Any
     """Restore a process's state; return why that is not exact, empty if it is."""
     recorder.restore(state["recorder"])
     audit.restore(state.get("audit"))  # version 0.1.0 wrote none
-    return restore_random_state(state["random"])
+    return restore_random_state(state["random"]) if "random" in state else []
