@@ -29,6 +29,7 @@ from peftlab.world.request import count, undivided_heads
 
 DIVIDES = "tensor parallel divides dense layers among processes"
 PACKED = f"{DIVIDES}, and packed weights cannot be cut by inputs; set method.type=lora or launch with FSDP 2"
+NORMS = f"{DIVIDES}, and DoRA reads the norm of each whole weight; set method.dora=false or launch with FSDP 2"
 INSIDE = f"{DIVIDES}, and a prefix has the keys of all heads; launch with FSDP 2"
 OWN_STATES = f"{DIVIDES}, and bitsandbytes' optimisers take whole ones; set training.optimizer=adamw or launch with DDP"
 SCALED = f"{DIVIDES}, and float16's gradient scaler is untried there; set training.precision=bfloat16"
@@ -58,6 +59,7 @@ class Tensor(Fsdp2):
         refusals = {
             PACKED: recipe.method.base_format != "plain",
             INSIDE: recipe.method.virtual_tokens > 0,
+            NORMS: getattr(recipe.method, "dora", False),
             OWN_STATES: recipe.training.optimizer.needs_cuda,
             SCALED: types.computation == torch.float16,
             AVERAGED: recipe.training.average.ema is not None,

@@ -25,7 +25,10 @@ from tests.runs.pairs import free_port
 
 
 class Crew:
-    """The two processes of a strategy. They are started with the first recipe, and again after one has ended."""
+    """The two processes of a strategy. They are started with the first recipe, and again after one has ended.
+
+    DeepSpeed keeps the group in which it met the other process: those of ZeRO train one recipe each.
+    """
 
     def __init__(self, strategy: str, folder: Path):
         self.environment = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"} | variables_of(strategy)
@@ -41,7 +44,10 @@ class Crew:
         order = (path, resume, str(free_port()))
         for _, orders in self._members:
             orders.send(order)
-        return self._answers(time.monotonic() + seconds)
+        found = self._answers(time.monotonic() + seconds)
+        if "ACCELERATE_USE_DEEPSPEED" in self.environment:
+            self.end()
+        return found
 
     def _answers(self, ends: float) -> list[str]:
         found = []

@@ -243,7 +243,7 @@ METHODS = {
     "new tokens": Variant(rows=CHATS, base={"add_tokens": ["north"]}),
     "norms": Variant(method={"type": "bitfit", "unfreeze": ["*norm*"]}),
     "biases": _classes(model="bert", method=LORA | {"bias": "all"}, refused=NO_PLAN),
-    "dora": Variant(method=LORA | {"dora": True, "rslora": True}),
+    "dora": Variant(method=LORA | {"dora": True, "rslora": True}, refused={"tensor": "DoRA"}),
     "pissa": Variant(method=LORA | {"init": "pissa"}),
     "rank one": Variant(method=LORA | {"rank": 1, "init": "gaussian", "targets": ["q_proj"]}),
     "rank three": Variant(method=LORA | {"rank": 3, "init": "gaussian"}),
