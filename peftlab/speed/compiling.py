@@ -16,6 +16,7 @@ from peftlab.errors import one_line
 from peftlab.nn.formulas import compile_formulas
 from peftlab.recipe.schema import Recipe
 from peftlab.speed.base import Decline, SpeedUp
+from peftlab.world.hardware import has_cuda
 
 COMPILED = ("loss", "feed_forward", "norm", "rotary")
 """The switches of the speed-ups that have formulas."""
@@ -26,7 +27,7 @@ class Compiling(SpeedUp):
     does: ClassVar[str] = "what norms, feed-forwards, rotations and the loss do between matrix products is compiled"
 
     def unavailable(self) -> str | None:
-        return _what_is_missing("cuda" if torch.cuda.is_available() else "cpu")
+        return _what_is_missing("cuda" if has_cuda() else "cpu")
 
     def decline(self, model: nn.Module, recipe: Recipe) -> Decline | None:
         speed = recipe.training.speed

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import torch
 from torch import nn
 
 from peftlab.losses.after_head import UnknownHeadError
@@ -13,6 +12,7 @@ from peftlab.losses.without_logits import without_logits
 from peftlab.recipe.schema import Recipe
 from peftlab.speed.base import Decline, SpeedUp
 from peftlab.world.dtypes import autocast, resolve_types
+from peftlab.world.hardware import has_cuda
 
 
 class LigerLoss(SpeedUp):
@@ -21,7 +21,7 @@ class LigerLoss(SpeedUp):
     does: ClassVar[str] = "Liger's kernel computes the loss without logits"
 
     def unavailable(self) -> str | None:
-        return what_is_missing() if torch.cuda.is_available() else "it needs CUDA"
+        return what_is_missing() if has_cuda() else "it needs CUDA"
 
     def decline(self, model: nn.Module, recipe: Recipe) -> Decline | None:
         return self._decline(model, recipe, divided=False)

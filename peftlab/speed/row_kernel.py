@@ -15,6 +15,7 @@ import torch
 from torch.nn import functional
 
 from peftlab.errors import one_line
+from peftlab.world.hardware import cuda_capability
 
 TYPES = (torch.float16, torch.bfloat16)
 LARGEST_WIDTH = 256
@@ -102,7 +103,7 @@ def prove(device: torch.device, dtype: torch.dtype) -> str | None:
     """Return why the kernel's outputs or gradients are not those of rows one by one on a device; None if they are."""
     if isinstance(missing := find_kernel(), str):
         return missing
-    if device.type == "cuda" and torch.cuda.get_device_capability(device) < FIRST_CAPABILITY:
+    if device.type == "cuda" and cuda_capability(device) < FIRST_CAPABILITY:
         return "the device is older than flash attention needs"
     try:
         cases = ((window, heads, ahead) for window, heads in PROOF for ahead in (0, 3))

@@ -13,6 +13,7 @@ from peftlab.speed.base import Decline, SpeedUp
 from peftlab.speed.packing import watch_packed_rows, why_padded
 from peftlab.speed.row_kernel import TYPES, find_kernel, prove
 from peftlab.world.dtypes import autocast, resolve_types
+from peftlab.world.hardware import has_cuda
 
 
 class Varlen(SpeedUp):
@@ -21,7 +22,7 @@ class Varlen(SpeedUp):
     reads_weights: ClassVar[bool] = False
 
     def unavailable(self) -> str | None:
-        if not torch.cuda.is_available():
+        if not has_cuda():
             return "it needs CUDA"
         found = find_kernel()
         return found if isinstance(found, str) else None
