@@ -42,7 +42,9 @@ Devices = Annotated[
     int, typer.Option("--devices", min=1, metavar="N", help="Devices of a machine that share the work.")
 ]
 Nodes = Annotated[int, typer.Option("--nodes", min=1, metavar="N", help="Machines with that many devices each.")]
-Strategy = Annotated[str, typer.Option("--strategy", help="How they share it: ddp, fsdp2 or fsdp2-offload.")]
+Strategy = Annotated[
+    str, typer.Option("--strategy", help="How they share it: ddp, zero2, fsdp2, zero3, fsdp2-offload or tensor.")
+]
 Bandwidth = Annotated[
     str | None,
     typer.Option("--bandwidth", metavar="SIZE", help="What a device sends in a second over the slowest link: 25GB."),
