@@ -10,26 +10,18 @@ from peftlab.losses.after_head import UnknownHeadError
 from peftlab.losses.liger import what_is_missing, why_no_liger
 from peftlab.losses.without_logits import without_logits
 from peftlab.recipe.schema import Recipe
-from peftlab.speed.base import Decline, SpeedUp
+from peftlab.speed.base import Decline
+from peftlab.speed.loss import LossWithoutLogits
 from peftlab.world.dtypes import autocast, resolve_types
 from peftlab.world.hardware import has_cuda
 
 
-class LigerLoss(SpeedUp):
+class LigerLoss(LossWithoutLogits):
     name: ClassVar[str] = "liger"
-    reads_head_alone: ClassVar[bool] = True
     does: ClassVar[str] = "Liger's kernel computes the loss without logits"
 
     def unavailable(self) -> str | None:
         return what_is_missing() if has_cuda() else "it needs CUDA"
-
-    def decline(self, model: nn.Module, recipe: Recipe) -> Decline | None:
-        return self._decline(model, recipe, divided=False)
-
-    def decline_divided(self, model: nn.Module, recipe: Recipe, whole_head: bool) -> Decline | None:
-        if not whole_head:
-            return super().decline_divided(model, recipe, whole_head)
-        return self._decline(model, recipe, divided=True)
 
     def _decline(self, model: nn.Module, recipe: Recipe, divided: bool) -> Decline | None:
         if recipe.training.speed.loss == "off":

@@ -64,11 +64,11 @@ def attend_rows(
     assert callable(kernel), "asked for where there is one"
     ahead = key.shape[2] - query.shape[2]
     keys, values = (_with_prefix(one, lengths, ahead) for one in (key, value))
-    of_queries, of_keys = (_bounds(lengths, more, query.device) for more in (0, ahead))
+    of_queries, of_keys = (_bounds(tuple(lengths), more, query.device) for more in (0, ahead))
     reach = -1 if window is None else window - 1
     options: dict[str, Any] = {"scale": scaling, "window_size": (reach, 0 if causal else reach)}
     if keys.shape[1] != query.shape[1]:
-        if "enable_gqa" in inspect.signature(kernel).parameters:
+        if _takes_fewer_keys(kernel):
             options["enable_gqa"] = True
         else:
             keys, values = (one.repeat_interleave(query.shape[1] // one.shape[1], 1) for one in (keys, values))
@@ -87,15 +87,15 @@ def _with_prefix(part: torch.Tensor, lengths: Sequence[int], ahead: int) -> torc
 
 
 @functools.lru_cache(maxsize=64)
-def _bounds_of(lengths: tuple[int, ...], ahead: int, device: torch.device) -> torch.Tensor:
-    return torch.tensor([0, *accumulate(length + ahead for length in lengths)], dtype=torch.int32).to(
-        device, non_blocking=True
-    )
-
-
-def _bounds(lengths: Sequence[int], ahead: int, device: torch.device) -> torch.Tensor:
+def _bounds(lengths: tuple[int, ...], ahead: int, device: torch.device) -> torch.Tensor:
     """Return where rows begin and the last one ends; made once for all layers of a step."""
-    return _bounds_of(tuple(lengths), ahead, device)
+    ends = accumulate(length + ahead for length in lengths)
+    return torch.tensor([0, *ends], dtype=torch.int32).to(device, non_blocking=True)
+
+
+@functools.cache
+def _takes_fewer_keys(kernel: Callable[..., torch.Tensor]) -> bool:
+    return "enable_gqa" in inspect.signature(kernel).parameters
 
 
 @functools.cache
