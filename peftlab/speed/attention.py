@@ -134,7 +134,14 @@ def rows_attention(
     if one_call and len(groups) > 1 and not by_length:
         lengths = [length for length, rows in groups for _ in range(rows)]
         return attend_rows(query, key, value, lengths, pattern.causal, pattern.window, pattern.scaling), None
-    return _join(_attend(pattern, *part) for part in _split(query, key, value, groups)), None
+    return attend_by_length(pattern, query, key, value, groups), None
+
+
+def attend_by_length(
+    pattern: Pattern, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, groups: Sequence[RowGroup]
+) -> torch.Tensor:
+    """Return attention within rows, (1, tokens, heads, width), by one call for neighbours of one length."""
+    return _join(_attend(pattern, *part) for part in _split(query, key, value, groups))
 
 
 def _why_by_length(pattern: Pattern, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> str:

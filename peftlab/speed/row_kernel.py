@@ -12,19 +12,9 @@ from itertools import accumulate
 from typing import Any
 
 import torch
-from torch.nn import functional
-
-from peftlab.errors import one_line
-from peftlab.world.hardware import cuda_capability
 
 TYPES = (torch.float16, torch.bfloat16)
 LARGEST_WIDTH = 256
-# Ampere is the first that flash attention runs on.
-FIRST_CAPABILITY = (8, 0)
-# The largest relative difference of outputs and gradients that 16 bits make.
-ROUNDING = 3e-2
-PROOF = ((None, 2), (4, 2), (None, 4))
-"""Windows and heads of keys, of four heads of queries."""
 
 
 @functools.cache
@@ -96,60 +86,3 @@ def _bounds(lengths: tuple[int, ...], ahead: int, device: torch.device) -> torch
 @functools.cache
 def _takes_fewer_keys(kernel: Callable[..., torch.Tensor]) -> bool:
     return "enable_gqa" in inspect.signature(kernel).parameters
-
-
-@functools.cache
-def prove(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Return why the kernel's outputs or gradients are not those of rows one by one on a device; None if they are."""
-    if isinstance(missing := find_kernel(), str):
-        return missing
-    if device.type == "cuda" and cuda_capability(device) < FIRST_CAPABILITY:
-        return "the device is older than flash attention needs"
-    try:
-        cases = ((window, heads, ahead) for window, heads in PROOF for ahead in (0, 3))
-        found = max(_difference(device, dtype, window, heads, ahead) for window, heads, ahead in cases)
-    except Exception as error:  # whatever a kernel does that this device does not have
-        return f"torch's kernel fails ({type(error).__name__}: {one_line(str(error))[:100]})"
-    return None if found <= ROUNDING else f"torch's kernel differs from rows one by one by {found:.0e}"
-
-
-def _difference(device: torch.device, dtype: torch.dtype, window: int | None, heads: int, ahead: int) -> float:
-    """Return the largest relative difference of outputs and gradients of rows of 5, 3, 1 and 9 tokens."""
-    lengths, chance = (5, 3, 1, 9), torch.Generator().manual_seed(1)
-    total = sum(lengths)
-    shapes = (4, total), (heads, ahead + total), (heads, ahead + total)
-    drawn = [torch.randn(1, *shape, 16, generator=chance).to(device, dtype) for shape in shapes]
-    outer = torch.randn(1, total, 4, 16, generator=chance).to(device)
-    sides = []
-    for attend in (attend_rows, _one_by_one):
-        query, key, value = leaves = [one.clone().requires_grad_() for one in drawn]
-        with torch.enable_grad():
-            output = attend(query, key, value, lengths, True, window, 0.3)
-            gradients = torch.autograd.grad((output.float() * outer).sum(), leaves)
-        sides.append([output.detach(), *gradients])
-    return max(float((one - other).float().norm() / other.float().norm()) for one, other in zip(*sides, strict=True))
-
-
-def _one_by_one(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    lengths: Sequence[int],
-    causal: bool,
-    window: int | None,
-    scaling: float | None,
-) -> torch.Tensor:
-    """Return the same in float32, with a mask for each row."""
-    ahead, outputs, start = key.shape[2] - query.shape[2], [], 0
-    times = query.shape[1] // key.shape[1]
-    for length in lengths:
-        end = start + length
-        own = [torch.cat([one[:, :, :ahead], one[:, :, ahead + start : ahead + end]], 2) for one in (key, value)]
-        keys, values = (one.float().repeat_interleave(times, 1) for one in own)
-        distance = torch.arange(ahead, ahead + length)[:, None] - torch.arange(ahead + length)
-        seen = distance >= 0 if causal else torch.ones_like(distance, dtype=torch.bool)
-        seen = (seen if window is None else seen & (distance.abs() < window)).to(query.device)
-        part = query[:, :, start:end].float()
-        outputs.append(functional.scaled_dot_product_attention(part, keys, values, seen, scale=scaling))
-        start = end
-    return torch.cat(outputs, 2).transpose(1, 2).to(query.dtype)

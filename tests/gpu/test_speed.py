@@ -12,7 +12,7 @@ from peftlab.methods import METHODS
 from peftlab.recipe.schema import Recipe
 from peftlab.runs.display import NoDisplay
 from peftlab.runs.run import train
-from peftlab.speed import row_kernel
+from peftlab.speed import row_kernel, varlen
 from tests.runs.recipes import short_sections
 
 pytestmark = pytest.mark.gpu
@@ -28,7 +28,7 @@ def cuda_recipe(method: str, output, precision: str = "bfloat16", **speed: str) 
 
 @pytest.mark.parametrize("dtype", row_kernel.TYPES)
 def test_torchs_kernel_for_rows_of_several_lengths_passes_its_proof(dtype):
-    assert row_kernel.prove(torch.device("cuda", 0), dtype) is None
+    assert varlen.prove(torch.device("cuda", 0), dtype) is None
 
 
 @NO_LIGER

@@ -13,8 +13,8 @@ from peftlab.speed import row_kernel
 from peftlab.speed.apply import speed_up
 from peftlab.speed.attention import use_one_call
 from peftlab.speed.packing import layout_of, watch_packed_rows
-from peftlab.speed.row_kernel import find_kernel, prove
-from peftlab.speed.varlen import Varlen
+from peftlab.speed.row_kernel import find_kernel
+from peftlab.speed.varlen import Varlen, prove
 from tests.speed.rows import FAMILIES, WINDOW, random_rows, small_model, total_and_gradients, with_method
 from tests.speed.test_layers import make_recipe
 from tests.speed.varlen_reference import varlen_reference
