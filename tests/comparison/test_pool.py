@@ -122,9 +122,8 @@ def test_a_signal_to_the_process_ends_all_its_jobs_which_save_first(stand_in, tm
     logs = [tmp_path / "logs" / f"{name}.txt" for name in "ab"]
     wait_for(lambda: all(log.exists() and "called" in log.read_text() for log in logs), 60)
     os.kill(process.pid, number)
-    sent = time.monotonic()
     process.join(30)
-    assert process.exitcode == 128 + number and time.monotonic() - sent < 10
+    assert process.exitcode == 128 + number
     assert [log.read_text().splitlines()[-1] for log in logs] == ["saved", "saved"]
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 from ruamel.yaml import YAML
 
@@ -11,6 +9,7 @@ from peftlab.errors import RecipeError
 from peftlab.recipe import load_recipe
 from peftlab.recipe.yaml_source import LIMIT_BYTES, parse_scalar, parse_yaml
 
+from ..pace import costs_at_most
 from .texts import VALID, only_problem, problems_of
 
 
@@ -108,9 +107,8 @@ def test_an_alias_bomb_is_refused_at_once():
     bomb = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
         f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 12)
     )
-    started = time.process_time()
-    assert "contains more than 10,000 values, counting aliases" in only_problem(bomb)
-    assert time.process_time() - started < 2
+    with costs_at_most(2):
+        assert "contains more than 10,000 values, counting aliases" in only_problem(bomb)
 
 
 def test_an_alias_to_its_own_parent_is_refused():
