@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from peftlab.conversion.peft import PEFT
-from peftlab.conversion.sheet import OFF, Fate, Line, Sheet, plain
+from peftlab.conversion.sheet import Fate, Line, Sheet, is_off, plain
 from peftlab.errors import MethodError, StorageError, UsageError, one_line
 from peftlab.files import parse_json, read_text
 
@@ -67,4 +67,4 @@ def _is_lost(line: Line) -> bool:
         return False
     if line.key == "init_lora_weights":
         return line.value not in STARTS
-    return line.value not in OFF
+    return not is_off(line.value)

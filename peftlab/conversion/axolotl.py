@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from peftlab.conversion.axolotl_data import take_data
 from peftlab.conversion.lora import HEADS, UNFREEZE, names_of, take_quantization, take_start, take_targets
 from peftlab.conversion.names import (
@@ -12,10 +14,10 @@ from peftlab.conversion.names import (
     take_schedule,
 )
 from peftlab.conversion.peer import Peer
-from peftlab.conversion.sheet import OFF, Sheet
+from peftlab.conversion.sheet import Sheet, is_off, is_on
+from peftlab.conversion.trainer_arguments import EXCEPTIONS, SHOWN, SPEED, take_clip, take_every, take_trackers
 from peftlab.conversion.trainer_arguments import IGNORED as OF_TRAINER
 from peftlab.conversion.trainer_arguments import MISSED as MISSED_OF_TRAINER
-from peftlab.conversion.trainer_arguments import SHOWN, SPEED, take_clip, take_every, take_trackers
 from peftlab.errors import UsageError
 
 IGNORED = {
@@ -94,6 +96,7 @@ def fill(sheet: Sheet) -> None:
     take_method(sheet)
     take_data(sheet)
     take_training(sheet)
+    sheet.miss_all(EXCEPTIONS)
     sheet.ignore_all({key: why for key, why in (OF_TRAINER | IGNORED).items() if why})
     sheet.miss_all(MISSED | MISSED_OF_TRAINER)
 
@@ -135,6 +138,8 @@ def take_method(sheet: Sheet) -> None:
         take_quantization(sheet, 8 if eight and not four else 4, key)
     sheet.take("adapter", "method.type", "qlora" if sheet.peek("method.type") == "qlora" else "lora")
     sheet.ignore_all({"load_in_4bit": "off", "load_in_8bit": "off"})
+    if sheet.peek("method.type") == "qlora" and isinstance(sheet.get("bnb_config_kwargs"), dict):
+        take_bits(sheet, sheet.get("bnb_config_kwargs"))
     sheet.copy_number("lora_r", "method.rank")
     sheet.copy_number("lora_alpha", "method.alpha")
     sheet.copy_number("lora_dropout", "method.dropout")
@@ -144,6 +149,20 @@ def take_method(sheet: Sheet) -> None:
     if names := names_of(sheet.get("lora_modules_to_save")):
         sheet.take("lora_modules_to_save", "method.unfreeze", names, UNFREEZE)
     take_start(sheet, "peft_init_lora_weights")
+
+
+def take_bits(sheet: Sheet, settings: dict[str, Any]) -> None:
+    """Take bitsandbytes' own settings of four bits."""
+    left, key = dict(settings), "bnb_config_kwargs"
+    if sheet.peek("method.quantization") != "int8":
+        if kind := left.pop("bnb_4bit_quant_type", None):
+            sheet.take(key, "method.quantization", str(kind))
+        if (double := left.pop("bnb_4bit_use_double_quant", None)) is not None:
+            sheet.take(key, "method.double_quantization", is_on(double))
+        if compute := left.pop("bnb_4bit_compute_dtype", None):
+            sheet.take(key, "method.compute_dtype", str(compute).removeprefix("torch."))
+    if left:
+        sheet.miss(key, f"{', '.join(left)}: bitsandbytes' own values are used")
 
 
 def take_projections(sheet: Sheet) -> None:
@@ -179,19 +198,29 @@ def take_training(sheet: Sheet) -> None:
     take_optimizer(sheet, "optimizer", "adamw_torch_fused")
     sheet.copy_number("weight_decay", "training.weight_decay")
     take_clip(sheet)
+    take_pure(sheet)
     take_precision(sheet, "auto")
     if sheet.has("gradient_checkpointing"):
-        value = sheet.get("gradient_checkpointing") not in OFF
+        value = not is_off(sheet.get("gradient_checkpointing"))
         sheet.take("gradient_checkpointing", "training.gradient_checkpointing", value)
     sheet.copy_number("seed", "run.seed")
-    take_every(sheet, ("save_strategy",), "save_steps", "run.save_every", "steps")
-    take_every(sheet, ("eval_strategy",), "eval_steps", "evaluation.every", "steps")
+    take_every(sheet, ("save_strategy",), "save_steps", "run.save_every", "steps", 500)
+    evaluations = ("eval_strategy", "evaluation_strategy")
+    take_every(sheet, evaluations, "eval_steps", "evaluation.every", "steps", sheet.number("logging_steps"))
     sheet.copy_number("save_total_limit", "run.keep_checkpoints")
     sheet.copy_number("eval_batch_size", "evaluation.batch_size")
     sheet.copy_number("early_stopping_patience", "evaluation.patience")
     if sheet.has("wandb_project"):
         sheet.take("wandb_project", "run.trackers", ["wandb"], "under peftlab's own names")
     take_trackers(sheet)
+
+
+def take_pure(sheet: Sheet) -> None:
+    """Take a type of computation without mixed precision, unless `bf16` or `fp16` say another."""
+    for key, amp, dtype in (("bfloat16", "bf16", "bfloat16"), ("float16", "fp16", "float16")):
+        if sheet.on(key) and not sheet.has(amp) and sheet.peek("training.precision") is None:
+            sheet.take(key, "training.precision", dtype, "trained weights are in float32 here")
+    sheet.ignore_all({"bfloat16": "bf16 decides", "float16": "fp16 decides"})
 
 
 def take_accumulation(sheet: Sheet) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from peftlab.conversion.lora import names_of
 from peftlab.conversion.names import take_packing
-from peftlab.conversion.sheet import OFF, Sheet
+from peftlab.conversion.sheet import Sheet, is_off
 
 # What `datasets: type` says of rows.
 FORMATS = {
@@ -16,6 +16,8 @@ FORMATS = {
     "chat_template": "chat",
     "sharegpt": "chat",
 }
+# Names of kinds of files, which stand where a data set of the hub or a folder does.
+KINDS = ("json", "csv", "parquet", "text", "arrow")
 # Keys of a data set that are read.
 READ = {"path", "name", "split", "type", "data_files", "ds_type", "field", "field_messages", "conversation"} | {
     "message_property_mappings",
@@ -29,12 +31,10 @@ READ = {"path", "name", "split", "type", "data_files", "ds_type", "field", "fiel
 
 
 def take_data(sheet: Sheet) -> None:
-    sources = [one for one in sheet.get("datasets", ()) if isinstance(one, dict)]
-    if sources:
+    if sources := sheet.entries("datasets"):
         take_sources(sheet, "datasets", "data.train", sources)
         take_rows(sheet, sources)
-    if sheet.has("test_datasets"):
-        tests = [one for one in sheet.get("test_datasets") if isinstance(one, dict)]
+    if tests := sheet.entries("test_datasets"):
         take_sources(sheet, "test_datasets", "data.evaluation", tests)
     held_out = sheet.number("val_set_size", 0)
     if held_out:
@@ -68,24 +68,35 @@ def take_long_rows(sheet: Sheet) -> None:
         sheet.miss("excess_length_strategy", "rows that are too long are cut")
 
 
-def source_of(one: dict[str, Any]) -> str:
-    """Return a data set as recipes name it: file, or hub name with subset and split."""
-    files = names_of(one.get("data_files"))
-    if len(files) == 1:
-        return files[0]
-    name = str(one.get("path"))
+def sources_of(one: dict[str, Any]) -> list[str]:
+    """Return a data set as recipes name it: its files, or hub name with subset and split."""
+    files, name = names_of(one.get("data_files")), str(one.get("path"))
+    if files and (name in KINDS or one.get("path") is None):
+        return files
+    if files and name.startswith((".", "/", "~")):
+        return [f"{name.rstrip('/')}/{file}" for file in files]
     name += f":{one['name']}" if one.get("name") else ""
-    return name + (f"[{one['split']}]" if one.get("split") not in (None, "train") else "")
+    return [name + (f"[{one['split']}]" if one.get("split") not in (None, "train") else "")]
+
+
+def columns_of(one: dict[str, Any]) -> dict[str, str]:
+    """Return the columns of a data set that have other names than recipes read by themselves."""
+    text, messages = one.get("field"), one.get("field_messages")
+    columns = {} if text in (None, "text") else {"text": str(text)}
+    return columns | ({} if messages in (None, "messages", "conversations") else {"messages": str(messages)})
 
 
 def take_sources(sheet: Sheet, key: str, where: str, sources: list[dict[str, Any]]) -> None:
-    names = [source_of(one) for one in sources]
+    differ = any(columns_of(one) != columns_of(sources[0]) for one in sources)
+    names: list[Any] = []
     for one in sources:
+        own = columns_of(one) if differ else {}
+        names += [{"source": name, "columns": own} if own else name for name in sources_of(one)]
         for name in one:
-            if name not in READ and one[name] not in OFF:
+            if name not in READ and not is_off(one[name]):
                 sheet.miss(f"{key}.{name}", f"{name} of {one.get('path')} is not used: other rows or other texts")
-        if len(names_of(one.get("data_files"))) > 1:
-            sheet.miss(f"{key}.data_files", "several files: list them in data.train")
+        if one.get("data_files") and sources_of(one)[0].partition(":")[0].partition("[")[0] == str(one.get("path")):
+            sheet.miss(f"{key}.data_files", f"all files of {one.get('path')} are read: name files that are here")
     sheet.take(key, where, names[0] if len(names) == 1 else names)
 
 
@@ -105,16 +116,17 @@ def take_rows(sheet: Sheet, sources: list[dict[str, Any]]) -> None:
             sheet.miss("datasets.type", f"{first}: the variant's own prompt is not used")
     else:
         sheet.miss("datasets.type", f"{first}: rows of this type are not read; set data.format, template and columns")
+    if all(columns_of(one) == columns_of(sources[0]) for one in sources):
+        for role, name in columns_of(sources[0]).items():
+            sheet.take(f"datasets.{'field' if role == 'text' else 'field_messages'}", f"data.columns.{role}", name)
     for one in sources:
-        take_columns(sheet, one)
+        miss_turns(sheet, one)
 
 
-def take_columns(sheet: Sheet, one: dict[str, Any]) -> None:
-    if one.get("field") and one["field"] != "text":
-        sheet.take("datasets.field", "data.columns.text", one["field"])
-    if one.get("field_messages") not in (None, "messages", "conversations"):
-        sheet.take("datasets.field_messages", "data.columns.messages", one["field_messages"])
-    mapping = one.get("message_property_mappings") or {}
+def miss_turns(sheet: Sheet, one: dict[str, Any]) -> None:
+    """Say what of a data set's chats is read or supervised otherwise."""
+    given = one.get("message_property_mappings")
+    mapping = given if isinstance(given, dict) else {}
     role, content = one.get("message_field_role"), one.get("message_field_content")
     pair = (mapping.get("role", role or "role"), mapping.get("content", content or "content"))
     if pair not in (("role", "content"), ("from", "value")):
@@ -139,12 +151,14 @@ def take_columns(sheet: Sheet, one: dict[str, Any]) -> None:
 
 def take_written_prompt(sheet: Sheet, kind: dict[str, Any]) -> None:
     """Take a prompt that the file itself writes, with the columns of instruction, input and output."""
-    template = kind.get("format") or "{instruction}"
+    template = str(kind.get("format") or "{instruction} {input} ")
     for role in ("instruction", "input"):
         template = template.replace(f"{{{role}}}", f"{{{kind.get(f'field_{role}') or role}}}")
     sheet.set("data.format", "completion")
     sheet.take("datasets.type.format", "data.template", template)
     sheet.take("datasets.type.field_output", "data.columns.completion", kind.get("field_output") or "output")
-    for name in ("no_input_format", "system_prompt", "field_system", "system_format"):
+    if str(kind.get("no_input_format") or "{instruction} ") != str(kind.get("format")):
+        sheet.miss("datasets.type.no_input_format", "rows without an input have the template of the others")
+    for name in ("system_prompt", "field_system", "system_format"):
         if kind.get(name):
             sheet.miss(f"datasets.type.{name}", "one template is used for all rows, without a system text")

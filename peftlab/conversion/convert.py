@@ -15,6 +15,7 @@ from peftlab.conversion.sheet import Fate, Line, Sheet
 from peftlab.conversion.torchtune import TORCHTUNE
 from peftlab.conversion.trl import TRL
 from peftlab.conversion.trl_command import parse_command
+from peftlab.conversion.variables import merge
 from peftlab.errors import Problem, RecipeError, UsageError
 from peftlab.nested import flatten
 from peftlab.recipe.dump import dump_values
@@ -61,12 +62,26 @@ def read_values(path: Path) -> tuple[dict[str, Any], dict[str, int], bool]:
     except RecipeError:
         if "--" not in text:
             raise
-        return parse_command(text), {}, True
+        return read_command(text, path)
     if isinstance(source.value, dict):
         if source.problems:
             raise RecipeError(source.problems)
-        return source.value, {dotted(key): line for key, line in source.lines.items()}, False
-    return parse_command(text), {}, True
+        return merge(source.value), {dotted(key): line for key, line in source.lines.items()}, False
+    return read_command(text, path)
+
+
+def read_command(text: str, path: Path) -> tuple[dict[str, Any], dict[str, int], bool]:
+    """Return the options of a command, over those of the YAML that its `--config` names."""
+    values = parse_command(text)
+    if not (name := values.pop("config", None)):
+        return values, {}, True
+    found = [file for file in (path.parent / str(name), Path(str(name))) if file.is_file()]
+    if not found:
+        raise UsageError(f"{path}: --config {name}: no such file beside it; most of the keys are there")
+    below, _, command = read_values(found[0])
+    if command:
+        raise UsageError(f"{path}: --config {name}: is not a YAML of keys")
+    return below | values, {}, True
 
 
 def recognise(values: Mapping[str, Any], path: Path, kind: str | None) -> Peer:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 from peftlab.conversion.lora import UNFREEZE, names_of, take_quantization, take_targets
 from peftlab.conversion.names import note_batch, take_attention, take_cut, take_packing
 from peftlab.conversion.peer import Peer
 from peftlab.conversion.sheet import Sheet
 from peftlab.conversion.trainer_arguments import SPEED, take_trainer_arguments
+from peftlab.conversion.variables import resolve
 from peftlab.errors import UsageError
 
 FORMATS = {"pt": "text", "sft": "chat"}
@@ -53,13 +56,15 @@ MISSED = {
     "compute_accuracy": "name the metric in evaluation.metrics",
     "default_system": "no system text is added",
     "tool_format": "the model's own template writes tools",
+    "disable_shuffling": "rows are always shuffled",
     "pissa_convert": "the adapter is stored as it was trained",
 }
 LEARNED = {"galore_*": "off", "apollo_*": "off", "badam_*": "off", "freeze_*": "of freeze only", "pissa_iter": "off"}
 
 
 def fill(sheet: Sheet) -> None:
-    stage = sheet.get("stage", "sft")
+    sheet.values = resolve(sheet.values)
+    stage = str(sheet.get("stage", "sft"))
     if stage not in FORMATS:
         raise UsageError(f"stage: {stage}: peftlab does supervised fine-tuning only (sft, pt)")
     sheet.copy("model_name_or_path", "model.name")
@@ -72,6 +77,7 @@ def fill(sheet: Sheet) -> None:
         sheet.set("model.dtype", "bfloat16")
         sheet.take("pure_bf16", "training.precision", "bfloat16", "trained weights stay in float32")
     take_trainer_arguments(sheet, precision=None)
+    sheet.copy_number("early_stopping_steps", "evaluation.patience")
     note_batch(sheet)
     take_checkpointing(sheet)
     sheet.ignore_all(IGNORED | {"pure_bf16": "off"})
@@ -102,6 +108,9 @@ def take_adapter(sheet: Sheet) -> None:
     """Take the adapter that training continues; of several, all but the last are merged into the base there."""
     if len(names_of(sheet.get("adapter_name_or_path"))) > 1:
         sheet.miss("adapter_name_or_path", "several adapters: training begins with a new one")
+    elif sheet.has("adapter_name_or_path") and sheet.on("create_new_adapter"):
+        text = "merged into the base there, and a new one is trained: merge it, and name the result in model.name"
+        sheet.miss("adapter_name_or_path", text)
     else:
         sheet.copy("adapter_name_or_path", "method.from")
 
@@ -127,12 +136,13 @@ def take_lora(sheet: Sheet) -> None:
     sheet.copy_flag("use_dora", "method.dora")
     if sheet.on("pissa_init"):
         sheet.take("pissa_init", "method.init", "pissa")
-    sheet.ignore_all({"pissa_init": "off", "create_new_adapter": "the adapter is new"})
+    sheet.ignore_all({"pissa_init": "off"})
     if sheet.has("lora_target"):
         take_targets(sheet, "lora_target", ("all", "all-linear"))
     else:
         sheet.take("lora_target", "method.targets", "all-linear")
     take_adapter(sheet)
+    sheet.ignore_all({"create_new_adapter": "the adapter is new" if sheet.on("create_new_adapter") else "off"})
     if names := names_of(sheet.get("additional_target")):
         sheet.take("additional_target", "method.unfreeze", names, UNFREEZE)
 
@@ -183,8 +193,12 @@ def take_data(sheet: Sheet, stage: str) -> None:
 def take_samples(sheet: Sheet) -> None:
     if not sheet.has("max_samples"):
         return
+    most, held_out = sheet.number("max_samples"), sheet.number("val_size", 0)
     if len(names_of(sheet.get("dataset"))) == 1:
-        sheet.take("max_samples", "data.train_rows", sheet.number("max_samples"), "drawn by the seed, not the first")
+        evaluated = math.ceil(most * held_out) if held_out < 1 else int(held_out)
+        sheet.take("max_samples", "data.train_rows", int(most) - evaluated, "drawn by the seed, not the first")
+        if evaluated or sheet.has("eval_dataset"):
+            sheet.take("max_samples", "data.evaluation_rows", evaluated or int(most))
     else:
         sheet.miss("max_samples", "the limit of each data set: all rows are used; set data.train_rows for all together")
 

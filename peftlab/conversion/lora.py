@@ -22,7 +22,8 @@ EXPRESSION = re.compile(r"[\\()|^$+?]|\.\*")
 
 def names_of(value: Any) -> list[str]:
     """Return names that a list has, or a text separated by commas or blanks."""
-    parts = value.replace(",", " ").split() if isinstance(value, str) else list(value or ())
+    parts = value.replace(",", " ").split() if isinstance(value, str) else value or ()
+    parts = parts if isinstance(parts, list | tuple | dict) else [parts]
     return [str(part).strip("[]'\"") for part in parts if str(part).strip("[]'\"")]
 
 

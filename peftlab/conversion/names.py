@@ -7,7 +7,12 @@ from typing import Any
 from peftlab.conversion.sheet import Sheet
 
 SCHEDULES = {"constant": "constant", "constant_with_warmup": "constant", "linear": "linear", "cosine": "cosine"}
-NEAREST_SCHEDULE = {"cosine_with_restarts": "cosine", "cosine_with_min_lr": "cosine", "inverse_sqrt": "linear"}
+NEAREST_SCHEDULE = {
+    "cosine_with_restarts": "cosine",
+    "cosine_with_min_lr": "cosine",
+    "cosine_warmup_with_min_lr": "cosine",
+    "inverse_sqrt": "linear",
+}
 
 ADAMW: dict[str, Any] = {"type": "adamw"}
 OPTIMIZERS: dict[str, dict[str, Any]] = {
@@ -100,6 +105,8 @@ def take_precision(sheet: Sheet, default: str | None = "float32") -> None:
     for key, dtype in (("bf16", "bfloat16"), ("fp16", "float16")):
         if sheet.peek("training.precision") is None and sheet.on(key):
             sheet.take(key, "training.precision", dtype)
+        elif sheet.peek("training.precision") is None and sheet.get(key) == "full":
+            sheet.take(key, "training.precision", dtype, "trained weights are in float32 here")
         elif sheet.peek("training.precision") is None and sheet.get(key) == "auto":
             sheet.take(key, "training.precision", "auto", "bfloat16 on CUDA")
         else:

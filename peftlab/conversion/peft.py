@@ -57,7 +57,7 @@ MISSED = {
 def fill(sheet: Sheet) -> None:
     sheet.copy("base_model_name_or_path", "model.name")
     sheet.copy("revision", "model.revision")
-    if sheet.get("task_type") in TASKS:
+    if str(sheet.get("task_type")) in TASKS:
         sheet.take("task_type", "model.task", TASKS[str(sheet.get("task_type"))])
     elif sheet.has("task_type"):
         sheet.miss("task_type", "model.task = causal-lm")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,10 +12,12 @@ from typing import Any
 from peftlab.errors import UsageError, one_line
 from peftlab.recipe.yaml_source import parse_scalar
 
-OFF: tuple[Any, ...] = (None, False, 0, "", "false", "False", "none", "None", "no", "off", (), {})
-ON: tuple[Any, ...] = (True, 1, "true", "True", "yes", "on", "1")
+OFF: tuple[Any, ...] = (None, False, 0, "", "false", "none", "no", "off", (), {})
+ON: tuple[Any, ...] = (True, 1, "true", "yes", "on", "1")
 # YAML 1.1 lets a number have these between its digits.
 GROUPED = re.compile(r"(?<=\d)_(?=\d)")
+VARIABLE = re.compile(r"\$\{[^}]*\}")
+TEMPLATE = "data.template"
 SECTIONS = ("model", "method", "data", "training", "evaluation", "run")
 
 
@@ -45,6 +48,16 @@ class Line:
             else f"{self.key}: {one_line(plain(self.value), 60)}"
         )
         return f"{shown} -> {self.text}"
+
+
+def is_on(value: Any) -> bool:
+    """Whether a value turns something on, also in the capital letters of YAML 1.1 (`Yes`, `ON`)."""
+    return (value.lower() if isinstance(value, str) else value) in ON
+
+
+def is_off(value: Any) -> bool:
+    """Whether a value turns something off, or is nothing."""
+    return (value.lower() if isinstance(value, str) else value) in OFF
 
 
 def plain(value: Any) -> str:
@@ -86,10 +99,19 @@ class Sheet:
         value = parse_scalar(GROUPED.sub("", value)) if isinstance(value, str) else value
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
             raise UsageError(f"{key}: {one_line(value, 60)!r} is not a number")
+        if value is not None and not math.isfinite(value):
+            raise UsageError(f"{key}: {value} is not a finite number")
         return value
 
+    def entries(self, key: str) -> list[dict[str, Any]]:
+        """Return the sections that a list has. Raises UsageError for anything else."""
+        value = self.get(key, ())
+        if not isinstance(value, list | tuple) or not all(isinstance(one, dict) for one in value):
+            raise UsageError(f"{key}: {one_line(plain(value), 60)} is not a list of sections with a path each")
+        return list(value)
+
     def on(self, key: str, default: bool = False) -> bool:
-        return self.get(key) in ON if self.has(key) else default
+        return is_on(self.get(key)) if self.has(key) else default
 
     def set(self, where: str, value: Any) -> None:
         section = self.recipe
@@ -106,7 +128,12 @@ class Sheet:
         return value
 
     def take(self, key: str, where: str, value: Any, note: str = "") -> None:
-        """Set a field of the recipe from a key; a key that the file lacks stands for its default there."""
+        """Set a field of the recipe from a key; a key that the file lacks stands for its default there.
+
+        Raises UsageError for a variable, whose value the file does not say.
+        """
+        if where != TEMPLATE and (variable := VARIABLE.search(plain(value))):
+            raise UsageError(f"{key}: {variable[0]} has no value in this file; write the value")
         self.set(where, value)
         self.say(key, f"{where} = {plain(value)}{f' ({note})' if note else ''}", Fate.TAKEN)
 
@@ -159,7 +186,7 @@ class Sheet:
         """Miss those of the keys that are on."""
         for name, consequence in consequences.items():
             for key in self.find(name):
-                if self.values[key] in OFF:
+                if is_off(self.values[key]):
                     self.ignore(key, "off")
                 else:
                     self.miss(key, consequence)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
+from peftlab.conversion.axolotl_data import KINDS
 from peftlab.conversion.lora import names_of, take_quantization
 from peftlab.conversion.names import note_batch, take_cut, take_packing
 from peftlab.conversion.peer import Peer
-from peftlab.conversion.sheet import OFF, Sheet
+from peftlab.conversion.sheet import Sheet, is_off
 from peftlab.conversion.trainer_arguments import SHOWN, SPEED, take_clip
+from peftlab.conversion.variables import resolve
 from peftlab.errors import UsageError
 
 COMPONENT = "_component_"
@@ -51,7 +52,6 @@ IGNORED = {
     "log_*": SHOWN,
     "profiler.*": SHOWN,
     "profiler": SHOWN,
-    "shuffle": "rows are always shuffled",
     "tokenizer.path": "the model's own",
     "tokenizer.merges_file": "the model's own",
     "tokenizer._component_": "the model's own",
@@ -71,7 +71,8 @@ MISSED = {
 
 
 def fill(sheet: Sheet) -> None:
-    resolve(sheet)
+    refuse_preferences(sheet)
+    sheet.values = resolve(sheet.values)
     take_model(sheet)
     take_data(sheet)
     take_training(sheet)
@@ -79,15 +80,11 @@ def fill(sheet: Sheet) -> None:
     sheet.miss_all(MISSED)
 
 
-def resolve(sheet: Sheet) -> None:
-    """Replace `${key}` by the value of the key, as OmegaConf does."""
-    known = {key: str(value) for key, value in sheet.values.items() if isinstance(value, str | int | float)}
-    sheet.values = {
-        key: re.sub(r"\$\{([\w.]+)\}", lambda match: known.get(match[1], match[0]), value)
-        if isinstance(value, str)
-        else value
-        for key, value in sheet.values.items()
-    }
+def refuse_preferences(sheet: Sheet) -> None:
+    key = f"loss.{COMPONENT}"
+    if ".rlhf." in str(sheet.get(key)) or any(name.startswith("teacher_") for name in sheet.values):
+        text = f"{key}: {sheet.get(key)}" if sheet.has(key) else "teacher_model"
+        raise UsageError(f"{text}: peftlab does supervised fine-tuning only")
 
 
 def component(sheet: Sheet, section: str) -> str:
@@ -141,6 +138,9 @@ def take_data(sheet: Sheet) -> None:
     else:
         sheet.miss("tokenizer.max_seq_len", "no limit there; data.max_length = 512 here, and longer rows are shortened")
     take_packing(sheet, "dataset.packed")
+    if sheet.has("shuffle") and not sheet.on("shuffle"):
+        sheet.miss("shuffle", "rows are always shuffled")
+    sheet.ignore_all({"shuffle": "rows are always shuffled"})
     take_columns(sheet)
 
 
@@ -153,6 +153,11 @@ def take_source(sheet: Sheet) -> None:
         sheet.take(key, "data.format", row)
     files = names_of(sheet.get("dataset.data_files"))
     split = sheet.get("dataset.split", "train")
+    if files and sheet.get("dataset.source") not in (None, *KINDS):
+        sheet.miss(
+            "dataset.data_files", f"all files of {sheet.get('dataset.source')} are read: name files that are here"
+        )
+        files = []
     if files:
         sheet.take("dataset.data_files", "data.train", files[0] if len(files) == 1 else files)
         sheet.ignore("dataset.source", "the kind of file")
@@ -239,8 +244,13 @@ def take_optimizer(sheet: Sheet) -> None:
     sheet.copy_number("optimizer.eps", "training.optimizer.eps")
     sheet.copy_number("optimizer.momentum", "training.optimizer.momentum")
     if sheet.has("optimizer.betas"):
-        betas = [float(one) for one in sheet.get("optimizer.betas")]
+        given = sheet.get("optimizer.betas")
+        betas = [float(one) for one in given] if is_numbers(given) else given
         sheet.take("optimizer.betas", "training.optimizer.betas", betas)
+
+
+def is_numbers(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(type(one) in (int, float) for one in value)
 
 
 def take_schedule(sheet: Sheet) -> None:
@@ -250,7 +260,7 @@ def take_schedule(sheet: Sheet) -> None:
     elif name == "get_cosine_schedule_with_warmup":
         sheet.take(key, "training.schedule", "cosine")
         sheet.copy_number("lr_scheduler.num_warmup_steps", "training.warmup")
-        if sheet.get("lr_scheduler.num_cycles", 0.5) not in (0.5, *OFF):
+        if not (is_off(cycles := sheet.get("lr_scheduler.num_cycles")) or cycles == 0.5):
             sheet.miss("lr_scheduler.num_cycles", "half a cycle")
         sheet.ignore_all({"lr_scheduler.num_cycles": "half a cycle"})
     else:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from peftlab.conversion.names import take_optimizer, take_precision, take_schedule
-from peftlab.conversion.sheet import OFF, Sheet
+from peftlab.conversion.sheet import Sheet, is_off
 
 SHOWN = "what is shown and where"
 SPEED = "speed, not the result"
@@ -44,6 +46,8 @@ IGNORED = {
     "fp16_full_eval": "evaluation has the type of training",
     "resume_from_checkpoint": "`peftlab train --resume` resumes its own checkpoints only",
 }
+# Asked for before a star of IGNORED takes them.
+EXCEPTIONS = {"dataloader_drop_last": "the last rows of an epoch train too, in a smaller batch"}
 MISSED = {
     "neftune_noise_alpha": "no noise is added to the embeddings",
     "label_smoothing_factor": "labels are not smoothed",
@@ -56,7 +60,12 @@ MISSED = {
 
 
 def take_trainer_arguments(
-    sheet: Sheet, *, learning_rate: float = 5e-5, checkpointing: bool = False, precision: str | None = "float32"
+    sheet: Sheet,
+    *,
+    learning_rate: float = 5e-5,
+    checkpointing: bool = False,
+    precision: str | None = "float32",
+    logging: int = 500,
 ) -> None:
     """Take the arguments of transformers' Trainer, with the defaults of a trainer that is derived from it."""
     take_steps(sheet)
@@ -70,11 +79,12 @@ def take_trainer_arguments(
     take_precision(sheet, precision)
     if checkpointing or sheet.has("gradient_checkpointing"):
         sheet.copy_flag("gradient_checkpointing", "training.gradient_checkpointing", checkpointing)
-    take_records(sheet)
+    take_records(sheet, logging)
     sheet.copy_number("seed", "run.seed")
     sheet.copy_number("data_seed", "data.seed")
     sheet.copy_number("per_device_eval_batch_size", "evaluation.batch_size")
     sheet.copy_flag("full_determinism", "run.deterministic")
+    sheet.miss_all(EXCEPTIONS)
     sheet.ignore_all({key: why for key, why in IGNORED.items() if why})
     sheet.miss_all(MISSED)
 
@@ -96,10 +106,11 @@ def take_clip(sheet: Sheet, key: str = "max_grad_norm") -> None:
         sheet.take(key, "training.clip", float(value) if value else None)
 
 
-def take_records(sheet: Sheet) -> None:
-    """Take when checkpoints and evaluations are made, and the trackers."""
-    take_every(sheet, ("save_strategy",), "save_steps", "run.save_every", "steps")
-    take_every(sheet, ("eval_strategy", "evaluation_strategy"), "eval_steps", "evaluation.every", "no")
+def take_records(sheet: Sheet, logging: int) -> None:
+    """Take when checkpoints and evaluations are made, and the trackers; evaluations are as often as logs are there."""
+    take_every(sheet, ("save_strategy",), "save_steps", "run.save_every", "steps", 500)
+    every = sheet.number("logging_steps", logging)
+    take_every(sheet, ("eval_strategy", "evaluation_strategy"), "eval_steps", "evaluation.every", "no", every)
     sheet.copy_number("save_total_limit", "run.keep_checkpoints")
     if sheet.on("load_best_model_at_end") and sheet.peek("evaluation.every"):
         sheet.take("load_best_model_at_end", "run.keep", "best")
@@ -112,17 +123,24 @@ def take_records(sheet: Sheet) -> None:
     take_trackers(sheet)
 
 
-def take_every(sheet: Sheet, strategies: tuple[str, ...], steps_key: str, where: str, default: str) -> None:
-    """Take a number of steps where the strategy is steps; an epoch's is not known before the rows are."""
+def take_every(
+    sheet: Sheet, strategies: tuple[str, ...], steps_key: str, where: str, default: str, every: Any = None
+) -> None:
+    """Take a number of steps where the strategy is steps; an epoch's is not known before the rows are.
+
+    `every` is theirs where the file names the strategy only.
+    """
     strategy_key = next((key for key in strategies if key in sheet.values), strategies[0])
     strategy = "no" if sheet.values.get(strategy_key) is False else str(sheet.get(strategy_key, default))
-    steps = sheet.number(steps_key)
+    steps = sheet.number(steps_key, every if sheet.has(strategy_key) and strategy == "steps" else None)
     if strategy == "epoch":
         sheet.miss(strategy_key, f"an epoch's steps depend on the rows; set {where} to their number")
     elif strategy == "best":
         sheet.miss(strategy_key, f"set {where} to a number of steps; the best step's checkpoint is kept too")
     else:
         sheet.ignore(strategy_key, f"{where} decides")
+    if steps is None and strategy == "steps" and sheet.has(strategy_key):
+        sheet.miss(steps_key, f"their number of steps is not in the file; set {where}")
     if steps is None:
         return
     if strategy != "steps":
@@ -135,10 +153,10 @@ def take_every(sheet: Sheet, strategies: tuple[str, ...], steps_key: str, where:
 
 def take_trackers(sheet: Sheet) -> None:
     value = sheet.get("report_to")
-    names = [value] if isinstance(value, str) else list(value or ())
+    names = list(value) if isinstance(value, list | tuple) else [value] if value else []
     if names == ["all"]:
         sheet.miss("report_to", "no tracker is used; name them in run.trackers")
-    elif names and names[0] not in OFF:
+    elif names and not is_off(names[0]):
         sheet.take("report_to", "run.trackers", names)
     else:
         sheet.ignore("report_to", "none")

@@ -28,7 +28,7 @@ MISSED = {
     "dataset_kwargs": "rows are prepared in peftlab's way",
     "model_init_kwargs": "the model is loaded with its own settings",
     "teacher_model_name_or_path": "no teacher is used",
-    "target_parameters": "fused weights of experts get no update",
+    "lora_target_parameters": "fused weights of experts get no update",
     "streaming": "set data.streaming, with training.steps",
     "dataset_streaming": "set data.streaming, with training.steps",
 }
@@ -48,7 +48,7 @@ def fill(sheet: Sheet) -> None:
     take_attention(sheet, "attn_implementation")
     take_method(sheet)
     take_data(sheet)
-    take_trainer_arguments(sheet, learning_rate=2e-5, checkpointing=True, precision="bfloat16")
+    take_trainer_arguments(sheet, learning_rate=2e-5, checkpointing=True, precision="bfloat16", logging=10)
     processes = sheet.number(PROCESSES)
     note_batch(sheet, processes)
     sheet.ignore(PROCESSES, "`peftlab launch --processes` says how many")
@@ -70,6 +70,10 @@ def take_method(sheet: Sheet) -> None:
     if four:
         sheet.copy("bnb_4bit_quant_type", "method.quantization")
         sheet.copy_flag("use_bnb_nested_quant", "method.double_quantization", False)
+        if sheet.has("bnb_4bit_compute_dtype"):
+            dtype = str(sheet.get("bnb_4bit_compute_dtype")).removeprefix("torch.")
+            sheet.take("bnb_4bit_compute_dtype", "method.compute_dtype", dtype)
+        sheet.ignore_all({"bnb_4bit_quant_storage": "how four bits are stored, not what they are"})
     sheet.ignore_all({"bnb_*": "of 4 bits only", "use_bnb_nested_quant": "of 4 bits only"})
     sheet.ignore_all({"load_in_4bit": "off", "load_in_8bit": "off"})
     sheet.take("use_peft", "method.type", sheet.peek("method.type"))

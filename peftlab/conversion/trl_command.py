@@ -9,11 +9,15 @@ from typing import Any
 from peftlab.errors import UsageError
 from peftlab.recipe.yaml_source import parse_scalar
 
+LIMIT_DEPTH = 5
 PROCESSES = "num_processes"
 COMMAND = re.compile(r"(^|[\s/])(trl\s+(\w+)|(\w*)\.py)(\s|$)")
 OTHERS = ("dpo", "grpo", "kto", "ppo", "reward", "rloo", "orpo", "cpo", "gkd")
 ASSIGNMENT = re.compile(r"^\s*(?:export\s+)?([A-Za-z_]\w*)=(\S.*)$", re.MULTILINE)
 PROCESS_OPTION = re.compile(r"--(?:num_processes|nproc_per_node|nproc-per-node)[= ](\d+)")
+# torchrun counts the processes of one machine, accelerate those of all.
+MACHINES = re.compile(r"(?<!\w)--nnodes[= ](\d+)")
+LEFT = re.compile(r"\$[@*#(0-9{]|`")
 
 
 def parse_command(text: str) -> dict[str, Any]:
@@ -34,7 +38,8 @@ def parse_command(text: str) -> dict[str, Any]:
         raise UsageError(f"`{match[2]}`: peftlab does supervised fine-tuning only")
     values = pair_up(split(line[match.end() :]))
     if processes := PROCESS_OPTION.search(line[: match.start()]):
-        values[PROCESSES] = int(processes[1])
+        machines = MACHINES.search(line[: match.start()])
+        values[PROCESSES] = int(processes[1]) * (int(machines[1]) if machines else 1)
     return values
 
 
@@ -46,13 +51,19 @@ def split(text: str) -> list[str]:
 
 
 def replace_variables(line: str, known: dict[str, str]) -> str:
-    def value_of(match: re.Match[str]) -> str:
-        name = match[1] or match[2]
-        if name not in known:
-            raise UsageError(f"${name} has no value in this file; write the value")
-        return known[name].strip().strip("\"'")
+    """Return a command with the values of its variables. Raises UsageError for what only a shell can say."""
 
-    return re.sub(r"\$(?:\{(\w+)\}|(\w+))", value_of, line)
+    def value_of(match: re.Match[str]) -> str:
+        name = match[1] or match[3]
+        if name not in known and match[2] is None:
+            raise UsageError(f"${name} has no value in this file; write the value")
+        return known.get(name, match[2] or "").partition(" #")[0].strip().strip("\"'")
+
+    for _ in range(LIMIT_DEPTH):  # a value may have variables of its own
+        line = re.sub(r"\$(?:\{([A-Za-z_]\w*)(?::?-([^}]*))?\}|([A-Za-z_]\w*))", value_of, line)
+    if left := LEFT.search(line):
+        raise UsageError(f"the command has {left[0]!r}, whose value only a shell knows; write the value")
+    return line
 
 
 def pair_up(words: list[str]) -> dict[str, Any]:
@@ -71,5 +82,12 @@ def pair_up(words: list[str]) -> dict[str, Any]:
         else:
             raise UsageError(f"the command has {word!r} where an option is expected")
     return {
-        name: True if not given else given[0] if len(given) == 1 else tuple(given) for name, given in values.items()
+        name.removeprefix("no_") if not given else name: value_of_option(name, given) for name, given in values.items()
     }
+
+
+def value_of_option(name: str, given: list[Any]) -> Any:
+    """Return the value of an option: none turns it on, or off where its name begins with `no_`."""
+    if not given:
+        return not name.startswith("no_")
+    return given[0] if len(given) == 1 else tuple(given)

@@ -288,3 +288,101 @@ def test_a_regular_expression_of_projections_is_no_name_of_one(converted):
 def test_digits_may_be_grouped_as_in_yaml_1_1(converted):
     made = converted(QLORA.replace("sequence_len: 2048", "sequence_len: 2_048"))
     assert made.made.recipe["data"]["max_length"] == 2048
+
+
+START = (
+    "base_model: a\nmicro_batch_size: 1\nlearning_rate: 1e-3\nadapter: lora\nlora_r: 4\nlora_alpha: 8\n"
+    "lora_target_linear: true\n"
+)
+ROWS = "datasets: [{path: x.jsonl, type: alpaca}]\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "precision"),
+    [
+        ("bf16: full", "bfloat16"),
+        ("bfloat16: true", "bfloat16"),
+        ("float16: true", "float16"),
+        ("bf16: false\nbfloat16: true", "float32"),
+        ("bf16: Yes", "bfloat16"),
+        ("bf16: OFF\nfp16: On", "float16"),
+    ],
+)
+def test_every_way_to_write_a_type_of_computation_is_taken(converted, text, precision):
+    assert converted(START + ROWS + text + "\n").fields["training.precision"] == precision
+
+
+def test_flags_in_capitals_turn_on_what_they_name(converted):
+    made = converted(START + ROWS + "load_in_4bit: Yes\ngradient_checkpointing: NO\npeft_use_dora: ON\n")
+    assert made.fields["method.type"] == "qlora" and made.fields["method.dora"] is True
+    assert made.fields["training.gradient_checkpointing"] is False
+
+
+def test_evaluations_without_a_number_of_steps_are_as_often_as_logs(converted):
+    made = converted(START + ROWS + "val_set_size: 0.1\neval_strategy: steps\nlogging_steps: 25\n")
+    assert made.fields["evaluation.every"] == 25
+    made = converted(START + ROWS + "val_set_size: 0.1\nevaluation_strategy: steps\nsave_strategy: steps\n")
+    assert "evaluation.every" not in made.fields and "eval_steps" in made.keys("no counterpart")
+    assert made.fields["run.save_every"] == 500
+
+
+def test_settings_of_bitsandbytes_are_taken_or_said(converted):
+    text = "load_in_4bit: true\nbnb_config_kwargs: {bnb_4bit_quant_type: fp4, bnb_4bit_use_double_quant: false, x: 1}\n"
+    made = converted(START + ROWS + text)
+    assert made.fields["method.quantization"] == "fp4" and made.fields["method.double_quantization"] is False
+    said = [line for line in made.made.lines if line.fate.value == "no counterpart"]
+    assert [line.text.partition(":")[0] for line in said] == ["x"]
+
+
+def test_data_sets_with_other_columns_keep_their_own(converted):
+    made = converted(
+        START + "datasets:\n  - {path: a.jsonl, type: chat_template, field_messages: dialogue}\n"
+        "  - {path: b.jsonl, type: chat_template}\n"
+    )
+    assert made.made.recipe["data"]["train"] == [{"source": "a.jsonl", "columns": {"messages": "dialogue"}}, "b.jsonl"]
+    assert "data.columns.messages" not in made.fields and made.made.problems == []
+
+
+@pytest.mark.parametrize(
+    ("source", "train", "said"),
+    [
+        ("path: json, data_files: [a.jsonl, b.jsonl]", ["a.jsonl", "b.jsonl"], set()),
+        ("path: ./rows, data_files: a.jsonl", "./rows/a.jsonl", set()),
+        ("path: acme/rows, data_files: a.jsonl", "acme/rows", {"datasets.data_files"}),
+    ],
+)
+def test_files_of_a_data_set_are_those_of_its_path(converted, source, train, said):
+    made = converted(START + f"datasets: [{{{source}, type: alpaca}}]\n")
+    assert made.made.recipe["data"]["train"] == train and made.keys("no counterpart") == said
+
+
+def test_a_prompt_without_a_format_has_axolotls_own(converted):
+    made = converted(START + "datasets: [{path: x.jsonl, type: {field_input: context}}]\n")
+    assert made.fields["data.template"] == "{instruction} {context} "
+
+
+def test_merged_keys_are_those_of_the_section_that_they_name(converted):
+    made = converted(
+        "_all: &all {micro_batch_size: 4, learning_rate: 1e-4}\n<<: *all\nbase_model: a\nlearning_rate: 2e-4\n" + ROWS
+    )
+    assert made.fields["training.batch_size"] == 4 and made.fields["training.learning_rate"] == 2e-4
+
+
+@pytest.mark.parametrize("text", ["base_model: ${MODEL}", "datasets: [{path: '${DATA}/x.jsonl', type: alpaca}]"])
+def test_a_variable_that_nothing_replaces_is_refused(converted, text):
+    with pytest.raises(UsageError, match=r"\$\{\w+\} has no value in this file"):
+        converted(f"micro_batch_size: 1\nval_set_size: 0\n{text}\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("datasets: rows.jsonl", "datasets: rows.jsonl is not a list of sections"),
+        ("datasets: 3", "datasets: 3 is not a list"),
+        ("max_steps: .inf", "max_steps: inf is not a finite number"),
+        ("val_set_size: .nan", "val_set_size: nan is not a finite number"),
+    ],
+)
+def test_values_of_another_kind_are_named(converted, text, message):
+    with pytest.raises(UsageError, match=message):
+        converted(f"base_model: a\nmicro_batch_size: 1\n{text}\n")

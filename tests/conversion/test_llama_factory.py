@@ -52,7 +52,8 @@ report_to: none
             "format": "chat",
             "train": "notes",
             "evaluation": 0.1,
-            "train_rows": 1000,
+            "train_rows": 900,
+            "evaluation_rows": 100,
             "max_length": 1024,
             "long": "cut",
         },
@@ -140,3 +141,30 @@ def test_settings_without_counterpart_are_named(converted):
 def test_another_stage_is_refused(converted):
     with pytest.raises(UsageError, match="stage: dpo"):
         converted(BASE.replace("sft", "dpo"))
+
+
+def test_an_adapter_below_a_new_one_is_not_continued(converted):
+    made = converted(BASE + "adapter_name_or_path: saves/x\ncreate_new_adapter: true\n")
+    assert "method.from" not in made.fields and "adapter_name_or_path" in made.keys("no counterpart")
+    assert converted(BASE + "adapter_name_or_path: saves/x\n").fields["method.from"] == "saves/x"
+
+
+def test_references_between_keys_are_omegaconfs(converted):
+    made = converted(
+        "root: acme\nname: ${root}/chat\nmodel_name_or_path: ${name}\nstage: sft\ncutoff_len: ${oc.env:LENGTH,1024}\n"
+        "finetuning_type: lora\ndataset: notes\nlora_rank: 4\nlora_alpha: ${lora_rank}\n"
+    )
+    assert made.fields["model.name"] == "acme/chat" and made.fields["data.max_length"] == 1024
+    assert made.fields["method.alpha"] == 4
+
+
+def test_evaluations_are_every_500_steps_and_training_can_end_early(converted):
+    made = converted(BASE + "val_size: 20\nmax_samples: 100\neval_strategy: steps\nearly_stopping_steps: 3\n")
+    assert made.fields["evaluation.every"] == 500 and made.fields["evaluation.patience"] == 3
+    assert (made.fields["data.train_rows"], made.fields["data.evaluation_rows"]) == (80, 20)
+
+
+def test_rows_that_are_not_shuffled_or_left_out_are_said(converted):
+    made = converted(BASE + "disable_shuffling: true\ndataloader_drop_last: true\ndataloader_num_workers: 4\n")
+    assert {"disable_shuffling", "dataloader_drop_last"} <= made.keys("no counterpart")
+    assert "dataloader_num_workers" in made.keys("ignored")

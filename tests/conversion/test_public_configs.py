@@ -52,7 +52,7 @@ PUBLIC = {
         "llama-3.1-8b", "qlora", 8 * 32 * (LLAMA_8B["q"] + LLAMA_8B["v"]), 2e-4, "evals_per_epoch"
     ),
     "axolotl/llama-own-prompt.yaml": Expected(
-        "llama-3.2-1b", "lora", 4 * 16 * sum(LLAMA_1B.values()), 3e-4, "loraplus_lr_ratio"
+        "llama-3.2-1b", "lora", 4 * 16 * sum(LLAMA_1B.values()), 3e-4, "loraplus_lr_ratio datasets.type.no_input_format"
     ),
     "llama-factory/llama3_lora_sft.yaml": Expected(
         "llama-3.1-8b", "lora", 8 * 32 * sum(LLAMA_8B.values()), 1e-4, "dataset template max_samples"

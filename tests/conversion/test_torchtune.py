@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
+
+from peftlab.errors import UsageError
+
 LORA = """
 output_dir: /tmp/out
 model:
@@ -140,3 +144,22 @@ def test_text_another_optimiser_and_unknown_keys(converted):
     assert made.fields["data.train"] == "acme/books[test]" and made.fields["data.columns.text"] == "body"
     assert made.keys("not known") == {"model.x"}
     assert "optimizer._component_" in made.keys("no counterpart")
+
+
+def test_references_to_references_are_followed(converted):
+    text = LORA.replace("max_seq_len: null", "max_seq_len: ${length}") + "\nlength: ${long}\nlong: 4096\n"
+    assert converted(text).fields["data.max_length"] == 4096
+
+
+def test_preference_training_is_refused(converted):
+    text = LORA.replace("torchtune.modules.loss.LinearCrossEntropyLoss", "torchtune.rlhf.loss.DPOLoss")
+    assert text != LORA
+    with pytest.raises(UsageError, match="supervised fine-tuning only"):
+        converted(text)
+
+
+def test_an_order_that_is_kept_and_files_of_a_hub_data_set_are_said(converted):
+    text = LORA.replace("shuffle: True", "shuffle: False").replace("alpaca_cleaned_dataset", "instruct_dataset")
+    made = converted(text.replace("  packed: False", "  source: acme/qa\n  data_files: part.json"))
+    assert {"shuffle", "dataset.data_files"} <= made.keys("no counterpart")
+    assert made.fields["data.train"] == "acme/qa"

@@ -115,3 +115,45 @@ def test_the_head_as_a_target_and_supervised_prompts_are_said(converted):
 def test_commands_that_cannot_be_taken(converted, text, message):
     with pytest.raises(UsageError, match=message):
         converted(text, name="run.sh")
+
+
+TALK = "trl sft --model_name_or_path a/b --dataset_name c/d"
+
+
+def test_a_flag_that_begins_with_no_turns_off_what_it_names(converted):
+    made = converted(f"{TALK} --no_gradient_checkpointing\n", name="run.sh")
+    assert made.fields["training.gradient_checkpointing"] is False and made.keys("not known") == set()
+
+
+def test_a_command_has_the_keys_of_its_config_below_its_own(converted, tmp_path):
+    (tmp_path / "base.yaml").write_text("model_name_or_path: a/b\nuse_peft: true\nlora_r: 64\nlearning_rate: 1e-5\n")
+    made = converted("trl sft --config base.yaml --dataset_name c/d --learning_rate 2e-4\n", name="run.sh")
+    assert made.fields["model.name"] == "a/b" and made.fields["method.rank"] == 64
+    assert made.fields["training.learning_rate"] == 2e-4 and made.keys("not known") == set()
+    with pytest.raises(UsageError, match="--config other.yaml: no such file"):
+        converted("trl sft --config other.yaml --dataset_name c/d\n", name="run.sh")
+
+
+def test_variables_have_their_defaults_and_what_a_shell_knows_is_refused(converted):
+    text = 'ROOT=acme # ours\nMODEL="${ROOT}/x"\ntrl sft --model_name_or_path $MODEL --dataset_name ${DATA:-c/d}'
+    made = converted(f"{text}\n", name="run.sh")
+    assert made.fields["model.name"] == "acme/x" and made.fields["data.train"] == "c/d"
+    for left in ('"$@"', "--seed $(date +%s)", "--seed ${#X}"):
+        with pytest.raises(UsageError, match="only a shell knows"):
+            converted(f"{TALK} {left}\n", name="run.sh")
+
+
+def test_torchrun_counts_the_processes_of_each_machine(converted):
+    made = converted(f"torchrun --nnodes 2 --nproc_per_node 4 sft.py {TALK[8:]}\n", name="run.sh")
+    assert "64 on the 8" in made.made.notes[-1]
+
+
+def test_evaluations_are_as_often_as_trls_logs(converted):
+    assert converted(f"{TALK} --eval_strategy steps\n", name="run.sh").fields["evaluation.every"] == 10
+    made = converted(f"{TALK} --eval_strategy steps --logging_steps 50\n", name="run.sh")
+    assert made.fields["evaluation.every"] == 50
+
+
+def test_the_type_that_four_bits_are_unpacked_to_is_taken(converted):
+    text = f"{TALK} --use_peft --load_in_4bit --bnb_4bit_compute_dtype float16\n"
+    assert converted(text, name="run.sh").fields["method.compute_dtype"] == "float16"
