@@ -11,13 +11,14 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from transformers import GenerationConfig, LogitsProcessorList
+from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
 from peftlab.data.dataset import Dataset
 from peftlab.data.prompts import Prompt
 from peftlab.errors import UsageError
 from peftlab.evaluation.likelihood import TokenLikelihoods
 from peftlab.evaluation.own_settings import without_own_settings
+from peftlab.evaluation.stop_texts import StopTexts
 from peftlab.evaluation.streaming import PieceStreamer
 from peftlab.family_traits import ANSWERS_ALONE, MIXES_ROWS, POSITIONS_BY_MASK, READS_PADDING
 from peftlab.methods import Prompting
@@ -314,19 +315,22 @@ def _generate(
     """
     input_ids, mask = pad_prompts(model, prompts, config.pad_token_id)
     begun = 1 if task_of(model).encodes_prompt else input_ids.shape[1]  # a decoder's own start token
-    stopping: dict[str, Any] = {"stop_strings": list(texts), "tokenizer": tokenizer} if texts else {}
+    stop = StopTexts(tokenizer, texts, begun) if texts else None
+    beside: dict[str, Any] = {"stopping_criteria": StoppingCriteriaList([stop])} if stop else {}
     if streamer and config.num_beams == 1:  # beams change what was written before
-        stopping["streamer"] = streamer
+        beside["streamer"] = streamer
     if measured:
-        stopping["logits_processor"] = LogitsProcessorList([measured])
+        beside["logits_processor"] = LogitsProcessorList([measured])
     with without_own_settings(model):
         sequences = model.generate(
-            input_ids=input_ids.to(device), attention_mask=mask.to(device), generation_config=config, **stopping
+            input_ids=input_ids.to(device), attention_mask=mask.to(device), generation_config=config, **beside
         )
     ends = set(config.eos_token_id or ())
     gains = measured.finish(sequences) if measured else None
     for row, sequence in enumerate(sequences[:, begun:].tolist()):
-        stop = next((i for i, token in enumerate(sequence) if token in ends), len(sequence))
-        # Behind a stop text there is padding, which may be the end's own id.
-        counted = stop if texts else min(stop + 1, len(sequence))
-        yield sequence[:stop], stop < len(sequence), None if gains is None else float(gains[row, :counted].sum())
+        end = next((i for i, token in enumerate(sequence) if token in ends), len(sequence))
+        # Behind a stop text there is padding, which may be an end's own id. An end is a part of what was written.
+        told = stop.count(sequence[:end]) if stop else None
+        kept, counted = (end, end + 1) if told is None else (told, told)
+        likelihood = None if gains is None else float(gains[row, :counted].sum())
+        yield sequence[:kept], told is not None or end < len(sequence), likelihood
