@@ -330,7 +330,7 @@ def _generate(
     for row, sequence in enumerate(sequences[:, begun:].tolist()):
         end = next((i for i, token in enumerate(sequence) if token in ends), len(sequence))
         # Behind a stop text there is padding, which may be an end's own id. An end is a part of what was written.
-        told = stop.count(sequence[:end]) if stop else None
-        kept, counted = (end, end + 1) if told is None else (told, told)
+        ended = stop.count(sequence[:end]) if stop else None
+        kept, counted = (end, end + 1) if ended is None else (ended, ended)
         likelihood = None if gains is None else float(gains[row, :counted].sum())
-        yield sequence[:kept], told is not None or end < len(sequence), likelihood
+        yield sequence[:kept], ended is not None or end < len(sequence), likelihood

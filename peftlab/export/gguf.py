@@ -11,7 +11,7 @@ from transformers import AutoConfig
 
 from peftlab.errors import MethodError, ModelError, StorageError, UsageError
 from peftlab.export.converter import convert, find_converter
-from peftlab.export.gguf_families import as_read, find_family
+from peftlab.export.gguf_families import as_read, find_family, refuse_uncomputable
 from peftlab.export.gguf_model import TYPES, need_gguf, other_sizes, write_adapter, write_model
 from peftlab.export.job import Job
 from peftlab.export.weights import read_gguf
@@ -21,6 +21,7 @@ from peftlab.reports import ExportReport
 from peftlab.runs.directory import RunDirectory
 from peftlab.runs.gate import TOLERANCES, Gate
 from peftlab.runs.merge import merged_beside
+from peftlab.runs.requests import takes_chats
 
 DEFAULT = "float16"
 
@@ -35,11 +36,12 @@ def export_model(job: Job) -> ExportReport:
         raise ModelError(
             f"--to gguf: llama.cpp serves language models, not {job.recipe.task.name}; use `peftlab merge`"
         )
+    refuse_uncomputable(config := _base_config(job))
     if find_converter() is None:
-        find_family(_base_config(job))
+        find_family(config)
     file = f"{job.name}-{dtype}.gguf"
     with merged_beside(job.run, job.out / "merged", replace(job.options, dtype="float32", tolerance=None)) as merged:
-        counts, notes = _write(merged.folder, job.out / file, dtype, job.name)
+        counts, notes = _write(merged.folder, job.out / file, dtype, job)
         config = AutoConfig.from_pretrained(merged.folder, local_files_only=True)
         if wrong := other_sizes(job.out / file, config):
             raise StorageError(f"{file}: read back, {', '.join(wrong)} differ from the model's; nothing was written")
@@ -50,11 +52,11 @@ def export_model(job: Job) -> ExportReport:
         return report.model_copy(update=_compare(merged.gate, model, dtype, job.options.tolerance))
 
 
-def _write(folder: Path, path: Path, dtype: str, name: str) -> tuple[dict[str, int], list[str]]:
-    """Write a folder as GGUF, by llama.cpp's converter where that is needed and here; return its tensors and a note."""
+def _write(folder: Path, path: Path, dtype: str, job: Job) -> tuple[dict[str, int], list[str]]:
+    """Write a folder as GGUF, by llama.cpp's converter where that is needed and here; return its tensors and notes."""
     program = find_converter()
     try:
-        return write_model(folder, path, dtype, name), []
+        return write_model(folder, path, dtype, job.name, chats=takes_chats(job.recipe))
     except ModelError:
         if program is None:
             raise

@@ -16,15 +16,20 @@ from peftlab.errors import ModelError, listed
 @dataclass(frozen=True)
 class Family:
     """A family in GGUF: `arch` is its name, `permutes` that rows of query and key are in the order of llama.cpp's
-    rotary embedding, `norm_offset` what is added to the weights of norms. `write` adds metadata of its own,
-    `refuse` returns why a config cannot be written, `read_as` the config that a reader of the file needs.
+    rotary embedding, `norm_offset` what is added to the weights of norms, `activations` are names of the only one that
+    llama.cpp has there, `slides` says that it knows sliding windows there. `write` adds metadata of its own, `refuse`
+    returns why a config cannot be written here, `lacks` what llama.cpp itself cannot compute and a file has no place
+    to say, `read_as` the config that a reader of the file needs.
     """
 
     arch: str
     permutes: bool = False
     norm_offset: float = 0.0
+    activations: tuple[str, ...] = ("silu", "swish")
+    slides: bool = False
     write: Callable[[Any, PreTrainedConfig], None] = lambda writer, config: None
     refuse: Callable[[PreTrainedConfig], str | None] = lambda config: None
+    lacks: Callable[[PreTrainedConfig], str | None] = lambda config: None
     read_as: Callable[[PreTrainedConfig], PreTrainedConfig] = lambda config: config
 
     def lay_out(self, name: str, tensor: Tensor, config: PreTrainedConfig) -> Tensor:
@@ -80,6 +85,21 @@ def _refuse_gemma2(config: PreTrainedConfig) -> str | None:
     return None
 
 
+def _gemma2_lacks(config: PreTrainedConfig) -> str | None:
+    if config.layer_types != [GEMMA2_LAYERS[layer % 2] for layer in range(config.num_hidden_layers)]:
+        return "llama.cpp's first layer slides, its second attends to everything, and so in turn"
+    return _lacks_biases(config)
+
+
+def _lacks_biases(config: PreTrainedConfig) -> str | None:
+    return "llama.cpp has no biases in its attention" if config.attention_bias else None
+
+
+def _qwen2_lacks(config: PreTrainedConfig) -> str | None:
+    usual = head_size(config) * config.num_attention_heads == config.hidden_size
+    return None if usual else "llama.cpp divides its hidden size by its heads"
+
+
 def _mistral_as_llama(config: PreTrainedConfig) -> PreTrainedConfig:
     """Return the config of a Llama of the same sizes: GGUF has no name of its own for Mistral."""
     names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
@@ -92,12 +112,21 @@ def head_size(config: PreTrainedConfig) -> int:
     return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
+GEMMA2_LAYERS = ("sliding_attention", "full_attention")
 FAMILIES = {
     "llama": Family("llama", permutes=True, write=_llama),
     "mistral": Family("llama", permutes=True, write=_llama, read_as=_mistral_as_llama),
-    "qwen2": Family("qwen2"),
-    "qwen3": Family("qwen3", write=_head_sizes),
-    "gemma2": Family("gemma2", norm_offset=1.0, write=_gemma2, refuse=_refuse_gemma2),
+    "qwen2": Family("qwen2", lacks=_qwen2_lacks),
+    "qwen3": Family("qwen3", write=_head_sizes, lacks=_lacks_biases),
+    "gemma2": Family(
+        "gemma2",
+        norm_offset=1.0,
+        activations=("gelu_pytorch_tanh", "gelu_new"),
+        slides=True,
+        write=_gemma2,
+        refuse=_refuse_gemma2,
+        lacks=_gemma2_lacks,
+    ),
 }
 
 
@@ -109,14 +138,28 @@ def find_family(config: PreTrainedConfig) -> Family:
             f"GGUF: {config.model_type} models cannot be written; {listed(sorted(FAMILIES))} can. For others, put "
             "llama.cpp's convert_hf_to_gguf.py on the PATH, and it is used"
         )
-    rope = getattr(config, "rope_parameters", None) or {}
-    kind = rope.get("rope_type", "default")
+    refuse_uncomputable(config)
+    kind = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
     if reason := family.refuse(config) or (f"its rotary embedding is scaled ({kind})" if kind != "default" else None):
         raise ModelError(
             f"GGUF: this {config.model_type} model cannot be written: {reason}; put llama.cpp's "
             "convert_hf_to_gguf.py on the PATH, and it is used"
         )
     return family
+
+
+def refuse_uncomputable(config: PreTrainedConfig) -> None:
+    """Raise ModelError for a model of a known family that llama.cpp computes otherwise, whoever writes the file."""
+    family = FAMILIES.get(config.model_type)
+    if family is None:
+        return
+    activation = getattr(config, "hidden_activation", None) or config.hidden_act
+    other = f"its activation is {activation}, and llama.cpp computes {family.activations[0]}"
+    if reason := family.lacks(config) or (other if activation not in family.activations else None):
+        raise ModelError(
+            f"GGUF: llama.cpp would compute other outputs of this {config.model_type} model: {reason}; use `peftlab "
+            "merge`, for transformers or vLLM"
+        )
 
 
 def as_read(config: PreTrainedConfig) -> PreTrainedConfig:
@@ -127,10 +170,8 @@ def as_read(config: PreTrainedConfig) -> PreTrainedConfig:
 
 def describe(config: PreTrainedConfig) -> dict[str, Any]:
     """Return the sizes that every family has in GGUF, by the name of the writer's method."""
-    window = getattr(config, "sliding_window", None) if getattr(config, "model_type", "") == "mistral" else None
     return {
-        # llama.cpp attends to all of a Mistral context, so that it must not be longer than the window.
-        "context_length": min(filter(None, (config.max_position_embeddings, window))),
+        "context_length": min(filter(None, (config.max_position_embeddings, _unknown_window(config)))),
         "embedding_length": config.hidden_size,
         "block_count": config.num_hidden_layers,
         "feed_forward_length": config.intermediate_size,
@@ -140,6 +181,13 @@ def describe(config: PreTrainedConfig) -> dict[str, Any]:
         "rope_freq_base": (getattr(config, "rope_parameters", None) or {}).get("rope_theta", 10000.0),
         "vocab_size": config.vocab_size,
     }
+
+
+def _unknown_window(config: PreTrainedConfig) -> int | None:
+    """Return the window of a model in which llama.cpp attends to the whole context, so that this must not be longer."""
+    layers = getattr(config, "layer_types", None) or ["sliding_attention"]
+    slides = "sliding_attention" in layers and not FAMILIES[config.model_type].slides
+    return getattr(config, "sliding_window", None) if slides else None
 
 
 def as_float(tensor: Tensor) -> Tensor:

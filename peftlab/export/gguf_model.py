@@ -36,10 +36,13 @@ def need_gguf() -> Any:
     return gguf
 
 
-def write_model(folder: Path, path: Path, dtype: str, name: str, licence: str | None = None) -> dict[str, int]:
-    """Write a transformers folder to a GGUF file; return how many tensors have which type.
+def write_model(
+    folder: Path, path: Path, dtype: str, name: str, *, chats: bool = False
+) -> tuple[dict[str, int], list[str]]:
+    """Write a transformers folder to a GGUF file; return how many tensors have which type, and notes.
 
-    Raises ModelError for a family, a tokenizer or a tensor that the format cannot have.
+    `chats` says that the model reads chats. Raises ModelError for a family, a tokenizer or a tensor that the format
+    cannot have.
     """
     gguf = need_gguf()
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
@@ -47,20 +50,18 @@ def write_model(folder: Path, path: Path, dtype: str, name: str, licence: str | 
     writer = gguf.GGUFWriter(path, family.arch, use_temp_file=True)
     writer.add_type("model")
     writer.add_name(name)
-    if licence:
-        writer.add_license(licence)
     for field, value in describe(config).items():
         getattr(writer, f"add_{field}")(value)
     family.write(writer, config)
     writer.add_file_type(getattr(gguf.LlamaFileType, FILE_TYPES[dtype]))
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    write_tokenizer(writer, tokenizer, config.vocab_size, _stop_ids(folder))
+    notes = write_tokenizer(writer, tokenizer, config.vocab_size, _stop_ids(folder), chats=chats)
     counts: Counter[str] = Counter()
     for own, tensor in read_tensors(folder):
         laid = family.lay_out(named := rename(own, config, family), as_float(tensor), config)
         counts[_add_tensor(writer, named, laid, TYPES[dtype])] += 1
     _close(writer)
-    return dict(counts)
+    return dict(counts), notes
 
 
 def _stop_ids(folder: Path) -> list[int]:
