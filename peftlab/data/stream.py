@@ -250,6 +250,7 @@ class StreamedRows:
             return self._states[step]
 
     def restore(self, state: Mapping[str, Any]) -> None:
+        """Put a state back: the next step takes the next rows, however many those before it had."""
         mine = self._identity()
         if any(state.get(key) != value for key, value in mine.items()):
             other = {key: state.get(key) for key in mine}
@@ -273,7 +274,6 @@ class StreamedRows:
             "seed": self.seed,
             "buffer": self.buffer,
             "weights": list(self.stream.opened.weights),
-            "rows_per_step": self.per_step,
         }
 
     def _state(self) -> dict[str, Any]:

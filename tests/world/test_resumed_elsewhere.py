@@ -34,7 +34,7 @@ def recipe_of(folder, accumulation, stop_after=None, **length):
 
 
 def processes_of(crew):
-    return 1 if "tensor" in str(crew.environment) or "TP_SIZE" in str(crew.environment) else 2
+    return 1 if crew.strategy == "tensor" else 2
 
 
 def results_of(*folders):
@@ -82,3 +82,21 @@ def test_epochs_end_with_their_last_row_where_steps_have_other_rows_from_then_on
     assert resumed.progress.tokens == straight.progress.tokens and resumed.progress.step == steps
     reason = f"rows of a step: {2 if more else per_step} -> {per_step if more else 2}"
     assert (reason in resumed.resumes[0].reasons) == (per_step != 2)
+
+
+@pytest.mark.parametrize("crew", ["ddp"], indirect=True)
+def test_streamed_rows_resume_at_the_next_one(tmp_path, crew):
+    """Oracle: one process that never stopped has as many tokens in as many rows, which differ in length."""
+    per_step = 2 * processes_of(crew)
+
+    def streamed(folder, steps, stop_after=None):
+        made = recipe_of(folder, 2, stop_after, steps=steps)
+        update = {"train": "builtin:docstrings[train[:9]]", "train_rows": None, "streaming": True, "shuffle_buffer": 4}
+        return made.model_copy(update={"data": made.data.model_copy(update=update)})
+
+    assert all("stop_after" in error for error in crew.train(streamed(tmp_path / "run", STOP + 2, STOP)))
+    train(streamed(tmp_path / "run", STOP + 2), resume=True, display=NoDisplay())
+    train(streamed(tmp_path / "straight", (per_step * STOP + 2 * 2) // 2), display=NoDisplay())
+    resumed, straight = results_of(tmp_path / "run", tmp_path / "straight")
+    assert resumed.progress.rows == straight.progress.rows == per_step * STOP + 2 * 2
+    assert resumed.progress.tokens == straight.progress.tokens and resumed.progress.step == STOP + 2
