@@ -286,13 +286,15 @@ class World(ABC):
         return is_repeatable(self.device)
 
     def close(self) -> None:
-        """Leave the other processes: nothing can be exchanged after this."""
+        """End this run; the processes of the launch remain together for the next one, until they end."""
         self.undo_settings()
-        self._accelerator.state.destroy_process_group()
 
     def abort(self) -> None:
-        """Leave after an error, without waiting for a process that may be waiting for this one."""
-        self.close()
+        """Leave the others after an error, without waiting for one that may wait for this: no run can follow."""
+        try:
+            self.close()
+        finally:
+            self._accelerator.state.destroy_process_group()
 
 
 def _changed(batch: Batch, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:

@@ -62,7 +62,7 @@ class Ddp(World):
     def abort(self) -> None:
         """Leave after an error. NCCL would wait for the others, which wait for this process: it is cut off."""
         if distributed.get_backend() != "nccl":
-            self.close()  # closing gloo's connections is what tells the others
+            super().abort()  # closing gloo's connections is what tells the others
             return
         self.undo_settings()
         # Not `_abort_process_group`, which fails at the host's group before it reaches NCCL's (torch 2.13).

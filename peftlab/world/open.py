@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import importlib.util
 import os
 from collections.abc import Collection, Iterator, Mapping
@@ -10,8 +11,9 @@ from contextlib import contextmanager
 from accelerate import Accelerator, PartialState
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, filter_trackers
 from accelerate.utils import LoggerType
+from torch import distributed
 
-from peftlab.errors import MissingRequirementError, UsageError, nearest
+from peftlab.errors import LaunchError, MissingRequirementError, UsageError, nearest
 from peftlab.recipe.schema import Recipe
 from peftlab.world.base import World
 from peftlab.world.ddp import Ddp
@@ -34,6 +36,10 @@ ALONE = (
     "the launcher was asked for several processes and started one (accelerate does that with --cpu); "
     "for several on the CPU give it distributed_type MULTI_GPU and use_cpu true in a configuration file"
 )
+PARTED = (
+    "a run in this process ended with an error, and has left the other processes of the launch; launch again for "
+    "another run"
+)
 
 
 def open_world(device: str, deterministic: bool = False) -> World:
@@ -54,7 +60,7 @@ def open_world(device: str, deterministic: bool = False) -> World:
     notes = [ALONE] if is_alone_in_a_launch(os.environ) else []
     on_cpu = pick_device(device).type == "cpu"
     with _without(*wanted.hidden_variables), meeting():
-        state = PartialState(cpu=on_cpu)
+        state = _meet(on_cpu)
         kind = str(state.distributed_type.value)
         if request is None and kind not in ("NO", "MULTI_CPU", "MULTI_GPU"):
             raise UsageError(unsupported(kind, "this machine"))
@@ -65,6 +71,20 @@ def open_world(device: str, deterministic: bool = False) -> World:
     if undo_settings is not None:
         world.undo_settings = undo_settings
     return world
+
+
+def _meet(on_cpu: bool) -> PartialState:
+    """Return what this process is among those of its launch; they meet at the first run, and part when they end.
+
+    Raises LaunchError where an error has parted them.
+    """
+    together = distributed.is_initialized()
+    state = PartialState(cpu=on_cpu)
+    if not together and distributed.is_initialized():
+        atexit.register(state.destroy_process_group)
+    if state.num_processes > 1 and not distributed.is_initialized():
+        raise LaunchError(PARTED, [])
+    return state
 
 
 def refuse_unsupported(environment: Mapping[str, str] = os.environ) -> None:

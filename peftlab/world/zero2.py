@@ -89,6 +89,12 @@ class Zero2(Ddp):
             self._engine.destroy()
             # Python may collect it after the next is made, and its destructor would undo that one's links to gradients.
             self._engine.destroy = lambda: None
+            self._engine = None
+
+    def close(self) -> None:
+        if self._engine is not None:
+            self._leave_engine(self._engine.module)
+        super().close()
 
     def _division(self, counts: Sequence[int]) -> dict[str, Any]:
         """Return DeepSpeed's settings of what is divided, for trained parameters with so many numbers each."""

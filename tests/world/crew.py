@@ -11,7 +11,6 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
-from accelerate.state import AcceleratorState
 
 from peftlab.errors import PeftlabError
 from peftlab.recipe.dump import dump_recipe
@@ -25,29 +24,30 @@ from tests.runs.pairs import free_port
 
 
 class Crew:
-    """The two processes of a strategy. They are started with the first recipe, and again after one has ended.
-
-    DeepSpeed keeps the group in which it met the other process: those of ZeRO train one recipe each.
-    """
+    """The two processes of a strategy. They are started with the first recipe, and again after an error."""
 
     def __init__(self, strategy: str, folder: Path):
-        self.environment = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"} | variables_of(strategy)
-        self.folder = folder
+        self.strategy, self.folder = strategy, folder
+        self.environment = variables_of(strategy)
         self._members: list[tuple[multiprocessing.process.BaseProcess, Connection]] = []
 
     def train(self, recipe: Recipe, resume: bool = False, seconds: float = 300) -> list[str]:
         """Return the error of each process, empty where it trained. Raises AssertionError where one does not answer."""
+        found = self.order(recipe, resume, seconds)
+        if any(found):
+            self.end()
+        return found
+
+    def order(self, recipe: Recipe, resume: bool = False, seconds: float = 300) -> list[str]:
+        """Do what `train` does, and keep the processes after an error too."""
         path = self.folder / "recipe.yaml"
         path.write_text(dump_recipe(recipe))
         if not self._members:
-            self._members = [self._start(number) for number in range(2)]
-        order = (path, resume, str(free_port()))
+            port = str(free_port())
+            self._members = [self._start(number, port) for number in range(2)]
         for _, orders in self._members:
-            orders.send(order)
-        found = self._answers(time.monotonic() + seconds)
-        if "ACCELERATE_USE_DEEPSPEED" in self.environment:
-            self.end()
-        return found
+            orders.send((path, resume))
+        return self._answers(time.monotonic() + seconds)
 
     def _answers(self, ends: float) -> list[str]:
         found = []
@@ -60,11 +60,12 @@ class Crew:
                 raise AssertionError(f"a process was lost after {found}: {error}") from None
         return found
 
-    def _start(self, number: int) -> tuple[multiprocessing.process.BaseProcess, Connection]:
+    def _start(self, number: int, port: str) -> tuple[multiprocessing.process.BaseProcess, Connection]:
         context = multiprocessing.get_context("forkserver")
         start_server()
         orders, theirs = context.Pipe()
-        environment = self.environment | {"RANK": str(number), "LOCAL_RANK": str(number)}
+        shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port} | self.environment
+        environment = shared | {"RANK": str(number), "LOCAL_RANK": str(number)}
         process = context.Process(target=serve, args=(environment, theirs, torch.get_num_threads()), daemon=True)
         process.start()
         theirs.close()
@@ -85,8 +86,7 @@ def serve(environment: dict[str, str], orders: Connection, threads: int) -> None
     torch.set_num_threads(threads)
     with contextlib.suppress(EOFError):  # there are no more
         while True:
-            path, resume, os.environ["MASTER_PORT"] = orders.recv()
-            orders.send(_train(path, resume))
+            orders.send(_train(*orders.recv()))
 
 
 def _train(path: Path, resume: bool) -> str:
@@ -96,7 +96,4 @@ def _train(path: Path, resume: bool) -> str:
         return str(error)
     except Exception:
         return traceback.format_exc()
-    finally:
-        # Accelerate keeps one state a process, and would take the next run's processes for joined.
-        AcceleratorState._reset_state(reset_partial_state=True)
     return ""

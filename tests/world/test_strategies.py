@@ -69,11 +69,12 @@ def test_after_an_error_nccl_is_cut_off_and_not_waited_for(monkeypatch):
     monkeypatch.setattr(distributed, "get_backend", lambda: "nccl")
     group = SimpleNamespace(_get_backend=lambda device: backend)
     monkeypatch.setattr(distributed.distributed_c10d, "_get_default_group", lambda: group)
-    monkeypatch.setattr(Ddp, "close", lambda self: calls.append("close"))
+    destroyed = lambda: calls.append("destroy")  # noqa: E731
+    world._accelerator = SimpleNamespace(state=SimpleNamespace(destroy_process_group=destroyed))
     world.abort()
     monkeypatch.setattr(distributed, "get_backend", lambda: "gloo")
     world.abort()
-    assert calls == ["abort", "close"]
+    assert calls == ["abort", "destroy"]
 
 
 @pytest.fixture(scope="module")
