@@ -148,9 +148,10 @@ class Ledger(TorchDispatchMode):
 
     def _before_step(self, optimizer: torch.optim.Optimizer) -> None:
         self.region = "step"
-        self._adopt_gradients(optimizer)
+        self.adopt_gradients(optimizer)
 
-    def _adopt_gradients(self, optimizer: torch.optim.Optimizer) -> None:
+    def adopt_gradients(self, optimizer: torch.optim.Optimizer) -> None:
+        """Enter the gradients that there are now; they count as gradients since they were allocated."""
         gradients = (p.grad for group in optimizer.param_groups for p in group["params"])
         self.track_all((g for g in gradients if g is not None), "gradients")
 
@@ -189,7 +190,7 @@ class Ledger(TorchDispatchMode):
     def held(self) -> dict[str, int]:
         """Return the bytes allocated now, by category; during a forward pass everything of it counts as saved."""
         if self._optimizer is not None:
-            self._adopt_gradients(self._optimizer)
+            self.adopt_gradients(self._optimizer)
         found, start = dict.fromkeys(CATEGORIES, 0), self._forward_start()
         for number, size in enumerate(self._sizes):
             if self._deaths[number] == ALIVE:

@@ -40,7 +40,7 @@ def predict(
     checkpointing = blueprint.recompute()
     divided = strategy if devices > 1 else None
     with nullcontext() if divided is None else divided.computing():
-        trace, notes = _trace(blueprint, work)
+        trace, notes = _trace(blueprint, work, divided is not None and divided.takes_gradients)
     segments = alone = trace.segments
     saving, communication = 0, None
     if divided is not None:
@@ -77,11 +77,11 @@ def predict(
     )
 
 
-def _trace(blueprint: Blueprint, work: Workload) -> tuple[Trace, list[str]]:
+def _trace(blueprint: Blueprint, work: Workload, takes_gradients: bool) -> tuple[Trace, list[str]]:
     try:
-        return trace_whole(blueprint.fake, work), []
+        return trace_whole(blueprint.fake, work, takes_gradients), []
     except UnmeasuredError as error:
-        return trace_whole(blueprint.fake, replace(work, answers=None)), [str(error)]
+        return trace_whole(blueprint.fake, replace(work, answers=None), takes_gradients), [str(error)]
 
 
 def _joined(segments: Segments, phase: str) -> np.ndarray:

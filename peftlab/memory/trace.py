@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,16 +110,17 @@ class Trace:
     slack: float = 0.0
 
 
-def trace_whole(fake: FakeModel, work: Workload) -> Trace:
+def trace_whole(fake: FakeModel, work: Workload, takes_gradients: bool = False) -> Trace:
     """Return the trace of a run of a model with its method; of equal layers only a few are run.
 
+    `takes_gradients` says that no gradient remains after a backward pass, but for a step's last one.
     Raises UnpredictableError where the model cannot run on fake tensors, UnmeasuredError where only generation cannot.
     """
     stack = Stack(fake.model)
     try:
         with fake.running(work.padded), cuda_rules(_watched) if work.cuda else contextlib.nullcontext():
-            base, ledger = _trace(fake.model, work, stack, None)
-            longer = {run: _trace(fake.model, work, stack, run)[0] for run in stack.long_runs}
+            base, ledger = _trace(fake.model, work, stack, None, takes_gradients)
+            longer = {run: _trace(fake.model, work, stack, run, takes_gradients)[0] for run in stack.long_runs}
     finally:
         stack.restore()
     return Trace(stack.extend(base, longer), _slack(base, ledger) if work.cuda else 0.0)
@@ -136,13 +137,17 @@ def _slack(segments: Segments, ledger: Ledger) -> float:
     return slack_bytes(ledger.events()) / max(int(passing), 1)
 
 
-def _trace(model: nn.Module, work: Workload, stack: Stack, longer: int | None) -> tuple[Segments, Ledger]:
+def _trace(
+    model: nn.Module, work: Workload, stack: Stack, longer: int | None, takes_gradients: bool
+) -> tuple[Segments, Ledger]:
     kept = stack.keep(longer)
     ledger = Ledger(ALLOCATION_ROUNDING, scratch=cuda_scratch) if work.cuda else Ledger()
     parts = _stepper(model, work)
     with ledger.watch(model, parts.optimizer), _marking(model, kept, ledger) as marker, _updates(parts), ledger:
         ledger.mark(("state",))
         ledger.adopt(model)
+        if takes_gradients:
+            parts.world = TakingWorld(lambda: _take_gradients(parts.optimizer, ledger, marker))
         for phase in ("first_step", "steady_step"):
             marker.enter(phase)
             model.train()
@@ -172,6 +177,26 @@ class TracedWorld(Single):
 
     def __init__(self):
         self.device, self.process, self.processes, self.notes = torch.device("cpu"), 0, 1, ()
+
+
+class TakingWorld(TracedWorld):
+    """One that calls `take` after each backward pass but a step's last one."""
+
+    def __init__(self, take: Callable[[], object]):
+        super().__init__()
+        self._take = take
+
+    @contextlib.contextmanager
+    def accumulating(self, model: nn.Module) -> Iterator[None]:
+        yield
+        self._take()
+
+
+def _take_gradients(optimizer: torch.optim.Optimizer, ledger: Ledger, marker: _Marker) -> None:
+    """Free the gradients in a segment of their own: as many events as there are layers would be in another one."""
+    ledger.adopt_gradients(optimizer)
+    marker.mark("taking")
+    optimizer.zero_grad(set_to_none=True)
 
 
 def _stepper(model: nn.Module, work: Workload) -> Stepper:

@@ -17,6 +17,7 @@ from peftlab.memory.ledger import CATEGORIES, Ledger
 from peftlab.memory.predict import predict
 from peftlab.memory.probe import Probe
 from peftlab.memory.strategies import STRATEGIES, Division, Weight, find_strategy
+from peftlab.memory.trace import trace_whole
 from peftlab.models.load import load_model
 from peftlab.recipe.schema import Recipe
 from peftlab.runs.plan import plan, plan_strategies
@@ -49,6 +50,19 @@ def test_the_load_peak_is_the_tracked_one(checkpoint, method):
     tracked = probe.report().phases["load"]
     assert predict(build_blueprint(recipe, CPU)).phases["load"] == pytest.approx(tracked, rel=0.02)
     assert loaded.model is not None
+
+
+@pytest.mark.parametrize("takes", [False, True])
+def test_gradients_that_are_taken_after_a_pass_are_new_in_the_next(tmp_path, takes):
+    """By hand: all that trains at the end of a step, nothing before the last layer's pass, as the head is frozen."""
+    recipe = tiny_recipe(write_model(tmp_path, "llama"), {"type": "full", "layers": 1}, gradient_accumulation=2)
+    blueprint = build_blueprint(recipe, CPU)
+    trained = sum(one.whole for one in blueprint.weights if one.trains)
+    segments, row = trace_whole(blueprint.fake, blueprint.workload(), takes).segments, CATEGORIES.index("gradients")
+    for phase in ("first_step", "steady_step"):
+        before = [segments[(phase, number, "last_backward_gathering", 1, 0)][row].max() for number in (1, 2)]
+        assert before == [0, 0 if takes else trained]
+        assert segments[(phase, 2, "clip")][row].tolist()[-1] == trained
 
 
 def test_paged_and_8_bit_optimisers_hold_what_bitsandbytes_documents(tmp_path):

@@ -61,9 +61,10 @@ def test_a_plan_of_a_device_has_its_part_of_the_states(tmp_path):
 
 
 def test_a_backward_pass_has_a_bucket_from_the_first_gradient_on():
-    """By hand: 40 bytes train, 20 of them here. In a second pass the gradients of the first one are kept, divided."""
+    """By hand: 40 bytes train, 20 of them here, which are kept from the first pass on."""
     part, row = np.zeros((len(CATEGORIES), 4), dtype=np.int64), CATEGORIES.index("gradients")
     part[row] = [0, 0, 10, 40]
     division = Division((Weight(4, 10, trains=True),), 2)
     found = [STRATEGIES["zero2"].share(part, ("steady_step", number, "backward"), division)[row] for number in (1, 2)]
-    assert found[0].tolist() == [0, 0, 40 + 10, 40 + 30] and found[1].tolist() == [40 + 20] * 4
+    assert found[0].tolist() == [0, 0, 40 + 10, 40 + 30]
+    assert found[1].tolist() == [20, 20, 20 + 40 + 10, 20 + 40 + 30]

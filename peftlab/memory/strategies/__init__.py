@@ -18,7 +18,7 @@ STRATEGIES: dict[str, Strategy] = {
     strategy.name: strategy
     for strategy in (
         Ddp("ddp", measured=True),
-        Zero2("zero2", measured=True),
+        Zero2("zero2", measured=True, takes_gradients=True),
         Fsdp2("fsdp2", divides=True, measured=True),
         Zero3("zero3", divides=True, measured=True),
         Fsdp2Offload("fsdp2-offload", divides=True, trained_by="fsdp2"),

@@ -33,6 +33,8 @@ class Strategy:
     """Whether its steps have as many rows as those of others, so that what they send can be compared."""
     whole_head: bool = False
     """Whether every device has the output head whole."""
+    takes_gradients: bool = False
+    """Whether each backward pass finds no gradients in the model: those of the pass before are elsewhere."""
     trained_by: str = ""
     """The strategy of training, where it has another name."""
 

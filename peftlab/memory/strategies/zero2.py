@@ -35,16 +35,12 @@ class Zero2(Strategy):
             shared[WORKSPACE] += own * (1 + (TEMPORARIES if part[STATES].any() else 0))
         return shared
 
-    def _backward(self, gradients: np.ndarray, number: int, whole: int, own: int) -> np.ndarray | int:
-        """Return the bytes of gradients where one device alone has so many at each event of a pass.
-
-        From the second pass on, one alone adds a new gradient to the former one, so that it is in the workspace.
-        """
-        if number > 1:
-            return whole + own
+    def _backward(self, gradients: np.ndarray, number: int, whole: int, own: int) -> np.ndarray:
+        """Return the bytes of gradients where those of one pass are so many at each of its events."""
         changes = np.diff(gradients, prepend=gradients[:1])
         last = np.maximum.accumulate(np.where(changes > 0, np.arange(len(changes)), 0))
-        return np.where(gradients > 0, whole + np.maximum(changes[last], 0), 0)
+        bucket = np.where(gradients > 0, whole + np.maximum(changes[last], 0), 0)
+        return bucket + (own if number > 1 else 0)
 
     def saving_bytes(self, division: Division, everything: bool) -> int:
         """What trains is copied out of DeepSpeed's buffer."""
