@@ -27,6 +27,8 @@ from peftlab.world.determinism import is_repeatable
 from peftlab.world.dtypes import autocast
 from peftlab.world.tracker_texts import accept_texts
 
+# How torch's optimizers compute an update, which a strategy decides: tensor parallel can use neither.
+OWN_SETTINGS = ("fused", "foreach")
 Item = TypeVar("Item")
 Batch = TypeVar("Batch", bound=dict[str, torch.Tensor])
 
@@ -220,8 +222,12 @@ class World(ABC):
         self.set_states(optimizer, state["optimizer"])
 
     def set_states(self, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-        """Set an optimizer's state to a captured one."""
-        optimizer.load_state_dict(state)
+        """Set an optimizer's state to a captured one; how it computes its update remains its own."""
+        groups = [
+            saved | {name: own[name] for name in OWN_SETTINGS if name in own}
+            for saved, own in zip(state["param_groups"], optimizer.param_groups, strict=True)
+        ]
+        optimizer.load_state_dict({**state, "param_groups": groups})
 
     def fill(self, model: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
         """Set what trains in `model` to weights by canonical name, whole ones or this process's parts, in place."""

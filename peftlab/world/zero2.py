@@ -19,6 +19,7 @@ from torch import distributed, nn
 from peftlab.parameters.divided import is_part, move_, whole_count, whole_shape
 from peftlab.parameters.trainable import trainable_parameters
 from peftlab.recipe.schema import Recipe
+from peftlab.world.base import OWN_SETTINGS
 from peftlab.world.ddp import Ddp
 from peftlab.world.dtypes import resolve_types
 
@@ -178,7 +179,7 @@ class Zero2(Ddp):
         for (_, own, parameters), saved, group in zip(
             self._groups(optimizer), state["param_groups"], optimizer.param_groups, strict=True
         ):
-            group.update({name: value for name, value in saved.items() if name not in ("params", "fused")})
+            group.update({name: value for name, value in saved.items() if name not in ("params", *OWN_SETTINGS)})
             states = [state["state"].get(number + index, {}) for index in range(len(parameters))]
             number += len(parameters)
             kept = optimizer.state[own]

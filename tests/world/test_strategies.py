@@ -140,6 +140,21 @@ def test_a_process_alone_exchanges_nothing(monkeypatch):
     assert world.sum(torch.tensor(2.0)).item() == 2.0
 
 
+def test_how_an_update_is_computed_is_not_of_a_restored_state():
+    """A checkpoint of one process has `fused`, which divided weights beside whole ones cannot be updated with."""
+    parameters = [nn.Parameter(torch.ones(2)) for _ in range(2)]
+    for parameter in parameters:
+        parameter.grad = torch.ones(2)
+    saved, own = (torch.optim.AdamW([one], lr=2.0 - number) for number, one in enumerate(parameters))
+    saved.param_groups[0]["fused"] = True
+    own.param_groups[0] |= {"fused": False, "foreach": False}
+    saved.step()
+    open_world("cpu").set_states(own, saved.state_dict())
+    (group,) = own.param_groups
+    assert (group["fused"], group["foreach"], group["lr"]) == (False, False, 2.0)
+    assert torch.equal(own.state[parameters[1]]["exp_avg"], saved.state[parameters[0]]["exp_avg"])
+
+
 def test_a_seed_repeats_every_generator():
     import random
 
