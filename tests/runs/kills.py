@@ -340,10 +340,10 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=60.0)
-    parser.add_argument("--cases", default="", help="only those whose names contain this, as in -2-fsdp2")
+    parser.add_argument("--cases", default="", help="only those whose names contain one of these, as in patience,ema,mean")
     parser.add_argument("--output", type=Path, default=Path("runs/kills.json"))
     arguments = parser.parse_args()
-    cases = [case for case in CASES + CHOSEN if arguments.cases in case.name]
+    cases = [case for case in CASES + CHOSEN if any(one in case.name for one in arguments.cases.split(","))]
     origin = {
         "machine": f"{device_name(torch.device('cpu'))}, torch {torch.__version__}",
         "date": time.strftime("%Y-%m-%d"),
