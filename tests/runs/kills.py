@@ -340,7 +340,9 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=60.0)
-    parser.add_argument("--cases", default="", help="only those whose names contain one of these, as in patience,ema,mean")
+    parser.add_argument(
+        "--cases", default="", help="only those whose names contain one of these, as in patience,ema,mean"
+    )
     parser.add_argument("--output", type=Path, default=Path("runs/kills.json"))
     arguments = parser.parse_args()
     cases = [case for case in CASES + CHOSEN if any(one in case.name for one in arguments.cases.split(","))]
