@@ -20,6 +20,7 @@ from peftlab.memory.merging import ShardBytes
 from peftlab.methods import Method
 from peftlab.methods.storage import read_saved
 from peftlab.models.build import build_meta
+from peftlab.models.load import fit_tokenizer, load_saved_tokenizer
 from peftlab.models.reference import resolve
 from peftlab.models.stored_tensors import Safetensors, StoredTensors, open_tensors
 from peftlab.parameters.trainable import find_base
@@ -142,6 +143,7 @@ def open_shards(recipe: Recipe, weights: Path, base: str, labels: Sequence[str] 
     if recipe.model.init == "random" and not whole:
         return None
     model, _ = build_meta(recipe.model, labels)
+    fit_tokenizer(model, load_saved_tokenizer(weights, recipe.model))  # a decoder's head reads the token before padding
     reference = resolve(recipe.model.name, recipe.model.revision)
     source = Safetensors(weights) if whole else open_tensors(reference, model)
     if source is None or not source.shapes:

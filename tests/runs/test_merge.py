@@ -13,7 +13,7 @@ import pytest
 import torch
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from peftlab.cli.app import run as run_command
 from peftlab.errors import MethodError, StorageError, UsageError
@@ -28,6 +28,8 @@ from peftlab.runs.run import train
 
 from ..export.test_gguf import small
 from ..gauntlet.small import small_config
+from ..tasks.measuring import recipe_for, write_texts
+from ..tasks.tagging import write_model as write_body
 from .recipes import METHODS, shallow_model, shallow_sections
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -168,6 +170,26 @@ def test_a_classifier_keeps_its_head_and_its_labels(tmp_path):
     assert [model.config.id2label[i] for i in range(7)] == labels
     assert report.agreements["original"].rms < 1e-4 * report.effect and report.tensors["trained"] == 1
     assert report.serve == {}  # servers of language models classify nothing
+
+
+@pytest.mark.parametrize("rows", [0, 16])
+def test_a_decoder_s_head_reads_the_last_token_before_the_tokenizer_s_padding(rows, tmp_path):
+    """The base names no padding token. A batch, padded by transformers alone, has the outputs of each text alone."""
+    base = write_body(tmp_path / "llama", "llama")
+    config = json.loads((base / "config.json").read_text()) | {"pad_token_id": None, "eos_token_id": 3}
+    (base / "config.json").write_text(json.dumps(config))
+    for part, seed in (("train", 1), ("evaluation", 2)):
+        write_texts(tmp_path / f"{part}.jsonl", 24, seed)
+    run = tmp_path / "run"
+    train(recipe_for("regression", tmp_path, {"type": "full"}, "run", "llama"))
+    merge(run, tmp_path / "out", MergeOptions(rows=rows))
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").eval()
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    texts = ["open", "the file is OSError", "returns a Path or parse_args the open"]
+    with torch.no_grad():
+        together = model(**tokenizer(texts, padding=True, return_tensors="pt")).logits
+        alone = torch.cat([model(**tokenizer(text, return_tensors="pt")).logits for text in texts])
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
 
 
 def test_the_command_ends_with_how_the_folder_is_served(run, tmp_path, capfd):
