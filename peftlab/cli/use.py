@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from peftlab.cli.answer import answers
+from peftlab.cli.answer import answers, is_main_process
 from peftlab.cli.options import AsJson, Debug, NoVerify, Overrides, RunPath
 from peftlab.errors import StorageError, UsageError
 from peftlab.quantities import number
@@ -78,7 +78,14 @@ def evaluate(
     found = evaluate_run(run, overrides or (), verify=not no_verify, output=output)
     if output is not None:
         write_rows(output, found.texts)
-    answer = {"metrics": found.metrics, "undefined": found.undefined, "signatures": found.signatures}
+    for line in found.notes if is_main_process() else ():
+        print(f"peftlab: note: {line}", file=sys.stderr)
+    answer = {
+        "metrics": found.metrics,
+        "undefined": found.undefined,
+        "signatures": found.signatures,
+        "notes": found.notes,
+    }
     return {"run": str(run), **answer}, lambda: show_evaluation(found), 0
 
 

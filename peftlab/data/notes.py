@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from peftlab.quantities import number
@@ -11,8 +11,7 @@ from peftlab.recipe.schema import Recipe
 
 def note_data(recipe: Recipe, report: dict[str, Any], processes: int = 1) -> list[str]:
     """Return one line for each thing worth knowing in the report of a data set."""
-    parts = {name: part for name, part in report.items() if isinstance(part, dict) and part.get("rows")}
-    lines = [line for name, part in parts.items() for line in _note_part(f"data.{name}", part, recipe)]
+    lines = note_parts(recipe, report, list(report))
     if doubt := recipe.task.doubt(report.get("labels") or ()):
         lines.append(f"data.train: {doubt}")
     lines += _note_split(report)
@@ -27,6 +26,13 @@ def note_data(recipe: Recipe, report: dict[str, Any], processes: int = 1) -> lis
         found = f"a step takes {step} rows, and there are only {report['train']['rows']}: rows repeat within a step"
         lines.append(f"training.batch_size: {found}")
     return lines
+
+
+def note_parts(recipe: Recipe, report: dict[str, Any], names: Sequence[str]) -> list[str]:
+    """Return one line for each thing that happened to the rows of the parts `names`."""
+    parts = {name: report.get(name) for name in names}
+    found = {name: part for name, part in parts.items() if isinstance(part, dict) and part.get("rows")}
+    return [line for name, part in found.items() for line in _note_part(f"data.{name}", part, recipe)]
 
 
 def _note_split(report: dict[str, Any]) -> Iterator[str]:

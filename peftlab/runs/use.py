@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from peftlab.checkpoint.store import list_steps
 from peftlab.data.dataset import Part
+from peftlab.data.notes import note_parts
 from peftlab.data.sources import files_of_recipe
 from peftlab.errors import ModelError, StorageError, UsageError
 from peftlab.evaluation.evaluate import Evaluated
@@ -37,16 +38,17 @@ def evaluate(folder: Path, overrides: Sequence[str] = ()) -> Metrics:
 class RunEvaluation:
     """What `evaluate_run` measured: metrics, the reasons for those that are None, settings, generated texts.
 
-    The names of metrics of the test rows begin with `test_`.
+    The names of metrics of the test rows begin with `test_`. `notes` say what happened to the rows.
     """
 
     metrics: Metrics
     undefined: dict[str, str]
     signatures: dict[str, str]
     texts: list[dict[str, Any]]
+    notes: list[str] = field(default_factory=list)
 
     @classmethod
-    def join(cls, parts: Mapping[str, Evaluated]) -> RunEvaluation:
+    def join(cls, parts: Mapping[str, Evaluated], notes: list[str]) -> RunEvaluation:
         """Return several parts as one; `parts` has the beginning of each one's names."""
         return cls(
             {prefix + name: value for prefix, part in parts.items() for name, value in part.metrics.items()},
@@ -54,6 +56,7 @@ class RunEvaluation:
             {name: text for part in parts.values() for name, text in part.signatures.items()},
             [{"part": prefix.rstrip("_") or "evaluation", **row} for prefix, part in parts.items() if part.texts
              for row in part.texts.rows],
+            notes,
         )  # fmt: skip
 
 
@@ -75,7 +78,8 @@ def evaluate_run(
         if not (bench.dataset.evaluation or bench.dataset.test):
             raise UsageError("this recipe has no evaluation rows; name some, as in data.evaluation=FILE")
         model = fill_trained(recipe, bench.base, directory.weights, bench.device)
-        return RunEvaluation.join({prefix: bench.evaluate(model, part) for part, prefix in OWN_PARTS.items()})
+        notes = note_parts(bench.recipe, bench.dataset.report, list(OWN_PARTS))
+        return RunEvaluation.join({prefix: bench.evaluate(model, part) for part, prefix in OWN_PARTS.items()}, notes)
 
 
 def open_run(

@@ -11,6 +11,7 @@ from peft import PeftModelForTokenClassification
 from safetensors.torch import load_file
 from transformers import AutoModelForTokenClassification
 
+from peftlab.cli.app import run as run_command
 from peftlab.data.batches import collate
 from peftlab.errors import StoppedError, UsageError
 from peftlab.losses.cross_entropy import inputs_of
@@ -73,6 +74,25 @@ def test_every_method_learns_the_tags(straight, method):
     assert after["loss"] < 0.9 * before["loss"]
     trained = {row.name: row.trainable for row in result.parameters.kinds}
     assert trained["head"] == 32 * 5 + 5, "the new head, five tags wide, trains with every method"
+
+
+def test_evaluating_says_what_was_cut_and_left_out(straight, folder, capsys):
+    """Metrics are of the words that are left: a reader who counts the words of the file finds others."""
+    straight("lora")
+    rows = [json.loads(line) for line in (folder / "evaluation.jsonl").read_text().splitlines()]
+    rows[3] = {"words": ["open"] * 60, "tags": ["B-F"] * 60}
+    (folder / "long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    wanted = {
+        "cut": "data.evaluation: 1 of 24 rows are longer than data.max_length (32): cut; 1 of them lost supervised",
+        "skip": "data.evaluation: 1 row longer than data.max_length (32): left out (data.long: skip)",
+    }
+    asked = ["evaluate", str(folder / "lora"), f"data.evaluation={folder / 'long.jsonl'}"]
+    for how, note in wanted.items():
+        assert run_command([*asked, f"data.long={how}"]) == 0
+        assert note in capsys.readouterr().err
+    assert run_command([*asked, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["notes"][0].startswith(wanted["cut"])
+    assert run_command(asked[:2]) == 0 and "note" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("method", METHODS)
