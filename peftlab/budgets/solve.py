@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -10,10 +10,11 @@ from peftlab.budgets.budget import Budget
 from peftlab.budgets.memory import solve_memory
 from peftlab.budgets.operations import solve_operations
 from peftlab.budgets.seconds import solve_seconds
-from peftlab.budgets.size import solve_size
+from peftlab.budgets.size import TOLERANCE, solve_size
 from peftlab.errors import Problem, RecipeError
 from peftlab.memory.fit import with_settings
-from peftlab.methods.base import Sizes
+from peftlab.methods import Method
+from peftlab.quantities import format_bytes
 from peftlab.recipe.checks import find_contradictions
 from peftlab.recipe.schema import Recipe
 from peftlab.reports import BudgetReport
@@ -66,29 +67,51 @@ def solve_all(
     The report is of the budget that bounds the size, or else the steps; the others are in its notes.
     """
     shape = shape or read_shape(recipe, read_labels(recipe))
-    singles = [replace(budget, others=()), *budget.others]
-    of_size = [solve(recipe, one, shape) for one in singles if one.kind not in OF_STEPS]
-    smallest = min(of_size, key=partial(place_of, recipe.method.sizes(shape)), default=None)
-    resized = with_settings(recipe, smallest.solved if smallest else {})
-    of_steps = [solve(resized, one, shape, environment) for one in singles if one.kind in OF_STEPS]
-    shortest = min(of_steps, key=lambda report: report.solved["training.steps"], default=None)
-    bounding = [report for report in (smallest, shortest) if report]
-    others = [describe_other(report) for report in (*of_size, *of_steps) if report is not bounding[0]]
+    bounding: list[BudgetReport] = []
+    others: list[BudgetReport] = []
+    for group in in_order(recipe, [replace(budget, others=()), *budget.others], shape):
+        reports = [solve(recipe, one, shape, environment) for one in group]
+        smallest = min(reports, key=partial(place_of, recipe.method, shape))
+        recipe = with_settings(recipe, smallest.solved)
+        bounding.append(smallest)
+        others += [report for report in reports if report is not smallest]
+    # A limit that even the smallest size exceeds is not met, whichever budget bounds the size.
+    exceeded = [report for report in others if report.reached > report.asked * (1 + TOLERANCE)]
+    missed = [*bounding, *exceeded]
     return bounding[0].model_copy(
         update={
             "solved": {field: value for report in bounding for field, value in report.solved.items()},
-            "met": all(report.met for report in bounding),
-            "reason": "; ".join(report.reason for report in bounding if report.reason) or None,
-            "notes": [*bounding[0].notes, *others],
+            "met": all(report.met for report in bounding) and not exceeded,
+            "reason": "; ".join(dict.fromkeys(report.reason for report in missed if report.reason)) or None,
+            "notes": [*bounding[0].notes, *map(describe_other, [*bounding[1:], *others])],
         }
     )
 
 
-def place_of(sizes: Sizes, report: BudgetReport) -> int:
-    """Return the place of a solved size among the method's sizes, which ascend."""
-    return sizes.values.index(report.solved[f"method.{sizes.field}"])
+def in_order(recipe: Recipe, budgets: Sequence[Budget], shape: ModelShape) -> Iterator[list[Budget]]:
+    """Yield the budgets that are met by one field each, in the order in which the fields are solved.
+
+    What is stored may have a field of its own: a prefix's length, where the projection that trains it is not stored.
+    """
+    stored = recipe.method.without_training_parts()
+    own = stored.sizes(shape).field != recipe.method.sizes(shape).field
+    groups = (
+        [one for one in budgets if own and one.kind == "stored"],
+        [one for one in budgets if one.kind not in OF_STEPS and not (own and one.kind == "stored")],
+        [one for one in budgets if one.kind in OF_STEPS],
+    )
+    yield from (group for group in groups if group)
+
+
+def place_of(method: Method, shape: ModelShape, report: BudgetReport) -> int:
+    """Return the place of what was solved among the method's sizes, which ascend, or among numbers of steps."""
+    field, value = next(iter(report.solved.items()))
+    sizes = method.sizes(shape)
+    return sizes.values.index(value) if field == f"method.{sizes.field}" else value
 
 
 def describe_other(report: BudgetReport) -> str:
     field, value = next(iter(report.solved.items()))
-    return f"{report.kind} of {report.asked:,.6g} alone would give {field}={value}"
+    amount = f"{report.asked:,.0f}" if report.asked >= 1000 else f"{report.asked:.6g}"
+    asked = format_bytes(int(report.asked)) if report.kind in ("memory", "stored") else amount
+    return f"{report.kind} of {asked} alone would give {field}={value}"

@@ -44,6 +44,25 @@ def test_of_several_limits_the_smallest_size_counts():
         assert f"trainable of 300,000 alone would give method.rank={parameters.solved['method.rank']}" in both.notes
 
 
+@pytest.mark.parametrize("text", ["stored=1MiB,trainable=200M", "trainable=200M,stored=1MiB"])
+def test_a_limit_that_no_size_meets_is_not_met_beside_one_that_is(text):
+    shape = published_shape("GPT-2 medium")  # full fine-tuning stores 354,823,168 parameters, whichever layers train
+    _, both = apply_budget(recipe_for({"type": "full"}, shape.task), parse_budget(text), shape)
+    assert both.kind == "trainable" and both.met is False
+    assert both.reason is not None and "method.layers does not change it" in both.reason
+
+
+def test_what_is_stored_and_what_trains_have_a_field_each_where_a_projection_is_dropped():
+    shape = published_shape("GPT-2 medium")  # 24 layers of 1,024: keys and values of a virtual token are 49,152 numbers
+    recipe = recipe_for({"type": "prefix", "projection": True}, shape.task)
+    _, both = apply_budget(recipe, parse_budget(f"stored={10 * 49152 * 4 // 1024}KiB,trainable=2M"), shape)
+    assert both.solved["method.length"] == 10 and both.met
+    width = both.solved["method.projection_dim"]
+    # embedding, two layers with biases
+    trained = 10 * 1024 + (1024 * width + width) + (width * 49152 + 49152)
+    assert 1_900_000 < trained <= 2_000_000 * 1.02
+
+
 @pytest.mark.parametrize("kind", METHODS)
 @pytest.mark.parametrize("model", MODELS)
 def test_a_solved_size_is_within_2_percent_or_one_step_below(model, kind):
