@@ -30,6 +30,8 @@ class LigerLoss(LossWithoutLogits):
             loss = without_logits(recipe.task.loss(model), model, divided=divided)
         except UnknownHeadError:
             return Decline("the loss has all logits")
+        if not loss.head.weight.is_cuda:  # a plan's weights are on no device, which has no autocast
+            return Decline("it needs CUDA")
         types = resolve_types(recipe.model.dtype, recipe.training.precision, loss.head.weight.device)
         with autocast(types.computation, loss.head.weight.device):
             reason = why_no_liger(loss.head, loss.after)

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from peftlab.errors import ModelError, UsageError
 from peftlab.memory.blueprint import build_blueprint
@@ -81,6 +82,16 @@ def test_nonsense_in_a_plan_is_told_in_one_line(tmp_path, memory, options, told)
     with pytest.raises(UsageError) as error:
         plan(recipe, memory, **options)
     assert told in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_run_in_16_bits_that_its_recipe_names_is_planned(tmp_path, device, dtype):
+    folder = write_model(tmp_path, "llama")
+    recipe = tiny_recipe(folder, {"type": "full"}, precision=dtype)
+    report = plan(recipe, device=device)
+    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+    assert report.categories["trainable_weights"] == 4 * sum(one.numel() for one in model.parameters())
 
 
 def test_a_model_that_cannot_be_built_is_told_in_one_line(tmp_path):
