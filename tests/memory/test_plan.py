@@ -91,7 +91,9 @@ def test_a_run_in_16_bits_that_its_recipe_names_is_planned(tmp_path, device, dty
     recipe = tiny_recipe(folder, {"type": "full"}, precision=dtype)
     report = plan(recipe, device=device)
     model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
-    assert report.categories["trainable_weights"] == 4 * sum(one.numel() for one in model.parameters())
+    floats = 4 * sum(one.numel() for one in model.parameters())
+    # CUDA gives memory in blocks of 512 bytes.
+    assert report.categories["trainable_weights"] == pytest.approx(floats, rel=0.01 if device == "cuda" else 0)
 
 
 def test_a_model_that_cannot_be_built_is_told_in_one_line(tmp_path):
