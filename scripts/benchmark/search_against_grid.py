@@ -1,11 +1,12 @@
-"""Compares a search of settings with the default grid of learning rates, at equal seconds of processors.
+"""Compares a search of settings with the default grid of learning rates, by processor seconds.
 
-Usage: python scripts/benchmark/search_against_grid.py FOLDER [KEY=VALUE ...] [--only METHOD] [--output FILE]
+Usage: python scripts/benchmark/search_against_grid.py FOLDER [KEY=VALUE ...] [--times N] [--only METHOD]
+       [--output FILE]
 
 For each method of recipes/comparisons/tiny-search.yaml: the default grid (0.3, 1 and 3 times the recipe's learning
-rate, and up to two beyond), then a search of at most 24 trials that begins none after as many processor seconds as the
-grid took. Both choose by the same rows with the same seed; both report the same test rows with the same three seeds.
-Needs the package optuna. The same command continues what was stopped.
+rate, and up to two beyond), then a search of at most 24 trials that begins none after N times as many processor seconds
+as the grid took (1 if N is not given). Both choose by the same rows with the same seed; both report the same test rows
+with the same three seeds. Needs the package optuna. The same command continues what was stopped.
 """
 
 from __future__ import annotations
@@ -36,12 +37,14 @@ def main() -> None:
     found = {}
     for variant in variants:
         if arguments.only in (None, variant.name):
-            found[variant.name] = compare_ways(variant, comparison.search, arguments.folder / variant.name)
+            found[variant.name] = compare_ways(
+                variant, comparison.search, arguments.times, arguments.folder / variant.name
+            )
             print(describe(variant.name, found[variant.name]), flush=True)
     if arguments.output:
         origin = describe_environment(open_world("cpu")) | {"date": datetime.date.today().isoformat()}
         del origin["command"]
-        text = json.dumps({"environment": origin, "methods": found}, indent=2)
+        text = json.dumps({"environment": origin, "times": arguments.times, "methods": found}, indent=2)
         arguments.output.write_text(text + "\n", encoding="utf-8")
 
 
@@ -49,17 +52,18 @@ def read_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="of every recipe: training.steps=24")
+    parser.add_argument("--times", type=float, default=1.0, help="of the grid's processor seconds, for the search")
     parser.add_argument("--only")
     parser.add_argument("--output", type=Path)
     return parser.parse_args()
 
 
-def compare_ways(variant: Variant, search: Any, folder: Path) -> dict[str, Any]:
+def compare_ways(variant: Variant, search: Any, times: float, folder: Path) -> dict[str, Any]:
     """Return what the grid and the search of one method chose, cost and report."""
     folder.mkdir(parents=True, exist_ok=True)
     grid = run(variant, Settings(metric="loss"), folder / "grid")
     cost = tuning_seconds(grid)
-    capped = search.model_copy(update={"processor_seconds": cost})
+    capped = search.model_copy(update={"processor_seconds": times * cost})
     searched = run(variant, Settings(search=capped, metric="loss"), folder / "search")
     return {"grid": summarise(grid, cost), "search": summarise(searched, searched.variant.search.processor_seconds)}
 
