@@ -44,13 +44,30 @@ def from_config(section: Model, reference: Reference, config: PreTrainedConfig, 
             config,
             dtype=dtype,
             trust_remote_code=section.trust_remote_code,
-            **attention_argument(section),
+            **attention_argument(section, config),
         )
 
 
-def attention_argument(section: Model) -> dict[str, str]:
-    """Return the keyword argument that selects the attention implementation."""
+def attention_argument(section: Model, config: PreTrainedConfig) -> dict[str, str]:
+    """Return the keyword argument that selects the attention implementation.
+
+    torch's SDPA does not cap the scores of a model like Gemma 2, and some versions of transformers use it nevertheless,
+    without a word. Raises ModelError where a recipe asks for that.
+    """
+    if _caps_scores(config) and section.attention in ("auto", "sdpa"):
+        if section.attention == "sdpa":
+            raise ModelError(
+                f"model.attention: {config.model_type} caps its attention scores (attn_logit_softcapping), which sdpa "
+                "does not do; use auto or eager"
+            )
+        return {"attn_implementation": "eager"}
     return {} if section.attention == "auto" else {"attn_implementation": section.attention}
+
+
+def _caps_scores(config: PreTrainedConfig) -> bool:
+    """Whether a model, or one of its parts, caps the scores of its attention."""
+    parts = [part for name in config.sub_configs if isinstance(part := getattr(config, name, None), PreTrainedConfig)]
+    return bool(getattr(config, "attn_logit_softcapping", None)) or any(map(_caps_scores, parts))
 
 
 def describe_part(model: nn.Module) -> list[str]:

@@ -93,7 +93,7 @@ def load_model(
 def _from_checkpoint(
     section: Model, reference: Reference, config: PreTrainedConfig, dtype: torch.dtype
 ) -> tuple[PreTrainedModel, frozenset[str]]:
-    arguments = hub_arguments(reference, section) | attention_argument(section)
+    arguments = hub_arguments(reference, section) | attention_argument(section, config)
     with one_line_errors(reference, "loaded"):
         # A classifier of another size becomes fresh; `check_body` refuses any other tensor of the wrong size.
         model, found = auto_class(TASKS[section.task]).from_pretrained(

@@ -49,7 +49,7 @@ class Model(Section):
     init: Literal["pretrained", "random"] = "pretrained"
     """Load the checkpoint's weights, or make random ones from its `config.json` (for counting, planning and timing)."""
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
-    """Attention implementation of transformers."""
+    """Attention implementation of transformers; `auto` is `eager` where scores are capped (Gemma 2)."""
     add_tokens: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     """New tokens for the tokenizer. Their embeddings train with the method, and nothing else of the embeddings does."""
     trust_remote_code: bool = False

@@ -14,6 +14,7 @@ from peftlab.parameters.report import parameter_report
 from peftlab.recipe.schema import Model
 from peftlab.world.hardware import resident_peak_bytes
 from tests.apart import call_apart
+from tests.gauntlet.small import small_config
 
 LLAMA_405B = {
     "model_type": "llama",
@@ -58,3 +59,19 @@ def test_impossible_sizes_are_one_line(tmp_path):
     with pytest.raises(ModelError) as caught:
         build_meta(Model(name=str(tmp_path)))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("family", "task"), [("gemma2", "causal-lm"), ("vaultgemma", "causal-lm"), ("t5gemma", "sequence-to-sequence")]
+)
+def test_attention_with_capped_scores_is_not_computed_by_sdpa_whatever_the_version_of_transformers(
+    tmp_path, family, task
+):
+    small_config(family).save_pretrained(tmp_path)
+    model, _ = build_meta(Model(name=str(tmp_path), task=task))
+    parts = [module.config for module in model.modules() if hasattr(module, "q_proj") and hasattr(module, "config")]
+    assert parts and {part._attn_implementation for part in parts} == {"eager"}
+    with pytest.raises(ModelError, match=f"{family} caps its attention scores .* use auto or eager"):
+        build_meta(Model(name=str(tmp_path), task=task, attention="sdpa"))
+    small_config("llama").save_pretrained(tmp_path)
+    assert build_meta(Model(name=str(tmp_path), attention="sdpa"))[0].config._attn_implementation == "sdpa"

@@ -19,7 +19,9 @@ from peftlab.losses.cross_entropy import PositionCrossEntropy
 from peftlab.losses.selection import find_head
 from peftlab.methods import BitFit, Full, LoRA, Prefix, QLoRA
 from peftlab.methods.adapters import Adapters
+from peftlab.models.build import attention_argument
 from peftlab.models.quantize import quantize_
+from peftlab.recipe.schema import Model
 from peftlab.speed.attention import attention_of_rows
 from tests.methods.tiny import CONFIGS, GATED, SIZES
 
@@ -72,7 +74,8 @@ def small_model(family: str, seed: int = 0, scale: float = 2.0, pooled: bool = F
     sizes = {**(FAMILIES | PADDED | POOLED)[family], "pad_token_id": 0, "num_labels": 3, **changes}
     auto = AutoModelForTokenClassification if family in ENCODERS else AutoModelForCausalLM
     auto = AutoModelForSequenceClassification if pooled else auto
-    model = auto.from_config(AutoConfig.for_model(family, **sizes)).eval()
+    config = AutoConfig.for_model(family, **sizes)
+    model = auto.from_config(config, **attention_argument(Model(name="unused"), config)).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(scale) if parameter.ndim > 1 else parameter.add_(0.1 * torch.randn_like(parameter))
