@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
-from peftlab.errors import ModelError, UsageError
+from peftlab.errors import MethodError, ModelError, UsageError
 from peftlab.files import write_atomically
 from peftlab.methods.storage import read_manifest
 from peftlab.models.load import identify_base
+from peftlab.recipe.schema import Recipe
 from peftlab.reports import MemoryReport, MergeReport
 from peftlab.runs.card import CARD_PARTS, write_card
 from peftlab.runs.directory import RunDirectory
 from peftlab.runs.gate import ROWS, Gate, open_bench
 from peftlab.runs.launch import launched
+from peftlab.runs.loading import read_shape
 from peftlab.runs.merge_bases import Merging, list_bases
 from peftlab.runs.merge_memory import MergeMeter, predict_merge
 from peftlab.runs.merge_quantize import quantize_merged
@@ -115,6 +117,17 @@ class Merged:
         return self.work.gate
 
 
+def _refuse_added(recipe: Recipe, labels: Sequence[str] | None) -> None:
+    """Raise MethodError where a method added parameters for which the plain model's class has no place."""
+    method = recipe.method
+    sites = method.added_parameters(read_shape(recipe, list(labels) if labels else None))
+    if left := [site.name for site in sites if not method.merges_away(site.name)]:
+        raise MethodError(
+            f"{method.title} cannot be merged here: a plain model has no {left[0]} ({len(left)} such parameters were "
+            "added); use the run's folder `weights` with peftlab"
+        )
+
+
 @contextmanager
 def merged_beside(folder: Path, out: Path, options: MergeOptions = DEFAULTS) -> Iterator[Merged]:
     """Yield a run's trained model, merged and compared, in a temporary folder beside `out`."""
@@ -133,6 +146,7 @@ def merged_beside(folder: Path, out: Path, options: MergeOptions = DEFAULTS) -> 
     types = resolve_types(recipe.model.dtype, recipe.training.precision, world.device)
     context = {"base_model": identify_base(recipe.model)}  # shards are merged without loading the trained model
     labels = read_manifest(directory.weights, recipe.method, context).context.get("labels")
+    _refuse_added(recipe, labels)
     shards = {name: open_shards(recipe, directory.weights, name, labels) for name in bases}
     dtype = DTYPES.get(options.dtype, types.weights)
     planned = predict_merge(recipe, directory.read_result(), shards, dtype, options.rows)

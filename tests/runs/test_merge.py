@@ -377,6 +377,19 @@ def test_a_method_that_cannot_be_merged_says_what_to_do(method, tmp_path, monkey
         merge(folder, tmp_path / "out")
 
 
+def test_biases_that_the_plain_model_has_no_place_for_are_refused_before_anything_is_merged(tmp_path, monkeypatch):
+    """A Mistral layer has seven projections and no bias; the shipped model has all of them."""
+    base = str(small(tmp_path / "base", "mistral"))
+    method = {"type": "bitfit", "add_missing": True}
+    run = trained(tmp_path, method, model={"name": base}, training={"steps": 1})
+    monkeypatch.setattr("peftlab.runs.merge.open_shards", None)
+    with pytest.raises(MethodError, match=r"has no model\.layers\..*bias \(14 such.*folder `weights` with peftlab"):
+        merge(run, tmp_path / "out", MergeOptions(rows=0))
+    monkeypatch.undo()
+    run = trained(tmp_path / "whole", method, training={"steps": 1})
+    assert merge(run, tmp_path / "out", MergeOptions(rows=4)).agreements["original"].same_top == 1
+
+
 def test_a_folder_of_others_is_never_replaced(run, tmp_path, capfd):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("x")
