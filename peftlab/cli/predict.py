@@ -10,6 +10,7 @@ import typer
 
 from peftlab.cli.answer import answers
 from peftlab.cli.options import Debug, NoVerify, Overrides, Overwrite, RunPath
+from peftlab.errors import DataError
 from peftlab.quantities import number
 
 
@@ -38,4 +39,5 @@ def predict(
     if found.errors:
         print(f"peftlab: note: {number(found.errors, 'row')} with an error; {found.first_error}", file=sys.stderr)
     before = f", {found.resumed:,} of them before" if found.resumed else ""
-    return {}, lambda: output and print(f"{number(found.rows, 'row')} in {output}{before}"), 0
+    code = DataError.exit_code if found.errors == found.rows else 0
+    return {}, lambda: output and print(f"{number(found.rows, 'row')} in {output}{before}"), code

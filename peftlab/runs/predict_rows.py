@@ -162,22 +162,37 @@ class TextPredictor(Predictor):
 
     def _encode(self, row: Row) -> Any:
         """Return what the model reads of a row, or why it cannot be read."""
-        table = Table(self._name, {name: [value] for name, value in self._without_answer(row).items()})
+        asked = self._without_answer(row)
+        if takes_chats(self.recipe) and asked.get(self._messages) == []:
+            return "has no message to answer"
         try:
-            (request,) = requests_of(table, self.recipe, self._name)
+            (request,) = requests_of(
+                Table(self._name, {name: [value] for name, value in asked.items()}), self.recipe, ""
+            )
             return self.run.encode(request)
         except PeftlabError as error:
-            return str(error).removeprefix(f"{self._name}: ").removeprefix("row 1: ")
+            return _reason(str(error), self._name)
 
     def _without_answer(self, row: Row) -> Row:
         """Return a row of chats without the answers at its end, which are what is to be predicted."""
-        name = self.recipe.data.columns.get("messages", "messages")
+        name = self._messages
         return {**row, name: without_answers(row[name])} if takes_chats(self.recipe) and name in row else row
+
+    @property
+    def _messages(self) -> str:
+        return self.recipe.data.columns.get("messages", "messages")
 
 
 def open_predictor(directory: RunDirectory, recipe: Recipe, world: World) -> Predictor:
     """Return a run, loaded, that predicts."""
     return (TextPredictor if recipe.task.generates else HeadPredictor)(directory, recipe, world)
+
+
+def _reason(message: str, name: str) -> str:
+    """Return what is wrong with a row of a table of one, which is in no place, and need not be correct."""
+    for before in (f"{name}: ", ": ", "row 1: "):
+        message = message.removeprefix(before)
+    return message.removesuffix("; correct such rows, or set data.on_error: skip")
 
 
 def _as_text(answer: Any) -> Predicted:

@@ -129,11 +129,14 @@ def test_texts_are_those_of_generate_and_their_probability_is_the_model_s(tmp_pa
     run = tmp_path / "run"
     rows = [{"messages": [{"role": "user", "content": f"walk {word}"}], "n": n} for n, word in enumerate(WORDS)]
     rows[1]["messages"].append({"role": "assistant", "content": "what it said before"})
-    rows.append({"messages": [], "n": 9})
-    found = predicted(run, rows, tmp_path)
+    bad = [{"messages": [], "n": 9}, {"messages": [{"role": "assistant", "content": "first"}]}, {"messages": "x"}]
+    found = predicted(run, [*rows, *bad], tmp_path)
     asked = generate_all(run, lambda recipe: [ask(recipe, f"walk {word}") for word in WORDS])
     assert [row["prediction"] for row in found[:4]] == [one.text for one in asked]
-    assert found[4]["prediction"] is None and found[4]["prediction_error"] and found[4]["n"] == 9
+    assert [row["prediction"] for row in found[4:]] == [None] * 3 and found[4]["n"] == 9
+    wrong = ["has no message to answer"] * 2 + ["column 'messages': needs a list of messages {role, content}, not str"]
+    assert [row["prediction_error"] for row in found[4:]] == wrong
+    assert run_command(["predict", str(run), str(write(tmp_path / "bad.jsonl", bad))]) == 4, "no row could be used"
     from peftlab.runs.chat import open_conversation
 
     loaded = open_conversation([run]).runs["run"]
