@@ -103,6 +103,18 @@ def test_a_model_that_cannot_be_built_is_told_in_one_line(tmp_path):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("strategy", ["fsdp2", "zero2", "zero3"])
+def test_a_device_has_its_part_of_the_states_of_billions_of_parameters(tmp_path, strategy):
+    model = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], **LLAMA_8B, "num_hidden_layers": 4}
+    (tmp_path / "config.json").write_text(json.dumps(model), encoding="utf-8")
+    recipe = tiny_recipe(tmp_path, {"type": "full"}, batch_size=1, gradient_checkpointing=True)
+    report = plan(recipe, device="cuda", devices=8, strategy=strategy)
+    layer = 2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14336 + 2 * 4096
+    parameters = 2 * 128256 * 4096 + 4 * layer + 4096
+    assert report.categories["optimiser_state"] == pytest.approx(8 * parameters / 8, rel=0.01)
+    assert report.phases["steady_step"] > 1.5 * 8 * parameters / 8  # weights or gradients of 4 bytes each beside them
+
+
 def print_plan_and_peak(path: Path) -> None:
     recipe = Recipe.model_validate_json(path.read_text())
     print(plan(recipe, "A100-80GB", device="cuda").model_dump_json(), resident_peak_bytes(), sep="\n")

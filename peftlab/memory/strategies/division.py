@@ -8,8 +8,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 
+import numpy as np
+
 # Of AdamW for numbers that are updated together, one tensor at a time: the root of the second moment, and that divided.
 TEMPORARIES = 2
+
+
+def scaled(counts: np.ndarray, part: int, whole: int) -> np.ndarray:
+    """Return `counts` * `part` // `whole`. The product of two sizes in bytes needs more than 64 bits."""
+    return np.asarray(counts.astype(object) * part // max(whole, 1)).astype(np.int64)
 
 
 @dataclass(frozen=True)

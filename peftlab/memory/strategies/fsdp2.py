@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from peftlab.memory.strategies.division import Division
+from peftlab.memory.strategies.division import Division, scaled
 from peftlab.memory.strategies.strategy import FROZEN, GRADIENTS, STATES, TRAINABLE, WORKSPACE, Strategy
 
 
@@ -21,7 +21,7 @@ class Fsdp2(Strategy):
         layer, outside = division.layer, division.outside
         first, name = place[-2:] == (0, 0), place[0]
         if name == "step":
-            return -part[WORKSPACE] * (division.whole(True) - division.part(True)) // max(division.whole(True), 1)
+            return scaled(-part[WORKSPACE], division.whole(True) - division.part(True), division.whole(True))
         gathered = {
             "embedding": 2 * outside,
             "forward_gathering": 2 * outside + 2 * layer if first else outside + 3 * layer,
@@ -45,7 +45,7 @@ class Fsdp2(Strategy):
         """
         name, again = place[0], number > 1
         new = part[GRADIENTS] - part[GRADIENTS, 0]
-        present = new - new * division.part(True) // max(division.whole(True), 1)
+        present = new - scaled(new, division.part(True), division.whole(True))
         if name.startswith("head"):
             return present
         if again and name in ("backward", "last_backward"):

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from peftlab.memory.ledger import CATEGORIES
-from peftlab.memory.strategies.division import Division, OwnPart
+from peftlab.memory.strategies.division import Division, OwnPart, scaled
 from peftlab.recipe.schema import Recipe
 from peftlab.world.open import STRATEGIES as TRAINED
 
@@ -64,7 +64,7 @@ class Strategy:
             for row, trains in ((FROZEN, False), (TRAINABLE, True)):  # buffers, which count as frozen, are whole
                 shared[row] -= division.whole(trains) - division.part(trains)
             for row in (GRADIENTS, STATES):
-                shared[row] = shared[row] * division.part(True) // max(division.whole(True), 1)
+                shared[row] = scaled(shared[row], division.part(True), division.whole(True))
         if key != ("state",):
             shared[WORKSPACE] += self.added_bytes(part, key[1], key[2:], division)
         return shared

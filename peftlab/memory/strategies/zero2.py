@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from peftlab.memory.strategies.division import TEMPORARIES, Division
+from peftlab.memory.strategies.division import TEMPORARIES, Division, scaled
 from peftlab.memory.strategies.strategy import (
     GRADIENTS,
     STATES,
@@ -26,7 +26,7 @@ class Zero2(Strategy):
         own, whole = division.part(True), max(division.whole(True), 1)
         shared[TRAINABLE] += own
         for row in (STATES, GRADIENTS):
-            shared[row] = part[row] * own // whole
+            shared[row] = scaled(part[row], own, whole)
         if key == ("state",):
             return shared
         if "backward" in key[2]:
