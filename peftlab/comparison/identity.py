@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import date
-from functools import cache
+from functools import cache, lru_cache
 from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from peftlab.data.sources import BUILTIN, GRAMMAR, local_files
 from peftlab.files import user_path
 from peftlab.models.reference import resolve
-from peftlab.recipe.schema import Data, Recipe, list_sources
+from peftlab.recipe.schema import Data, Model, Recipe, list_sources
 from peftlab.runs.versions import describe_versions
 from peftlab.tasks import possible_formats
 from peftlab.tasks.formats import CHAT
@@ -92,17 +92,18 @@ def describe_tokens(recipe: Recipe) -> dict[str, Any]:
     if recipe.model.tokenizer is not None:
         found["tokenizer"] = fingerprint_model(recipe.model.tokenizer, None)
     if CHAT in possible_formats(recipe.task, recipe.data.format):
-        tokenizer = load_tokenizer(recipe)
+        tokenizer = load_tokenizer(recipe.model)
         if is_dated(tokenizer, recipe.data):
             found["day"] = recipe.data.date or date.today().isoformat()
     return found
 
 
-def load_tokenizer(recipe: Recipe) -> Any:
-    """Return the tokenizer of a recipe's model."""
+@lru_cache(maxsize=4)  # each trial asks for the tokenizer of its variant, which takes 0.1 s and more to load
+def load_tokenizer(section: Model) -> Any:
+    """Return the tokenizer of a recipe's model, to be read only."""
     from peftlab.models.tokenizer import load_tokenizer  # loads transformers, which rows without chats do not need
 
-    return load_tokenizer(recipe.model)
+    return load_tokenizer(section)
 
 
 def is_dated(tokenizer: Any, data: Data) -> bool:
@@ -117,7 +118,7 @@ def may_write_day(recipe: Recipe) -> bool:
     """Whether the chat template can write today's date into some chat, such as one with tools."""
     if CHAT not in possible_formats(recipe.task, recipe.data.format):
         return False
-    return "strftime_now" in str(load_tokenizer(recipe).chat_template)
+    return "strftime_now" in str(load_tokenizer(recipe.model).chat_template)
 
 
 def describe_section(section: BaseModel, path: str = "") -> dict[str, Any]:

@@ -22,7 +22,10 @@ LINES_ALLOWED = {"template"}
 
 def find_limit_errors(recipe: Recipe) -> list[tuple[KeyPath, str]]:
     """Return (key path, message) of every value outside these limits."""
-    return [(path, fault) for path, value in walk(recipe.model_dump()) if (fault := explain_limit(path, value))]
+    leaves = list(walk(recipe.model_dump()))
+    # Once for all texts: to look for secrets is to read the whole environment.
+    secret = contains_secret("\n".join(value for _, value in leaves if isinstance(value, str)))
+    return [(path, fault) for path, value in leaves if (fault := explain_limit(path, value, secret))]
 
 
 def walk(value: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
@@ -35,8 +38,10 @@ def walk(value: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
         yield from walk(item, (*path, key))
 
 
-def explain_limit(path: KeyPath, value: Any) -> str | None:
-    """Return what is wrong with a value, None if nothing is."""
+def explain_limit(path: KeyPath, value: Any, secret: bool) -> str | None:
+    """Return what is wrong with a value, None if nothing is; `secret` says that some value contains a secret."""
+    if isinstance(value, str) and secret and contains_secret(value):
+        return "contains a secret, and run records contain the recipe; use an environment variable (HF_TOKEN, ...)"
     if isinstance(value, str):
         return explain_text(value, lines_allowed=path[0] == "data" and path[-1] in LINES_ALLOWED)
     counted = isinstance(value, int) and path not in UNCOUNTED or path in COUNTED_FRACTIONS and value is not None
@@ -49,8 +54,6 @@ def explain_limit(path: KeyPath, value: Any) -> str | None:
 
 def explain_text(text: str, lines_allowed: bool) -> str | None:
     """Return what is wrong with a text, None if nothing is; `lines_allowed` accepts line breaks and tabs."""
-    if contains_secret(text):
-        return "contains a secret, and run records contain the recipe; use an environment variable (HF_TOKEN, ...)"
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +73,15 @@ def read_text(path: Path) -> str:
 
 
 def parse_yaml(text: str, file: str | None) -> Source:
-    """Parse one YAML document. Raises RecipeError if it cannot be parsed; other faults are in `problems`."""
+    """Parse one YAML document. Raises RecipeError if it cannot be parsed; other faults are in `problems`.
+
+    What is returned is the caller's own, to be changed.
+    """
+    return copy.deepcopy(_parse(text, file))
+
+
+@lru_cache(maxsize=256)  # a comparison loads its recipes again for each trial, which takes 20 ms of parsing each
+def _parse(text: str, file: str | None) -> Source:
     try:
         return Parser(text, file).parse()
     except MarkedYAMLError as error:

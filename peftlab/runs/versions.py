@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+from functools import cache
 
 from peftlab import __version__
 
@@ -14,6 +15,7 @@ def describe_versions() -> dict[str, str | None]:
     return {"peftlab": __version__} | {name: library_version(name) for name in LIBRARIES}
 
 
+@cache  # reading a library's metadata takes milliseconds, and every trial of a comparison asks
 def library_version(name: str) -> str | None:
     try:
         return importlib.metadata.version(name)

@@ -143,3 +143,12 @@ def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path):
     path = tmp_path / "r.yaml"
     path.write_bytes(b"\xef\xbb\xbf" + VALID.encode())
     assert load_recipe(path).model.name == "builtin:tiny"
+
+
+def test_a_text_that_is_parsed_again_is_not_what_a_caller_made_of_it():
+    first = parse_yaml("a: {b: [1, {c: 2}]}\na: 3\n", "f.yaml")
+    first.value["a"]["b"][1]["c"], first.lines[("a",)] = 5, 99
+    first.problems.clear()
+    again = parse_yaml("a: {b: [1, {c: 2}]}\na: 3\n", "f.yaml")
+    assert again.value == {"a": {"b": (1, {"c": 2})}} and again.lines[("a",)] == 1
+    assert [problem.line for problem in again.problems] == [2]
