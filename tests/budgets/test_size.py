@@ -11,6 +11,7 @@ from peftlab.methods import METHODS
 from peftlab.reports import BudgetReport
 from tests.budgets.recipes import recipe_for
 from tests.budgets.shapes import MODELS, published_shape
+from tests.sampling import diagonals
 
 WITHOUT_BIASES = ("SmolLM2-135M", "Llama 3 8B", "Llama 3.1 70B")
 TARGETS = ("trainable=300k", "trainable=20M", "trainable=0.5%", "trainable=2%")
@@ -63,8 +64,7 @@ def test_what_is_stored_and_what_trains_have_a_field_each_where_a_projection_is_
     assert 1_900_000 < trained <= 2_000_000 * 1.02
 
 
-@pytest.mark.parametrize("kind", METHODS)
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(("model", "kind"), diagonals(MODELS, METHODS))
 def test_a_solved_size_is_within_2_percent_or_one_step_below(model, kind):
     shape = published_shape(model)
     recipe = recipe_for(method_for(kind, model), shape.task)

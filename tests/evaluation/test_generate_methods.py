@@ -16,6 +16,7 @@ from peftlab.recipe.schema import Generation, Model
 from tests.evaluation.test_generate import EOS, VOCABULARY, Numbers, answer_by_loop
 from tests.evaluation.texts import generate_text
 from tests.methods.tiny import tiny_config
+from tests.sampling import diagonals
 
 VARIANTS = {
     **{name: method() for name, method in METHODS.items()},
@@ -53,8 +54,7 @@ def build(tmp_path_factory):
     return build
 
 
-@pytest.mark.parametrize("name", VARIANTS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "name"), diagonals(FAMILIES, VARIANTS))
 def test_a_batch_is_answered_as_each_prompt_alone(build, family, name):
     model = build(family, name)
     prompting = VARIANTS[name].prompting

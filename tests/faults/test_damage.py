@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -12,6 +13,7 @@ import pytest
 
 from peftlab.runs.digests import find_faults, read_digests
 
+from ..sampling import diagonals, sampled
 from .conftest import train_once
 
 SAVING = ("run.save_every=1", "data.evaluation=2", "run.log_every=1")
@@ -151,9 +153,13 @@ def empty(path: Path) -> None:
         file.write_bytes(b"")
 
 
-@pytest.mark.parametrize("digests", [True, False])
-@pytest.mark.parametrize("damage", [lose, empty])
-@pytest.mark.parametrize("name", ["weights", "scores.json", "loss.png"])
+LOSSES = list(itertools.product(["weights", "scores.json", "loss.png"], [lose, empty], [True, False]))
+# Each file with both damages, with digests and without.
+LOSSES_SAMPLE = [("weights", lose, False), ("weights", empty, True), ("scores.json", lose, True)]
+LOSSES_SAMPLE += [("scores.json", empty, False), ("loss.png", lose, False), ("loss.png", empty, True)]
+
+
+@pytest.mark.parametrize(("name", "damage", "digests"), sampled(LOSSES, LOSSES_SAMPLE))
 def test_a_finished_run_makes_again_what_it_has_lost(user, finished, finished_once, name, damage, digests):
     if not digests:
         (finished / "MANIFEST.json").unlink()
@@ -188,12 +194,12 @@ CONTENTS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["result.json", "scores.json", "metrics.jsonl", "MANIFEST.json"])
-@pytest.mark.parametrize("content", CONTENTS.values(), ids=CONTENTS)
-@pytest.mark.parametrize("digests", [True, False])
-def test_a_damaged_record_of_a_stopped_run_is_named_before_any_step(user, stopped, monkeypatch, name, content, digests):
-    if name == "MANIFEST.json" and not digests:
-        pytest.skip("there is none")
+RECORDS = [*itertools.product(["result.json", "scores.json", "metrics.jsonl"], [True, False]), ("MANIFEST.json", True)]
+
+
+@pytest.mark.parametrize(("name", "digests", "what"), diagonals(RECORDS, CONTENTS))
+def test_a_damaged_record_of_a_stopped_run_is_named_before_any_step(user, stopped, monkeypatch, name, digests, what):
+    content = CONTENTS[what]
     if name == "metrics.jsonl" and not digests and not content.endswith(b"\n"):
         pytest.skip("a killed run ends with half a line")
     if not digests:

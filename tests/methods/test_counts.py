@@ -8,6 +8,7 @@ from peftlab.methods import METHODS, Adapters, BitFit, Full, LoRA, Prefix, QLoRA
 from peftlab.parameters.shape import shape_of
 from peftlab.parameters.trainable import logical_shape, named_parameters, trainable_parameters
 from tests.methods.tiny import CONFIGS, ENCODERS, head_names, tiny_batch, tiny_config, tiny_model
+from tests.sampling import diagonals
 
 METHODS_TO_COUNT = {
     "full": Full(),
@@ -48,8 +49,7 @@ def cannot(family: str, task: str, label: str) -> bool:
     )
 
 
-@pytest.mark.parametrize(("family", "task"), CASES)
-@pytest.mark.parametrize("label", METHODS_TO_COUNT)
+@pytest.mark.parametrize(("family", "task", "label"), diagonals(CASES, METHODS_TO_COUNT))
 def test_formula_names_and_counts_what_trains(family, task, label):
     method, model = METHODS_TO_COUNT[label], on_meta(family, task)
     fresh = head_names(model)
@@ -72,8 +72,7 @@ def on_meta(family, task):
         return auto.from_config(tiny_config(family))
 
 
-@pytest.mark.parametrize(("family", "task"), CASES)
-@pytest.mark.parametrize("kind", METHODS)
+@pytest.mark.parametrize(("family", "task", "kind"), diagonals(CASES, METHODS))
 def test_built_model_starts_as_the_base_where_the_method_says_so(family, task, kind):
     method = {"bitfit": BitFit(add_missing=True), "lora": LoRA(rank=2), "qlora": QLoRA(rank=2)}.get(kind)
     method = method or METHODS[kind]()

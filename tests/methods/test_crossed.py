@@ -14,6 +14,7 @@ from peftlab.models.quantize import quantize_
 from peftlab.parameters.trainable import trainable_parameters
 from tests.methods.saved import logits_of
 from tests.methods.tiny import tiny_batch, tiny_model
+from tests.sampling import diagonals
 
 FORMATS = ("nf4", "fp4", "int8")
 VARIANTS = {
@@ -45,8 +46,9 @@ def train_one_step(model) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(("base_format", "variant"), list(itertools.product(FORMATS, VARIANTS)))
-@pytest.mark.parametrize("family", TYPES)
+@pytest.mark.parametrize(
+    ("family", "base_format", "variant"), diagonals(TYPES, list(itertools.product(FORMATS, VARIANTS)))
+)
 def test_a_format_with_a_variant_is_read_by_peft_alone_and_merges(family, base_format, variant, tmp_path):
     """Oracle: PEFT's own loader on an equal base, and the merged model's logits."""
     settings = dict(VARIANTS[variant])

@@ -22,12 +22,13 @@ from peftlab.runs.run import train
 from peftlab.runs.use import evaluate
 from peftlab.runs.verify import differing, load_final
 from tests.runs.recipes import METHODS, shallow_model
+from tests.sampling import sampled
 
 TOKENS = ["<|tool|>", "<|result|>"]
 ROWS = [{"prompt": f"<|tool|> add {i}", "completion": f" <|result|> {i + 1}"} for i in range(8)]
 
 
-def recipe(folder: Path, output: str, method: str, tokens=TOKENS, **run) -> Recipe:
+def recipe(folder: Path, output: str, method: str, tokens=TOKENS, plan="off", **run) -> Recipe:
     path = folder / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     return Recipe.model_validate(
@@ -37,7 +38,7 @@ def recipe(folder: Path, output: str, method: str, tokens=TOKENS, **run) -> Reci
             "data": {"train": str(path), "evaluation": str(path), "max_length": 32},
             "training": {"steps": 4, "batch_size": 4, "learning_rate": 1e-2},
             "evaluation": {"generation": {"max_new_tokens": 4, "examples": 1}},
-            "run": {"output": str(folder / output), "device": "cpu", "save_every": 2, **run},
+            "run": {"output": str(folder / output), "device": "cpu", "save_every": 2, "plan": plan, **run},
         }
     )
 
@@ -63,7 +64,7 @@ def test_a_run_with_new_tokens_resumes_exactly_and_is_evaluated_from_itself(tmp_
 
 
 def test_new_rows_are_in_the_count_and_in_the_memory_plan(tmp_path):
-    plain, new = recipe(tmp_path, "run", "lora", tokens=[]), recipe(tmp_path, "run", "lora")
+    plain, new = recipe(tmp_path, "run", "lora", tokens=[]), recipe(tmp_path, "run", "lora", plan="report")
     rows = count(new).trainable - count(plain).trainable
     assert rows > 0 and rows % len(TOKENS) == 0
     predicted = [plan(one, device="cpu").categories["trainable_weights"] for one in (plain, new)]
@@ -92,7 +93,7 @@ def test_a_token_beyond_the_embedding_is_refused_only_where_a_row_uses_it(tmp_pa
     assert start(one).status == "finished"
 
 
-@pytest.mark.parametrize("method", ["lora", "qlora"])
+@pytest.mark.parametrize("method", sampled(["lora", "qlora"], ["qlora"]))
 def test_new_rows_are_in_the_merged_model(tmp_path, method):
     start(recipe(tmp_path, "run", method))
     for base in ("dequantised", "original") if method == "qlora" else ("original",):

@@ -22,6 +22,7 @@ from peftlab.runs.verify import differing, load_final
 from peftlab.world.single import Single
 from tests.runs.recipes import METHODS as SETTINGS
 from tests.runs.recipes import RATES
+from tests.sampling import sampled
 from tests.simulated_cuda import simulated_cuda, write_config
 
 FORMATS = ("nf4", "fp4", "int8")
@@ -81,9 +82,16 @@ class Seen:
         monkeypatch.setattr("peftlab.runs.run.train_model", watched)
 
 
-@pytest.mark.parametrize("unfrozen", [False, True], ids=["frozen", "trained"])
-@pytest.mark.parametrize("kind", ["biases", "none"])
-@CASE
+RUNS = [(*case, kind, unfrozen) for case in CASES for kind in ("biases", "none") for unfrozen in (False, True)]
+RUNS_SAMPLE = [
+    ("full", None, "none", False),
+    ("lora", None, "biases", True),
+    ("qlora", "nf4", "none", False),
+    ("qlora", "int8", "biases", True),
+]
+
+
+@pytest.mark.parametrize(("name", "base_format", "kind", "unfrozen"), sampled(RUNS, RUNS_SAMPLE))
 def test_a_run_with_cudas_types_is_audited_and_resumes_to_the_byte(
     tmp_path, monkeypatch, name, base_format, kind, unfrozen
 ):

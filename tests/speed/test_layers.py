@@ -16,6 +16,7 @@ from peftlab.models.recompute import recompute_activations
 from peftlab.recipe.schema import Recipe
 from peftlab.recipe.speed import Speed
 from peftlab.speed.apply import remove_speed_ups, speed_up
+from tests.sampling import diagonals
 from tests.speed.layers import assert_equal
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 67, "pad_token_id": 0}
@@ -76,8 +77,7 @@ def results(model: nn.Module) -> dict[str, torch.Tensor]:
     return {"logits": logits.detach()} | {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("method", METHOD_FIELDS)
+@pytest.mark.parametrize(("method", "family"), diagonals(METHOD_FIELDS, FAMILIES))
 def test_every_method_and_family_has_the_gradients_of_the_plain_path_with_dropout(method, family):
     plain = moved(METHODS[method](**METHOD_FIELDS[method]).apply(build(family))).train()
     fast = copy.deepcopy(plain)

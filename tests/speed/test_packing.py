@@ -16,6 +16,7 @@ from peftlab.speed.apply import speed_up
 from peftlab.speed.attention import NAME, RowsError, attention_of_rows, rows_attention
 from peftlab.speed.packing import Packing, judge, layout_of, probe, training_layout
 from tests.methods.tiny import GATED
+from tests.sampling import diagonals
 from tests.speed.rows import (
     FAMILIES,
     METHODS,
@@ -43,8 +44,7 @@ def assert_as_separate(model, family, rows, tolerance: float = 1e-5, loss=None) 
         assert (gradient - one).norm() <= tolerance * max(one.norm(), 1e-3 * scale), name
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "method"), diagonals(FAMILIES, METHODS))
 def test_packed_loss_and_gradients_are_the_sum_of_separate_rows(family, method):
     try:
         model = with_method(family, method)

@@ -15,6 +15,7 @@ from peftlab.speed.attention import use_one_call
 from peftlab.speed.packing import layout_of, watch_packed_rows
 from peftlab.speed.row_kernel import find_kernel
 from peftlab.speed.varlen import Varlen, prove
+from tests.sampling import diagonals
 from tests.speed.rows import FAMILIES, WINDOW, random_rows, small_model, total_and_gradients, with_method
 from tests.speed.test_layers import make_recipe
 from tests.speed.varlen_reference import varlen_reference
@@ -48,8 +49,10 @@ def test_this_torch_has_the_kernel_that_is_called():
     assert {"scale", "window_size", "enable_gqa"} <= set(names)
 
 
-@pytest.mark.parametrize("method", ["full", "lora", "prefix"])
-@pytest.mark.parametrize("family", sorted(FAMILIES.keys() - BY_LENGTH.keys() - {"mixtral"}))
+@pytest.mark.parametrize(
+    ("family", "method"),
+    diagonals(sorted(FAMILIES.keys() - BY_LENGTH.keys() - {"mixtral"}), ["full", "lora", "prefix"]),
+)
 def test_one_call_has_the_loss_and_gradients_of_a_call_for_each_length(kernel, family, method):
     try:
         model = with_method(family, method).float()

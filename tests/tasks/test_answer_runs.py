@@ -30,9 +30,8 @@ from tests.tasks.answering import FAMILIES, METHODS, answering_recipe, write_fam
 # Marian's layers are BART's; what it has of its own are its class and the sinusoids of its positions.
 ALL = {"t5": [name for name in METHODS if name != "bitfit"], "bart": list(METHODS), "marian": ["full", "lora"]}
 CASES = [(family, method) for family, methods in ALL.items() for method in methods]
-# Each method and each family.
-SAMPLE = [("t5", "lora"), ("t5", "adapters"), ("t5", "prefix"), ("bart", "full"), ("bart", "qlora"), ("bart", "bitfit")]
-SAMPLE += [("marian", "lora")]
+# A whole model, updates of plain and of packed weights, and keys from outside.
+SAMPLE = [("t5", "lora"), ("t5", "prefix"), ("bart", "full"), ("bart", "qlora")]
 
 
 @pytest.fixture(scope="module")
@@ -129,10 +128,10 @@ def test_the_loss_is_that_of_transformers_given_the_labels(folder, family):
 )
 def test_a_stopped_run_resumes_byte_for_byte(folder, straight, family, method, tmp_path):
     result, directory = straight(family, method)
-    stopped = answering_recipe(folder, family, METHODS[method], str(tmp_path / "run"), stop_after=4)
+    stopped = answering_recipe(folder, family, METHODS[method], str(tmp_path / "run"), plan="off", stop_after=4)
     with pytest.raises(StoppedError):
         train(stopped, display=NoDisplay())
-    whole = answering_recipe(folder, family, METHODS[method], str(tmp_path / "run"))
+    whole = answering_recipe(folder, family, METHODS[method], str(tmp_path / "run"), plan="off")
     resumed = train(whole, resume=True, display=NoDisplay())
     assert [(one.step, one.exact) for one in resumed.resumes] == [(4, True)]
     same = differing(load_final(directory.path), load_final(tmp_path / "run"))
@@ -173,11 +172,12 @@ def test_an_answer_in_a_batch_is_the_answer_alone(folder, straight, family, meth
     assert generate(directory.path, prompts[1]) == together[1]
 
 
-@pytest.mark.parametrize("family", ["t5", "bart"])
+@pytest.mark.parametrize("family", sampled(["t5", "bart"], ["bart"]))
 def test_beams_are_planned_and_generate(folder, family):
     changes = {"evaluation": {"metrics": ["exact_match"], "generation": {"beams": 3, "max_new_tokens": 8}}}
     recipe = answering_recipe(folder, family, METHODS["lora"], f"{family}-beams").model_dump() | changes
     recipe["run"] |= {"save_every": None}
+    recipe["training"] |= {"steps": 1, "warmup": 0}
     result = train(
         type(answering_recipe(folder, family, METHODS["lora"], "-")).model_validate(recipe), display=NoDisplay()
     )
