@@ -16,6 +16,7 @@ from peftlab.parameters.shape import shape_of
 from peftlab.parameters.trainable import named_parameters, trainable_parameters
 from peftlab.recipe.schema import Model
 from peftlab.runs.loading import apply_method
+from tests.sampling import diagonals
 
 TOKENS = ("<|tool|>", "zyzzyva")
 METHOD_NAMES = ("lora", "qlora", "adapters", "bitfit")
@@ -75,8 +76,7 @@ def test_a_new_row_begins_as_the_mean_of_its_pieces_rows(folders, kind):
     assert rows == len(tokenizer) + (6 if kind == "spare" else 0)
 
 
-@pytest.mark.parametrize("name", METHOD_NAMES)
-@pytest.mark.parametrize("kind", ["tied", "untied"])
+@pytest.mark.parametrize(("kind", "name"), diagonals(["tied", "untied"], METHOD_NAMES, every=2))
 def test_only_the_new_rows_of_the_embeddings_train_and_are_counted(folders, name, kind):
     one, base, _ = loaded(folders / kind, name)
     plain = one.count_trainable(shape_of(load_model(Model(name=str(folders / kind)), **one.base_storage).model))
@@ -97,8 +97,7 @@ def train_rows(model, ids):
     optimizer.step()
 
 
-@pytest.mark.parametrize("name", METHOD_NAMES)
-@pytest.mark.parametrize("kind", ["tied", "untied"])
+@pytest.mark.parametrize(("kind", "name"), diagonals(["tied", "untied"], METHOD_NAMES, every=2))
 def test_trained_rows_are_saved_loaded_and_merged_with_the_same_logits(folders, tmp_path, name, kind):
     one, base, tokenizer = loaded(folders / kind, name)
     model, _ = apply_method(one, base.model, "causal-lm", base.fresh)

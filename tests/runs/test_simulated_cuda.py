@@ -30,10 +30,6 @@ FORMATS = ("nf4", "fp4", "int8")
 DENSE = [(name, None) for name in METHODS if name != "qlora"]
 CASES = [*DENSE, *(("qlora", base_format) for base_format in FORMATS)]
 QUICK = [("full", None), ("lora", None), ("qlora", "nf4"), ("qlora", "int8")]
-CASE = pytest.mark.parametrize(
-    ("name", "base_format"),
-    [pytest.param(*case, marks=() if case in QUICK else pytest.mark.slow, id=case[1] or case[0]) for case in CASES],
-)
 
 
 @pytest.fixture(autouse=True)
@@ -137,8 +133,13 @@ def test_where_steps_are_not_repeatable_a_resumed_run_is_not_called_exact(tmp_pa
     assert "run.deterministic=true" in NOT_REPEATABLE
 
 
-@pytest.mark.parametrize("precision", ["float32", "float16"])
-@CASE
+@pytest.mark.parametrize(
+    ("name", "base_format", "precision"),
+    sampled(
+        [(*case, precision) for case in CASES for precision in ("float32", "float16")],
+        [(*case, precision) for case, precision in zip(QUICK, ("float32", "float16") * 2, strict=True)],
+    ),
+)
 def test_weights_of_no_named_type_follow_the_precision(tmp_path, monkeypatch, name, base_format, precision):
     """On a device whose own choice is bfloat16; of two layers one is trained, so that both types meet."""
     write_config(tmp_path / "biases", "biases")
