@@ -46,9 +46,9 @@ class GatheredLinear(torch.autograd.Function):
         )
 
 
-def gathered_linear(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """Return what `torch.nn.functional.linear` returns."""
-    return GatheredLinear.apply(inputs, weight, bias)
+def gathered_linear(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """Return what `torch.nn.functional.linear` returns; its arguments have the same names, by which peft gives them."""
+    return GatheredLinear.apply(input, weight, bias)
 
 
 @contextmanager

@@ -84,3 +84,9 @@ def test_a_4_bit_weights_memory_is_free_between_the_passes_and_results_are_bitsa
     torch.UntypedStorage._free_weak_ref(freed)
     weight.data = kept
     torch.testing.assert_close(torch.autograd.grad(output.square().sum(), inputs)[0], of_inputs)
+
+
+def test_arguments_may_be_named_as_those_of_torch():
+    """peft 0.21 names them where new tokens are added to a head."""
+    given = {"input": values(2, 3), "weight": values(4, 3), "bias": values(4)}
+    assert torch.equal(gathered_linear(**given), plain_linear(**given))
