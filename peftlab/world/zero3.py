@@ -41,6 +41,10 @@ EIGHT_BIT = (
     f"{DIVIDES}, and 8-bit ones have their scales beside them in another form; set method.quantization=nf4 or launch "
     "with DDP"
 )
+NEW_TOKENS = (
+    f"{DIVIDES}, and peft joins new tokens to a table of embeddings that is not gathered then; remove model.add_tokens "
+    "or launch with FSDP 2"
+)
 MIXED = (
     "ZeRO-3 keeps what trains in one buffer, and it has several types ({}); set model.dtype=float32 or launch with "
     "FSDP 2"
@@ -67,6 +71,7 @@ class Zero3(Zero2):
     def why_not(cls, recipe: Recipe, device: torch.device) -> str:
         refusals = {
             EIGHT_BIT: recipe.method.base_format == "int8",
+            NEW_TOKENS: bool(recipe.model.add_tokens),
             f"{DIVIDES}, and {recipe.method.why_undivided} or launch with DDP": recipe.method.why_undivided != "",
         }
         return next((reason for reason, applies in refusals.items() if applies), super().why_not(recipe, device))

@@ -264,11 +264,12 @@ PROJECTION = ("method", METHODS["prefix"] | {"projection": True}, "set method.pr
 STATES_8_BIT = ("training", {"optimizer": "adamw_8bit"}, "set training.optimizer=adamw")
 HALF_PRECISION = ("training", {"precision": "float16"}, "set training.precision=bfloat16")
 IN_BACKWARD = ("training", {"optimizer_in_backward": True, "clip": None}, "set it to false, or use one process")
+NEW_TOKENS = ("model", {"add_tokens": ["north"]}, "remove model.add_tokens")
 AVERAGED = ("training", {"average": {"ema": 0.9}}, "training.average.ema")
 REFUSED = {
     "fsdp2": (EIGHT_BIT, PROMPT, PROJECTION, STATES_8_BIT, HALF_PRECISION, IN_BACKWARD),
     "zero2": (STATES_8_BIT, HALF_PRECISION, AVERAGED, IN_BACKWARD),
-    "zero3": (EIGHT_BIT, PROMPT, STATES_8_BIT, HALF_PRECISION, AVERAGED),
+    "zero3": (EIGHT_BIT, PROMPT, STATES_8_BIT, HALF_PRECISION, AVERAGED, NEW_TOKENS),
     "tensor": (
         ("method", METHODS["qlora"], "set method.type=lora"),
         ("method", METHODS["prefix"], "a prefix has the keys of all heads"),

@@ -240,7 +240,7 @@ METHODS = {
     "tied full": Variant(model="tied", method=FULL),
     "tied embeddings": Variant(model="tied", method=LORA | {"unfreeze": ["embed_tokens"]}),
     "embeddings": Variant(method=LORA | {"unfreeze": ["embed_tokens", "lm_head"]}),
-    "new tokens": Variant(rows=CHATS, base={"add_tokens": ["north"]}),
+    "new tokens": Variant(rows=CHATS, base={"add_tokens": ["north"]}, refused={"zero3": "model.add_tokens"}),
     "norms": Variant(method={"type": "bitfit", "unfreeze": ["*norm*"]}),
     "biases": _classes(model="bert", method=LORA | {"bias": "all"}, refused=NO_PLAN),
     "dora": Variant(method=LORA | {"dora": True, "rslora": True}, refused={"tensor": "DoRA"}),
