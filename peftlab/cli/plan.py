@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,7 +12,7 @@ import typer
 
 from peftlab.cli.answer import answers, error_places
 from peftlab.cli.options import AsJson, Debug, Overrides
-from peftlab.errors import UsageError
+from peftlab.errors import UsageError, listed
 from peftlab.secrets import mask_secrets
 
 if TYPE_CHECKING:
@@ -79,7 +80,18 @@ def plan(
     elif what is None:
         raise UsageError("name a recipe file, a model, or another trainer's configuration with --from")
     elif not is_recipe_file(what) and not overrides:
-        return plan_model(what, memory, maximize, device)
+        refuse_options(
+            "of one method: name a recipe file, or a model with its method, as in method.type=lora",
+            {
+                "--maximize": maximize,
+                "--fit": fit,
+                "--devices": devices != 1,
+                "--nodes": nodes != 1,
+                "--strategy": strategy != "ddp",
+                "--bandwidth": bandwidth,
+            },
+        )
+        return plan_model(what, memory, device)
     else:
         recipe = load_recipe(what, overrides or ()) if is_recipe_file(what) else model_recipe(what, overrides or ())
     from peftlab.runs.plan import plan as plan_recipe
@@ -88,6 +100,8 @@ def plan(
     shared: dict[str, Any] = {"device": device, "devices": devices * nodes, "bandwidth": bandwidth}
     with error_places(what, overrides or ()) if source is None else nullcontext():
         if fit:
+            unused = {"--maximize": maximize, "--strategy": strategy != "ddp"}
+            refuse_options("of one strategy, and --fit plans each of them: leave one out", unused)
             rows = plan_strategies(recipe, memory, **shared)
             return {"strategies": [row.model_dump() for row in rows]}, lambda: show_strategies(rows), 0
         report = plan_recipe(recipe, memory, maximized=maximize, strategy=strategy, **shared)
@@ -106,10 +120,14 @@ def convert_recipe(source: Path, overrides: list[str]) -> Recipe:
     return parse_recipe(text, overrides, file=f"recipe of {source.name}")
 
 
-def plan_model(model: str, memory: str | None, maximize: str | None, device: str) -> Any:
+def refuse_options(why: str, options: Mapping[str, Any]) -> None:
+    """Raise UsageError for options that are given and would change nothing."""
+    if given := [name for name, value in options.items() if value]:
+        raise UsageError(f"{listed(given)} {'is' if len(given) == 1 else 'are'} {why}")
+
+
+def plan_model(model: str, memory: str | None, device: str) -> Any:
     """Plan every method with its defaults on one model."""
-    if maximize:
-        raise UsageError("--maximize needs a recipe file, or a model with its method, as in method.type=lora")
     from peftlab.runs.plan import plan_methods
 
     rows = plan_methods(model, memory, device=device)

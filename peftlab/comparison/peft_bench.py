@@ -250,7 +250,7 @@ def _last(trial: Trial, result: RunResult, metric: str) -> dict[str, Any]:
     found = {
         "step": result.progress.step,
         "test accuracy": _test_metrics(trial)[metric],
-        "train loss": losses[-1] if losses else float("nan"),
+        "train loss": losses[-1] if losses else None,
         "train samples": result.progress.rows,
         "train total tokens": result.progress.tokens,
     }

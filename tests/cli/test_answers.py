@@ -95,6 +95,10 @@ def test_check_as_json_is_one_object(answer, recipe):
         (["check", "--jsn"], "No such option: --jsn"),
         (["check", "method.rank=3"], "name at least one recipe file to check"),
         (["compare", "method.rank=3"], "name at least one recipe file to compare"),
+        (["plan", "builtin:tiny", "--devices", "4"], "--devices is of one method: name a recipe file, or a model with"),
+        (["plan", "builtin:tiny", "--fit", "--strategy", "zero2"], "--fit, --strategy are of one method"),
+        (["plan", str(TINY), "--fit", "--memory", "2GiB", "--maximize", "batch_size"], "--maximize is of one strategy"),
+        (["plan", str(TINY), "--fit", "--memory", "2GiB", "--strategy", "fsdp2"], "--strategy is of one strategy"),
         (["generate", "folder"], "give one of a PROMPT, --chat FILE and --prompts FILE"),
     ],
 )

@@ -153,6 +153,16 @@ def test_exported_runs_are_read_back_as_they_were(accuracy):
     assert steps == sorted(steps[:-1]) + steps[-1:]
 
 
+def test_a_run_without_a_logged_loss_is_exported_as_json_that_every_reader_takes(accuracy):
+    table = read_table(accuracy)
+    for row in table.rows:
+        for trial in row.trials:
+            trial.history[:] = [line for line in trial.history if line["event"] != "train"]
+    for file in write_results(table, accuracy / "report" / "silent"):
+        found = json.loads(file.read_text(), parse_constant=pytest.fail)
+        assert found["train_info"]["metrics"][-1]["train loss"] is None
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 10**400, -(10**400)])
 @pytest.mark.parametrize("place", ["accuracy", "train_time", "accelerator_memory_max"])
 def test_a_number_that_no_run_can_have_is_one_line(place, value, tmp_path):
