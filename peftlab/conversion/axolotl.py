@@ -14,7 +14,7 @@ from peftlab.conversion.names import (
     take_schedule,
 )
 from peftlab.conversion.peer import Peer
-from peftlab.conversion.sheet import Sheet, is_off, is_on
+from peftlab.conversion.sheet import Sheet, dtype_name, is_off, is_on
 from peftlab.conversion.trainer_arguments import EXCEPTIONS, SHOWN, SPEED, take_clip, take_every, take_trackers
 from peftlab.conversion.trainer_arguments import IGNORED as OF_TRAINER
 from peftlab.conversion.trainer_arguments import MISSED as MISSED_OF_TRAINER
@@ -160,7 +160,7 @@ def take_bits(sheet: Sheet, settings: dict[str, Any]) -> None:
         if (double := left.pop("bnb_4bit_use_double_quant", None)) is not None:
             sheet.take(key, "method.double_quantization", is_on(double))
         if compute := left.pop("bnb_4bit_compute_dtype", None):
-            sheet.take(key, "method.compute_dtype", str(compute).removeprefix("torch."))
+            sheet.take(key, "method.compute_dtype", dtype_name(compute))
     if left:
         sheet.miss(key, f"{', '.join(left)}: bitsandbytes' own values are used")
 

@@ -69,6 +69,10 @@ def plain(value: Any) -> str:
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
+def dtype_name(value: Any) -> str:
+    return str(value).removeprefix("torch.")
+
+
 @dataclass
 class Sheet:
     """The keys of a configuration. Each is taken, ignored or missed once; `close` lists those that nothing asked for.
@@ -159,6 +163,11 @@ class Sheet:
         """Take a text as it is; without one, their default where it is not None."""
         if (value := self.get(key, default)) is not None:
             self.take(key, where, str(value))
+
+    def copy_dtype(self, key: str, where: str) -> None:
+        """Take the name of a type, with or without torch's own."""
+        if self.has(key):
+            self.take(key, where, dtype_name(self.get(key)))
 
     def copy_number(self, key: str, where: str, default: Any = None) -> None:
         if (value := self.number(key, default)) is not None:

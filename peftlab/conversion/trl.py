@@ -41,8 +41,7 @@ def fill(sheet: Sheet) -> None:
     sheet.ignore_all({"model_revision": "the default"})
     sheet.copy_flag("trust_remote_code", "model.trust_remote_code")
     for key in ("dtype", "torch_dtype"):
-        if sheet.has(key):
-            sheet.take(key, "model.dtype", str(sheet.get(key)).removeprefix("torch."))
+        sheet.copy_dtype(key, "model.dtype")
     if sheet.on("use_flash_attention_2"):
         sheet.take("use_flash_attention_2", "model.attention", "flash_attention_2")
     take_attention(sheet, "attn_implementation")
@@ -70,9 +69,7 @@ def take_method(sheet: Sheet) -> None:
     if four:
         sheet.copy("bnb_4bit_quant_type", "method.quantization")
         sheet.copy_flag("use_bnb_nested_quant", "method.double_quantization", False)
-        if sheet.has("bnb_4bit_compute_dtype"):
-            dtype = str(sheet.get("bnb_4bit_compute_dtype")).removeprefix("torch.")
-            sheet.take("bnb_4bit_compute_dtype", "method.compute_dtype", dtype)
+        sheet.copy_dtype("bnb_4bit_compute_dtype", "method.compute_dtype")
         sheet.ignore_all({"bnb_4bit_quant_storage": "how four bits are stored, not what they are"})
     sheet.ignore_all({"bnb_*": "of 4 bits only", "use_bnb_nested_quant": "of 4 bits only"})
     sheet.ignore_all({"load_in_4bit": "off", "load_in_8bit": "off"})
