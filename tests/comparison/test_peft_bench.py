@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from peftlab.cli.app import run
-from peftlab.comparison.peft_bench import BenchResult, read_results, write_results
+from peftlab.comparison.peft_bench import BenchResult, read_results
+from peftlab.comparison.peft_bench_export import write_results
 from peftlab.comparison.report.write import write_report
 from peftlab.comparison.rows import read_table
 from peftlab.errors import StorageError, UsageError
@@ -54,7 +57,7 @@ def test_a_file_is_read_with_its_costs_and_its_last_metrics(tmp_path):
         BenchResult(
             name="lora/small", method="LORA", model="org/some-3B", trainable=2_300_000, stored_bytes=9_000_000,
             memory_bytes=20 * 2**30, seconds=800.25, accuracy=0.41, forgetting=0.25,
-            created="2026-05-04T10:00:00+00:00",
+            created=datetime(2026, 5, 4, 10, tzinfo=UTC),
         )
     ]  # fmt: skip
 
@@ -70,7 +73,33 @@ def test_a_folder_gives_the_latest_run_of_each_experiment_best_first(tmp_path):
         ("full/plain", "full fine-tuning", 0.5, 2_300_000), ("lora/small", "LORA", 0.41, 2_300_000),
         ("ia3/x", "IA3", 0.3, None),
     ]  # fmt: skip
-    assert notes == [f"{tmp_path / 'lost.json'}: the run's status is 'cancelled'; it is left out"]
+    assert notes == [
+        f"{tmp_path / 'lost.json'}: the run's status is 'cancelled'; it is left out",
+        "--import: of each experiment the latest run is shown; left out as older: old.json (1)",
+    ]
+
+
+def test_the_latest_run_is_the_latest_in_time_wherever_its_clock_stands(tmp_path):
+    """11:00 in Paris is 09:00 UTC in summer, and so before 10:00 UTC, which sorts before it as text."""
+    write(tmp_path / "paris.json", bench(accuracy=0.9, run_info__created_at="2026-05-04T11:00:00+02:00"))
+    write(tmp_path / "utc.json", bench(accuracy=0.4, run_info__created_at="2026-05-04T10:00:00Z"))
+    assert [one.accuracy for one in read_results([tmp_path], [])] == [0.4]
+
+
+def test_one_name_on_other_data_is_another_experiment_and_one_file_named_twice_is_one_run(tmp_path):
+    for name, accuracy in (("gsm8k", 0.4), ("arc", 0.7)):
+        result = bench(accuracy=accuracy)
+        result["meta_info"]["dataset_info"] = {name: {"sha": None}}
+        write(tmp_path / f"{name}.json", result)
+    found = read_results([tmp_path, tmp_path / "arc.json"], notes := [])
+    assert [(one.data, one.accuracy) for one in found] == [(("arc",), 0.7), (("gsm8k",), 0.4)] and notes == []
+
+
+def test_files_of_2025_and_files_with_a_byte_order_mark_are_read(tmp_path):
+    result = bench()
+    result["train_info"]["cuda_memory_max"] = result["train_info"].pop("accelerator_memory_max")
+    (tmp_path / "old.json").write_text(json.dumps(result), encoding="utf-8-sig")
+    assert [one.memory_bytes for one in read_results([tmp_path], [])] == [20 * 2**30]
 
 
 @pytest.mark.parametrize(
@@ -78,12 +107,21 @@ def test_a_folder_gives_the_latest_run_of_each_experiment_best_first(tmp_path):
     [
         (
             {"train_info__file_size": None},
-            "train_info.file_size is missing; a result of PEFT's method comparison has a number",
+            "train_info.file_size is missing; a result of PEFT's method comparison (MetaMathQA) has a number",
         ),
         ({"train_info__train_time": "long"}, 'train_info.train_time is "long"'),
         ({"train_info__metrics": []}, "train_info.metrics[-1].test accuracy is missing"),
         ({"run_info__peft_config": {"r": 8}}, "run_info.peft_config.peft_type is missing"),
         ({"train_info__metrics": [{"test accuracy": True}]}, "train_info.metrics[-1].test accuracy is true"),
+        (
+            {"train_info__metrics": [{"test accuracy": 41.0}]},
+            "train_info.metrics[-1].test accuracy is 41.0; a result of PEFT's method comparison (MetaMathQA) has a "
+            "number from 0 to 1 there",
+        ),
+        ({"train_info__metrics": [{"test accuracy": -0.1}]}, "train_info.metrics[-1].test accuracy is -0.1"),
+        ({"train_info__train_time": -3.5}, "train_info.train_time is -3.5"),
+        ({"train_info__num_trainable_params": -1}, "train_info.num_trainable_params is -1"),
+        ({"run_info__created_at": "yesterday"}, 'run_info.created_at is "yesterday"; '),
     ],
 )
 def test_a_file_without_a_value_is_named_with_its_place(tmp_path, changes, told):
@@ -134,7 +172,7 @@ def test_a_comparison_without_accuracy_says_that_its_variants_are_not_in_the_pic
 
 def test_exported_runs_are_read_back_as_they_were(accuracy):
     table = read_table(accuracy)
-    files = write_results(table, accuracy / "report" / "peft-bench")
+    files = write_results(table, accuracy / "report" / "peft-bench", [])
     found = {one.name: one for one in read_results(files, [])}
     assert len(found) == len(files) == 4
     for row in table.rows:
@@ -145,7 +183,7 @@ def test_exported_runs_are_read_back_as_they_were(accuracy):
             general = trial.metrics["general_after"]["loss"] - trial.metrics["general_before"]["loss"]
             assert one.forgetting == pytest.approx(general) and one.seconds == trial.training_seconds
             assert one.method == ("full fine-tuning" if row.name == "full" else "LORA")
-            assert one.model == "builtin:tiny" and one.created.startswith("20")
+            assert one.model == "builtin:tiny" and one.created.year >= 2025
     file = json.loads(files[0].read_text())
     assert file["run_info"]["train_config"]["optimizer_kwargs"]["lr"] == 1e-3
     assert {"system_info", "package_info", "dataset_info", "model_info"} <= set(file["meta_info"])
@@ -158,7 +196,7 @@ def test_a_run_without_a_logged_loss_is_exported_as_json_that_every_reader_takes
     for row in table.rows:
         for trial in row.trials:
             trial.history[:] = [line for line in trial.history if line["event"] != "train"]
-    for file in write_results(table, accuracy / "report" / "silent"):
+    for file in write_results(table, accuracy / "report" / "silent", []):
         found = json.loads(file.read_text(), parse_constant=pytest.fail)
         assert found["train_info"]["metrics"][-1]["train loss"] is None
 
@@ -185,11 +223,12 @@ def test_a_run_without_accuracy_is_not_exported_and_a_damaged_recipe_is_one_line
     folder = Maker(tmp_path, methods=("lora",), rows=12, metric="accuracy", without=("general", "scores")).write()
     change_record(folder, "lora-0-0.001-0", lambda record: record["metrics"]["test_after"].pop("accuracy"))
     change_record(folder, "lora-0-0.001-1", lambda record: record["metrics"]["test_after"].update(accuracy=None))
-    written = write_results(read_table(folder), tmp_path / "out")
+    written = write_results(read_table(folder), tmp_path / "out", notes := [])
+    assert notes == [f"--export peft-bench: lora-0-0.001-{seed} has no accuracy and is left out" for seed in (0, 1)]
     assert [path.name for path in written] == ["lora-0-0.001-2.json"] and len(read_results(written, [])) == 1
     change_record(folder, "lora-0-0.001-2", lambda record: record["recipe"].pop("evaluation"))
     with pytest.raises(StorageError, match="lora-0-0.001-2/result.json: is damaged: KeyError: 'evaluation'"):
-        write_results(read_table(folder), tmp_path / "out")
+        write_results(read_table(folder), tmp_path / "out", [])
 
 
 def test_the_command_writes_and_refuses_in_one_line(accuracy, tmp_path, capsys):
@@ -199,4 +238,42 @@ def test_the_command_writes_and_refuses_in_one_line(accuracy, tmp_path, capsys):
     assert "--export 'csv': unknown; known: peft-bench" in capsys.readouterr().err
     loss = read_table(Maker(tmp_path, methods=("lora",), rows=20).write())
     with pytest.raises(UsageError, match="compare with --metric exact_match or accuracy"):
-        write_results(loss, tmp_path / "out")
+        write_results(loss, tmp_path / "out", [])
+
+
+def test_memory_that_was_not_measured_is_not_read_back_as_no_memory(tmp_path):
+    folder = Maker(tmp_path, methods=("lora",), rows=12, metric="accuracy", seeds=(0,), without=("memory",)).write()
+    (file,) = write_results(read_table(folder), tmp_path / "out", [])
+    (found,) = read_results([file], [])
+    assert found.memory_bytes is None and found.seconds > 0
+    assert "not known" in json.loads(file.read_text())["meta_info"]["peftlab"]["notes"][0]
+    page = write_report(folder, imported=[file]).page.read_text()
+    assert "<td><bdi>0 B</bdi></td>" not in page
+    assert not (folder / "report" / "imported_memory.svg").exists()
+    assert ">imported, 1 run<" in (folder / "report" / "imported_seconds.svg").read_text()
+
+
+def test_the_accuracy_that_is_exported_is_the_one_that_the_comparison_reports(tmp_path):
+    folder = Maker(tmp_path, methods=("lora",), rows=12, metric="accuracy", seeds=(0,), without=("scores",)).write()
+    change_record(folder, "lora-0-0.001-0", lambda record: record["metrics"]["test_after"].update(exact_match=0.125))
+    table = read_table(folder)
+    (found,) = read_results(write_results(table, tmp_path / "out", []), [])
+    assert found.accuracy == table.rows[0].trials[0].report.test != 0.125
+
+
+def test_variants_that_share_a_run_have_a_file_each(accuracy, tmp_path):
+    """Two budgets under which one size is the best share its run: both rows of the table come back."""
+    table = read_table(accuracy)
+    twin = replace(table.rows[0], label="lora under 2 GiB")
+    files = write_results(replace(table, rows=[table.rows[0], twin]), tmp_path, [])
+    assert len(set(files)) == 4
+    names = [f"lora/{label}-seed-{seed}" for label in ("lora", twin.label) for seed in (0, 1)]
+    assert sorted(one.name for one in read_results(files, [])) == sorted(names)
+
+
+def test_a_loss_that_is_not_finite_is_exported_as_null(accuracy, tmp_path):
+    table = read_table(accuracy)
+    table.rows[0].trials[0].history.append({"event": "train", "step": 40, "loss": float("nan")})
+    file = write_results(table, tmp_path, [])[0]
+    found = json.loads(file.read_text(), parse_constant=pytest.fail)
+    assert found["train_info"]["metrics"][-1]["train loss"] is None

@@ -9,6 +9,7 @@ from peftlab.comparison.peft_bench import ACCURACIES, BenchResult
 from peftlab.comparison.report.scatters import COST_TITLES, UNITS, draw_point, legend, marker_of
 from peftlab.comparison.report.style import Look, drawing, legend_below, looks_of, save, scale_to_fit
 from peftlab.comparison.rows import Table
+from peftlab.quantities import number
 
 COSTS: dict[str, Callable[[BenchResult], float | None]] = {
     "trainable": lambda one: one.trainable,
@@ -38,7 +39,7 @@ def draw_imported(
             draw_point(axes, x, quality[label], looks[label], None, 1.0)
         axes.set(xlabel=COST_TITLES[cost], ylabel="accuracy on the test rows (higher is better)")
         axes.margins(x=0.08)
-        handle = Line2D([], [], label=f"imported, {len(points)} runs", **marker_of(GREY, 6))
+        handle = Line2D([], [], label=f"imported, {number(len(points), 'run')}", **marker_of(GREY, 6))
         legend_below(figure, [handle, *legend(table, list(own))])
         return save(figure, f"imported results against {COST_TITLES[cost]}")
 

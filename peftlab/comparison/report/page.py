@@ -126,7 +126,8 @@ def _imported(one: BenchResult) -> tuple[str, ...]:
     """Return an imported run as the cells of its line."""
     trainable = NONE if one.trainable is None else format_count(one.trainable)
     forgetting = NONE if one.forgetting is None else signed(f"{one.forgetting:+.3f}")
-    costs = trainable, format_bytes(one.stored_bytes), format_bytes(one.memory_bytes), format_seconds(one.seconds)
+    memory = NONE if one.memory_bytes is None else format_bytes(one.memory_bytes)
+    costs = trainable, format_bytes(one.stored_bytes), memory, format_seconds(one.seconds)
     return one.name, one.method, one.model, f"{one.accuracy:.3f}", *costs, forgetting
 
 

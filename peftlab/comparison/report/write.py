@@ -9,7 +9,8 @@ from pathlib import Path
 from peftlab.comparison.columns import filled_columns
 from peftlab.comparison.findings import Findings, find
 from peftlab.comparison.folder import REPORT
-from peftlab.comparison.peft_bench import BenchResult, read_results, write_results
+from peftlab.comparison.peft_bench import BenchResult, read_results
+from peftlab.comparison.peft_bench_export import write_results
 from peftlab.comparison.report.page import render_page
 from peftlab.comparison.report.pictures import draw_all
 from peftlab.comparison.rows import Table, read_table
@@ -55,7 +56,7 @@ def write_report(
         if named:
             refuse_output_file(page)
             page = page.resolve()  # a link that a user names stays, one in the folder is replaced
-        exported = write_results(table, place / BENCH) if export else []
+        exported = write_results(table, place / BENCH, problems) if export else []
         written = _write(table, findings, place, page, results, problems)
         return replace(written, files=[*written.files, *exported])
     except OSError as error:
