@@ -29,9 +29,10 @@ CHUNKS = {"cpu": (128, 24 * 2**20), "cuda": (512, 256 * 2**20)}
 On the CPU more positions were not faster, fewer were slower (64: by a tenth). A GPU reads the head once a chunk, so
 that it needs more for each: by the ratio of its speeds, not measured."""
 
+FEW, BLOCK = 256, 2048
+"""Up to how many positions the CPU multiplies by a part of the head at a time, and how many outputs that has.
 
-BLOCK = 1024
-"""How many of the head's outputs the CPU computes at a time."""
+For few positions and very many outputs its product is slower by a quarter (128 and 49,152, two threads of an AMD EPYC)."""
 
 
 class ChunkedCrossEntropy(Loss):
@@ -163,11 +164,8 @@ class _Gradients:
 def _multiply(
     hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, into: torch.Tensor
 ) -> torch.Tensor:
-    """Return the head's output of a chunk, in the memory of `into`.
-
-    On the CPU some outputs at a time: for few rows and very many outputs its product is slower by a quarter.
-    """
-    size = BLOCK if hidden.device.type == "cpu" else len(weight)
+    """Return the head's output of a chunk, in the memory of `into`."""
+    size = BLOCK if hidden.device.type == "cpu" and len(hidden) <= FEW else len(weight)
     for first in range(0, len(weight), size):
         torch.mm(hidden, weight[first : first + size].t(), out=into[:, first : first + size])
     return into if bias is None else into.add_(bias)

@@ -1,12 +1,13 @@
 """Compares a search of settings with the default grid of learning rates, by processor seconds.
 
-Usage: python scripts/benchmark/search_against_grid.py FOLDER [KEY=VALUE ...] [--times N] [--only METHOD]
-       [--output FILE]
+Usage: python scripts/benchmark/search_against_grid.py FOLDER [KEY=VALUE ...] [--file FILE] [--times N]
+       [--only METHOD] [--output FILE]
 
-For each method of recipes/comparisons/tiny-search.yaml: the default grid (0.3, 1 and 3 times the recipe's learning
-rate, and up to two beyond), then a search of at most 24 trials that begins none after N times as many processor seconds
-as the grid took (1 if N is not given). Both choose by the same rows with the same seed; both report the same test rows
-with the same three seeds. Needs the package optuna. The same command continues what was stopped.
+For each method of a comparison with a search (recipes/comparisons/tiny-search.yaml if none is given): the default grid
+(0.3, 1 and 3 times the recipe's learning rate, and up to two beyond), then a search of at most 24 trials that begins none
+after N times as many processor seconds as the grid took (1 if N is not given). Both choose by the same rows with the same
+seed; both report the same test rows with the same three seeds. Needs the package optuna. The same command continues what
+was stopped.
 """
 
 from __future__ import annotations
@@ -28,12 +29,12 @@ from peftlab.recipe.comparison import Variant, load_comparison
 from peftlab.runs.environment import describe_environment
 from peftlab.world.open import open_world
 
-FILE = Path(__file__).resolve().parents[2] / "recipes" / "comparisons" / "tiny-search.yaml"
+DEFAULT = Path(__file__).resolve().parents[2] / "recipes" / "comparisons" / "tiny-search.yaml"
 
 
 def main() -> None:
     arguments = read_arguments()
-    comparison, variants = load_comparison(FILE, arguments.overrides)
+    comparison, variants = load_comparison(arguments.file, arguments.overrides)
     found = {}
     for variant in variants:
         if arguments.only in (None, variant.name):
@@ -44,7 +45,8 @@ def main() -> None:
     if arguments.output:
         origin = describe_environment(open_world("cpu")) | {"date": datetime.date.today().isoformat()}
         del origin["command"]
-        text = json.dumps({"environment": origin, "times": arguments.times, "methods": found}, indent=2)
+        asked = {"file": arguments.file.name, "overrides": arguments.overrides, "times": arguments.times}
+        text = json.dumps({"environment": origin, **asked, "methods": found}, indent=2)
         arguments.output.write_text(text + "\n", encoding="utf-8")
 
 
@@ -52,6 +54,7 @@ def read_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="of every recipe: training.steps=24")
+    parser.add_argument("--file", type=Path, default=DEFAULT)
     parser.add_argument("--times", type=float, default=1.0, help="of the grid's processor seconds, for the search")
     parser.add_argument("--only")
     parser.add_argument("--output", type=Path)
