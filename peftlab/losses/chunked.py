@@ -171,9 +171,7 @@ def _multiply(
     return into if bias is None else into.add_(bias)
 
 
-def _loss_and_slope(
-    logits: torch.Tensor, targets: torch.Tensor, after: AfterHead
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _loss_and_slope(logits: torch.Tensor, targets: torch.Tensor, after: AfterHead) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the summed loss of a chunk in float32, and its gradient to its logits in their type."""
     if after.changes_values:
         with torch.enable_grad():

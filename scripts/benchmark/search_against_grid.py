@@ -3,11 +3,11 @@
 Usage: python scripts/benchmark/search_against_grid.py FOLDER [KEY=VALUE ...] [--file FILE] [--times N]
        [--only METHOD] [--output FILE]
 
-For each method of a comparison with a search (recipes/comparisons/tiny-search.yaml if none is given): the default grid
-(0.3, 1 and 3 times the recipe's learning rate, and up to two beyond), then a search of at most 24 trials that begins none
-after N times as many processor seconds as the grid took (1 if N is not given). Both choose by the same rows with the same
-seed; both report the same test rows with the same three seeds. Needs the package optuna. The same command continues what
-was stopped.
+For each method of a comparison with a search (recipes/comparisons/tiny-search.yaml if none is given): the default
+grid (0.3, 1 and 3 times the recipe's learning rate, and up to two beyond), then a search of at most 24 trials that
+begins none after N times as many processor seconds as the grid took (1 if N is not given). Both choose by the same rows
+with the same seed; both report the same test rows with the same three seeds. Needs the package optuna. The same command
+continues what was stopped.
 """
 
 from __future__ import annotations

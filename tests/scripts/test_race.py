@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,13 @@ TINY = ROOT / "peftlab" / "builtin" / "tiny"
 
 def run(wall: list[float], losses: list[float], peak: int = 100) -> dict:
     operations = {"products": 1.5, "attention": 0.6, "all": 2.5, "step": 6.0}
-    found = {"wall": wall, "processor": [2 * one for one in wall], "losses": losses, "peak_bytes": peak}
+    found = {
+        "begun": [0.0, *wall[:-1]],
+        "wall": wall,
+        "processor": [2 * one for one in wall],
+        "losses": losses,
+        "peak_bytes": peak,
+    }
     return found | {"operations": operations}
 
 
@@ -28,7 +35,7 @@ def a_race(**stamps) -> dict:
 def test_medians_leave_out_the_warm_up_and_ratios_are_against_ours(script):
     pages = script("race.pages")
     ours = [run([10.0, 12.0, 14.0], [3.0, 2.0, 1.0]), run([8.0, 12.0, 16.0], [3.0, 2.0, 1.0])]
-    peer = [run([5.0, 11.0, 17.0], [3.0, 2.0, 1.5], peak=300)]
+    peer = [run([5.0, 11.0, 17.0], [3.0, 2.0, 1.5], peak=300), run([5.0, 11.0, 17.0], [3.0, 2.0, 1.5], peak=300)]
     found = pages.summarise(a_race(peftlab=ours, loop=peer), peak_flops=2.0)
     assert found["floor_seconds"] == 3.0
     medians = found["medians"]
@@ -38,7 +45,7 @@ def test_medians_leave_out_the_warm_up_and_ratios_are_against_ours(script):
     assert medians["loop"] | {"share_of_floor": 0.5, "loss_difference": 0.5, "peak_bytes": 300} == medians["loop"]
     lines = pages.describe("uniform:lora", {"title": "t", "precision": "float32"} | found | a_race()).splitlines()
     assert max(map(len, lines)) <= 80
-    assert lines[-1].split()[:3] == ["loop", "3", "2.00"]
+    assert lines[-1].split()[:3] == ["loop", "3", "2.25"]  # 3 times as long in the first turn, 1.5 times in the second
     assert lines[-1].split()[-2] == "35%"  # 2.1 of the profiled step's 6 seconds
 
 
@@ -171,8 +178,34 @@ def test_peers_get_labels_and_masks_of_padded_rows(script):
     assert batch["labels"].tolist() == [[-100, 6, 7], [8, -100, -100]]
 
 
+def test_runs_take_turns_step_by_step(script, tmp_path):
+    """Two processes note when they work: their steps alternate, whoever is faster, and one that fails stops nobody."""
+    code = (
+        "import sys, time; sys.path.insert(0, sys.argv[1]); from race.in_turn import wait_of_child\n"
+        "wait, name, count = wait_of_child(), sys.argv[2], int(sys.argv[3])\n"
+        "for step in range(count):\n"
+        "    time.sleep(0.02 if name == 'slow' else 0)\n"
+        "    print(name, step, file=open('log', 'a'), flush=True); wait()\n"
+        "sys.exit(3 if name == 'short' else 0)\n"
+    )
+    turns = script("race.in_turn")
+    names = {"slow": 4, "fast": 4, "short": 2}
+    with (tmp_path / "errors").open("wb") as errors:
+        command = [sys.executable, "-c", code, str(ROOT / "scripts" / "benchmark")]
+        children = [
+            turns.Child.start([*command, name, str(count)], dict(os.environ), str(tmp_path), errors)
+            for name, count in names.items()
+        ]
+    turns.run_in_turns(children)
+    assert [child.close() for child in children] == [0, 0, 3]
+    lines = [line.split() for line in (tmp_path / "log").read_text().splitlines()]
+    assert sorted(lines) == sorted([name, str(step)] for name, count in names.items() for step in range(count))
+    assert [step for _, step in lines] == sorted(step for _, step in lines)  # nobody is a step ahead
+
+
 @pytest.mark.slow
-def test_every_method_has_the_loop_s_losses(tmp_path):
+@pytest.mark.parametrize("step_by_step", [False, True])
+def test_every_method_has_the_loop_s_losses(tmp_path, step_by_step):
     rows = [json.dumps({"question": f"What is {n}?" * (n % 3 + 1), "answer": f"It is {n}."}) for n in range(40)]
     (tmp_path / "rows.jsonl").write_text("\n".join(rows))
     races = [
@@ -195,6 +228,7 @@ def test_every_method_has_the_loop_s_losses(tmp_path):
         "1",
         "--peers",
         "peftlab,loop",
+        *(["--step-by-step"] if step_by_step else []),
         "--file",
         str(tmp_path / "rows.jsonl"),
         "--output",

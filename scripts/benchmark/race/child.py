@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from race.clock import Clock
+from race.in_turn import wait_of_child
 from race.job import Job
 
 
@@ -65,7 +66,7 @@ def main() -> None:
 
     if job.threads:
         torch.set_num_threads(job.threads)
-    clock = Clock(float(born), job.timed, job.device)
+    clock = Clock(float(born), job.timed, job.device, wait_of_child())
     if peer == "start":
         from race.ours import write_start
 

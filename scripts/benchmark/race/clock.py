@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +25,10 @@ class Clock:
     timed: int
     """Steps that are stamped."""
     device: str = "cpu"
+    wait: Callable[[], object] = lambda: None
+    """Waits between steps until it is this run's turn."""
+    begun: list[float] = field(default_factory=list)
+    """Wall seconds at which each step could begin, the first one at 0."""
     wall: list[float] = field(default_factory=list)
     processor: list[float] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
@@ -39,10 +44,13 @@ class Clock:
             self._end_profile()
         if len(self.wall) == self.timed:
             return
+        self.begun = self.begun or [0.0]
         used = resource.getrusage(resource.RUSAGE_SELF)
         self.wall.append(time.time() - self.born)
         self.processor.append(used.ru_utime + used.ru_stime)
         self.losses.append(loss)
+        self.wait()
+        self.begun.append(time.time() - self.born)
         if len(self.wall) == self.timed:
             self.peak = self.peak_bytes()
             self._begin_profile()
@@ -70,7 +78,12 @@ class Clock:
 
     def report(self) -> dict[str, Any]:
         """Return the stamps, the most memory up to the last of them, and where the profiled step's time went."""
-        stamps = {"wall": self.wall, "processor": self.processor, "losses": self.losses}
+        stamps = {
+            "begun": self.begun[: len(self.wall)],
+            "wall": self.wall,
+            "processor": self.processor,
+            "losses": self.losses,
+        }
         found = {"peak_bytes": self.peak, "operations": self.operations, "threads": len(os.sched_getaffinity(0))}
         return stamps | found
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from race.cases import METHODS, SMOLLM2, cases, expand
 from race.environments import python_of
+from race.in_turn import Child, run_in_turns
 from race.job import Job
 from race.pages import describe, summarise
 from race.turns import Turns, peers_on, peers_that_have
@@ -77,6 +78,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=0, help="torch's threads (default: as torch chooses)")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="recipe field of peftlab's runs"
+    )
+    parser.add_argument(
+        "--step-by-step",
+        action="store_true",
+        help="all peers of a round run at once, one step of one peer at a time: for a machine whose speed changes",
     )
     parser.add_argument("--output", type=Path, help="JSON of all that was measured")
     options = parser.parse_args()
@@ -143,7 +149,13 @@ def race(options: argparse.Namespace, job: Job, pythons: dict[str, str], title: 
     names = peers_that_have(job.method, pythons)
     runs: dict[str, list[Any]] = {peer: [] for peer in names}
     for turn in turns:
-        for peer in names[turn % len(names) :] + names[: turn % len(names)]:
+        order = names[turn % len(names) :] + names[: turn % len(names)]
+        if options.step_by_step:
+            for peer, found in start_all({peer: pythons[peer] for peer in order}, folder).items():
+                runs[peer].append(found)
+            shutil.rmtree(folder / "run", ignore_errors=True)
+            continue
+        for peer in order:
             runs[peer].append(start(pythons[peer], peer, folder))
             shutil.rmtree(folder / "run", ignore_errors=True)
     from race.floor import step_flops
@@ -168,15 +180,40 @@ def race(options: argparse.Namespace, job: Job, pythons: dict[str, str], title: 
 
 def start(python: str, peer: str, folder: Path) -> Any:
     """Run one peer in a process, and return what it measured, or its last lines where it failed."""
+    command, variables, output = prepare_child(python, peer, folder)
+    done = subprocess.run(command, capture_output=True, text=True, env=variables, cwd=folder, check=False)
+    return read_child(peer, done.returncode, done.stderr or done.stdout, output)
+
+
+def start_all(pythons: dict[str, str], folder: Path) -> dict[str, Any]:
+    """Run several peers at once, which do their steps in turns, and return what each measured."""
+    children, outputs = {}, {}
+    for peer, python in pythons.items():
+        command, variables, outputs[peer] = prepare_child(python, peer, folder)
+        with (folder / f"{peer}.err").open("wb") as errors:
+            children[peer] = Child.start(command, variables, str(folder), errors)
+    run_in_turns(list(children.values()))
+    return {
+        peer: read_child(peer, child.close(), (folder / f"{peer}.err").read_text(errors="replace"), outputs[peer])
+        for peer, child in children.items()
+    }
+
+
+def prepare_child(python: str, peer: str, folder: Path) -> tuple[list[str], dict[str, str], Path]:
+    """Return the command of a peer's process, its variables, and the file that it will write."""
     output = folder / f"{peer}.json"
     output.unlink(missing_ok=True)
     paths = [str(HERE), str(HERE.parents[1])]
     paths += [one for one in [os.environ.get("PYTHONPATH")] if one]
     variables = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "TOKENIZERS_PARALLELISM": "false"}
     command = [python, "-m", "race.child", peer, str(folder / "job.json"), str(time.time()), str(output)]
-    done = subprocess.run(command, capture_output=True, text=True, env=variables, cwd=folder, check=False)
-    if done.returncode:
-        last = "\n".join((done.stderr or done.stdout).strip().splitlines()[-3:])
+    return command, variables, output
+
+
+def read_child(peer: str, status: int, words: str, output: Path) -> Any:
+    """Return what a peer's process wrote, or its last lines where it failed; where ours fails, the race ends."""
+    if status:
+        last = "\n".join(words.strip().splitlines()[-3:])
         print(f"{peer}: {last}", file=sys.stderr)
         if peer in ("start", "peftlab"):
             raise SystemExit(1)
