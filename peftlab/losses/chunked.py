@@ -32,7 +32,7 @@ that it needs more for each: by the ratio of its speeds, not measured."""
 FEW, BLOCK = 256, 2048
 """Up to how many positions the CPU multiplies by a part of the head at a time, and how many outputs that has.
 
-For few positions and very many outputs its product is slower by a quarter (128 and 49,152, two threads of an AMD EPYC)."""
+For few positions and very many outputs its product is slower by a quarter (128 and 49,152; 2 cores of an AMD EPYC)."""
 
 
 class ChunkedCrossEntropy(Loss):
