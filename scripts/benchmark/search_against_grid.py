@@ -81,6 +81,13 @@ def tuning_seconds(row: Row) -> float:
     return sum(trial.result.seconds.get("processor", 0.0) for trial in row.sweep if trial.result)
 
 
+def seconds_until_best(row: Row) -> float:
+    """Return the processor seconds of the runs that chose, up to the one that was best."""
+    runs = [trial for trial in row.sweep if trial.result]
+    best = min((trial for trial in runs if trial.report.validation is not None), key=lambda one: one.report.validation)
+    return sum(trial.result.seconds.get("processor", 0.0) for trial in runs[: runs.index(best) + 1])
+
+
 def summarise(row: Row, cost: float) -> dict[str, Any]:
     tested = [trial.report.test for trial in row.trials if trial.report.test is not None]
     found = row.variant.search
@@ -89,6 +96,7 @@ def summarise(row: Row, cost: float) -> dict[str, Any]:
         "trials": len(row.sweep),
         "stopped": found.stopped if found else 0,
         "processor_seconds": round(cost, 1),
+        "until_best": round(seconds_until_best(row), 1),
         "validation": min(trial.report.validation for trial in row.sweep if trial.report.validation is not None),
         "test": tested,
         "mean": fmean(tested),
