@@ -149,8 +149,12 @@ def compare(
     file, variants, folder = read_sources(sources)
     if power is not None:
         from peftlab.cli.power import plan_power
+        from peftlab.comparison.variants import choose_metric
 
-        return plan_power(power, spread, output or folder, len(variants))
+        named = metric or (file.metric if file else None)
+        if named or spread:  # otherwise it is that of the comparison that was run
+            named = choose_metric([one.recipe for one in variants], named)
+        return plan_power(power, spread, output or folder, len(variants), named)
     caps = {
         "trials": trials,
         "seconds": search_seconds,

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from rich.table import Table as TextTable
 
     from peftlab.comparison.power import Power
+    from peftlab.comparison.rows import Table
 
 SEEDS = (2, 3, 4, 5, 8, 12, 20)
 MULTIPLES = (1, 2, 4, 8)
@@ -20,49 +21,99 @@ SPREAD = ("seed", "row", "rows")
 EXAMPLE = "seed=0.01,row=0.4,rows=200"
 
 
-def plan_power(difference: float, spread: str | None, folder: Path, variants: int) -> tuple[Any, Any, int]:
-    """Return the answer, what shows it and the exit code. Raises UsageError where no variance is known."""
+def plan_power(
+    difference: float, spread: str | None, folder: Path, variants: int, metric: str | None = None
+) -> tuple[Any, Any, int]:
+    """Return the answer, what shows it and the exit code. Raises UsageError where no variance is known.
+
+    `metric` is the one that the command names; of a measured comparison it is that one's.
+    """
     if not 0 < difference < float("inf"):
         raise UsageError(f"--power {difference:g}: must be a difference greater than 0")
-    found = dict(_measured(folder)) if spread is None else {"": _given(spread, variants)}
+    measured = _read(folder, metric) if spread is None else None
+    metric = measured.metric if measured else metric
+    _check_difference(difference, metric)
+    found = dict(_measured(measured)) if measured else {"": _given(spread or "", variants)}
     plans = [_plan(title, power, difference) for title, power in found.items()]
-    return {"difference": difference, "plans": plans}, lambda: _show(difference, plans), 0
+    source = str(folder) if measured else None
+    answer = {"difference": difference, "metric": metric, "measured_in": source, "plans": plans}
+    return answer, lambda: _show(difference, metric, source, plans), 0
+
+
+def _check_difference(difference: float, metric: str | None) -> None:
+    """Raise UsageError for a difference that no two values of a metric can have, such as percent of a fraction."""
+    from peftlab.metrics import METRICS
+
+    if metric not in METRICS:
+        return
+    lowest, highest = METRICS[metric].range
+    if difference >= highest - lowest:
+        hint = f"; {difference:g} % are {difference / 100:g}" if highest - lowest == 1 and difference < 100 else ""
+        raise UsageError(
+            f"--power {difference:g}: {metric} lies between {lowest:g} and {highest:g}, so that no difference is as "
+            f"large{hint}"
+        )
 
 
 def _given(spread: str, variants: int) -> Power:
     """Return the variances of a text such as `seed=0.01,row=0.4,rows=200`. Raises UsageError."""
     from peftlab.comparison.power import Power
+    from peftlab.evaluation.resampling import LEAST_ROWS
 
+    parts = [part.partition("=") for part in spread.split(",")]
     try:
-        values = {key.strip(): float(value) for key, _, value in (part.partition("=") for part in spread.split(","))}
+        values = {key.strip(): float(value) for key, _, value in parts}
     except ValueError:
         values = {}
-    valid = set(values) == set(SPREAD) and all(0 <= value < float("inf") for value in values.values())
-    if not valid or values["rows"] < 2 or values["seed"] + values["row"] == 0:
+    valid = sorted(key.strip() for key, _, _ in parts) == sorted(SPREAD) == sorted(values)
+    valid = valid and all(0 <= value < float("inf") for value in values.values())
+    if not valid or not values["rows"].is_integer() or values["seed"] + values["row"] == 0:
         raise UsageError(f"--spread {spread!r}: write two standard deviations and the number of test rows, {EXAMPLE}")
+    if values["rows"] < LEAST_ROWS:
+        raise UsageError(f"--spread {spread!r}: fewer than {LEAST_ROWS} rows show no chance of theirs; name more")
     return Power(values["seed"] ** 2, values["row"] ** 2, int(values["rows"]), max(1, comb(variants, 2)))
 
 
-def _measured(folder: Path) -> Iterator[tuple[str, Power]]:
-    """Yield the variances that the comparison in a folder measured, by budget. Raises UsageError without any."""
-    from peftlab.comparison.findings import find
+def _read(folder: Path, metric: str | None) -> Table:
+    """Return the comparison in a folder. Raises UsageError where there is none, or one by another metric."""
     from peftlab.comparison.folder import SUMMARY
     from peftlab.comparison.rows import read_table
-    from peftlab.comparison.verdict import measure_power
 
-    known = False
-    if (folder / SUMMARY).exists():
-        table = read_table(folder)
-        findings = find(table)
-        for family in findings.families:
-            if power := measure_power(table, findings, family):
-                known = True
-                yield family.budget or "", power
-    if not known:
+    if not (folder / SUMMARY).exists():
+        raise _unknown(folder)
+    table = read_table(folder)
+    if metric not in (None, table.metric):
         raise UsageError(
-            f"--power: {folder} has no comparison with two seeds and scores of single rows yet; "
+            f"--power: the comparison in {folder} measured {table.metric}, not {metric}; name another --output, or "
             f"add what you expect, --spread {EXAMPLE}"
         )
+    return table
+
+
+def _unknown(folder: Path) -> UsageError:
+    return UsageError(
+        f"--power: {folder} has no comparison with two seeds and scores of single rows yet; "
+        f"add what you expect, --spread {EXAMPLE}"
+    )
+
+
+def _measured(table: Table) -> Iterator[tuple[str, Power]]:
+    """Yield the variances that a comparison measured, by budget. Raises UsageError without any."""
+    from peftlab.comparison.findings import find
+    from peftlab.comparison.verdict import measure_power
+
+    findings = find(table)
+    found = {family.budget or "": measure_power(table, findings, family) for family in findings.families}
+    known = {title: power for title, power in found.items() if power}
+    if not known:
+        raise _unknown(table.folder)
+    varied = {title: power for title, power in known.items() if power.of_seed + power.of_row}
+    if not varied:
+        raise UsageError(
+            f"--power: in {table.folder} neither seeds nor rows made a difference in {table.metric}; "
+            f"add what you expect, --spread {EXAMPLE}"
+        )
+    yield from varied.items()
 
 
 def _plan(title: str, power: Power, difference: float) -> dict[str, Any]:
@@ -83,15 +134,19 @@ def _plan(title: str, power: Power, difference: float) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _show(difference: float, plans: list[dict[str, Any]]) -> None:
+def _show(difference: float, metric: str | None, source: str | None, plans: list[dict[str, Any]]) -> None:
     from peftlab.cli.render import show
+    from peftlab.quantities import number
 
+    of_metric = f" in {metric}" if metric else ""
+    where_from = f"; measured in {source}" if source else ""
     for plan in plans:
         where = f" under {plan['budget']}" if plan["budget"] else ""
-        show(f"Chance of finding a true difference of {difference:g}, one of {plan['pairs']} pairs{where}")
+        pairs = number(plan["pairs"], "pair")
+        show(f"Chance of finding a true difference of {difference:g}{of_metric}, one of {pairs}{where}")
         show(
             f"(standard deviation {plan['seed_spread']:.2g} between seeds, {plan['row_spread']:.2g} between rows, "
-            f"{plan['rows']:,} test rows)"
+            f"{plan['rows']:,} test rows{where_from})"
         )
         show(_table(plan["chances"]))
         show("\n".join([*_needs(plan), ""]))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
 import numpy as np
 
 from peftlab.comparison.statistics import LEVEL, Difference, mixed_tails
+from peftlab.evaluation.resampling import LEAST_ROWS
 
 WANTED = 0.8
 SIMULATIONS = 4000
@@ -29,13 +30,13 @@ class Power:
     pairs: int = 1
 
     @classmethod
-    def measured(cls, pairs: Sequence[Difference[str]], seeds: int, rows: int) -> Power | None:
-        """Return the medians over pairs of variants with `seeds` seeds each; None where seeds or rows are not known."""
+    def measured(cls, pairs: Sequence[Difference[str]], seeds: Mapping[str, int], rows: int) -> Power | None:
+        """Return the medians over pairs of variants with so many `seeds`; None where seeds or rows are not known."""
         known = [pair for pair in pairs if pair.scope == "methods"]
         if not known or not rows:
             return None
-        of_seed, of_row = median(pair.of_seeds for pair in known), median(pair.of_rows for pair in known)
-        return cls(of_seed * seeds / 2, of_row * rows, rows, len(pairs))
+        of_seed = median(pair.of_seeds / (1 / seeds[pair.first] + 1 / seeds[pair.second]) for pair in known)
+        return cls(of_seed, median(pair.of_rows for pair in known) * rows, rows, len(pairs))
 
     def chance(self, difference: float, seeds: int, rows: int | None = None) -> float:
         """Return the chance that a true difference is significant with so many seeds (two or more) and rows."""
@@ -58,15 +59,18 @@ class Power:
         return _fewest(lambda seeds: self.chance(difference, seeds, rows), MOST_SEEDS)
 
     def rows_for(self, difference: float, seeds: int) -> int | None:
-        """Return the fewest test rows, rounded up to two digits, that do; None where ten million do not."""
-        found = _fewest(lambda rows: self.chance(difference, seeds, rows), MOST_ROWS)
+        """Return the fewest test rows, rounded up to two digits, that do; None where ten million do not.
+
+        They are as many as show their own chance (`LEAST_ROWS`), or more.
+        """
+        found = _fewest(lambda rows: self.chance(difference, seeds, rows), MOST_ROWS, LEAST_ROWS)
         digit = 10 ** max(0, len(str(found)) - 2)
         return None if found is None else -(-found // digit) * digit
 
 
-def _fewest(chance: Callable[[int], float], most: int) -> int | None:
-    """Return the smallest count from 2 to `most` whose chance is enough, by bisection; None where `most` is not."""
-    low, high = 1, 2
+def _fewest(chance: Callable[[int], float], most: int, least: int = 2) -> int | None:
+    """Return the smallest count of `least` to `most` whose chance is enough, by bisection; None where none is."""
+    low, high = least - 1, least
     while chance(high) < WANTED:
         if high == most:
             return None

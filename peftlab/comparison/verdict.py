@@ -114,11 +114,8 @@ def _further(table: Table, pair: Difference[str]) -> str:
 
 def measure_power(table: Table, findings: Findings, family: Family) -> Power | None:
     """Return the variances that the comparison measured; None with one seed."""
-    seeds = max(found.seeds for found in family.estimates.values()) if family.estimates else 0
-    full = [pair for pair in family.differences if all(
-        family.estimates[label].seeds == seeds for label in (pair.first, pair.second)
-    )]  # fmt: skip
-    power = Power.measured(full, seeds, findings.rows)
+    seeds = {label: found.seeds for label, found in family.estimates.items()}
+    power = Power.measured(family.differences, seeds, findings.rows)
     return power and Power(power.of_seed, power.of_row, power.rows, comb(len(family.ordered), 2))
 
 
