@@ -50,7 +50,7 @@ def _check_difference(difference: float, metric: str | None) -> None:
     if difference >= highest - lowest:
         hint = f"; {difference:g} % are {difference / 100:g}" if highest - lowest == 1 and difference < 100 else ""
         raise UsageError(
-            f"--power {difference:g}: two values of {metric}, which lies between {lowest:g} and {highest:g}, differ by "
+            f"--power {difference:g}: two values of {metric}, which is from {lowest:g} to {highest:g}, differ by "
             f"less{hint}"
         )
 

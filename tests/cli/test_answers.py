@@ -267,7 +267,7 @@ def test_power_before_the_first_run_is_planned_from_what_is_expected(answer, tmp
     (["--power", "0.1", "--spread", "seed=1,row=1,rows=5"], "fewer than 6 rows show no chance of theirs"),
     (["--power", "0.1", "--metric", "los", "--spread", "seed=1,row=1,rows=9"], "unknown metric 'los'"),
     (["--power", "2", "--metric", "exact_match", "--spread", "seed=1,row=1,rows=9"],
-     "two values of exact_match, which lies between 0 and 1, differ by less; 2 % are 0.02"),
+     "two values of exact_match, which is from 0 to 1, differ by less; 2 % are 0.02"),
     (["--spread", "seed=1"], "--spread is used with --power only"),
 ])  # fmt: skip
 def test_power_says_what_it_cannot_plan(answer, tmp_path, arguments, told):
