@@ -54,7 +54,7 @@ def read_results(paths: Iterable[Path], notes: list[str]) -> list[BenchResult]:
     """
     latest: dict[tuple[Any, ...], tuple[Path, BenchResult]] = {}
     older: list[Path] = []
-    for path in {path.resolve(): path for path in _files(paths)}.values():
+    for path in {path.resolve(): path for path in list_files(paths)}.values():
         found = read_result(path, notes)
         if found is None:
             continue
@@ -71,7 +71,8 @@ def read_results(paths: Iterable[Path], notes: list[str]) -> list[BenchResult]:
     return sorted((found for _, found in latest.values()), key=lambda one: (-one.accuracy, one.name))
 
 
-def _files(paths: Iterable[Path]) -> Iterator[Path]:
+def list_files(paths: Iterable[Path]) -> Iterator[Path]:
+    """Yield files, and the .json files of folders. Raises StorageError for a path without any."""
     for path in paths:
         if path.is_dir():
             inside = sorted(one for one in path.glob("*.json") if not one.is_dir())

@@ -277,3 +277,13 @@ def test_a_loss_that_is_not_finite_is_exported_as_null(accuracy, tmp_path):
     file = write_results(table, tmp_path, [])[0]
     found = json.loads(file.read_text(), parse_constant=pytest.fail)
     assert found["train_info"]["metrics"][-1]["train loss"] is None
+
+
+def test_a_page_does_not_take_the_place_of_what_the_report_reads(accuracy, tmp_path, capsys):
+    imported = write(tmp_path / "a.json", bench())
+    record = next((accuracy / "runs").glob("*/result.json"))
+    for path in (imported, accuracy / "comparison.json", record):
+        before = path.read_bytes()
+        assert run(["report", str(accuracy), "--import", str(tmp_path), "--output", str(path)]) == 2
+        assert f"{path} is read by this command, and would be lost; name another file" in capsys.readouterr().err
+        assert path.read_bytes() == before

@@ -9,7 +9,7 @@ from pathlib import Path
 from peftlab.comparison.columns import filled_columns
 from peftlab.comparison.findings import Findings, find
 from peftlab.comparison.folder import REPORT
-from peftlab.comparison.peft_bench import BenchResult, read_results
+from peftlab.comparison.peft_bench import BenchResult, list_files, read_results
 from peftlab.comparison.peft_bench_export import write_results
 from peftlab.comparison.report.page import render_page
 from peftlab.comparison.report.pictures import draw_all
@@ -40,7 +40,8 @@ def write_report(
     `imported` are files or folders of PEFT's method comparison that are shown beside it; with `export` the finished
     runs are also written as such files.
 
-    Raises StorageError for a folder without a comparison, and where nothing can be written.
+    Raises StorageError for a folder without a comparison, and where nothing can be written; UsageError for a page in
+    the place of a file that is read.
     """
     table = read_table(folder, verify)
     findings, problems = find(table), list[str]()
@@ -54,7 +55,7 @@ def write_report(
         for needed in (place, page.parent):
             needed.mkdir(parents=True, exist_ok=True)
         if named:
-            refuse_output_file(page)
+            refuse_output_file(page, [*list_files(imported), *_records(folder, page)])
             page = page.resolve()  # a link that a user names stays, one in the folder is replaced
         exported = write_results(table, place / BENCH, problems) if export else []
         written = _write(table, findings, place, page, results, problems)
@@ -63,6 +64,13 @@ def write_report(
         raise StorageError(
             f"the report cannot be written to {error.filename or page}: {why(error)}, or name another --output"
         ) from None
+
+
+def _records(folder: Path, page: Path) -> list[Path]:
+    """Return the page's path where it is a file of the comparison itself: one in its folder that is not a page."""
+    real, place = page.resolve(), folder.resolve()
+    own = real.is_relative_to(place) and not real.is_relative_to(place / REPORT)
+    return [page] if own and real.suffix.lower() not in (".html", ".htm") else []
 
 
 def _write(
