@@ -146,6 +146,11 @@ def compare(
         jobs = use_devices(devices)
     if spread is not None and power is None:
         raise UsageError("--spread is used with --power only")
+    if power is not None:
+        run_alone = {"--budget": budgets, "--frontier": frontier, "--seeds": seeds, "--rates": rates}
+        run_alone |= {"--no-sweep": no_sweep, "--search": search, "--cluster": cluster, "--overwrite": overwrite}
+        if ignored := [name for name, value in run_alone.items() if value]:
+            raise UsageError(f"--power runs nothing and plans the seeds itself; leave out {', '.join(ignored)}")
     file, variants, folder = read_sources(sources)
     if power is not None:
         from peftlab.cli.power import plan_power

@@ -258,6 +258,7 @@ def test_power_before_the_first_run_is_planned_from_what_is_expected(answer, tmp
 
 @pytest.mark.parametrize(("arguments", "told"), [
     (["--power", "0"], "--power 0: must be a difference greater than 0"),
+    (["--power", "0.1", "--seeds", "5", "--rates", "1e-3,1e-2"], "plans the seeds itself; leave out --seeds, --rates"),
     (["--power", "0.1"], "has no comparison with two seeds"),
     (["--power", "0.1", "--spread", "seed=1"], "write two standard deviations and the number of test rows"),
     (["--power", "0.1", "--spread", "seed=a,row=1,rows=9"], "write two standard deviations"),
