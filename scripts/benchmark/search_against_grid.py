@@ -16,6 +16,7 @@ import argparse
 import datetime
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -24,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from peftlab.comparison.lab import compare
 from peftlab.comparison.rows import Row, read_table
+from peftlab.comparison.trials import Trial
 from peftlab.comparison.variants import Settings
 from peftlab.recipe.comparison import Variant, load_comparison
 from peftlab.runs.environment import describe_environment
@@ -65,7 +67,7 @@ def compare_ways(variant: Variant, search: Any, times: float, folder: Path) -> d
     """Return what the grid and the search of one method chose, cost and report."""
     folder.mkdir(parents=True, exist_ok=True)
     grid = run(variant, Settings(metric="loss"), folder / "grid")
-    cost = tuning_seconds(grid)
+    cost = processor_seconds(grid.sweep)
     capped = search.model_copy(update={"processor_seconds": times * cost})
     searched = run(variant, Settings(search=capped, metric="loss"), folder / "search")
     return {"grid": summarise(grid, cost), "search": summarise(searched, searched.variant.search.processor_seconds)}
@@ -76,28 +78,23 @@ def run(variant: Variant, settings: Settings, folder: Path) -> Row:
     return read_table(folder).rows[0]
 
 
-def tuning_seconds(row: Row) -> float:
-    """Return the processor seconds of all runs that chose."""
-    return sum(trial.result.seconds.get("processor", 0.0) for trial in row.sweep if trial.result)
-
-
-def seconds_until_best(row: Row) -> float:
-    """Return the processor seconds of the runs that chose, up to the one that was best."""
-    runs = [trial for trial in row.sweep if trial.result]
-    best = min((trial for trial in runs if trial.report.validation is not None), key=lambda one: one.report.validation)
-    return sum(trial.result.seconds.get("processor", 0.0) for trial in runs[: runs.index(best) + 1])
+def processor_seconds(trials: Sequence[Trial]) -> float:
+    """Return the processor seconds of trials that have a result."""
+    return sum(trial.result.seconds.get("processor", 0.0) for trial in trials if trial.result)
 
 
 def summarise(row: Row, cost: float) -> dict[str, Any]:
     tested = [trial.report.test for trial in row.trials if trial.report.test is not None]
     found = row.variant.search
+    finished = [trial for trial in row.sweep if trial.report.validation is not None]
+    best = min(finished, key=lambda trial: trial.report.validation)
     return {
         "chosen": row.variant.settings or {"training.learning_rate": row.variant.learning_rate},
         "trials": len(row.sweep),
         "stopped": found.stopped if found else 0,
         "processor_seconds": round(cost, 1),
-        "until_best": round(seconds_until_best(row), 1),
-        "validation": min(trial.report.validation for trial in row.sweep if trial.report.validation is not None),
+        "until_best": round(processor_seconds(row.sweep[: row.sweep.index(best) + 1]), 1),
+        "validation": best.report.validation,
         "test": tested,
         "mean": fmean(tested),
         "deviation": stdev(tested) if len(tested) > 1 else None,

@@ -149,15 +149,11 @@ def race(options: argparse.Namespace, job: Job, pythons: dict[str, str], title: 
     names = peers_that_have(job.method, pythons)
     runs: dict[str, list[Any]] = {peer: [] for peer in names}
     for turn in turns:
-        order = names[turn % len(names) :] + names[: turn % len(names)]
-        if options.step_by_step:
-            for peer, found in start_all({peer: pythons[peer] for peer in order}, folder).items():
-                runs[peer].append(found)
-            shutil.rmtree(folder / "run", ignore_errors=True)
-            continue
-        for peer in order:
-            runs[peer].append(start(pythons[peer], peer, folder))
-            shutil.rmtree(folder / "run", ignore_errors=True)
+        order = {peer: pythons[peer] for peer in names[turn % len(names) :] + names[: turn % len(names)]}
+        found = start_all(order, folder) if options.step_by_step else start_each(order, folder)
+        for peer, run in found.items():
+            runs[peer].append(run)
+        shutil.rmtree(folder / "run", ignore_errors=True)
     from race.floor import step_flops
 
     rows = job.steps_of_rows()[job.warm_up : job.timed]
@@ -183,6 +179,11 @@ def start(python: str, peer: str, folder: Path) -> Any:
     command, variables, output = prepare_child(python, peer, folder)
     done = subprocess.run(command, capture_output=True, text=True, env=variables, cwd=folder, check=False)
     return read_child(peer, done.returncode, done.stderr or done.stdout, output)
+
+
+def start_each(pythons: dict[str, str], folder: Path) -> dict[str, Any]:
+    """Run several peers one after another, and return what each measured."""
+    return {peer: start(python, peer, folder) for peer, python in pythons.items()}
 
 
 def start_all(pythons: dict[str, str], folder: Path) -> dict[str, Any]:
