@@ -44,6 +44,10 @@ def show_cache(found: dict[str, Any]) -> None:
     total = f"{found['folder']}: {format_bytes(found['bytes'])} in {entries}"
     deleted = "; deleted" if found["deleted"] else ""
     print(f"{total}{deleted}")  # unwrapped, to be copied
+    if (left := found["unfinished"])["count"]:
+        print(
+            f"of writers that were killed: {format_bytes(left['bytes'])} in {number(left['count'], 'folder')}{deleted}"
+        )
     titles = {"measurements": "memory measurement", "base_figures": "base evaluation", "plans": "plan"}
     for kind, title in titles.items():
         if (kept := found[kind])["count"]:

@@ -2,7 +2,8 @@
 
 `$PEFTLAB_CACHE`, else `$XDG_CACHE_HOME/peftlab`, else `~/.cache/peftlab`. An entry appears as a whole, by a rename, and
 every byte of it is checked before it is used. Its writer has locked it (`flock`): processes that need the same tokens
-wait for it, and a writer that is killed loses the lock.
+wait for it, and a writer that is killed loses the lock. The folder may be one that contains other files too: only what
+has a name that peftlab gives is listed, counted and deleted.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -27,6 +29,10 @@ from peftlab.files import decode_json
 ENTRY = "entry.json"
 BUILDING, LOCKS = "building", "locks"
 VERSION = 1
+# The names that peftlab gives here: of an entry, of an entry that is being written or deleted, of a file that is kept.
+KEY = re.compile("[0-9a-f]{64}")
+UNFINISHED = re.compile("(?P<key>[0-9a-f]{64})-.{8}|removed-[0-9a-f]{16}-[0-9]+")
+KEPT = re.compile(r"[0-9a-f]{64}\.json")
 CHUNK = 4 * 1024**2
 # A folder that a writer left behind this long ago is of a process that was killed.
 ABANDONED_SECONDS = 24 * 3600
@@ -52,8 +58,8 @@ class Entry:
 
     @property
     def used(self) -> float:
-        """When it was last made or read, in seconds since the epoch."""
-        return self.folder.stat().st_mtime
+        """When it was last made or read, in seconds since the epoch; 0 where another process deleted it."""
+        return changed_at(self.folder)
 
 
 def cache_folder() -> Path:
@@ -78,6 +84,14 @@ def base_figures_folder() -> Path:
 def plans_folder() -> Path:
     """Return the folder with a file for each plan of memory that is kept, changed when it was used last."""
     return cache_folder() / "plans"
+
+
+def kept_files(folder: Path) -> list[Path]:
+    """Return the files in a folder that runs kept for later ones, in the order of their names."""
+    try:
+        return sorted(path for path in folder.iterdir() if KEPT.fullmatch(path.name) and _is_own(path, path.is_file()))
+    except OSError:
+        return []
 
 
 class TokenStore:
@@ -150,18 +164,29 @@ class TokenStore:
         with contextlib.suppress(OSError):
             gone.parent.mkdir(parents=True, exist_ok=True)
             os.rename(self.folder / key, gone)
+            if gone.is_symlink():
+                gone.unlink()
             shutil.rmtree(gone, ignore_errors=True)
 
     def entries(self) -> Iterator[Entry]:
         """Yield all entries, the one used last first; those that cannot be read have no content."""
-        folders = [path for path in _folders(self.folder) if path.name not in (BUILDING, LOCKS)]
-        for path in sorted(folders, key=lambda path: path.stat().st_mtime, reverse=True):
+        folders = {path: changed_at(path) for path in _folders(self.folder, KEY)}
+        for path in sorted(folders, key=lambda path: folders[path], reverse=True):
             try:
                 found = read_entry(path)
             except (DamagedEntry, OSError):
-                found = Entry(path, {}, _size_of(path))
+                found = Entry(path, {}, size_of(path))
             if found is not None:
                 yield found
+
+    def abandoned(self) -> list[Path]:
+        """Return the folders in which no process writes an entry any more: their writers were killed."""
+        return [folder for folder in _folders(self.folder / BUILDING, UNFINISHED) if not self._has_writer(folder)]
+
+    def _has_writer(self, folder: Path) -> bool:
+        """Return whether the process that writes a folder may still have the lock of its key."""
+        found = UNFINISHED.fullmatch(folder.name)
+        return bool(found and found["key"]) and _is_locked(self.folder / LOCKS / f"{folder.name[:64]}.lock")
 
 
 def read_entry(folder: Path) -> Entry | None:
@@ -216,20 +241,53 @@ def _lock(path: Path) -> int:
         os.close(descriptor)
 
 
+def _is_locked(path: Path) -> bool:
+    """Return whether a process may have locked a file: where a lock cannot be tried, one may."""
+    try:
+        descriptor = os.open(path, os.O_RDWR)
+    except OSError as error:
+        return not isinstance(error, FileNotFoundError)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
 def _remove_abandoned(place: Path, key: str) -> None:
     """Delete what writers left that were killed: of this key, which is locked, and whatever is old."""
-    for folder in _folders(place):
-        with contextlib.suppress(OSError):
-            if folder.name.startswith(key) or time.time() - folder.stat().st_mtime > ABANDONED_SECONDS:
-                shutil.rmtree(folder, ignore_errors=True)
+    for folder in _folders(place, UNFINISHED):
+        if folder.name.startswith(key) or time.time() - changed_at(folder) > ABANDONED_SECONDS:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
-def _folders(place: Path) -> list[Path]:
+def changed_at(path: Path) -> float:
+    """Return when a file or folder was changed last, in seconds since the epoch; 0 where it is gone."""
     try:
-        return [path for path in place.iterdir() if path.is_dir()]
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def size_of(path: Path) -> int:
+    """Return the bytes of a file, or of the files in a folder; 0 where they are gone."""
+    try:
+        files = path.iterdir() if path.is_dir() else [path]
+        return sum(file.stat().st_size for file in files if file.is_file())
+    except OSError:
+        return 0
+
+
+def _folders(place: Path, names: re.Pattern[str]) -> list[Path]:
+    """Return the folders in a place whose names are of a form; links are not."""
+    try:
+        return [path for path in place.iterdir() if names.fullmatch(path.name) and _is_own(path, path.is_dir())]
     except OSError:
         return []
 
 
-def _size_of(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+def _is_own(path: Path, kind: bool) -> bool:
+    """Return whether what is there is of the wanted kind and not a link, which peftlab makes none of."""
+    return kind and not path.is_symlink()
