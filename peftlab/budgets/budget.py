@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
-from math import exp, log
+from math import exp, isfinite, log
 from typing import Literal, get_args
 
 from peftlab.errors import UsageError, nearest
@@ -14,16 +14,18 @@ from peftlab.sizes import parse_size
 Kind = Literal["trainable", "memory", "stored", "seconds", "operations"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 EXAMPLES = "trainable=300k, trainable=0.5%, memory=8GiB, stored=2MB, seconds=600 or operations=3P"
-NUMBER = re.compile(r"([0-9][0-9_]*(?:\.[0-9]+)?(?:e\+?[0-9]+)?)\s*([A-Za-z%]*)")
+NUMBER = re.compile(r"([0-9][0-9_]*(?:\.[0-9]+)?(?:e[+-]?[0-9]+)?)\s*([A-Za-z%]*)")
 COUNTS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
 TIMES = {"": 1, "s": 1, "min": 60, "h": 3600}
 OPERATIONS = {"": 1, "g": 10**9, "t": 10**12, "p": 10**15, "e": 10**18, "z": 10**21}
+BYTES = {"TiB": 2**40, "GiB": 2**30, "MiB": 2**20, "KiB": 2**10, "B": 1}
 # What is measured of every variant of a comparison, and cannot be sized for.
 NOT_SIZED = {
     "latency": "merged into the base, any size is as fast as the base, and unmerged, usual sizes change it less than "
     "two measurements differ; `peftlab compare` shows each variant's latency",
 }
 FRONTIER_POINTS = 5
+MOST_POINTS = 100
 FRONTIER_EXAMPLES = "trainable=10k..10M, stored=1MB..100MB or trainable=10k..10M:7 (points)"
 
 
@@ -67,13 +69,19 @@ def parse_frontier(text: str) -> tuple[str, ...]:
 
     Five, or as many as `:N` at the end says. Raises UsageError.
     """
+    if "," in text:
+        raise UsageError(f"--frontier {text!r}: has one kind of budget, without commas; write {FRONTIER_EXAMPLES}")
     kind, _, ends = (part.strip() for part in text.partition("="))
     found = re.fullmatch(r"(.+?)\.\.(.+?)(?::(\d+))?", ends)
     if not found:
         raise UsageError(f"--frontier {text!r}: write {FRONTIER_EXAMPLES}")
     low, high = (_parse_one(f"{kind}={end}") for end in found.groups()[:2])
     points = int(found[3] or FRONTIER_POINTS)
-    if not low.amount < high.amount or low.is_share != high.is_share or points < 2:
+    if points > MOST_POINTS:
+        raise UsageError(f"--frontier {text!r}: every point is a training; ask for at most {MOST_POINTS}")
+    if low.is_share != high.is_share:
+        raise UsageError(f"--frontier {text!r}: one end is a share and the other is not; write both with % or without")
+    if not low.amount < high.amount or points < 2:
         raise UsageError(f"--frontier {text!r}: must go from a smaller to a larger amount in at least 2 points")
     steps = [index / (points - 1) for index in range(points)]
     amounts = [exp(log(low.amount) + step * log(high.amount / low.amount)) for step in steps]
@@ -85,10 +93,11 @@ def _write(like: Budget, amount: float) -> str:
     if like.is_share:
         return f"{like.kind}={100 * amount:.3g}%"
     if like.kind in ("memory", "stored"):
-        return f"{like.kind}={amount / 2**20:.4g}MiB" if amount < 2**30 else f"{like.kind}={amount / 2**30:.4g}GiB"
+        unit, size = next((unit, size) for unit, size in BYTES.items() if amount >= size or size == 1)
+        return f"{like.kind}={amount / size:.4g}{unit}"
     amount = float(f"{amount:.3g}")
     units = {"trainable": COUNTS, "operations": OPERATIONS}.get(like.kind, {"": 1})
-    unit, size = max(((unit, size) for unit, size in units.items() if size <= amount), key=lambda one: one[1])
+    unit, size = max(((unit, size) for unit, size in units.items() if size <= max(amount, 1)), key=lambda one: one[1])
     return f"{like.kind}={amount / size:.3g}{unit if unit == 'k' else unit.upper()}"
 
 
@@ -124,4 +133,6 @@ def _parse_number(kind: Kind, value: str, units: dict[str, int], examples: str) 
     number = float(found[1].replace("_", "")) * units[found[2].lower()]
     if number <= 0:
         raise UsageError(f"{kind} {value!r} must be greater than zero")
+    if not isfinite(number):
+        raise UsageError(f"{kind} {value!r} is not a finite number; write {examples}")
     return number

@@ -64,7 +64,8 @@ def solve_all(
 ) -> BudgetReport:
     """Return what stays within all of several budgets: the smallest of the sizes, the fewest of the steps.
 
-    The report is of the budget that bounds the size, or else the steps; the others are in its notes.
+    The report is of the budget that is exceeded most, else of the one that bounds the size, or else the steps; the
+    others are in its notes.
     """
     shape = shape or read_shape(recipe, read_labels(recipe))
     bounding: list[BudgetReport] = []
@@ -76,14 +77,15 @@ def solve_all(
         bounding.append(smallest)
         others += [report for report in reports if report is not smallest]
     # A limit that even the smallest size exceeds is not met, whichever budget bounds the size.
-    exceeded = [report for report in others if report.reached > report.asked * (1 + TOLERANCE)]
+    exceeded = [report for report in [*bounding, *others] if report.reached > report.asked * (1 + TOLERANCE)]
     missed = [*bounding, *exceeded]
-    return bounding[0].model_copy(
+    shown = max(exceeded, key=lambda report: report.error, default=bounding[0])
+    return shown.model_copy(
         update={
             "solved": {field: value for report in bounding for field, value in report.solved.items()},
             "met": all(report.met for report in bounding) and not exceeded,
             "reason": "; ".join(dict.fromkeys(report.reason for report in missed if report.reason)) or None,
-            "notes": [*bounding[0].notes, *map(describe_other, [*bounding[1:], *others])],
+            "notes": [*shown.notes, *(describe_other(one) for one in [*bounding, *others] if one is not shown)],
         }
     )
 

@@ -19,7 +19,7 @@ from peftlab.cli.render import (
     render_example,
 )
 from peftlab.cli.render_memory import format_error
-from peftlab.comparison.columns import missed_text
+from peftlab.comparison.columns import missed_in
 from peftlab.comparison.words import search_text
 from peftlab.reports import MemoryReport, Metrics, RunResult
 
@@ -82,7 +82,7 @@ def quality_table(table: Table, labels: Mapping[str, str]) -> TextTable:
     cells = [{k: v for k, v in quality_cells(table, row).items() if k not in left_out} for row in table.rows]
     text = plain_table("variant", *(cells[0] if cells else ()))
     for row, values in zip(table.rows, cells, strict=True):
-        missed = missed_text(row.variant.solution)
+        missed = missed_in(row)
         text.add_row(labels[row.label] + (f" ({missed})" if missed else ""), *values.values())
     return text
 
@@ -94,13 +94,14 @@ def quality_cells(table: Table, row: Row) -> dict[str, str]:
     metrics = first.metrics if first else {}
     before: Metrics = next((metrics[key] for key in ("test_before", "before") if key in metrics), {})
     parameters = first.parameters if first else None
+    seconds = [one.training_seconds for one in row.finished if one.training_seconds is not None]
     status = row.trials[0].report.status if row.trials else "failed"
     ended = format_spread([trial.report.test for trial in row.valued if trial.report.test is not None])
     return {
         "trainable": f"{parameters.trainable:,}" if parameters else "-",
         "share": format_share(parameters.fraction) if parameters else "-",
         "memory": peak_memory(result) if result else "-",
-        "seconds": format_seconds(result.seconds.get("total")) if result else "-",
+        "seconds": format_seconds(statistics.fmean(seconds)) if seconds else "-",
         LEARNING_RATE: f"{rate:.2g}" if rate and result else "-",
         "before": format_metric(before.get(table.metric)),
         f"{table.metric} after" if seeds == 1 else f"{table.metric}, {seeds} seeds": ended if result else status,

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import floor, isfinite, log10
+from statistics import fmean
 
+from peftlab.budgets.budget import parse_budget
 from peftlab.comparison.findings import Findings
 from peftlab.comparison.groups import short_letters
 from peftlab.comparison.rows import Row, Table
 from peftlab.comparison.statistics import Estimate
+from peftlab.comparison.trials import Trial
 from peftlab.quantities import format_bytes, format_count, format_seconds, format_share
 from peftlab.reports import BudgetReport
 
 NONE = "–"
 MOST_DECIMALS = 4  # of figures from 0.1 on; smaller ones have as many digits
 BUDGET_TOLERANCE = 0.02
+# What a run took of the budgets that it was sized for by a forecast.
+MEASURED: dict[str, Callable[[Trial], float | None]] = {
+    "seconds": lambda trial: trial.training_seconds,
+    "memory": lambda trial: trial.peak_bytes("measured"),
+}
 
 
 @dataclass(frozen=True)
@@ -129,8 +137,34 @@ def _latency_text(row: Row) -> str:
 
 def _budget_text(row: Row) -> str:
     """Return the budget, and by how much the solved size misses it where it does."""
-    missed = missed_text(row.variant.solution)
+    missed = missed_in(row)
     return f"{row.budget} (off {missed})" if missed else str(row.budget)
+
+
+def missed_in(row: Row) -> str | None:
+    """Return by how much a row misses its budget: by its size, `−74 %`, and by what its runs took, `measured +9 %`.
+
+    Seconds and memory are sized by a forecast: the runs show what it was worth.
+    """
+    missed = [missed_text(row.variant.solution), *measured_misses(row)]
+    return ", ".join(text for text in missed if text) or None
+
+
+def measured_misses(row: Row) -> Iterator[str]:
+    """Yield by how much the finished runs exceeded their seconds and memory; seconds that size alone, also below."""
+    if row.budget is None:
+        return
+    budget = parse_budget(row.budget)
+    for limit in (budget, *budget.others):
+        measure = MEASURED.get(limit.kind)
+        taken = [found for trial in row.finished if measure and (found := measure(trial)) is not None]
+        if not taken:
+            continue
+        error = (max(taken) if limit.kind == "memory" else fmean(taken)) / limit.amount - 1
+        either = limit.kind == "seconds" and not budget.others
+        if (abs(error) if either else error) > BUDGET_TOLERANCE:
+            kind = f"{limit.kind} " if budget.others else ""
+            yield f"{kind}measured {signed(f'{100 * error:+.0f} %')}"
 
 
 def missed_text(solution: BudgetReport | None) -> str | None:

@@ -19,7 +19,7 @@ from peftlab.comparison.proposals import require_optuna
 from peftlab.comparison.search import Attempt, VariantSearch
 from peftlab.comparison.search_pool import run_searches
 from peftlab.comparison.variants import Settings, choose_metric, note_differences, open_variants, refuse_costly
-from peftlab.comparison.words import some
+from peftlab.comparison.words import join, some
 from peftlab.errors import StorageError, UsageError
 from peftlab.files import why, write_atomically
 from peftlab.metrics import METRICS
@@ -134,6 +134,7 @@ class Lab:
             method=method.type,
             title=method.title,
             budget=variant.budget,
+            same_size=list(variant.same_size),
             solution=variant.solution,
             learning_rate=None if chosen is None else self.learning_rate(place, chosen),
             settings=chosen.settings if search and chosen else {},
@@ -164,8 +165,10 @@ class Lab:
         draw_memory([(title, result.memory) for title, result in results if result], self.folder / PICTURE)
 
     def note_budgets(self) -> Iterator[str]:
-        """Yield which budgets are missed, by how much, or cannot be solved for."""
+        """Yield which budgets are missed, by how much, cannot be solved for, or give a size that another gives too."""
         for variant in self.variants:
+            if variant.same_size:
+                yield f"{variant.title}: {join(variant.same_size)} would give the same size, which is run once"
             if variant.error:
                 yield variant.error
             elif variant.solution and (not variant.solution.met or missed_text(variant.solution)):

@@ -11,7 +11,7 @@ from math import inf, isfinite
 from pathlib import Path
 from typing import Any
 
-from peftlab.comparison.identity import may_write_day
+from peftlab.comparison.identity import hash_run, may_write_day
 from peftlab.errors import PeftlabError, StorageError, UsageError, nearest
 from peftlab.files import decode_json, read_text, write_atomically
 from peftlab.metrics import METRICS, RENAMED
@@ -93,19 +93,19 @@ def keep_sizes(variants: Sequence[Variant]) -> Iterator[Variant]:
 
     A method of few sizes then has fewer points on the curve than amounts were asked.
     """
-    best: dict[tuple[str, str], float] = {}
+    same: dict[tuple[str, str], list[Variant]] = {}
     for variant in variants:
         if variant.solution:
-            key = (variant.name, repr(sorted(variant.solution.solved.items())))
-            best[key] = min(abs(variant.solution.error), best.get(key, inf))
+            same.setdefault(size_of(variant), []).append(variant)
     for variant in variants:
-        if variant.solution is None:
-            yield variant
-            continue
-        key = (variant.name, repr(sorted(variant.solution.solved.items())))
-        if best[key] == abs(variant.solution.error):
-            best[key] = -1.0  # an equal size for another amount is not run again
-            yield variant
+        sizes = same[size_of(variant)] if variant.solution else [variant]
+        if variant is min(sizes, key=lambda one: abs(one.solution.error) if one.solution else inf):
+            yield replace(variant, same_size=tuple(one.budget for one in sizes if one is not variant and one.budget))
+
+
+def size_of(variant: Variant) -> tuple[str, str]:
+    """Return what is equal for variants of one name that a frontier runs once."""
+    return variant.name, repr(sorted(variant.solution.solved.items())) if variant.solution else ""
 
 
 def fix_day(variant: Variant, folder: Path) -> Variant:
@@ -245,9 +245,10 @@ def solve_variant(variant: Variant, cache: Path, jobs: int) -> Variant:
 
     assert variant.budget is not None
     recipe, budget = variant.recipe, parse_budget(variant.budget)
-    key = sha256(f"{recipe.model_dump_json()}\0{budget}".encode()).hexdigest()[:16]
     known = read_solutions(cache)
     try:
+        # By content: with other rows or weights in the same files, the budget gives another size.
+        key = sha256(f"{recipe.model_dump_json()}\0{hash_run(recipe)}\0{budget}".encode()).hexdigest()[:16]
         solution = known.get(key) or solve(recipe, budget, environment=share_of_machine(0, jobs))
         solved = variant.with_overrides(f"{field}={json.dumps(value)}" for field, value in solution.solved.items())
     except PeftlabError as error:

@@ -13,7 +13,7 @@ from peftlab.comparison.groups import Cost
 from peftlab.comparison.power import MOST_SEEDS, Power
 from peftlab.comparison.rows import Table
 from peftlab.comparison.statistics import Difference, Estimate
-from peftlab.comparison.words import estimate_text, names_of, size_text, some
+from peftlab.comparison.words import estimate_text, names_of, shorten, size_text, some
 from peftlab.quantities import format_bytes, format_count, format_seconds, number
 
 # What each cost is called where a variant has the least of it.
@@ -44,8 +44,17 @@ def answer(table: Table, findings: Findings, family: Family) -> list[Answer]:
     if not family.ordered:
         return []
     if len(family.ordered) == 1:
-        return [_alone(table, findings, family)]
-    return [_best(table, family), *_cheapest(table, findings, family), *_more(table, findings, family)]
+        return [_alone(table, findings, family), *_elsewhere(table, family)]
+    compared = [_best(table, family), *_cheapest(table, findings, family), *_more(table, findings, family)]
+    return [*compared, *_elsewhere(table, family)]
+
+
+def _elsewhere(table: Table, family: Family) -> Iterator[Answer]:
+    """Yield which variants of a frontier are not in this answer, because their size is run under another amount."""
+    rows = [row for row in table.rows if family.budget in row.variant.same_size]
+    if rows:
+        names = some([f"{shorten(row.name)} (under {row.budget})" for row in rows])
+        yield Answer("not in this answer", f"{names}: the nearest size is that of another amount, and is run there.")
 
 
 def _alone(table: Table, findings: Findings, family: Family) -> Answer:

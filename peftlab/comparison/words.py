@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from peftlab.comparison.columns import interval_text, missed_text, shared_decimals
+from peftlab.comparison.columns import interval_text, missed_in, shared_decimals
 from peftlab.comparison.points import Point
 from peftlab.comparison.rows import Row, Table
 from peftlab.comparison.statistics import Difference, Estimate
@@ -81,7 +81,7 @@ def by_budget(table: Table, describe: Callable[[Row], str | None]) -> str:
 
 
 def missed_budget(row: Row) -> str | None:
-    missed = missed_text(row.variant.solution)
+    missed = missed_in(row)
     return f" ({missed})" if missed else None
 
 

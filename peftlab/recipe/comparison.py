@@ -82,9 +82,10 @@ class Comparison(Section):
 class Variant:
     """What is compared: a recipe (its file and overrides, as `peftlab train` takes them), perhaps under a budget.
 
-    `solution` is the size that meets the budget, `learning_rates` are those to try, ascending, and `error` says why
-    the variant cannot be run. `space` is what a search tries with this variant alone. `suggested_learning_rate` is
-    tried early, where the recipe's own is another method's.
+    `solution` is the size that meets the budget, `same_size` are other amounts of a frontier that give this size,
+    `learning_rates` are those to try, ascending, and `error` says why the variant cannot be run. `space` is what a
+    search tries with this variant alone. `suggested_learning_rate` is tried early, where the recipe's own is another
+    method's.
     """
 
     name: str
@@ -92,6 +93,7 @@ class Variant:
     overrides: tuple[str, ...]
     recipe: Recipe
     budget: str | None = None
+    same_size: tuple[str, ...] = ()
     solution: BudgetReport | None = None
     learning_rates: tuple[float, ...] = ()
     space: Mapping[str, Dimension] = field(default_factory=dict)

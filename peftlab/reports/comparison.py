@@ -82,6 +82,7 @@ class SearchReport(Report):
 class VariantReport(Report):
     """One variant of a comparison under one budget: the learning rates tried, and the seeds at the chosen one.
 
+    `same_size` are the other amounts of a frontier for which this size, which is run once, is the nearest.
     After a search, `settings` are the chosen ones, and `sweep` has all its trials.
     """
 
@@ -89,6 +90,7 @@ class VariantReport(Report):
     method: str
     title: str
     budget: str | None = None
+    same_size: list[str] = Field(default_factory=list)
     solution: BudgetReport | None = None
     learning_rate: float | None = None
     settings: dict[str, Any] = Field(default_factory=dict)

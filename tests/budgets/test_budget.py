@@ -33,6 +33,8 @@ BAD = [
     ("trainable=many", "trainable 'many' is not a valid amount"),
     ("trainable=-3k", "trainable '-3k' is not a valid amount"),
     ("trainable=3GiB", "trainable '3GiB' is not a valid amount"),
+    ("trainable=1e400", "trainable '1e400' is not a finite number"),
+    ("operations=1e400", "operations '1e400' is not a finite number"),
     ("trainable=0", "trainable '0' must be greater than zero"),
     ("trainable=0%", "must be greater than zero"),
     ("trainable=101%", "trainable '101%' is more than 100 % of the model"),
@@ -82,6 +84,10 @@ def test_several_limits_are_one_budget_and_read_back():
         ("stored=1MiB..4GiB:4", ("stored=1MiB", "stored=16MiB", "stored=256MiB", "stored=4GiB")),
         ("operations=1T..100P:6", tuple(f"operations={one}" for one in ("1T", "10T", "100T", "1P", "10P", "100P"))),
         ("seconds=10..1000:3", ("seconds=10", "seconds=100", "seconds=1000")),
+        ("seconds=0.1..0.9:3", ("seconds=0.1", "seconds=0.3", "seconds=0.9")),
+        ("stored=256B..4KiB:3", ("stored=256B", "stored=1KiB", "stored=4KiB")),
+        ("memory=1TiB..16TiB:3", ("memory=1TiB", "memory=4TiB", "memory=16TiB")),
+        ("trainable=0.000001%..0.0001%:3", ("trainable=0.000001%", "trainable=1e-05%", "trainable=0.0001%")),
     ],
 )
 def test_a_frontier_is_budgets_of_equal_ratios_that_read_back(text, budgets):
@@ -94,7 +100,9 @@ def test_a_frontier_is_budgets_of_equal_ratios_that_read_back(text, budgets):
     [
         ("trainable=10k", "write trainable=10k..10M"),
         ("trainable=10M..10k", "must go from a smaller to a larger amount"),
-        ("trainable=1k..1%", "must go from a smaller"),
+        ("trainable=1k..1%", "one end is a share and the other is not"),
+        ("trainable=1k..2k:101", "ask for at most 100"),
+        ("trainable=1k..10k,memory=1GiB", "has one kind of budget, without commas"),
         ("trainable=1k..2k:1", "in at least 2 points"),
         ("trainble=1..2", "did you mean 'trainable'?"),
         ("memory=1..2", "has no unit"),

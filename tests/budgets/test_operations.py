@@ -34,6 +34,15 @@ def test_a_tied_head_is_computed_at_the_targets_alone(tmp_path, method, passes):
     assert operations_per_step(recipe, shape) == pytest.approx(body + head) and steps.supervised < steps.tokens / 2
 
 
+def test_a_budget_of_operations_below_one_step_is_shown_beside_a_size_that_is_met(tmp_path):
+    recipe = short_recipe("lora", tmp_path / "run")
+    shape = read_shape(recipe, None)
+    one = operations_per_step(apply_budget(recipe, parse_budget("trainable=5%"), shape)[0], shape)
+    solved, both = apply_budget(recipe, parse_budget("trainable=5%,operations=1"), shape)
+    assert (both.kind, both.asked, both.reached, both.met) == ("operations", 1, one, False)
+    assert solved.training.steps == 1 and solved.method.count_trainable(shape) > 100_000
+
+
 def test_the_steps_are_the_most_that_stay_within_the_operations(tmp_path):
     recipe = short_recipe("lora", tmp_path / "run")
     shape = read_shape(recipe, None)

@@ -117,7 +117,7 @@ def test_a_comparison_has_a_row_for_every_run_and_an_answer_of_each(text_of):
     text = text_of(compared(*runs))
     assert max(map(len, text.splitlines())) <= 80
     row, _ = (line for line in text.splitlines() if line.startswith("full") and "answer" not in line)
-    assert row.split() == ["full", "311,721,984", "0.0768", "%", "3.0", "GiB", "1234", "3.2500", "1.5000"]
+    assert row.split() == ["full", "311,721,984", "0.0768", "%", "3.0", "GiB", "120", "3.2500", "1.5000"]
     assert text.count("the reference") == 1
     assert "answer of tiny-lora" in text and "answer of tiny-full" in text
 
@@ -142,7 +142,7 @@ def test_a_row_with_budget_rate_and_spread_fits_one_line(text_of):
     run = result("tiny-adapters", "adapters")
     text = text_of(compared(run, seeds=3, budget="trainable=43.8k", rates=(3e-4, 1e-3)))
     row = next(line for line in text.splitlines() if line.startswith("adapters"))
-    assert row.split() == "adapters 43.8k 311,721,984 1234 0.001 3.2500 1.6000 ± 0.1000".split()
+    assert row.split() == "adapters 43.8k 311,721,984 120 0.001 3.2500 1.6000 ± 0.1000".split()
     assert "note: a better learning rate may be beyond those tried, for: adapters 43.8k" in " ".join(text.split())
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
 
 from peftlab.comparison.findings import find
+from peftlab.comparison.lab import Lab
 from peftlab.comparison.report.frontiers import axes_of, curves_of, draw_frontier
 from peftlab.comparison.rows import read_table
 from peftlab.comparison.variants import Settings, keep_sizes, open_variants
+from peftlab.comparison.verdict import answer
 from peftlab.recipe.comparison import list_variants
 from peftlab.recipe.dump import dump_recipe
 from peftlab.reports import BudgetReport
@@ -70,6 +73,33 @@ def test_each_size_of_a_frontier_is_run_once_for_the_amount_that_it_is_nearest_t
     ]  # fmt: skip
     lora = [reached for method, _, reached in sizes if method == "lora"]
     assert len(lora) == len(set(lora)) == 2 and lora == sorted(lora)
+    notes = list(Lab("sizes", tmp_path, settings, solved, "loss", []).note_budgets())
+    once = "bitfit trainable=12k: trainable=60k and trainable=61k would give the same size, which is run once"
+    assert any(note.endswith(once) for note in notes)
+    told = {(one.name, other) for one in solved for other in one.same_size}
+    run = {(one.name, one.budget) for one in solved}
+    asked = {(one.name, budget) for one in solved for budget in budgets}
+    assert told | run == asked and not told & run
+
+
+def test_an_answer_names_the_variants_whose_size_is_run_under_another_amount(tmp_path):
+    class Once(Sizes):
+        """BitFit's one size is run under the first amount."""
+
+        def variant(self, method, budget, place):
+            report = super().variant(method, budget, place)
+            return report.model_copy(update={"same_size": list(BUDGETS[1:])}) if method == "bitfit" else report
+
+    folder = Once(tmp_path, methods=("lora", "adapters", "bitfit"), budgets=BUDGETS, rows=40).write()
+    report = json.loads((folder / "comparison.json").read_text())
+    report["variants"] = [one for one in report["variants"] if one["name"] != "bitfit" or one["budget"] == BUDGETS[0]]
+    (folder / "comparison.json").write_text(json.dumps(report))
+    table = read_table(folder)
+    findings = find(table)
+    told = {family.budget: [one.text for one in answer(table, findings, family) if one.question == "not in this answer"]
+            for family in findings.families}  # fmt: skip
+    text = "bitfit (under trainable=12k): the nearest size is that of another amount, and is run there."
+    assert told == {BUDGETS[0]: [], BUDGETS[1]: [text], BUDGETS[2]: [text]}
 
 
 def test_what_cannot_be_solved_stays_with_its_error(tmp_path):

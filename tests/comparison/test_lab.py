@@ -247,6 +247,21 @@ def test_budgets_are_solved_once_and_equal_recipes_run_once(machine, variants, t
     assert any("bitfit trainable=2%" in note for note in report.notes), "a budget that is not met is told"
 
 
+def test_a_budget_of_operations_is_solved_again_when_the_rows_of_its_file_change(machine, variants, tmp_path):
+    from peftlab.comparison.identity import hash_file
+
+    data = tmp_path / "rows.jsonl"
+    steps = []
+    for words in (5, 50):
+        line = json.dumps({"prompt": "a", "completion": "word " * words})
+        data.write_text(f"{line}\n" * 20, encoding="utf-8")
+        hash_file.cache_clear()
+        own = [one.with_overrides([f"data.train={data}", "data.train_rows=null"]) for one in variants[:1]]
+        (one,) = run(own, tmp_path / "out", budgets=("operations=1T",), rates=(1e-2,), seeds=(0,)).variants
+        steps.append(one.solution.solved["training.steps"])
+    assert steps[0] > 4 * steps[1], "ten times the words are fewer steps"
+
+
 def test_a_comparison_of_other_variants_is_not_replaced_and_one_that_grows_continues(machine, variants, tmp_path):
     run(variants[:1], tmp_path / "out")
     whole, done = (tmp_path / "out" / "comparison.json").read_bytes(), len(machine.done)

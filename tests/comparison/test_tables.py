@@ -8,11 +8,12 @@ import pyarrow.csv
 import pyarrow.parquet
 import pytest
 
-from peftlab.comparison.columns import filled_columns, interval_text, shared_decimals
+from peftlab.comparison.columns import filled_columns, interval_text, missed_in, shared_decimals
 from peftlab.comparison.findings import find
 from peftlab.comparison.rows import read_table
 from peftlab.comparison.statistics import Estimate
 from peftlab.comparison.tables import latex_table, markdown_table, paper_columns, run_records, write_records
+from peftlab.reports import BudgetReport
 
 from .conftest import HOSTILE
 from .folders import TITLES, Maker
@@ -59,6 +60,35 @@ def test_columns_that_no_variant_fills_are_left_out(tmp_path):
         "variant", "quality", "group", "change", "trainable", "stored", "seconds", "learning_rate", "seeds"
     ]  # fmt: skip
     assert "peak memory" not in markdown_table(columns, table.rows)
+
+
+class Forecast(Maker):
+    """Runs that were sized for 10 seconds by their pace, and took 15.9; the peak of each is 54,315,764 bytes."""
+
+    def fill(self, result, folder, method, loss):
+        super().fill(result, folder, method, loss)
+        result.seconds["training"] = 15.9
+
+    def variant(self, method, budget, place):
+        exact = BudgetReport(kind=budget.partition("=")[0], asked=10, reached=10, solved={}, met=True)
+        return super().variant(method, budget, place).model_copy(update={"solution": exact})
+
+
+@pytest.mark.parametrize(
+    ("budget", "missed"),
+    [
+        ("seconds=10", "measured +59 %"),
+        ("seconds=20", "measured −20 %"),
+        ("seconds=15.7", None),
+        ("memory=40MiB", "measured +29 %"),
+        ("memory=1GiB", None),
+        ("trainable=175k,memory=40MiB,seconds=10", "memory measured +29 %, seconds measured +59 %"),
+        ("trainable=175k,seconds=20", None),
+    ],
+)
+def test_what_the_runs_took_beyond_a_forecast_is_beside_the_budget(tmp_path, budget, missed):
+    (row,) = read_table(Forecast(tmp_path, methods=("lora",), budgets=(budget,), rows=10).write()).rows
+    assert missed_in(row) == missed
 
 
 def test_a_missed_budget_says_by_how_much(plain):
