@@ -160,7 +160,7 @@ def test_the_step_after_the_timed_ones_is_profiled_and_not_stamped(script):
     assert len(found["wall"]) == len(found["processor"]) == 2
     assert found["peak_bytes"] > 0
     operations = found["operations"]
-    assert 0 < operations["products"] < operations["all"]
+    assert 0 < operations["products"] < operations["tensors"] <= operations["all"]
     assert operations["attention"] == 0 and operations["all"] <= operations["step"]
 
 

@@ -11,7 +11,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from peftlab.data.token_rows import ANSWERS, POSITIONS, TARGETS
 from peftlab.errors import UsageError
 from peftlab.losses.after_head import UnknownHeadError
-from peftlab.losses.chunked import ChunkedCrossEntropy, HeadCrossEntropy, chunk_rows
+from peftlab.losses.chunked import ChunkedCrossEntropy
+from peftlab.losses.head_cross_entropy import CPU_TILE, HeadCrossEntropy, Tile, tile_of
 from peftlab.losses.without_logits import without_logits
 from peftlab.methods import METHODS
 from peftlab.recipe.schema import Recipe
@@ -43,6 +44,7 @@ METHOD_FIELDS = {
     "bitfit": {"add_missing": True},
 }
 CAUSAL = TASKS["causal-lm"]
+TILE = Tile(4, 16)
 
 
 def build(family: str, **changes) -> nn.Module:
@@ -78,10 +80,10 @@ def loss_and_gradients(loss, model, batch):
     return total.item(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-def assert_equal_to_plain(model, batch, task=CAUSAL, chunk=4, tolerance=1e-5):
+def assert_equal_to_plain(model, batch, task=CAUSAL, tile=TILE, tolerance=1e-5):
     plain = task.loss(model)
     chunked = without_logits(plain, model)
-    chunked.chunk = chunk
+    chunked.tile = tile
     (total, gradients), (other, found) = (loss_and_gradients(one, model, batch) for one in (plain, chunked))
     assert other == pytest.approx(total, rel=tolerance)
     assert gradients.keys() == found.keys() and gradients
@@ -128,7 +130,7 @@ def test_losses_of_rows_equal_the_plain_ones():
     model, batch, counts = build("gemma2"), make_batch(), [4, 0, 5]
     plain = CAUSAL.loss(model)
     chunked = without_logits(plain, model)
-    chunked.chunk = 2
+    chunked.tile = Tile(2, 16)
     with torch.no_grad():
         expected, found = (one.rows(model, batch, counts).losses for one in (plain, chunked))
     assert torch.allclose(found, expected, rtol=1e-6) and found[1] == 0
@@ -155,7 +157,7 @@ def test_micro_batch_without_targets_sums_to_zero_and_has_gradients():
 def test_no_more_logits_than_one_chunk_exist():
     model, batch, seen = build("llama"), make_batch(), []
     chunked = without_logits(CAUSAL.loss(model), model)
-    chunked.chunk = 2
+    chunked.tile = Tile(2, 16)
 
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -185,7 +187,7 @@ def test_a_model_is_as_it_was_afterwards():
 def test_the_gradient_is_there_once():
     hidden, weight = torch.randn(3, 4, requires_grad=True), torch.randn(5, 4)
     after = without_logits(CAUSAL.loss(model := build("llama")), model).after
-    total = HeadCrossEntropy.apply(hidden, weight, None, torch.tensor([0, 1, 2]), after, 2)
+    total = HeadCrossEntropy.apply(hidden, weight, None, torch.tensor([0, 1, 2]), after, Tile(2, 3))
     total.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="only once"):
         total.backward()
@@ -232,6 +234,9 @@ def test_a_switch_decides():
         assert isinstance(loss_of(CAUSAL, recipe.training.speed, model), ChunkedCrossEntropy) is used
 
 
-def test_chunks_are_smaller_for_larger_vocabularies():
-    assert chunk_rows(4096) == 1536 and chunk_rows(49152) == chunk_rows(151936) == 128
-    assert chunk_rows(32000, "cuda") == 2080 and chunk_rows(128256, "cuda") == 512
+def test_tiles_are_smaller_for_larger_vocabularies_and_trained_heads():
+    assert tile_of(49152, "cpu", trained=False) == CPU_TILE
+    assert tile_of(4096, "cpu", trained=True) == Tile(1536, CPU_TILE.outputs)
+    assert tile_of(49152, "cpu", trained=True).positions == tile_of(151936, "cpu", trained=True).positions == 128
+    assert tile_of(32000, "cuda", trained=False) == Tile(2080, 32000)
+    assert tile_of(128256, "cuda", trained=True) == Tile(512, 128256)

@@ -33,7 +33,8 @@ class Clock:
     processor: list[float] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
     operations: dict[str, float] = field(default_factory=dict)
-    """Seconds of the profiled step: of matrix products, of attention, of all operations, and by the clock."""
+    """Seconds of the profiled step: of matrix products, of attention, of all operations on tensors, of these and the
+    functions around them, and by the clock."""
     peak: int = 0
     _profile: Any = None
     _begun: float = 0.0
@@ -89,11 +90,16 @@ class Clock:
 
 
 def add_up(events: Any, device: str) -> dict[str, float]:
-    """Return the seconds of matrix products, of attention and of all operations, from a profile's averages by name."""
-    found = {"products": 0.0, "attention": 0.0, "all": 0.0}
+    """Return the seconds of products, of attention, of all operations on tensors and of all that a profile names.
+
+    `events` are its averages by name.
+    """
+    found = {"products": 0.0, "attention": 0.0, "tensors": 0.0, "all": 0.0}
     for event in events:
         seconds = (event.self_device_time_total if device == "cuda" else event.self_cpu_time_total) / 1e6
         found["all"] += seconds
+        if event.key.startswith("aten::"):
+            found["tensors"] += seconds
         if event.key in PRODUCTS:
             found["products"] += seconds
         elif ATTENTION in event.key:
