@@ -241,6 +241,12 @@ def test_the_command_writes_and_refuses_in_one_line(accuracy, tmp_path, capsys):
         write_results(loss, tmp_path / "out", [])
 
 
+def test_a_wrong_file_to_import_is_refused_before_anything_is_computed(accuracy, tmp_path, monkeypatch):
+    monkeypatch.setattr("peftlab.comparison.report.write.find", None)
+    with pytest.raises(StorageError, match="nowhere.json: the file does not exist"):
+        write_report(accuracy, imported=[tmp_path / "nowhere.json"])
+
+
 def test_memory_that_was_not_measured_is_not_read_back_as_no_memory(tmp_path):
     folder = Maker(tmp_path, methods=("lora",), rows=12, metric="accuracy", seeds=(0,), without=("memory",)).write()
     (file,) = write_results(read_table(folder), tmp_path / "out", [])

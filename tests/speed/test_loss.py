@@ -10,9 +10,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from peftlab.data.token_rows import ANSWERS, POSITIONS, TARGETS
 from peftlab.errors import UsageError
-from peftlab.losses.after_head import UnknownHeadError
+from peftlab.losses.after_head import AfterHead, UnknownHeadError
 from peftlab.losses.chunked import ChunkedCrossEntropy
-from peftlab.losses.head_cross_entropy import CPU_TILE, HeadCrossEntropy, Tile, tile_of
+from peftlab.losses.head_cross_entropy import CPU_TILE, Head, HeadCrossEntropy, Tile, position_losses, tile_of
 from peftlab.losses.without_logits import without_logits
 from peftlab.methods import METHODS
 from peftlab.recipe.schema import Recipe
@@ -110,6 +110,37 @@ def test_a_frozen_head_with_a_bias_gets_no_gradient_and_the_hidden_states_get_th
     model = METHODS["lora"](rank=4).apply(build("phi"))
     assert model.get_output_embeddings().bias is not None
     assert_equal_to_plain(model, make_batch())
+
+
+@pytest.mark.parametrize("tile", [Tile(1, 1), Tile(2, 66), Tile(9, 67), Tile(512, 2048)], ids=str)
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_every_tile_gives_the_plain_loss_and_gradients(method, tile):
+    model = METHODS[method](**METHOD_FIELDS[method]).apply(build("gemma2"))
+    assert_equal_to_plain(model, make_batch(), tile=tile)
+
+
+def test_the_gradient_of_a_token_that_the_model_is_sure_of_is_exact():
+    """1 - p is from 1e-4 down to 1e-10, which a difference of float32 numbers would lose."""
+    torch.manual_seed(0)
+    weight, hidden = torch.randn(VOCABULARY, 32), torch.randn(6, 32)
+    targets = (hidden @ weight.t()).argmax(1)
+    hidden = (hidden + 0.4 * weight[targets]).requires_grad_()
+    total = HeadCrossEntropy.apply(hidden, weight, None, targets, AfterHead(), TILE)
+    (found,) = torch.autograd.grad(total, hidden)
+    exact = hidden.detach().double().requires_grad_()
+    loss = torch.nn.functional.cross_entropy(exact @ weight.double().t(), targets, reduction="sum")
+    (wanted,) = torch.autograd.grad(loss, exact)
+    assert (exact @ weight.double().t()).softmax(1).gather(1, targets[:, None]).min() > 1 - 1e-4
+    assert ((found - wanted).norm(dim=1) / wanted.norm(dim=1)).max() < 1e-4
+
+
+def test_of_equally_likely_tokens_the_first_is_predicted_whatever_the_tiles():
+    hidden, weight = torch.ones(2, 1), torch.tensor([[0.0], [1.0], [0.5], [1.0], [1.0]])
+    for tile in (Tile(1, 1), Tile(2, 2), Tile(2, 5)):
+        head = Head(weight, None, AfterHead())
+        losses, likeliest = position_losses(hidden, torch.tensor([3, 0]), head, tile, predicts=True)
+        expected = torch.nn.functional.cross_entropy(hidden @ weight.t(), torch.tensor([3, 0]), reduction="none")
+        assert likeliest.tolist() == [1, 1] and torch.allclose(losses, expected)
 
 
 def test_a_tied_head_adds_its_gradient_to_the_embeddings():

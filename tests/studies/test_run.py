@@ -187,6 +187,9 @@ def test_a_failed_run_of_a_study_has_an_exit_code(toy, tmp_path, capsys):
         (["nothing"], "unknown study 'nothing'; known: toy"),
         (["toy", "--size", "smal"], "--size 'smal': unknown"),
         (["toy", "--data", "nowhere"], "--data nowhere: is not a folder"),
+        (["--size", "large"], "--size is for one study: name it; `peftlab study` lists all"),
+        (["--data", "."], "--data is for one study"),
+        (["--jobs", "2"], "--jobs is for one study"),
     ],
 )
 def test_a_mistake_is_one_line(toy, capsys, arguments, line):

@@ -44,8 +44,9 @@ def write_report(
     the place of a file that is read.
     """
     table = read_table(folder, verify)
-    findings, problems = find(table), list[str]()
-    results = read_results(imported, problems)
+    problems: list[str] = []
+    results = read_results(imported, problems)  # before the statistics, which take longer than a wrong path's answer
+    findings = find(table)
     place = folder / REPORT
     for own in (place, place / BENCH):
         if own.is_symlink():
