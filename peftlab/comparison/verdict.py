@@ -99,18 +99,29 @@ def _cheapest(table: Table, findings: Findings, family: Family) -> Iterator[Answ
     names, best, candidates = names_of(table), family.ordered[0], not_worse(family)
     if len(candidates) < 2:
         return
-    least = {}
+    least, shared = {}, {}
     for cost in LEAST:
         known = {label: found for label in candidates if (found := findings.costs[cost].get(label))}
         if known and len({found.mean for found in known.values()}) > 1:
-            least[cost] = min(known, key=lambda label: known[label].mean)
+            least[cost] = chosen = min(known, key=lambda label: known[label].mean)
+            shared[cost] = _shared(chosen, known, names)
     for label, costs in groupby(sorted(least, key=lambda cost: candidates.index(least[cost])), key=least.__getitem__):
         own = {cost: findings.costs[cost][label] for cost in costs}
-        what = ", ".join(f"{LEAST[cost][0]} ({LEAST[cost][1](found.mean)})" for cost, found in own.items())
+        what = ", ".join(
+            f"{LEAST[cost][0]} ({LEAST[cost][1](found.mean)}{shared[cost]})" for cost, found in own.items()
+        )
         pair = family.between(label, best) if label != best else None
         size = f"; {_further(table, pair)} the best" if pair else ", and is the best"
         figures = (pair,) if pair else ()
         yield Answer("cheapest not significantly worse", f"{names[label]}: {what}{size}.", label, figures, own)
+
+
+def _shared(chosen: str, known: Mapping[str, Cost], names: Mapping[str, str]) -> str:
+    """Return which other rows cost as little, or that some seed of another did, where `chosen` is the least by mean."""
+    others = {label: found for label, found in known.items() if label != chosen}
+    if equal := [names[label] for label, found in others.items() if found.mean == known[chosen].mean]:
+        return f", as {some(equal)}"
+    return "" if all(map(known[chosen].no_more_than, others.values())) else ", not in every seed"
 
 
 def _further(table: Table, pair: Difference[str]) -> str:

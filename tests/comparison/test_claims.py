@@ -9,9 +9,11 @@ import pytest
 
 from peftlab.comparison.claims import WITH_SEED, conclude, describe_groups
 from peftlab.comparison.findings import find
+from peftlab.comparison.rows import read_table
 from peftlab.comparison.verdict import answer, not_worse
 from peftlab.comparison.words import estimate_text, size_text
 
+from .folders import Maker
 from .invented import invent
 
 COMPARISONS = 200
@@ -169,3 +171,24 @@ def test_with_one_seed_a_change_and_a_difference_are_significant_of_these_weight
     assert worse and all(" with these weights, by " in text for text in worse)
     assert str(claims[-1]) == "Another seed may order the variants otherwise (not tested)."
     assert any("with the one seed tried" in str(claim) for claim in conclude(table, findings)[0])
+
+
+def test_the_cheapest_of_several_or_of_some_seeds_alone_says_so(tmp_path):
+    """LoRA and QLoRA train equally many parameters. LoRA's mean of 20 s is the least; one of its seeds took 30 s."""
+    seconds = {"lora": (10, 20, 30), "qlora": (25, 25, 25), "full": (50, 51, 52)}
+
+    class Close(Maker):
+        def fill(self, result, folder, method, loss):
+            super().fill(result, folder, method, 3.6 + loss % 0.001)
+            result.seconds["training"] = seconds[method][result.recipe["run"]["seed"]]
+
+    table = read_table(Close(tmp_path, methods=tuple(seconds), rows=20, without=("memory", "general")).write())
+    findings = find(table)
+    (family,) = findings.families
+    text = " ".join(one.text for one in answer(table, findings, family) if one.question.startswith("cheapest"))
+    assert set(not_worse(family)) == set(seconds), "all three can be the cheapest"
+    first, second = (
+        ("lora", "qlora") if family.ordered.index("lora") < family.ordered.index("qlora") else ("qlora", "lora")
+    )
+    assert f"{first}: fewest trainable parameters (175k, as {second})" in text
+    assert "fastest training (20.0 s, not in every seed)" in text

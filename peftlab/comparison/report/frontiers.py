@@ -22,7 +22,7 @@ AXES = {
     "trainable": ("trainable parameters", 1.0),
     "stored": ("stored size (MiB)", 2.0**20),
     "memory": ("planned peak memory (MiB)", 2.0**20),
-    "seconds": ("seconds of training", 1.0),
+    "seconds": ("planned seconds of training", 1.0),
     "operations": ("floating-point operations of training", 1.0),
 }
 BAND = 0.16
