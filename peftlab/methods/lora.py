@@ -14,7 +14,7 @@ from peftlab.methods.base import Method, Problems, Sizes
 from peftlab.methods.candidates import describe_candidates
 from peftlab.methods.new_tokens import ROWS, copy_with_rows
 from peftlab.methods.peft_folder import WEIGHTS, base_tensors, is_renamed, names_of_experts, stored_head, write_config
-from peftlab.patterns import matching, unmatched
+from peftlab.patterns import canonical_name, matching, unmatched
 from peftlab.shapes import LinearSite, ModelShape, ParameterSite
 from peftlab.tasks import task_of
 
@@ -260,7 +260,7 @@ class LoRA(Method):
         return self.keeps_base
 
     def read_stored(self, folder: Path) -> dict[str, Tensor]:
-        return {name.removeprefix("base_model.model."): one for name, one in super().read_stored(folder).items()}
+        return {canonical_name(name): one for name, one in super().read_stored(folder).items()}
 
     def merge_tensor(self, name: str, weight: Tensor, stored: dict[str, Tensor], *, transposed: bool) -> Tensor | None:
         """Return W + s·B·A, with DoRA m·(W + s·B·A) / ‖W + s·B·A‖ for each output, s as in `alpha` and `rslora`."""

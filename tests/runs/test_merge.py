@@ -39,6 +39,8 @@ CASES: dict[str, dict[str, Any]] = {
     "lora": {"type": "lora", "rank": 4},
     "rslora with biases of norms": {"type": "lora", "rank": 4, "rslora": True, "unfreeze": ["*norm*"]},
     "dora": {"type": "lora", "rank": 4, "dora": True},
+    "all biases": {"type": "lora", "rank": 4, "bias": "all"},
+    "dora with the biases of the targets": {"type": "lora", "rank": 4, "dora": True, "bias": "lora-only"},
     "pissa": {"type": "lora", "rank": 4, "init": "pissa"},
     "olora": {"type": "lora", "rank": 4, "init": "olora"},
     "full": {"type": "full"},
@@ -73,7 +75,7 @@ def whole(monkeypatch):
     monkeypatch.setattr("peftlab.runs.merge.open_shards", lambda *_: None)
 
 
-@pytest.mark.parametrize("case", sampled(list(CASES), ["full", "lora", "dora"]))
+@pytest.mark.parametrize("case", sampled(list(CASES), ["full", "lora", "dora", "all biases"]))
 def test_the_folder_has_the_trained_models_outputs(case, tmp_path, monkeypatch):
     run = trained(tmp_path, CASES[case])
     report = merge(run, tmp_path / "out")
