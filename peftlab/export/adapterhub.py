@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from peftlab.errors import MethodError, listed
 from peftlab.export.job import Job
+from peftlab.files import read_json
 from peftlab.models.build import build_meta, head_names
 from peftlab.models.load import load_saved_tokenizer
 from peftlab.reports import ExportReport
@@ -78,11 +79,31 @@ def export_adapters(job: Job) -> ExportReport:
     model, _ = build_meta(job.recipe.model, run_labels(weights, job.directory.read_result()))
     counts = write_adapters(job.recipe.method.read_stored(weights), model, job.recipe.method, job.out, job.name)
     load_saved_tokenizer(weights, job.recipe.model).save_pretrained(job.out)
+    _suit_earlier_transformers(job.out)
     note = (
         "not compared with the trained model: the library adapters needs transformers 4 and an environment of its own; "
         "there, load_adapter(FOLDER, set_active=True, use_safetensors=True)"
     )
     return ExportReport(run=str(job.run), folder="", to="adapters", dtype="float32", tensors=counts, notes=[note])
+
+
+def _suit_earlier_transformers(folder: Path) -> None:
+    """Rewrite the settings of a saved tokenizer as transformers 4 reads them; tokenizer.json is the same in both.
+
+    It knows no class TokenizersBackend, its classes of families change what tokenizer.json says, and its extra tokens
+    have another name.
+    """
+    path = folder / "tokenizer_config.json"
+    if not (folder / "tokenizer.json").is_file():
+        return
+    settings = read_json(path)
+    if isinstance(more := settings.pop("extra_special_tokens", None), list):
+        settings["additional_special_tokens"] = more
+    elif more is not None:
+        settings["extra_special_tokens"] = more
+    for name in ("backend", "is_local", "local_files_only"):
+        settings.pop(name, None)
+    _write(path, settings | {"tokenizer_class": "PreTrainedTokenizerFast"})
 
 
 def write_adapters(

@@ -11,13 +11,13 @@ import numpy as np
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, metadata_load, try_to_load_from_cache
 
 from peftlab.evaluation.resampling import LEAST_ROWS, REPLICATES, draw_metric
-from peftlab.methods.storage import read_context
 from peftlab.metrics import METRICS, RowScores
 from peftlab.models.reference import HUB_ID, resolve
 from peftlab.quantities import format_bytes, format_metric, format_share
 from peftlab.recipe.dump import dump_recipe
 from peftlab.recipe.schema import Recipe, list_sources
 from peftlab.reports import AgreementReport, Change, RunResult
+from peftlab.runs.card_code import write_code
 from peftlab.runs.digests import SCORES
 from peftlab.runs.directory import RunDirectory, text_scores
 from peftlab.runs.scores import read_scores
@@ -28,25 +28,6 @@ CARD_PARTS = (SCORES,)
 UNKNOWN = "not known to peftlab; look at its source"
 # What ships with peftlab is made from Python's standard library; the packages name their licence themselves.
 OWN_LICENCES = {"builtin:": "psf-2.0"}
-# Three lines each: the imports, the model, its tokenizer. `{base}` is the call that loads the base.
-LOADS: dict[str, str] = {
-    "plain": "from transformers import {auto}, AutoTokenizer\nmodel = {auto}.from_pretrained({place!r}{dtype})\n"
-    "tokenizer = AutoTokenizer.from_pretrained({place!r})",
-    "peft": "from peft import PeftModel; from transformers import {auto}, AutoTokenizer{imports}\n"
-    "model = PeftModel.from_pretrained({base}, {place!r})\n"
-    "tokenizer = AutoTokenizer.from_pretrained({place!r})",
-    "peftlab": "from peftlab import load_weights; from transformers import {auto}, AutoTokenizer\n"
-    "model = load_weights({base}, {place!r})\n"
-    "tokenizer = AutoTokenizer.from_pretrained({place!r})",
-    "adapters": "import adapters; from transformers import {auto}; model = {base}\n"
-    "adapters.init(model)\nmodel.load_adapter({place!r}, set_active=True, use_safetensors=True)",
-    "sentence-transformers": "from sentence_transformers import SentenceTransformer\n"
-    "vectors = SentenceTransformer({place!r}).encode(['a text'])",
-    "gguf-adapter": "# beside the base in GGUF\nllama-server -m BASE.gguf --lora {file}",
-    "gguf": "from transformers import {auto}\n# or: llama-server -m {file}\n"
-    "model = {auto}.from_pretrained({place!r}, gguf_file={file!r})",
-}
-
 LIBRARIES = {"plain": "transformers", "peftlab": "peft", "gguf-adapter": "gguf"}
 """The library that a name in LOADS stands for, where it is not the library's own name."""
 
@@ -77,14 +58,12 @@ def write_card(
         model_name=result.name,
         eval_results=_results(recipe, result),
     )
-    dtype = f", dtype={found!r}" if (found := (result.environment.get("types") or {}).get("weights")) else ""
-    loaded = f"{recipe.task.auto_class}.from_pretrained({recipe.model.name!r}{_options(recipe, directory)}{dtype})"
-    facts = {"auto": recipe.task.auto_class, "base": loaded, "place": place, "file": file, "dtype": dtype}
-    facts["imports"] = ", BitsAndBytesConfig" if "BitsAndBytesConfig" in loaded else ""
+    dtype = (result.environment.get("types") or {}).get("weights")
+    code = write_code(recipe, directory.weights, loads, place, file, dtype)
     parts = [
         f"# {result.name}",
         f"{recipe.model.name}, trained with {recipe.method.title} by peftlab on {_sources(recipe)}.",
-        "## Load\n\n```python\n" + LOADS[loads].format(**facts) + "\n```",
+        f"## Load\n\n```python\n{code}\n```",
         _metrics(result, scores),
         _data(result),
         _costs(result),
@@ -97,20 +76,6 @@ def write_card(
     path = folder / CARD
     ModelCard(text).save(path)
     return path
-
-
-def _options(recipe: Recipe, directory: RunDirectory) -> str:
-    """Return what loading the base needs: how many classes its head has, and how it was quantised."""
-    labels, storage = read_context(directory.weights).get("labels"), recipe.method.base_storage
-    options = f", num_labels={len(labels)}" if labels else ""
-    kind = storage["base_format"]
-    if kind == "plain":
-        return options
-    quantised: dict[str, Any] = {"load_in_8bit": True}
-    if kind in ("nf4", "fp4"):
-        quantised = {"load_in_4bit": True, "bnb_4bit_quant_type": kind}
-        quantised["bnb_4bit_use_double_quant"] = storage["double_quantization"]
-    return f"{options}, quantization_config=BitsAndBytesConfig(**{quantised!r})"
 
 
 def base_licence(recipe: Recipe) -> str | None:

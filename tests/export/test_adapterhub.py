@@ -15,6 +15,7 @@ from peftlab.errors import MethodError
 from peftlab.export.adapterhub import configure, write_adapters
 from peftlab.export.formats import export
 from peftlab.methods import Adapters, LoRA
+from peftlab.runs.merge import MergeOptions
 from tests.export.peers import needs, run_peer
 from tests.export.test_gguf import trained
 from tests.methods.tiny import CONFIGS, head_names, tiny_model
@@ -90,6 +91,8 @@ def test_a_run_is_exported_with_its_head_its_labels_and_how_to_load_it(tmp_path)
     assert {"adapter.safetensors", "model_head.safetensors", "tokenizer.json"} <= report.files.keys()
     assert "use_safetensors=True" in (tmp_path / "out" / "README.md").read_text()
     assert report.agreement is None and "not compared" in report.notes[0]
+    settings = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
+    assert settings["tokenizer_class"] == "PreTrainedTokenizerFast"  # transformers 4 has no TokenizersBackend
 
 
 READ = """
@@ -166,3 +169,29 @@ def test_that_library_computes_the_same_outputs(tmp_path):
         assert (logits - plain[name]).abs().max() > 0.05, name
         torch.testing.assert_close(found[name], logits, atol=2e-5, rtol=2e-5, msg=lambda text, n=name: f"{n}: {text}")
     assert len(found) == len(READ_BY_ADAPTERS)
+
+
+READ_TOKENIZER = """
+import json, sys
+from transformers import AutoTokenizer
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
+found = [tokenizer(text)["input_ids"] for text in json.loads(sys.argv[2])]
+print(json.dumps([found, len(tokenizer), tokenizer.all_special_tokens, tokenizer.pad_token_id, tokenizer.eos_token_id]))
+"""
+TEXTS = ["def add(a, b):\n    return a", " Two  spaces, ünïcode ", "A<extra>B<|endoftext|>", ""]
+
+
+@pytest.mark.slow
+@needs("adapters")
+def test_transformers_4_reads_the_exported_tokenizer(tmp_path):
+    """The oracle is the tokenizer of the run in this environment's transformers 5."""
+    run = trained(tmp_path, METHODS["adapters"], training={"steps": 1})
+    tokenizer = transformers.AutoTokenizer.from_pretrained(run / "weights")
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<extra>"]})
+    tokenizer.save_pretrained(run / "weights")
+    export(run, tmp_path / "out", "adapters", MergeOptions(verify=False))
+    printed = run_peer("adapters", READ_TOKENIZER, str(tmp_path / "out"), json.dumps(TEXTS), folder=tmp_path)
+    found, size, special, *ids = json.loads(printed.splitlines()[-1])
+    assert found == [tokenizer(text)["input_ids"] for text in TEXTS] and size == len(tokenizer)
+    assert set(special) == set(tokenizer.all_special_tokens) and "<extra>" in special
+    assert ids == [tokenizer.pad_token_id, tokenizer.eos_token_id]
