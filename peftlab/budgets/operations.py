@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from math import ceil
 
 from peftlab.budgets.budget import Budget
-from peftlab.budgets.search import nearest_size
+from peftlab.budgets.search import nearest_size, possible_steps
 from peftlab.budgets.size import TOLERANCE
 from peftlab.errors import UsageError
 from peftlab.quantities import format_count
@@ -23,7 +22,7 @@ def solve_operations(recipe: Recipe, budget: Budget, shape: ModelShape) -> Budge
     A step has as many tokens as the recipe's own rows, padding not counted; evaluations are not counted either.
     """
     one = operations_per_step(recipe, shape)
-    enough = range(1, ceil(budget.amount / one) + 2)
+    enough = possible_steps(budget.amount / one, budget.text)
     choice = nearest_size(enough, lambda steps: steps * one, budget.amount, TOLERANCE)
     steps, reached = choice.size, choice.cost
     exact = abs(reached / budget.amount - 1) <= TOLERANCE

@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from math import ceil
 from typing import Any, Literal
+
+from peftlab.errors import UsageError
+
+MOST_STEPS = 10**12
 
 
 @dataclass(frozen=True)
@@ -19,6 +24,13 @@ class Choice:
     cost: float
     step: float | None
     beyond: Literal["smallest", "largest"] | None = None
+
+
+def possible_steps(most: float, text: str) -> range:
+    """Return numbers of steps up to one beyond `most`. Raises UsageError for more than a run can count."""
+    if most > MOST_STEPS:
+        raise UsageError(f"{text!r} would take {most:.2g} steps; name a smaller budget")
+    return range(1, ceil(most) + 2)
 
 
 def nearest_size(sizes: Sequence[Any], cost: Callable[[Any], float], asked: float, tolerance: float = 0.0) -> Choice:

@@ -6,11 +6,10 @@ import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import ceil
 from pathlib import Path
 
 from peftlab.budgets.budget import Budget
-from peftlab.budgets.search import nearest_size
+from peftlab.budgets.search import nearest_size, possible_steps
 from peftlab.budgets.size import TOLERANCE
 from peftlab.errors import UsageError
 from peftlab.memory.fit import with_settings
@@ -44,7 +43,9 @@ class Pace:
     def steps(self, seconds: float) -> int:
         """Return the steps, at least one, of the nearest time; more than 2 % off, the most that take no more."""
         later = max(0.0, seconds - self.first_seconds) / self.step_seconds
-        return nearest_size(range(1, self.first_steps + ceil(later) + 2), self.seconds, seconds, TOLERANCE).size
+        return nearest_size(
+            possible_steps(self.first_steps + later, f"seconds={seconds:g}"), self.seconds, seconds, TOLERANCE
+        ).size
 
 
 def solve_seconds(recipe: Recipe, budget: Budget, environment: Mapping[str, str]) -> BudgetReport:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from peftlab.budgets.search import nearest_size
+from peftlab.budgets.search import nearest_size, possible_steps
+from peftlab.errors import UsageError
 
 
 @given(st.lists(st.integers(1, 10**6), min_size=1, max_size=300), st.integers(1, 2 * 10**6), st.sampled_from([0, 0.02]))
@@ -26,3 +28,9 @@ def test_no_size_is_nearer_from_below_and_few_are_tried(costs, asked, tolerance)
     if choice.beyond is None and choice.step is not None:
         assert abs(choice.cost - asked) <= choice.step
     assert len(tried) <= 14
+
+
+def test_more_steps_than_a_run_can_count_are_refused():
+    assert list(possible_steps(2.5, "operations=1G")) == [1, 2, 3, 4]
+    with pytest.raises(UsageError, match="'operations=1e30' would take 1.2e\\+20 steps; name a smaller budget"):
+        possible_steps(1.2e20, "operations=1e30")
