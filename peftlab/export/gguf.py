@@ -32,10 +32,7 @@ def export_model(job: Job) -> ExportReport:
     dtype = DEFAULT if job.options.dtype == "auto" else job.options.dtype
     if dtype not in TYPES:
         raise UsageError(f"--dtype {dtype}: GGUF has {', '.join(TYPES)} here")
-    if job.recipe.model.task != "causal-lm":
-        raise ModelError(
-            f"--to gguf: llama.cpp serves language models, not {job.recipe.task.name}; use `peftlab merge`"
-        )
+    _refuse_other_task(job, "gguf")
     refuse_uncomputable(config := _base_config(job))
     if find_converter() is None:
         find_family(config)
@@ -50,6 +47,14 @@ def export_model(job: Job) -> ExportReport:
             return report
         model = read_gguf(job.out / file, as_read(config), job.recipe.task)
         return report.model_copy(update=_compare(merged.gate, model, dtype, job.options.tolerance))
+
+
+def _refuse_other_task(job: Job, to: str) -> None:
+    """Raise ModelError where the task is not that of a causal language model."""
+    if job.recipe.model.task != "causal-lm":
+        raise ModelError(
+            f"--to {to}: llama.cpp serves language models, not {job.recipe.task.name}; use `peftlab merge`"
+        )
 
 
 def _write(folder: Path, path: Path, dtype: str, job: Job) -> tuple[dict[str, int], list[str]]:
@@ -80,6 +85,7 @@ def _compare(gate: Gate, model: nn.Module, dtype: str, tolerance: float | None) 
 def export_adapter(job: Job) -> ExportReport:
     """Write the run's LoRA as `NAME-lora.gguf`, for `llama-server --lora` beside the base in GGUF."""
     need_gguf()
+    _refuse_other_task(job, "gguf-adapter")
     updates = read_updates(job.directory, job.recipe.method)
     config = _base_config(job)
     method: Any = job.recipe.method

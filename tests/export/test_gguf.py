@@ -278,3 +278,13 @@ def test_the_command_says_what_was_written_and_how_it_is_served(run, tmp_path, c
     assert record["agreement"]["rows"] == 4 and list(record["files"]) == ["run-float16.gguf"]
     assert run_command(["export", str(run), str(tmp_path / "out"), "--to", "gguf"]) == 2
     assert "--overwrite replaces it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("to", ["gguf", "gguf-adapter"])
+def test_a_classifier_is_refused_by_both_formats_of_llama_cpp(to, tmp_path):
+    data = {"train": "builtin:topics[train]", "evaluation": "builtin:topics[test]", "format": "classification"}
+    model = {"task": "sequence-classification"}
+    run = trained(tmp_path, {"type": "lora", "rank": 2}, model=model, data=data, training={"steps": 1})
+    with pytest.raises(ModelError, match=f"--to {to}: llama.cpp serves language models, not .*; use `peftlab merge`"):
+        export(run, tmp_path / "out", to)
+    assert not (tmp_path / "out").exists()
