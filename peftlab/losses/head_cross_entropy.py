@@ -7,7 +7,9 @@ d = m + log s − z_t,
 
     loss = softplus(d),    gradient to the hidden state = σ(d) · (Σ_{v≠t} exp(z_v − m) / s · W_v − W_t).
 
-The target is left out of the sums, so that 1 − p_t = σ(d) is exact where p_t is nearly one, also in 16 bits.
+The target is left out of the sums, so that 1 − p_t = σ(d) is exact where p_t is nearly one, also in 16 bits. Where all
+logits of some positions are there at once, the sum is one product with the target in it: in 16 bits the difference of
+two rounded vectors is less exact, and a sum without 1/s can overflow.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from peftlab.losses.after_head import AfterHead
-from peftlab.nn.formulas import Formula
+from peftlab.losses.online_softmax import Likeliest, Sums
 
 
 class Tile(NamedTuple):
@@ -45,17 +47,15 @@ width 576, median of 13 pairs; 2 cores of an AMD EPYC, 2026-11-29)."""
 def tile_of(outputs: int, device: str, trained: bool) -> Tile:
     """Return the tile for a head of so many outputs on a type of device.
 
-    Where the head is `trained`, all tiles of some positions exist at once, so that those are fewer.
+    Where the head is `trained`, all tiles of some positions exist at once, so that those are fewer; a tile is as large.
     """
     least, size = CHUNKS.get(device, CHUNKS["cuda"])
     positions = max(least, size // (4 * outputs) // 32 * 32)
     if device != "cpu":
         return Tile(positions, outputs)
-    return Tile(positions if trained else CPU_TILE.positions, CPU_TILE.outputs)
-
-
-LEAST = torch.finfo(torch.float32).min
-"""m before any logit. It is finite, so that a first tile with only the target gives no NaN."""
+    if not trained:
+        return CPU_TILE
+    return Tile(positions, max(CPU_TILE.outputs, CPU_TILE.positions * CPU_TILE.outputs // positions))
 
 
 class Head(NamedTuple):
@@ -97,7 +97,11 @@ class HeadCrossEntropy(torch.autograd.Function):
         tile: Tile,
     ) -> torch.Tensor:
         gradients = _Gradients(hidden, weight, bias, ctx.needs_input_grad)
-        head = Head(weight, bias, after).cast(hidden)
+        ctx.gradients = gradients.found
+        head = Head(weight, bias, after)
+        if not any(ctx.needs_input_grad):
+            return position_losses(hidden, targets, head, tile, predicts=False)[0].sum()
+        head = head.cast(hidden)
         total = hidden.new_zeros((), dtype=torch.float32)
         with torch.autocast(hidden.device.type, enabled=False):
             width = len(weight) if gradients.of_head else min(tile.outputs, len(weight))
@@ -105,7 +109,6 @@ class HeadCrossEntropy(torch.autograd.Function):
             for start in range(0, len(hidden), tile.positions):
                 part = hidden[start : start + tile.positions].to(head.weight.dtype)
                 total += gradients.add(start, part, targets[start : start + tile.positions], head, tile, memory)
-        ctx.gradients = gradients.found
         return total
 
     @staticmethod
@@ -140,55 +143,14 @@ def position_losses(
     return torch.cat(losses), torch.cat(likeliest) if predicts else None
 
 
-class Sums:
-    """m, s and the target's logit z_t of some positions, (positions, 1) each, over the tiles that were added."""
-
-    def __init__(self, targets: torch.Tensor):
-        self.targets = targets.unsqueeze(1)
-        self.largest = targets.new_full(self.targets.shape, LEAST, dtype=torch.float32)
-        self.sum = torch.zeros_like(self.largest)
-        self.own = torch.zeros_like(self.largest)
-
-    def add(self, first: int, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Add a tile of float32 logits. Return exp(z − m) in its place, 0 for targets; how sums before it shrink."""
-        places, inside = self.place(first, logits.shape[1])
-        shares, added, largest, own = ONLINE(logits, places, inside, self.largest)
-        shrink = (self.largest - largest).exp_()
-        self.largest, self.sum = largest, self.sum * shrink + added
-        self.own = torch.where(inside, own, self.own)
-        return shares, shrink
-
-    def place(self, first: int, outputs: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return each target's column in a tile, and whether it is there: any column where it is not."""
-        places = (self.targets - first).clamp_(0, outputs - 1)
-        return places, places + first == self.targets
-
-    @property
-    def distance(self) -> torch.Tensor:
-        """d = m + log s − z_t."""
-        return self.largest + self.sum.log() - self.own
-
-
-class Likeliest:
-    """The output with the largest logit of some positions, the first of equal ones, over the tiles that were added."""
-
-    def __init__(self, targets: torch.Tensor):
-        self.values = targets.new_full(targets.shape, float("-inf"), dtype=torch.float32)
-        self.outputs = torch.zeros_like(targets)
-
-    def add(self, first: int, logits: torch.Tensor) -> None:
-        values, outputs = logits.max(1)
-        better = values > self.values
-        self.values = torch.where(better, values, self.values)
-        self.outputs = torch.where(better, outputs + first, self.outputs)
-
-
 class _Gradients:
     """The gradients to hidden states, weight and bias that are wanted, summed over positions."""
 
     def __init__(self, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, wanted: tuple[bool, ...]):
         to_hidden, to_weight, to_bias = wanted[:3]
-        self.hidden = torch.empty_like(hidden) if to_hidden else None
+        # float16 has no room for the small ones before a scaler multiplies them; autograd casts what it gets.
+        kept = torch.float32 if hidden.dtype == torch.float16 else hidden.dtype
+        self.hidden = torch.empty_like(hidden, dtype=kept) if to_hidden else None
         self.weight = torch.zeros_like(weight) if to_weight else None
         self.bias = torch.zeros_like(bias) if to_bias and bias is not None else None
 
@@ -204,35 +166,43 @@ class _Gradients:
         self, start: int, part: torch.Tensor, targets: torch.Tensor, head: Head, tile: Tile, memory: torch.Tensor
     ) -> torch.Tensor:
         """Add those of some positions, and return their summed loss."""
-        sums, largest = Sums(targets), []
-        by_own = torch.ones_like(sums.own)
-        by_hidden = None if self.hidden is None else torch.zeros_like(part, dtype=torch.float32)
-        for first, logits in head.tiles(part, tile.outputs, memory):
-            slope, shrink, by_own = _slope(sums, first, logits, head.after, by_own)
-            slope = slope.to(logits.dtype)
-            if by_hidden is not None:
-                _add_product(by_hidden.mul_(shrink), slope, head.weight[first : first + tile.outputs])
-            if self.of_head and slope is not logits:
-                logits.copy_(slope)
-            largest.append(sums.largest)
-        missed = sums.distance.sigmoid()
-        by_own = by_own.mul_(missed)
-        if self.hidden is not None and by_hidden is not None:
-            by_hidden.mul_(missed / sums.sum).addcmul_(by_own, functional.embedding(targets, head.weight), value=-1)
-            self.hidden[start : start + len(part)] = by_hidden
-        if self.of_head:
-            slopes = memory[: len(part)]
-            for tops, one in zip(largest, slopes.split(tile.outputs, 1), strict=True):
-                one.mul_((tops - sums.largest).exp_().mul_(missed / sums.sum))
-            slopes.scatter_(1, sums.targets, by_own.neg().to(slopes.dtype))
-            self._add_to_head(slopes, part)
+        sums, into = Sums(targets), None if self.hidden is None else self.hidden[start : start + len(part)]
+        if memory.shape[1] < len(head.weight):
+            torch.mul(_by_hidden(sums, part, head, tile, memory), sums.missed, out=into)
+        else:
+            slopes = _slopes(sums, part, head, tile, memory)
+            self._add_to_head(slopes, part, sums.missed)
+            if into is not None:
+                torch.mul(slopes @ head.weight, sums.missed, out=into)
         return functional.softplus(sums.distance).sum()
 
-    def _add_to_head(self, slopes: torch.Tensor, part: torch.Tensor) -> None:
+    def _add_to_head(self, slopes: torch.Tensor, part: torch.Tensor, missed: torch.Tensor) -> None:
         if self.weight is not None:
-            _add_product(self.weight, slopes.t(), part)
+            _add_product(self.weight, slopes.t(), (part * missed).to(part.dtype))
         if self.bias is not None:
-            self.bias += slopes.sum(0)
+            self.bias += (slopes.t() @ missed.to(slopes.dtype)).squeeze(1)
+
+
+def _slopes(sums: Sums, part: torch.Tensor, head: Head, tile: Tile, memory: torch.Tensor) -> torch.Tensor:
+    """Return the gradient to all logits over σ(d), in `memory`, which has a column for each; fill `sums`."""
+    by_own, before = torch.ones_like(sums.own), []
+    for first, logits in head.tiles(part, tile.outputs, memory):
+        slope, _, by_own = _slope(sums, first, logits, head.after, by_own)
+        logits.copy_(slope.div_(sums.divisor))
+        before.append((logits, sums.largest, sums.divisor))
+    for logits, largest, divisor in before[:-1]:  # the last is up to date
+        logits.mul_((largest - sums.largest).exp_().mul_(divisor / sums.divisor))
+    slopes = memory[: len(part)]
+    return slopes.scatter_(1, sums.targets, by_own.neg_().to(slopes.dtype))
+
+
+def _by_hidden(sums: Sums, part: torch.Tensor, head: Head, tile: Tile, memory: torch.Tensor) -> torch.Tensor:
+    """Return the gradient to hidden states over σ(d), in float32; fill `sums`."""
+    by_own, found = torch.ones_like(sums.own), torch.zeros_like(part, dtype=torch.float32)
+    for first, logits in head.tiles(part, tile.outputs, memory):
+        slope, shrink, by_own = _slope(sums, first, logits, head.after, by_own)
+        _add_product(found.mul_(shrink), slope.to(logits.dtype), head.weight[first : first + tile.outputs])
+    return found.div_(sums.divisor).addcmul_(by_own, functional.embedding(sums.targets[:, 0], head.weight), value=-1)
 
 
 def _slope(
@@ -267,29 +237,3 @@ def _add_product(into: torch.Tensor, left: torch.Tensor, right: torch.Tensor) ->
 def _computed(hidden: torch.Tensor) -> torch.dtype:
     device = hidden.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
-
-
-def _online(
-    logits: torch.Tensor, places: torch.Tensor, inside: torch.Tensor, largest: torch.Tensor
-) -> tuple[torch.Tensor, ...]:
-    """Return exp(z − m) in the logits' place, 0 for targets; its sums; m; the targets' logits."""
-    own = logits.gather(1, places)
-    logits.scatter_(1, places, own.masked_fill(inside, float("-inf")))
-    largest = torch.maximum(largest, logits.amax(1, keepdim=True))
-    shares = logits.sub_(largest).exp_()
-    return shares, shares.sum(1, keepdim=True), largest, own
-
-
-def _functional(
-    logits: torch.Tensor, places: torch.Tensor, inside: torch.Tensor, largest: torch.Tensor
-) -> tuple[torch.Tensor, ...]:
-    """Return the same as new tensors, in a form that compiles into few passes."""
-    hit = (torch.arange(logits.shape[1], device=logits.device) == places) & inside
-    own = torch.where(hit, logits, 0.0).sum(1, keepdim=True)
-    others = logits.masked_fill(hit, float("-inf"))
-    largest = torch.maximum(largest, others.amax(1, keepdim=True))
-    shares = (others - largest).exp()
-    return shares, shares.sum(1, keepdim=True), largest, own
-
-
-ONLINE = Formula(_online, _functional)

@@ -17,6 +17,9 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from peftlab.parameters.trainable import find_base
 
+KERNELS = 64
+"""How many kernels one formula may have in a process."""
+
 _models: WeakSet[nn.Module] = WeakSet()
 _compiling = False  # of the process, not of a thread: autograd calls formulas from threads of its own
 
@@ -39,6 +42,9 @@ class Formula:
     def compiled(self) -> Callable[..., Any]:
         # For any shape from the first call on: a second kernel for a second length would round otherwise, and a run
         # that resumes there would not be the one that never stopped.
+        # A view, a row or a column alone each get a kernel still, and torch stops a run that needs a ninth.
+        config: Any = torch._dynamo.config
+        config.recompile_limit = max(config.recompile_limit, KERNELS)
         return torch.compile(self.functional, dynamic=True, fullgraph=True)
 
 

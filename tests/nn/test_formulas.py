@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from peftlab.losses.head_cross_entropy import ONLINE
+from peftlab.losses.online_softmax import ONLINE
 from peftlab.methods import METHODS
 from peftlab.nn.formulas import Formula, compile_formulas, compiled_formulas
 from peftlab.speed.apply import speed_up
@@ -133,3 +133,11 @@ def test_compiled_formulas_have_the_gradients_of_the_plain_path(family):
     with compiled_formulas(fast):
         found = results(fast)
     assert_equal(results(plain), found)
+
+
+@NO_COMPILER
+def test_a_run_whose_shapes_need_many_kernels_does_not_stop():
+    """The number of dimensions is part of a kernel; torch allows eight for one function."""
+    formula = Formula(lambda x: x * 2)
+    for dimensions in range(1, 11):
+        assert (formula.compiled(torch.ones((2,) * dimensions)) == 2).all()
