@@ -18,7 +18,7 @@ class Sums:
         self.targets = targets.unsqueeze(1)
         self.largest = targets.new_full(self.targets.shape, LEAST, dtype=torch.float32)
         self.sum = torch.zeros_like(self.largest)
-        self.own = torch.full_like(self.largest, float("nan"))  # no number for a target that is no output
+        self.own = torch.full_like(self.largest, float("nan"))  # stays for a target outside the outputs
 
     def add(self, first: int, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Add a tile of float32 logits. Return exp(z − m) in its place, 0 for targets; how sums before it shrink."""
