@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import nn
 from transformers import AddedToken, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from peftlab.errors import ModelError
@@ -88,8 +89,15 @@ def find_pad_id(tokenizer: Any, vocabulary: int | None = None) -> int:
 def fit_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Set the model's padding token to the tokenizer's, or to one that its embedding has.
 
-    Tokens beyond the embedding matter only to rows that use them, which the data refuses.
+    Tokens beyond the embedding matter only to rows that use them, which the data refuses. A model that counts
+    positions from its padding token (RoBERTa) keeps that: read again from its folder, it would count others.
     """
+    if any("position" in name and _knows_padding(module) for name, module in model.named_modules()):
+        return
     rows = model.get_input_embeddings().get_parameter("weight").shape[0]
     # A decoder's classification head reads the last token that is not this one.
     model.config.get_text_config().pad_token_id = find_pad_id(tokenizer, rows)
+
+
+def _knows_padding(module: nn.Module) -> bool:
+    return isinstance(module, nn.Embedding) and module.padding_idx is not None

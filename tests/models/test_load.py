@@ -8,6 +8,7 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModel
 
 from peftlab.errors import MissingRequirementError, ModelError
 from peftlab.models.build import build_meta
@@ -17,7 +18,7 @@ from peftlab.models.reference import resolve
 from peftlab.parameters.report import parameter_report
 from peftlab.parameters.trainable import named_parameters
 from peftlab.recipe.schema import Model
-from tests.parameters.families import build
+from tests.parameters.families import SIDES, SMALL, build
 
 LABELS = ["no", "maybe", "yes"]
 
@@ -195,6 +196,23 @@ def test_a_padding_token_beyond_the_embedding_is_replaced_by_one_inside(decoder)
     tokenizer.pad_token = tokenizer.convert_ids_to_tokens(100)
     fit_tokenizer(model, tokenizer)
     assert tokenizer.eos_token_id < 64 and model.config.pad_token_id == tokenizer.eos_token_id
+
+
+@pytest.mark.parametrize("family", ["roberta", "xlm-roberta", "camembert", "longformer", "mpnet", "bert", "bart"])
+def test_a_padding_token_of_the_tokenizer_leaves_what_a_model_computes_when_it_is_read_again(family, tmp_path):
+    """RoBERTa's positions begin behind its padding token, so that another one in its folder gives other positions."""
+    settings = {**SMALL, **SIDES} if family == "bart" else {**SMALL, "attention_window": 4}
+    torch.manual_seed(0)
+    model = AutoModel.from_config(AutoConfig.for_model(family, **settings | {"pad_token_id": 1})).eval()
+    tokenizer = load_tokenizer(Model(name="builtin:tiny"))
+    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(5)
+    fit_tokenizer(model, tokenizer)
+    model.save_pretrained(tmp_path)
+    again = AutoModel.from_pretrained(tmp_path).eval()
+    ids = torch.tensor([[0, 7, 5, 9, 5, 11, 5, 2]])
+    with torch.no_grad():
+        expected, found = (one(input_ids=ids).last_hidden_state for one in (model, again))
+    assert torch.equal(found, expected)
 
 
 def test_folder_without_a_tokenizer_is_one_line(decoder):
