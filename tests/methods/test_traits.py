@@ -59,8 +59,9 @@ ROOMS = ("methods", "conversion", "studies")
 OTHERS = [path for path in sorted(PACKAGE.rglob("*.py")) if path.relative_to(PACKAGE).parts[0] not in ROOMS]
 # A plot's marker is `full` as well; `__init__` offers the classes to Python users.
 NAMES = METHODS.keys() - {"full"}
+OF_ADAPTERHUB = ("adapterhub.py", "formats.py", "card_code.py")
 # GGUF calls its kind of adapter so; AdapterHub's library has this name.
-WORDS_OF_OTHERS = {"gguf_model.py": {"lora"}} | dict.fromkeys(("adapterhub.py", "formats.py", "card.py"), {"adapters"})
+WORDS_OF_OTHERS = {"gguf_model.py": {"lora"}} | dict.fromkeys(OF_ADAPTERHUB, {"adapters"})
 CLASSES = {method.__name__ for method in BUILT_IN}
 
 
