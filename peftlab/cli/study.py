@@ -57,8 +57,8 @@ def study(
         raise UsageError(f"--size {size!r}: unknown{nearest(size, SIZES)}; known: {', '.join(SIZES)}")
     if name is None:
         used = {"--size": size != "small", "--dry-run": dry_run, "--data": data, "--output": output, "--jobs": jobs > 1}
-        for option in (option for option, one in used.items() if one):
-            raise UsageError(f"{option} is for one study: name it; `peftlab study` lists all")
+        if ignored := [option for option, one in used.items() if one]:
+            raise UsageError(f"{ignored[0]} is for one study: name it; `peftlab study` lists all")
         listed = [
             {"name": one.name, "question": one.question, "claim": one.claim, "minutes": dict(one.minutes)}
             for one in STUDIES.values()

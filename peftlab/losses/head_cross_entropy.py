@@ -23,6 +23,7 @@ from torch.nn import functional
 
 from peftlab.losses.after_head import AfterHead
 from peftlab.losses.online_softmax import Likeliest, Sums
+from peftlab.nn.products import add_product
 
 
 class Tile(NamedTuple):
@@ -178,7 +179,7 @@ class _Gradients:
 
     def _add_to_head(self, slopes: torch.Tensor, part: torch.Tensor, missed: torch.Tensor) -> None:
         if self.weight is not None:
-            _add_product(self.weight, slopes.t(), (part * missed).to(part.dtype))
+            add_product(self.weight, slopes.t(), (part * missed).to(part.dtype))
         if self.bias is not None:
             self.bias += (slopes.t() @ missed.to(slopes.dtype)).squeeze(1)
 
@@ -201,7 +202,7 @@ def _by_hidden(sums: Sums, part: torch.Tensor, head: Head, tile: Tile, memory: t
     by_own, found = torch.ones_like(sums.own), torch.zeros_like(part, dtype=torch.float32)
     for first, logits in head.tiles(part, tile.outputs, memory):
         slope, shrink, by_own = _slope(sums, first, logits, head.after, by_own)
-        _add_product(found.mul_(shrink), slope.to(logits.dtype), head.weight[first : first + tile.outputs])
+        add_product(found.mul_(shrink), slope.to(logits.dtype), head.weight[first : first + tile.outputs])
     return found.div_(sums.divisor).addcmul_(by_own, functional.embedding(sums.targets[:, 0], head.weight), value=-1)
 
 
@@ -224,14 +225,6 @@ def _slope(
     own = slope.gather(1, places)
     slope.scatter_(1, places, own.masked_fill(inside, 0.0))
     return slope, shrink, torch.where(inside, own, by_own)
-
-
-def _add_product(into: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
-    """Add a product to `into`, which may be of another type."""
-    if into.dtype == left.dtype:
-        into.addmm_(left, right)
-    else:
-        into += left @ right
 
 
 def _computed(hidden: torch.Tensor) -> torch.dtype:

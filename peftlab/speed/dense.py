@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
+from peftlab.nn.products import add_product, scaled_product
+
 COMPUTED = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -150,20 +152,6 @@ class DenseLayer:
         if mask is None:
             return add_product(into, by_low, down)
         return into.add_((by_low @ down).mul_(mask).div_(1 - self.dropout))
-
-
-def add_product(into: Tensor | None, left: Tensor, right: Tensor, scale: float = 1.0) -> Tensor:
-    """Return `into` plus `scale` times a product, added in place; the product alone where there is no `into`."""
-    if into is None:
-        return left @ right
-    if into.dtype == left.dtype == right.dtype:
-        return into.addmm_(left, right, alpha=scale)
-    return into.add_(left @ right, alpha=scale)
-
-
-def scaled_product(left: Tensor, right: Tensor, scale: float) -> Tensor:
-    """Return `scale` times a product, without a pass of its own for the scale."""
-    return left @ right if scale == 1 else torch.addmm(left.new_empty(()), left, right, beta=0, alpha=scale)
 
 
 def add_to(into: Tensor | None, other: Tensor) -> Tensor:
