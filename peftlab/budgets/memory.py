@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from functools import cache
 
-from peftlab.budgets.budget import Budget
 from peftlab.budgets.size import describe_followers, settings_for, usable_sizes
 from peftlab.memory.fit import largest_fitting, with_settings
 from peftlab.quantities import format_bytes
+from peftlab.recipe.budget import Budget
 from peftlab.recipe.schema import Recipe
 from peftlab.reports import BudgetReport, MemoryReport
 from peftlab.runs.planner import open_planner

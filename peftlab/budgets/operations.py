@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from peftlab.budgets.budget import Budget
 from peftlab.budgets.search import nearest_size, possible_steps
 from peftlab.budgets.size import TOLERANCE
 from peftlab.errors import UsageError
 from peftlab.quantities import format_count
+from peftlab.recipe.budget import Budget
 from peftlab.recipe.schema import Recipe
 from peftlab.reports import BudgetReport
 from peftlab.runs.data_report import report_data

@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from peftlab.budgets.budget import Budget
 from peftlab.budgets.search import nearest_size, possible_steps
 from peftlab.budgets.size import TOLERANCE
 from peftlab.errors import UsageError
 from peftlab.memory.fit import with_settings
+from peftlab.recipe.budget import Budget
 from peftlab.recipe.dump import dump_recipe
 from peftlab.recipe.schema import Recipe
 from peftlab.reports import BudgetReport

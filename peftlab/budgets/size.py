@@ -6,11 +6,11 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-from peftlab.budgets.budget import Budget
 from peftlab.budgets.search import Choice, nearest_size
 from peftlab.methods import Method
 from peftlab.methods.base import Sizes
 from peftlab.quantities import format_bytes
+from peftlab.recipe.budget import Budget
 from peftlab.recipe.schema import Recipe
 from peftlab.reports import BudgetReport
 from peftlab.runs.loading import check_method

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
-from peftlab.budgets.budget import Budget
 from peftlab.budgets.memory import solve_memory
 from peftlab.budgets.operations import solve_operations
 from peftlab.budgets.seconds import solve_seconds
@@ -15,6 +14,7 @@ from peftlab.errors import Problem, RecipeError
 from peftlab.memory.fit import with_settings
 from peftlab.methods import Method
 from peftlab.quantities import format_bytes
+from peftlab.recipe.budget import Budget
 from peftlab.recipe.checks import find_contradictions
 from peftlab.recipe.schema import Recipe
 from peftlab.reports import BudgetReport

@@ -26,7 +26,7 @@ Arguments = Annotated[
 @answers
 def budget(recipe: RecipePath, arguments: Arguments, as_json: AsJson = False, debug: Debug = False) -> Any:
     """Print the recipe resized to fit a budget. What it reaches is printed on standard error."""
-    from peftlab.budgets.budget import parse_budget
+    from peftlab.recipe.budget import parse_budget
     from peftlab.recipe.load import load_recipe
 
     wanted, overrides = split_budget(arguments)

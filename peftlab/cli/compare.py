@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -243,8 +245,8 @@ def read_sources(arguments: list[str]) -> tuple[Comparison | None, list[Variant]
 
 def make_settings(file: Comparison | None, given: dict[str, Any]) -> Settings:
     """Return the settings of the command line, with those of the file where it gives none."""
-    from peftlab.budgets.budget import parse_budget, parse_frontier
     from peftlab.comparison.variants import Settings
+    from peftlab.recipe.budget import parse_budget, parse_frontier
 
     settings: dict[str, Any] = {}
     if file is not None:
@@ -257,11 +259,20 @@ def make_settings(file: Comparison | None, given: dict[str, Any]) -> Settings:
     if given["rate_factors"]:
         settings["rates"] = None
     if frontier := settings.get("frontier"):
-        if settings.get("budgets") and not given["frontier"]:
-            raise UsageError("a comparison has `budgets` or a `frontier`, not both")
-        settings["budgets"] = parse_frontier(frontier)
-    settings["budgets"] = tuple(dict.fromkeys(str(parse_budget(text)) for text in settings.get("budgets", ())))
+        with option_errors("--frontier"):
+            settings["budgets"] = parse_frontier(frontier)
+    with option_errors("--budget"):
+        settings["budgets"] = tuple(dict.fromkeys(str(parse_budget(text)) for text in settings.get("budgets", ())))
     return Settings(**settings)
+
+
+@contextmanager
+def option_errors(option: str) -> Iterator[None]:
+    """Name the option at the beginning of the errors of its value; those of a file are found when it is read."""
+    try:
+        yield
+    except UsageError as error:
+        raise UsageError(f"{option}: {error}") from None
 
 
 def make_search(

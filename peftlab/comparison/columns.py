@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from math import floor, isfinite, log10
 from statistics import fmean
 
-from peftlab.budgets.budget import parse_budget
 from peftlab.comparison.findings import Findings
 from peftlab.comparison.groups import short_letters
 from peftlab.comparison.rows import Row, Table
 from peftlab.comparison.statistics import Estimate
 from peftlab.comparison.trials import Trial
 from peftlab.quantities import format_bytes, format_count, format_seconds, format_share
+from peftlab.recipe.budget import parse_budget
 from peftlab.reports import BudgetReport
 
 NONE = "–"

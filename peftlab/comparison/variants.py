@@ -240,8 +240,8 @@ def read_solutions(cache: Path) -> dict[str, BudgetReport]:
 
 def solve_variant(variant: Variant, cache: Path, jobs: int) -> Variant:
     """Return the variant in the size that meets its budget, as one of `jobs`; solutions are read from `cache`."""
-    from peftlab.budgets.budget import parse_budget
     from peftlab.budgets.solve import solve
+    from peftlab.recipe.budget import parse_budget
 
     assert variant.budget is not None
     recipe, budget = variant.recipe, parse_budget(variant.budget)

@@ -9,15 +9,18 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, ValidationError
-from pydantic_core import PydanticCustomError
 
-from peftlab.errors import Problem, RecipeError, nearest
+from peftlab.errors import Problem, RecipeError
+from peftlab.metrics import METRICS, RENAMED
+from peftlab.recipe.budget import parse_budget, parse_frontier
+from peftlab.recipe.choices import OneOf
+from peftlab.recipe.comparison_errors import checked_by, find_file_errors, problem_at, relocate
 from peftlab.recipe.load import load_recipe, recipe_name
 from peftlab.recipe.overrides import COMMAND_LINE
 from peftlab.recipe.schema import PositiveInt, Recipe
 from peftlab.recipe.section import Section
 from peftlab.recipe.space import Dimension, Range, Search, ends_of, find_faults, find_fixed, value_at
-from peftlab.recipe.yaml_source import KeyPath, Source, dotted, fatal, parse_yaml, read_text
+from peftlab.recipe.yaml_source import KeyPath, Source, fatal, parse_yaml, read_text
 from peftlab.reports import BudgetReport
 
 Rates = Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)]
@@ -26,11 +29,13 @@ Rates = Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)
 def _check_seeds(seeds: int | tuple[int, ...]) -> int | tuple[int, ...]:
     """Refuse a seed that comes twice: its run would agree with itself, and count as two."""
     if isinstance(seeds, tuple) and (not seeds or len(set(seeds)) < len(seeds)):
-        raise PydanticCustomError("seeds", "there must be at least one seed, and each once")
+        raise ValueError("there must be at least one seed, and each once")
     return seeds
 
 
 Seeds = Annotated[PositiveInt | tuple[Annotated[int, Field(ge=0, lt=2**32)], ...], AfterValidator(_check_seeds)]
+BudgetText = Annotated[str, AfterValidator(checked_by(parse_budget))]
+FrontierText = Annotated[str, AfterValidator(checked_by(parse_frontier))]
 Overrides = dict[str, Any]
 LEARNING_RATE = "training.learning_rate"
 DEFAULT_SEEDS = 3
@@ -58,9 +63,9 @@ class Comparison(Section):
     """By name, what is compared: each a recipe of its own, or what it changes in the base."""
     overrides: Overrides = Field(default_factory=dict)
     """Fields of every variant's recipe by key path: `training.steps: 100`."""
-    budgets: tuple[str, ...] = ()
+    budgets: tuple[BudgetText, ...] = ()
     """Budgets such as `trainable=0.5%`, `memory=8GiB`: each variant is solved for each, and run."""
-    frontier: str | None = None
+    frontier: FrontierText | None = None
     """Sizes between two budgets, in place of `budgets`: `trainable=10k..10M`, drawn as curves."""
     seeds: Seeds = DEFAULT_SEEDS
     """How many seeds (0, 1, 2, ...), or which."""
@@ -72,7 +77,7 @@ class Comparison(Section):
     """How often a variant whose best learning rate is the smallest or largest tries one beyond it; not with `rates`."""
     search: Search | None = None
     """Try more than the learning rate, in place of `rates` and `rate_factors`; needs the package optuna."""
-    metric: str | None = None
+    metric: Annotated[str, OneOf(lambda: METRICS, RENAMED)] | None = None
     """Metric that chooses learning rates and is reported: loss (default), accuracy (for classifiers), f1_macro, ..."""
     time_limit: Annotated[float, Field(gt=0)] = DEFAULT_TIME_LIMIT
     """Seconds after which one run is ended and counts as failed, so that a run that hangs costs itself alone."""
@@ -150,47 +155,12 @@ def load_comparison(path: Path, overrides: Sequence[str] = ()) -> tuple[Comparis
 def check_comparison(source: Source, path: Path) -> tuple[Comparison | None, list[Problem]]:
     """Return the comparison, or None, and what does not fit its schema."""
     try:
-        return Comparison.model_validate(source.value, strict=True), []
+        comparison = Comparison.model_validate(source.value, strict=True)
     except ValidationError as error:
-        found: dict[KeyPath, Problem] = {}
-        for entry in error.errors(include_url=False):
-            key = tuple(part for part in entry["loc"] if str(part) in map(str, flat_keys(source)))
-            found.setdefault(key, problem_at(source, path, key, explain(entry, key)))
-        return None, list(found.values())
-
-
-def flat_keys(source: Source) -> set[str | int]:
-    """Return every key of the file: pydantic's locations also name the members of unions."""
-    return {part for key in source.lines for part in key}
-
-
-def explain(entry: Any, key: KeyPath) -> str:
-    if entry["type"] == "extra_forbidden":
-        known = VariantSection.model_fields if key[0] == "variants" else Comparison.model_fields
-        return f"unknown key{nearest(str(key[-1]), known) or '; known here: ' + ', '.join(known)}"
-    if entry["type"] == "missing":
-        return f"has no {entry['loc'][-1]!r}"
-    message = entry["msg"][0].lower() + entry["msg"][1:]
-    return f"{message}, got {entry['input']!r}"
-
-
-def problem_at(source: Source, path: Path, key: KeyPath, message: str) -> Problem:
-    """Return the problem with the nearest known line of `key`."""
-    for length in range(len(key), -1, -1):
-        if key[:length] in source.lines:
-            return Problem(dotted(key), message, str(path), source.lines[key[:length]])
-    return Problem(dotted(key), message, str(path))
-
-
-def relocate(problem: Problem, source: Source, path: Path, name: str) -> Problem:
-    """Return a problem of a variant's recipe at the line that set it, where this file did."""
-    if problem.file != COMMAND_LINE:
-        return problem
-    key: KeyPath = ("variants", name)
-    for place in ((*key, "overrides", problem.path), ("overrides", problem.path), (*key, *problem.path.split("."))):
-        if place in source.lines:
-            key = place
-    return problem_at(source, path, key, problem.message)
+        return None, find_file_errors(error, Comparison, source, path)
+    if comparison.frontier and comparison.budgets:
+        return comparison, [problem_at(source, path, ("frontier",), "is in place of `budgets`; give one of them")]
+    return comparison, []
 
 
 def build_variant(
@@ -206,6 +176,10 @@ def build_variant(
         texts = {"method": f"method={json.dumps(section.method)}"} | texts
     texts |= {text.partition("=")[0]: text for text in overrides}
     recipe_path = path.parent / file
+    if not recipe_path.exists():
+        raise RecipeError(
+            [Problem("recipe" if section.recipe else "base", f"{recipe_path}: no such file", COMMAND_LINE)]
+        )
     recipe = load_recipe(recipe_path, list(texts.values()))
     suggested = None
     if section.method is not None and LEARNING_RATE not in section.overrides:

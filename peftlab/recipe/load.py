@@ -42,10 +42,13 @@ class Draft:
     overridden: set[KeyPath] = field(default_factory=set)
 
     def problem(self, path: KeyPath, message: str) -> Problem:
-        """Return a problem at `path`, with the line of its nearest known parent."""
+        """Return a problem at `path`, with the line of its nearest known parent.
+
+        An override of a section replaces all that the file has in it.
+        """
+        if any(path[:length] in self.overridden for length in range(1, len(path) + 1)):
+            return Problem(dotted(path), message, COMMAND_LINE)
         for length in range(len(path), -1, -1):
-            if path[:length] in self.overridden:
-                return Problem(dotted(path), message, COMMAND_LINE)
             if path[:length] in self.lines:
                 return Problem(dotted(path), message, self.file, self.lines[path[:length]])
         return Problem(dotted(path), message, self.file)

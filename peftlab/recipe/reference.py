@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from peftlab.recipe.comparison import Comparison
 from peftlab.recipe.json_schema import describe_fields, editor_schema
-from peftlab.recipe.vocabulary import JsonSchema, choices, describe, options
+from peftlab.recipe.vocabulary import JsonSchema, choices, describe
 
 COMPARISON = "comparison"
 
@@ -143,19 +143,10 @@ def make_field(section: JsonSchema, name: str, place: str, kind: str | None) -> 
     default = schema.get("default", "{}" if schema.get("type") == "object" else None)
     return Field(
         path=place,
-        value=describe_value(schema),
+        value=describe(schema),
         choices=tuple(choices(schema)),
         required=name in section.get("required", []),
         default=tuple(default) if isinstance(default, list) else default,
         text=schema.get("description", ""),
         kinds=(kind,) if kind else (),
     )
-
-
-def describe_value(schema: JsonSchema) -> str:
-    """Return in words what a value may be: `a whole number of at least 1 or null`."""
-    free = [option for option in options(schema) if option.get("additionalProperties") is True]
-    if not free:
-        return describe(schema)
-    rest = [describe(option) for option in options(schema) if option not in free]
-    return " or ".join(["a mapping of keys to values", *rest])

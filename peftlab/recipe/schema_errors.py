@@ -13,11 +13,15 @@ from peftlab.recipe.yaml_source import KeyPath
 
 def find_schema_errors(error: ValidationError, values: dict[str, Any]) -> list[tuple[KeyPath, str]]:
     """Return (key path, message) of every value that does not fit the schema."""
+    return [(path, explain(path, entry, values)) for path, entry in place_errors(error, values).items()]
+
+
+def place_errors(error: ValidationError, values: dict[str, Any]) -> dict[KeyPath, ErrorDetails]:
+    """Return pydantic's error for each key path that is wrong: the first one of the longest path."""
     found: dict[KeyPath, ErrorDetails] = {}
     for entry in error.errors(include_url=False):
         found.setdefault(locate(entry, values), entry)
-    longest = [path for path in found if not any(is_member_error(path, other) for other in found)]
-    return [(path, explain(path, found[path], values)) for path in longest]
+    return {path: found[path] for path in found if not any(is_member_error(path, other) for other in found)}
 
 
 def locate(entry: ErrorDetails, values: dict[str, Any]) -> KeyPath:
@@ -38,9 +42,8 @@ def locate(entry: ErrorDetails, values: dict[str, Any]) -> KeyPath:
 
 
 def is_member_error(path: KeyPath, other: KeyPath) -> bool:
-    """Whether `path` is a list, or an item of one, that another union member accepted, wrong at `other` only."""
-    inside = len(other) > len(path) and other[: len(path)] == path
-    return inside and (isinstance(other[len(path)], int) or isinstance(path[-1], int))
+    """Whether `path` is a list or section that another union member accepted, which is wrong at `other` only."""
+    return len(other) > len(path) and other[: len(path)] == path
 
 
 def explain(path: KeyPath, entry: ErrorDetails, values: dict[str, Any]) -> str:

@@ -118,16 +118,22 @@ def describe_one(schema: JsonSchema) -> str:
     if kind == "array":
         return describe_list(schema)
     if kind == "object":
-        keys = list(schema.get("properties", {}))
-        return f"a mapping with the keys {', '.join(keys)}" if keys else "a mapping of names to text"
+        return describe_mapping(schema)
     if kind == "string":
         return "text that is not empty" if schema.get("minLength") else "text"
     return {"boolean": "true or false", "null": "null"}[str(kind)]
 
 
+def describe_mapping(schema: JsonSchema) -> str:
+    if keys := list(schema.get("properties", {})):
+        return f"a mapping with the keys {', '.join(keys)}"
+    values = schema.get("additionalProperties")
+    return f"a mapping of names to {describe(values)}" if isinstance(values, dict) else "a mapping of keys to values"
+
+
 def describe_list(schema: JsonSchema) -> str:
     if "items" in schema:
-        return f"a list, each {describe(schema['items'])}"
+        return f"a list, each {describe(schema['items'])}" if schema["items"] else "a list"
     items = [describe(item) for item in schema["prefixItems"]]
     return f"a list of {len(items)}, each {items[0]}" if len(set(items)) == 1 else f"a list: {', '.join(items)}"
 
@@ -158,7 +164,10 @@ def show(value: Any) -> str:
 
 def explain_value(path: KeyPath, value: Any, values: Any) -> str:
     """Say what is wrong with a value: what it must be, what it is, and the nearest literal."""
-    schema = schema_at(path, values) or {}
+    return explain_mismatch(schema_at(path, values) or {}, value)
+
+
+def explain_mismatch(schema: JsonSchema, value: Any) -> str:
     message = f"must be {describe(schema)}, got {show(value)}"
     if isinstance(value, str):
         kinds = {option.get("type") for option in options(schema)}

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from peftlab.budgets import memory
-from peftlab.budgets.budget import parse_budget
 from peftlab.budgets.solve import apply_budget
 from peftlab.memory.fit import with_settings
 from peftlab.methods import METHODS
+from peftlab.recipe.budget import parse_budget
 from peftlab.reports import MemoryReport
 from peftlab.runs.plan import plan
 from tests.budgets.recipes import recipe_for

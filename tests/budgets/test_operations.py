@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from peftlab.budgets.budget import parse_budget
 from peftlab.budgets.operations import operations_per_step
 from peftlab.budgets.solve import apply_budget
 from peftlab.methods import METHODS
+from peftlab.recipe.budget import parse_budget
 from peftlab.runs.data_report import report_data
 from peftlab.runs.loading import read_shape
 from peftlab.runs.plan import operations_per_token

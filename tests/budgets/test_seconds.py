@@ -9,12 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from peftlab.budgets import seconds
-from peftlab.budgets.budget import parse_budget
 from peftlab.budgets.seconds import Pace, read_pace
 from peftlab.budgets.solve import apply_budget
 from peftlab.cli.app import run
 from peftlab.comparison.variants import Settings, open_variants
 from peftlab.errors import UsageError
+from peftlab.recipe.budget import parse_budget
 from peftlab.recipe.comparison import list_variants
 from peftlab.recipe.dump import dump_recipe
 from peftlab.recipe.schema import Recipe

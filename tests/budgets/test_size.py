@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from peftlab.budgets.budget import parse_budget
 from peftlab.budgets.solve import apply_budget
 from peftlab.errors import MethodError
 from peftlab.methods import METHODS
+from peftlab.recipe.budget import parse_budget
 from peftlab.reports import BudgetReport
 from tests.budgets.recipes import recipe_for
 from tests.budgets.shapes import MODELS, published_shape

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from safetensors import safe_open
 
-from peftlab.budgets.budget import parse_budget
 from peftlab.budgets.solve import apply_budget
 from peftlab.methods import METHODS
 from peftlab.parameters.shape import shape_of
+from peftlab.recipe.budget import parse_budget
 from tests.budgets.recipes import recipe_for
 from tests.budgets.shapes import published_shape
 from tests.methods.tiny import head_names, tiny_model

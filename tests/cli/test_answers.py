@@ -276,6 +276,16 @@ def test_power_says_what_it_cannot_plan(answer, tmp_path, arguments, told):
     assert code == 2 and told in errors[0] and len(errors) == 1
 
 
+@pytest.mark.parametrize(("arguments", "told"), [
+    (["--frontier", "trainable=1k"], "--frontier: 'trainable=1k' is not a valid frontier; write trainable=10k..10M"),
+    (["--frontier", "trainble=1k..2k"], "--frontier: unknown budget 'trainble'; did you mean 'trainable'?"),
+    (["--budget", "trainable=1k", "--budget", "memory=8"], "--budget: memory '8' has no unit"),
+])  # fmt: skip
+def test_a_budget_that_cannot_be_read_names_its_option(answer, tmp_path, arguments, told):
+    code, _, errors = answer("compare", COMPARISON, *arguments, "--output", tmp_path / "none")
+    assert code == 2 and told in errors[0] and len(errors) == 1 and not (tmp_path / "none").exists()
+
+
 def run_without_room(log: Path) -> None:
     """Be a command of which no line of its log can be written."""
     with log.open("wb") as file:

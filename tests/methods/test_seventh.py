@@ -12,7 +12,6 @@ from typing import Literal
 import pytest
 import torch
 
-from peftlab.budgets.budget import parse_budget
 from peftlab.budgets.solve import apply_budget
 from peftlab.errors import MethodError, StoppedError
 from peftlab.memory.fit import remedies
@@ -20,6 +19,7 @@ from peftlab.methods import METHODS, LoRA, Method, register
 from peftlab.models.load import load_model, load_tokenizer
 from peftlab.parameters.report import parameter_report
 from peftlab.parameters.shape import shape_of
+from peftlab.recipe.budget import parse_budget
 from peftlab.recipe.json_schema import editor_schema
 from peftlab.recipe.schema import Recipe
 from peftlab.reports import PHASES, MemoryReport

@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from peftlab.budgets.budget import parse_budget, parse_frontier
 from peftlab.errors import UsageError
+from peftlab.recipe.budget import parse_budget, parse_frontier
 
 GOOD = [
     ("trainable=300k", "trainable", 300_000),

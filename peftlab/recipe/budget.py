@@ -70,19 +70,19 @@ def parse_frontier(text: str) -> tuple[str, ...]:
     Five, or as many as `:N` at the end says. Raises UsageError.
     """
     if "," in text:
-        raise UsageError(f"--frontier {text!r}: has one kind of budget, without commas; write {FRONTIER_EXAMPLES}")
+        raise UsageError(f"{text!r}: a frontier has one kind of budget, without commas; write {FRONTIER_EXAMPLES}")
     kind, _, ends = (part.strip() for part in text.partition("="))
     found = re.fullmatch(r"(.+?)\.\.(.+?)(?::(\d+))?", ends)
     if not found:
-        raise UsageError(f"--frontier {text!r}: write {FRONTIER_EXAMPLES}")
+        raise UsageError(f"{text!r} is not a valid frontier; write {FRONTIER_EXAMPLES}")
     low, high = (_parse_one(f"{kind}={end}") for end in found.groups()[:2])
     points = int(found[3] or FRONTIER_POINTS)
     if points > MOST_POINTS:
-        raise UsageError(f"--frontier {text!r}: every point is a training; ask for at most {MOST_POINTS}")
+        raise UsageError(f"{text!r}: every point is a training; ask for at most {MOST_POINTS}")
     if low.is_share != high.is_share:
-        raise UsageError(f"--frontier {text!r}: one end is a share and the other is not; write both with % or without")
+        raise UsageError(f"{text!r}: one end is a share and the other is not; write both with % or without")
     if not low.amount < high.amount or points < 2:
-        raise UsageError(f"--frontier {text!r}: must go from a smaller to a larger amount in at least 2 points")
+        raise UsageError(f"{text!r} must go from a smaller to a larger amount in at least 2 points")
     steps = [index / (points - 1) for index in range(points)]
     amounts = [exp(log(low.amount) + step * log(high.amount / low.amount)) for step in steps]
     return (low.text, *(_write(low, amount) for amount in amounts[1:-1]), high.text)
