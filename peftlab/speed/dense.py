@@ -12,9 +12,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.module import _has_any_global_hook
 from transformers.pytorch_utils import Conv1D
 
 from peftlab.nn.products import add_product, scaled_product
+from peftlab.speed.layers import is_replaced
 
 COMPUTED = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -72,13 +74,14 @@ class DenseLayer:
     autocast: torch.dtype | None = None
 
     def multiply(self, x: Tensor, weights: Weights) -> Product:
-        """Return the product of the rows of `x`, (rows, n_in)."""
-        output = self._base(x, weights)
+        """Return the product of the rows of `x`, (..., n_in)."""
+        rows = flat(x)
+        output = self._base(rows, weights)
         if weights.down is None or weights.up is None:
             return Product(output, None, None)
         inner = self._type_of(weights.down)
         mask = _draw_mask(x, self.dropout, weights.down.dtype) if self.dropout else None
-        low = self._dropped(x.to(inner), mask) @ weights.down.to(inner).T
+        low = self._dropped(rows.to(inner), mask) @ weights.down.to(inner).T
         return Product(add_product(output, low, weights.up.to(inner).T, self.scale), low, mask)
 
     def gradients(
@@ -159,6 +162,11 @@ def add_to(into: Tensor | None, other: Tensor) -> Tensor:
     return other if into is None else into.add_(other)
 
 
+def flat(x: Tensor) -> Tensor:
+    """Return the rows of `x`, (rows, n)."""
+    return x.reshape(-1, x.shape[-1])
+
+
 def owned(output: Tensor) -> Tensor:
     """Return a function's output with memory of its own: autograd lets nobody change a function's view in place."""
     return output.clone() if output._is_view() else output
@@ -170,8 +178,11 @@ def shaped(output: Tensor, x: Tensor) -> Tensor:
 
 
 def _draw_mask(x: Tensor, probability: float, dtype: torch.dtype) -> Tensor:
-    """Return which inputs dropout leaves: the ones that nn.Dropout would leave now of an input of this type."""
-    return F.dropout(torch.ones_like(x, dtype=dtype), probability).bool()
+    """Return which inputs dropout leaves, (rows, n): those that nn.Dropout would leave now of an input of this type.
+
+    It draws in the order in which the numbers lie in memory, so `x` must lie as the layer got it.
+    """
+    return flat(F.dropout(torch.ones_like(x, dtype=dtype), probability).bool())
 
 
 def multiply_packed(layer: Any, x: Tensor, bias: Tensor | None) -> Tensor:
@@ -205,7 +216,7 @@ def read_dense(module: nn.Module, device: str) -> Dense | str:
 
 
 def _read_base(module: nn.Module, autocast: torch.dtype | None) -> Dense | str:
-    if "forward" in module.__dict__ or has_hooks(module):
+    if is_watched(module):
         return "a hook"
     if type(module) is nn.Linear:
         return _plain(DenseLayer(autocast=autocast), module.weight, module.bias)
@@ -230,11 +241,10 @@ def _is_four_bit(module: nn.Module) -> bool:
     return isinstance(module, FourBitLinear)
 
 
-def has_hooks(module: nn.Module) -> bool:
-    """Whether something watches or changes what goes through `module`."""
-    return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    )
+def is_watched(module: nn.Module) -> bool:
+    """Whether something watches or changes what goes through `module`: a hook, or a forward function put in place."""
+    own = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    return bool(own or _has_any_global_hook() or is_replaced(module))
 
 
 def _read_lora(module: Any, autocast: torch.dtype | None) -> Dense | str:
@@ -263,7 +273,7 @@ def _why_not_plain_lora(module: Any, name: str) -> str | None:
     down, up, dropout = module.lora_A[name], module.lora_B[name], module.lora_dropout[name]
     if type(down) is not nn.Linear or type(up) is not nn.Linear or type(dropout) not in (nn.Dropout, nn.Identity):
         return f"LoRA of {type(down).__name__}, {type(up).__name__} and {type(dropout).__name__}"
-    return "a hook" if any(has_hooks(one) for one in (down, up, dropout)) else None
+    return "a hook" if any(is_watched(one) for one in (down, up, dropout)) else None
 
 
 def _with_lora(module: Any, name: str, base: Dense) -> Dense:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from peftlab.nn.formulas import Formula
-from peftlab.speed.dense import Dense, DenseLayer, Needs, Weights, fits, has_hooks, owned, read_dense, shaped
+from peftlab.speed.dense import Dense, DenseLayer, Needs, Weights, fits, flat, is_watched, owned, read_dense, shaped
 from peftlab.speed.layers import LayerSpeedUp
 
 PARTS = ("gate_proj", "up_proj", "down_proj")
@@ -83,8 +83,7 @@ class GatedFeedForward(torch.autograd.Function):
         ctx: Any, layers: tuple[DenseLayer, ...], activation: Activation, x: Tensor, *tensors: Tensor | None
     ) -> Tensor:
         parts = _by_part(tensors)
-        rows = x.reshape(-1, x.shape[-1])
-        gate, up = (layer.multiply(rows, weights) for layer, weights in zip(layers[:2], parts[:2], strict=True))
+        gate, up = (layer.multiply(x, weights) for layer, weights in zip(layers[:2], parts[:2], strict=True))
         inner = activation.product(gate.output, up.output)
         output, low, mask = layers[2].multiply(inner, parts[2])
         ctx.layers, ctx.activation, ctx.size = layers, activation, x.shape
@@ -99,8 +98,7 @@ class GatedFeedForward(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         *tensors, low_gate, low_up, low_down, mask_gate, mask_up, mask_down, x, gate, up = ctx.saved_tensors
         parts, needs = _by_part(tensors), _needs(ctx)
-        rows = None if x is None else x.reshape(-1, x.shape[-1])
-        outer = gradient.reshape(-1, gradient.shape[-1])
+        rows, outer = None if x is None else flat(x), flat(gradient)
         activated = ctx.activation.forward(gate)
         inner = activated * up if needs[2].input else None
         down = ctx.layers[2].gradients(needs[2], outer, parts[2], inner, low_down, mask_down)
@@ -152,7 +150,7 @@ FORWARDS = {activation: _forward_with(activation) for activation in CANDIDATES}
 
 def read_parts(module: nn.Module, device: str) -> list[Dense] | str:
     """Return gate, up and down as they are now; why they cannot be computed here, in one line."""
-    if any(has_hooks(one) for one in module.children()):
+    if any(is_watched(one) for one in module.children()):
         return "a hook"
     found = []
     for name in PARTS:

@@ -70,6 +70,13 @@ def restore_forward(module: nn.Module, file: str) -> None:
         del module.__dict__["forward"]
 
 
+def is_replaced(module: nn.Module) -> bool:
+    """Return whether somebody else's function computes `module` in place of its class; speed-ups know each other's."""
+    method = module.__dict__.get("forward")
+    own = isinstance(method, MethodType) and method.__func__.__module__.startswith(f"{__package__}.")
+    return method is not None and not own
+
+
 def _describe(reasons: dict[str, str | None], layers: str) -> str:
     """Return a line such as "210 of 211 LoRA layers, not lm_head: DoRA"."""
     done = sum(reason is None for reason in reasons.values())

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from peftlab.speed.dense import DenseLayer, Needs, Weights, fits, owned, read_dense, shaped
+from peftlab.speed.dense import DenseLayer, Needs, Weights, fits, flat, owned, read_dense, shaped
 from peftlab.speed.layers import LayerSpeedUp
 
 
@@ -37,8 +37,7 @@ class LoraLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, layer: DenseLayer, x: Tensor, *tensors: Tensor | None) -> Tensor:
         weights, needs = Weights(*tensors), Needs(*ctx.needs_input_grad[1:])
-        rows = x.reshape(-1, x.shape[-1])
-        output, low, mask = layer.multiply(rows, weights)
+        output, low, mask = layer.multiply(x, weights)
         ctx.layer, ctx.size = layer, x.shape
         ctx.save_for_backward(
             *weights,
@@ -52,10 +51,9 @@ class LoraLinear(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         *tensors, x, low, mask = ctx.saved_tensors
-        rows = None if x is None else x.reshape(-1, x.shape[-1])
+        rows = None if x is None else flat(x)
         needs = Needs(*ctx.needs_input_grad[1:])
-        outer = gradient.reshape(-1, gradient.shape[-1])
-        found = ctx.layer.gradients(needs, outer, Weights(*tensors), rows, low, mask)
+        found = ctx.layer.gradients(needs, flat(gradient), Weights(*tensors), rows, low, mask)
         return (None, None if found.x is None else found.x.view(ctx.size), *found[1:])
 
 

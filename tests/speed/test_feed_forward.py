@@ -17,7 +17,7 @@ from peftlab.models.quantize import quantize_
 from peftlab.speed import feed_forward
 from peftlab.speed.feed_forward import FeedForwards, GatedFeedForward
 from peftlab.speed.lora_linear import LoraLinears
-from tests.speed.layers import Holder, assert_equal, change, function_of, results
+from tests.speed.layers import Holder, assert_equal, change, function_of, halve, results
 
 WIDTH, INNER = 64, 128
 SIZES = {"hidden_size": WIDTH, "intermediate_size": INNER}
@@ -167,6 +167,16 @@ def test_a_hook_inside_is_called(name):
     fast.get_submodule(name).register_forward_hook(lambda *_: seen.append(name))
     assert not used(fast, tokens().requires_grad_())
     assert seen == [name]
+
+
+@pytest.mark.parametrize("name", ["gate_proj", "up_proj", "down_proj", "act_fn", "down_proj.base_layer"])
+def test_a_forward_that_someone_else_put_inside_is_called(name):
+    plain = adapted()
+    fast = fast_copy(plain)
+    for one in (plain, fast):
+        halve(one, name)
+    assert not used(fast, tokens().requires_grad_())
+    assert_equal(results(plain, tokens()), results(fast, tokens()))
 
 
 def test_without_gradients_it_is_the_modules_own_forward():
