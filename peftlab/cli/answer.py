@@ -32,7 +32,7 @@ def answers(command: Callable[..., Any]) -> Callable[..., None]:
     def run(**arguments: Any) -> None:
         import typer
 
-        as_json, debug = arguments.pop("as_json", False), arguments.pop("debug", False)
+        as_json, debug = arguments.get("as_json", False), arguments.get("debug", False)
         code = run_command(lambda: command(**arguments), as_json, debug)
         if code:
             raise typer.Exit(code)

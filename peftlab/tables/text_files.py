@@ -10,6 +10,7 @@ import codecs
 import csv
 import io
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -24,7 +25,9 @@ LARGEST_CELL = 2**31 - 1
 LARGEST_COLUMNS = 1000
 NOT_UTF_8 = "is not UTF-8 (byte 0x{:02x}); save the file as UTF-8"
 TEXT_COLUMN = "text"
+BOM = "\ufeff"
 SEPARATORS = {",": "commas", "\t": "tabs"}
+HALF_A_PAIR = re.compile("[\ud800-\udfff]")
 
 
 def read_json_lines(file: BinaryIO, path: Path, skip: int = 0) -> Iterator[Row]:
@@ -65,13 +68,36 @@ def _as_row(number: int, value: Any) -> Row:
         return Row(number, {}, f"a row must be an object {{...}}, not {type(value).__name__}")
     if len(value) > LARGEST_COLUMNS:
         return Row(number, {}, f"more than {LARGEST_COLUMNS} columns; rows should share their keys")
+    if halved := [name for name in value if not name.isascii() and HALF_A_PAIR.search(name)]:
+        return Row(number, {}, f"has a column {halved[0]!r}, whose name contains half of a surrogate pair")
     return Row(number, value)
+
+
+class _KeyTwiceError(ValueError):
+    """An object that names a key twice: one of its values would be lost."""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the object of these keys and values. Raises _KeyTwiceError."""
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for place, name in enumerate(names) if name in names[:place])
+        raise _KeyTwiceError(f"names the key {twice!r} twice in one object")
+    return value
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=_object)
 
 
 def _parse_json(text: str) -> Any:
     """Return the value of a JSON text. Raises ValueError with the reason."""
+    if text.startswith(BOM):
+        raise ValueError("begins with a byte order mark, as where files were joined; remove the mark")
     try:
-        return json.loads(text)
+        return DECODER.decode(text)
+    except _KeyTwiceError:
+        raise
     except json.JSONDecodeError as error:
         raise ValueError(f"is not JSON: {error.msg} at column {error.colno}") from None
     except RecursionError:
@@ -143,7 +169,9 @@ def _after_blanks(text: str, place: int) -> int:
 
 def _decode_value(text: str, place: int, path: Path, line: int) -> tuple[Any, int]:
     try:
-        return json.JSONDecoder().raw_decode(text, place)
+        return DECODER.raw_decode(text, place)
+    except _KeyTwiceError as error:
+        raise DataError(f"{path}:{line}: {error}") from None
     except json.JSONDecodeError as error:
         raise DataError(f"{path}:{error.lineno}: is not JSON: {error.msg} at column {error.colno}") from None
     except RecursionError:
@@ -190,6 +218,8 @@ def _as_record(number: int, header: list[str], cells: list[str], separator: str)
         name, found = SEPARATORS[separator], quantities.number(len(cells), "cell")
         fault = f"has {found}, the header {len(header)}; quote cells that contain {name}"
         return Row(number, {}, fault)
+    if len(header) > 1 and cells[-1] == header[-1] and [cells[0].removeprefix(BOM), *cells[1:]] == header:
+        return Row(number, {}, "repeats the header, as where files were joined; remove this line")
     return Row(number, dict(zip(header, cells, strict=True)))
 
 

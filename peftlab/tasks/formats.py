@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ from peftlab.tasks.layouts import (
 )
 
 DEEPEST_MESSAGE = 32
+HALF_A_PAIR = "half of a surrogate pair and not a character"
 # Who speaks in a turn of ShareGPT, as a role of chat templates.
 SPEAKERS = {
     "human": "user",
@@ -102,8 +104,16 @@ def as_text(value: Any) -> str:
         text.encode()
     except UnicodeEncodeError as error:  # JSON can write half of a surrogate pair, which no tokenizer takes
         found = f"{text[error.start]!r} at position {error.start}"
-        raise ValueError(f"contains {found}, half of a surrogate pair and not a character") from None
+        raise ValueError(f"contains {found}, {HALF_A_PAIR}") from None
     return text
+
+
+def _refuse_halves(value: Any) -> None:
+    """Raise ValueError where a text or a key inside lists and objects has half of a surrogate pair."""
+    try:
+        json.dumps(value, ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"contains {error.object[error.start]!r}, {HALF_A_PAIR}") from None
 
 
 def as_label(value: Any) -> str:
@@ -128,7 +138,9 @@ def as_messages(value: Any) -> list[dict[str, Any]]:
         as_text(message["role"])
     if _depth(messages) > DEEPEST_MESSAGE:
         raise ValueError(f"messages are nested deeper than {DEEPEST_MESSAGE} levels")
-    return [_as_message(_without_nulls(message)) for message in messages]
+    found = [_as_message(_without_nulls(message)) for message in messages]
+    _refuse_halves(found)
+    return found
 
 
 def without_answers(value: Any) -> Any:
@@ -198,6 +210,7 @@ def as_tools(value: Any) -> list[dict[str, Any]] | None:
         raise ValueError(f"needs a list of tools {{type, function}}, not {type(value).__name__} {one_line(value, 60)}")
     if _depth(value) > DEEPEST_MESSAGE:
         raise ValueError(f"tools are nested deeper than {DEEPEST_MESSAGE} levels")
+    _refuse_halves(value)
     return value
 
 

@@ -79,6 +79,13 @@ def test_an_end_marker_outside_the_marks_is_shown_as_not_supervised(folder, capf
     assert any("cannot learn to stop" in note for note in shown["notes"])
 
 
+def test_json_has_all_rows_unless_a_number_is_asked_for(folder, capfd):
+    rows = [{"text": f"the cat {number}"} for number in range(7)]
+    for asked, expected in [((), 7), (("--rows=2",), 2), (("--row=5", "--row=1"), 2)]:
+        _, shown = show(folder, rows, "data.format=text", *asked, capfd=capfd)
+        assert len(shown["rows"]) == expected
+
+
 def test_text_that_brings_special_tokens_of_its_own_is_shown(folder, capfd):
     rows = [{"prompt": "<|bos|>the cat", "completion": " sat"}, {"prompt": "the mat", "completion": " sat"}]
     _, shown = show(folder, rows, "data.format=completion", capfd=capfd)

@@ -134,6 +134,18 @@ def test_half_a_surrogate_pair_is_reported_with_its_place(section, form):
         read_examples(table, section(format=form))
 
 
+HALVED = {"role": "user", "content": "q", "name": "\ud83d"}
+CALLED = {"function": {"name": "f", "arguments": {"\ude00": 1}}}
+CALLING = {"role": "assistant", "content": None, "tool_calls": [CALLED]}
+
+
+@pytest.mark.parametrize("cells", [{"messages": [[HALVED]]}, {"messages": [[CALLING]]}, {"tools": [[CALLED]]}])
+def test_half_a_surrogate_pair_anywhere_in_a_chat_is_reported(section, cells):
+    table = Table("t", {"messages": [TURNS], **cells})
+    with pytest.raises(DataError, match=r"row 1: column '.*': contains '\\ud[8e][30][d0]', half of a surrogate pair"):
+        read_examples(table, section(format="chat"))
+
+
 def test_nested_cells_are_no_text(section):
     with pytest.raises(DataError, match="row 1: column 'text': needs text, not dict"):
         read_examples(Table("t", {"text": [{"a": 1}]}), section(format="text"))

@@ -124,6 +124,13 @@ FAULTS = {
     "too few cells": ("x.csv", b"a,b\n1\n", r"x\.csv:2: has 1 cell, the header 2"),
     "unclosed quote": ("x.csv", b'a,b\n1,"2\n', r"x\.csv:2: is not CSV"),
     "header twice": ("x.csv", b"a,a\n1,2\n", r"x\.csv:1: the header names 'a' twice"),
+    "header again": ("x.csv", b"a,b\n1,2\na,b\n3,4\n", r"x\.csv:3: repeats the header, as where files were joined"),
+    "header again with a mark": ("x.tsv", b"a\tb\n1\t2\n\xef\xbb\xbfa\tb\n", r"x\.tsv:3: repeats the header"),
+    "mark again": ("x.jsonl", b'{"a": 1}\n\xef\xbb\xbf{"a": 2}\n', r"x\.jsonl:2: begins with a byte order mark"),
+    "key twice": ("x.jsonl", b'{"a": 1}\n{"a": 1, "b": 2, "a": 3}\n', r"x\.jsonl:2: names the key 'a' twice"),
+    "key twice inside": ("x.jsonl", b'{"a": [{"b": 2, "b": 2}]}\n', r"x\.jsonl:1: names the key 'b' twice"),
+    "key twice in a list": ("x.json", b'[{"a": 1},\n{"a": 1, "a": 3}]', r"x\.json:2: names the key 'a' twice"),
+    "half a name": ("x.jsonl", b'{"a": 1, "\\ud83d": 2}', r"x\.jsonl:1: has a column '\\ud83d', whose name"),
     "not gzip": ("x.jsonl.gz", b'{"a": 1}', r"x\.jsonl\.gz: is not a whole gzip file"),
     "cut gzip": ("x.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 99)[:-9], r"is not a whole gzip file"),
     "not parquet": ("x.parquet", b"PAR1 no", r"x\.parquet: is not a parquet file"),
@@ -141,6 +148,21 @@ def test_fault_in_a_file_is_one_line_with_its_place(tmp_path, name, content, mes
     with pytest.raises(DataError, match=message) as caught:
         read_rows(tmp_path / name)
     assert "\n" not in str(caught.value)
+
+
+def test_a_key_that_a_row_names_twice_is_refused_as_datasets_refuses_it(tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"a": 1, "b": 2, "b": 3}\n')
+    with pytest.raises(datasets.exceptions.DatasetGenerationError) as caught:
+        datasets.load_dataset("json", data_files=str(path), cache_dir=str(tmp_path / "cache"))
+    assert "Column(/b) was specified twice" in str(caught.value.__cause__)
+    with pytest.raises(DataError, match="names the key 'b' twice"):
+        read_rows(path)
+
+
+def test_a_cell_like_the_name_of_the_only_column_is_a_row(tmp_path):
+    (tmp_path / "x.csv").write_text("text\na\ntext\n")
+    assert read_rows(tmp_path / "x.csv") == [{"text": "a"}, {"text": "text"}]
 
 
 @pytest.mark.parametrize(
