@@ -223,7 +223,7 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 def prompt_limit(model: nn.Module, settings: Generation, prompting: Prompting = PLAIN) -> int:
     """Return how many tokens of a prompt leave room for the answer in the model's positions."""
-    positions = count_positions(model.config)
+    positions = count_positions(model)
     if not positions:
         return sys.maxsize
     beside = task_of(model).encodes_prompt

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from peftlab.errors import ModelError, StorageError, listed
 from peftlab.export.gguf_model import read_tensors
@@ -17,11 +17,13 @@ from peftlab.export.job import Job
 from peftlab.family_traits import ENCODERS
 from peftlab.files import read_json
 from peftlab.models.reference import resolve
+from peftlab.parameters.shape import count_positions
 from peftlab.reports import ExportReport
 from peftlab.runs.merge import merged_beside
 
 MODULES, SETTINGS, LENGTH = "modules.json", "config_sentence_transformers.json", "sentence_bert_config.json"
 POOLING = "1_Pooling"
+TOKENIZER = "tokenizer_config.json"
 WEIGHTS = "model.safetensors"
 # What is written anew for the encoder alone; everything else of a merged folder is the tokenizer's.
 NOT_COPIED = {"config.json", "generation_config.json", "model.safetensors.index.json"}
@@ -43,9 +45,12 @@ def export_sentences(job: Job) -> ExportReport:
         for file in merged.folder.iterdir():
             if file.is_file() and file.suffix != ".safetensors" and file.name not in NOT_COPIED:
                 shutil.copy(file, job.out)
-        counts = _write_body(merged.folder, job.out, config)
+        with torch.device("meta"):
+            body = AutoModel.from_config(config)
+        counts = _write_body(merged.folder, job.out, body)
         report = merged.report
     pooling = _write_pooling(job, config)
+    _write_length(job.out, body)
     return ExportReport(
         run=str(job.run),
         folder="",
@@ -60,20 +65,18 @@ def export_sentences(job: Job) -> ExportReport:
     )
 
 
-def _write_body(merged: Path, folder: Path, config: Any) -> dict[str, int]:
+def _write_body(merged: Path, folder: Path, body: PreTrainedModel) -> dict[str, int]:
     """Write the tensors inside the encoder, by the names that it has alone; return how many were kept and dropped.
 
     Raises StorageError if the encoder needs one that is not there; a pooler, which no pooling here reads, may lack.
     """
-    with torch.device("meta"):
-        body = AutoModel.from_config(config)
     wanted, prefix = set(body.state_dict()), f"{body.base_model_prefix}."
     stored = dict(read_tensors(merged))
     kept = {name.removeprefix(prefix): one for name, one in stored.items() if name.removeprefix(prefix) in wanted}
     if lacking := sorted(name for name in wanted - kept.keys() if not name.startswith("pooler.")):
         raise StorageError(f"the merged model has no {listed(lacking[:3])} for its encoder; nothing was written")
-    config.architectures = [type(body).__name__]
-    config.save_pretrained(folder)
+    body.config.architectures = [type(body).__name__]
+    body.config.save_pretrained(folder)
     save_file(kept, folder / WEIGHTS, metadata={"format": "pt"})
     dropped = len(stored) - len(kept)
     return {"of the encoder": len(kept)} | ({"of the head left out": dropped} if dropped else {})
@@ -94,6 +97,16 @@ def _write_pooling(job: Job, config: Any) -> str:
     how = {"word_embedding_dimension": config.hidden_size, "pooling_mode_mean_tokens": True}
     _write(job.out / POOLING / "config.json", how)
     return f"the mean of the tokens, as the base has no pooling of its own ({POOLING}/config.json)"
+
+
+def _write_length(folder: Path, body: PreTrainedModel) -> None:
+    """Say how many tokens the encoder takes where that library would take more from its config (RoBERTa)."""
+    positions, path = count_positions(body), folder / LENGTH
+    if positions == body.config.max_position_embeddings or not positions:
+        return
+    known = read_json(path) if path.is_file() else {}
+    limits = (positions, known.get("max_seq_length"), read_json(folder / TOKENIZER).get("model_max_length"))
+    _write(path, known | {"max_seq_length": min(int(one) for one in limits if one)})
 
 
 def _copy_pooling(base: Path, folder: Path) -> str:

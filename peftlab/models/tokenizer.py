@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import nn
 from transformers import AddedToken, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from peftlab.errors import ModelError
 from peftlab.models.config import hub_arguments, one_line_errors
 from peftlab.models.reference import Reference, resolve
+from peftlab.parameters.shape import padded_positions
 from peftlab.recipe.schema import Model
 
 # Parts of the names that transformers' tokenizers give to their files.
@@ -92,12 +92,8 @@ def fit_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
     Tokens beyond the embedding matter only to rows that use them, which the data refuses. A model that counts
     positions from its padding token (RoBERTa) keeps that: read again from its folder, it would count others.
     """
-    if any("position" in name and _knows_padding(module) for name, module in model.named_modules()):
+    if padded_positions(model):
         return
     rows = model.get_input_embeddings().get_parameter("weight").shape[0]
     # A decoder's classification head reads the last token that is not this one.
     model.config.get_text_config().pad_token_id = find_pad_id(tokenizer, rows)
-
-
-def _knows_padding(module: nn.Module) -> bool:
-    return isinstance(module, nn.Embedding) and module.padding_idx is not None

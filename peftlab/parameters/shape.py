@@ -45,17 +45,29 @@ def shape_of(model: nn.Module, fresh: frozenset[str] = frozenset(), task: str = 
         parameters=sites,
         linears=linear_sites(model, model_type, {site.name: site for site in sites}),
         fresh=fresh & {site.name for site in sites},
-        positions=count_positions(config),
+        positions=count_positions(base),
         new_tokens=find_new_tokens(model),
         pass_text=partial(pass_text, base),
         fixed=fixed_parameters(model),
     )
 
 
-def count_positions(config: Any) -> int:
-    """Return the longest row that a model of this config takes; 0 where it has no limit (None or -1 in a config)."""
+def count_positions(model: nn.Module) -> int:
+    """Return the longest row that a model takes; 0 where it has no limit (None or -1 in a config).
+
+    A model that counts positions from its padding token (RoBERTa) uses those of its table that come after that token.
+    """
+    config: Any = getattr(model, "config", None)
     config = config.get_text_config() if hasattr(config, "get_text_config") else config
-    return max(getattr(config, "max_position_embeddings", None) or 0, 0)
+    limit = max(getattr(config, "max_position_embeddings", None) or 0, 0)
+    tables = [table for table in padded_positions(model) if len(table.weight) == limit]
+    return min((limit - 1 - table.padding_idx for table in tables), default=limit)
+
+
+def padded_positions(model: nn.Module) -> list[Any]:
+    """Return the position tables of a model that have a row for padding: what it counts begins after that row."""
+    tables = (module for name, module in model.named_modules() if "position" in name and hasattr(module, "weight"))
+    return [table for table in tables if getattr(table, "padding_idx", None) is not None]
 
 
 def linear_sites(model: nn.Module, model_type: str, sites: dict[str, ParameterSite]) -> tuple[LinearSite, ...]:

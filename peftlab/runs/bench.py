@@ -144,7 +144,7 @@ class Bench:
 
 def check_positions(recipe: Recipe, dataset: Dataset, model: nn.Module) -> None:
     """Raise DataError for rows that are longer than the model has positions for."""
-    positions = count_positions(model.config)
+    positions = count_positions(model)
     every = (dataset.longest_train, dataset.all_held_out)
     longest = max(int(sizes_of(rows).longest.max(initial=0)) for rows in every)
     if positions and recipe.method.virtual_tokens >= positions:

@@ -62,7 +62,7 @@ def evaluate_tasks(
     batch_size = recipe.evaluation.batch_size or recipe.training.batch_size
     model = LOADERS[weights](recipe, directory, world.device)
     add_stop_ids(model, directory.read_result().data.get("train", {}).get("stop_ids", ()))
-    positions = count_positions(model.config)  # type: ignore[arg-type]  # every transformers model has one
+    positions = count_positions(model)
     tokenizer, data = load_saved_tokenizer(directory.weights, recipe.model), recipe.data
     return run_tasks(
         model,

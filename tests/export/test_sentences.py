@@ -79,6 +79,18 @@ def test_a_base_of_sentence_transformers_keeps_its_own_pooling(tmp_path):
     assert report.notes[0] == "pooling: the base's own, Pooling, Normalize"
 
 
+@pytest.mark.parametrize(("own", "expected"), [(None, 158), (99, 99), (160, 158)])
+def test_a_roberta_says_how_many_of_its_positions_can_be_used(own, expected, tmp_path):
+    """Its positions begin behind its padding token, here 1: of 160, 158 remain."""
+    base = encoder(tmp_path / "base", "roberta")
+    if own is not None:
+        (base / "modules.json").write_text(json.dumps([{"idx": 0, "name": "0", "path": "", "type": "x.Transformer"}]))
+        (base / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": own, "do_lower_case": True}))
+    export(run_on(base, tmp_path), tmp_path / "out", "sentence-transformers", MergeOptions(rows=0))
+    written = json.loads((tmp_path / "out" / "sentence_bert_config.json").read_text())
+    assert written == {"max_seq_length": expected} | ({} if own is None else {"do_lower_case": True})
+
+
 def test_a_model_that_reads_one_side_is_refused(tmp_path):
     run = trained(tmp_path, METHODS["bitfit"], training={"steps": 1})
     with pytest.raises(ModelError, match="llama models are not encoders here"):
@@ -92,6 +104,18 @@ from sentence_transformers import SentenceTransformer
 vectors = SentenceTransformer(sys.argv[1], device="cpu").encode(json.loads(sys.argv[2]))
 print(json.dumps(vectors.tolist()))
 """
+
+
+@pytest.mark.slow
+@needs("sentence-transformers")
+@needs("sentence-transformers")
+@pytest.mark.parametrize("family", ["bert", "roberta"])
+def test_that_library_cuts_a_long_text_to_what_the_encoder_takes(family, tmp_path):
+    export(run_on(encoder(tmp_path / "base", family), tmp_path), tmp_path / "out", "sentence-transformers")
+    printed = run_peer(
+        "sentence-transformers", ENCODE, str(tmp_path / "out"), json.dumps(["word " * 500]), folder=tmp_path
+    )
+    assert torch.tensor(json.loads(printed.splitlines()[-1])).isfinite().all()
 
 
 @pytest.mark.slow

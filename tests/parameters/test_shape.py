@@ -6,13 +6,13 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
-from transformers import AutoConfig, AutoModelForSeq2SeqLM
+from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM
 
 from peftlab.architectures import ARCHITECTURES, ATTENTION_ROLES, FEED_FORWARD_ROLES, architecture_of
 from peftlab.errors import MethodError
 from peftlab.models.quantize import quantize_
 from peftlab.parameters.shape import count_positions, shape_of
-from tests.parameters.families import ENCODER_DECODERS, FAMILIES, build
+from tests.parameters.families import ENCODER_DECODERS, FAMILIES, SMALL, build
 
 KEY_WIDTHS = {**dict.fromkeys(FAMILIES, 32), **dict.fromkeys(("llama", "mistral", "qwen2", "phi3", "mixtral"), 16)}
 KEY_WIDTHS |= {"qwen3": 16, "gemma": 32, "gemma2": 16, "gemma3_text": 16, "qwen3_moe": 16}
@@ -139,7 +139,24 @@ def test_plain_module_without_a_config_has_sizes_too():
 
 @pytest.mark.parametrize(("given", "expected"), [(64, 64), (-1, 0), (0, 0), (None, 0)])
 def test_positions_of_a_config_that_has_no_limit_are_none(given, expected):
-    config = AutoConfig.for_model("llama")
-    vars(config)["max_position_embeddings"] = given
-    assert count_positions(config) == expected
-    assert count_positions(None) == 0
+    model = nn.Linear(1, 1)
+    model.config = AutoConfig.for_model("llama")
+    vars(model.config)["max_position_embeddings"] = given
+    assert count_positions(model) == expected
+    assert count_positions(nn.Linear(1, 1)) == 0
+
+
+@pytest.mark.parametrize(
+    "family",
+    ["roberta", "xlm-roberta", "camembert", "mpnet", "longformer", "ibert", "data2vec-text", "bert", "electra", "gpt2"],
+)
+def test_the_longest_row_is_one_that_the_model_takes_and_no_longer_one_is(family):
+    """RoBERTa and its relatives count positions from their padding token on: of 514, 512 can be used."""
+    settings = {**SMALL, "pad_token_id": 3, "attention_window": 4, "max_position_embeddings": 24}
+    model = AutoModel.from_config(AutoConfig.for_model(family, **settings)).eval()
+    longest = count_positions(model)
+    ids = torch.full((1, longest), 7)
+    with torch.no_grad():
+        model(input_ids=ids)
+        with pytest.raises((IndexError, RuntimeError)):
+            model(input_ids=torch.full((1, longest + 1), 7))
