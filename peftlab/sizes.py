@@ -13,6 +13,8 @@ UNITS = {"B": 1} | {
     for power, letter in enumerate("KMGT", start=1)
     for unit, base in ((f"{letter}", 1024), (f"{letter}iB", 1024), (f"{letter}B", 1000))
 }
+# From these numbers on, a size without a unit was not meant in GiB, nor in MiB.
+MANY_GIB, MANY_MIB = 1024, 1024**2
 SIZE = re.compile(r"([-+]?[0-9][0-9_]*(?:\.[0-9]+)?)\s*([A-Za-z]*)")
 
 
@@ -81,15 +83,25 @@ def parse_size(text: str, what: str) -> int:
     if not found:
         raise UsageError(f"{what} {text!r} is not a size; write 8GiB or 500MB")
     number, unit = found.groups()
+    amount = float(number.replace("_", ""))
     known = {name.lower(): factor for name, factor in UNITS.items()}
+    if amount <= 0:
+        raise UsageError(f"{what} {text!r} must be more than zero; write 8GiB or 500MB")
     if not unit:
-        raise UsageError(f"{what} {text!r} has no unit; write {number}GiB or {number}MiB")
+        raise UsageError(f"{what} {text!r} has no unit; write {' or '.join(_with_units(number, amount))}")
     if unit.lower() not in known:
         raise UsageError(f"{what} {text!r}: unknown unit {unit!r}; use MiB, GiB or TiB (or MB, GB, TB)")
-    size = int(float(number.replace("_", "")) * known[unit.lower()])
-    if size <= 0:
-        raise UsageError(f"{what} {text!r} must be more than zero")
+    size = int(amount * known[unit.lower()])
+    if size < 1:
+        raise UsageError(f"{what} {text!r} is less than a byte; write 8GiB or 500MB")
     return size
+
+
+def _with_units(number: str, amount: float) -> list[str]:
+    """Return a number with the units that it can have been meant in: bytes if it is large, else MiB or GiB."""
+    if amount >= MANY_MIB:
+        return [f"{number}B"]
+    return [f"{number}MiB"] if amount >= MANY_GIB else [f"{number}GiB", f"{number}MiB"]
 
 
 def _plain(name: str) -> str:

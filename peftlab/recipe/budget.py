@@ -15,10 +15,17 @@ Kind = Literal["trainable", "memory", "stored", "seconds", "operations"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 EXAMPLES = "trainable=300k, trainable=0.5%, memory=8GiB, stored=2MB, seconds=600 or operations=3P"
 NUMBER = re.compile(r"([0-9][0-9_]*(?:\.[0-9]+)?(?:e[+-]?[0-9]+)?)\s*([A-Za-z%]*)")
+GROUPED = re.compile(r"[0-9]+(?:,[0-9]+)+")  # 1,000 or 8,5
 COUNTS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
 TIMES = {"": 1, "s": 1, "min": 60, "h": 3600}
 OPERATIONS = {"": 1, "g": 10**9, "t": 10**12, "p": 10**15, "e": 10**18, "z": 10**21}
 BYTES = {"TiB": 2**40, "GiB": 2**30, "MiB": 2**20, "KiB": 2**10, "B": 1}
+# What users call a kind of budget, and its name.
+CALLED = {
+    "parameters": "trainable", "params": "trainable", "vram": "memory", "ram": "memory", "gpu": "memory",
+    "size": "stored", "disk": "stored", "time": "seconds", "minutes": "seconds", "hours": "seconds",
+    "flops": "operations", "compute": "operations",
+}  # fmt: skip
 # What is measured of every variant of a comparison, and cannot be sized for.
 NOT_SIZED = {
     "latency": "merged into the base, any size is as fast as the base, and unmerged, usual sizes change it less than "
@@ -57,6 +64,8 @@ def parse_budget(text: str) -> Budget:
     of bytes for stored; s, min or h for seconds; G, T, P or E for operations. Raises UsageError, one line, for
     anything else.
     """
+    if found := GROUPED.search(text):
+        raise UsageError(f"{text!r}: a comma separates budgets; write {found[0]} without one, or with a point")
     first, *others = (_parse_one(part) for part in text.split(","))
     kinds = [one.kind for one in (first, *others)]
     if len(set(kinds)) < len(kinds):
@@ -108,7 +117,8 @@ def _parse_one(text: str) -> Budget:
     if kind in NOT_SIZED:
         raise UsageError(f"{text!r} is not a valid budget: {NOT_SIZED[kind]}; write {EXAMPLES}")
     if kind not in KINDS:
-        raise UsageError(f"unknown budget {kind!r}{nearest(kind, KINDS)}; write {EXAMPLES}")
+        called = nearest(kind, KINDS) or (f"; did you mean {CALLED[kind]!r}?" if kind in CALLED else "")
+        raise UsageError(f"unknown budget {kind!r}{called}; write {EXAMPLES}")
     text = f"{kind}={value}"
     if kind == "memory":
         return Budget(kind, text, parse_memory(value).bytes)

@@ -32,6 +32,11 @@ def read_day(value: Any) -> Any:
     return value.isoformat() if type(value) is date else value
 
 
+def read_size(value: Any) -> Any:
+    """Return a number without a unit as text, so that the error is of the unit that it lacks."""
+    return str(value) if type(value) in (int, float) else value
+
+
 Day = Annotated[str, BeforeValidator(read_day)]
 
 
@@ -247,7 +252,7 @@ class Run(Section):
     """Use deterministic algorithms only: on CUDA, a run that resumes is exact only with them. Slower."""
     plan: Literal["refuse", "report", "off"] = "refuse"
     """Memory plan before loading: refuse to start a run that will not fit, only report it, or make no plan."""
-    memory: str | None = Field(default=None, min_length=1)
+    memory: Annotated[str | None, BeforeValidator(read_size)] = Field(default=None, min_length=1)
     """Memory that the plan assumes: `24GiB`, or the name of a GPU (default: what is free)."""
     memory_snapshot: bool = False
     """Write the allocations of training to `memory_snapshot.pickle`, for pytorch.org/memory_viz (CUDA; slower)."""

@@ -39,6 +39,12 @@ BAD = [
     ("trainable=0%", "must be greater than zero"),
     ("trainable=101%", "trainable '101%' is more than 100 % of the model"),
     ("memory=8", "memory '8' has no unit; write 8GiB"),
+    ("memory=0", "memory '0' must be more than zero; write 8GiB"),
+    ("parameters=1", "unknown budget 'parameters'; did you mean 'trainable'?"),
+    ("time=600", "unknown budget 'time'; did you mean 'seconds'?"),
+    ("trainable=1,000", "a comma separates budgets; write 1,000 without one, or with a point"),
+    ("memory=8,5GiB", "a comma separates budgets; write 8,5 without one, or with a point"),
+    ("seconds=abc", "seconds 'abc' is not a valid amount; write 600, 90s, 10min or 2h"),
     ("memory=RTX 4091", "memory 'RTX 4091' is neither a size such as 24GiB nor a known GPU; did you mean 'RTX-4090'?"),
     ("stored=RTX 4090", "stored 'RTX 4090' is not a size; write 8GiB or 500MB"),
     ("stored=2", "stored '2' has no unit"),
@@ -64,6 +70,17 @@ def test_anything_else_is_refused_in_one_line(text, told):
     with pytest.raises(UsageError) as error:
         parse_budget(text)
     assert told in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "text", ["300k", "x=1", "seconds=abc", "operations=abc", "trainable=x", "stored=x", "memory=8"]
+)
+def test_every_remedy_is_a_budget(text):
+    with pytest.raises(UsageError) as error:
+        parse_budget(text)
+    kind = text.partition("=")[0]
+    written = re.split(", | or ", str(error.value).partition("; write ")[2])
+    assert written and all(parse_budget(one if "=" in one else f"{kind}={one}").amount > 0 for one in written)
 
 
 def test_several_limits_are_one_budget_and_read_back():

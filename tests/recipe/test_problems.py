@@ -112,6 +112,15 @@ def test_a_missing_section_and_a_missing_field_are_reported():
     ]
 
 
+@pytest.mark.parametrize(("written", "told"), [
+    ("8", "memory '8' has no unit; write 8GiB or 8MiB"),
+    ("-1.5", "memory '-1.5' must be more than zero"),
+    ("true", "must be text that is not empty or null, got true"),
+])  # fmt: skip
+def test_memory_that_is_a_number_lacks_a_unit(written, told):
+    assert told in only_problem(VALID + f"run:\n  memory: {written}\n")
+
+
 def test_a_union_complains_once_and_says_all_that_it_takes():
     line = only_problem(changed("builtin:docstrings[test]", "-3"))
     assert line == (
