@@ -50,7 +50,7 @@ class Family:
 
     def between(self, one: str, other: str) -> Difference[str]:
         """Return the difference of two rows, `one` first."""
-        return next(pair.seen_from(one) for pair in self.differences if {pair.first, pair.second} == {one, other})
+        return _between(self.differences, one, other)
 
     def to_best(self) -> dict[str, Difference[str]]:
         """Return each other row's difference to the best mean, itself first."""
@@ -78,6 +78,8 @@ class Findings:
     general_change: dict[str, Estimate]
     costs: dict[str, dict[str, Cost]]
     beaten: dict[str, dict[str, list[str]]]
+    pairs: list[Difference[str]] = field(default_factory=list)
+    """All pairs of rows: those of one budget as its family has them, the others corrected together with all."""
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -88,6 +90,14 @@ class Findings:
     @property
     def letters(self) -> dict[str, str]:
         return {label: letters for family in self.families for label, letters in letters_of(family.groups).items()}
+
+    def between(self, one: str, other: str) -> Difference[str]:
+        """Return the difference of two rows of any budgets, `one` first."""
+        return _between(self.pairs, one, other)
+
+
+def _between(pairs: Sequence[Difference[str]], one: str, other: str) -> Difference[str]:
+    return next(pair.seen_from(one) for pair in pairs if {pair.first, pair.second} == {one, other})
 
 
 COSTS: dict[str, Callable[[Trial], float | None]] = {
@@ -129,6 +139,7 @@ def find(table: Table) -> Findings:
         general_change=_estimated(_minus(general["after"], general["before"]), owners, change=True),
         costs=costs,
         beaten={kind: beaten_by(known, pairs, table.report.higher_is_better) for kind, known in costs.items()},
+        pairs=pairs,
         notes=notes,
     )
 

@@ -11,7 +11,7 @@ from peftlab.comparison.claims import WITH_SEED
 from peftlab.comparison.findings import Family, Findings
 from peftlab.comparison.groups import Cost
 from peftlab.comparison.power import MOST_SEEDS, Power
-from peftlab.comparison.rows import Table
+from peftlab.comparison.rows import Row, Table
 from peftlab.comparison.statistics import Difference, Estimate
 from peftlab.comparison.words import estimate_text, names_of, shorten, size_text, some
 from peftlab.quantities import format_bytes, format_count, format_seconds, number
@@ -44,9 +44,36 @@ def answer(table: Table, findings: Findings, family: Family) -> list[Answer]:
     if not family.ordered:
         return []
     if len(family.ordered) == 1:
-        return [_alone(table, findings, family), *_elsewhere(table, family)]
-    compared = [_best(table, family), *_cheapest(table, findings, family), *_more(table, findings, family)]
-    return [*compared, *_elsewhere(table, family)]
+        return [_alone(table, findings, family), *_with_less(table, findings, family), *_elsewhere(table, family)]
+    best = [_best(table, family), *_with_less(table, findings, family)]
+    compared = [*_cheapest(table, findings, family), *_more(table, findings, family)]
+    return [*best, *compared, *_elsewhere(table, family)]
+
+
+def _with_less(table: Table, findings: Findings, family: Family) -> Iterator[Answer]:
+    """Yield the best row of another budget that is within this one too, where its mean is better than the best here."""
+    quality, sign = findings.quality.get(table.metric, {}), 1 if table.report.higher_is_better else -1
+    rows = [row for row in _within(table, family.budget) if row.label in quality]
+    best = family.ordered[0]
+    row = max(rows, key=lambda row: sign * quality[row.label].mean, default=None)
+    if row is None or sign * quality[row.label].mean <= sign * family.estimates[best].mean:
+        return
+    pair = findings.between(row.label, best)
+    how = "significantly better" if pair.significant else "better, not significantly,"
+    how = "better (not tested)" if pair.scope == "nothing" else how
+    text = f"{shorten(row.name)} (under {row.budget}), {table.metric} {estimate_text(quality[row.label])}; {how} than "
+    text += f"{names_of(table)[best]} by {size_text(pair)}{WITH_SEED[pair.scope]}."
+    yield Answer("better with less", text, row.label, (quality[row.label], pair))
+
+
+def _within(table: Table, budget: str | None) -> list[Row]:
+    """Return the rows of other budgets whose size is within this one; none where it is of several limits."""
+    limits = [row.variant.solution for row in table.of_budget(budget) if row.variant.solution]
+    if not limits or "," in (budget or ""):
+        return []
+    kind, asked = limits[0].kind, limits[0].asked
+    others = [(row, row.variant.solution) for row in table.rows if row.budget != budget]
+    return [row for row, one in others if one and one.kind == kind and one.reached <= asked]
 
 
 def _elsewhere(table: Table, family: Family) -> Iterator[Answer]:

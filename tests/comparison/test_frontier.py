@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from statistics import fmean
 
 import pytest
 
@@ -100,6 +101,60 @@ def test_an_answer_names_the_variants_whose_size_is_run_under_another_amount(tmp
             for family in findings.families}  # fmt: skip
     text = "bitfit (under trainable=12k): the nearest size is that of another amount, and is run there."
     assert told == {BUDGETS[0]: [], BUDGETS[1]: [text], BUDGETS[2]: [text]}
+
+
+LOSSES = {"lora": (4.0, 3.3, 3.8), "adapters": (4.1, 3.0, 3.7), "bitfit": (4.2, 4.2, 4.2)}
+"""By amount. Adapters of the second amount have reached 200,000, more than any amount."""
+
+
+class Bent(Sizes):
+    """LoRA is best at the second amount, and adapters of the best loss are larger than every amount."""
+
+    def variant(self, method, budget, place):
+        report = super().variant(method, budget, place)
+        if (method, place) == ("adapters", 1):
+            report.solution.reached = 200_000
+        return report
+
+    def run(self, run, method, rate, *, loss=9.9, **how):
+        return super().run(run, method, rate, loss=LOSSES[method][int(run.split("-")[1])], **how)
+
+
+def answers_of(folder, question):
+    table = read_table(folder)
+    findings = find(table)
+    return {
+        family.budget: [one for one in answer(table, findings, family) if one.question == question]
+        for family in findings.families
+    }
+
+
+def test_an_answer_names_the_best_of_smaller_sizes_where_it_is_better(tmp_path):
+    folder = Bent(tmp_path, budgets=BUDGETS, rows=200, methods=tuple(LOSSES)).write()
+    found = answers_of(folder, "better with less")
+    assert (found[BUDGETS[0]], found[BUDGETS[1]]) == ([], [])
+    (line,) = found[BUDGETS[2]]
+    _, pair = line.figures
+    lora, adapters = (
+        [json.loads((folder / "runs" / f"{run}-{seed}" / "result.json").read_text()) for seed in (0, 1, 2)]
+        for run in ("lora-1-0.001", "adapters-2-0.001")
+    )
+    better, worse = (fmean(one["metrics"]["test_after"]["loss"] for one in runs) for runs in (lora, adapters))
+    assert line.label == f"lora ({BUDGETS[1]})"
+    assert line.text.startswith(f"lora (under {BUDGETS[1]}), loss {better:.3f} [")
+    assert f"; significantly better than adapters by {worse - better:.2f} [" in line.text
+    assert pair.significant and pair.value == pytest.approx(better - worse)
+
+
+def test_smaller_sizes_that_are_not_better_are_not_named(tmp_path):
+    folder = Sizes(tmp_path, methods=("lora", "adapters"), budgets=BUDGETS, rows=40).write()
+    assert not any(answers_of(folder, "better with less").values()), "each amount takes 0.1 off the loss"
+
+
+def test_one_limit_of_several_does_not_say_that_a_size_is_within_them(tmp_path):
+    several = tuple(f"{budget},memory=1GiB" for budget in BUDGETS)
+    folder = Bent(tmp_path, methods=("lora",), budgets=several, rows=40).write()
+    assert not any(answers_of(folder, "better with less").values())
 
 
 def test_what_cannot_be_solved_stays_with_its_error(tmp_path):
