@@ -41,6 +41,8 @@ EARLIER_SPEED = dict.fromkeys(Speed.model_fields, "off")
 SPLIT = ("batch_size", "gradient_accumulation")
 Shares = tuple[int, int]
 PARTS = ("train", "evaluation", "test")
+# Of a recipe's evaluation, what does not change what is measured of a row: how often, which metrics, how many at once.
+NOT_MEASURING = {"every", "metrics", "best", "patience", "batch_size", "latency"}
 
 
 def describe_identity(recipe: Recipe, bench: Bench, audit: Audit, environment: dict[str, Any]) -> dict[str, Any]:
@@ -88,6 +90,33 @@ def row_changes(saved: dict[str, Any], here: dict[str, Any]) -> dict[str, tuple[
     if changes and not found and saved["data"] == here["data"]:
         changes["template's output"] = ("the same template wrote other text", "as one does that writes today's date")
     return {key: (_short(old), _short(new)) for key, (old, new) in (found | changes).items()}
+
+
+def refuse_other_rows(recorded: dict[str, Any], here: dict[str, Any]) -> None:
+    """Raise StorageError where the reports of a run's data, of an earlier attempt and now, are of other rows.
+
+    A checkpoint is compared itself; here nothing may be measured or trained again on other rows than before.
+    """
+    changes = {}
+    for part in (*PARTS, "general"):
+        old, new = recorded.get(part) or {}, here.get(part) or {}
+        key = "tokens_sha256" if "tokens_sha256" in old else "sha256"  # version 0.1.0 wrote the second alone
+        if key in old and old[key] != new.get(key):
+            changes[f"{'tokens of ' if key == 'tokens_sha256' else ''}data.{part}"] = (
+                _short(old[key]),
+                _short(new.get(key)),
+            )
+    _refuse(changes)
+
+
+def measuring_changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Return which settings differ between two recorded recipes that decide what is measured of a row."""
+    former, now = (_measuring(one) for one in (old, new))
+    return list(differences(former, now, "evaluation."))
+
+
+def _measuring(recipe: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in present_form(recipe)["evaluation"].items() if name not in NOT_MEASURING}
 
 
 def refuse_changed_recipe(saved: dict[str, Any], here: dict[str, Any], shares: Shares = (1, 1)) -> None:
@@ -222,7 +251,10 @@ def _choosing(recipe: dict[str, Any]) -> dict[str, Any]:
     found = {"run.save_every": run["save_every"]} if averaged else {}
     if run["keep"] == "last" and evaluation["patience"] is None:
         return found
-    return found | {f"evaluation.{name}": evaluation[name] for name in ("best", "patience", "every")}
+    generation = {name: value for name, value in evaluation["generation"].items() if name != "examples"}
+    settings = {**evaluation, "generation": generation}
+    names = ("best", "patience", "every", "threshold", "texts", "generation")
+    return found | {f"evaluation.{name}": settings[name] for name in names}
 
 
 def _short(value: Any) -> Any:

@@ -10,6 +10,7 @@ from peftlab.recipe.schema import Recipe
 from peftlab.reports import ParameterReport, RunResult
 from peftlab.runs.bench import Bench, prepare, with_format
 from peftlab.runs.classes import known_classes, note_other_classes
+from peftlab.runs.identity import refuse_other_rows
 from peftlab.runs.kept_plans import KeptPlan
 from peftlab.runs.loading import fill_trained
 from peftlab.runs.longest import note_cut_prompts
@@ -22,10 +23,12 @@ from peftlab.runs.start import fill_start
 def prepare_bench(record: RunRecord, former: RunResult | None = None) -> Bench:
     """Read the data, plan the run's memory on its own rows, load the base; add all to the record.
 
-    A run that continues a `former` attempt keeps the order of its labels.
+    A run that continues a `former` attempt keeps the order of its labels. Raises StorageError where it has other rows.
     """
 
     def plan(dataset: Dataset) -> Recipe:
+        if former is not None:
+            refuse_other_rows(former.data, dataset.report)
         record.continue_with(with_format(record.recipe, dataset.report["format"]))
         record.watch.planner = planner = open_run_planner(record.recipe, dataset, record.world)
         kept = KeptPlan(

@@ -122,7 +122,7 @@ class RunRecord:
 
     def reopen(self, former: RunResult, trained: bool) -> None:
         """Keep what an earlier attempt measured and noted; if it has `trained`, also what its training was."""
-        kept = {"metrics", "undefined", "signatures", "examples", "seconds", "resumes", "audit", "notes"}
+        kept = {"metrics", "undefined", "signatures", "examples", "seconds", "resumes", "audit", "notes", "data"}
         kept |= {"parameters", "progress", "saved_step"} if trained else set()
         self.result = self.result.model_copy(update={name: getattr(former, name) for name in kept})
         if trained:  # the watch has the same dictionary
@@ -131,6 +131,11 @@ class RunRecord:
         for name in [name for name in self.result.metrics if name.endswith("after")]:
             del self.result.metrics[name]
             self.result.undefined.pop(name, None)
+
+    def forget_measured(self) -> None:
+        """Drop what an earlier attempt measured; the stage that lacks it measures it anew."""
+        emptied: dict[str, object] = {"metrics": {}, "undefined": {}, "signatures": {}, "examples": []}
+        self.result = self.result.model_copy(update=emptied)
 
     def finish(self) -> None:
         self.result.status = "finished"

@@ -20,7 +20,7 @@ from peftlab.runs.directory import open_directory, written_at
 from peftlab.runs.display import open_display
 from peftlab.runs.ending import record_failure, refuse_unfinished
 from peftlab.runs.evaluation import Measuring, evaluate_base, evaluate_parts, evaluate_trained, is_evaluated
-from peftlab.runs.identity import as_recorded
+from peftlab.runs.identity import as_recorded, measuring_changes
 from peftlab.runs.inference import try_inference
 from peftlab.runs.launch import is_restarted, launched
 from peftlab.runs.prepare import apply_method, prepare_bench, restore_trained
@@ -176,6 +176,9 @@ def reopen(record: RunRecord, recorder: Recorder, start: Resumption) -> None:
     directory = record.directory
     if start.former:
         record.reopen(start.former, start.trained)
+        if changes := measuring_changes(start.former.recipe, record.result.recipe):
+            record.forget_measured()
+            record.note(f"measured anew, before training too, with other settings: {', '.join(changes)}")
     record.lost += start.lost
     for line in (*(f"skipped: {fault}" for fault in start.skipped), *start.lost):
         record.note(line)

@@ -98,6 +98,16 @@ def test_what_may_change_the_bytes_is_reported_as_inexact(identity, path, value,
     assert why_inexact(identity, identity) == []
 
 
+def test_a_step_that_was_chosen_by_other_measures_is_reported_as_inexact(identity):
+    chosen = changed(changed(identity, "recipe.run.keep", "best"), "recipe.evaluation.best", "exact_match")
+    other = changed(chosen, "recipe.evaluation.texts.extract", "[0-9]+")
+    assert why_inexact(chosen, other) == ["evaluation.texts.extract: None -> [0-9]+"]
+    shown = changed(chosen, "recipe.evaluation.generation.examples", 9)
+    assert why_inexact(chosen, shown) == []
+    last = changed(identity, "recipe.evaluation.texts.extract", "[0-9]+")
+    assert why_inexact(identity, last) == [], "the last step is kept, whatever is measured"
+
+
 def test_other_frozen_bytes_are_another_base_unless_other_versions_made_them(identity):
     other = changed(identity, "frozen", "0" * 64)
     with pytest.raises(StorageError, match="base weights: 'sha256 ffffffffffff' -> 'sha256 000000000000'"):

@@ -184,6 +184,74 @@ def test_changed_data_and_a_changed_base_are_refused(tmp_path, model):
     assert start(of_files(), resume=True).resumes[0].exact
 
 
+QUESTIONS = [{"prompt": f"What is the number {i} in words?", "completion": f" number {i}"} for i in range(20)]
+
+
+@pytest.fixture
+def asking(tmp_path):
+    """A function that makes a recipe of rows in files, with other settings of its evaluation."""
+    for name in ("train", "evaluation", "test"):
+        write_rows(tmp_path / name, QUESTIONS)
+    (tmp_path / "general.txt").write_text("A text of general interest.\n")
+
+    def make(run=None, output="run", **evaluation) -> Recipe:
+        one = recipe("bitfit", tmp_path / output, {"save_every": None} | (run or {})).model_dump(mode="json")
+        files = {name: str(tmp_path / f"{name}.jsonl") for name in ("train", "evaluation", "test")}
+        data = files | {"general": str(tmp_path / "general.txt"), "format": "completion", "max_length": 32}
+        generation = {"max_new_tokens": 3, "examples": 1} | evaluation.pop("generation", {})
+        measured = {"metrics": ["loss", "character_error_rate"], "generation": generation, **evaluation}
+        return Recipe.model_validate(one | {"data": data, "evaluation": measured})
+
+    return make
+
+
+def write_rows(path: Path, rows: list[dict]) -> None:
+    path.with_suffix(".jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+class Killed(BaseException):
+    """In place of a kill: what has been written stays, and nothing more is."""
+
+
+def end_in(monkeypatch, stage: str, one: Recipe) -> None:
+    """Run a recipe whose process ends where a stage begins."""
+
+    def die(*arguments, **options):
+        raise Killed
+
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(f"peftlab.runs.run.{stage}", die)
+        patched.setattr("peftlab.runs.run.record_failure", lambda error, record: error)
+        start(one)
+
+
+@pytest.mark.parametrize("stage", ["obtain_trained", "evaluate_trained"])
+@pytest.mark.parametrize("part", ["train", "evaluation", "test", "general"])
+def test_other_rows_are_refused_where_there_is_no_checkpoint_to_compare(tmp_path, monkeypatch, asking, stage, part):
+    """Killed before the first checkpoint, or in the last evaluation: else one half is measured on other rows."""
+    end_in(monkeypatch, stage, asking())
+    if part == "general":
+        (tmp_path / "general.txt").write_text("Another text.\n")
+    else:
+        write_rows(tmp_path / part, QUESTIONS[::-1])
+    for _ in range(2):  # what is refused once is refused again
+        with pytest.raises(StorageError, match=f"another run: tokens of data.{part}: .* -> "):
+            start(asking(), resume=True)
+
+
+@pytest.mark.parametrize("stage", ["obtain_trained", "evaluate_trained"])
+def test_what_was_measured_with_other_settings_is_measured_anew_on_both_sides(tmp_path, monkeypatch, asking, stage):
+    other = {"texts": {"extract": "[a-z]"}, "generation": {"max_new_tokens": 6}}
+    end_in(monkeypatch, stage, asking())
+    first = RunDirectory.open(tmp_path / "run").read_result()
+    resumed, straight = start(asking(**other), resume=True), start(asking(output="straight", **other))
+    assert first.metrics["before"] != straight.metrics["before"]
+    for name in ("metrics", "undefined", "signatures", "examples"):
+        assert getattr(resumed, name) == getattr(straight, name), name
+    settings = "evaluation.generation.max_new_tokens, evaluation.texts.extract"
+    assert f"measured anew, before training too, with other settings: {settings}" in resumed.notes
+
+
 def test_resuming_a_finished_run_changes_nothing(finished):
     first, folder = finished
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
