@@ -38,6 +38,8 @@ def predict(
     )
     if found.errors:
         print(f"peftlab: note: {number(found.errors, 'row')} with an error; {found.first_error}", file=sys.stderr)
+    for note in found.notes:
+        print(f"peftlab: note: {note}", file=sys.stderr)
     before = f", {found.resumed:,} of them before" if found.resumed else ""
     code = DataError.exit_code if found.errors == found.rows else 0
     return {}, lambda: output and print(f"{number(found.rows, 'row')} in {output}{before}"), code

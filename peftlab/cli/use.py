@@ -182,6 +182,10 @@ def generate(
         write_rows(output, rows)
     if cut := sum(one.cut > 0 for one in found):
         print(f"peftlab: note: {cut} of {len(found)} prompts were cut to fit the model's positions", file=sys.stderr)
+    if long := sum(one.long for one in found):
+        which = f"{long} of {len(found)} prompts" if len(found) > 1 else "the prompt"
+        more = "longer than data.max_length, to which evaluation shortens rows" + ("" if cut else ": read whole here")
+        print(f"peftlab: note: {which} {'is' if long == 1 else 'are'} {more}", file=sys.stderr)
     if prompts is not None:
         return {"run": str(run), "answers": rows}, lambda: show_answers(rows, output), 0
     answer = {"run": str(run), "prompt": found[0].prompt if prompt is None else prompt, "text": found[0].text}

@@ -11,7 +11,7 @@ from peftlab.data.columns import Column, find_column
 from peftlab.data.kept_examples import Kept
 from peftlab.data.keys import Keys
 from peftlab.data.recognise import Choice, open_reader, recognise, refuse_foreign_row
-from peftlab.data.row_reader import Header, Reader, Wanted, wanted_columns
+from peftlab.data.row_reader import Header, Reader, RowReader, Wanted, wanted_columns
 from peftlab.data.sources import START, Cursor, Piece, Source, read_source
 from peftlab.errors import DataError, listed, nearest
 from peftlab.recipe.schema import Data, DataSource, Sources, list_sources
@@ -22,8 +22,9 @@ from peftlab.tasks.base import Task
 from peftlab.tasks.formats import Example
 
 LISTED_FAULTS = 3
-# In the report of a part: the columns that its rows may lack and all have.
+# In the report of a part: the columns that its rows may lack and all have; whether its labels are whole numbers.
 OPTIONAL_ROLES = "optional"
+NUMBER_LABELS = "number_labels"
 TRAINED_ON = "the file that the run was trained on"
 FIRST_ROWS = 100
 # Smaller files fit; to ask for the free memory loads torch.
@@ -34,7 +35,8 @@ LARGE_BYTES = 2**30
 class Tally:
     """What was read of a part: rows, those without content, those with a fault (the first ones by name).
 
-    `written` has the layouts of its files, `unread` the columns of which nothing is in the rows.
+    `written` has the layouts of its files, `unread` the columns of which nothing is in the rows. `numbers` is whether
+    the cells of labels are whole numbers in all rows, None before the first.
     """
 
     rows: int = 0
@@ -44,6 +46,11 @@ class Tally:
     faults: list[str] = field(default_factory=list)
     written: dict[str, None] = field(default_factory=dict)
     unread: dict[str, None] = field(default_factory=dict)
+    numbers: bool | None = None
+
+    def note_labels(self, cells: Iterable[Any]) -> None:
+        for cell in cells:
+            self.numbers = self.numbers is not False and _are_whole(cell)
 
     def add_fault(self, fault: str) -> None:
         self.bad += 1
@@ -53,7 +60,7 @@ class Tally:
     def describe(self) -> dict[str, Any]:
         """Return what a report says: only what occurred."""
         found = {"empty": self.empty, "bad": self.bad, "faults": self.faults}
-        found |= {"read_as": list(self.written), "unread": list(self.unread)}
+        found |= {"read_as": list(self.written), "unread": list(self.unread), NUMBER_LABELS: self.numbers}
         return {key: value for key, value in found.items() if value}
 
 
@@ -146,6 +153,7 @@ class DataReader:
                 piece = source.pieces[cursor.piece]
                 header = read_header(piece)
                 reader = self._open(header, wanted, tally)
+                labels = _label_columns(reader, self.task)
                 value = _find_value(column, header)
             tally.rows += 1
             try:
@@ -155,7 +163,9 @@ class DataReader:
                     tally.empty += 1
                 else:
                     refuse_foreign_row(reader.format, wanted, row.cells)
-                    yield Read(cursor, reader.read(row.cells), value.cell(row.cells) if value else None)
+                    example = reader.read(row.cells)
+                    tally.note_labels(column.cell(row.cells) for column in labels)
+                    yield Read(cursor, example, value.cell(row.cells) if value else None)
             except ValueError as error:
                 tally.add_fault(f"{source.place(cursor, row)}: {error}")
 
@@ -201,6 +211,18 @@ class DataReader:
                 f"{tally.faults[0]}; {tally.bad:,} of {tally.rows:,} rows are bad, more than data.allow_dropped"
                 f" ({self.section.allow_dropped:g})"
             )
+
+
+def _label_columns(reader: Reader, task: Task) -> list[Column]:
+    """Return the columns that labels are read from as they are."""
+    if not task.has_labels or not isinstance(reader, RowReader):
+        return []
+    return [reader.columns[role] for role in task.answer_roles if role in reader.columns]
+
+
+def _are_whole(cell: Any) -> bool:
+    """Return whether a cell of labels has whole numbers alone."""
+    return all(type(one) is int for one in cell) if isinstance(cell, list | tuple) else type(cell) is int
 
 
 def refuse_other_roles(roles: frozenset[str], first: str, found: frozenset[str], name: str) -> None:

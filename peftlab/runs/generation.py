@@ -22,13 +22,15 @@ Requests = Callable[[Recipe], Sequence[Request]]
 class Generated:
     """One answer: the prompt as the model read it, what it wrote, and whether it ended by itself.
 
-    `cut` is the number of the prompt's tokens for which the model had no positions.
+    `cut` is the number of the prompt's tokens for which the model had no positions, `long` whether it has more than
+    `data.max_length`, to which training and evaluation shorten rows.
     """
 
     prompt: str
     text: str
     ended: bool
     cut: int = 0
+    long: bool = False
 
 
 def generate(folder: Path, prompt: str, overrides: Sequence[str] = (), system: str | None = None) -> str:
@@ -62,5 +64,6 @@ def generate_all(
         run = as_loaded(folder.name, directory, recipe, model, world, recipe.method.prompting)
         answers = run.answer(asked, recipe.evaluation.generation, watch=watch if world.is_main else None)
     return [
-        Generated(one.text, answer.text, answer.ended, answer.cut) for one, answer in zip(asked, answers, strict=True)
+        Generated(one.text, answer.text, answer.ended, answer.cut, len(one.ids) > recipe.data.max_length)
+        for one, answer in zip(asked, answers, strict=True)
     ]

@@ -39,13 +39,15 @@ PROGRESS = ".progress"
 class PredictionReport:
     """How many rows were predicted, of them before this call, and how many have an error instead; the first one.
 
-    Rows and errors are those of the whole output, also where an earlier call wrote a part of it.
+    Rows and errors are those of the whole output, also where an earlier call wrote a part of it; `notes` are on the
+    rows of this call.
     """
 
     rows: int
     resumed: int = 0
     errors: int = 0
     first_error: str | None = None
+    notes: tuple[str, ...] = ()
 
 
 class Numbered(NamedTuple):
@@ -106,7 +108,8 @@ def _write_all(rows: Iterator[Numbered], predictor: Predictor, sink: Sink, name:
             sink.write([join(one.row, answer, name) for one, answer in zip(run, found, strict=True)], wrong)
     if sink.rows == 0:
         raise DataError("no rows to predict")
-    return PredictionReport(sink.rows, before, sink.errors, sink.first_error)
+    notes = (predictor.note_long(),) if predictor.long else ()
+    return PredictionReport(sink.rows, before, sink.errors, sink.first_error, notes)
 
 
 def predict_chunk(rows: Sequence[Numbered], predictor: Predictor) -> list[Predicted]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from peftlab.data.batches import collate, evaluation_batches
-from peftlab.data.parts import TRAINED_ON, refuse_other_roles
+from peftlab.data.parts import NUMBER_LABELS, TRAINED_ON, refuse_other_roles
 from peftlab.data.recognise import open_reader, recognise
 from peftlab.data.row_reader import Header, Reader, Wanted
 from peftlab.data.token_rows import TokenRow
@@ -20,6 +20,7 @@ from peftlab.errors import DataError, PeftlabError
 from peftlab.evaluation.generate import evaluation_mode, find_pad_id
 from peftlab.models.load import fit_tokenizer, load_saved_tokenizer
 from peftlab.parameters.trainable import find_base
+from peftlab.quantities import number
 from peftlab.recipe.schema import Recipe
 from peftlab.runs.bench import find_read_end
 from peftlab.runs.directory import RunDirectory
@@ -31,6 +32,7 @@ from peftlab.tables.files import Table
 from peftlab.tasks import possible_formats
 from peftlab.tasks.base import Tokenising
 from peftlab.tasks.formats import Format, without_answers
+from peftlab.tasks.sequence_classification import WHOLE_NUMBER
 from peftlab.world.base import World
 from peftlab.world.dtypes import resolve_types
 
@@ -49,6 +51,13 @@ class Predictor(ABC):
     """A loaded run that predicts. `open` must be called with the header of each file before its rows."""
 
     batch_size: int
+    long = 0
+    """How many of the rows so far are longer than `data.max_length`."""
+
+    def note_long(self) -> str:
+        """Return how many rows are long, what was read of them, and how evaluation differs."""
+        one = self.long == 1
+        return f"{number(self.long, 'row')} {'is' if one else 'are'} longer than data.max_length"
 
     @abstractmethod
     def open(self, header: Header) -> None:
@@ -66,6 +75,8 @@ class HeadPredictor(Predictor):
         self.recipe, self.task, self.world = recipe, recipe.task, world
         result = directory.read_result()
         self.labels, self.roles = run_labels(directory.weights, result) or [], optional_roles(result)
+        known = result.data.get("train", {}).get(NUMBER_LABELS) and all(map(WHOLE_NUMBER.fullmatch, self.labels))
+        self._value: Callable[[str], Any] = int if known else str
         self.tokenizer = load_saved_tokenizer(directory.weights, recipe.model)
         self.model = load_trained(recipe, directory.weights, world.device, self.labels)
         plain: Any = find_base(self.model)[1]
@@ -91,9 +102,9 @@ class HeadPredictor(Predictor):
         places = [place for place, one in enumerate(found) if not isinstance(one, Predicted)]
         tokens = [one[0] for one in found if not isinstance(one, Predicted)]
         for numbers, scores in self._scores(tokens):
-            for number, own in zip(numbers, scores, strict=True):
-                row, inputs = found[places[number]]  # type: ignore[misc]  # these places have tokens
-                found[places[number]] = self._describe(row, own, inputs)
+            for place, own in zip(numbers, scores, strict=True):
+                row, inputs = found[places[place]]  # type: ignore[misc]  # these places have tokens
+                found[places[place]] = self._describe(row, own, inputs)
         return found  # type: ignore[return-value]  # every place has its prediction now
 
     def _tokenise(self, row: Row) -> Predicted | tuple[TokenRow, Row]:
@@ -106,6 +117,7 @@ class HeadPredictor(Predictor):
             section = self.recipe.data.model_copy(update={"long": None})  # every row gets a prediction
             how = Tokenising(self.tokenizer, section, self.task.formats[0], Counter(), labels)
             tokenised = self.task.tokenise([example], how).rows
+            self.long += how.counts["truncated"] > 0
         except (ValueError, DataError) as error:
             return Predicted({}, str(error))
         return (tokenised[0], inputs) if tokenised else Predicted({}, "no token of it is left")
@@ -130,15 +142,30 @@ class HeadPredictor(Predictor):
         """
         ends = [0 if self._read_end is None else int((row.input_ids == self._read_end).sum()) for row in rows]
         for count in sorted(set(ends)):
-            numbers = [number for number, own in enumerate(ends) if own == count]
-            for _, batch in evaluation_batches([rows[number] for number in numbers], self.batch_size):
+            numbers = [place for place, own in enumerate(ends) if own == count]
+            for _, batch in evaluation_batches([rows[place] for place in numbers], self.batch_size):
                 yield [numbers[place] for place in batch]
 
     def _describe(self, row: TokenRow, scores: torch.Tensor, inputs: Row) -> Predicted:
         threshold = self.recipe.evaluation.threshold
         one = self.task.predict(row, scores, inputs, self.labels, threshold)
-        columns = {"": one.value, "_probability": one.probability, "_probabilities": one.probabilities}
+        columns = {
+            "": self._as_in_data(one.value),
+            "_probability": one.probability,
+            "_probabilities": one.probabilities,
+        }
         return Predicted({name: value for name, value in columns.items() if name == "" or value is not None})
+
+    def _as_in_data(self, value: Any) -> Any:
+        """Return labels in the type that the training rows have them in; numbers and what is not there as they are."""
+        if isinstance(value, list):
+            return [self._as_in_data(one) for one in value]
+        return self._value(value) if isinstance(value, str) else value
+
+    def note_long(self) -> str:
+        data = self.recipe.data
+        evaluation = "evaluation leaves such rows out" if data.long == "skip" else "as in evaluation"
+        return f"{super().note_long()} ({data.max_length}): their end was not read, {evaluation}"
 
 
 class TextPredictor(Predictor):
@@ -157,8 +184,14 @@ class TextPredictor(Predictor):
     def predict(self, rows: Sequence[Row]) -> list[Predicted]:
         asked = [self._encode(row) for row in rows]
         good = [one for one in asked if not isinstance(one, str)]
+        self.long += sum(len(one.ids) > self.recipe.data.max_length for one in good)
         answers = iter(self.run.answer(good, self.recipe.evaluation.generation, likelihoods=True))
         return [Predicted({}, one) if isinstance(one, str) else _as_text(next(answers)) for one in asked]
+
+    def note_long(self) -> str:
+        return (
+            f"{super().note_long()} ({self.recipe.data.max_length}), to which evaluation shortens rows: read whole here"
+        )
 
     def _encode(self, row: Row) -> Any:
         """Return what the model reads of a row, or why it cannot be read."""

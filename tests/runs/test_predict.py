@@ -49,6 +49,12 @@ def folder(tmp_path_factory) -> Path:
     sections["model"]["task"], sections["data"]["format"] = "sequence-classification", "classification"
     sections["evaluation"]["metrics"] = ["accuracy"]
     train(Recipe.model_validate(sections), display=NoDisplay())
+    for part in ("train", "evaluation"):
+        rows = lines(folder / f"{part}_topics.jsonl")
+        write(folder / f"{part}_numbers.jsonl", [row | {"label": 7 + int(row["label"][1])} for row in rows])
+        sections["data"][part] = str(folder / f"{part}_numbers.jsonl")
+    sections["run"]["output"] = str(folder / "numbers")
+    train(Recipe.model_validate(sections), display=NoDisplay())
     return folder
 
 
@@ -84,6 +90,27 @@ def test_classes_are_those_that_are_evaluated_with_peft_s_own_probabilities(fold
         wanted = model(**tokenizer(row["text"], return_tensors="pt")).logits[0].softmax(-1)
         assert list(row["prediction_probabilities"].values()) == pytest.approx(wanted.tolist(), abs=1e-5)
         assert row["prediction_probability"] == max(row["prediction_probabilities"].values())
+
+
+def test_labels_that_are_whole_numbers_in_the_training_rows_are_so_in_predictions(folder, tmp_path):
+    given = lines(folder / "evaluation_numbers.jsonl")
+    found = predicted(folder / "numbers", without(given, "label"), tmp_path)
+    assert {type(row["label"]) for row in given} == {type(one["prediction"]) for one in found} == {int}
+    right = sum(one["prediction"] == row["label"] for one, row in zip(found, given, strict=True))
+    assert right / len(given) == pytest.approx(evaluate(folder / "numbers")["accuracy"])
+
+
+def test_long_rows_are_cut_as_in_evaluation_and_counted(folder, tmp_path):
+    given, limit = lines(folder / "evaluation_numbers.jsonl"), "data.max_length=5"
+    write(tmp_path / "in.jsonl", without(given, "label"))
+    report = predict(folder / "numbers", str(tmp_path / "in.jsonl"), tmp_path / "out.jsonl", [limit])
+    found = lines(tmp_path / "out.jsonl")
+    right = sum(one["prediction"] == row["label"] for one, row in zip(found, given, strict=True))
+    assert right / len(given) == pytest.approx(evaluate(folder / "numbers", [limit])["accuracy"])
+    tokenizer = AutoTokenizer.from_pretrained(folder / "bert")
+    long = sum(len(tokenizer(row["text"])["input_ids"]) > 5 for row in given)
+    told = "rows are longer than data.max_length (5): their end was not read, as in evaluation"
+    assert long and report.notes == (f"{long} {told}",)
 
 
 def test_numbers_have_the_error_that_is_evaluated(folder, tmp_path):
@@ -149,6 +176,22 @@ def test_texts_are_those_of_generate_and_their_probability_is_the_model_s(tmp_pa
     wanted = sum(float(logits[start + i - 1, token]) for i, token in enumerate(answer))
     assert found[0]["prediction"] == "going north" and found[0]["prediction_ended"]
     assert found[0]["prediction_log_probability"] == pytest.approx(wanted, abs=1e-4)
+
+
+def test_prompts_are_read_whole_and_long_ones_are_counted(tmp_path, capsys):
+    sections = chat_sections(tmp_path) | {"evaluation": {"generation": {"max_new_tokens": 2, "examples": 0}}}
+    sections["training"] |= {"steps": 1, "epochs": None}
+    train(Recipe.model_validate(sections), display=NoDisplay())
+    run, rows = tmp_path / "run", [{"messages": [{"role": "user", "content": f"walk {word}"}]} for word in WORDS]
+    write(tmp_path / "in.jsonl", rows)
+    whole = predict(run, str(tmp_path / "in.jsonl"), tmp_path / "whole.jsonl")
+    limited = predict(run, str(tmp_path / "in.jsonl"), tmp_path / "limited.jsonl", ["data.max_length=2"])
+    assert lines(tmp_path / "whole.jsonl") == lines(tmp_path / "limited.jsonl") and whole.notes == ()
+    told = "longer than data.max_length (2), to which evaluation shortens rows: read whole here"
+    assert limited.notes == (f"{len(rows)} rows are {told}",)
+    assert run_command(["generate", str(run), "walk north", "data.max_length=2"]) == 0
+    errors = capsys.readouterr().err
+    assert "the prompt is longer than data.max_length, to which evaluation shortens rows: read whole here" in errors
 
 
 def test_a_bad_row_keeps_its_place_with_its_reason(folder, tmp_path, capsys):
