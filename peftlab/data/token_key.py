@@ -30,9 +30,15 @@ CODE = ("data/**/*.py", "tables/*.py", "tasks/*.py", "models/tokenizer.py", "rec
 LIBRARIES = ("transformers", "tokenizers", "jinja2", "numpy", "datasets", "pyarrow")
 # Settings of a tokenizer that say where it came from, not what it does.
 PLACES = {"name_or_path", "tokenizer_file", "vocab_file", "merges_file", "chat_template", "special_tokens_map_file"}
+# Attributes that decide about tokens, and that a program may have set since the tokenizer was loaded.
+ATTRIBUTES = ("truncation_side", "split_special_tokens", "clean_up_tokenization_spaces")
 DATE_CALL = re.compile(r"strftime_now\s*\(\s*(?:(['\"])(?P<format>[^'\"]*)\1\s*\))?")
 # Of a date's format: year, month, day, week and weekday. Any other says the time, which changes within a day.
 DAYS = re.compile(r"%-?[aAbBdejmuUVwWxyYG%]")
+
+
+State = tuple[str, int, int, int, int]
+"""A file: its path, size, times of its last changes, and number."""
 
 
 class Uncacheable(Exception):
@@ -87,7 +93,7 @@ def find_key(section: Data, task: Task, seed: int, tokenizer: Any, known_labels:
     return TokenKey(digest, tuple(dict.fromkeys(text for text, _ in opened)), opened, states, day)
 
 
-def _refuse_larger_than_disk(states: Iterable[tuple[str, int, int, int]]) -> None:
+def _refuse_larger_than_disk(states: Iterable[State]) -> None:
     """Raise Uncacheable for files that are larger than the room for their tokens: reading them would take hours."""
     place = next(path for path in (cache_folder(), *cache_folder().parents) if path.exists())
     size, free = sum(state[1] for state in states), shutil.disk_usage(place).free
@@ -103,12 +109,13 @@ def _list_places(section: Data) -> Iterator[tuple[str, str]]:
             yield from ((entry.source, default) for entry in list_sources(found))
 
 
-def _states(sources: Iterable[Source]) -> Iterator[tuple[str, int, int, int]]:
+def _states(sources: Iterable[Source]) -> Iterator[State]:
     for source in sources:
         for piece in source.pieces:
             for path in piece.files():
                 found = path.stat()
-                yield str(path), found.st_size, found.st_mtime_ns, found.st_ino
+                # A program can set a file's mtime back, and not its ctime.
+                yield str(path), found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino
 
 
 def _describe_source(source: Source) -> list[Any]:
@@ -130,7 +137,7 @@ def _describe_tokenizer(tokenizer: Any) -> list[Any]:
         fingerprint_tokenizer(tokenizer),
         fingerprint_template(tokenizer),
         list(tokenizer.model_input_names),
-        bool(getattr(tokenizer, "clean_up_tokenization_spaces", False)),
+        [getattr(tokenizer, name, None) for name in ATTRIBUTES],
         settings,
     ]
 

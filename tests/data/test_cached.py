@@ -218,6 +218,9 @@ def test_what_tokens_depend_on_is_in_their_key(recipe, store, bpe, tmp_path, mon
     other = type(bpe)(tokenizer_object=bpe.backend_tokenizer, eos_token="<|end|>", pad_token="<|eos|>")
     other.chat_template = bpe.chat_template
     changed["tokenizer"] = key(tokenizer=other)
+    for name, value in {"truncation_side": "left", "split_special_tokens": True}.items():
+        setattr(other := copy.deepcopy(bpe), name, value)
+        changed[name] = key(tokenizer=other)
     monkeypatch.setattr(token_key, "_digest_of_code", lambda: "another version")
     changed["code"] = key()
     assert len({first, *changed.values()}) == len(changed) + 1, changed
@@ -336,14 +339,21 @@ def test_a_folder_that_cannot_be_written_is_no_reason_to_stop(recipe, bpe, tmp_p
     assert len(data.dataset.train) + len(data.dataset.all_held_out) == 60
 
 
-def test_rows_that_change_while_they_are_read_are_not_kept(recipe, store, bpe, monkeypatch):
+@pytest.mark.parametrize("time", ["as it is", "set back"])
+def test_rows_that_change_while_they_are_read_are_not_kept(time, recipe, store, bpe, monkeypatch):
+    """Also where a program writes as many bytes and sets the file's time back."""
     section, task = recipe("completion")
     real = cached.load_examples
 
     def load(*arguments):
         found = real(*arguments)
-        with open(section.train, "a") as file:
-            file.write(json.dumps(COMPLETIONS[0]) + "\n")
+        path, before = Path(section.train), os.stat(section.train)
+        if time == "set back":
+            path.write_text(path.read_text().replace("cat", "mat"))
+            os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+            assert path.stat().st_size == before.st_size
+        else:
+            path.write_text(path.read_text() + json.dumps(COMPLETIONS[0]) + "\n")
         return found
 
     monkeypatch.setattr(cached, "load_examples", load)

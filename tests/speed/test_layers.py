@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 
 import pytest
 import torch
@@ -16,6 +17,9 @@ from peftlab.models.recompute import recompute_activations
 from peftlab.recipe.schema import Recipe
 from peftlab.recipe.speed import Speed
 from peftlab.speed.apply import remove_speed_ups, speed_up
+from peftlab.speed.feed_forward import GatedFeedForward
+from peftlab.speed.norm import RMSNorm
+from peftlab.speed.rotary import Rotation
 from tests.sampling import diagonals
 from tests.speed.layers import assert_equal
 
@@ -103,6 +107,30 @@ def test_the_report_says_what_is_used(family, used):
     recipe = make_recipe("off", **dict.fromkeys(LAYERS, "auto"))
     report = speed_up(METHODS["lora"](rank=4).apply(build(family)), recipe)
     assert f"speed-ups: {used};" in report.describe()
+
+
+@pytest.mark.parametrize("types", ["float32", "float32 under autocast", "bfloat16 under autocast"])
+@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("family", ["llama", "gemma2", "qwen3", "olmo2"])
+def test_every_layer_that_the_report_calls_used_is_computed_so(family, method, types, monkeypatch):
+    """Trained weights are float32 whatever is computed in, so that layers get inputs of another type than theirs."""
+    torch.manual_seed(0)
+    base = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **{**GATED, "head_dim": 8}))
+    model = METHODS[method](**METHOD_FIELDS[method]).apply(base.to(getattr(torch, types.split()[0]))).train()
+    used = {one.name: one for one in speed_up(model, make_recipe()).switches if one.used}
+    assert all(used[name].part == "" for name in ("norm", "rotary", "feed_forward"))
+    computed = Counter[str]()
+    for function in (RMSNorm, Rotation, GatedFeedForward):
+
+        def count(*inputs, name=function.__name__, own=function.apply):
+            computed[name] += 1
+            return own(*inputs)
+
+        monkeypatch.setattr(function, "apply", count)
+    with torch.autocast("cpu", torch.bfloat16, enabled="autocast" in types):
+        model(torch.arange(14).view(2, 7))
+    norms = sum(type(one).__name__.endswith("RMSNorm") for one in model.modules())
+    assert computed == {"RMSNorm": norms, "Rotation": 2 * 2, "GatedFeedForward": 2}  # queries and keys of two layers
 
 
 def test_layers_that_are_left_out_are_counted_with_their_reasons():

@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch import nn
 from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
+from transformers.models.gemma4.modeling_gemma4 import Gemma4RMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from transformers.models.olmo2.modeling_olmo2 import Olmo2RMSNorm
 from transformers.models.qwen3_next.modeling_qwen3_next import Qwen3NextRMSNormGated
 
 from peftlab.speed.norm import RMSNorm, RMSNorms
@@ -55,11 +57,42 @@ def test_16_bits_differ_by_their_own_rounding(kind, autocast):
     assert_equal(results(plain, x, autocast=autocast), results(fast, x, autocast=autocast), 0.01)
 
 
-def test_a_weight_of_another_type_is_the_modules_own_affair():
-    plain, x = norm(), torch.randn(2, WIDTH, dtype=torch.bfloat16)
+@pytest.mark.parametrize("kind", [LlamaRMSNorm, Gemma2RMSNorm, Olmo2RMSNorm, Gemma4RMSNorm])
+@pytest.mark.parametrize("types", [(torch.bfloat16, torch.float32), (torch.float32, torch.bfloat16)])
+def test_an_input_of_another_type_than_the_weight_differs_by_its_own_rounding(kind, types):
+    """A trained weight is float32, and what a linear layer gives under autocast has 16 bits."""
+    torch.manual_seed(0)
+    of_x, of_weight = types
+    plain, x = norm(kind, of_weight), torch.randn(2, 7, WIDTH).to(of_x)
     fast = fast_copy(plain)
-    assert not used(fast, x.requires_grad_())
-    assert_equal(results(plain, x), results(fast, x), 0)
+    assert used(fast, x.requires_grad_())
+    right, found = results(plain, x), results(fast, x)
+    assert {name: one.dtype for name, one in right.items()} == {name: one.dtype for name, one in found.items()}
+    assert_equal(right, found, 0.01)
+
+
+@pytest.mark.parametrize("kind", [Olmo2RMSNorm, Gemma4RMSNorm])
+def test_a_norm_that_multiplies_in_float32_rounds_once(kind):
+    torch.manual_seed(0)
+    plain, x = norm(kind, torch.bfloat16), torch.randn(40, WIDTH, dtype=torch.bfloat16)
+    exact = copy.deepcopy(plain).double()(x.double())
+    own, theirs = ((one(x) - exact).abs().mean() for one in (fast_copy(plain), plain))
+    assert own <= 1.01 * theirs
+
+
+class OneTypeRMSNorm(LlamaRMSNorm):
+    """Takes inputs of its weight's type alone."""
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        assert hidden_states.dtype == self.weight.dtype
+        return super().forward(hidden_states)
+
+
+def test_a_norm_that_takes_one_type_is_the_modules_own_with_another():
+    fast = fast_copy(norm(OneTypeRMSNorm))
+    assert used(fast, torch.randn(2, WIDTH, requires_grad=True))
+    with pytest.raises(AssertionError):
+        fast(torch.randn(2, WIDTH, dtype=torch.bfloat16))
 
 
 def test_an_input_that_is_not_contiguous_is_the_same():
