@@ -49,15 +49,12 @@ class BenchResult:
 def read_results(paths: Iterable[Path], notes: list[str]) -> list[BenchResult]:
     """Return the results in files, and in the files of folders: of runs of one experiment the latest.
 
-    Runs that did not succeed, and older ones of an experiment, add a line to `notes`. Raises StorageError for another
-    kind of file.
+    Runs that did not succeed, older ones of an experiment, and files of another kind in a folder add a line to
+    `notes`. Raises StorageError for a named file of another kind, and for a folder of which no file can be read.
     """
     latest: dict[tuple[Any, ...], tuple[Path, BenchResult]] = {}
     older: list[Path] = []
-    for path in {path.resolve(): path for path in list_files(paths)}.values():
-        found = read_result(path, notes)
-        if found is None:
-            continue
+    for path, found in _read_each(paths, notes):
         key = (found.name, found.model, found.method, found.data)
         known = latest.get(key)
         if known is None or found.created >= known[1].created:
@@ -69,6 +66,27 @@ def read_results(paths: Iterable[Path], notes: list[str]) -> list[BenchResult]:
         names = ", ".join(path.name for path in older[:SHOWN]) + (", …" if len(older) > SHOWN else "")
         notes.append(f"--import: of each experiment the latest run is shown; left out as older: {names} ({len(older)})")
     return sorted((found for _, found in latest.values()), key=lambda one: (-one.accuracy, one.name))
+
+
+def _read_each(paths: Iterable[Path], notes: list[str]) -> Iterator[tuple[Path, BenchResult]]:
+    """Yield each file once with its result."""
+    seen: set[Path] = set()
+    for place in paths:
+        files = [path for path in list_files([place]) if path.resolve() not in seen]
+        seen |= {path.resolve() for path in files}
+        faults: list[StorageError] = []
+        for path in files:
+            try:
+                found = read_result(path, notes)
+            except StorageError as error:
+                faults.append(error)
+                continue
+            if found is not None:
+                yield path, found
+        if len(faults) == len(files) > 0:
+            more = f" (and none of {len(files)} files in {place} can be read)" if len(files) > 1 else ""
+            raise StorageError(f"{faults[0]}{more}")
+        notes += [f"--import: {fault}; it is left out" for fault in faults]
 
 
 def list_files(paths: Iterable[Path]) -> Iterator[Path]:

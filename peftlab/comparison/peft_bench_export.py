@@ -16,13 +16,14 @@ from peftlab.comparison.peft_bench import ACCURACIES, SUCCESS
 from peftlab.comparison.rows import Row, Table
 from peftlab.comparison.trials import Trial
 from peftlab.errors import StorageError, UsageError, one_line
-from peftlab.files import write_atomically
+from peftlab.files import decode_json, write_atomically
 from peftlab.reports import RunResult
 
 MEASURED = (
     "accelerator_memory_max is the measured peak of tensor bytes; the average and the 99th percentile are not "
     "measured, and the peak of steady steps stands for both"
 )
+MARK = "peftlab"  # the key of what no other such file says
 PACKAGES = ("transformers", "peft", "datasets", "bitsandbytes", "torch")
 
 
@@ -30,8 +31,9 @@ def write_results(table: Table, folder: Path, notes: list[str]) -> list[Path]:
     """Write every finished run at the chosen settings as a file of PEFT's comparison, and return the files.
 
     Their accuracy is the comparison's metric, if that is one. A run without it has no file, and adds a line to
-    `notes`; a run of two variants that are equal has one for each. Raises UsageError for a comparison without an
-    accuracy, and StorageError for a record that lacks what such a file says.
+    `notes`; a run of two variants that are equal has one for each. Files of an earlier export whose runs are gone are
+    deleted. Raises UsageError for a comparison without an accuracy, and StorageError for a record that lacks what such
+    a file says.
     """
     runs = [(row, trial) for row in table.rows for trial in row.finished]
     known = [name for name in ACCURACIES if any(trial.has_value(name, row.tested) for row, trial in runs)]
@@ -52,7 +54,20 @@ def write_results(table: Table, folder: Path, notes: list[str]) -> list[Path]:
             path = path.with_name(f"{trial.report.run}-{slug(row.label)}.json")
         _write_result(path, row, trial, metric, table.folder / RUNS / trial.report.run / "result.json")
         written.append(path)
+    for path in sorted(set(folder.glob("*.json")) - set(written)):
+        if _is_exported(path):
+            path.unlink()
     return written
+
+
+def _is_exported(path: Path) -> bool:
+    """Return whether a file is one that an export wrote: it names peftlab, as no file of PEFT's does."""
+    if path.is_symlink() or not path.is_file():
+        return False
+    try:
+        return MARK in decode_json(path.read_bytes())["meta_info"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _write_result(path: Path, row: Row, trial: Trial, metric: str, record: Path) -> None:
@@ -188,7 +203,7 @@ def _meta_info(result: RunResult) -> dict[str, Any]:
             "accelerator": result.environment.get("device", ""),
         },
         "pytorch_info": "",
-        "peftlab": {
+        MARK: {
             "version": versions.get("peftlab", __version__),
             "notes": [
                 MEASURED if "measured" in result.memory else "memory was not measured: its 0 bytes are not known"

@@ -139,6 +139,27 @@ def test_another_kind_of_file_is_one_line(tmp_path, text):
     assert "\n" not in str(raised.value)
 
 
+def test_a_foreign_or_broken_file_of_a_folder_is_left_out_with_its_reason(tmp_path):
+    write(tmp_path / "good.json", bench())
+    write(tmp_path / "other.json", {"hello": 1})
+    (tmp_path / "cut.json").write_text('{"run_info": ')
+    found = read_results([tmp_path], notes := [])
+    assert [one.name for one in found] == ["lora/small"]
+    assert [note.partition(": ")[2].partition(": ")[0] for note in notes] == [
+        str(tmp_path / name) for name in ("cut.json", "other.json")
+    ]
+    assert "train_info.status is missing" in notes[1] and all(note.endswith("; it is left out") for note in notes)
+    with pytest.raises(StorageError, match=re.escape(f"{tmp_path / 'other.json'}: train_info.status is missing")):
+        read_results([tmp_path / "good.json", tmp_path / "other.json"], [])
+
+
+def test_a_folder_of_which_no_file_can_be_read_is_an_error(tmp_path):
+    for name in ("a", "b"):
+        write(tmp_path / f"{name}.json", {"hello": 1})
+    with pytest.raises(StorageError, match=r"a\.json: train_info\.status is missing.*none of 2 files in"):
+        read_results([tmp_path], [])
+
+
 def test_a_path_without_results_is_one_line(tmp_path):
     with pytest.raises(StorageError, match="the file does not exist"):
         read_results([tmp_path / "none.json"], [])
@@ -265,6 +286,21 @@ def test_the_accuracy_that_is_exported_is_the_one_that_the_comparison_reports(tm
     table = read_table(folder)
     (found,) = read_results(write_results(table, tmp_path / "out", []), [])
     assert found.accuracy == table.rows[0].trials[0].report.test != 0.125
+
+
+def test_files_of_runs_that_are_gone_are_deleted_and_others_stay(tmp_path):
+    folder = Maker(tmp_path, methods=("lora", "bitfit"), metric="accuracy", seeds=(0,), rows=10).write()
+    bench_folder = folder / "report" / "peft-bench"
+    first = write_results(read_table(folder), bench_folder, [])
+    kept = [write(bench_folder / "mine.json", bench()), bench_folder / "note.json", bench_folder / "list.json"]
+    kept[1].write_text("not JSON")
+    kept[2].write_text("[]")
+    report = json.loads((folder / "comparison.json").read_text())
+    report["variants"] = report["variants"][:1]
+    (folder / "comparison.json").write_text(json.dumps(report))
+    second = write_results(read_table(folder), bench_folder, [])
+    assert len(first) == 2 and len(second) == 1 and set(second) < set(first)
+    assert sorted(bench_folder.iterdir()) == sorted([*second, *kept])
 
 
 def test_variants_that_share_a_run_have_a_file_each(accuracy, tmp_path):
