@@ -43,13 +43,14 @@ class Line(NamedTuple):
 
 
 class Call(NamedTuple):
-    """What an attention layer was given: its number, where it has one, and whether it has a window.
+    """What an attention layer was given: its number, where it has one, whether it has a window, and is causal.
 
     `by_length` is what keeps rows of several lengths from being one call of torch's kernel, if anything does.
     """
 
     layer: int | None
     has_window: bool
+    causal: bool
     by_length: str
 
 
@@ -130,7 +131,7 @@ def rows_attention(
     pattern = Pattern(bool(causal), sliding_window, scaling, softcap, s_aux, dropout)
     by_length = _why_by_length(pattern, query, key, value)
     if _calls is not None:
-        _calls.append(Call(getattr(module, "layer_idx", None), sliding_window is not None, by_length))
+        _calls.append(Call(getattr(module, "layer_idx", None), sliding_window is not None, bool(causal), by_length))
     if one_call and len(groups) > 1 and not by_length:
         lengths = [length for length, rows in groups for _ in range(rows)]
         return attend_rows(query, key, value, lengths, pattern.causal, pattern.window, pattern.scaling), None

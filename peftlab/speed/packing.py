@@ -159,7 +159,20 @@ def _compare(model: nn.Module, layout: EndToEnd, pooled: bool, seed: int) -> str
     # Random weights in 16 bits may show rounding alone; the calls that were seen keep rows apart.
     if difference * POWER > leak and right.dtype == torch.float32:
         return "the model's outputs do not show whether rows see each other"
+    if not _shown_window(model) and any(call.has_window and not call.causal for call in calls):
+        return "rows of the proof are shorter than its window in both directions"
     return "" if all(_gets_window(model, call) for call in calls) else "its attention does not get its window"
+
+
+def _shown_window(model: nn.Module) -> int:
+    """Return the attention's window where the probe's rows can be longer than it, else 0.
+
+    A causal window is the same in all of transformers; one in both directions has its last token or has not, as the
+    family's masks say (5.23: a decoder with `is_causal: false` has, Gemma 3 has not).
+    """
+    base: Any = find_base(model)[1]
+    window = getattr(base.config.get_text_config(), "sliding_window", None) or 0
+    return window if 0 < window <= LARGEST_PROBED else 0
 
 
 def _gets_window(model: nn.Module, call: Call) -> bool:
@@ -192,8 +205,8 @@ def _random_rows(model: nn.Module, layout: EndToEnd, seed: int, pooled: bool) ->
     """Return rows of random tokens, the shortest first, without the padding token."""
     base: Any = find_base(model)[1]
     config, chance = base.config.get_text_config(), np.random.default_rng(seed)
-    window = getattr(config, "sliding_window", None) or 0
-    longer = [window + 3] if 0 < window <= LARGEST_PROBED else []
+    window = _shown_window(model)
+    longer = [window + 3] if window else []
     tokens = whole_shape(base.get_input_embeddings().weight)[0]
     allowed = np.setdiff1d(np.arange(tokens, dtype=np.int32), [config.pad_token_id or 0, layout.unplaced or 0])
     drawn = [chance.choice(allowed, length) for length in sorted([*PROBED, *longer])]

@@ -100,6 +100,17 @@ def test_a_window_that_attention_does_not_get_is_declined(monkeypatch):
     assert probe(model, EndToEnd()) == "its attention does not get its window"
 
 
+@pytest.mark.parametrize(
+    ("window", "reason"),
+    [(4, "packed rows change the model's outputs"), (2000, "rows of the proof are shorter than its window")],
+)
+def test_a_decoder_made_to_see_both_ways_is_declined_for_its_wider_window(window, reason):
+    """With `is_causal: false` transformers' masks show a token one more key on each side than its layers' window."""
+    model = small_model("mistral", sliding_window=window, is_causal=False)
+    assert probe(model, EndToEnd()).startswith(reason)
+    assert probe(small_model("llama", is_causal=False), EndToEnd()) == ""
+
+
 def test_a_family_with_a_window_in_its_masks_alone_is_declined():
     sizes = {**GATED, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
     window = {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 0}
