@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from peftlab.errors import MissingRequirementError, PeftlabError, Problem, RecipeError, UsageError
+from peftlab.errors import MissingRequirementError, PeftlabError, Problem, RecipeError, StorageError, UsageError
 from peftlab.secrets import mask_secrets
 
 KEY_PATH = re.compile(r"((?:model|method|data|training|evaluation|run)(?:\.\w+)*): ")
@@ -43,6 +43,7 @@ def answers(command: Callable[..., Any]) -> Callable[..., None]:
 def run_command(command: Callable[[], Any], as_json: bool, debug: bool) -> int:
     """Run a command, print its result or error, and return the exit code."""
     try:
+        refuse_deleted_folder()
         with stdout_to_stderr() if as_json else contextlib.nullcontext():
             answer, show, code = command()
     except KeyboardInterrupt:
@@ -56,6 +57,16 @@ def run_command(command: Callable[[], Any], as_json: bool, debug: bool) -> int:
         with contextlib.suppress(BrokenPipeError):  # a reader that has ended changes nothing of what was found
             print_json(answer) if as_json else show()
     return code
+
+
+def refuse_deleted_folder() -> None:
+    """Raise StorageError where the current folder is gone: relative paths name nothing, and torch ends the process."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise StorageError(
+            "the current folder no longer exists; change to another one with cd, and try again"
+        ) from None
 
 
 def print_error(error: Exception, as_json: bool, debug: bool) -> int:

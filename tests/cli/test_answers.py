@@ -276,6 +276,16 @@ def test_power_says_what_it_cannot_plan(answer, tmp_path, arguments, told):
     assert code == 2 and told in errors[0] and len(errors) == 1
 
 
+@pytest.mark.parametrize("arguments", [("params", TINY), ("train", TINY), ("runs", "list"), ("doctor",)])
+def test_a_deleted_current_folder_is_one_line_about_it(answer, tmp_path, monkeypatch, arguments):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    code, _, errors = answer(*arguments)
+    told = "the current folder no longer exists; change to another one with cd, and try again"
+    assert (code, errors) == (8, [f"peftlab: error: {told}"])
+
+
 @pytest.mark.parametrize(("arguments", "told"), [
     (["--frontier", "trainable=1k"], "--frontier: 'trainable=1k' is not a valid frontier; write trainable=10k..10M"),
     (["--frontier", "trainble=1k..2k"], "--frontier: unknown budget 'trainble'; did you mean 'trainable'?"),
