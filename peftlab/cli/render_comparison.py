@@ -21,7 +21,7 @@ from peftlab.cli.render import (
 from peftlab.cli.render_memory import format_error
 from peftlab.comparison.columns import missed_in
 from peftlab.comparison.words import search_text
-from peftlab.reports import MemoryReport, Metrics, RunResult
+from peftlab.reports import NOT_BEGUN, MemoryReport, Metrics, RunResult
 
 if TYPE_CHECKING:
     from peftlab.comparison.rows import Row, Table
@@ -95,7 +95,7 @@ def quality_cells(table: Table, row: Row) -> dict[str, str]:
     before: Metrics = next((metrics[key] for key in ("test_before", "before") if key in metrics), {})
     parameters = first.parameters if first else None
     seconds = [one.training_seconds for one in row.finished if one.training_seconds is not None]
-    status = row.trials[0].report.status if row.trials else "failed"
+    status = row.trials[0].report.status if row.trials else NOT_BEGUN if row.sweep else "failed"
     ended = format_spread([trial.report.test for trial in row.valued if trial.report.test is not None])
     return {
         "trainable": f"{parameters.trainable:,}" if parameters else "-",
@@ -104,7 +104,9 @@ def quality_cells(table: Table, row: Row) -> dict[str, str]:
         "seconds": format_seconds(statistics.fmean(seconds)) if seconds else "-",
         LEARNING_RATE: f"{rate:.2g}" if rate and result else "-",
         "before": format_metric(before.get(table.metric)),
-        f"{table.metric} after" if seeds == 1 else f"{table.metric}, {seeds} seeds": ended if result else status,
+        f"{table.metric} after" if seeds == 1 else f"{table.metric}, {seeds} seeds": ended
+        if result
+        else status.replace("_", " "),
     }
 
 
@@ -121,7 +123,8 @@ def failures(label: str, row: Row) -> Iterator[str]:
     for trial in row.trials:
         report = trial.report
         if report.status != "finished":
-            yield f"{label}, seed {report.seed}: {report.status}: {report.error}"
+            reason = f": {report.error}" if report.error else ""
+            yield f"{label}, seed {report.seed}: {report.status.replace('_', ' ')}{reason}"
         elif trial.finished and (why := row.why_lost(trial)):
             yield f"{label}, seed {report.seed}: no {row.metric} ({why}); the mean leaves it out"
 

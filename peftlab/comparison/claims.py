@@ -27,6 +27,7 @@ from peftlab.comparison.words import (
     part_of,
     size_text,
     some,
+    unended_runs,
 )
 
 Kind = Literal["best", "not different", "better", "worse", "counted", "moved", "open", "limit"]
@@ -183,6 +184,8 @@ def _cannot(table: Table, findings: Findings) -> Iterator[Claim]:
     yield from _about_seeds(table, findings)
     yield from _open(table, findings)
     lines = []
+    if unended := by_budget(table, unended_runs):
+        lines.append(f"Not all runs have ended: {unended}. What is said here may change.")
     if findings.part == "" and findings.quality and any(row.sweep for row in table.rows):
         lines.append(
             "There were no test rows: these numbers are of the rows that chose the learning rates, and so too "

@@ -15,7 +15,7 @@ from peftlab.comparison.pool import run_locally, run_on_cluster
 from peftlab.comparison.variants import Settings
 from peftlab.errors import StorageError
 from peftlab.recipe.comparison import Variant
-from peftlab.reports import Metrics, RunResult
+from peftlab.reports import NOT_BEGUN, Metrics, RunResult
 from peftlab.runs.digests import find_faults
 from peftlab.runs.directory import RunDirectory
 from peftlab.runs.figures import compare_figures
@@ -95,7 +95,7 @@ class Jobs:
     def status(self, job: Job) -> tuple[str, str | None]:
         """Return status and error of a job: how it ended here, or what its record says from before."""
         ended = self.endings.get(job.name) or read_record(job.folder)
-        return (ended.status, ended.error) if ended else ("failed", None)
+        return (ended.status, ended.error) if ended else (NOT_BEGUN, None)
 
     def value(self, result: RunResult | None, part: str) -> float | None:
         """Return the metric of a finished run on the rows that choose (`validation`) or that report (`test`)."""

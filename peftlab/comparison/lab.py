@@ -24,7 +24,7 @@ from peftlab.errors import StorageError, UsageError
 from peftlab.files import why, write_atomically
 from peftlab.metrics import METRICS
 from peftlab.recipe.comparison import LEARNING_RATE, Variant
-from peftlab.reports import STOPPED, ComparisonReport, TrialReport, VariantReport
+from peftlab.reports import STOPPED, UNENDED, ComparisonReport, TrialReport, VariantReport
 from peftlab.runs.jobs import Ending, Job
 from peftlab.runs.outcomes import read_record
 from peftlab.runs.picture import draw_memory
@@ -118,7 +118,7 @@ class Lab:
             seed=seed,
             status=status,
             settings=point.settings if self.searches else {},
-            error=None if status == "finished" else error or "it has not run yet",
+            error=None if status in ("finished", *UNENDED) else error or "no reason is known",
             validation=self.jobs.value(result, "validation"),
             test=self.jobs.value(result, "test"),
         )

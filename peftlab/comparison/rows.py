@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from peftlab.comparison.folder import RUNS, read_comparison
-from peftlab.comparison.trials import Trial, read_trial
+from peftlab.comparison.trials import Trial, as_now, read_trial
 from peftlab.reports import ComparisonReport, InferenceReport, ParameterReport, TrialReport, VariantReport
 
 
@@ -149,6 +149,7 @@ def _read_once(folder: Path, report: TrialReport, known: dict[str, Trial], probl
     if "\0" in report.run or not path.resolve().is_relative_to(folder.resolve()):
         problems.append(f"run {report.run!r} is outside {folder} and is not read")
         return Trial(report)
+    report = as_now(path, report)
     if report.run not in known:
         known[report.run] = read_trial(path, report, problems, verify)
     return known[report.run].reported_as(report)

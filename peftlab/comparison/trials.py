@@ -11,14 +11,27 @@ from peftlab.errors import StorageError
 from peftlab.files import read_text
 from peftlab.metrics import METRICS as KNOWN
 from peftlab.metrics import RowScores
-from peftlab.reports import STOPPED, Metrics, ParameterReport, RunResult, TrialReport
+from peftlab.reports import (
+    NOT_BEGUN,
+    RUNNING,
+    STOPPED,
+    UNENDED,
+    Metrics,
+    ParameterReport,
+    RunResult,
+    TrialReport,
+)
+from peftlab.runs.catalogue import is_in_use
 from peftlab.runs.digests import METRICS, RECORD, SCORES, TEXTS, WEIGHTS, find_faults
 from peftlab.runs.directory import RunDirectory, text_scores
 from peftlab.runs.figures import check_record, compare_figures
+from peftlab.runs.outcomes import read_record
 from peftlab.runs.scores import read_scores
 from peftlab.training.metrics_file import read_lines
 
 DAMAGED = "damaged"
+# What earlier versions wrote of a run that had not begun, with the status `failed`.
+NOT_RUN = "it has not run yet"
 
 
 @dataclass(frozen=True)
@@ -39,6 +52,16 @@ class Trial:
     def stopped(self) -> bool:
         """Whether a search ended it early."""
         return self.report.status == STOPPED
+
+    @property
+    def unended(self) -> bool:
+        """Whether its run has not begun, or is going."""
+        return self.report.status in UNENDED
+
+    @property
+    def lost(self) -> bool:
+        """Whether its run failed or is damaged."""
+        return not (self.finished or self.stopped or self.unended)
 
     @property
     def tested(self) -> bool:
@@ -88,6 +111,19 @@ class Trial:
         """Return the peak of memory, `predicted` or `measured`."""
         report = self.result.memory.get(source) if self.result else None
         return report.peak_bytes if report else None
+
+
+def as_now(path: Path, report: TrialReport) -> TrialReport:
+    """Return the report of a trial whose run had not ended when the comparison wrote it, as its folder says now."""
+    if report.status not in UNENDED and report.error != NOT_RUN:
+        return report
+    record = read_record(path)
+    status, error = (NOT_BEGUN, None) if record is None else (record.status, record.error)
+    if status == RUNNING and not is_in_use(path):
+        status, error = "killed", "its process has ended; the same `peftlab compare` runs it again"
+    elif status == "finished":
+        status, error = "ended", "it ended after the comparison; the same `peftlab compare` counts it"
+    return report.model_copy(update={"status": status, "error": error})
 
 
 def read_trial(path: Path, report: TrialReport, problems: list[str], verify: bool = True) -> Trial:

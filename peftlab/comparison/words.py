@@ -85,6 +85,13 @@ def missed_budget(row: Row) -> str | None:
     return f" ({missed})" if missed else None
 
 
+def unended_runs(row: Row) -> str | None:
+    """Return how many of the runs that are known so far have not ended: learning rates, then seeds."""
+    trials = row.trials or row.sweep
+    unended = sum(trial.unended for trial in trials)
+    return f" ({unended} of {len(trials)})" if unended else None
+
+
 def lost_seeds(row: Row) -> str | None:
-    lost = len(row.trials) - len(row.valued)
+    lost = len(row.trials) - len(row.valued) - sum(trial.unended for trial in row.trials)
     return f" ({lost} of {len(row.trials)})" if lost else None

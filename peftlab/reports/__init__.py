@@ -2,7 +2,10 @@
 
 from peftlab.reports.base import Report
 from peftlab.reports.comparison import (
+    NOT_BEGUN,
+    RUNNING,
     STOPPED,
+    UNENDED,
     BudgetReport,
     ComparisonReport,
     SearchReport,
@@ -67,7 +70,10 @@ __all__ = [
     "RowReport",
     "RowView",
     "RunResult",
+    "NOT_BEGUN",
+    "RUNNING",
     "STOPPED",
+    "UNENDED",
     "SearchReport",
     "Span",
     "SpeedReport",

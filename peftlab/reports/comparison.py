@@ -54,6 +54,12 @@ STOPPED = "stopped"
 """The status of a trial that a search ended early, because others were better at the same step."""
 
 
+NOT_BEGUN = "not_begun"
+RUNNING = "running"
+UNENDED = (NOT_BEGUN, RUNNING)
+"""The statuses of a trial whose run has not ended: no record is there yet, or it says that the run is going."""
+
+
 class SearchReport(Report):
     """What was searched for one variant, and what it cost: trials by how they ended, seconds of all of them.
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from peftlab.comparison.report.scatters import legend
 from peftlab.comparison.report.style import Look, drawing, label_learning_rates, legend_below, line_of, looks_of, save
 from peftlab.comparison.rows import Row, Table
-from peftlab.reports import STOPPED
 from peftlab.runs.phases import PROCESSOR
 
 if TYPE_CHECKING:
@@ -68,7 +67,7 @@ def draw_learning_rates(table: Table) -> tuple[str, bytes] | None:
 
 def _draw_sweep(axes: Axes, row: Row, look: Look) -> None:
     """Draw one sweep: a line through the trials that finished, a ring on the chosen one, a cross for the failed."""
-    trials = [trial.report for trial in row.sweep if trial.report.status != STOPPED]
+    trials = [trial.report for trial in row.sweep if not trial.stopped and not trial.unended]
     dash = "none" if row.variant.search else look.dash
     finished = sorted((t.learning_rate, t.validation) for t in trials if t.validation is not None)
     styles: list[tuple[Any, dict[str, Any]]] = [

@@ -78,7 +78,7 @@ def render_page(
         chosen=any(row.sweep for row in table.rows),
         settings="settings" if any(row.variant.search for row in table.rows) else "learning rate",
         examples=examples_of(table),
-        failures=[(row, trial) for row, trial, _ in table.trials() if not trial.finished and not trial.stopped],
+        failures=[(row, trial) for row, trial, _ in table.trials() if trial.lost],
         problems=[*problems, *table.problems, *findings.notes],
         method=describe_method(table, findings),
         settings_of=lambda trial: str(Point.of(trial.report.settings)),
@@ -163,7 +163,8 @@ def _facts(table: Table, findings: Findings) -> list[str]:
         f"{len(table.rows)} variant{'s' if len(table.rows) != 1 else ''}",
         f"{len(table.report.seeds)} seed{'s' if len(table.report.seeds) != 1 else ''}",
         f"{len(runs)} runs, {sum(trial.finished for trial in runs)} finished"
-        + (f", {stopped} stopped early" if (stopped := sum(trial.stopped for trial in runs)) else ""),
+        + (f", {stopped} stopped early" if (stopped := sum(trial.stopped for trial in runs)) else "")
+        + (f", {unended} not ended" if (unended := sum(trial.unended for trial in runs)) else ""),
     ]
     if findings.rows:
         facts.append(number(findings.rows, f"{findings.kind} row"))
