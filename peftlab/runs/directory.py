@@ -151,6 +151,15 @@ class RunDirectory:
         files = [path for path in self.weights.rglob("*") if path.is_file()] if self.weights.is_dir() else []
         return any(path.suffix == ".safetensors" for path in files) and all(path.stat().st_size for path in files)
 
+    def refuse_outdated_weights(self) -> None:
+        """Raise StorageError for weights of an earlier end, after which training continued and has not ended."""
+        result = self.read_result()
+        if self.has_weights() and result.status != "finished" and result.saved_step is None:
+            raise StorageError(
+                f"{self.path}: its weights are those of an earlier end; training has continued since then to step "
+                f"{result.progress.step} and was not finished; train its recipe with --resume"
+            )
+
     def _is_unfinished(self) -> bool:
         """Return whether the record says that something remains to be done; one that cannot be read says nothing."""
         try:

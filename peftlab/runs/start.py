@@ -62,6 +62,7 @@ def weights_folder(path: Path) -> Path:
     if (path / MARKER).is_file():
         directory = RunDirectory.open(path)
         refuse_changed(path, (*RECORD, WEIGHTS))
+        directory.refuse_outdated_weights()
         if not directory.has_weights():
             raise StorageError(f"{path}: this run has no trained weights")
         return directory.weights

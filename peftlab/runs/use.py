@@ -87,14 +87,15 @@ def open_run(
 ) -> tuple[RunDirectory, Recipe]:
     """Return a run's directory and its recipe; `also` names other parts of the run that the caller reads.
 
-    Raises StorageError unless it has trained weights, as it saved them, and ModelError where its base is not found,
-    if it `needs_base`.
+    Raises StorageError unless it has trained weights, as it saved them last, and ModelError where its base is not
+    found, if it `needs_base`.
     """
     refuse_unsupported()
     directory = RunDirectory.open(folder)
     status = directory.read_result().status
     if verify:
         refuse_changed(folder, (*RECORD, WEIGHTS, HELD_OUT, *also))
+        directory.refuse_outdated_weights()
     if not directory.has_weights():
         remedy = "train its recipe with --resume" if list_steps(directory.checkpoints) else "train its recipe again"
         raise StorageError(f"{folder} has no trained weights (the run's status is {status!r}); {remedy}")

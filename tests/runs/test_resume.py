@@ -16,6 +16,8 @@ from peftlab.recipe.schema import Recipe
 from peftlab.runs.directory import RunDirectory
 from peftlab.runs.display import NoDisplay
 from peftlab.runs.run import train
+from peftlab.runs.start import find_start
+from peftlab.runs.use import open_run
 from peftlab.runs.verify import differing, load_final
 from tests.runs.recipes import shallow_model, shallow_sections
 from tests.sampling import sampled
@@ -144,6 +146,20 @@ def test_more_steps_may_be_asked_for_and_are_reported_as_inexact(folder):
     assert longer.progress.step == 8
     assert not longer.resumes[0].exact
     assert longer.resumes[0].reasons == ["training.steps: 6 -> 8"]
+
+
+def test_weights_of_an_earlier_end_are_not_used_for_those_of_a_run_that_was_continued(folder):
+    weights = {path.name: path.read_bytes() for path in (folder / "weights").iterdir()}
+    open_run(folder, ())
+    stop(recipe("bitfit", folder, {"stop_after": 7}, steps=8), resume=True)
+    assert {path.name: path.read_bytes() for path in (folder / "weights").iterdir()} == weights, "those of step 6"
+    for use in (lambda: open_run(folder, ()), lambda: find_start(str(folder))):
+        with pytest.raises(StorageError, match="weights are those of an earlier end; training has continued .* step 7"):
+            use()
+    open_run(folder, (), verify=False)
+    start(recipe("bitfit", folder, steps=8), resume=True)
+    open_run(folder, ())
+    assert {path.name: path.read_bytes() for path in (folder / "weights").iterdir()} != weights
 
 
 def test_fewer_steps_than_were_done_are_refused(folder):
