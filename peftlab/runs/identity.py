@@ -92,13 +92,13 @@ def row_changes(saved: dict[str, Any], here: dict[str, Any]) -> dict[str, tuple[
     return {key: (_short(old), _short(new)) for key, (old, new) in (found | changes).items()}
 
 
-def refuse_other_rows(recorded: dict[str, Any], here: dict[str, Any]) -> None:
+def refuse_other_rows(recorded: dict[str, Any], here: dict[str, Any], with_checkpoint: bool = False) -> None:
     """Raise StorageError where the reports of a run's data, of an earlier attempt and now, are of other rows.
 
-    A checkpoint is compared itself; here nothing may be measured or trained again on other rows than before.
+    A checkpoint is compared by `refuse_changes`, which knows the reasons; general text is not among what it has.
     """
     changes = {}
-    for part in (*PARTS, "general"):
+    for part in (*(() if with_checkpoint else PARTS), "general"):
         old, new = recorded.get(part) or {}, here.get(part) or {}
         key = "tokens_sha256" if "tokens_sha256" in old else "sha256"  # version 0.1.0 wrote the second alone
         if key in old and old[key] != new.get(key):

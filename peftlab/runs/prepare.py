@@ -20,7 +20,7 @@ from peftlab.runs.reopen import save_held_out
 from peftlab.runs.start import fill_start
 
 
-def prepare_bench(record: RunRecord, former: RunResult | None = None) -> Bench:
+def prepare_bench(record: RunRecord, former: RunResult | None = None, with_checkpoint: bool = False) -> Bench:
     """Read the data, plan the run's memory on its own rows, load the base; add all to the record.
 
     A run that continues a `former` attempt keeps the order of its labels. Raises StorageError where it has other rows.
@@ -28,7 +28,7 @@ def prepare_bench(record: RunRecord, former: RunResult | None = None) -> Bench:
 
     def plan(dataset: Dataset) -> Recipe:
         if former is not None:
-            refuse_other_rows(former.data, dataset.report)
+            refuse_other_rows(former.data, dataset.report, with_checkpoint)
         record.continue_with(with_format(record.recipe, dataset.report["format"]))
         record.watch.planner = planner = open_run_planner(record.recipe, dataset, record.world)
         kept = KeptPlan(

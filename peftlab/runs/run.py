@@ -106,7 +106,9 @@ def execute(record: RunRecord, recorder: Recorder, stop: Stop, start: Resumption
     begun = None
     with stop.at_once():
         with record.in_phase("load"):
-            bench = prepare_bench(record, start.former if start else None)
+            bench = (
+                prepare_bench(record, start.former, start.checkpoint is not None) if start else prepare_bench(record)
+            )
         if not is_evaluated(record, bench, "before", start.scored if start else ()):
             if record.recipe.method.from_ is not None:
                 with record.in_phase("apply"):
