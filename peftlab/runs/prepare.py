@@ -7,7 +7,7 @@ from torch import nn
 from peftlab.data.dataset import Dataset
 from peftlab.data.notes import note_data
 from peftlab.recipe.schema import Recipe
-from peftlab.reports import ParameterReport, RunResult
+from peftlab.reports import ParameterReport
 from peftlab.runs.bench import Bench, prepare, with_format
 from peftlab.runs.classes import known_classes, note_other_classes
 from peftlab.runs.identity import refuse_other_rows
@@ -17,18 +17,20 @@ from peftlab.runs.longest import note_cut_prompts
 from peftlab.runs.prediction import open_run_planner, plan_run, replan_padded
 from peftlab.runs.record import RunRecord
 from peftlab.runs.reopen import save_held_out
+from peftlab.runs.resumption import Resumption
 from peftlab.runs.start import fill_start
 
 
-def prepare_bench(record: RunRecord, former: RunResult | None = None, with_checkpoint: bool = False) -> Bench:
+def prepare_bench(record: RunRecord, start: Resumption | None = None) -> Bench:
     """Read the data, plan the run's memory on its own rows, load the base; add all to the record.
 
-    A run that continues a `former` attempt keeps the order of its labels. Raises StorageError where it has other rows.
+    A run that continues a former attempt keeps the order of its labels. Raises StorageError where it has other rows.
     """
+    former = start.former if start else None
 
     def plan(dataset: Dataset) -> Recipe:
-        if former is not None:
-            refuse_other_rows(former.data, dataset.report, with_checkpoint)
+        if start and former is not None:
+            refuse_other_rows(former.data, dataset.report, with_checkpoint=start.checkpoint is not None)
         record.continue_with(with_format(record.recipe, dataset.report["format"]))
         record.watch.planner = planner = open_run_planner(record.recipe, dataset, record.world)
         kept = KeptPlan(

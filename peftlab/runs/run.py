@@ -106,9 +106,7 @@ def execute(record: RunRecord, recorder: Recorder, stop: Stop, start: Resumption
     begun = None
     with stop.at_once():
         with record.in_phase("load"):
-            bench = (
-                prepare_bench(record, start.former, start.checkpoint is not None) if start else prepare_bench(record)
-            )
+            bench = prepare_bench(record, start)
         if not is_evaluated(record, bench, "before", start.scored if start else ()):
             if record.recipe.method.from_ is not None:
                 with record.in_phase("apply"):

@@ -206,7 +206,7 @@ def test_a_damaged_record_of_a_stopped_run_is_named_before_any_step(user, stoppe
         (stopped / "MANIFEST.json").unlink()
     (stopped / name).write_bytes(content)
     started = []
-    monkeypatch.setattr("peftlab.runs.run.prepare_bench", lambda record, former: started.append(record) or stop_here())
+    monkeypatch.setattr("peftlab.runs.run.prepare_bench", lambda record, start: started.append(record) or stop_here())
     answer = resume(user)
     told = "\n".join(answer.lines)
     assert f"{stopped / name}: " in told and "a fault" not in told.replace("a fault of this test", "")
