@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from math import floor, isfinite, log10
 from statistics import fmean
 
-from peftlab.comparison.findings import Findings
+from peftlab.comparison.findings import COSTS, Findings
 from peftlab.comparison.groups import short_letters
 from peftlab.comparison.rows import Row, Table
 from peftlab.comparison.statistics import Estimate
-from peftlab.comparison.trials import Trial
 from peftlab.quantities import format_bytes, format_count, format_seconds, format_share
 from peftlab.recipe.budget import parse_budget
 from peftlab.reports import BudgetReport
@@ -19,11 +18,8 @@ from peftlab.reports import BudgetReport
 NONE = "–"
 MOST_DECIMALS = 4  # of figures from 0.1 on; smaller ones have as many digits
 BUDGET_TOLERANCE = 0.02
-# What a run took of the budgets that it was sized for by a forecast.
-MEASURED: dict[str, Callable[[Trial], float | None]] = {
-    "seconds": lambda trial: trial.training_seconds,
-    "memory": lambda trial: trial.peak_bytes("measured"),
-}
+# Kinds of budgets that runs are sized for by a forecast. Runs show what it was worth.
+FORECAST = ("seconds", "memory")
 
 
 @dataclass(frozen=True)
@@ -156,8 +152,9 @@ def measured_misses(row: Row) -> Iterator[str]:
         return
     budget = parse_budget(row.budget)
     for limit in (budget, *budget.others):
-        measure = MEASURED.get(limit.kind)
-        taken = [found for trial in row.finished if measure and (found := measure(trial)) is not None]
+        if limit.kind not in FORECAST:
+            continue
+        taken = [found for trial in row.finished if (found := COSTS[limit.kind](trial)) is not None]
         if not taken:
             continue
         error = (max(taken) if limit.kind == "memory" else fmean(taken)) / limit.amount - 1

@@ -68,7 +68,7 @@ class Head(NamedTuple):
 
     def cast(self, hidden: torch.Tensor) -> Head:
         """Return the head in the type in which it multiplies `hidden` now."""
-        dtype = _computed(hidden)
+        dtype = computed_type(hidden)
         return self._replace(weight=self.weight.to(dtype), bias=None if self.bias is None else self.bias.to(dtype))
 
     def tiles(self, hidden: torch.Tensor, outputs: int, memory: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
@@ -227,6 +227,7 @@ def _slope(
     return slope, shrink, torch.where(inside, own, by_own)
 
 
-def _computed(hidden: torch.Tensor) -> torch.dtype:
-    device = hidden.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+def computed_type(x: torch.Tensor) -> torch.dtype:
+    """Return the type in which a product with `x` is computed now: autocast's where that is on, else its own."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype

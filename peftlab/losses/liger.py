@@ -15,6 +15,7 @@ from torch import nn
 
 from peftlab.errors import one_line
 from peftlab.losses.after_head import AfterHead
+from peftlab.losses.head_cross_entropy import computed_type
 
 PACKAGE = "liger_kernel"
 # Positions, width and classes of the proof: more classes than one block of a small kernel, and no power of two.
@@ -28,10 +29,9 @@ def liger_total(hidden: torch.Tensor, head: nn.Linear, targets: torch.Tensor) ->
 
     Differentiable to `hidden`, once. Computes in the type of autocast, where that is on.
     """
-    device = hidden.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+    dtype = computed_type(hidden)
     bias = None if head.bias is None else head.bias.detach().to(dtype)
-    with torch.autocast(device, enabled=False):
+    with torch.autocast(hidden.device.type, enabled=False):
         return _total(hidden.to(dtype), head.weight.detach().to(dtype), bias, targets)
 
 
@@ -45,9 +45,7 @@ def why_no_liger(head: nn.Linear, after: AfterHead) -> str | None:
         return "the output head trains"
     if after.changes_values:
         return "the model changes its logits after the head"
-    device = head.weight.device
-    computed = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else head.weight.dtype
-    return prove(device, computed)
+    return prove(head.weight.device, computed_type(head.weight))
 
 
 @functools.cache

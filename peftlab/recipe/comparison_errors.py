@@ -11,11 +11,12 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from peftlab.errors import PeftlabError, Problem, nearest
+from peftlab.recipe.load import Draft
 from peftlab.recipe.overrides import COMMAND_LINE
 from peftlab.recipe.schema_errors import place_errors
 from peftlab.recipe.section import Section
 from peftlab.recipe.vocabulary import JsonSchema, child_schema, describe, explain_mismatch
-from peftlab.recipe.yaml_source import KeyPath, Source, dotted
+from peftlab.recipe.yaml_source import KeyPath, Source
 
 
 def checked_by(parse: Callable[[str], object]) -> Callable[[str], str]:
@@ -83,10 +84,7 @@ def keys_at(schema: JsonSchema, key: KeyPath) -> list[str]:
 
 def problem_at(source: Source, path: Path, key: KeyPath, message: str) -> Problem:
     """Return the problem with the nearest known line of `key`."""
-    for length in range(len(key), -1, -1):
-        if key[:length] in source.lines:
-            return Problem(dotted(key), message, str(path), source.lines[key[:length]])
-    return Problem(dotted(key), message, str(path))
+    return Draft(source.value, str(path), source.lines).problem(key, message)
 
 
 def relocate(problem: Problem, source: Source, path: Path, name: str) -> Problem:

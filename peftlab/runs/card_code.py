@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
+
+from transformers import PreTrainedModel
 
 from peftlab.methods.storage import read_context
 from peftlab.models.build import build_meta
@@ -33,22 +36,27 @@ LOADS: dict[str, str] = {
 }
 # What each of these can do without: a base of their own is not loaded.
 WHOLE = ("plain", "sentence-transformers", "gguf", "gguf-adapter")
+Build = Callable[[], PreTrainedModel]
+"""Returns the base without weights."""
 
 
 def write_code(recipe: Recipe, weights: Path, loads: str, place: str, file: str, dtype: str | None) -> str:
     """Return the lines that load a result from `place`; `loads` is a name in LOADS, `dtype` the type of the weights."""
     auto, typed = recipe.task.auto_class, f", dtype={dtype!r}" if dtype else ""
-    facts = {"auto": auto, "place": place, "file": file, "dtype": typed, "base": "", "before": "", "imports": ""}
+    facts = {"auto": auto, "place": place, "file": file, "dtype": typed}
     labels = read_context(weights).get("labels")
-    if loads not in WHOLE:
-        before, named = _lines_before(recipe, labels)
-        base = f"{auto}.from_pretrained({named}{_options(recipe, labels)}{typed})"
-        if recipe.model.add_tokens:
-            before += f"base = {base}\n{_add_tokens(recipe, labels, loads)}\n"
-            base = "base"
-        imports = ", BitsAndBytesConfig" if "BitsAndBytesConfig" in base + before else ""
-        facts |= {"base": base, "before": before, "imports": imports}
-    return LOADS[loads].format(**facts) + (_padding(recipe, weights, labels) if loads not in WHOLE else "")
+    if loads in WHOLE:
+        return LOADS[loads].format(**facts)
+    build: Build = cache(lambda: build_meta(recipe.model, labels)[0])  # most lines need none, some two parts
+    before, named = _lines_before(recipe, labels)
+    base = f"{auto}.from_pretrained({named}{_options(recipe, labels)}{typed})"
+    if recipe.model.add_tokens:
+        before += f"base = {base}\n{_add_tokens(recipe, build, loads)}\n"
+        base = "base"
+    imports = ", BitsAndBytesConfig" if "BitsAndBytesConfig" in base + before else ""
+    return LOADS[loads].format(**facts | {"base": base, "before": before, "imports": imports}) + _padding(
+        recipe, weights, build
+    )
 
 
 def _lines_before(recipe: Recipe, labels: Sequence[str] | None) -> tuple[str, str]:
@@ -89,20 +97,19 @@ def _options(recipe: Recipe, labels: Sequence[str] | None) -> str:
     return f"{options}, quantization_config=BitsAndBytesConfig(**{quantised!r})"
 
 
-def _padding(recipe: Recipe, weights: Path, labels: Sequence[str] | None) -> str:
+def _padding(recipe: Recipe, weights: Path, build: Build) -> str:
     """Return the line by which a decoder with a head knows where a padded text ends; nothing for other tasks."""
     if not hasattr(recipe.task, "problem_type"):
         return ""
-    model, _ = build_meta(recipe.model, labels)
+    model = build()
     fit_tokenizer(model, load_saved_tokenizer(weights, recipe.model))
     return f"\nmodel.config.pad_token_id = {model.config.get_text_config().pad_token_id}"
 
 
-def _add_tokens(recipe: Recipe, labels: Sequence[str] | None, loads: str) -> str:
+def _add_tokens(recipe: Recipe, build: Build, loads: str) -> str:
     """Return the lines that give `base` the rows of new tokens: PEFT reads which they are from its folder."""
     if loads == "peftlab":
         section = f"Model(name={recipe.model.name!r}, add_tokens={list(recipe.model.add_tokens)!r})"
         imports = "from peftlab.models.new_tokens import add_new_tokens; from peftlab.recipe.schema import Model"
         return f"{imports}\nadd_new_tokens(base, {section})"
-    model, _ = build_meta(recipe.model, labels)
-    return f"base.resize_token_embeddings({model.get_input_embeddings().get_parameter('weight').shape[0]})"
+    return f"base.resize_token_embeddings({build().get_input_embeddings().get_parameter('weight').shape[0]})"

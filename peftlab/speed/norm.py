@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from peftlab.nn.formulas import Formula
+from peftlab.speed.dense import COMPUTED
 from peftlab.speed.layers import LayerSpeedUp
 
 EPSILONS = ("variance_epsilon", "eps")
 SHIFTS = (0.0, 1.0)
 """What is added to the weight before it multiplies: Gemma's weights are stored as differences from one."""
-COMPUTED = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class Rule(NamedTuple):

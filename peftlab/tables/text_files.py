@@ -27,7 +27,7 @@ NOT_UTF_8 = "is not UTF-8 (byte 0x{:02x}); save the file as UTF-8"
 TEXT_COLUMN = "text"
 BOM = "\ufeff"
 SEPARATORS = {",": "commas", "\t": "tabs"}
-HALF_A_PAIR = re.compile("[\ud800-\udfff]")
+SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 def read_json_lines(file: BinaryIO, path: Path, skip: int = 0) -> Iterator[Row]:
@@ -68,7 +68,7 @@ def _as_row(number: int, value: Any) -> Row:
         return Row(number, {}, f"a row must be an object {{...}}, not {type(value).__name__}")
     if len(value) > LARGEST_COLUMNS:
         return Row(number, {}, f"more than {LARGEST_COLUMNS} columns; rows should share their keys")
-    if halved := [name for name in value if not name.isascii() and HALF_A_PAIR.search(name)]:
+    if halved := [name for name in value if not name.isascii() and SURROGATES.search(name)]:
         return Row(number, {}, f"has a column {halved[0]!r}, whose name contains half of a surrogate pair")
     return Row(number, value)
 
